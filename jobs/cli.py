@@ -1,0 +1,162 @@
+"""The commands: flags in, exit codes out; no logic, and nothing heavy imported before it is needed."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from jobs.config import Config, flag_of, make_config
+from saliency_core.errors import Refused
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+console = Console()
+errors = Console(stderr=True)
+
+Out = Annotated[str, typer.Argument(help="a store that explain made", metavar="OUT")]
+
+
+def main() -> None:
+    """Runs a command; its troubles become a message and an exit code (see README)."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=errors, show_path=False)])
+    app()
+
+
+def _command(function: Callable[..., int]) -> Callable[..., int]:
+    """Registers a command that returns its exit code."""
+
+    @app.command()
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        raise typer.Exit(_exit_code(functools.partial(function, *args, **kwargs)))
+
+    return function
+
+
+def _exit_code(function: Callable[[], int]) -> int:
+    try:
+        return function()
+    except Refused as error:
+        _tell("refused", str(error))
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # noqa: BLE001 - the last one to see it: a message and a code, not a traceback
+        if "SALIENCY_TRACEBACK" in os.environ:
+            raise
+        notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
+        _tell(
+            "failed",
+            f"{type(error).__name__}: {error}{notes}\nWhat was committed is safe, and the same command goes on from there. "
+            "With SALIENCY_TRACEBACK=1 in the environment it tells where it failed.",
+        )
+        return 1
+
+
+def _tell(what: str, text: str) -> None:
+    errors.print(f"{what}: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _with_config_flags(command: Callable[..., int]) -> Callable[..., int]:
+    """Gives ``command(flags, …)`` one option per field of Config: the config is the only place where flags are defined."""
+    own = [one for one in inspect.signature(command, eval_str=True).parameters.values() if one.name != "flags"]
+    options = []
+    for key, field in Config.model_fields.items():
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        many = key in ("images", "methods", "targets")
+        default = "" if field.is_required() or field.default is None else f" [default: {_told(field.default)}]"
+        choices = [str(one) for one in get_args(field.annotation) if isinstance(one, str)]
+        option = typer.Option(
+            flag_of(key), help=f"{field.description}{default}", show_default=False,
+            rich_help_panel=str(extra["group"]), metavar="|".join(choices) if len(choices) > 1 else "VALUE",
+        )
+        kind: Any = list[str] | None if many else str | None
+        options.append(inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option]))
+
+    def wrapped(**values: Any) -> int:
+        flags = {key: values.pop(key) for key in Config.model_fields}
+        return command({key: value for key, value in flags.items() if value not in (None, [])}, **values)
+
+    functools.update_wrapper(wrapped, command, assigned=("__doc__", "__name__"))
+    del wrapped.__wrapped__  # typer would look through it
+    signature = inspect.Signature([*options, *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own)])
+    wrapped.__signature__ = signature  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {one.name: one.annotation for one in signature.parameters.values()}
+    return wrapped
+
+
+def _told(default: object) -> str:
+    return ", ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+@_command
+@_with_config_flags
+def explain(
+    flags: dict[str, Any],
+    config: Annotated[Path | None, typer.Option("--config", help="YAML file with these keys; flags win")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
+) -> int:
+    """Explain every image: maps and an index into a store. Goes on by itself where the store is unfinished."""
+    made = make_config(flags, file=config)
+    from jobs import job
+
+    return job.explain(made, console, dry_run=dry_run)
+
+
+@_command
+def status(out: Out) -> int:
+    """How far a run is, and what went wrong so far."""
+    from jobs import status as told
+
+    return told.status(out, console)
+
+
+@_command
+def verify(
+    out: Out,
+    recompute: Annotated[int, typer.Option(min=0, help="also explain this many random rows again and compare")] = 0,
+    seed: Annotated[int, typer.Option(help="which random rows")] = 0,
+) -> int:
+    """Prove that plan, index, arrays and hashes agree; name what does not."""
+    from jobs import verify as proof
+
+    return proof.verify(out, console, recompute=recompute, seed=seed)
+
+
+@_command
+def retry(
+    out: Out,
+    workers: Annotated[str, typer.Option(help="model replicas")] = "auto",
+    runner: Annotated[str, typer.Option(help="ray or inline", metavar="ray|inline")] = "ray",
+) -> int:
+    """Explain again the units that hold quarantined rows; their inputs are listed again."""
+    from jobs import retry as again
+
+    return again.retry(out, console, workers=workers, runner=runner)
+
+
+@_command
+def methods() -> int:
+    """The methods, targets and reductions that explain knows."""
+    from jobs import methods as known
+
+    return known.methods(console)
+
+
+@_command
+def demo(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="where everything goes")] = Path("saliency-demo"),
+    runner: Annotated[str, typer.Option(help="ray or inline", metavar="ray|inline")] = "ray",
+) -> int:
+    """Make images with a planted artefact, train a small model, explain, verify, show a picture."""
+    from jobs import demo as shown
+
+    return shown.demo(directory, console, runner=runner)

@@ -1,0 +1,52 @@
+"""The decode stage: a unit's number → its images at the model's input size, and a status for each row."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+
+from jobs.fetch import fetch
+from jobs.images import decode
+from jobs.index import OK, QUARANTINED
+from jobs.manifest import Manifest, to_entries
+from jobs.stores import open_output
+from jobs.record import Run
+from jobs.reject import Rejected
+from jobs.units import DecodedUnit
+
+
+class Decode:
+    """Reads, hashes, decodes and resizes the images of a unit."""
+
+    def __init__(self, run: Run) -> None:
+        self._config = run.config
+        self._preprocessing = run.preprocessing
+        self._manifest = Manifest(open_output(run.config.out))
+
+    def __call__(self, unit: int) -> DecodedUnit:
+        return self.lines(unit, self._manifest.unit_lines(unit))
+
+    def lines(self, unit: int, lines: pa.Table) -> DecodedUnit:
+        """The images of these manifest lines."""
+        height, width = self._preprocessing.input_size
+        pixels = np.zeros((len(lines), height, width, self._preprocessing.channels), np.uint8)
+        decoded = DecodedUnit(unit, lines, pixels)
+        with decoded.timing("decode"):
+            rows = []
+            for position, data in enumerate(fetch(to_entries(lines), max_bytes=self._config.max_bytes)):
+                rows.append(self._row(data, pixels[position]))
+            decoded.lines = lines.drop_columns("error")
+            for name, kind in (("sha256", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("status", pa.string()), ("error", pa.string())):
+                decoded.lines = decoded.lines.append_column(name, pa.array([row[name] for row in rows], kind))
+        return decoded
+
+    def _row(self, data: bytes | Rejected, pixels: np.ndarray) -> dict[str, object]:
+        """Fills ``pixels`` [H, W, C] and tells what the index wants to know."""
+        digest = None if isinstance(data, Rejected) else hashlib.sha256(data).hexdigest()
+        found = data if isinstance(data, Rejected) else decode(data, self._preprocessing, max_pixels=self._config.max_pixels)
+        if isinstance(found, Rejected):
+            return {"sha256": digest, "width": None, "height": None, "status": QUARANTINED, "error": found.reason}
+        pixels[:] = found.pixels
+        return {"sha256": digest, "width": found.width, "height": found.height, "status": OK, "error": None}

@@ -1,0 +1,132 @@
+"""What the plan must know of the model before any worker starts: it is built and tried once, on the driver's CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from jobs.config import Config, MapDtype
+from jobs.model import build_model, read_class_names
+from jobs.record import ArraySpec
+from saliency_core.errors import Refused
+from saliency_core.explain import Explainer, Explanation
+from saliency_core.models import Model, weights_digest
+from saliency_core.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """``parameter_bytes`` of the replica; ``image_bytes``: what one image of a micro-batch keeps alive between forward
+    and backward."""
+
+    preprocessing: Preprocessing
+    n_classes: int
+    class_names: tuple[str, ...] | None
+    weights: str
+    target_specs: dict[str, str]
+    method_specs: dict[str, str]
+    arrays: tuple[ArraySpec, ...]
+    parameter_bytes: int
+    image_bytes: int
+
+
+def model_facts(config: Config, *, folders: Sequence[str] | None) -> ModelFacts:
+    """Builds the model and explains two blank images with it. ``folders``: the sources' class folders, sorted.
+
+    Refused where the model, a method or a target cannot work, or replicas would not be the same.
+    """
+    given = read_class_names(config.class_names) if config.class_names else None
+    model = build_model(config, class_names=given)
+    digest = weights_digest(model.module)
+    if config.model.startswith("python:") and weights_digest(build_model(config, class_names=given).module) != digest:
+        raise Refused(
+            f"{config.model} makes other weights at each call, so every replica would be another model. "
+            "Save them once (torch.save(model.state_dict(), path)) and give --weights."
+        )
+    height, width = model.preprocessing.input_size
+    blank = torch.zeros(2, model.preprocessing.channels, height, width)
+    n_classes = _n_classes(model, blank)
+    if given is not None and len(given) != n_classes:
+        raise Refused(f"--class-names {config.class_names} has {len(given)} names, {config.model} {n_classes} classes: they must be as many.")
+    names = model.class_names if model.class_names is not None and len(model.class_names) == n_classes else None
+    if names is None and folders is not None and len(folders) == n_classes:
+        names = tuple(folders)  # the convention of ImageFolder, with which such models are trained
+    explainer = Explainer(
+        Model(model.spec, model.module, model.preprocessing, names, model.output),
+        methods=config.methods,
+        targets=config.targets,
+        precision=config.precision,
+    )
+    saved = _SavedBytes(model.module)
+    with saved:
+        explanations = _try(explainer, blank)
+    return ModelFacts(
+        preprocessing=model.preprocessing,
+        n_classes=n_classes,
+        class_names=names,
+        weights=digest,
+        target_specs={target.slug: target.spec for target in explainer.targets},
+        method_specs={method.slug: method.spec for method in explainer.methods},
+        arrays=tuple(
+            ArraySpec(
+                target=target.slug,
+                method=method.slug,
+                target_spec=target.spec,
+                method_spec=method.spec,
+                dtype=_dtype(config, method.spec, nonnegative=method.reduction.nonnegative),
+                item_shape=tuple(explanations[target.slug].maps[method.slug].shape[1:]),
+                nonnegative=method.reduction.nonnegative,
+            )
+            for target in explainer.targets
+            for method in explainer.methods
+        ),
+        parameter_bytes=sum(value.nbytes for value in model.module.state_dict().values() if isinstance(value, Tensor)),
+        image_bytes=saved.total // len(blank),
+    )
+
+
+def _n_classes(model: Model, blank: Tensor) -> int:
+    try:
+        with torch.no_grad():
+            return model.logits(blank).shape[1]
+    except Refused:
+        raise
+    except Exception as error:  # whatever the user's model raises
+        raise Refused(
+            f"{model.spec} fails on a batch of {list(blank.shape)}: {type(error).__name__}: {error}. Does the preprocessing "
+            "fit it (size, channels), and does it take any number of images at once?"
+        ) from error
+
+
+def _try(explainer: Explainer, blank: Tensor) -> dict[str, Explanation]:
+    try:
+        return explainer(blank, labels=torch.zeros(len(blank), dtype=torch.int64))
+    except Refused:
+        raise
+    except RuntimeError as error:
+        raise Refused(f"{explainer.model.spec} gives no gradient of its scores by its input ({error}), so there is nothing to map.") from error
+
+
+def _dtype(config: Config, method: str, *, nonnegative: bool) -> MapDtype:
+    if config.map_dtype == "uint8" and not nonnegative:
+        raise Refused(f"--map-dtype uint8 holds no negative values, and {method} has them: use int8, float16 or float32.")
+    return config.map_dtype
+
+
+class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
+    """Counts the bytes that autograd keeps for the backward pass, without the module's own."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.total = 0
+        self._seen = {value.untyped_storage().data_ptr() for value in module.state_dict().values() if isinstance(value, Tensor)}
+        super().__init__(self._count, lambda saved: saved)
+
+    def _count(self, saved: Tensor) -> Tensor:
+        storage = saved.untyped_storage()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self.total += storage.nbytes()
+        return saved

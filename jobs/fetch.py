@@ -1,0 +1,154 @@
+"""From entries to the bytes of their images."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.compute as pc  # type: ignore[import-untyped]
+
+from jobs.entries import Entry
+from jobs.objects import ObjectInfo, is_remote, read, read_ranges, stat
+from jobs.reject import Rejected
+from jobs.tables import Damaged, open_parquet
+
+REMOTE_THREADS = 16  # a request waits far longer than it works
+BATCH = 16  # Parquet rows decoded at a time: images are large
+
+
+def fetch(entries: Sequence[Entry], *, max_bytes: int) -> list[bytes | Rejected]:
+    """The bytes of each entry's image, in order, or why there are none. Never raises for what is in the data.
+
+    Each object is looked up once; its rows are rejected when its size or etag is not the manifest's. An image
+    over `max_bytes` is not read (in Parquet: read and dropped).
+    """
+    by_object: defaultdict[tuple[str, bool, bool], list[int]] = defaultdict(list)
+    results: list[bytes | Rejected] = [Rejected(entry.error or "") for entry in entries]
+    for i, entry in enumerate(entries):
+        if entry.error is None:
+            # a list may name as an image what another source opens as a tar: one way of reading per group
+            by_object[entry.uri, entry.offset is None, entry.row_group is None].append(i)
+
+    def fetch_into(rows: list[int]) -> None:
+        for i, result in zip(rows, _fetch_object([entries[i] for i in rows], max_bytes), strict=True):
+            results[i] = result
+
+    if any(is_remote(uri) for uri, _, _ in by_object):
+        with ThreadPoolExecutor(REMOTE_THREADS) as pool:
+            list(pool.map(fetch_into, by_object.values()))
+    else:
+        for rows in by_object.values():
+            fetch_into(rows)
+    return results
+
+
+def _fetch_object(entries: list[Entry], max_bytes: int) -> list[bytes | Rejected]:
+    """`entries` all lie in one object and are read in the same way."""
+    uri = entries[0].uri
+    try:
+        info = stat(uri)
+        refused = [_changed(entry, info) or _too_large(entry, info, max_bytes) for entry in entries]
+        pairs = list(zip(entries, refused, strict=True))
+        found = iter(_read([entry for entry, no in pairs if no is None]))
+        return [no or _checked(entry, next(found), max_bytes) for entry, no in pairs]
+    except FileNotFoundError:
+        reason = f"{uri} is missing: put it back, then run `saliency retry`"
+    except (OSError, ValueError, KeyError) as error:  # a name with a zero byte; a column that is gone
+        text = error.strerror if isinstance(error, OSError) else None
+        reason = f"{uri} cannot be read ({text or error}): once it can, run `saliency retry`"
+    return [Rejected(reason)] * len(entries)
+
+
+def _read(entries: list[Entry]) -> list[bytes | Rejected | None]:
+    if not entries:
+        return []
+    if entries[0].row_group is not None:
+        return _read_rows(entries)
+    if entries[0].offset is not None:
+        ranges = [(entry.offset or 0, entry.length or 0) for entry in entries]
+        return list(read_ranges(entries[0].uri, ranges))
+    return [read(entries[0].uri)] * len(entries)  # the same image, listed more than once
+
+
+def _read_rows(entries: list[Entry]) -> list[bytes | Rejected | None]:
+    groups: defaultdict[tuple[int, str], dict[int, bytes | Rejected | None]] = defaultdict(dict)
+    for entry in entries:
+        gone = Rejected(f"{entry.uri} has no row {entry.row_in_group} in row group {entry.row_group}")
+        groups[_group(entry)][entry.row_in_group or 0] = gone
+    for (group, member), rows in groups.items():
+        try:
+            _read_group(entries[0].uri, group, member, rows)
+        except Damaged as error:
+            reason = f"row group {group} of {entries[0].uri} is damaged ({error}): write the file again"
+            rows.update({row: Rejected(reason) for row, value in rows.items() if isinstance(value, Rejected)})
+    return [groups[_group(entry)][entry.row_in_group or 0] for entry in entries]
+
+
+def _group(entry: Entry) -> tuple[int, str]:
+    return entry.row_group or 0, entry.member or ""
+
+
+def _read_group(uri: str, group: int, member: str, rows: dict[int, bytes | Rejected | None]) -> None:
+    """Fills in the values of `rows`; reads one column, and no further than the last of them."""
+    start, last = 0, max(rows)
+    with open_parquet(uri) as file:
+        if group >= file.num_row_groups:
+            return
+        for batch in file.iter_batches(BATCH, row_groups=[group], columns=[member], use_threads=False):
+            values = _bytes_of(batch, member)
+            for row in range(start, start + len(batch)):
+                if row in rows:
+                    rows[row] = values[row - start].as_py()
+            start += len(batch)
+            if start > last:
+                return
+
+
+def _bytes_of(batch: pa.RecordBatch, member: str) -> pa.Array:
+    if member in batch.schema.names:
+        return batch[member]
+    return pc.struct_field(batch[member.removesuffix(".bytes")], "bytes")  # null where the struct is
+
+
+def _changed(entry: Entry, info: ObjectInfo) -> Rejected | None:
+    """An entry without size and etag (a remote list) cannot tell."""
+    if entry.size is not None and entry.size != info.size:
+        difference = f"it had {entry.size} bytes and has {info.size}"
+    elif entry.etag is not None and entry.etag != info.etag:
+        difference = f"its etag was {entry.etag} and is {info.etag}"
+    else:
+        return None
+    return Rejected(
+        f"{entry.uri} changed since the manifest was made ({difference}), so the row may be another image: "
+        "run `saliency retry` to list it again"
+    )
+
+
+def _too_large(entry: Entry, info: ObjectInfo, max_bytes: int) -> Rejected | None:
+    size = info.size if entry.offset is None else entry.length or 0
+    return _over(entry, size, max_bytes) if entry.row_group is None else None
+
+
+def _over(entry: Entry, size: int, max_bytes: int) -> Rejected | None:
+    if size <= max_bytes:
+        return None
+    return Rejected(
+        f"{entry.sample_id} has {size} bytes, over the limit of {max_bytes} (max_bytes): raise the limit, "
+        "or shrink the image"
+    )
+
+
+def _checked(entry: Entry, value: bytes | Rejected | None, max_bytes: int) -> bytes | Rejected:
+    if isinstance(value, Rejected):
+        return value
+    if not value:
+        what = "is null" if value is None else "is empty (0 bytes)"
+        return Rejected(f"{entry.sample_id} {what}: put an image there, then run `saliency retry`")
+    if entry.length is not None and len(value) < entry.length:
+        return Rejected(
+            f"{entry.sample_id}: {entry.uri} ended after {len(value)} of its {entry.length} bytes: "
+            "fetch the tar again"
+        )
+    return _over(entry, len(value), max_bytes) or value

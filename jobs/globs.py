@@ -1,0 +1,43 @@
+"""Wildcards, with the same meaning locally and on object stores."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from jobs.objects import ObjectInfo, is_remote, key_below, local_path, normal, stat, uri_of, walk
+
+
+def is_glob(path: str) -> bool:
+    return glob.has_magic(path)
+
+
+def expand(pattern: str) -> list[ObjectInfo]:
+    """The files that match `* ? [..]` (within one directory level) and `**` (any number), in key order."""
+    root = fixed_prefix(pattern)
+    rest = normal(pattern).removeprefix(root).strip("/").split("/")
+    if is_remote(pattern) or "**" in rest:  # `glob` may go round linked directories for ever
+        return [info for info in walk(root) if _matches(key_below(root, info.uri).split("/"), rest)]
+    found = glob.glob(str(local_path(normal(pattern))))  # noqa: PTH207 - Path.glob shows hidden files
+    return [stat(uri_of(path)) for path in map(Path, sorted(found, key=os.fsencode)) if not path.is_dir()]
+
+
+def fixed_prefix(pattern: str) -> str:
+    """The directory above a pattern's first wildcard: the root of what it matches."""
+    parts = normal(pattern).split("/")
+    return "/".join(parts[: next(i for i, part in enumerate(parts) if is_glob(part))]) or "/"
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    if not pattern:
+        return not parts
+    if pattern[0] == "**" and _matches(parts, pattern[1:]):
+        return True
+    if not parts or (parts[0].startswith(".") and not pattern[0].startswith(".")):
+        return False
+    if pattern[0] == "**":
+        return _matches(parts[1:], pattern)
+    return fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])

@@ -1,0 +1,153 @@
+"""Bytes → uint8 pixels or a reason, never an exception.
+
+Every picture is first made canonical (RGB, 8 bits, upright, no alpha, first frame), so that what a model
+sees does not depend on how its file was written; then comes the model's own geometry. This module must not
+import torch: decode workers are many.
+"""
+
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from jobs.reject import Rejected
+from saliency_core.preprocessing import Preprocessing
+
+# Raster formats that data sets consist of. Others widen what hostile bytes can reach: EPS starts Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """pixels: uint8 [H, W, C] at the model's input size; width, height: of the canonical image."""
+
+    pixels: NDArray[np.uint8]
+    width: int
+    height: int
+
+
+class UnsupportedImageError(ValueError):
+    """Pillow reads the file, but its values have no one 8-bit meaning."""
+
+
+def decode(data: bytes, preprocessing: Preprocessing, *, max_pixels: int) -> Decoded | Rejected:
+    """The bytes of an image file at the model's input size, not yet normalised."""
+    image = load_canonical(data, max_pixels=max_pixels)
+    if isinstance(image, Rejected):
+        return image
+    width, height = image.size
+    needed = preprocessing.resize_pixels(width, height)
+    if needed > max_pixels:
+        return Rejected(
+            f"{width}×{height} pixels become {needed} while they are resized for the model, "
+            f"over the cap of {max_pixels}: cut the image, or raise --max-pixels"
+        )
+    return Decoded(preprocessing.apply(image), width, height)
+
+
+def load_canonical(data: bytes, *, max_pixels: int) -> Image.Image | Rejected:
+    """The canonical image at its full size, or why there is none."""
+    if not data:
+        return Rejected("empty file")
+    try:
+        with _pillow_unlimited_and_silent():
+            image = Image.open(BytesIO(data), formats=FORMATS)
+            width, height = image.size
+            if width * height > max_pixels:  # known from the header: no pixel is decoded yet
+                return Rejected(
+                    f"{width}×{height} pixels are over the cap of {max_pixels}: "
+                    "if the image is sound, raise --max-pixels"
+                )
+            return canonical(image)
+    except UnidentifiedImageError:
+        return Rejected(f"not an image that Pillow reads (of {', '.join(FORMATS)})")
+    except UnsupportedImageError as error:
+        return Rejected(str(error))
+    # Pillow's plugins answer hostile bytes with whatever their parsing trips over: OSError, SyntaxError,
+    # struct.error, IndexError, KeyError, ZeroDivisionError, MemoryError … One bad file must not stop a unit.
+    except Exception as error:  # noqa: BLE001
+        return Rejected(f"Pillow cannot decode it: {type(error).__name__}: {error}")
+
+
+def canonical(image: Image.Image) -> Image.Image:
+    """An opened image as upright 8-bit RGB; alpha lies over white.
+
+    Raises UnsupportedImageError for floats and for integers beyond 16 bits, and what Pillow raises on damage.
+    """
+    image.load()
+    turn = _turn(image)
+    if image.mode == "F":
+        raise UnsupportedImageError("float pixels have no fixed white: save the image with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        image = _high_byte(image)
+    if image.mode == "La":  # premultiplied grey, which Pillow converts to nothing else
+        image = image.convert("LA")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    return image if turn is None else image.transpose(turn)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What sets a loaded image upright. (Pillow's exif_transpose also rewrites the EXIF, which can fail.)"""
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # noqa: BLE001  a broken EXIF block counts as none: the pixels are sound
+        return None
+
+
+def _high_byte(image: Image.Image) -> Image.Image:
+    """16 bits → 8 as Pillow does for 16-bit RGB; Image.convert would clip at 255 instead."""
+    tags = getattr(image, "tag_v2", None)
+    bits, black = ExifTags.Base.BitsPerSample, ExifTags.Base.PhotometricInterpretation
+    if tags is not None and (tags.get(bits) == (12,) or tags.get(black, 0) == 0):
+        raise UnsupportedImageError(
+            "a grey TIFF with 12 bits, or with 16 and white as zero, which Pillow reads unscaled: "
+            "save it with 8 bits, or with 16 and black as zero"
+        )
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise UnsupportedImageError(
+            f"integer pixels from {values.min()} to {values.max()} leave the range 0 to 65535: "
+            "save the image with 8 or 16 bits"
+        )
+    grey = Image.fromarray((values >> 8).astype(np.uint8))
+    if (clear := image.info.get("transparency")) is not None:
+        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return grey
+
+
+_PILLOW = threading.Lock()
+
+
+@contextmanager
+def _pillow_unlimited_and_silent() -> Iterator[None]:
+    """Without Pillow's own pixel limit, whose error does not tell the size, and without warnings.
+
+    Both are settings of the whole process, hence the lock: one image at a time is decoded in a process.
+    """
+    with _PILLOW, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit

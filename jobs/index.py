@@ -1,0 +1,109 @@
+"""The index: one line per row, and the commit. A unit is done when its part exists; nothing else says so."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import obstore
+import pyarrow as pa
+import pyarrow.parquet as pq
+from obstore.store import ObjectStore
+
+from jobs.stores import list_keys, read_object
+from jobs.record import Run
+
+OK, PARTIAL, QUARANTINED = "ok", "partial", "quarantined"
+STATISTICS = ("min", "max", "mean", "l1", "l2")
+INDEX_PARQUET = "index.parquet"
+_COMMIT = b"saliency.commit"
+_PART = re.compile(r"index/unit-(\d{8,})\.parquet")
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """What the commit knows of one object of its unit."""
+
+    key: str
+    length: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Commit:
+    """``shards``: every object of the unit. ``micro_batches``: empty, or those that an out-of-memory forced."""
+
+    shards: list[ShardRecord]
+    micro_batches: list[int]
+
+
+def schema(run: Run) -> pa.Schema:
+    """The columns of the index, in order."""
+    fields = [
+        ("row", pa.int64()),
+        ("unit", pa.int32()),
+        ("sample_id", pa.string()),
+        ("uri", pa.string()),
+        ("sha256", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("label", pa.int32()),
+        ("status", pa.string()),
+        ("error", pa.string()),
+    ]
+    for target in run.target_specs:
+        fields += [
+            (f"{target}__status", pa.string()),
+            (f"{target}__class", pa.int32()),
+            (f"{target}__class_name", pa.string()),
+            (f"{target}__score", pa.float32()),
+            (f"{target}__probability", pa.float32()),
+        ]
+    for array in run.arrays:
+        fields += [(f"{array.column}__{name}", pa.float32()) for name in STATISTICS]
+        if array.scaled:
+            fields.append((f"{array.column}__scale", pa.float32()))
+    return pa.schema(fields)
+
+
+def part_key(unit: int) -> str:
+    return f"index/unit-{unit:08d}.parquet"
+
+
+def encode_part(lines: pa.Table, commit: Commit) -> bytes:
+    """One unit's part: its lines, and the commit as JSON in the file's metadata. The same input gives the same bytes."""
+    told = json.dumps(asdict(commit), sort_keys=True).encode()
+    sink = pa.BufferOutputStream()
+    pq.write_table(lines.replace_schema_metadata({_COMMIT: told}), sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def decode_part(data: bytes) -> tuple[pa.Table, Commit]:
+    """Raises ValueError or pyarrow's errors (also ValueErrors, or OSErrors) where the part is damaged."""
+    table = pq.read_table(pa.BufferReader(data))
+    told = json.loads((table.schema.metadata or {})[_COMMIT])
+    commit = Commit([ShardRecord(**one) for one in told["shards"]], told["micro_batches"])
+    return table.replace_schema_metadata(None), commit
+
+
+def read_part(store: ObjectStore, unit: int) -> tuple[pa.Table, Commit]:
+    return decode_part(read_object(store, part_key(unit)))
+
+
+def committed(store: ObjectStore) -> set[int]:
+    """The units that are done: one listing of ``index/``."""
+    return {unit for key in list_keys(store, "index") if (unit := unit_of(key)) is not None}
+
+
+def unit_of(key: str) -> int | None:
+    """``index/unit-00000017.parquet`` → 17; None for any other key."""
+    match = _PART.fullmatch(key)
+    return int(match[1]) if match else None
+
+
+def withdraw(store: ObjectStore, units: Iterable[int]) -> None:
+    """Takes commits away, so that the units are pending again."""
+    for unit in units:
+        obstore.delete(store, part_key(unit))

@@ -1,0 +1,18 @@
+"""The in-process runner: the same stages in a loop. What tests hold Ray against, and the debugger's friend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from jobs.stages import Stage
+
+
+def run_stages(items: Iterable[Any], stages: Sequence[Stage]) -> Iterator[Any]:
+    """What the last stage makes of each item, in order."""
+    functions = [stage.make() for stage in stages]
+    for item in items:
+        record = item
+        for function in functions:
+            record = function(record)
+        yield record

@@ -1,0 +1,109 @@
+"""Which files a path of the user's means, and of what kind each is."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from jobs.entries import SourceError
+from jobs.globs import expand, fixed_prefix, is_glob
+from jobs.objects import (
+    ObjectInfo,
+    is_remote,
+    key_below,
+    keys,
+    local_path,
+    normal,
+    parent,
+    stat,
+    walk,
+)
+from jobs.stores import REMOTE
+
+PHOTOS = ("jpg", "jpeg", "jpe", "jfif", "png", "gif", "webp", "avif", "jp2")
+BITMAPS = ("bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm")
+IMAGES = frozenset((*PHOTOS, *BITMAPS))  # what Pillow opens by itself
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
+KINDS = {"tar": "tar", "parquet": "parquet", "csv": "csv"} | dict.fromkeys(IMAGES, "image")
+
+
+def is_hidden(key: str) -> bool:
+    """Names such as `.DS_Store`, `._x.jpg` (a resource fork, no JPEG) and all below `.ipynb_checkpoints/`."""
+    return any(part.startswith(".") and part not in (".", "..") for part in key.split("/"))
+
+
+def extension(key: str) -> str:
+    return PurePosixPath(key).suffix.lower()
+
+
+def kind_of(key: str) -> str | None:
+    """`image`, `tar`, `parquet`, `csv`, `compressed tar`, or None for what is not read."""
+    if is_hidden(key):
+        return None
+    if key.lower().endswith(COMPRESSED):
+        return "compressed tar"
+    return KINDS.get(extension(key).removeprefix("."))
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Files below `root`; `found` holds them where listing again is slow (remote) or needless (a glob)."""
+
+    root: str
+    found: tuple[ObjectInfo, ...] | None = None
+    whole: bool = False  # everything below `root`, rather than files that the user chose
+
+    def __iter__(self) -> Iterator[tuple[str, ObjectInfo]]:
+        """(relative key, info) in key order."""
+        for info in walk(self.root) if self.found is None else self.found:
+            yield key_below(self.root, info.uri), info
+
+    def names(self) -> Iterator[str]:
+        return keys(self.root) if self.found is None else (key for key, _ in self)
+
+    def of_kind(self, kind: str, ignored: Counter[str]) -> Iterator[tuple[str, ObjectInfo]]:
+        """The files of one kind; the others are counted, by extension, in `ignored`."""
+        for key, info in self:
+            if kind_of(key) == kind:
+                yield key, info
+            else:
+                ignored["(hidden)" if is_hidden(key) else extension(key) or "(none)"] += 1
+
+
+def find(path: str) -> Listing:
+    """The files of a folder, remote prefix, glob or single file. Raises SourceError if there are none."""
+    try:
+        listing = _find(path)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be listed: {error.strerror}") from error
+    if listing.found == ():
+        raise SourceError(f"{path} matches no file: check the spelling, and quote patterns in the shell")
+    return listing
+
+
+def _find(path: str) -> Listing:
+    place = normal(path)
+    if re.match(r"[a-z][a-z0-9+.-]+://", path) and not path.startswith(("file://", *REMOTE)):
+        raise SourceError(f"{path} has a scheme that is not read: use a local path, s3://, gs:// or az://")
+    if is_remote(path):
+        single = place.count("/") > 2 and _exists(place)
+    elif local_path(path).is_dir():
+        return Listing(place, whole=True)
+    else:
+        single = local_path(path).exists()
+    if single:
+        return Listing(parent(place), (stat(place),))
+    if is_glob(path):
+        return Listing(fixed_prefix(path), tuple(expand(path)))
+    return Listing(place, tuple(walk(place)) if is_remote(path) else (), whole=True)
+
+
+def _exists(uri: str) -> bool:
+    try:
+        stat(uri)
+    except FileNotFoundError:
+        return False
+    return True

@@ -1,0 +1,152 @@
+"""A CSV or Parquet list of where images are, with labels."""
+
+from __future__ import annotations
+
+import csv
+import io
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from hashlib import blake2b
+from itertools import islice
+
+from jobs.entries import Entry, Source, SourceError, integer_or_text, plain_label
+from jobs.listing import Listing
+from jobs.lookahead import map_ahead
+from jobs.objects import is_remote, local_path, open_file, parent, stat, uri_of
+from jobs.tables import LABEL_COLUMNS, URI_COLUMNS, Damaged, choose, open_parquet
+
+BATCH = 256  # rows that one thread looks up at a time
+
+Line = tuple[str, str | None, int | str | None]  # where it stands, the URI as written, label
+
+
+class List(Source):
+    """Every line of a list, in its order; local images are looked up (size, etag), remote ones are not.
+
+    Relative URIs are relative to the list's own folder. A sample's id is its URI as written; when it is
+    written again, `~2` follows.
+    """
+
+    kind = "list"
+
+    def __init__(
+        self,
+        listing: Listing,
+        *,
+        table: str,
+        uri_column: str | None = None,
+        label_column: str | None = None,
+        threads: int = 8,
+    ) -> None:
+        """`table` is the lists' own kind: `csv` or `parquet`."""
+        self.root = listing.root
+        self.ignored = Counter()
+        self._listing = listing
+        self._table = table
+        self._uri_column = uri_column
+        self._label_column = label_column
+        self._threads = threads
+
+    def entries(self) -> Iterator[Entry]:
+        self.ignored.clear()
+        seen = _Occurrences()
+        for key, info in self._listing.of_kind(self._table, self.ignored):
+            rows = self._csv(info.uri) if self._table == "csv" else self._parquet(info.uri)
+            lines = ((f"{key}#{i}", uri, label) for i, (uri, label) in enumerate(rows))
+            look_up = partial(_look_up, folder=parent(info.uri))
+            for batch in map_ahead(look_up, _batches(lines), threads=self._threads):
+                yield from map(seen.distinguish, batch)
+
+    def _csv(self, uri: str) -> Iterator[tuple[str | None, int | str | None]]:
+        # surrogateescape: a list may name files that are not UTF-8, as `ls > list.csv` writes them
+        with io.TextIOWrapper(open_file(uri), "utf-8-sig", "surrogateescape", newline="") as text:
+            reader = csv.reader(text)
+            try:
+                header = next(reader, [])
+                place, label = self._columns(header, uri)
+                for line in filter(None, reader):
+                    cells = dict(zip(header, line, strict=False))
+                    yield cells.get(place), integer_or_text(cells.get(label, "")) if label else None
+            except csv.Error as error:
+                raise SourceError(f"{uri}, line {reader.line_num}: not CSV ({error}); correct it") from error
+
+    def _parquet(self, uri: str) -> Iterator[tuple[str | None, int | str | None]]:
+        try:
+            with open_parquet(uri) as file:
+                place, label = self._columns(file.schema_arrow.names, uri)
+                for batch in file.iter_batches(columns=[place, label] if label else [place]):
+                    labels = batch[label].to_pylist() if label else [None] * len(batch)
+                    for value, given in zip(batch[place].to_pylist(), labels, strict=True):
+                        yield None if value is None else str(value), plain_label(given)
+        except Damaged as error:
+            raise SourceError(f"{uri} cannot be read as Parquet ({error}): write the list again") from error
+
+    def _columns(self, names: list[str], uri: str) -> tuple[str, str | None]:
+        place = choose(names, self._uri_column, URI_COLUMNS, where=uri, option="uri_column")
+        if place is None:
+            raise SourceError(
+                f"{uri} has no column of URIs ({', '.join(URI_COLUMNS)}); it has: {', '.join(names)}. "
+                "Name one with uri_column, or add a header line"
+            )
+        return place, choose(names, self._label_column, LABEL_COLUMNS, where=uri, option="label_column")
+
+
+def _batches(lines: Iterator[Line]) -> Iterator[list[Line]]:
+    while batch := list(islice(lines, BATCH)):
+        yield batch
+
+
+def _look_up(lines: list[Line], folder: str) -> list[Entry]:
+    return [_entry(line, folder) for line in lines]
+
+
+def _entry(line: Line, folder: str) -> Entry:
+    where, written, label = line
+    if written is None or not written.strip():
+        return Entry(where, "", label=label, error=f"{where} has no URI: fill it in")
+    sample_id = written.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    uri = _resolve(written, folder)
+    if is_remote(uri):
+        return Entry(sample_id, uri, label=label)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", uri) and not uri.startswith("file://"):
+        error = f"{sample_id} has a scheme that is not read: use a path, file://, s3://, gs:// or az://"
+        return Entry(sample_id, sample_id, label=label, error=error)
+    try:
+        info = stat(uri)
+    except FileNotFoundError:
+        return Entry(sample_id, uri, label=label, error=f"no such file: {uri}")
+    except (OSError, ValueError) as error:
+        return Entry(sample_id, uri, label=label, error=f"{uri}: {getattr(error, 'strerror', None) or error}")
+    return Entry(sample_id, uri, size=info.size, etag=info.etag, label=label)
+
+
+def _resolve(written: str, folder: str) -> str:
+    if written.startswith("file://"):
+        return uri_of(local_path(written))
+    if "://" in written:
+        return written
+    if is_remote(folder) and not written.startswith("/"):
+        scheme, _, rest = folder.partition("://")
+        bucket, _, prefix = rest.partition("/")
+        return f"{scheme}://{bucket}{posixpath.normpath(f'/{prefix}/{written}')}"
+    return uri_of(local_path("/" if is_remote(folder) else folder) / written)
+
+
+class _Occurrences:
+    """Tells the second and later lines with the same id apart. Keeps 8-byte digests: lists can be long."""
+
+    def __init__(self) -> None:
+        self._seen: set[bytes] = set()
+        self._again: Counter[str] = Counter()
+
+    def distinguish(self, entry: Entry) -> Entry:
+        digest = blake2b(entry.sample_id.encode(), digest_size=8).digest()
+        if digest not in self._seen:
+            self._seen.add(digest)
+            return entry
+        self._again[entry.sample_id] += 1
+        return replace(entry, sample_id=f"{entry.sample_id}~{self._again[entry.sample_id] + 1}")

@@ -1,0 +1,153 @@
+"""The manifest: every input image's row, fixed before any model runs.
+
+``manifest/part-*.parquet``, one row group per unit: a stage reads the lines of its unit and no others, and neither
+writing nor reading ever holds more than a part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import obstore
+import pyarrow as pa
+import pyarrow.parquet as pq
+from obstore.store import ObjectStore
+
+from jobs.entries import Entry
+from jobs.stores import read_object
+from jobs.record import Run
+
+SCHEMA = pa.schema(
+    {
+        "row": pa.int64(),
+        "unit": pa.int32(),
+        "sample_id": pa.string(),
+        "uri": pa.string(),
+        "member": pa.string(),
+        "offset": pa.int64(),
+        "length": pa.int64(),
+        "row_group": pa.int32(),
+        "row_in_group": pa.int64(),
+        "size": pa.int64(),
+        "etag": pa.string(),
+        "label": pa.int32(),
+        "label_text": pa.string(),  # a label that is no class of the model, as it was written
+        "error": pa.string(),
+    }
+)
+PART_UNITS = 64
+_FROM_ENTRY = ("sample_id", "uri", "member", "offset", "length", "row_group", "row_in_group", "size", "etag", "error")
+
+LabelResolver = Callable[[int | str], int | None]
+
+
+@dataclass
+class Summary:
+    """What a pass over the listing found. ``samples`` and ``labels`` are digests, in row order."""
+
+    rows: int = 0
+    labelled: int = 0
+    samples: str = ""
+    labels: str = ""
+    unknown_label: str | None = None
+
+
+class Lines:
+    """Cuts a listing into tables of one unit each; ``summary`` is whole when they have all been taken."""
+
+    def __init__(self, entries: Iterable[Entry], *, unit_size: int, resolve: LabelResolver) -> None:
+        self._entries = iter(entries)
+        self._unit_size = unit_size
+        self._resolve = resolve
+        self.summary = Summary()
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        samples, labels = hashlib.sha256(), hashlib.sha256()
+        summary = self.summary
+        while batch := list(islice(self._entries, self._unit_size)):
+            unit = summary.rows // self._unit_size
+            columns: dict[str, list[object]] = {name: [getattr(entry, name) for entry in batch] for name in _FROM_ENTRY}
+            numbers = [None if entry.label is None else self._number(entry.label) for entry in batch]
+            texts = [
+                str(entry.label) if entry.label is not None and number is None else None
+                for entry, number in zip(batch, numbers, strict=True)
+            ]
+            columns |= {
+                "row": list(range(summary.rows, summary.rows + len(batch))),
+                "unit": [unit] * len(batch),
+                "label": list(numbers),
+                "label_text": list(texts),
+            }
+            for entry, number in zip(batch, numbers, strict=True):
+                name = entry.sample_id.encode()
+                samples.update(len(name).to_bytes(8, "little") + name)
+                labels.update(f"{number}\n".encode())
+            summary.rows += len(batch)
+            summary.labelled += sum(number is not None for number in numbers)
+            summary.unknown_label = summary.unknown_label or next(filter(None, texts), None)
+            yield pa.table(columns, schema=SCHEMA)
+        summary.samples, summary.labels = samples.hexdigest(), labels.hexdigest()
+
+    def _number(self, label: int | str) -> int | None:
+        number = self._resolve(label)
+        # What no int32 holds is no class of any model; it stays as text.
+        return number if number is not None and -(2**31) < number < 2**31 else None
+
+
+def part_key(part: int) -> str:
+    return f"manifest/part-{part:05d}.parquet"
+
+
+def write_manifest(store: ObjectStore, lines: Lines) -> Summary:
+    """Writes the parts. Raises what the listing raises; a half-written manifest has no run.json and counts as none."""
+    units = iter(lines)
+    part = 0
+    while group := list(islice(units, PART_UNITS)):
+        obstore.put(store, part_key(part), encode_part(group))
+        part += 1
+    return lines.summary
+
+
+def encode_part(units: list[pa.Table]) -> bytes:
+    """One Parquet file with a row group per table."""
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, SCHEMA, compression="zstd") as writer:
+        for table in units:
+            writer.write_table(table, row_group_size=max(1, len(table)))
+    return sink.getvalue().to_pybytes()
+
+
+def scan(lines: Lines) -> Summary:
+    """The summary alone, for a store that has its manifest already."""
+    for _ in lines:
+        pass
+    return lines.summary
+
+
+class Manifest:
+    """A store's manifest for reading. Keeps the part in hand: units come roughly in order."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self._part: tuple[int, pq.ParquetFile] | None = None
+
+    def unit_lines(self, unit: int) -> pa.Table:
+        """The lines of one unit, in row order."""
+        part, group = divmod(unit, PART_UNITS)
+        if self._part is None or self._part[0] != part:
+            self._part = part, pq.ParquetFile(pa.BufferReader(read_object(self._store, part_key(part))))
+        return self._part[1].read_row_group(group)
+
+
+def parts_of(run: Run) -> int:
+    """How many parts a run's manifest has."""
+    return -(-run.units // PART_UNITS)
+
+
+def to_entries(lines: pa.Table) -> list[Entry]:
+    """What ``fetch`` needs of manifest lines."""
+    columns = [lines[name].to_pylist() for name in _FROM_ENTRY]
+    return [Entry(**dict(zip(_FROM_ENTRY, values, strict=True))) for values in zip(*columns, strict=True)]

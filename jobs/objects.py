@@ -1,0 +1,252 @@
+"""Where bytes are: local files and object stores (`s3://`, `gs://`, `az://`) behind one small API.
+
+Every failure is an `OSError` whose text is ours: a store's own messages may quote signed URLs.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import logging
+import os
+import stat as modes
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+import obstore
+
+from jobs.stores import failures, is_remote, list_keys, locate, open_output, plain_etag, read_object
+
+__all__ = [
+    "ObjectInfo",
+    "is_remote",
+    "key_below",
+    "keys",
+    "list_keys",
+    "local_path",
+    "normal",
+    "open_file",
+    "open_output",
+    "parent",
+    "read",
+    "read_object",
+    "read_ranges",
+    "stat",
+    "uri_of",
+    "walk",
+]
+
+log = logging.getLogger(__name__)
+
+BUFFER = 1 << 20  # bytes per request of a remote file: what a request's latency is worth
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One file or object; `etag` changes when its content does (None where nothing is known)."""
+
+    uri: str
+    size: int
+    etag: str | None
+
+
+# -- names ---------------------------------------------------------------------------------------------------
+
+
+def local_path(uri: str | Path) -> Path:
+    """The path of a plain path or a percent-encoded `file://` URI."""
+    if isinstance(uri, str) and uri.startswith("file://"):
+        return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix("file://"))))
+    return Path(uri)
+
+
+def uri_of(path: Path) -> str:
+    """The absolute path; when it is not UTF-8, percent-encoded as `file://`, so that it fits any string."""
+    return _uri(os.fsencode(path.absolute()))
+
+
+def _uri(path: bytes) -> str:
+    try:
+        return path.decode()
+    except UnicodeDecodeError:
+        return f"file://{quote_from_bytes(path)}"
+
+
+def normal(uri: str) -> str:
+    """The same place, written as listings write it: absolute, without a slash at the end."""
+    return uri.rstrip("/") if is_remote(uri) else uri_of(local_path(uri))
+
+
+def parent(uri: str) -> str:
+    return uri.rpartition("/")[0] if is_remote(uri) else uri_of(local_path(uri).absolute().parent)
+
+
+def key_below(root: str, uri: str) -> str:
+    """The name of `uri` relative to `root`; bytes that are not UTF-8 are written `\\xff`."""
+    if is_remote(uri):
+        return uri.removeprefix(normal(root)).lstrip("/")
+    path, above = os.fsencode(local_path(uri)), os.fsencode(local_path(root).absolute())
+    return path.removeprefix(above).lstrip(b"/").decode("utf-8", "backslashreplace")
+
+
+# -- reading -------------------------------------------------------------------------------------------------
+
+
+def stat(uri: str) -> ObjectInfo:
+    """Size and etag now. Raises FileNotFoundError when missing, OSError when it is no readable file."""
+    if is_remote(uri):
+        store, key = locate(uri)
+        with failures(uri):
+            meta = obstore.head(store, key)
+        return ObjectInfo(uri, meta["size"], plain_etag(meta["e_tag"]))
+    found = local_path(uri).stat()
+    if not modes.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "is not a regular file", uri)
+    return ObjectInfo(uri, found.st_size, _local_etag(found))
+
+
+def read(uri: str, offset: int = 0, length: int | None = None) -> bytes:
+    """`length` bytes from `offset` (fewer at the end of the file), or all that follow."""
+    with open_file(uri) as file:
+        file.seek(offset)
+        return file.read(-1 if length is None else length)
+
+
+def read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """The bytes of each (offset, length), in order; near ranges of a remote object share a request."""
+    if not is_remote(uri):
+        with local_path(uri).open("rb") as file:
+            return [os.pread(file.fileno(), length, offset) for offset, length in ranges]
+    asked = [(offset, length) for offset, length in ranges if length]  # object stores refuse empty ranges
+    if not asked:
+        return [b""] * len(ranges)
+    store, key = locate(uri)
+    starts, lengths = zip(*asked, strict=True)
+    with failures(uri):
+        found = iter(obstore.get_ranges(store, key, starts=starts, lengths=lengths))
+    return [bytes(next(found)) if length else b"" for _, length in ranges]
+
+
+def open_file(uri: str) -> BinaryIO:
+    """A seekable binary file."""
+    if not is_remote(uri):
+        return local_path(uri).open("rb")
+    return cast(BinaryIO, io.BufferedReader(_RemoteFile(uri), BUFFER))
+
+
+class _RemoteFile(io.RawIOBase):
+    """A remote object as a raw file: each read is one ranged request."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._store, self._key = locate(uri)
+        self._size = stat(uri).size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        if position < 0:
+            raise OSError(errno.EINVAL, "seek before the beginning", self._uri)
+        self._position = position
+        return position
+
+    def readall(self) -> bytes:
+        return self._take(self._size - self._position)
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        part = self._take(len(buffer))
+        buffer[: len(part)] = part
+        return len(part)
+
+    def _take(self, length: int) -> bytes:
+        length = min(length, self._size - self._position)
+        if length <= 0:
+            return b""
+        with failures(self._uri):
+            part = bytes(obstore.get_range(self._store, self._key, start=self._position, length=length))
+        self._position += len(part)
+        return part
+
+
+# -- listing -------------------------------------------------------------------------------------------------
+
+
+def walk(root: str) -> Iterator[ObjectInfo]:
+    """Every file below `root`, in the byte order of the relative key, wherever it is.
+
+    Local links are followed (a loop is not, and is logged). What cannot be stat'ed, such as a dangling link,
+    is listed with size 0 and no etag: reading it will say why.
+    """
+    if is_remote(root):
+        yield from _walk_remote(root)
+        return
+    for entry in _scan(os.fsencode(local_path(root).absolute()), frozenset()):
+        try:
+            found = entry.stat()
+            yield ObjectInfo(_uri(entry.path), found.st_size, _local_etag(found))
+        except OSError:
+            yield ObjectInfo(_uri(entry.path), 0, None)
+
+
+def keys(root: str) -> Iterator[str]:
+    """The relative keys of `walk`, in its order; local files are not stat'ed, which is far cheaper."""
+    if is_remote(root):
+        yield from (key_below(root, info.uri) for info in _walk_remote(root))
+        return
+    above = os.fsencode(local_path(root).absolute())
+    for entry in _scan(above, frozenset()):
+        yield entry.path.removeprefix(above).lstrip(b"/").decode("utf-8", "backslashreplace")
+
+
+def _scan(directory: bytes, above: frozenset[tuple[int, int]]) -> Iterator[os.DirEntry[bytes]]:
+    # Own recursion: obstore's LocalStore hides names such as "a#1.png" and percent-encodes others.
+    # Sorting directories as "name/" makes the walk's order that of the full keys, as object stores have it.
+    here = os.stat(directory)  # noqa: PTH116 - in bytes: names need not be UTF-8
+    identity = (here.st_dev, here.st_ino)
+    if identity in above:
+        log.warning("%s links back to a directory above it; not followed", os.fsdecode(directory))
+        return
+    with os.scandir(directory) as found:
+        entries = sorted((entry.name + b"/" * _is_directory(entry), entry) for entry in found)
+    for name, entry in entries:
+        if name.endswith(b"/"):
+            yield from _scan(entry.path, above | {identity})
+        else:
+            yield entry
+
+
+def _is_directory(entry: os.DirEntry[bytes]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _walk_remote(root: str) -> list[ObjectInfo]:
+    store, prefix = locate(root)
+    found: list[ObjectInfo] = []
+    with failures(root):
+        for batch in obstore.list(store, prefix or None, chunk_size=1000):
+            found += [ObjectInfo(_join(root, m["path"]), m["size"], plain_etag(m["e_tag"])) for m in batch]
+    return sorted(found, key=lambda info: info.uri.encode())
+
+
+def _join(root: str, key: str) -> str:
+    scheme, _, rest = root.partition("://")
+    return f"{scheme}://{rest.partition('/')[0]}/{key}"
+
+
+def _local_etag(found: os.stat_result) -> str:
+    return f"{found.st_mtime_ns:x}-{found.st_size:x}"

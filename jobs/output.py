@@ -1,0 +1,61 @@
+"""Which output directories may be used, and how an existing store is opened."""
+
+from __future__ import annotations
+
+import os
+from itertools import islice
+
+from obstore.store import ObjectStore
+
+from jobs.objects import is_remote, local_path
+from jobs.record import RUN_JSON, Run, parse_run
+from jobs.stores import list_keys, open_output, read_object
+from saliency_core.errors import Refused
+
+
+def open_run(out: str) -> tuple[ObjectStore, Run]:
+    """An existing store and its run.json; Refused, with nothing made, where there is none."""
+    run = existing_run(out)
+    if run is None:
+        raise Refused(f"{out} holds no {RUN_JSON}, so it is no store, or its planning never ended: run explain again.")
+    return open_output(out), run
+
+
+def existing_run(out: str) -> Run | None:
+    """The run that ``out`` holds; None where ``out`` is absent, empty, or left by a planning that never ended.
+
+    Refused where it holds anything else: nothing of anybody's is overwritten. Makes nothing.
+    """
+    if not is_remote(out):
+        path = local_path(out)
+        if not path.exists():
+            return None
+        if not path.is_dir():
+            raise Refused(f"--out {out} is no directory: choose another.")
+    store = open_output(out)
+    try:
+        run = parse_run(read_object(store, RUN_JSON), where=out)
+    except FileNotFoundError:
+        # Planning writes the manifest first and run.json last; object stores list files alone, a local one links too.
+        foreign = list(islice((key for key in list_keys(store) if not key.startswith("manifest/part-")), 3))
+        if not foreign and not is_remote(out):
+            foreign = sorted(entry.name for entry in local_path(out).iterdir() if entry.name != "manifest")[:3]
+        if foreign:
+            raise Refused(
+                f"--out {out} is not empty and not a store of ours (it holds {', '.join(foreign)} …), and nothing is "
+                "overwritten: choose another, or empty it yourself."
+            ) from None
+        return None
+    # The store may have been moved since it was made: it is where it was found.
+    return run.model_copy(update={"config": run.config.model_copy(update={"out": out})})
+
+
+def refuse_unwritable(out: str) -> None:
+    """Refused where ``out`` is local and could not be made, or written. Makes nothing."""
+    if is_remote(out):
+        return
+    above = local_path(out).absolute()
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise Refused(f"--out {out} cannot be written: {above} is no directory that this user can write. Choose another.")

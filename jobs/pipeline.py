@@ -1,0 +1,145 @@
+"""The Ray runner: read tasks → actor pool → write tasks, overlapping. The only module that knows Ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+from ray.exceptions import RayError, RayTaskError
+
+from jobs.stages import Stage
+
+log = logging.getLogger(__name__)
+
+
+class StageError(RuntimeError):
+    """A stage failed for good; the message is what it said."""
+
+
+def start() -> None:
+    """Joins the cluster that RAY_ADDRESS names, or starts one in this machine, closed to others."""
+    if ray.is_initialized():
+        return
+    # Ray's own notices drown ours, and advise against what we chose; its log files keep everything.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    options: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
+    ray.init(logging_level=logging.ERROR, **options)
+
+
+def stop() -> None:
+    ray.shutdown()
+
+
+def resources() -> tuple[float, float]:
+    """CPUs and GPUs of the whole cluster."""
+    found = ray.cluster_resources()
+    return found.get("CPU", 0.0), found.get("GPU", 0.0)
+
+
+def run_stages(items: Sequence[Any], stages: Sequence[Stage]) -> Iterator[Any]:
+    """What the last stage makes of each item, in the order in which they are done.
+
+    Each item is one Ray record from end to end. Raises StageError where a stage fails; what is done is done.
+    """
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.log_internal_stack_trace = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # a failed stage raises; it need not be told twice
+    first, *others = stages
+    data = ray.data.read_datasource(_Items(items, first), override_num_blocks=len(items), num_cpus=first.cpus)
+    for stage in others:
+        options: dict[str, Any] = {"num_cpus": stage.cpus, "batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
+        if stage.workers is None:
+            data = data.map_batches(_Task(stage.make), **options)
+        else:
+            # An actor holds one record while it works on the other; more in line would only wait in memory.
+            pool = ActorPoolStrategy(size=stage.workers, max_tasks_in_flight_per_actor=2)
+            data = data.map_batches(_Actor, fn_constructor_args=(stage.make,), compute=pool, num_gpus=stage.gpus or None, **options)
+    try:
+        for row in data.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
+            yield _unpack(row)
+    except RayTaskError as error:
+        raise StageError(_cause(error)) from error
+    except RayError as error:
+        raise StageError(f"Ray gave up: {error}") from error
+
+
+def _cause(error: RayTaskError) -> str:
+    cause = error.cause if isinstance(error.cause, BaseException) else error
+    notes = "".join(f" ({note})" for note in getattr(cause, "__notes__", ()))
+    return f"{type(cause).__name__}: {cause}{notes}"
+
+
+class _Items(Datasource):
+    """The first stage, as read tasks of one record each."""
+
+    def __init__(self, items: Sequence[Any], stage: Stage) -> None:
+        super().__init__()
+        self._items = items
+        self._make = stage.make
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None) -> list[ReadTask]:
+        del parallelism, per_task_row_limit, data_context  # one record a task, whatever Ray would like better
+        metadata = BlockMetadata(num_rows=1, size_bytes=None, input_files=None, exec_stats=None)
+        return [ReadTask(_Read(self._make, item), metadata) for item in self._items]
+
+
+class _Read:
+    def __init__(self, make: Callable[[], Callable[[Any], Any]], item: Any) -> None:
+        self._make, self._item = make, item
+
+    def __call__(self) -> list[pa.Table]:
+        return [_pack(_made(pickle.dumps(self._make))(self._item))]
+
+
+class _Task:
+    """A stage that any process may run; each process builds it once."""
+
+    def __init__(self, make: Callable[[], Callable[[Any], Any]]) -> None:
+        self._make = make
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return _pack(_made(pickle.dumps(self._make))(_unpack(batch)))
+
+
+class _Actor:
+    """A stage with workers: built when its process starts, not with the first record."""
+
+    def __init__(self, make: Callable[[], Callable[[Any], Any]]) -> None:
+        self._function = make()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return _pack(self._function(_unpack(batch)))
+
+
+@cache
+def _made(make: bytes) -> Callable[[Any], Any]:
+    function: Callable[[Any], Any] = pickle.loads(make)()  # noqa: S301 - our own, from the driver
+    return function
+
+
+def _pack(record: Any) -> pa.Table:
+    """One row, one column: Ray moves bytes and never looks inside. Without a copy beside pickle's own."""
+    data = pickle.dumps(record, protocol=5)
+    offsets = pa.array([0, len(data)], pa.int64())
+    return pa.table({"record": pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets.buffers()[1], pa.py_buffer(data)])})
+
+
+def _unpack(batch: pa.Table) -> Any:
+    (value,) = batch["record"]
+    return pickle.loads(value.as_buffer())  # noqa: S301 - our own, from the stage before

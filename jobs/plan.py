@@ -1,0 +1,197 @@
+"""The plan: rows cut into units, priced, and refused, before anything is touched, when it cannot work."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import obstore
+
+from jobs.config import Config
+from jobs.entries import Entry, Source
+from jobs.index import committed
+from jobs.labels import label_resolver, refuse_no_labels, refuse_unmatched_folders
+from jobs.prefetch import prefetched
+from jobs.manifest import Lines, Summary, scan, write_manifest
+from jobs.output import existing_run, refuse_unwritable
+from jobs.record import RUN_JSON, ArraySpec, Run, refuse_other_fingerprint
+from jobs.sources import list_entries, open_sources
+from jobs.store import metadata_objects
+from jobs.stores import open_output
+from saliency_core.errors import Refused
+
+MIB = 2**20
+SHARD_BYTES = (16 * MIB, 128 * MIB)
+LARGEST_AUTO_UNIT = 4096  # rows; beyond it a killed run repeats too much, however small the maps
+RECORD_BYTES = 2**31 - 64 * MIB  # a unit travels as one Arrow record, with room for its lines
+# What a micro-batch may take on a device whose memory the driver cannot see.
+MICRO_BATCH = {"cpu": (16, 2**30), "cuda": (64, 8 * 2**30)}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``pending``: the units that this run will do. ``fresh``: the store does not exist yet."""
+
+    run: Run
+    pending: list[int]
+    fresh: bool
+    device_bytes: int
+
+    @property
+    def array_bytes(self) -> dict[str, int]:
+        """Of every array, before compression."""
+        return {array.path: array.item_bytes() * self.run.rows for array in self.run.arrays}
+
+
+def make_plan(config: Config, *, find_device: Callable[[], str], dry: bool = False) -> Plan:
+    """Lists the inputs while the model loads, fixes rows and units, and makes the store (unless ``dry``).
+
+    ``find_device`` tells cpu or cuda; it is asked late, because a cluster takes seconds to answer.
+
+    Refused with the reason, before a worker starts, for what cannot work.
+    """
+    refuse_unwritable(config.out)
+    stored = existing_run(config.out)
+    sources = open_sources(
+        config.images, image_column=config.image_column, label_column=config.label_column, uri_column=config.uri_column
+    )
+    folders = _folders(sources)
+    with ThreadPoolExecutor(1) as pool, prefetched(list_entries(sources)) as entries:
+        facts = pool.submit(_facts, config, folders).result()
+        label_wanted = "label" in facts.target_specs.values()
+        if label_wanted:
+            refuse_unmatched_folders(config, class_names=facts.class_names, folders=folders)
+        unit_size = _unit_size(config, facts.arrays, facts.preprocessing.input_size, facts.preprocessing.channels)
+        resolve = label_resolver(config, class_names=facts.class_names, folders=folders)
+        lines = Lines(entries, unit_size=unit_size, resolve=resolve)
+        fresh = stored is None
+        summary = write_manifest(open_output(config.out), lines) if fresh and not dry else scan(lines)
+    if summary.rows == 0:
+        raise Refused(f"no images in {', '.join(config.images)}: there is nothing to explain. Ignored files: {_told(sources)}.")
+    if label_wanted:
+        refuse_no_labels(summary)
+    device = find_device()
+    micro_batch = _micro_batch(config, device, unit_size, facts.image_bytes)
+    run = Run(
+        config=config,
+        fingerprint=_fingerprint(config, facts, summary, device=device, unit_size=unit_size, micro_batch=micro_batch),
+        rows=summary.rows,
+        unit_size=unit_size,
+        micro_batch=micro_batch,
+        device=device,
+        preprocessing=facts.preprocessing.to_dict(),
+        class_names=facts.class_names,
+        n_classes=facts.n_classes,
+        target_specs=facts.target_specs,
+        arrays=facts.arrays,
+        ignored=dict(_ignored(sources)),
+        versions=_versions(),
+    )
+    device_bytes = facts.parameter_bytes + micro_batch * facts.image_bytes
+    if stored is not None:
+        refuse_other_fingerprint(stored, run.fingerprint, where=config.out)
+        run = run.model_copy(update={"totals": stored.totals})
+    done = set() if fresh else committed(open_output(config.out))
+    if not dry:
+        set_up(run, fresh=fresh)
+    return Plan(run, _pending(run, done), fresh, device_bytes)
+
+
+def set_up(run: Run, *, fresh: bool) -> None:
+    """Makes the arrays, and puts run.json last: with it, the store exists."""
+    store = open_output(run.config.out)
+    if fresh:
+        for key, data in metadata_objects(run).items():
+            obstore.put(store, key, data)
+    obstore.put(store, RUN_JSON, run.to_json())
+
+
+def _facts(config: Config, folders: Sequence[str] | None) -> Any:
+    from jobs.facts import model_facts  # torch takes seconds to import; the listing has begun by now
+
+    return model_facts(config, folders=folders)
+
+
+def _folders(sources: Sequence[Source]) -> list[str] | None:
+    """The class folders of all sources, sorted; None where no source has any."""
+    named = [names for source in sources if (names := source.class_names()) is not None]
+    return sorted({name for names in named for name in names}) if named else None
+
+
+def _ignored(sources: Sequence[Source]) -> Counter[str]:
+    return sum((source.ignored for source in sources), Counter())
+
+
+def _told(sources: Sequence[Source]) -> str:
+    return ", ".join(f"{kind} ×{times}" for kind, times in sorted(_ignored(sources).items())) or "none"
+
+
+def _unit_size(config: Config, arrays: Sequence[ArraySpec], input_size: tuple[int, int], channels: int) -> int:
+    row_bytes = max(input_size[0] * input_size[1] * channels, sum(array.item_bytes() for array in arrays))
+    fits = RECORD_BYTES // row_bytes
+    if config.unit_size != "auto":
+        if config.unit_size > fits:
+            raise Refused(
+                f"--unit-size {config.unit_size}: a unit would be {config.unit_size * row_bytes / MIB:.0f} MiB, and Ray moves "
+                f"records of up to {RECORD_BYTES / MIB:.0f} MiB. Take at most {fits}, or fewer methods and targets."
+            )
+        return config.unit_size
+    map_bytes = max(array.item_bytes() for array in arrays)
+    size = 256
+    while size * map_bytes < SHARD_BYTES[0] and size < LARGEST_AUTO_UNIT:
+        size *= 2
+    while size > 1 and (size * map_bytes > SHARD_BYTES[1] or size * row_bytes > RECORD_BYTES // 2):
+        size //= 2
+    if size > fits:
+        raise Refused(f"the maps of a single image take {row_bytes / MIB:.0f} MiB, more than Ray moves in a record: choose fewer methods and targets.")
+    return size
+
+
+def _micro_batch(config: Config, device: str, unit_size: int, image_bytes: int) -> int:
+    """Fixed once for the store's life, from the model alone: the same on every machine."""
+    if config.batch_size != "auto":
+        return min(config.batch_size, unit_size)
+    size, budget = MICRO_BATCH[device]
+    while size > 1 and size * image_bytes > budget:
+        size //= 2
+    return min(size, unit_size)
+
+
+def _fingerprint(
+    config: Config, facts: Any, summary: Summary, *, device: str, unit_size: int, micro_batch: int
+) -> dict[str, Any]:
+    """Everything that the bytes of the store depend on; two runs that agree in it may share one."""
+    return {
+        "samples": f"{summary.rows} images, sha256 of their ids {summary.samples}",
+        "labels": summary.labels,
+        "model": config.model,
+        "output": config.output,
+        "weights": facts.weights,
+        "class_names": None if facts.class_names is None else list(facts.class_names),
+        "preprocessing": facts.preprocessing.to_dict(),
+        "methods": facts.method_specs,
+        "targets": facts.target_specs,
+        "map_dtype": config.map_dtype,
+        "precision": config.precision,
+        "unit_size": unit_size,
+        "micro_batch": micro_batch,
+        "threads": config.threads,
+        "seed": config.seed,
+        "device": device,
+    }
+
+
+def _pending(run: Run, done: set[int]) -> list[int]:
+    """The units without a commit, in row order; with a limit, of those that hold the first rows."""
+    last = run.units if run.config.limit is None else min(run.units, -(-run.config.limit // run.unit_size))
+    return [unit for unit in range(last) if unit not in done]
+
+
+def _versions() -> dict[str, str]:
+    packages = ("saliency", "ray", "torch", "torchvision", "numpy", "pillow", "pyarrow", "zarr", "obstore")
+    return {"python": platform.python_version()} | {package: version(package) for package in packages}

@@ -1,0 +1,151 @@
+"""What the user sees while it runs: rows committed, rate, an honest ETA, failures, and the stage that holds it up."""
+
+from __future__ import annotations
+
+from collections import Counter
+from time import monotonic
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from jobs.index import OK, PARTIAL, QUARANTINED
+from jobs.units import CommittedUnit
+
+STAGES = ("decode", "explain", "write")
+PLAIN_EVERY = 10.0
+
+
+class Meter:
+    """Figures of this session. ``slots``: how many records each stage can work on at once."""
+
+    def __init__(self, *, rows: int, done_before: int, pending: int, slots: dict[str, float]) -> None:
+        self.rows = rows
+        self.done_before = done_before
+        self.pending = pending
+        self.done = 0
+        self.statuses: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+        self.seconds: Counter[str] = Counter()
+        self.cpu_seconds: Counter[str] = Counter()
+        self.bytes_written = 0
+        self.set_up: list[float] = []
+        self._slots = slots
+        self._started = monotonic()
+        self._first: float | None = None
+        self._first_rows = 0
+
+    def add(self, unit: CommittedUnit) -> None:
+        n = unit.statuses.total()
+        if self._first is None:
+            # The rate is counted from the first commit on: before it, workers were starting and models loading.
+            self._first, self._first_rows = monotonic(), n
+        self.done += n
+        self.statuses += unit.statuses
+        self.errors += unit.errors
+        self.bytes_written += unit.bytes_written
+        if unit.seconds.get("set up"):
+            self.set_up.append(unit.seconds["set up"])
+        for stage in STAGES:
+            self.seconds[stage] += unit.seconds[stage]
+            self.cpu_seconds[stage] += unit.cpu_seconds[stage]
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the stages were started."""
+        return monotonic() - self._started
+
+    @property
+    def first_commit(self) -> float | None:
+        """Seconds from the start of the stages to the first commit."""
+        return None if self._first is None else self._first - self._started
+
+    @property
+    def rate(self) -> float | None:
+        """Rows per second without start-up; None before the second commit."""
+        if self._first is None or self.done == self._first_rows:
+            return None
+        return (self.done - self._first_rows) / max(1e-9, monotonic() - self._first)
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds to go, from committed rows alone."""
+        return None if self.rate is None else (self.pending - self.done) / self.rate
+
+    def bottleneck(self) -> tuple[str, float] | None:
+        """The busiest stage, and which part of its slots' time it worked."""
+        if self.first_commit is None:
+            return None
+        busy = {stage: self.seconds[stage] / (self._slots[stage] * self.elapsed) for stage in STAGES}
+        stage = max(busy, key=lambda name: busy[name])
+        return stage, min(1.0, busy[stage])
+
+    def line(self) -> str:
+        """One line that tells it all."""
+        parts = [f"{self.done_before + self.done:,} of {self.rows:,} rows committed"]
+        if self.rate is not None and self.eta is not None:
+            parts += [f"{self.rate:.1f}/s", f"{duration(self.eta)} to go"]
+        bad = self.statuses[QUARANTINED]
+        if bad:
+            parts.append(f"{bad:,} quarantined")
+        if self.statuses[PARTIAL]:
+            parts.append(f"{self.statuses[PARTIAL]:,} partial")
+        bottleneck = self.bottleneck()
+        if bottleneck is not None:
+            parts.append(f"busiest: {bottleneck[0]} {bottleneck[1]:.0%}")
+        return " · ".join(parts)
+
+    def figures(self) -> dict[str, object]:
+        """For run.json."""
+        return {
+            "rows": self.done,
+            "seconds": round(self.elapsed, 3),
+            "seconds_to_first_commit": None if self.first_commit is None else round(self.first_commit, 3),
+            "rows_per_second_without_start": None if self.rate is None else round(self.rate, 3),
+            "model_load_seconds": [round(seconds, 3) for seconds in self.set_up],
+            "stage_seconds": {stage: round(self.seconds[stage], 3) for stage in STAGES},
+            "stage_cpu_seconds": {stage: round(self.cpu_seconds[stage], 3) for stage in STAGES},
+            "bytes_written": self.bytes_written,
+            "ok": self.statuses[OK],
+            "partial": self.statuses[PARTIAL],
+            "quarantined": self.statuses[QUARANTINED],
+        }
+
+
+class Display:
+    """A bar on a terminal; elsewhere a plain line now and then, and one at the end."""
+
+    def __init__(self, meter: Meter, console: Console) -> None:
+        self._meter = meter
+        self._console = console
+        self._last = monotonic()
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            self._bar = Progress(BarColumn(), TextColumn("{task.description}", markup=False), console=console)
+            self._task = self._bar.add_task("starting workers", total=meter.rows, completed=meter.done_before)
+
+    def __enter__(self) -> Display:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def update(self) -> None:
+        if self._bar:
+            self._bar.update(self._task, completed=self._meter.done_before + self._meter.done, description=self._meter.line())
+        elif monotonic() - self._last >= PLAIN_EVERY:
+            self._last = monotonic()
+            self._console.print(self._meter.line(), markup=False, highlight=False, soft_wrap=True)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar:
+            self._bar.stop()
+        else:
+            self._console.print(self._meter.line(), markup=False, highlight=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """``3 s``, ``4 min``, ``2 h 05 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

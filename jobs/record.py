@@ -1,0 +1,127 @@
+"""run.json: everything a stage, a reader or a later run needs to know about a store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from jobs.config import Config, MapDtype
+from saliency_core.errors import Refused
+from saliency_core.preprocessing import Preprocessing
+
+FORMAT_VERSION = 1
+RUN_JSON = "run.json"
+
+
+class ArraySpec(BaseModel):
+    """One Zarr array, ``maps.zarr/<target>/<method>``, and its ``<method>_scale`` beside it where maps are scaled."""
+
+    model_config = ConfigDict(frozen=True)
+
+    target: str
+    method: str
+    target_spec: str
+    method_spec: str
+    dtype: MapDtype
+    item_shape: tuple[int, ...]
+    nonnegative: bool
+
+    @property
+    def path(self) -> str:
+        return f"{self.target}/{self.method}"
+
+    @property
+    def column(self) -> str:
+        """The prefix of the array's columns in the index."""
+        return f"{self.target}__{self.method}"
+
+    @property
+    def dimensions(self) -> tuple[str, ...]:
+        return ("row", "channel", "y", "x") if len(self.item_shape) == 3 else ("row", "y", "x")
+
+    @property
+    def scaled(self) -> bool:
+        return self.dtype != "float32"
+
+    def item_bytes(self) -> int:
+        """Bytes of one map, uncompressed."""
+        size = {"float32": 4, "float16": 2, "uint8": 1, "int8": 1}[self.dtype]
+        for length in self.item_shape:
+            size *= length
+        return size
+
+
+class Run(BaseModel):
+    """The content of run.json. ``totals`` and ``state`` change over a run's life; all else is fixed by the plan."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format_version: int = FORMAT_VERSION
+    state: str = "running"
+    config: Config
+    fingerprint: dict[str, Any]
+    rows: int
+    unit_size: int
+    micro_batch: int
+    device: str
+    preprocessing_: dict[str, Any] = Field(alias="preprocessing")
+    class_names: tuple[str, ...] | None
+    n_classes: int
+    target_specs: dict[str, str]
+    arrays: tuple[ArraySpec, ...]
+    ignored: dict[str, int] = {}
+    versions: dict[str, str] = {}
+    totals: dict[str, Any] = {}
+
+    @property
+    def units(self) -> int:
+        return -(-self.rows // self.unit_size)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing.from_dict(self.preprocessing_)
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows in one chunk: 8, or what divides the unit."""
+        return next(rows for rows in (8, 4, 2, 1) if self.unit_size % rows == 0)
+
+    def unit_rows(self, unit: int) -> range:
+        """The rows of a unit."""
+        return range(unit * self.unit_size, min((unit + 1) * self.unit_size, self.rows))
+
+    def to_json(self) -> bytes:
+        return (self.model_dump_json(indent=2, by_alias=True) + "\n").encode()
+
+
+def parse_run(data: bytes, *, where: str) -> Run:
+    """run.json's bytes → Run; Refused where they are damaged or of a format that this version does not know."""
+    try:
+        run = Run.model_validate_json(data)
+    except ValueError as error:
+        raise Refused(f"{where}/{RUN_JSON} cannot be read, so the store cannot be used: {error}") from error
+    if run.format_version != FORMAT_VERSION:
+        raise Refused(
+            f"{where} is of store format {run.format_version}, this program reads {FORMAT_VERSION}: use the version that made it."
+        )
+    return run
+
+
+def refuse_other_fingerprint(run: Run, fingerprint: dict[str, Any], *, where: str) -> None:
+    """Refused, with the keys that differ, where a store was made by another run."""
+    differing = sorted(
+        key for key in run.fingerprint.keys() | fingerprint.keys() if run.fingerprint.get(key) != fingerprint.get(key)
+    )
+    if not differing:
+        return
+    told = "\n  ".join(f"{key}: the store has {_short(run.fingerprint.get(key))}, this run {_short(fingerprint.get(key))}" for key in differing)
+    raise Refused(
+        f"{where} holds another run, and its maps would not fit together with these:\n  {told}\n"
+        "Give another --out, or the configuration that the store was made with (its run.json has it)."
+    )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 100 else text[:100] + "…"

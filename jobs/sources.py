@@ -1,0 +1,106 @@
+"""From the paths of the user's to the images of a run, in an order that never depends on the machine."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from jobs.entries import Entry, Source, SourceError
+from jobs.folders import Folder
+from jobs.listing import Listing, find, kind_of
+from jobs.lists import List
+from jobs.parquets import Parquet, holds_images
+from jobs.tars import Tars
+
+__all__ = ["Entry", "Source", "SourceError", "list_entries", "open_sources"]
+
+
+def open_sources(
+    images: Sequence[str],
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    uri_column: str | None = None,
+    threads: int = 8,
+) -> list[Source]:
+    """One source per path: a folder, a remote prefix, a glob, or a single image, tar, Parquet or CSV file.
+
+    `image_column` (Parquet), `label_column` (Parquet, CSV, a tar's `.json`) and `uri_column` (lists) name
+    what is otherwise recognised. `threads` list tars and tables at the same time. Raises SourceError.
+    """
+    if not images:
+        raise SourceError("no images given: name a folder, a glob, tars, Parquet files or a CSV list of URIs")
+    return [_open(path, image_column, label_column, uri_column, threads) for path in images]
+
+
+def list_entries(sources: Sequence[Source]) -> Iterator[Entry]:
+    """All entries, source by source; with several, ids begin with the source's position and stay unique.
+
+    Raises SourceError for a source without images and for one that cannot be listed to its end.
+    """
+    for position, source in enumerate(sources):
+        entry = None
+        try:
+            for entry in source.entries():
+                yield replace(entry, sample_id=f"{position}/{entry.sample_id}") if len(sources) > 1 else entry
+        except OSError as error:
+            raise _unreadable(error, source.root) from error
+        if entry is None:
+            raise SourceError(f"{source.root} holds no images{_but(source.ignored)}")
+
+
+def _open(
+    path: str, image_column: str | None, label_column: str | None, uri_column: str | None, threads: int
+) -> Source:
+    listing = find(path)
+    kinds, classes = _survey(listing)
+    lists = kinds.pop("csv", 0)  # beside images, a CSV is a by-file
+    if len(kinds) > 1:
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        raise SourceError(f"{path} mixes kinds ({counts}): choose one with a glob, such as '{path}/**/*.jpg'")
+    if "compressed tar" in kinds:
+        raise SourceError(f"{path}: compressed tars cannot be read from the middle: decompress to .tar first")
+    if "image" in kinds:
+        return Folder(listing, classes=classes)
+    if "tar" in kinds:
+        return Tars(listing, label_column=label_column, threads=threads)
+    table = "parquet" if "parquet" in kinds else "csv"
+    if table == "parquet" and holds_images(listing, image_column=image_column, uri_column=uri_column):
+        return Parquet(listing, image_column=image_column, label_column=label_column, threads=threads)
+    if table == "parquet" or (lists and not listing.whole):
+        return List(listing, table=table, uri_column=uri_column, label_column=label_column, threads=threads)
+    hint = f": to read a list of URIs, name the file itself ({lists} .csv files found)" if lists else ""
+    raise SourceError(f"{path} holds no images, tars or Parquet files{hint}")
+
+
+def _survey(listing: Listing) -> tuple[Counter[str], list[str] | None]:
+    """Files by kind, and the classes when the images are an ImageFolder. Names only: nothing is opened."""
+    kinds: Counter[str] = Counter()
+    classes: set[str] = set()
+    flat = False
+    try:
+        for key in listing.names():
+            if kind := kind_of(key):
+                kinds[kind] += 1
+                first, _, deeper = key.partition("/")
+                flat |= kind == "image" and not deeper
+                if kind == "image":
+                    classes.add(first)
+    except OSError as error:
+        raise _unreadable(error, listing.root) from error
+    return kinds, None if flat or not classes else sorted(classes, key=str.encode)
+
+
+def _unreadable(error: OSError, root: str) -> SourceError:
+    where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else root
+    return SourceError(
+        f"{where} cannot be read ({error.strerror or error}), so its images cannot be listed: "
+        "make it readable and start again"
+    )
+
+
+def _but(ignored: Counter[str]) -> str:
+    listed = ", ".join(f"{count} {name}" for name, count in ignored.most_common())
+    return f", only other files ({listed})" if listed else ""

@@ -1,0 +1,51 @@
+"""A job is a visible list of stages; runners know nothing else of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from jobs.decode import Decode
+from jobs.record import Run
+from jobs.write import Write
+
+
+@dataclass(frozen=True)
+class Stage:
+    """``make()`` builds, where the work is done, the function that takes a record to the next.
+
+    ``workers``: that many processes that each keep what ``make`` built; None: any process may do any record, and
+    ``make`` is cheap. ``cpus`` and ``gpus`` are of one worker, or of one record's task.
+    """
+
+    name: str
+    make: Callable[[], Callable[[Any], Any]]
+    cpus: float
+    gpus: float = 0.0
+    workers: int | None = None
+
+
+def explain_stages(run: Run, *, workers: int) -> list[Stage]:
+    """decode → explain → write; the items are unit numbers."""
+    on_gpu = run.device == "cuda"
+    # On a CPU the replicas take nearly all of it, and yet decode and write must never starve: they share what is left
+    # in small parts. Beside a GPU they have the processor to themselves.
+    return [
+        Stage("decode", partial(Decode, run), cpus=1.0 if on_gpu else 0.2),
+        Stage(
+            "explain",
+            partial(_make_explain, run),
+            cpus=1.0 if on_gpu else 0.7 * run.config.threads,
+            gpus=run.config.gpus_per_worker if on_gpu else 0.0,
+            workers=workers,
+        ),
+        Stage("write", partial(Write, run), cpus=0.5 if on_gpu else 0.2),
+    ]
+
+
+def _make_explain(run: Run) -> Callable[[Any], Any]:
+    from jobs.worker import Explain  # with it comes torch, which the driver and the other stages can do without
+
+    return Explain(run)

@@ -1,0 +1,94 @@
+"""What is printed before, after and instead of a run: figures, an error table, and the next command."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from jobs.finalize import Totals
+from jobs.index import OK, PARTIAL, QUARANTINED
+from jobs.plan import MIB, Plan
+from jobs.progress import STAGES, Meter, duration
+from jobs.record import Run
+
+MOST_LINES = 12
+
+
+def plan_text(plan: Plan) -> str:
+    """Rows, units, bytes of every array, shards, device memory."""
+    run = plan.run
+    lines = [
+        f"{run.config.model} on {run.device}, {run.n_classes} classes · {', '.join(run.target_specs)}",
+        f"rows            {run.rows:,}" + (f" (other files, ignored: {told(run.ignored)})" if run.ignored else ""),
+        f"units           {run.units:,} of {run.unit_size} rows; pending {len(plan.pending):,}",
+        f"micro-batch     {run.micro_batch} images",
+        f"device memory   about {plan.device_bytes / MIB:,.0f} MiB per worker",
+        f"shards          {run.units * len(run.arrays):,}",
+    ]
+    lines += [f"  {path:<28}{size / MIB:>10,.1f} MiB before compression" for path, size in plan.array_bytes.items()]
+    return "\n".join(lines)
+
+
+def finished_text(run: Run, meter: Meter, totals: Totals) -> str:
+    """The end of a complete run."""
+    lines = [*_rates(meter), "", f"{run.rows:,} rows: " + ", ".join(f"{totals.statuses[name]:,} {name}" for name in (OK, PARTIAL, QUARANTINED))]
+    lines += error_table(totals.errors)
+    lines += ["", f"store: {run.config.out}", *_next(run, totals)]
+    return "\n".join(lines)
+
+
+def _next(run: Run, totals: Totals) -> list[str]:
+    out = quoted(run.config.out)
+    commands = [f"saliency show {out} -o maps.png", f"saliency verify {out}"]
+    if totals.statuses[QUARANTINED]:
+        commands.append(f"saliency retry {out}")
+    return ["next:", *(f"  {command}" for command in commands)]
+
+
+def unfinished_text(run: Run, meter: Meter, trouble: str) -> str:
+    """The end of a run that did what its --limit said, or lost units."""
+    why = f"stopped after --limit {run.config.limit}" if run.config.limit else "not finished"
+    return "\n".join([*_rates(meter), "", f"{why}: {trouble}", *error_table(meter.errors), resume_text(run)])
+
+
+def interrupted_text(run: Run, meter: Meter) -> str:
+    """After Ctrl-C."""
+    return f"interrupted: {meter.line()}\nnothing that was committed is lost. {resume_text(run)}"
+
+
+def resume_text(run: Run) -> str:
+    return f"to go on, run the same command again{', without --limit' if run.config.limit else ''}; `saliency status {quoted(run.config.out)}` tells how far it is."
+
+
+def _rates(meter: Meter) -> list[str]:
+    if not meter.done:
+        return ["nothing was pending"]
+    lines = [f"{meter.done:,} rows in {duration(meter.elapsed)}"]
+    if meter.first_commit is not None:
+        loading = f", of which {max(meter.set_up):.1f} s model loading" if meter.set_up else ""
+        lines.append(f"first commit after {meter.first_commit:.1f} s{loading}")
+    if meter.rate is not None:
+        lines.append(f"{meter.rate:.1f} rows/s from the first commit on")
+    busy = meter.bottleneck()
+    lines.append("CPU ms per row: " + ", ".join(f"{stage} {1000 * meter.cpu_seconds[stage] / meter.done:.1f}" for stage in STAGES))
+    if busy:
+        lines.append(f"busiest stage: {busy[0]}, {busy[1]:.0%} of its time")
+    return lines
+
+
+def error_table(errors: Counter[str]) -> list[str]:
+    """The most frequent reasons, one a line."""
+    lines = [f"  {times:>7,} × {reason}" for reason, times in errors.most_common(MOST_LINES)]
+    if len(errors) > MOST_LINES:
+        lines.append(f"  and {len(errors) - MOST_LINES} other reasons, in the index")
+    return lines
+
+
+def told(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} ×{times}" for name, times in sorted(counts.items()))
+
+
+def quoted(path: str) -> str:
+    """As a shell wants it."""
+    import shlex
+
+    return shlex.quote(path)

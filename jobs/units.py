@@ -1,0 +1,59 @@
+"""What travels between the stages: one record is one unit, so that alignment never depends on a scheduler."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter, process_time
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+
+@dataclass
+class Timed:
+    """Seconds and CPU seconds that each stage spent on the unit; the progress display lives on them."""
+
+    unit: int
+    seconds: dict[str, float] = field(default_factory=dict, kw_only=True)
+    cpu_seconds: dict[str, float] = field(default_factory=dict, kw_only=True)
+
+    @contextmanager
+    def timing(self, stage: str) -> Iterator[None]:
+        wall, cpu = perf_counter(), process_time()
+        yield
+        self.seconds[stage] = perf_counter() - wall
+        self.cpu_seconds[stage] = process_time() - cpu
+
+
+@dataclass
+class DecodedUnit(Timed):
+    """``lines``: the manifest's, and sha256, width, height, status, error. ``pixels`` uint8 [n, H, W, C], zeros where
+    the row is quarantined."""
+
+    lines: pa.Table
+    pixels: NDArray[np.uint8]
+
+
+@dataclass
+class ExplainedUnit(Timed):
+    """``lines``: the unit's part of the index. ``maps`` by array path: as stored, [n, …]. ``scales`` float32 [n] by
+    array path, of scaled arrays. ``micro_batches``: other than the run's own where memory ran out."""
+
+    lines: pa.Table
+    maps: dict[str, NDArray[np.generic]]
+    scales: dict[str, NDArray[np.float32]]
+    micro_batches: list[int]
+
+
+@dataclass
+class CommittedUnit(Timed):
+    """What the driver learns of a committed unit. ``errors`` counts reasons; ``started`` and ``model_seconds`` tell
+    the replica's set-up apart from its work."""
+
+    statuses: Counter[str]
+    errors: Counter[str]
+    bytes_written: int

@@ -1,0 +1,130 @@
+"""The explain stage: a model replica that turns decoded units into maps and index lines."""
+
+from __future__ import annotations
+
+import logging
+from time import perf_counter
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jobs.index import OK, STATISTICS
+from jobs.lines import Results, index_lines, take_back_nonfinite
+from jobs.model import build_model
+from jobs.record import Run
+from jobs.store import scale_maps
+from jobs.units import DecodedUnit, ExplainedUnit
+from saliency_core.errors import Refused
+from saliency_core.explain import Explainer
+from saliency_core.models import weights_digest
+from saliency_core.targets import NO_LABEL
+
+log = logging.getLogger(__name__)
+
+
+class Explain:
+    """Builds its own replica from the run's spec, and refuses to work where that is not the model of the plan."""
+
+    def __init__(self, run: Run) -> None:
+        started = perf_counter()
+        torch.set_num_threads(run.config.threads)
+        if run.device == "cuda":
+            # Bytes must not depend on which algorithm happened to be the fastest this time.
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        model = build_model(run.config, class_names=run.class_names)
+        if weights_digest(model.module) != run.fingerprint["weights"]:
+            raise Refused(
+                f"{run.config.model} has other weights here than when the run was planned, so replicas would disagree. "
+                "Does its factory draw them at random? Save them once, and give the file with --weights."
+            )
+        self._run = run
+        self._explainer = Explainer(
+            model,
+            methods=list(run.config.methods),
+            targets=list(run.config.targets),
+            device=run.device,
+            precision=run.config.precision,
+        )
+        self._set_up_seconds = perf_counter() - started
+
+    def __call__(self, unit: DecodedUnit) -> ExplainedUnit:
+        run = self._run
+        explained = ExplainedUnit(unit.unit, unit.lines, {}, {}, [], seconds=unit.seconds, cpu_seconds=unit.cpu_seconds)
+        # Told once, with the first unit: it is not part of anybody's rate.
+        explained.seconds["set up"], self._set_up_seconds = self._set_up_seconds, 0.0
+        with explained.timing("explain"):
+            results = Results(run, len(unit.lines))
+            explained.micro_batches = self._fill(unit, results)
+            take_back_nonfinite(run, results)
+            for array in run.arrays:
+                explained.maps[array.path] = results.maps[array.path]
+                if array.scaled:
+                    explained.maps[array.path], scales = scale_maps(results.maps[array.path], array)
+                    explained.scales[array.path] = results.columns[f"{array.column}__scale"] = scales
+            explained.lines = index_lines(run, unit.lines, results, self._explainer.targets)
+        return explained
+
+    def _fill(self, unit: DecodedUnit, results: Results) -> list[int]:
+        """Explains the unit in micro-batches; returns those that an out-of-memory forced, if any did."""
+        good = np.array([status == OK for status in unit.lines["status"].to_pylist()])
+        size, start, forced = self._run.micro_batch, 0, []
+        while start < len(good):
+            rows = slice(start, min(start + size, len(good)))
+            if good[rows].any():
+                try:
+                    self._batch(unit, rows, size, good[rows], results)
+                except RuntimeError as error:
+                    if not _out_of_memory(error) or size == 1:
+                        first = unit.lines["row"][start].as_py()
+                        error.add_note(f"in unit {unit.unit}, rows {first} to {first + rows.stop - rows.start - 1}")
+                        raise
+                    size = max(1, size // 2)
+                    forced.append(size)
+                    log.warning("unit %d: out of memory, going on with micro-batches of %d", unit.unit, size)
+                    continue
+            start = rows.stop
+        return forced
+
+    def _batch(self, unit: DecodedUnit, rows: slice, size: int, good: NDArray[np.bool_], results: Results) -> None:
+        n = rows.stop - rows.start
+        # Short batches are filled up with zeros: which kernels run, and so the last bits, depend on the batch's size.
+        pixels = np.zeros((size, *unit.pixels.shape[1:]), np.uint8)
+        pixels[:n] = unit.pixels[rows]
+        labels = torch.full((size,), NO_LABEL)
+        labels[:n] = torch.from_numpy(unit.lines["label"].fill_null(NO_LABEL).to_numpy()[rows].astype(np.int64))
+        numbers = torch.arange(size) + unit.lines["row"][rows.start].as_py()
+        images = self._run.preprocessing.normalise(torch.from_numpy(pixels).to(self._run.device), torch.float32)
+        explanations = self._explainer(images, labels=labels, rows=numbers)
+        for array in self._run.arrays:
+            maps = explanations[array.target].maps[array.method]
+            results.maps[array.path][rows] = maps[:n].cpu().numpy()
+            for name, values in zip(STATISTICS, _statistics(maps), strict=True):
+                results.columns[f"{array.column}__{name}"][rows] = values[:n].cpu().numpy()
+        for slug, explanation in explanations.items():
+            results.applies[slug][rows] = explanation.applies[:n].cpu().numpy() & good
+            for name, values in (
+                ("class", explanation.classes),
+                ("score", explanation.scores),
+                ("probability", explanation.probabilities),
+            ):
+                results.columns[f"{slug}__{name}"][rows] = values[:n].cpu().numpy()
+
+
+def _statistics(maps: Tensor) -> tuple[Tensor, ...]:
+    """min, max, mean, l1 and l2 of each map [n, …] → [n] each; sums in float64."""
+    flat = maps.flatten(1)
+    magnitude = flat.abs()
+    return (
+        flat.amin(1),
+        flat.amax(1),
+        flat.mean(1, dtype=torch.float64),
+        magnitude.sum(1, dtype=torch.float64),
+        torch.linalg.vector_norm(magnitude, dim=1, dtype=torch.float64),
+    )
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    # CUDA has a class of its own for it; the CPU's allocator only has words.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

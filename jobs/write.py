@@ -1,0 +1,39 @@
+"""The write stage: a unit's shards, then its index part. The index part is the commit, and comes last."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+
+import obstore
+
+from jobs.index import Commit, ShardRecord, encode_part, part_key
+from jobs.stores import open_output
+from jobs.record import Run
+from jobs.store import encode_shards
+from jobs.units import CommittedUnit, ExplainedUnit
+
+
+class Write:
+    """Encodes, hashes and puts. A unit written twice gives the same objects."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._store = open_output(run.config.out)
+
+    def __call__(self, unit: ExplainedUnit) -> CommittedUnit:
+        statuses = Counter(unit.lines["status"].to_pylist())
+        errors = Counter(filter(None, unit.lines["error"].to_pylist()))
+        committed = CommittedUnit(unit.unit, statuses, errors, 0, seconds=unit.seconds, cpu_seconds=unit.cpu_seconds)
+        with committed.timing("write"):
+            records = []
+            for array in self._run.arrays:
+                shards = encode_shards(self._run, array, unit.unit, unit.maps[array.path], unit.scales.get(array.path))
+                for key, data in shards.items():
+                    obstore.put(self._store, key, data)
+                    records.append(ShardRecord(key, len(data), hashlib.sha256(data).hexdigest()))
+                    committed.bytes_written += len(data)
+            part = encode_part(unit.lines, Commit(records, unit.micro_batches))
+            obstore.put(self._store, part_key(unit.unit), part)
+            committed.bytes_written += len(part)
+        return committed

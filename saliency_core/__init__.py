@@ -1,0 +1,32 @@
+"""Saliency maps of image classifiers out of shared passes; knows torch, and nothing of jobs or stores.
+
+Names are imported on first use (PEP 562), so that a process which only decodes images never pays for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from saliency_core.errors import Refused
+    from saliency_core.explain import Explainer, Explanation
+    from saliency_core.models import Model, load_model
+    from saliency_core.preprocessing import Preprocessing
+
+__all__ = ["Explainer", "Explanation", "Model", "Preprocessing", "Refused", "load_model"]
+
+_HOME = {
+    "Explainer": "explain",
+    "Explanation": "explain",
+    "Model": "models",
+    "Preprocessing": "preprocessing",
+    "Refused": "errors",
+    "load_model": "models",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'saliency_core' has no attribute {name!r}")
+    return getattr(import_module(f"saliency_core.{_HOME[name]}"), name)

@@ -1,0 +1,141 @@
+"""Where models come from: torchvision, timm, and files that carry their own graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saliency_core.errors import Refused
+from saliency_core.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class Built:
+    """A module, and what its library tells of it. ``loaded``: its weights are in it."""
+
+    module: nn.Module
+    preprocessing: Preprocessing | None = None
+    class_names: tuple[str, ...] | None = None
+    loaded: bool = False
+
+
+def build_torchvision(
+    name: str,
+    *,
+    weights: str | None,
+    state: Mapping[str, Tensor] | None,
+    num_classes: int | None,
+    preset: str | None,
+    geometry_given: bool,
+) -> Built:
+    """A classification network of torchvision; ``weights`` names a preset to download, ``state`` comes from a file."""
+    from torchvision import models
+
+    names = models.list_models(module=models)
+    if name not in names:
+        raise Refused(f"torchvision has no classifier {name!r}. It has: {', '.join(names)}.")
+    presets: dict[str, Any] = {one.name: one for one in models.get_model_weights(name)}
+    if state is None:
+        return _pretrained(name, presets, weights=weights, num_classes=num_classes, preset=preset)
+    options: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):
+        # The files of both were trained with the input transform inside; weights=None leaves it off, silently wrong.
+        options = {"transform_input": True, "init_weights": False, "aux_logits": any("aux" in key.lower() for key in state)}
+    if num_classes is not None:
+        options["num_classes"] = num_classes
+    chosen = None if geometry_given and preset is None else _one_preset(name, presets, preset)
+    categories = chosen.meta["categories"] if chosen is not None else None
+    if num_classes is not None and categories is not None and len(categories) != num_classes:
+        categories = None
+    return Built(
+        models.get_model(name, weights=None, **options),
+        Preprocessing.from_torchvision(chosen.transforms()) if chosen is not None else None,
+        tuple(categories) if categories is not None else None,
+    )
+
+
+def _one_preset(name: str, presets: Mapping[str, Any], preset: str | None) -> Any:
+    """The preset asked for; unasked, any one where all prepare images alike."""
+    if preset is not None:
+        if preset not in presets:
+            raise Refused(f"{name} has no preset {preset!r}: choose one of {', '.join(presets)}.")
+        return presets[preset]
+    geometries = {key: Preprocessing.from_torchvision(one.transforms()) for key, one in presets.items()}
+    if len(set(geometries.values())) != 1:
+        told = "; ".join(f"{key} (resize {one.resize}, crop {one.crop}, {one.interpolation})" for key, one in geometries.items())
+        raise Refused(f"{name}'s presets prepare images differently, so the maps would differ: choose --preset from {told}.")
+    return next(iter(presets.values()))
+
+
+def _pretrained(
+    name: str, presets: Mapping[str, Any], *, weights: str | None, num_classes: int | None, preset: str | None
+) -> Built:
+    from torchvision import models
+
+    if num_classes is not None:
+        raise Refused(f"--num-classes {num_classes} needs --weights: {name}'s own weights have their own classes.")
+    wanted = weights or preset or "DEFAULT"
+    if wanted != "DEFAULT" and wanted not in presets:
+        raise Refused(f"weights {wanted!r} are neither a file nor one of {name}'s: {', '.join(presets)}.")
+    chosen = models.get_model_weights(name)[wanted]
+    try:
+        module = models.get_model(name, weights=chosen)
+    except OSError as error:
+        raise Refused(
+            f"{name}'s weights {chosen.name} could not be downloaded ({error}). Give a local file with --weights."
+        ) from error
+    return Built(module, Preprocessing.from_torchvision(chosen.transforms()), tuple(chosen.meta["categories"]), loaded=True)
+
+
+def build_timm(name: str, *, pretrained: bool, num_classes: int | None, geometry_given: bool) -> Built:
+    """A network of timm, which need not be installed unless it is asked for."""
+    if find_spec("timm") is None:
+        raise Refused(f"model 'timm:{name}' needs timm: pip install timm.")
+    import timm
+    from timm.data import resolve_model_data_config
+
+    options = {} if num_classes is None else {"num_classes": num_classes}
+    try:
+        module = timm.create_model(name, pretrained=pretrained, **options)
+    except Exception as error:  # timm and its hub client each raise their own kinds
+        raise Refused(
+            f"timm cannot make {name!r} ({type(error).__name__}: {error}). Check the name, or give a local file with --weights."
+        ) from error
+    geometry = None if geometry_given else Preprocessing.from_timm(resolve_model_data_config(module))
+    return Built(module, geometry, loaded=pretrained)
+
+
+def build_file(path: Path) -> Built:
+    """A TorchScript or torch.export file: graph and weights in one. Refused where gradients do not reach the input."""
+    if not path.is_file():
+        raise Refused(f"model file {str(path)!r}: no such file.")
+    module = _read_graph(path)
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    return Built(module, loaded=True)
+
+
+def _read_graph(path: Path) -> nn.Module:
+    troubles = []
+    for kind, read in (("torch.export", _read_exported), ("TorchScript", _read_script)):
+        try:
+            return read(path)
+        except Exception as error:  # each reader raises its own kinds for what is not its own
+            troubles.append(f"{kind}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}")
+    raise Refused(f"model file {str(path)!r} is neither a torch.export nor a TorchScript file ({'; '.join(troubles)}).")
+
+
+def _read_exported(path: Path) -> nn.Module:
+    # An exported graph is of the mode it was exported in: there is no eval() to call.
+    return torch.export.load(path).module()
+
+
+def _read_script(path: Path) -> nn.Module:
+    module: nn.Module = torch.jit.load(str(path), map_location="cpu").eval()
+    return module

@@ -1,0 +1,257 @@
+"""From a picture to the model's input, and from a map back to the picture.
+
+The resize and the crop run in PIL on the CPU, bit for bit as torchvision's transforms do on a PIL image;
+the normalisation runs on whatever device the batch is on. Nothing here imports torch until a tensor is at
+hand, so that a decode worker starts fast and stays small.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_EDGE = 4096
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+}
+_EXPLICIT = "give the preprocessing by explicit keys: resize, crop, interpolation, mean, std, channels"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What one model wants its pictures to look like.
+
+    resize: the shorter edge in pixels, aspect ratio kept; or exactly (height, width); or None for no resize.
+    crop: (height, width) cut from the centre, padded with black where the picture is smaller; or None.
+    interpolation: one of FILTERS, PIL's own (antialiased, save for nearest).
+    mean, std: per channel, in units of 0..1.
+    channels: 3 for RGB, 1 for grey.
+
+    Raises ValueError when the keys contradict each other or leave the input's size open.
+    """
+
+    resize: int | tuple[int, int] | None
+    crop: tuple[int, int] | None
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    channels: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.resize, tuple):
+            _check_pair("resize", self.resize)
+        elif self.resize is not None:
+            _check_edge("resize", self.resize)
+        if self.crop is not None:
+            _check_pair("crop", self.crop)
+        elif not isinstance(self.resize, tuple):
+            raise ValueError(
+                f"resize={self.resize} without a crop leaves the model's input size open, and a batch needs "
+                "one size: give crop=(height, width), or an exact resize=(height, width)"
+            )
+        if self.interpolation not in FILTERS:
+            raise ValueError(f"interpolation={self.interpolation!r} is unknown: use {', '.join(FILTERS)}")
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels={self.channels} is neither 1 (grey) nor 3 (RGB)")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.channels or not all(math.isfinite(value) for value in values):
+                raise ValueError(f"{name}={values} must be {self.channels} finite numbers, one per channel")
+        if min(self.std) <= 0:
+            raise ValueError(f"std={self.std} divides the pixels, so each must be above 0")
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(H, W) of the model's input."""
+        size = self.crop or self.resize
+        assert isinstance(size, tuple)
+        return size
+
+    def apply(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Resize and crop an RGB picture: uint8 [H, W, C], equal to torchvision's on the same picture."""
+        if image.mode != "RGB":
+            raise ValueError(f"a picture of mode {image.mode} reached preprocessing: make it RGB first")
+        if self.channels == 1:
+            image = image.convert("L")
+        image = image.resize(self.resized_size(*image.size), FILTERS[self.interpolation])
+        height, width = self.input_size
+        left, top = _crop_start(image.width, width), _crop_start(image.height, height)
+        image = image.crop((left, top, left + width, top + height))
+        return np.array(image).reshape(height, width, self.channels)
+
+    def normalise(self, images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """uint8 [n, H, W, C] → (x / 255 − mean) / std, dtype [n, C, H, W], contiguous, on the same device.
+
+        Worked out in float32 (in float64 if that is asked for) and only then rounded to a smaller dtype.
+        """
+        import torch
+
+        work = torch.float64 if dtype == torch.float64 else torch.float32
+        x = images.permute(0, 3, 1, 2).to(work, memory_format=torch.contiguous_format)
+        # A tensor, for CUDA multiplies by the reciprocal of a number, which is not quite a division by it.
+        x /= torch.tensor(255, dtype=work, device=x.device)
+        x -= torch.tensor(self.mean, dtype=work, device=x.device).view(-1, 1, 1)
+        x /= torch.tensor(self.std, dtype=work, device=x.device).view(-1, 1, 1)
+        return x.to(dtype)
+
+    def resized_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of a picture after the resize, before the crop; torchvision's rounding."""
+        if self.resize is None:
+            return width, height
+        if isinstance(self.resize, tuple):
+            return self.resize[1], self.resize[0]
+        longer = int(self.resize * max(width, height) / min(width, height))
+        return (self.resize, longer) if width <= height else (longer, self.resize)
+
+    def resize_pixels(self, width: int, height: int) -> int:
+        """Pixels of the largest picture that `apply` makes on its way: PIL resizes the width first.
+
+        To be checked beforehand: a line of 1 × 100,000 pixels is a tiny file, but its shorter edge becomes
+        256, and so the longer one 25,600,000.
+        """
+        new_width, new_height = self.resized_size(width, height)
+        return new_width * max(height, new_height)
+
+    def geometry(self, width: int, height: int) -> Geometry:
+        """Where the model's input lies in a picture of this size (after its EXIF orientation)."""
+        new_width, new_height = self.resized_size(width, height)
+        rows, columns = self.input_size
+        left, top = _crop_start(new_width, columns), _crop_start(new_height, rows)
+        return Geometry(
+            left=left * width / new_width,
+            top=top * height / new_height,
+            right=(left + columns) * width / new_width,
+            bottom=(top + rows) * height / new_height,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, for run.json."""
+        values = asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """The inverse of `to_dict`. Raises ValueError when keys are missing or unknown."""
+        expected = {field.name for field in fields(cls)}
+        if set(values) != expected:
+            raise ValueError(
+                f"preprocessing has the keys {sorted(values)} but needs exactly {sorted(expected)}: "
+                "add what is missing, take away what is not known"
+            )
+        keys: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**keys)
+
+    @classmethod
+    def from_torchvision(cls, transforms: object) -> Preprocessing:
+        """From the `transforms()` of torchvision's classification weights; any other raises ValueError."""
+        from torchvision.transforms._presets import ImageClassification  # type: ignore[import-untyped]
+
+        if not isinstance(transforms, ImageClassification):
+            raise ValueError(f"{type(transforms).__name__} is no ImageClassification preset: {_EXPLICIT}")
+        resize, crop = transforms.resize_size, transforms.crop_size
+        return cls(
+            resize=resize[0] if len(resize) == 1 else (resize[0], resize[1]),
+            crop=(crop[0], crop[-1]),
+            interpolation=transforms.interpolation.value,
+            mean=tuple(transforms.mean),
+            std=tuple(transforms.std),
+            channels=len(transforms.mean),
+        )
+
+    @classmethod
+    def from_timm(cls, data_config: Mapping[str, Any]) -> Preprocessing:
+        """From timm's `resolve_data_config`; crop modes that need more than our keys raise ValueError."""
+        channels, height, width = data_config["input_size"]
+        resized = tuple(math.floor(edge / data_config["crop_pct"]) for edge in (height, width))
+        resize: int | tuple[int, int]
+        match data_config["crop_mode"]:
+            case "squash":
+                resize = (resized[0], resized[1])
+            case "center" if resized[0] == resized[1]:
+                resize = resized[0]
+            case mode:
+                raise ValueError(f"timm's crop mode {mode!r} at {height}×{width} is no match: {_EXPLICIT}")
+        if data_config.get("crop_border_pixels"):
+            raise ValueError(f"timm's crop_border_pixels is no match: {_EXPLICIT}")
+        return cls(
+            resize=resize,
+            crop=(height, width),
+            interpolation=data_config["interpolation"],
+            mean=tuple(data_config["mean"]),
+            std=tuple(data_config["std"]),
+            channels=channels,
+        )
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The box of the original picture that the model's input covers, in the original's pixels.
+
+    Pixel i spans i to i + 1, so a whole picture is (0, 0, width, height). Where the crop padded, the box
+    reaches beyond the picture. Input coordinate u in 0..W lies at left + u · (right − left) / W.
+    """
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def place(self, values: NDArray[np.floating[Any]], *, width: int, height: int) -> NDArray[np.float32]:
+        """Bring a map [H, W] back to the original's size: float32 [height, width], bilinear.
+
+        A pixel whose centre lies outside the box is NaN: the model never saw it.
+        """
+        placed = np.full((height, width), np.nan, dtype=np.float32)
+        rows, above, row_range = _along(self.top, self.bottom, cells=values.shape[0], pixels=height)
+        columns, beside, column_range = _along(self.left, self.right, cells=values.shape[1], pixels=width)
+        target = placed[rows, columns]
+        if target.size:
+            padded = np.pad(values.astype(np.float32), (above, beside), mode="edge")
+            box = (column_range[0], row_range[0], column_range[1], row_range[1])
+            size = (target.shape[1], target.shape[0])
+            target[:] = np.asarray(Image.fromarray(padded).resize(size, Image.Resampling.BILINEAR, box=box))
+        return placed
+
+
+def _along(
+    low: float, high: float, *, cells: int, pixels: int
+) -> tuple[slice, tuple[int, int], tuple[float, float]]:
+    """One axis of a box: pixels with their centres in it, padding for the map, their range in the padded map.
+
+    The outermost pixels may stick out of the box by up to half a pixel, hence the padding.
+    """
+    start, stop = max(0, math.ceil(low - 0.5)), min(pixels, math.ceil(high - 0.5))
+    scale = cells / (high - low)
+    begin, end = (start - low) * scale, (stop - low) * scale
+    before, after = math.ceil(max(0.0, -begin)), math.ceil(max(0.0, end - cells))
+    return slice(start, max(start, stop)), (before, after), (begin + before, end + before)
+
+
+def _crop_start(size: int, crop: int) -> int:
+    """Where a centre crop begins on one axis, by torchvision's rounding; negative where it pads."""
+    return -((crop - size) // 2) if crop > size else round((size - crop) / 2)
+
+
+def _check_pair(name: str, pair: tuple[int, ...]) -> None:
+    if len(pair) != 2:
+        raise ValueError(f"{name}={pair} must be two numbers, (height, width)")
+    for edge in pair:
+        _check_edge(name, edge)
+
+
+def _check_edge(name: str, edge: int) -> None:
+    if type(edge) is not int or not 1 <= edge <= MAX_EDGE:
+        raise ValueError(f"{name}={edge!r} must be whole pixels from 1 to {MAX_EDGE}")

@@ -1,0 +1,93 @@
+"""Specs: how methods and targets are written, and the names they get as path and column parts.
+
+A spec is ``[name=]head[(argument=value, …)]`` for a method and ``[name=]head[:rest]`` for a target.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Protocol
+
+from saliency_core.errors import Refused
+
+Argument = int | float | str
+
+_SLUG = re.compile(r"[a-z0-9_.+-]{1,64}")
+_NAMED = re.compile(r"(?P<name>[^=(:]+)=(?P<spec>.+)", re.DOTALL)
+_CALL = re.compile(r"(?P<head>[^()\s]+)\s*(?:\((?P<arguments>.*)\))?", re.DOTALL)
+
+
+class Named(Protocol):
+    """What has a slug and the spec that it was made from."""
+
+    @property
+    def slug(self) -> str: ...
+    @property
+    def spec(self) -> str: ...
+
+
+def split_name(spec: str) -> tuple[str | None, str]:
+    """``"sharp=class:3"`` → ``("sharp", "class:3")``; the name is None where none is given."""
+    match = _NAMED.fullmatch(spec.strip())
+    if match is None:
+        return None, spec.strip()
+    return checked_slug(match["name"].strip(), spec), match["spec"].strip()
+
+
+def checked_slug(slug: str, spec: str) -> str:
+    """The slug itself, or Refused where it could not stand in a path and a column name."""
+    # "." and ".." would leave the store's directory; "__" separates the parts of an index column.
+    if not _SLUG.fullmatch(slug) or slug.strip(".") == "" or "__" in slug:
+        raise Refused(
+            f"{slug!r} (from {spec!r}) cannot name an array: names are 1 to 64 of a-z 0-9 _ . + -, "
+            "without '__'. Give one yourself: name=spec."
+        )
+    return slug
+
+
+def parse_call(spec: str) -> tuple[str, dict[str, Argument]]:
+    """``"smoothgrad(n=25, spread=0.15)"`` → ``("smoothgrad", {"n": 25, "spread": 0.15})``."""
+    match = _CALL.fullmatch(spec.strip())
+    if match is None:
+        raise Refused(f"{spec!r} is not a method spec: write name or name(argument=value, …).")
+    arguments: dict[str, Argument] = {}
+    for part in filter(None, (piece.strip() for piece in (match["arguments"] or "").split(","))):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not key or not value or key in arguments:
+            raise Refused(f"{part!r} in {spec!r} is not argument=value, or is given twice.")
+        arguments[key] = _value(value)
+    return match["head"], arguments
+
+
+def _value(text: str) -> Argument:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def call_spec(head: str, arguments: dict[str, Argument]) -> str:
+    """The canonical form of a call: arguments in alphabetic order."""
+    inside = ", ".join(f"{key}={value}" for key, value in sorted(arguments.items()))
+    return f"{head}({inside})" if inside else head
+
+
+def call_slug(head: str, arguments: dict[str, Argument]) -> str:
+    """``smoothgrad_n50_spread0.1``: numbers carry their argument's name, words speak for themselves."""
+    parts = [str(value) if isinstance(value, str) else f"{key}{value}" for key, value in sorted(arguments.items())]
+    return checked_slug("_".join([head, *parts]).lower(), call_spec(head, arguments))
+
+
+def refuse_collisions(things: Iterable[Named]) -> None:
+    """Refused where two specs would share one name, and so one array."""
+    seen: dict[str, str] = {}
+    for thing in things:
+        if thing.slug in seen:
+            raise Refused(
+                f"{seen[thing.slug]!r} and {thing.spec!r} would both be stored as {thing.slug!r}: "
+                "drop one, or name it: name=spec."
+            )
+        seen[thing.slug] = thing.spec

@@ -1,0 +1,41 @@
+"""Real images and tars for the tests of what reads them."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+from PIL import Image
+
+Members = list[tuple[str, bytes]]
+
+
+def picture(shade: int = 0, size: tuple[int, int] = (8, 6)) -> bytes:
+    """A small PNG; another `shade` (0..255), other bytes."""
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (shade, 255 - shade, 7)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def write_tar(path: Path, members: Members, *, form: int = tarfile.PAX_FORMAT) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=form) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def extracted(path: Path) -> Members:
+    """Each regular member of a tar with its bytes, as `tarfile` extracts them."""
+    with tarfile.open(path) as tar:
+        files = [(member.name, tar.extractfile(member)) for member in tar if member.isreg()]
+        return [(name, file.read()) for name, file in files if file]

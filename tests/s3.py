@@ -1,0 +1,63 @@
+"""An S3 server in this process, spoken to over HTTP: the real protocol, without the cloud."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import pytest
+
+from jobs import stores
+
+BUCKET = "pictures"
+
+
+@contextmanager
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Starts the server, points the usual environment variables at it, and gives the bucket's URI."""
+    with warnings.catch_warnings():  # moto's own imports
+        warnings.simplefilter("ignore")
+        from moto.server import ThreadedMotoServer
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto.start()
+    host, port = moto.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "nobody",
+        "AWS_SECRET_ACCESS_KEY": "SECRET",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    stores._bucket.cache_clear()
+    try:
+        _client().create_bucket(Bucket=BUCKET)
+        yield f"s3://{BUCKET}"
+    finally:
+        urlopen(Request(f"http://{host}:{port}/moto-api/reset", method="POST")).close()  # its state is global
+        moto.stop()
+        stores._bucket.cache_clear()
+
+
+def upload(root: Path, prefix: str) -> str:
+    """Copies the files below `root` under `prefix`; their URI."""
+    client = _client()
+    for path in sorted(root.rglob("*")):
+        if path.is_file():
+            put(f"{prefix}/{path.relative_to(root)}", path.read_bytes(), client)
+    return f"s3://{BUCKET}/{prefix}"
+
+
+def put(key: str, data: bytes, client: object = None) -> None:
+    (client or _client()).put_object(Bucket=BUCKET, Key=key, Body=data)  # type: ignore[attr-defined]
+
+
+def _client() -> object:
+    import boto3
+
+    return boto3.client("s3")  # type: ignore[no-any-return]
