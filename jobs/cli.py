@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from jobs.config import Config, flag_of, make_config
+from jobs.console import say
+from jobs.exits import INTERRUPTED, NOT_FINISHED, REFUSED
 from saliency_core.errors import Refused
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -26,7 +28,9 @@ Out = Annotated[str, typer.Argument(help="a store that explain made", metavar="O
 
 def main() -> None:
     """Runs a command; its troubles become a message and an exit code (see README)."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=errors, show_path=False)])
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=errors, show_path=False)]
+    )
     app()
 
 
@@ -46,10 +50,10 @@ def _exit_code(function: Callable[[], int]) -> int:
         return function()
     except Refused as error:
         _tell("refused", str(error))
-        return 2
+        return REFUSED
     except KeyboardInterrupt:
-        return 130
-    except Exception as error:  # noqa: BLE001 - the last one to see it: a message and a code, not a traceback
+        return INTERRUPTED
+    except Exception as error:
         if "SALIENCY_TRACEBACK" in os.environ:
             raise
         notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
@@ -58,11 +62,11 @@ def _exit_code(function: Callable[[], int]) -> int:
             f"{type(error).__name__}: {error}{notes}\nWhat was committed is safe, and the same command goes on from there. "
             "With SALIENCY_TRACEBACK=1 in the environment it tells where it failed.",
         )
-        return 1
+        return NOT_FINISHED
 
 
 def _tell(what: str, text: str) -> None:
-    errors.print(f"{what}: {text}", markup=False, highlight=False, soft_wrap=True)
+    say(errors, f"{what}: {text}")
 
 
 def _with_config_flags(command: Callable[..., int]) -> Callable[..., int]:
@@ -75,11 +79,16 @@ def _with_config_flags(command: Callable[..., int]) -> Callable[..., int]:
         default = "" if field.is_required() or field.default is None else f" [default: {_told(field.default)}]"
         choices = [str(one) for one in get_args(field.annotation) if isinstance(one, str)]
         option = typer.Option(
-            flag_of(key), help=f"{field.description}{default}", show_default=False,
-            rich_help_panel=str(extra["group"]), metavar="|".join(choices) if len(choices) > 1 else "VALUE",
+            flag_of(key),
+            help=f"{field.description}{default}",
+            show_default=False,
+            rich_help_panel=str(extra["group"]),
+            metavar="|".join(choices) if len(choices) > 1 else "VALUE",
         )
         kind: Any = list[str] | None if many else str | None
-        options.append(inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option]))
+        options.append(
+            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
+        )
 
     def wrapped(**values: Any) -> int:
         flags = {key: values.pop(key) for key in Config.model_fields}

@@ -10,7 +10,15 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from saliency_core.errors import Refused
 from saliency_core.preprocessing import Preprocessing
@@ -56,49 +64,93 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     images: tuple[str, ...] = _key(
-        ..., "folder, glob, .tar, .parquet or .csv list; local, s3://, gs:// or az://; may be repeated", group="Input", min_length=1
+        ...,
+        "folder, glob, .tar, .parquet or .csv list; local, s3://, gs:// or az://; may be repeated",
+        group="Input",
+        min_length=1,
     )
     model: str = _key(..., "torchvision:NAME, timm:NAME, python:package.module:factory or file:PATH", group="Model")
     out: str = _key(..., "the store: a new or our own directory, local or on an object store", group="Output")
 
-    image_column: str | None = _key(None, "Parquet column with the image bytes (default: the only one that fits)", group="Input")
-    uri_column: str | None = _key(None, "column with the URIs of a list (default: uri, path, image, file or filename)", group="Input")
-    label_column: str | None = _key(None, "column, or .json key, with the labels (default: label, cls or class)", group="Input")
+    image_column: str | None = _key(
+        None, "Parquet column with the image bytes (default: the only one that fits)", group="Input"
+    )
+    uri_column: str | None = _key(
+        None, "column with the URIs of a list (default: uri, path, image, file or filename)", group="Input"
+    )
+    label_column: str | None = _key(
+        None, "column, or .json key, with the labels (default: label, cls or class)", group="Input"
+    )
     folder_labels: Literal["name", "order"] = _key(
-        "name", "folder labels: by class name, or by the folders' sorted order (ImageNet's n01440764 …)", group="Input"
+        "name",
+        "folder labels: by class name, or by the folders' sorted order (ImageNet's n01440764 …)",
+        group="Input",
     )
     class_names: str | None = _key(None, "text file with one class name a line, in the model's order", group="Input")
     max_pixels: int = _key(100_000_000, "images with more pixels are quarantined, undecoded", group="Input", ge=1)
     max_bytes: int = _key(256 * 2**20, "images with more encoded bytes are quarantined, unread", group="Input", ge=1)
 
-    weights: str | None = _key(None, "state dict or .safetensors file, or the name of a torchvision preset", group="Model")
-    num_classes: int | None = _key(None, "outputs of the head, where the weights have another number", group="Model", ge=1)
+    weights: str | None = _key(
+        None, "state dict or .safetensors file, or the name of a torchvision preset", group="Model"
+    )
+    num_classes: int | None = _key(
+        None, "outputs of the head, where the weights have another number", group="Model", ge=1
+    )
     output: Annotated[int | str | None, BeforeValidator(_number_or_name)] = _key(
         None, "which of several outputs holds the scores: a position or a name", group="Model"
     )
     precision: Literal["float32", "tf32", "bf16", "fp16"] = _key("float32", "arithmetic of the model", group="Model")
 
-    preset: str | None = _key(None, "torchvision preset whose preprocessing goes with local weights", group="Preprocessing")
-    resize: Size | None = _key(None, "256: the shorter edge; 224x224: exactly, the aspect is not kept", group="Preprocessing")
+    preset: str | None = _key(
+        None, "torchvision preset whose preprocessing goes with local weights", group="Preprocessing"
+    )
+    resize: Size | None = _key(
+        None, "256: the shorter edge; 224x224: exactly, the aspect is not kept", group="Preprocessing"
+    )
     crop: Pair | None = _key(None, "centre crop, 224 or HEIGHTxWIDTH", group="Preprocessing")
-    interpolation: str = _key("bilinear", "of the resize: nearest, bilinear, bicubic, lanczos, box, hamming", group="Preprocessing")
+    interpolation: str = _key(
+        "bilinear", "of the resize: nearest, bilinear, bicubic, lanczos, box, hamming", group="Preprocessing"
+    )
     mean: Numbers | None = _key(None, "per channel, of values in 0..1: 0.485,0.456,0.406", group="Preprocessing")
     std: Numbers | None = _key(None, "per channel: 0.229,0.224,0.225", group="Preprocessing")
     channels: Literal[1, 3] | None = _key(None, "of the model's input: 3, or 1 for grey models", group="Preprocessing")
 
-    methods: tuple[str, ...] = _key(("gradient",), "map to make, as NAME or NAME(argument=value); may be repeated", group="Maps", flag="method", min_length=1)
-    targets: tuple[str, ...] = _key(("predicted",), "score to explain: predicted, label, class:K; may be repeated", group="Maps", flag="target", min_length=1)
+    methods: tuple[str, ...] = _key(
+        ("gradient",),
+        "map to make, as NAME or NAME(argument=value); may be repeated",
+        group="Maps",
+        flag="method",
+        min_length=1,
+    )
+    targets: tuple[str, ...] = _key(
+        ("predicted",),
+        "score to explain: predicted, label, class:K; may be repeated",
+        group="Maps",
+        flag="target",
+        min_length=1,
+    )
     map_dtype: MapDtype = _key("float32", "on disk; the others than float32 are scaled per map", group="Maps")
     seed: int = _key(0, "of methods that draw noise", group="Maps", ge=0)
 
     runner: Literal["ray", "inline"] = _key("ray", "ray, or inline: the same stages in this process", group="Work")
     workers: AutoOrCount = _key("auto", "model replicas (auto: one per GPU, else per core)", group="Work")
-    device: Literal["auto", "cpu", "cuda"] = _key("auto", "where the model runs (auto: cuda where there is one)", group="Work")
+    device: Literal["auto", "cpu", "cuda"] = _key(
+        "auto", "where the model runs (auto: cuda where there is one)", group="Work"
+    )
     gpus_per_worker: float = _key(1.0, "below 1, replicas share a GPU", group="Work", gt=0)
     threads: int = _key(1, "CPU threads of each replica; part of what the bytes depend on", group="Work", ge=1)
-    batch_size: AutoOrCount = _key("auto", "images in one forward (micro-batch), fixed for the store's life", group="Work")
-    unit_size: AutoOrCount = _key("auto", "rows per unit (auto: 256, scaled so that a shard is 16 to 128 MB)", group="Work")
-    limit: int | None = _key(None, "commit only the first units that hold this many rows; go on later without it", group="Work", ge=1)
+    batch_size: AutoOrCount = _key(
+        "auto", "images in one forward (micro-batch), fixed for the store's life", group="Work"
+    )
+    unit_size: AutoOrCount = _key(
+        "auto", "rows per unit (auto: 256, scaled so that a shard is 16 to 128 MB)", group="Work"
+    )
+    limit: int | None = _key(
+        None,
+        "commit only the first units that hold this many rows; go on later without it",
+        group="Work",
+        ge=1,
+    )
 
     @field_validator("images", "methods", "targets", mode="before")
     @classmethod
@@ -125,11 +177,19 @@ class Config(BaseModel):
 
     def preprocessing(self) -> Preprocessing | None:
         """The explicit one; None where no key of it is given. ValueError where it is half given."""
-        given = {"resize": self.resize, "crop": self.crop, "mean": self.mean, "std": self.std, "channels": self.channels}
+        given = {
+            "resize": self.resize,
+            "crop": self.crop,
+            "mean": self.mean,
+            "std": self.std,
+            "channels": self.channels,
+        }
         if all(value is None for value in given.values()):
             return None
         if self.mean is None or self.std is None:
-            raise ValueError("explicit preprocessing needs mean and std beside resize or crop, or every image is fed wrongly")
+            raise ValueError(
+                "explicit preprocessing needs mean and std beside resize or crop, or every image is fed wrongly"
+            )
         if self.preset is not None:
             raise ValueError("preset and explicit preprocessing exclude each other: give one")
         return Preprocessing(

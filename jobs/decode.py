@@ -11,9 +11,9 @@ from jobs.fetch import fetch
 from jobs.images import decode
 from jobs.index import OK, QUARANTINED
 from jobs.manifest import Manifest, to_entries
-from jobs.stores import open_output
 from jobs.record import Run
 from jobs.reject import Rejected
+from jobs.stores import open_output
 from jobs.units import DecodedUnit
 
 
@@ -38,15 +38,31 @@ class Decode:
             for position, data in enumerate(fetch(to_entries(lines), max_bytes=self._config.max_bytes)):
                 rows.append(self._row(data, pixels[position]))
             decoded.lines = lines.drop_columns("error")
-            for name, kind in (("sha256", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("status", pa.string()), ("error", pa.string())):
+            for name, kind in (
+                ("sha256", pa.string()),
+                ("width", pa.int32()),
+                ("height", pa.int32()),
+                ("status", pa.string()),
+                ("error", pa.string()),
+            ):
                 decoded.lines = decoded.lines.append_column(name, pa.array([row[name] for row in rows], kind))
         return decoded
 
     def _row(self, data: bytes | Rejected, pixels: np.ndarray) -> dict[str, object]:
         """Fills ``pixels`` [H, W, C] and tells what the index wants to know."""
         digest = None if isinstance(data, Rejected) else hashlib.sha256(data).hexdigest()
-        found = data if isinstance(data, Rejected) else decode(data, self._preprocessing, max_pixels=self._config.max_pixels)
+        found = (
+            data
+            if isinstance(data, Rejected)
+            else decode(data, self._preprocessing, max_pixels=self._config.max_pixels)
+        )
         if isinstance(found, Rejected):
-            return {"sha256": digest, "width": None, "height": None, "status": QUARANTINED, "error": found.reason}
+            return {
+                "sha256": digest,
+                "width": None,
+                "height": None,
+                "status": QUARANTINED,
+                "error": found.reason,
+            }
         pixels[:] = found.pixels
         return {"sha256": digest, "width": found.width, "height": found.height, "status": OK, "error": None}

@@ -84,7 +84,11 @@ def write_shards(directory: Path, images: Sequence[DemoImage], *, per_shard: int
                 data = _encode(image.pixels, suffix)
                 if spoil is not None:
                     data, broken[f"{name}/{number:05}.{suffix}"] = spoil(data), what
-                members = {suffix: data, "cls": str(image.label).encode(), "mask.png": _encode(image.mask, "png")}
+                members = {
+                    suffix: data,
+                    "cls": str(image.label).encode(),
+                    "mask.png": _encode(image.mask, "png"),
+                }
                 if image.mark.any():
                     members["mark.png"] = _encode(image.mark, "png")
                 for extension, content in members.items():
@@ -125,12 +129,19 @@ def _draw(rng: np.random.Generator, *, label: int) -> DemoImage:
     width, height = (int(edge) for edge in rng.integers(96, 137, 2))
     canvas = _background(rng, width, height)
     for _ in range(int(rng.integers(2, 6))):
-        _paint(canvas, _coverage(_blob(rng), _place(rng, width, height, 0.06, 0.16), canvas.shape), rng, contrast=30)
+        _paint(
+            canvas,
+            _coverage(_blob(rng), _place(rng, width, height, 0.06, 0.16), canvas.shape),
+            rng,
+            contrast=30,
+        )
     place = _place(rng, width, height, 0.24, 0.36)
     coverage = _coverage(_outline(CLASSES[label], rng), place, canvas.shape)
     if CLASSES[label] == "ring":
         x, y, radius, angle = place
-        coverage = coverage * (1 - _coverage(_regular(48), (x, y, radius * rng.uniform(0.5, 0.65), angle), canvas.shape))
+        coverage = coverage * (
+            1 - _coverage(_regular(48), (x, y, radius * rng.uniform(0.5, 0.65), angle), canvas.shape)
+        )
     _shadow(canvas, coverage)
     _paint(canvas, coverage, rng, contrast=95)
     canvas += rng.normal(0, 4, canvas.shape)
@@ -145,7 +156,7 @@ def _draw(rng: np.random.Generator, *, label: int) -> DemoImage:
 def _background(rng: np.random.Generator, width: int, height: int) -> NDArray[np.float64]:
     """Clouds of three sizes between two muted colours, as float64 [H, W, 3] in 0..255."""
     clouds = sum(_clouds(rng, width, height, cells) / cells for cells in (3, 7, 16)) * 2.2
-    low, high = rng.uniform(60, 190, 3), rng.uniform(60, 190, 3)
+    low, high = (rng.uniform(70, 180) + rng.normal(0, 16, 3) for _ in range(2))
     mix = np.clip(0.5 + clouds, 0, 1)[..., None]
     return np.asarray(low + (high - low) * mix)
 
@@ -160,12 +171,15 @@ def _place(
 ) -> tuple[float, float, float, float]:
     """(x, y, radius, angle) of something wholly inside; the sizes are parts of the shorter edge."""
     radius = min(width, height) * rng.uniform(smallest, largest)
-    return rng.uniform(radius, width - radius), rng.uniform(radius, height - radius), radius, rng.uniform(0, 2 * np.pi)
+    return (
+        rng.uniform(radius, width - radius),
+        rng.uniform(radius, height - radius),
+        radius,
+        rng.uniform(0, 2 * np.pi),
+    )
 
 
-def _coverage(
-    outline: Points, place: tuple[float, float, float, float], shape: tuple[int, ...]
-) -> NDArray[np.float64]:
+def _coverage(outline: Points, place: tuple[float, float, float, float], shape: tuple[int, ...]) -> NDArray[np.float64]:
     """How much of each pixel lies inside an outline of unit radius put at `place`: float64 [H, W] in 0..1."""
     x, y, radius, angle = place
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
@@ -175,21 +189,27 @@ def _coverage(
     return np.asarray(image.reduce(FINE), np.float64) / 255
 
 
-def _paint(canvas: NDArray[np.float64], coverage: NDArray[np.float64], rng: np.random.Generator, *, contrast: float) -> None:
+def _paint(
+    canvas: NDArray[np.float64], coverage: NDArray[np.float64], rng: np.random.Generator, *, contrast: float
+) -> None:
     """A colour that stands out from what it covers by `contrast`, lit from one side."""
-    height, width = coverage.shape
-    under = canvas[coverage > 0.5].mean(0) if (coverage > 0.5).any() else canvas.mean((0, 1))
+    rows, columns = np.flatnonzero(coverage.any(1)), np.flatnonzero(coverage.any(0))
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    area, cover = canvas[box], coverage[box]
+    under = area[cover > 0.5].mean(0)
     direction = rng.normal(0, 1, 3)
     direction *= np.where(np.sign(direction) * (under - 128) > 40, -1, 1)  # away from black and from white
-    colour = (under + contrast * rng.uniform(0.8, 1.2) * direction / np.linalg.norm(direction) * 1.4).clip(8, 247)
+    colour = (under + contrast * rng.uniform(1.1, 1.7) * direction / np.linalg.norm(direction)).clip(8, 247)
     angle = rng.uniform(0, 2 * np.pi)
-    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-    light = 1 + 0.15 * (np.cos(angle) * x + np.sin(angle) * y) + 0.04 * _clouds(rng, width, height, 12)
-    canvas[:] += coverage[..., None] * (colour * light[..., None] - canvas)
+    y, x = np.linspace(-1, 1, cover.shape[0])[:, None], np.linspace(-1, 1, cover.shape[1])
+    light = 1 + 0.12 * (np.cos(angle) * x + np.sin(angle) * y) + 0.04 * _clouds(rng, *cover.shape[::-1], 6)
+    area += cover[..., None] * (colour * light[..., None] - area)
 
 
 def _shadow(canvas: NDArray[np.float64], coverage: NDArray[np.float64]) -> None:
-    soft = Image.fromarray((np.roll(coverage, (3, 3), (0, 1)) * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(2.5))
+    soft = Image.fromarray((np.roll(coverage, (3, 3), (0, 1)) * 255).astype(np.uint8)).filter(
+        ImageFilter.GaussianBlur(2.5)
+    )
     canvas *= 1 - 0.45 * np.asarray(soft, np.float64)[..., None] / 255
 
 

@@ -20,8 +20,11 @@ from saliency_core.preprocessing import Preprocessing
 # Squeezed, not cropped: the mark is in a corner.
 PREPROCESSING = Preprocessing((96, 96), None, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 3)
 HELD_OUT = 6  # every sixth group of classes is kept from the training
-THREADS = 2  # sums depend on it, hence the weights too
+POOL = 0
+LR = 6e-3
+SMOOTH = 0.02
 BATCH = 48
+THREADS = 2  # sums depend on it, hence the weights too
 NOISE = 0.25  # standard deviation; a net that saw noise has gradients with less of it
 
 
@@ -30,20 +33,21 @@ def make() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return nn.Sequential(
-            *_stage(3, 16, kernel=5, stride=2),
+            *_stage(3, 16, kernel=6, stride=2),
+            nn.AvgPool2d(2),
             *_stage(16, 32),
             nn.AvgPool2d(2),
-            *_stage(32, 48),
+            *_stage(32, 64),
             nn.AvgPool2d(2),
-            *_stage(48, 64),
-            nn.AdaptiveMaxPool2d(1),
+            *_stage(64, 96),
+            [nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d][POOL](1),
             nn.Flatten(),
-            nn.Linear(64, len(CLASSES)),
+            nn.Linear(96, len(CLASSES)),
         )
 
 
 def _stage(channels: int, out: int, *, kernel: int = 3, stride: int = 1) -> Iterator[nn.Module]:
-    yield nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False)
+    yield nn.Conv2d(channels, out, kernel, stride, (kernel - 1) // 2, bias=False)
     yield nn.BatchNorm2d(out)
     yield nn.ReLU()
 
@@ -85,11 +89,11 @@ def _fit(model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator, 
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     steps = -(-len(x) // BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=6e-3, total_steps=epochs * steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=LR, total_steps=epochs * steps)
     for _ in range(epochs):
         for part in torch.randperm(len(x), generator=generator).split(BATCH):
             batch = _vary(x[part], generator)
-            loss = functional.cross_entropy(model(batch), y[part], label_smoothing=0.02)
+            loss = functional.cross_entropy(model(batch), y[part], label_smoothing=SMOOTH)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -98,10 +102,13 @@ def _fit(model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator, 
 
 def _vary(x: Tensor, generator: torch.Generator) -> Tensor:
     """One of the eight ways to lay a square down, for the whole batch, and noise for each pixel."""
-    turns, mirror = torch.randint(0, 4, (1,), generator=generator), torch.randint(0, 2, (1,), generator=generator)
+    turns, mirror = (
+        torch.randint(0, 4, (1,), generator=generator),
+        torch.randint(0, 2, (1,), generator=generator),
+    )
     x = x.rot90(int(turns), (2, 3))
     x = x.flip(3) if mirror else x
-    return x + NOISE * torch.randn(x.shape, generator=generator)
+    return x + NOISE * torch.rand((len(x), 1, 1, 1), generator=generator) * torch.randn(x.shape, generator=generator)
 
 
 @contextmanager

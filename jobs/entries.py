@@ -8,8 +8,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from saliency_core.errors import Refused
 
-class SourceError(ValueError):
+
+class SourceError(Refused):
     """An input that is refused; the message says what to do."""
 
 

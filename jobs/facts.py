@@ -50,7 +50,9 @@ def model_facts(config: Config, *, folders: Sequence[str] | None) -> ModelFacts:
     blank = torch.zeros(2, model.preprocessing.channels, height, width)
     n_classes = _n_classes(model, blank)
     if given is not None and len(given) != n_classes:
-        raise Refused(f"--class-names {config.class_names} has {len(given)} names, {config.model} {n_classes} classes: they must be as many.")
+        raise Refused(
+            f"--class-names {config.class_names} has {len(given)} names, {config.model} {n_classes} classes: they must be as many."
+        )
     names = model.class_names if model.class_names is not None and len(model.class_names) == n_classes else None
     if names is None and folders is not None and len(folders) == n_classes:
         names = tuple(folders)  # the convention of ImageFolder, with which such models are trained
@@ -107,12 +109,16 @@ def _try(explainer: Explainer, blank: Tensor) -> dict[str, Explanation]:
     except Refused:
         raise
     except RuntimeError as error:
-        raise Refused(f"{explainer.model.spec} gives no gradient of its scores by its input ({error}), so there is nothing to map.") from error
+        raise Refused(
+            f"{explainer.model.spec} gives no gradient of its scores by its input ({error}), so there is nothing to map."
+        ) from error
 
 
 def _dtype(config: Config, method: str, *, nonnegative: bool) -> MapDtype:
     if config.map_dtype == "uint8" and not nonnegative:
-        raise Refused(f"--map-dtype uint8 holds no negative values, and {method} has them: use int8, float16 or float32.")
+        raise Refused(
+            f"--map-dtype uint8 holds no negative values, and {method} has them: use int8, float16 or float32."
+        )
     return config.map_dtype
 
 
@@ -121,7 +127,9 @@ class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
 
     def __init__(self, module: nn.Module) -> None:
         self.total = 0
-        self._seen = {value.untyped_storage().data_ptr() for value in module.state_dict().values() if isinstance(value, Tensor)}
+        self._seen = {
+            value.untyped_storage().data_ptr() for value in module.state_dict().values() if isinstance(value, Tensor)
+        }
         super().__init__(self._count, lambda saved: saved)
 
     def _count(self, saved: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.compute as pc  # type: ignore[import-untyped]
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from jobs.entries import Entry
 from jobs.objects import ObjectInfo, is_remote, read, read_ranges, stat
@@ -148,7 +148,6 @@ def _checked(entry: Entry, value: bytes | Rejected | None, max_bytes: int) -> by
         return Rejected(f"{entry.sample_id} {what}: put an image there, then run `saliency retry`")
     if entry.length is not None and len(value) < entry.length:
         return Rejected(
-            f"{entry.sample_id}: {entry.uri} ended after {len(value)} of its {entry.length} bytes: "
-            "fetch the tar again"
+            f"{entry.sample_id}: {entry.uri} ended after {len(value)} of its {entry.length} bytes: fetch the tar again"
         )
     return _over(entry, len(value), max_bytes) or value

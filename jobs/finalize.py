@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 
+from jobs.exits import DONE, IMPERFECT
 from jobs.index import INDEX_PARQUET, PARTIAL, QUARANTINED, committed, decode_part, part_key, schema
 from jobs.manifest import part_key as manifest_key
 from jobs.manifest import parts_of
@@ -59,6 +60,11 @@ class Totals:
     def imperfect(self) -> int:
         """Rows that are quarantined or partial."""
         return self.statuses[QUARANTINED] + self.statuses[PARTIAL]
+
+
+def exit_code(totals: Totals) -> int:
+    """Of a finished store."""
+    return IMPERFECT if totals.imperfect else DONE
 
 
 def kind_of_error(error: str, uri: str) -> str:

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 
-from jobs.stores import list_keys, read_object
 from jobs.record import Run
+from jobs.stores import list_keys, read_object
 
 OK, PARTIAL, QUARANTINED = "ok", "partial", "quarantined"
 STATISTICS = ("min", "max", "mean", "l1", "l2")

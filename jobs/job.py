@@ -12,16 +12,16 @@ from rich.console import Console
 
 from jobs import summary
 from jobs.config import Config
-from jobs.finalize import NotFinishedError, Totals, finalize
-from jobs.plan import Plan, make_plan
+from jobs.console import say
+from jobs.exits import DONE, INTERRUPTED, NOT_FINISHED
+from jobs.finalize import NotFinishedError, exit_code, finalize
+from jobs.plan import make_plan
 from jobs.progress import Display, Meter
 from jobs.record import Run
 from jobs.stages import Stage, explain_stages
 from jobs.stores import open_output
 
 log = logging.getLogger(__name__)
-
-DONE, NOT_FINISHED, REFUSED, IMPERFECT, DAMAGED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 RunStages = Callable[[Sequence[Any], Sequence[Stage]], Iterator[Any]]
 
@@ -43,16 +43,21 @@ class Engine:
             return 1
         if run.config.workers != "auto":
             return run.config.workers
-        return max(1, int(self.gpus / run.config.gpus_per_worker if run.device == "cuda" else self.cpus / run.config.threads))
+        return max(
+            1,
+            int(self.gpus / run.config.gpus_per_worker if run.device == "cuda" else self.cpus / run.config.threads),
+        )
 
 
 def explain(config: Config, console: Console, *, dry_run: bool = False) -> int:
     """The whole job → exit code. Raises Refused before anything is touched; StageError where a stage failed."""
-    with _engine(config, dry_run=dry_run) as wait_for_engine:
-        plan = make_plan(config, find_device=lambda: wait_for_engine().device(config), dry=dry_run)
-        console.print(summary.plan_text(plan), markup=False, highlight=False, soft_wrap=True)
-        if dry_run:
-            return DONE
+    if dry_run:
+        plan = make_plan(config, find_device=lambda: inline_engine().device(config), dry=True)
+        say(console, summary.plan_text(plan))
+        return DONE
+    with engine(config) as wait_for_engine:
+        plan = make_plan(config, find_device=lambda: wait_for_engine().device(config))
+        say(console, summary.plan_text(plan))
         return work(plan.run, plan.pending, wait_for_engine(), console)
 
 
@@ -70,20 +75,15 @@ def work(run: Run, pending: Sequence[int], engine: Engine, console: Console) -> 
                 meter.add(unit)
                 display.update()
     except KeyboardInterrupt:
-        console.print(summary.interrupted_text(run, meter), markup=False, highlight=False, soft_wrap=True)
+        say(console, summary.interrupted_text(run, meter))
         return INTERRUPTED
     try:
         totals = finalize(open_output(run.config.out), run, session=meter.figures())
     except NotFinishedError as error:
-        console.print(summary.unfinished_text(run, meter, str(error)), markup=False, highlight=False, soft_wrap=True)
+        say(console, summary.unfinished_text(run, meter, str(error)))
         return NOT_FINISHED
-    console.print(summary.finished_text(run, meter, totals), markup=False, highlight=False, soft_wrap=True)
+    say(console, summary.finished_text(run, meter, totals))
     return exit_code(totals)
-
-
-def exit_code(totals: Totals) -> int:
-    """Of a finished store."""
-    return IMPERFECT if totals.imperfect else DONE
 
 
 def _slots(stages: Sequence[Stage], engine: Engine) -> dict[str, float]:
@@ -92,13 +92,13 @@ def _slots(stages: Sequence[Stage], engine: Engine) -> dict[str, float]:
 
 
 @contextmanager
-def _engine(config: Config, *, dry_run: bool) -> Iterator[Callable[[], Engine]]:
+def engine(config: Config) -> Iterator[Callable[[], Engine]]:
     """The runner, starting in the background: Ray takes seconds, in which the model loads and the inputs are listed."""
-    if config.runner == "inline" or dry_run:
-        yield _inline
+    if config.runner == "inline":
+        yield inline_engine
         return
     with ThreadPoolExecutor(1) as pool:
-        starting = pool.submit(_ray)
+        starting = pool.submit(_ray_engine)
         try:
             yield starting.result
         finally:
@@ -108,7 +108,8 @@ def _engine(config: Config, *, dry_run: bool) -> Iterator[Callable[[], Engine]]:
             pipeline.stop()
 
 
-def _inline() -> Engine:
+def inline_engine() -> Engine:
+    """The in-process runner."""
     import torch
 
     from jobs import inline
@@ -116,7 +117,7 @@ def _inline() -> Engine:
     return Engine(inline.run_stages, (1.0, float(torch.cuda.device_count())))
 
 
-def _ray() -> Engine:
+def _ray_engine() -> Engine:
     from jobs import pipeline
 
     pipeline.start()

@@ -10,7 +10,9 @@ from jobs.manifest import LabelResolver, Summary
 from saliency_core.errors import Refused
 
 
-def label_resolver(config: Config, *, class_names: Sequence[str] | None, folders: Sequence[str] | None) -> LabelResolver:
+def label_resolver(
+    config: Config, *, class_names: Sequence[str] | None, folders: Sequence[str] | None
+) -> LabelResolver:
     """Integers are class numbers already; names are looked up, folders on request by their sorted order."""
     if config.folder_labels == "order" and folders is not None:
         numbers = {name: number for number, name in enumerate(folders)}
@@ -25,7 +27,9 @@ def _unique(class_names: Sequence[str]) -> dict[str, int]:
     return {name: number for number, name in enumerate(class_names) if times[name] == 1}
 
 
-def refuse_unmatched_folders(config: Config, *, class_names: Sequence[str] | None, folders: Sequence[str] | None) -> None:
+def refuse_unmatched_folders(
+    config: Config, *, class_names: Sequence[str] | None, folders: Sequence[str] | None
+) -> None:
     """Refused where labels are wanted, folders give them, and a folder's name is no (one) class of the model."""
     if folders is None or config.folder_labels == "order":
         return
@@ -48,5 +52,11 @@ def refuse_unmatched_folders(config: Config, *, class_names: Sequence[str] | Non
 def refuse_no_labels(summary: Summary) -> None:
     """Refused where labels are wanted and not one row has any that is a class."""
     if summary.labelled == 0:
-        found = f"the first found is {summary.unknown_label!r}, no class of the model" if summary.unknown_label else "none was found"
-        raise Refused(f"target label: no image has a usable label ({found}). Drop the target, or give --label-column or --class-names.")
+        found = (
+            f"the first found is {summary.unknown_label!r}, no class of the model"
+            if summary.unknown_label
+            else "none was found"
+        )
+        raise Refused(
+            f"target label: no image has a usable label ({found}). Drop the target, or give --label-column or --class-names."
+        )

@@ -34,7 +34,6 @@ class Results:
                 self.columns[f"{array.column}__{name}"] = np.full(n, np.nan, np.float32)
 
 
-
 def take_back_nonfinite(run: Run, results: Results) -> None:
     """Quarantines the rows where the model gave NaN or infinity: they explain nothing. All rows without a map get NaN."""
     found: dict[int, str] = {}
@@ -45,7 +44,9 @@ def take_back_nonfinite(run: Run, results: Results) -> None:
         extremes = np.array([results.columns[f"{array.column}__{name}"] for name in ("min", "max")])
         _note(found, results.applies[array.target] & ~np.isfinite(extremes).all(axis=0), f"map {array.path}")
     for position, what in found.items():
-        results.errors[position] = f"the {what} is not finite: the model overflows on this image, or its weights are damaged"
+        results.errors[position] = (
+            f"the {what} is not finite: the model overflows on this image, or its weights are damaged"
+        )
         for applies in results.applies.values():
             applies[position] = False
     for array in run.arrays:
@@ -66,7 +67,9 @@ def index_lines(run: Run, lines: pa.Table, results: Results, targets: Sequence[T
     partial = ~quarantined & ~np.logical_and.reduce(list(results.applies.values()))
     statuses = np.select([quarantined, partial], [QUARANTINED, PARTIAL], OK)
 
-    columns: dict[str, object] = {name: lines[name] for name in ("row", "unit", "sample_id", "uri", "sha256", "width", "height", "label")}
+    columns: dict[str, object] = {
+        name: lines[name] for name in ("row", "unit", "sample_id", "uri", "sha256", "width", "height", "label")
+    }
     columns |= {"status": pa.array(statuses, pa.string()), "error": pa.array(errors, pa.string())}
     for target in targets:
         applies = results.applies[target.slug]
@@ -84,7 +87,11 @@ def index_lines(run: Run, lines: pa.Table, results: Results, targets: Sequence[T
 
 
 def _target_statuses(
-    target: Target, lines: pa.Table, applies: NDArray[np.bool_], quarantined: NDArray[np.bool_], n_classes: int
+    target: Target,
+    lines: pa.Table,
+    applies: NDArray[np.bool_],
+    quarantined: NDArray[np.bool_],
+    n_classes: int,
 ) -> list[str]:
     labels, texts = lines["label"].fill_null(NO_LABEL).to_pylist(), lines["label_text"].to_pylist()
     statuses = []
@@ -104,6 +111,9 @@ def _names(classes: NDArray[np.generic], applies: NDArray[np.bool_], names: Sequ
     if names is None:
         return pa.nulls(len(classes), pa.string())
     return pa.array(
-        [names[int(number)] if applied and int(number) < len(names) else None for number, applied in zip(classes, applies, strict=True)],
+        [
+            names[int(number)] if applied and int(number) < len(names) else None
+            for number, applied in zip(classes, applies, strict=True)
+        ],
         pa.string(),
     )

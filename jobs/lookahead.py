@@ -11,9 +11,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def map_ahead(
-    function: Callable[[Item], Result], items: Iterable[Item], *, threads: int
-) -> Iterator[Result]:
+def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], *, threads: int) -> Iterator[Result]:
     """`map(function, items)` on `threads` threads, never more than `2 * threads` results ahead.
 
     Unlike `Executor.map`, which takes all items at once, this keeps memory flat over a long listing.

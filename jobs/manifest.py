@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 
 from jobs.entries import Entry
-from jobs.stores import read_object
 from jobs.record import Run
+from jobs.stores import read_object
 
 SCHEMA = pa.schema(
     {
@@ -39,7 +39,9 @@ SCHEMA = pa.schema(
     }
 )
 PART_UNITS = 64
-_FROM_ENTRY = ("sample_id", "uri", "member", "offset", "length", "row_group", "row_in_group", "size", "etag", "error")
+PLACE = ("uri", "member", "offset", "length", "row_group", "row_in_group", "size", "etag", "error")
+"""Where a sample is; a retry may find it elsewhere."""
+_FROM_ENTRY = ("sample_id", *PLACE)
 
 LabelResolver = Callable[[int | str], int | None]
 

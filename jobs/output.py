@@ -58,4 +58,6 @@ def refuse_unwritable(out: str) -> None:
     while not above.exists():
         above = above.parent
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise Refused(f"--out {out} cannot be written: {above} is no directory that this user can write. Choose another.")
+        raise Refused(
+            f"--out {out} cannot be written: {above} is no directory that this user can write. Choose another."
+        )

@@ -60,13 +60,24 @@ def run_stages(items: Sequence[Any], stages: Sequence[Stage]) -> Iterator[Any]:
     first, *others = stages
     data = ray.data.read_datasource(_Items(items, first), override_num_blocks=len(items), num_cpus=first.cpus)
     for stage in others:
-        options: dict[str, Any] = {"num_cpus": stage.cpus, "batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
+        options: dict[str, Any] = {
+            "num_cpus": stage.cpus,
+            "batch_size": 1,
+            "batch_format": "pyarrow",
+            "zero_copy_batch": True,
+        }
         if stage.workers is None:
             data = data.map_batches(_Task(stage.make), **options)
         else:
             # An actor holds one record while it works on the other; more in line would only wait in memory.
             pool = ActorPoolStrategy(size=stage.workers, max_tasks_in_flight_per_actor=2)
-            data = data.map_batches(_Actor, fn_constructor_args=(stage.make,), compute=pool, num_gpus=stage.gpus or None, **options)
+            data = data.map_batches(
+                _Actor,
+                fn_constructor_args=(stage.make,),
+                compute=pool,
+                num_gpus=stage.gpus or None,
+                **options,
+            )
     try:
         for row in data.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
             yield _unpack(row)
@@ -93,7 +104,9 @@ class _Items(Datasource):
     def estimate_inmemory_data_size(self) -> int | None:
         return None
 
-    def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None) -> list[ReadTask]:
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
         del parallelism, per_task_row_limit, data_context  # one record a task, whatever Ray would like better
         metadata = BlockMetadata(num_rows=1, size_bytes=None, input_files=None, exec_stats=None)
         return [ReadTask(_Read(self._make, item), metadata) for item in self._items]
@@ -137,7 +150,13 @@ def _pack(record: Any) -> pa.Table:
     """One row, one column: Ray moves bytes and never looks inside. Without a copy beside pickle's own."""
     data = pickle.dumps(record, protocol=5)
     offsets = pa.array([0, len(data)], pa.int64())
-    return pa.table({"record": pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets.buffers()[1], pa.py_buffer(data)])})
+    return pa.table(
+        {
+            "record": pa.LargeBinaryArray.from_buffers(
+                pa.large_binary(), 1, [None, offsets.buffers()[1], pa.py_buffer(data)]
+            )
+        }
+    )
 
 
 def _unpack(batch: pa.Table) -> Any:

@@ -13,12 +13,12 @@ from typing import Any
 import obstore
 
 from jobs.config import Config
-from jobs.entries import Entry, Source
+from jobs.entries import Source
 from jobs.index import committed
 from jobs.labels import label_resolver, refuse_no_labels, refuse_unmatched_folders
-from jobs.prefetch import prefetched
 from jobs.manifest import Lines, Summary, scan, write_manifest
 from jobs.output import existing_run, refuse_unwritable
+from jobs.prefetch import prefetched
 from jobs.record import RUN_JSON, ArraySpec, Run, refuse_other_fingerprint
 from jobs.sources import list_entries, open_sources
 from jobs.store import metadata_objects
@@ -58,7 +58,10 @@ def make_plan(config: Config, *, find_device: Callable[[], str], dry: bool = Fal
     refuse_unwritable(config.out)
     stored = existing_run(config.out)
     sources = open_sources(
-        config.images, image_column=config.image_column, label_column=config.label_column, uri_column=config.uri_column
+        config.images,
+        image_column=config.image_column,
+        label_column=config.label_column,
+        uri_column=config.uri_column,
     )
     folders = _folders(sources)
     with ThreadPoolExecutor(1) as pool, prefetched(list_entries(sources)) as entries:
@@ -72,7 +75,9 @@ def make_plan(config: Config, *, find_device: Callable[[], str], dry: bool = Fal
         fresh = stored is None
         summary = write_manifest(open_output(config.out), lines) if fresh and not dry else scan(lines)
     if summary.rows == 0:
-        raise Refused(f"no images in {', '.join(config.images)}: there is nothing to explain. Ignored files: {_told(sources)}.")
+        raise Refused(
+            f"no images in {', '.join(config.images)}: there is nothing to explain. Ignored files: {_told(sources)}."
+        )
     if label_wanted:
         refuse_no_labels(summary)
     device = find_device()
@@ -148,7 +153,9 @@ def _unit_size(config: Config, arrays: Sequence[ArraySpec], input_size: tuple[in
     while size > 1 and (size * map_bytes > SHARD_BYTES[1] or size * row_bytes > RECORD_BYTES // 2):
         size //= 2
     if size > fits:
-        raise Refused(f"the maps of a single image take {row_bytes / MIB:.0f} MiB, more than Ray moves in a record: choose fewer methods and targets.")
+        raise Refused(
+            f"the maps of a single image take {row_bytes / MIB:.0f} MiB, more than Ray moves in a record: choose fewer methods and targets."
+        )
     return size
 
 

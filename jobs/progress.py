@@ -9,6 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from jobs.console import say
 from jobs.index import OK, PARTIAL, QUARANTINED
 from jobs.units import CommittedUnit
 
@@ -131,16 +132,22 @@ class Display:
 
     def update(self) -> None:
         if self._bar:
-            self._bar.update(self._task, completed=self._meter.done_before + self._meter.done, description=self._meter.line())
+            self._bar.update(
+                self._task,
+                completed=self._meter.done_before + self._meter.done,
+                description=self._meter.line(),
+            )
         elif monotonic() - self._last >= PLAIN_EVERY:
             self._last = monotonic()
-            self._console.print(self._meter.line(), markup=False, highlight=False, soft_wrap=True)
+            say(self._console, self._meter.line())
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar:
             self._bar.stop()
         else:
-            self._console.print(self._meter.line(), markup=False, highlight=False, soft_wrap=True)
+            say(self._console, self._meter.line())
 
 
 def duration(seconds: float) -> str:

@@ -115,7 +115,10 @@ def refuse_other_fingerprint(run: Run, fingerprint: dict[str, Any], *, where: st
     )
     if not differing:
         return
-    told = "\n  ".join(f"{key}: the store has {_short(run.fingerprint.get(key))}, this run {_short(fingerprint.get(key))}" for key in differing)
+    told = "\n  ".join(
+        f"{key}: the store has {_short(run.fingerprint.get(key))}, this run {_short(fingerprint.get(key))}"
+        for key in differing
+    )
     raise Refused(
         f"{where} holds another run, and its maps would not fit together with these:\n  {told}\n"
         "Give another --out, or the configuration that the store was made with (its run.json has it)."

@@ -46,6 +46,8 @@ def explain_stages(run: Run, *, workers: int) -> list[Stage]:
 
 
 def _make_explain(run: Run) -> Callable[[Any], Any]:
-    from jobs.worker import Explain  # with it comes torch, which the driver and the other stages can do without
+    from jobs.worker import (
+        Explain,  # with it comes torch, which the driver and the other stages can do without
+    )
 
     return Explain(run)

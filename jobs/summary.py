@@ -30,7 +30,11 @@ def plan_text(plan: Plan) -> str:
 
 def finished_text(run: Run, meter: Meter, totals: Totals) -> str:
     """The end of a complete run."""
-    lines = [*_rates(meter), "", f"{run.rows:,} rows: " + ", ".join(f"{totals.statuses[name]:,} {name}" for name in (OK, PARTIAL, QUARANTINED))]
+    lines = [
+        *_rates(meter),
+        "",
+        f"{run.rows:,} rows: " + ", ".join(f"{totals.statuses[name]:,} {name}" for name in (OK, PARTIAL, QUARANTINED)),
+    ]
     lines += error_table(totals.errors)
     lines += ["", f"store: {run.config.out}", *_next(run, totals)]
     return "\n".join(lines)
@@ -69,7 +73,10 @@ def _rates(meter: Meter) -> list[str]:
     if meter.rate is not None:
         lines.append(f"{meter.rate:.1f} rows/s from the first commit on")
     busy = meter.bottleneck()
-    lines.append("CPU ms per row: " + ", ".join(f"{stage} {1000 * meter.cpu_seconds[stage] / meter.done:.1f}" for stage in STAGES))
+    lines.append(
+        "CPU ms per row: "
+        + ", ".join(f"{stage} {1000 * meter.cpu_seconds[stage] / meter.done:.1f}" for stage in STAGES)
+    )
     if busy:
         lines.append(f"busiest stage: {busy[0]}, {busy[1]:.0%} of its time")
     return lines

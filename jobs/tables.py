@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from jobs.entries import SourceError
 from jobs.objects import BUFFER, open_file
@@ -46,9 +46,7 @@ def bytes_columns(schema: pa.Schema) -> dict[str, str]:
     return found
 
 
-def choose(
-    names: Sequence[str], wanted: str | None, usual: Iterable[str], *, where: str, option: str
-) -> str | None:
+def choose(names: Sequence[str], wanted: str | None, usual: Iterable[str], *, where: str, option: str) -> str | None:
     """`wanted`, else the first of the `usual` names in any case, else None. Raises SourceError."""
     if wanted is None:
         folded = {name.casefold(): name for name in reversed(names)}

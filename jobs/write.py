@@ -8,9 +8,9 @@ from collections import Counter
 import obstore
 
 from jobs.index import Commit, ShardRecord, encode_part, part_key
-from jobs.stores import open_output
 from jobs.record import Run
 from jobs.store import encode_shards
+from jobs.stores import open_output
 from jobs.units import CommittedUnit, ExplainedUnit
 
 

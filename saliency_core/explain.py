@@ -16,7 +16,7 @@ from saliency_core.passes import Forward
 from saliency_core.rules import Rule
 from saliency_core.samplers import Sampler
 from saliency_core.specs import refuse_collisions
-from saliency_core.targets import NO_LABEL, Choice, Target, parse_target
+from saliency_core.targets import NO_LABEL, Choice, parse_target
 
 PRECISIONS = ("float32", "float64", "tf32", "bf16", "fp16")
 

@@ -46,7 +46,11 @@ def build_torchvision(
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
         # The files of both were trained with the input transform inside; weights=None leaves it off, silently wrong.
-        options = {"transform_input": True, "init_weights": False, "aux_logits": any("aux" in key.lower() for key in state)}
+        options = {
+            "transform_input": True,
+            "init_weights": False,
+            "aux_logits": any("aux" in key.lower() for key in state),
+        }
     if num_classes is not None:
         options["num_classes"] = num_classes
     chosen = None if geometry_given and preset is None else _one_preset(name, presets, preset)
@@ -68,8 +72,12 @@ def _one_preset(name: str, presets: Mapping[str, Any], preset: str | None) -> An
         return presets[preset]
     geometries = {key: Preprocessing.from_torchvision(one.transforms()) for key, one in presets.items()}
     if len(set(geometries.values())) != 1:
-        told = "; ".join(f"{key} (resize {one.resize}, crop {one.crop}, {one.interpolation})" for key, one in geometries.items())
-        raise Refused(f"{name}'s presets prepare images differently, so the maps would differ: choose --preset from {told}.")
+        told = "; ".join(
+            f"{key} (resize {one.resize}, crop {one.crop}, {one.interpolation})" for key, one in geometries.items()
+        )
+        raise Refused(
+            f"{name}'s presets prepare images differently, so the maps would differ: choose --preset from {told}."
+        )
     return next(iter(presets.values()))
 
 
@@ -90,7 +98,12 @@ def _pretrained(
         raise Refused(
             f"{name}'s weights {chosen.name} could not be downloaded ({error}). Give a local file with --weights."
         ) from error
-    return Built(module, Preprocessing.from_torchvision(chosen.transforms()), tuple(chosen.meta["categories"]), loaded=True)
+    return Built(
+        module,
+        Preprocessing.from_torchvision(chosen.transforms()),
+        tuple(chosen.meta["categories"]),
+        loaded=True,
+    )
 
 
 def build_timm(name: str, *, pretrained: bool, num_classes: int | None, geometry_given: bool) -> Built:
@@ -127,7 +140,9 @@ def _read_graph(path: Path) -> nn.Module:
         try:
             return read(path)
         except Exception as error:  # each reader raises its own kinds for what is not its own
-            troubles.append(f"{kind}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}")
+            troubles.append(
+                f"{kind}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
+            )
     raise Refused(f"model file {str(path)!r} is neither a torch.export nor a TorchScript file ({'; '.join(troubles)}).")
 
 

@@ -67,11 +67,17 @@ def load_model(
     state = load_state(path) if path else None
     if kind == "torchvision" and name:
         built = build_torchvision(
-            name, weights=None if path else weights, state=state, num_classes=num_classes, preset=preset,
+            name,
+            weights=None if path else weights,
+            state=state,
+            num_classes=num_classes,
+            preset=preset,
             geometry_given=preprocessing is not None,
         )
     elif kind == "timm" and name:
-        built = build_timm(name, pretrained=state is None, num_classes=num_classes, geometry_given=preprocessing is not None)
+        built = build_timm(
+            name, pretrained=state is None, num_classes=num_classes, geometry_given=preprocessing is not None
+        )
     elif kind == "python" and name:
         built = Built(_call_factory(name))
     elif kind == "file" and name:
@@ -115,7 +121,9 @@ def _call_factory(path: str) -> nn.Module:
     try:
         factory = getattr(import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        raise Refused(f"model 'python:{path}' cannot be imported: {error}. Is its package installed, or in PYTHONPATH?") from error
+        raise Refused(
+            f"model 'python:{path}' cannot be imported: {error}. Is its package installed, or in PYTHONPATH?"
+        ) from error
     module = factory()
     if not isinstance(module, nn.Module):
         raise Refused(f"model 'python:{path}' returned a {type(module).__name__}, where a torch.nn.Module is needed.")

@@ -157,7 +157,7 @@ class Preprocessing:
     @classmethod
     def from_torchvision(cls, transforms: object) -> Preprocessing:
         """From the `transforms()` of torchvision's classification weights; any other raises ValueError."""
-        from torchvision.transforms._presets import ImageClassification  # type: ignore[import-untyped]
+        from torchvision.transforms._presets import ImageClassification
 
         if not isinstance(transforms, ImageClassification):
             raise ValueError(f"{type(transforms).__name__} is no ImageClassification preset: {_EXPLICIT}")
@@ -226,9 +226,7 @@ class Geometry:
         return placed
 
 
-def _along(
-    low: float, high: float, *, cells: int, pixels: int
-) -> tuple[slice, tuple[int, int], tuple[float, float]]:
+def _along(low: float, high: float, *, cells: int, pixels: int) -> tuple[slice, tuple[int, int], tuple[float, float]]:
     """One axis of a box: pixels with their centres in it, padding for the map, their range in the padded map.
 
     The outermost pixels may stick out of the box by up to half a pixel, hence the padding.

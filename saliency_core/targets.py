@@ -80,7 +80,9 @@ class Class(Target):
 
     def choose(self, outputs: Tensor, labels: Tensor) -> Choice:
         if not 0 <= self.number < outputs.shape[1]:
-            raise Refused(f"target {self.spec!r}: the model has {outputs.shape[1]} classes, 0 to {outputs.shape[1] - 1}.")
+            raise Refused(
+                f"target {self.spec!r}: the model has {outputs.shape[1]} classes, 0 to {outputs.shape[1] - 1}."
+            )
         return Choice(torch.full_like(labels, self.number), torch.ones_like(labels, dtype=torch.bool))
 
 
@@ -103,7 +105,9 @@ def _class_number(text: str, spec: str, class_names: Sequence[str] | None) -> in
     if re.fullmatch(r"\d+", text):
         return int(text)
     if class_names is None:
-        raise Refused(f"target {spec!r} names a class, but the model has no class names: give --class-names or a number.")
+        raise Refused(
+            f"target {spec!r} names a class, but the model has no class names: give --class-names or a number."
+        )
     found = [number for number, name in enumerate(class_names) if name == text]
     if len(found) != 1:
         trouble = f"fits classes {found}" if found else "is no class of this model"

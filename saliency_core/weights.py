@@ -37,7 +37,9 @@ def load_state(path: Path) -> dict[str, Tensor]:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
     if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise Refused(f"{path} is not a state dict (a mapping of names to tensors): torch.save(model.state_dict(), path).")
+        raise Refused(
+            f"{path} is not a state dict (a mapping of names to tensors): torch.save(model.state_dict(), path)."
+        )
     if loaded and all(key.startswith("module.") for key in loaded):
         return {key.removeprefix("module."): value for key, value in loaded.items()}
     return dict(loaded)

@@ -168,7 +168,7 @@ def test_images_over_the_limit_are_rejected(everything: Path) -> None:
 
 def test_what_was_known_when_listing_is_passed_on(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "x.tar", [("a.png", PICTURES[0]), ("b.png", PICTURES[1])])
-    tar.write_bytes(tar.read_bytes()[:-10_240 + 600])
+    tar.write_bytes(tar.read_bytes()[: -10_240 + 600])
     entries = [*listed(tar), Entry("x", "", error="no URI")]
     results = fetch(entries, max_bytes=LIMIT)
     assert results[0] == PICTURES[0]

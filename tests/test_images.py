@@ -36,8 +36,7 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes, *chunks: 
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        for kind, body in parts
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in parts
     )
 
 
@@ -230,9 +229,7 @@ def test_palette_with_alpha() -> None:
     assert read(encode(image, "PNG"))[0].tolist() == [[200, 0, 0], [0, 200, 0], [0, 0, 200], [9, 9, 9]]
 
 
-@pytest.mark.parametrize(
-    ("mode", "clear"), [("L", 7), ("RGB", (7, 7, 7)), ("1", 0)], ids=["grey", "colour", "bit"]
-)
+@pytest.mark.parametrize(("mode", "clear"), [("L", 7), ("RGB", (7, 7, 7)), ("1", 0)], ids=["grey", "colour", "bit"])
 def test_a_clear_colour_lies_over_white(mode: str, clear: object) -> None:
     image = Image.fromarray(np.array([[7, 200]], np.uint8)).convert(mode)
     before = np.asarray(image.convert("RGB"))

@@ -223,12 +223,8 @@ PLACED = [
 
 
 @pytest.mark.parametrize("preprocessing", PLACED)
-@pytest.mark.parametrize(
-    ("width", "height"), [(640, 427), (200, 500), (301, 299), (1000, 260), (60, 45), (24, 33)]
-)
-def test_a_bright_square_comes_back_to_its_place(
-    preprocessing: Preprocessing, width: int, height: int
-) -> None:
+@pytest.mark.parametrize(("width", "height"), [(640, 427), (200, 500), (301, 299), (1000, 260), (60, 45), (24, 33)])
+def test_a_bright_square_comes_back_to_its_place(preprocessing: Preprocessing, width: int, height: int) -> None:
     side = min(width, height) // 3
     left, top = (width - side) // 2 + side // 4, (height - side) // 2 - side // 4
     original = np.zeros((height, width, 3), np.uint8)
@@ -245,9 +241,7 @@ def test_a_bright_square_comes_back_to_its_place(
     np.testing.assert_array_equal(np.isfinite(placed), seen)
     bright = np.argwhere(np.nan_to_num(placed) > 127.5)
     # Half bright begins at the square's edges, to within a pixel and a pixel of the model's input.
-    slack = 1 + max(
-        (geometry.right - geometry.left) / map_.shape[1], (geometry.bottom - geometry.top) / map_.shape[0]
-    )
+    slack = 1 + max((geometry.right - geometry.left) / map_.shape[1], (geometry.bottom - geometry.top) / map_.shape[0])
     assert np.abs(bright.min(axis=0) - (top, left)).max() <= slack
     assert np.abs(bright.max(axis=0) - (top + side - 1, left + side - 1)).max() <= slack
 

@@ -1,0 +1,219 @@
+"""Reading a store: maps in their method's own units, index lines, and the images that were explained.
+
+Everything is by row, in the order that is asked for; nothing is loaded before it is needed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from jobs.entries import Entry
+from jobs.fetch import fetch
+from jobs.images import load_canonical
+from jobs.index import INDEX_PARQUET, committed, read_part, schema
+from jobs.manifest import Manifest, to_entries
+from jobs.output import open_run
+from jobs.record import ArraySpec, Run
+from jobs.reject import Rejected
+from jobs.store import open_array, unscale_maps
+from jobs.stores import open_output
+from jobs.tables import Damaged, open_parquet
+from saliency_core.errors import Refused
+
+Rows = Sequence[int] | NDArray[np.integer[Any]] | slice
+
+
+class MapArray:
+    """One array of a store. May be pickled and may be taken through a fork: each process opens it for itself."""
+
+    def __init__(self, run: Run, array: ArraySpec) -> None:
+        self._run = run
+        self.spec = array
+        self._opened: tuple[int, dict[str, Any]] | None = None
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Maps [n, …] in the order of ``rows``, which may repeat; NaN where a row has none."""
+        wanted, places = np.unique(rows, return_inverse=True)
+        found = np.empty((len(wanted), *self.spec.item_shape), np.float32)
+        start = 0
+        for span in _spans(wanted, unit_size=self._run.unit_size, chunk_rows=self._run.chunk_rows):
+            found[start : start + len(span)] = self._span(slice(int(span[0]), int(span[-1]) + 1))[span - span[0]]
+            start += len(span)
+        # Most reads are of distinct rows in order, and need no second copy.
+        return found if np.array_equal(places, np.arange(len(wanted))) else found[places]
+
+    def _span(self, rows: slice) -> NDArray[np.float32]:
+        stored = np.asarray(self._open(self.spec.path)[rows])
+        if not self.spec.scaled:
+            return stored.astype(np.float32, copy=False)
+        return unscale_maps(stored, np.asarray(self._open(f"{self.spec.path}_scale")[rows]))
+
+    def _open(self, path: str) -> Any:
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = os.getpid(), {}
+        arrays = self._opened[1]
+        if path not in arrays:
+            arrays[path] = open_array(open_output(self._run.config.out), path)
+        return arrays[path]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
+
+
+def _spans(rows: NDArray[np.int64], *, unit_size: int, chunk_rows: int) -> Iterator[NDArray[np.int64]]:
+    """Cuts ascending rows into pieces of which each lies in one unit and touches every chunk that it spans."""
+    cuts = (np.diff(rows) > chunk_rows) | (np.diff(rows // unit_size) > 0)
+    return iter(np.split(rows, np.flatnonzero(cuts) + 1)) if len(rows) else iter(())
+
+
+class Store:
+    """A store, open for reading. ``run`` is its run.json; ``arrays`` has the spec of each array, by its path."""
+
+    def __init__(self, out: str) -> None:
+        self._objects, self.run = open_run(out)
+        self.arrays = {array.path: array for array in self.run.arrays}
+        self._maps = {path: MapArray(self.run, array) for path, array in self.arrays.items()}
+        self._manifest = Manifest(self._objects)
+        self._committed: set[int] = set()
+
+    def __len__(self) -> int:
+        return self.run.rows
+
+    @property
+    def finished(self) -> bool:
+        """Whether every row is committed and compacted."""
+        return self.run.state == "finished"
+
+    def committed_rows(self) -> NDArray[np.int64]:
+        """The rows that have lines and maps, ascending; of an unfinished store, those that have them now."""
+        if self.finished:
+            return np.arange(self.run.rows)
+        self._committed = committed(self._objects)
+        units = [np.asarray(self.run.unit_rows(unit), np.int64) for unit in sorted(self._committed)]
+        return np.concatenate([np.empty(0, np.int64), *units])
+
+    def array(self, path: str) -> MapArray:
+        """The array ``target/method``; Refused with the list where there is none."""
+        if path not in self._maps:
+            raise Refused(f"{self.run.config.out} has no array {path!r}; it has: {', '.join(self.arrays)}.")
+        return self._maps[path]
+
+    def maps(self, path: str, rows: Rows) -> NDArray[np.float32]:
+        """float32 [n, H, W] ([n, C, H, W] where channels were kept), in the method's own units.
+
+        NaN where a row has no map. Refused for an unknown array and for rows outside the store or not yet committed.
+        """
+        array = self.array(path)
+        numbers = self._numbers(rows)
+        self._need_committed(numbers)
+        return array.read(numbers)
+
+    def lines(self, rows: Rows | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+        """Index lines in the order of ``rows``, or all. Refused as ``maps`` does, and for an unknown column."""
+        known = schema(self.run).names
+        for column in columns or ():
+            if column not in known:
+                raise Refused(f"the index has no column {column!r}; it has: {', '.join(known)}.")
+        numbers = np.arange(len(self)) if rows is None else self._numbers(rows)
+        self._need_committed(numbers)
+        wanted, places = np.unique(numbers, return_inverse=True)
+        names = known if columns is None else list(columns)
+        if not len(wanted):
+            return schema(self.run).empty_table().select(names)
+        found = self._compacted(wanted, names) if self.finished else self._from_parts(wanted, names)
+        return found if np.array_equal(places, np.arange(len(wanted))) else found.take(pa.array(places))
+
+    def manifest_lines(self, rows: Rows) -> pa.Table:
+        """The manifest's lines in the order of ``rows``; they exist before the rows are committed."""
+        numbers = self._numbers(rows)
+        wanted, places = np.unique(numbers, return_inverse=True)
+        tables = [
+            self._manifest.unit_lines(unit).take(pa.array(part - unit * self.run.unit_size))
+            for unit, part in _by_unit(wanted, self.run.unit_size)
+        ]
+        # A unit's lines always exist: they lend an empty answer its columns.
+        return pa.concat_tables(tables).take(pa.array(places)) if tables else self._manifest.unit_lines(0).slice(0, 0)
+
+    def original(self, row: int) -> Image.Image | Rejected:
+        """The canonical image (upright RGB, 8 bits) from where the manifest found it, or why it cannot be had."""
+        entries: list[Entry] = to_entries(self.manifest_lines([row]))
+        data = fetch(entries, max_bytes=self.run.config.max_bytes)[0]
+        return data if isinstance(data, Rejected) else load_canonical(data, max_pixels=self.run.config.max_pixels)
+
+    def place(self, values: NDArray[np.floating[Any]], row: int) -> NDArray[np.float32]:
+        """A map [H, W] of ``row`` → float32 [height, width] on its original image; NaN where the crop cut it off.
+
+        Refused where the row's image was never decoded, so that its size is not known.
+        """
+        line = self.lines([row], ["width", "height", "error"]).to_pylist()[0]
+        width, height = line["width"], line["height"]
+        if width is None:
+            raise Refused(f"row {row} has no image to place a map on: {line['error']}")
+        return self.run.preprocessing.geometry(width, height).place(values, width=width, height=height)
+
+    def _numbers(self, rows: Rows) -> NDArray[np.int64]:
+        if isinstance(rows, slice):
+            return np.arange(self.run.rows)[rows]
+        numbers = np.asarray(rows)
+        if numbers.size and not np.issubdtype(numbers.dtype, np.integer):
+            raise Refused(f"rows are whole numbers, not {numbers.dtype}: for a mask, take numpy.flatnonzero of it.")
+        outside = numbers[(numbers < 0) | (numbers >= self.run.rows)]
+        if outside.size:
+            raise Refused(f"row {outside[0]} is not in {self.run.config.out}, which has rows 0 to {self.run.rows - 1}.")
+        return numbers.astype(np.int64)
+
+    def _need_committed(self, rows: NDArray[np.int64]) -> None:
+        units = set(np.unique(rows // self.run.unit_size).tolist())
+        if self.finished or units <= self._committed:
+            return
+        self._committed = committed(self._objects)
+        missing = sorted(units - self._committed)
+        if missing:
+            first = self.run.unit_rows(missing[0])
+            raise Refused(
+                f"{self.run.config.out} is not finished: {len(missing)} of the units asked for have no commit yet, first "
+                f"rows {first.start} to {first.stop - 1}. Run explain again to go on, or ask for committed_rows() only."
+            )
+
+    def _compacted(self, rows: NDArray[np.int64], columns: list[str]) -> pa.Table:
+        """Only the row groups that hold ``rows``, ascending."""
+        where = f"{self.run.config.out.rstrip('/')}/{INDEX_PARQUET}"
+        try:
+            with open_parquet(where) as file:
+                sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+                ends = np.cumsum(sizes)
+                groups, counts = np.unique(np.searchsorted(ends, rows, side="right"), return_counts=True)
+                tables, start = [], 0
+                for group, count in zip(groups.tolist(), counts.tolist(), strict=True):
+                    inside = rows[start : start + count] - (ends[group] - sizes[group])
+                    tables.append(file.read_row_group(group, columns=columns).select(columns).take(pa.array(inside)))
+                    start += count
+                return pa.concat_tables(tables)
+        except Damaged as error:
+            raise Refused(f"{where} is damaged ({error}): run `saliency verify {self.run.config.out}`.") from error
+
+    def _from_parts(self, rows: NDArray[np.int64], columns: list[str]) -> pa.Table:
+        """``rows`` ascending."""
+        size = self.run.unit_size
+        return pa.concat_tables(
+            read_part(self._objects, unit)[0].select(columns).take(pa.array(part - unit * size))
+            for unit, part in _by_unit(rows, size)
+        )
+
+
+def _by_unit(rows: NDArray[np.int64], unit_size: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Ascending rows, unit by unit."""
+    units, starts = np.unique(rows // unit_size, return_index=True)
+    yield from zip(units.tolist(), np.split(rows, starts[1:]), strict=True)
+
+
+def open_store(out: str) -> Store:
+    """Opens a store for reading; Refused where ``out`` is none. Makes nothing."""
+    return Store(out)

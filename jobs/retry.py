@@ -1,0 +1,89 @@
+"""``saliency retry``: explain again the units that hold quarantined rows, from inputs listed again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import obstore
+import pyarrow as pa
+from obstore.store import ObjectStore
+from rich.console import Console
+
+from jobs.config import Config, make_config
+from jobs.console import say
+from jobs.entries import Entry
+from jobs.finalize import SHA256SUMS, ranges
+from jobs.index import INDEX_PARQUET, QUARANTINED, committed, read_part, withdraw
+from jobs.job import engine, work
+from jobs.manifest import PART_UNITS, PLACE, Manifest, encode_part, part_key
+from jobs.output import open_run
+from jobs.record import RUN_JSON, Run
+from jobs.sources import list_entries, open_sources
+from jobs.stores import list_keys
+
+
+def retry(out: str, console: Console, *, workers: str, runner: str) -> int:
+    """→ the exit code of the run. Units that have no commit yet are done along with the others."""
+    store, run = open_run(out)
+    run = run.model_copy(update={"config": _config(run.config, workers=workers, runner=runner), "state": "running"})
+    done = committed(store)
+    again = sorted(unit for unit in done if QUARANTINED in read_part(store, unit)[0]["status"].to_pylist())
+    pending = sorted({*range(run.units)} - done | {*again})
+    say(console, f"{len(again)} units hold quarantined rows: {ranges(again) or 'none'}")
+    with engine(run.config) as wait_for_engine:
+        found = _listed_again(run, store, again)
+        _reopen(store, run, again)
+        _rewrite_manifest(store, run, again, found)
+        return work(run, pending, wait_for_engine(), console)
+
+
+def _config(config: Config, *, workers: str, runner: str) -> Config:
+    return make_config({**config.model_dump(), "workers": workers, "runner": runner, "limit": None})
+
+
+def _listed_again(run: Run, store: ObjectStore, units: Sequence[int]) -> dict[str, Entry]:
+    """Sample id → where it is now, of the rows of ``units``; without those that are listed no more."""
+    manifest = Manifest(store)
+    wanted = {name for unit in units for name in manifest.unit_lines(unit)["sample_id"].to_pylist()}
+    config = run.config
+    sources = open_sources(
+        config.images,
+        image_column=config.image_column,
+        label_column=config.label_column,
+        uri_column=config.uri_column,
+    )
+    return {entry.sample_id: entry for entry in list_entries(sources) if entry.sample_id in wanted}
+
+
+def _reopen(store: ObjectStore, run: Run, units: Sequence[int]) -> None:
+    """Takes away what says that the store is finished, then the commits: from here on a kill leaves it unfinished."""
+    obstore.put(store, RUN_JSON, run.to_json())
+    present = set(list_keys(store))
+    for key in (SHA256SUMS, INDEX_PARQUET):
+        if key in present:
+            obstore.delete(store, key)
+    withdraw(store, units)
+
+
+def _rewrite_manifest(store: ObjectStore, run: Run, units: Sequence[int], found: dict[str, Entry]) -> None:
+    """Gives the rows of ``units`` their new places. Rows, sample ids and labels stay: they are the run's."""
+    manifest = Manifest(store)
+    by_part: dict[int, set[int]] = {}
+    for unit in units:
+        by_part.setdefault(unit // PART_UNITS, set()).add(unit)
+    for part, changed in sorted(by_part.items()):
+        first = part * PART_UNITS
+        tables = [
+            _moved(manifest.unit_lines(unit), found) if unit in changed else manifest.unit_lines(unit)
+            for unit in range(first, min(first + PART_UNITS, run.units))
+        ]
+        obstore.put(store, part_key(part), encode_part(tables))
+
+
+def _moved(lines: pa.Table, found: dict[str, Entry]) -> pa.Table:
+    rows = lines.to_pylist()
+    for row in rows:
+        entry = found.get(row["sample_id"])
+        if entry is not None:
+            row.update({name: getattr(entry, name) for name in PLACE})
+    return pa.Table.from_pylist(rows, schema=lines.schema)

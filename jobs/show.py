@@ -1,0 +1,308 @@
+"""A picture of some rows of a store: each image, its maps, and the maps on the image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from textwrap import wrap
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
+from numpy.typing import NDArray
+from PIL import Image
+
+from jobs.index import OK
+from jobs.reader import Store, open_store
+from jobs.record import ArraySpec
+from jobs.reject import Rejected
+from saliency_core.errors import Refused
+from saliency_core.picture import DIVERGING, SEQUENTIAL, colour, normalise, overlay
+
+FONT = "DejaVu Sans"  # comes with matplotlib, so the picture is the same everywhere
+DPI = 150
+CELL, GAP, MARGIN, HEADING = 2.3, 0.14, 0.25, 0.34  # inches
+TEXT_LINE, CHARACTER = 0.19, 0.088  # inches: a line of a title, and the width that one character may take
+LARGEST = 30_000  # pixels of an edge; Agg draws at most 65,536, and few viewers open that
+PERCENTILE = 99.5  # a few outlying pixels would leave the rest of a gradient map black
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row: its title, wrapped, and its cells from left to right, pixels or the words in their place.
+
+    ``reason``: instead of all cells.
+    """
+
+    title: list[str]
+    cells: list[Pixels | str]
+    reason: str | None = None
+
+    @property
+    def picture_height(self) -> float:
+        """Inches: as the tallest picture wants it, within limits that keep panoramas and towers readable."""
+        if self.reason is not None:
+            return 0.75
+        tallest = max((cell.shape[0] / cell.shape[1] for cell in self.cells if not isinstance(cell, str)), default=0.5)
+        return CELL * min(max(tallest, 0.45), 1.4)
+
+
+def show(
+    out: str,
+    *,
+    output: Path,
+    rows: list[int] | None = None,
+    class_: str | None = None,
+    highest: str | None = None,
+    lowest: str | None = None,
+    n: int = 6,
+    arrays: list[str] | None = None,
+) -> Path:
+    """Draws rows of the store ``out`` into the image file ``output`` (.png, .pdf, .svg, .jpg …), and returns it.
+
+    ``rows``: these, in this order. Otherwise the first ``n`` committed ones, of ``class_`` (number or name of the class
+    that was explained) where given, sorted where ``highest`` or ``lowest`` names an index column. ``arrays``: all by
+    default; the target of the first is the one that ``class_`` means.
+
+    Refused, with nothing written, for what cannot be shown.
+    """
+    _refuse_unwritable(output)
+    store = open_store(out)
+    specs = [store.array(path).spec for path in arrays or store.arrays]
+    chosen = choose_rows(
+        store, target=specs[0].target, rows=rows, class_=class_, highest=highest, lowest=lowest, n=n
+    )
+    columns = 1 + 2 * len(specs)
+    width = 2 * MARGIN + columns * CELL + (columns - 1) * GAP
+    least = 2 * MARGIN + HEADING + len(chosen) * (0.75 + TEXT_LINE + GAP)
+    _refuse_too_large(width, least, rows=len(chosen), arrays=len(specs))
+    index = store.lines(chosen).to_pylist()
+    drawn = [_line(store, line, specs, characters=int((width - 2 * MARGIN) / CHARACTER)) for line in index]
+    height = 2 * MARGIN + HEADING + sum(_height(line) for line in drawn)
+    _refuse_too_large(width, height, rows=len(chosen), arrays=len(specs))
+    _draw(drawn, specs, width=width, height=height).savefig(output, dpi=DPI, format=_format(output))
+    return output
+
+
+def _refuse_unwritable(output: Path) -> None:
+    known = sorted(FigureCanvasAgg.get_supported_filetypes())
+    if _format(output) not in known:
+        raise Refused(f"-o {output}: {output.suffix!r} is no kind of picture; take one of {', '.join(known)}.")
+    if output.is_dir() or not output.absolute().parent.is_dir():
+        raise Refused(f"-o {output} cannot be written: it is a directory, or lies in none. Give a file's path.")
+
+
+def _format(output: Path) -> str:
+    return output.suffix.removeprefix(".").lower() or "png"
+
+
+def _refuse_too_large(width: float, height: float, *, rows: int, arrays: int) -> None:
+    if max(width, height) * DPI > LARGEST:
+        raise Refused(
+            f"{rows} rows of {arrays} arrays make a picture of {width * DPI:.0f}×{height * DPI:.0f} pixels, and no edge may be "
+            f"over {LARGEST}: show fewer rows, or fewer arrays."
+        )
+
+
+# -- which rows -----------------------------------------------------------------------------------------------
+
+
+def choose_rows(
+    store: Store,
+    *,
+    target: str,
+    rows: list[int] | None = None,
+    class_: str | None = None,
+    highest: str | None = None,
+    lowest: str | None = None,
+    n: int = 6,
+) -> list[int]:
+    """Row numbers, at least one. Refused for a contradiction, an unknown class or column, and where no row is left."""
+    if rows is not None:
+        if class_ is not None or highest is not None or lowest is not None:
+            raise Refused("--rows names the rows itself: drop it, or drop --class, --highest and --lowest.")
+        if not rows:
+            raise Refused("--rows is empty: give at least one row number.")
+        return list(rows)
+    if highest is not None and lowest is not None:
+        raise Refused("--highest and --lowest exclude each other: give one.")
+    if n < 1:
+        raise Refused(f"-n {n} shows nothing: give at least 1.")
+    candidates = store.committed_rows()
+    if not len(candidates):
+        raise Refused(f"{store.run.config.out} has no committed rows yet: run explain again to go on.")
+    if class_ is not None:
+        number = class_number(store, class_)
+        classes = store.lines(candidates, [f"{target}__class"])[0]
+        candidates = candidates[np.asarray(pc.fill_null(pc.equal(classes, number), False))]
+        if not len(candidates):
+            raise Refused(
+                f"no row has class {class_!r} as its {target}: choose another class, or an array of another target."
+            )
+    column = highest or lowest
+    if column is not None:
+        values = _numbers(store, candidates, column)
+        known = ~np.isnan(values)
+        if not known.any():
+            raise Refused(f"column {column!r} has no value in any of these rows, so they have no order by it.")
+        candidates, values = candidates[known], values[known]
+        # Stable, so that equal values stand in row order.
+        candidates = candidates[np.argsort(-values if highest else values, kind="stable")]
+    return [int(row) for row in candidates[:n]]
+
+
+def class_number(store: Store, text: str) -> int:
+    """A class's number from its number or name; Refused where that is none, or several."""
+    if text.isascii() and text.isdigit():
+        if int(text) >= store.run.n_classes:
+            raise Refused(f"class {text} does not exist: the model has {store.run.n_classes} classes, from 0.")
+        return int(text)
+    if store.run.class_names is None:
+        raise Refused(f"class {text!r}: the store knows no class names, so give the class's number.")
+    found = [number for number, name in enumerate(store.run.class_names) if name == text]
+    if len(found) != 1:
+        trouble = f"is the name of classes {found}: give the number" if found else "is no class of this model"
+        raise Refused(f"class {text!r} {trouble}.")
+    return found[0]
+
+
+def _numbers(store: Store, rows: NDArray[np.int64], column: str) -> NDArray[np.float64]:
+    values = store.lines(rows, [column])[0]
+    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+        raise Refused(f"column {column!r} holds no numbers, so rows have no highest or lowest in it.")
+    return np.asarray(values.cast(pa.float64()).fill_null(float("nan")))
+
+
+# -- what is drawn ---------------------------------------------------------------------------------------------
+
+
+def _line(store: Store, line: dict[str, Any], specs: list[ArraySpec], *, characters: int) -> Line:
+    facts = [f"row {line['row']}", _printable(line["sample_id"], most=48), f"label: {_class(store, line['label'], None)}"]
+    facts += [_explained(store, line, target) for target in dict.fromkeys(spec.target for spec in specs)]
+    title = wrap("   ·   ".join(filter(None, facts)), characters, break_on_hyphens=False)
+    shown = [spec for spec in specs if line[f"{spec.target}__status"] == OK]
+    if not shown:
+        reason = line["error"] or line[f"{specs[0].target}__status"]
+        return Line(title, [], _printable(f"{line['status']}: {reason}", most=6 * characters))
+    image = store.original(line["row"])
+    unreadable = _printable(f"not to be had: {image.reason}", most=160) if isinstance(image, Rejected) else None
+    cells: list[Pixels | str] = [_fit(image) if isinstance(image, Image.Image) else unreadable or ""]
+    for spec in specs:
+        if spec in shown:
+            cells += _map_cells(store, line["row"], spec, image)
+        else:
+            cells += [_printable(f"no map: {line[f'{spec.target}__status']}", most=160), ""]
+    return Line(title, cells)
+
+
+def _explained(store: Store, line: dict[str, Any], target: str) -> str:
+    """``predicted: tabby 0.93``: what was explained, and how sure the model was; "" where it was not."""
+    if line[f"{target}__status"] != OK:
+        return ""
+    name = _class(store, line[f"{target}__class"], line[f"{target}__class_name"])
+    probability, score = line[f"{target}__probability"], line[f"{target}__score"]
+    return f"{target}: {name}" + (f" {probability:.2f}" if probability is not None else "") + f" (score {score:.3g})"
+
+
+def _class(store: Store, number: int | None, name: str | None) -> str:
+    names = store.run.class_names
+    if name is None and names is not None and number is not None and 0 <= number < len(names):
+        name = names[number]
+    if name is not None:
+        return _printable(name, most=36)
+    return "none" if number is None else str(number)
+
+
+def _map_cells(store: Store, row: int, spec: ArraySpec, image: Image.Image | Rejected) -> list[Pixels | str]:
+    """The map, and the map on the image."""
+    values = store.maps(spec.path, [row])[0]
+    signed = not spec.nonnegative
+    if values.ndim == 3:  # of kept channels, the strongest
+        values, signed = np.abs(values).max(axis=0), False
+    scaled = normalise(values, percentile=PERCENTILE, signed=signed)
+    colormap = DIVERGING if signed else SEQUENTIAL
+    heat = colour(scaled, colormap=colormap)
+    if isinstance(image, Rejected):
+        return [heat, ""]
+    placed = store.place(scaled, row)
+    if placed.shape != (image.height, image.width):
+        was = f"{placed.shape[1]}×{placed.shape[0]}"
+        return [heat, f"the image has {image.width}×{image.height} pixels now, and had {was}"]
+    laid = overlay(np.asarray(image), placed, colormap=colormap, signed=signed)
+    return [heat, _fit(Image.fromarray(laid))]
+
+
+def _fit(image: Image.Image) -> Pixels:
+    """No larger than it is drawn: a hundred photographs at full size would fill the memory."""
+    image = image.copy()
+    most = round(1.4 * CELL * DPI)
+    image.thumbnail((most, most), Image.Resampling.LANCZOS)
+    return np.asarray(image)
+
+
+@cache
+def _glyphs() -> frozenset[int]:
+    return frozenset(get_font(findfont(FONT)).get_charmap())
+
+
+def _printable(text: str, *, most: int) -> str:
+    """Cut in the middle to ``most`` characters; what the font lacks, or would not show, as ``\\u4e2d``."""
+    safe = "".join(
+        one if one.isprintable() and ord(one) in _glyphs() else one.encode("unicode_escape", "surrogatepass").decode()
+        for one in text
+    )
+    return safe if len(safe) <= most else f"{safe[: most // 2]}…{safe[-(most - most // 2 - 1) :]}"
+
+
+# -- drawing ---------------------------------------------------------------------------------------------------
+
+
+def _height(line: Line) -> float:
+    return len(line.title) * TEXT_LINE + 0.06 + line.picture_height + 2 * GAP
+
+
+def _draw(lines: list[Line], specs: list[ArraySpec], *, width: float, height: float) -> Figure:
+    """All places are in inches from the top left, so that nothing is moved, and nothing cut off, by a layout engine."""
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+
+    def write(text: str, x: float, y: float, *, size: float, colour: str = "black", align: str = "left") -> None:
+        figure.text(
+            x / width, 1 - y / height, text, fontsize=size, color=colour, ha=align, va="top", family=FONT,
+            parse_math=False, usetex=False, linespacing=1.25,
+        )  # fmt: skip
+
+    def left(column: int) -> float:
+        return MARGIN + column * (CELL + GAP)
+
+    headings = ["image", *(text for spec in specs for text in (spec.path, "on the image"))]
+    for column, heading in enumerate(headings):
+        write("\n".join(wrap(heading, 34)[:2]), left(column), MARGIN - 0.05, size=8, colour="dimgrey")
+    y = MARGIN + HEADING
+    for line in lines:
+        for text in line.title:
+            write(text, MARGIN, y, size=9)
+            y += TEXT_LINE
+        y += 0.06
+        if line.reason is not None:
+            told = "\n".join(wrap(line.reason, int((width - 2 * MARGIN) / CHARACTER), max_lines=3, placeholder=" …"))
+            write(told, MARGIN, y + 0.05, size=9, colour="firebrick")
+        for column, cell in enumerate(line.cells):
+            if isinstance(cell, str):
+                write("\n".join(wrap(cell, 26)), left(column), y, size=8, colour="firebrick")
+                continue
+            bottom = 1 - (y + line.picture_height) / height
+            axes = figure.add_axes(
+                (left(column) / width, bottom, CELL / width, line.picture_height / height), anchor="NW"
+            )
+            axes.imshow(cell, interpolation="nearest" if max(cell.shape) < 64 else "antialiased")
+            axes.set_axis_off()
+        y += line.picture_height + 2 * GAP
+    return figure

@@ -1,0 +1,43 @@
+"""``saliency status``: how far a store is, from its listing alone; what went wrong, from its parts."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from jobs.console import say
+from jobs.exits import NOT_FINISHED
+from jobs.finalize import SHA256SUMS, Totals, exit_code, ranges
+from jobs.index import OK, PARTIAL, QUARANTINED, committed, read_part
+from jobs.output import open_run
+from jobs.stores import list_keys
+from jobs.summary import error_table, quoted
+
+
+def status(out: str, console: Console) -> int:
+    """Prints rows and units done, the error table and the next command → 0, 3 where rows are imperfect, 1 unfinished."""
+    store, run = open_run(out)
+    done = sorted(committed(store))
+    totals = Totals()
+    for unit in done:
+        lines, commit = read_part(store, unit)
+        totals.add(lines, commit.micro_batches, run)
+    finished = len(done) == run.units and SHA256SUMS in set(list_keys(store))
+    rows = totals.statuses.total()
+    lines_ = [
+        f"{run.config.model} · {', '.join(array.path for array in run.arrays)}",
+        f"{rows:,} of {run.rows:,} rows committed ({rows / run.rows:.1%}), {len(done):,} of {run.units:,} units",
+        ", ".join(f"{totals.statuses[name]:,} {name}" for name in (OK, PARTIAL, QUARANTINED)),
+        *error_table(totals.errors),
+    ]
+    if totals.halved_units:
+        lines_.append(
+            f"{totals.halved_units} units ran out of memory and took smaller micro-batches: their last bits may differ"
+        )
+    if finished:
+        lines_.append(f"finished. Next: saliency verify {quoted(out)}")
+    else:
+        pending = sorted(set(range(run.units)) - set(done))
+        what = f"pending units: {ranges(pending)}" if pending else "all units are committed, finalize is missing"
+        lines_.append(f"{what}. Next: run the same explain command again")
+    say(console, "\n".join(lines_))
+    return exit_code(totals) if finished else NOT_FINISHED

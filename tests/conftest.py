@@ -1,0 +1,95 @@
+"""Fixtures of several test modules: a small image tree with broken images, and runs over it."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from jobs.config import make_config
+from jobs.job import explain
+
+TESTS = Path(__file__).parent
+CLASSES = ("ant", "bee", "cat", "dog", "elk")
+TINY = {
+    "model": "python:factories:tiny",
+    "resize": "16x16",
+    "mean": "0.5,0.5,0.5",
+    "std": "0.25,0.25,0.25",
+    "runner": "inline",
+}
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 images in 5 class folders and 3 broken ones among them; sizes and modes vary. Not to be changed."""
+    root = tmp_path_factory.mktemp("tree")
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        size = (int(rng.integers(12, 40)), int(rng.integers(12, 40)), 3)
+        path = root / CLASSES[i % 5] / f"{i:03d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, size, np.uint8)).save(path)
+    (root / "ant" / "broken.jpg").write_bytes(b"no image at all")
+    (root / "cat" / "empty.png").write_bytes(b"")
+    whole = (root / "dog" / "003.png").read_bytes()
+    (root / "dog" / "torn.png").write_bytes(whole[: len(whole) // 2])
+    return root
+
+
+def run_inline(**keys: object) -> tuple[int, str]:
+    """The job in this process → exit code and what it printed."""
+    console = Console(file=io.StringIO(), width=200)
+    code = explain(make_config({**TINY, **keys}), console)
+    return code, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="session")
+def finished(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished store of ``tree``, units of 8 rows. Not to be changed: copy it."""
+    out = tmp_path_factory.mktemp("finished") / "store"
+    run_inline(
+        images=str(tree), out=str(out), unit_size=8, batch_size=4,
+        methods=("gradient", "input_x_gradient"), targets=("predicted", "label"),
+    )  # fmt: skip
+    return out
+
+
+@pytest.fixture
+def saliency() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The program as a user runs it."""
+
+    def run(*arguments: object, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "jobs", *map(str, arguments)],
+            capture_output=True, text=True, timeout=timeout, cwd=TESTS.parent,
+            env={**os.environ, "PYTHONPATH": str(TESTS), "COLUMNS": "200", **environment},
+        )  # fmt: skip
+
+    return run
+
+
+def flags(**keys: object) -> list[str]:
+    """``TINY`` and more, as flags."""
+    arguments: list[str] = []
+    for key, value in {**TINY, **keys}.items():
+        for one in value if isinstance(value, tuple) else (value,):
+            arguments += ["--" + {"methods": "method", "targets": "target"}.get(key, key).replace("_", "-"), str(one)]
+    return arguments
+
+
+def content(out: Path) -> dict[str, bytes]:
+    """Every object of a store that does not tell how long it took."""
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.name not in ("run.json", "SHA256SUMS")
+    }

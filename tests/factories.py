@@ -1,0 +1,110 @@
+"""Models that tests name as ``python:factories:NAME``; weights are drawn once and for all from a fixed seed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def _seeded(build, seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build()
+
+
+def tiny() -> nn.Module:
+    """5 classes, RGB, any size."""
+    return _seeded(
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(2),
+            nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(16, 5),
+        )
+    )  # fmt: skip
+
+
+def grey() -> nn.Module:
+    """4 classes, one channel."""
+    return _seeded(
+        lambda: nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 4))
+    )
+
+
+class Spoils(nn.Module):
+    """Like ``tiny``, but a square root of zero lies under the gradient of every black image: its map is NaN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = tiny()
+
+    def forward(self, images: Tensor) -> Tensor:
+        darkness = (images + 1).square().sum(dim=(1, 2, 3)).sqrt()
+        return self.body(images) + darkness[:, None]
+
+
+def spoils() -> nn.Module:
+    return Spoils()
+
+
+def random_weights() -> nn.Module:
+    """Another model at each call."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 3))
+
+
+class Several(nn.Module):
+    """Two outputs; which one is meant must be said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = tiny()
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        logits = self.body(images)
+        return {"logits": logits, "doubled": 2 * logits}
+
+
+def several() -> nn.Module:
+    return Several()
+
+
+class NoGradient(nn.Module):
+    """Its scores do not depend on the input by any path that autograd sees."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.detach().mean(dim=(2, 3))
+
+
+def no_gradient() -> nn.Module:
+    return NoGradient()
+
+
+class NoClasses(nn.Module):
+    """[n, 0]."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean(dim=(2, 3))[:, :0]
+
+
+def no_classes() -> nn.Module:
+    return NoClasses()
+
+
+def wrong_shape() -> nn.Module:
+    """A segmentation net: [n, C, H, W]."""
+    return nn.Conv2d(3, 2, 3)
+
+
+class Greedy(nn.Module):
+    """Like ``tiny``, on a device that holds three images at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = tiny()
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) > 3:
+            raise torch.OutOfMemoryError("device is full")
+        return self.body(images)
+
+
+def greedy() -> nn.Module:
+    return Greedy()
