@@ -22,7 +22,8 @@ PREPROCESSING = Preprocessing((96, 96), None, "bilinear", (0.5, 0.5, 0.5), (0.5,
 HELD_OUT = 6  # every sixth group of classes is kept from the training
 POOL = 0
 LR = 6e-3
-SMOOTH = 0.02
+SMOOTH = 0.0
+ARCH = 0
 BATCH = 48
 THREADS = 2  # sums depend on it, hence the weights too
 NOISE = 0.25  # standard deviation; a net that saw noise has gradients with less of it
@@ -33,17 +34,22 @@ def make() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return nn.Sequential(
-            *_stage(3, 16, kernel=6, stride=2),
-            nn.AvgPool2d(2),
-            *_stage(16, 32),
-            nn.AvgPool2d(2),
-            *_stage(32, 64),
-            nn.AvgPool2d(2),
-            *_stage(64, 96),
+            *_body(),
             [nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d][POOL](1),
             nn.Flatten(),
             nn.Linear(96, len(CLASSES)),
         )
+
+
+def _pool(): return nn.AvgPool2d(4, 2, 1)
+def _body():
+    if ARCH == 0:
+        return [_pool(), *_stage(3,16,kernel=5), _pool(), *_stage(16,32), _pool(), *_stage(32,64), *_stage(64,96)]
+    if ARCH == 1:
+        return [_pool(), *_stage(3,16,kernel=5), _pool(), *_stage(16,32), _pool(), *_stage(32,64), *_stage(64,64), *_stage(64,96)]
+    if ARCH == 2:
+        return [_pool(), *_stage(3,16,kernel=5), _pool(), *_stage(16,32), _pool(), *_stage(32,64), _pool(), *_stage(64,96)]
+    return [*_stage(3,16,kernel=6,stride=2), _pool(), *_stage(16,32), _pool(), *_stage(32,64), *_stage(64,96)]
 
 
 def _stage(channels: int, out: int, *, kernel: int = 3, stride: int = 1) -> Iterator[nn.Module]:

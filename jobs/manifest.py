@@ -57,6 +57,26 @@ class Summary:
     unknown_label: str | None = None
 
 
+class Digests:
+    """What the fingerprint knows of the manifest: digests of all sample ids and of all labels, in row order."""
+
+    def __init__(self) -> None:
+        self._samples, self._labels = hashlib.sha256(), hashlib.sha256()
+
+    def add(self, sample_id: str, label: int | None) -> None:
+        name = sample_id.encode()
+        self._samples.update(len(name).to_bytes(8, "little") + name)
+        self._labels.update(f"{label}\n".encode())
+
+    @property
+    def samples(self) -> str:
+        return self._samples.hexdigest()
+
+    @property
+    def labels(self) -> str:
+        return self._labels.hexdigest()
+
+
 class Lines:
     """Cuts a listing into tables of one unit each; ``summary`` is whole when they have all been taken."""
 
@@ -67,8 +87,7 @@ class Lines:
         self.summary = Summary()
 
     def __iter__(self) -> Iterator[pa.Table]:
-        samples, labels = hashlib.sha256(), hashlib.sha256()
-        summary = self.summary
+        digests, summary = Digests(), self.summary
         while batch := list(islice(self._entries, self._unit_size)):
             unit = summary.rows // self._unit_size
             columns: dict[str, list[object]] = {name: [getattr(entry, name) for entry in batch] for name in _FROM_ENTRY}
@@ -84,14 +103,12 @@ class Lines:
                 "label_text": list(texts),
             }
             for entry, number in zip(batch, numbers, strict=True):
-                name = entry.sample_id.encode()
-                samples.update(len(name).to_bytes(8, "little") + name)
-                labels.update(f"{number}\n".encode())
+                digests.add(entry.sample_id, number)
             summary.rows += len(batch)
             summary.labelled += sum(number is not None for number in numbers)
             summary.unknown_label = summary.unknown_label or next(filter(None, texts), None)
             yield pa.table(columns, schema=SCHEMA)
-        summary.samples, summary.labels = samples.hexdigest(), labels.hexdigest()
+        summary.samples, summary.labels = digests.samples, digests.labels
 
     def _number(self, label: int | str) -> int | None:
         number = self._resolve(label)

@@ -32,7 +32,6 @@ def start() -> None:
         return
     # Ray's own notices drown ours, and advise against what we chose; its log files keep everything.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
     ray.init(logging_level=logging.ERROR, **options)
 
@@ -89,8 +88,9 @@ def run_stages(items: Sequence[Any], stages: Sequence[Stage]) -> Iterator[Any]:
 
 def _cause(error: RayTaskError) -> str:
     cause = error.cause if isinstance(error.cause, BaseException) else error
-    notes = "".join(f" ({note})" for note in getattr(cause, "__notes__", ()))
-    return f"{type(cause).__name__}: {cause}{notes}"
+    # Ray adds advice on its own settings below the first lines of what was raised.
+    told = str(cause).split("\nFailed to apply UDF")[0].strip()
+    return f"{type(cause).__name__}: {told}"
 
 
 class _Items(Datasource):

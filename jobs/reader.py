@@ -23,7 +23,7 @@ from jobs.output import open_run
 from jobs.record import ArraySpec, Run
 from jobs.reject import Rejected
 from jobs.store import open_array, unscale_maps
-from jobs.stores import open_output
+from jobs.stores import is_remote, open_output
 from jobs.tables import Damaged, open_parquet
 from saliency_core.errors import Refused
 
@@ -31,19 +31,32 @@ Rows = Sequence[int] | NDArray[np.integer[Any]] | slice
 
 
 class MapArray:
-    """One array of a store. May be pickled and may be taken through a fork: each process opens it for itself."""
+    """One array of a store. May be pickled, and taken through a fork: each process opens it for itself."""
 
-    def __init__(self, run: Run, array: ArraySpec) -> None:
+    def __init__(self, run: Run, spec: ArraySpec) -> None:
+        self.spec = spec
         self._run = run
-        self.spec = array
+        self._made_in = os.getpid()
         self._opened: tuple[int, dict[str, Any]] | None = None
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Maps [n, …] in the order of ``rows``, which may repeat; NaN where a row has none."""
+        """Maps [n, …] in the order of ``rows``, which may repeat; NaN where a row has none.
+
+        Refused where a store on an object store is read in a forked process.
+        """
+        # Rust's threads do not outlive a fork: what obstore or zarrs began in the parent, the child would wait for.
+        forked = os.getpid() != self._made_in
+        if forked and is_remote(self._run.config.out):
+            raise Refused(
+                f"{self._run.config.out} cannot be read in a forked process, where its connections are dead: "
+                "start the workers with multiprocessing_context='spawn'."
+            )
         wanted, places = np.unique(rows, return_inverse=True)
         found = np.empty((len(wanted), *self.spec.item_shape), np.float32)
         start = 0
-        for span in _spans(wanted, unit_size=self._run.unit_size, chunk_rows=self._run.chunk_rows):
+        # zarrs decodes a single chunk in the thread that asks, so a forked process asks for no more at once.
+        whole = self._run.chunk_rows if forked else self._run.unit_size
+        for span in _spans(wanted, whole=whole, gap=self._run.chunk_rows):
             found[start : start + len(span)] = self._span(slice(int(span[0]), int(span[-1]) + 1))[span - span[0]]
             start += len(span)
         # Most reads are of distinct rows in order, and need no second copy.
@@ -66,10 +79,13 @@ class MapArray:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _made_in=os.getpid())
 
-def _spans(rows: NDArray[np.int64], *, unit_size: int, chunk_rows: int) -> Iterator[NDArray[np.int64]]:
-    """Cuts ascending rows into pieces of which each lies in one unit and touches every chunk that it spans."""
-    cuts = (np.diff(rows) > chunk_rows) | (np.diff(rows // unit_size) > 0)
+
+def _spans(rows: NDArray[np.int64], *, whole: int, gap: int) -> Iterator[NDArray[np.int64]]:
+    """Cuts ascending rows into pieces: none crosses a multiple of ``whole``, none has a gap of over ``gap`` rows."""
+    cuts = (np.diff(rows) > gap) | (np.diff(rows // whole) > 0)
     return iter(np.split(rows, np.flatnonzero(cuts) + 1)) if len(rows) else iter(())
 
 
@@ -178,7 +194,7 @@ class Store:
         if missing:
             first = self.run.unit_rows(missing[0])
             raise Refused(
-                f"{self.run.config.out} is not finished: {len(missing)} of the units asked for have no commit yet, first "
+                f"{self.run.config.out} is not finished: {len(missing)} of the units asked for have no commit, first "
                 f"rows {first.start} to {first.stop - 1}. Run explain again to go on, or ask for committed_rows() only."
             )
 

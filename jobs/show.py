@@ -27,7 +27,7 @@ from saliency_core.picture import DIVERGING, SEQUENTIAL, colour, normalise, over
 FONT = "DejaVu Sans"  # comes with matplotlib, so the picture is the same everywhere
 DPI = 150
 CELL, GAP, MARGIN, HEADING = 2.3, 0.14, 0.25, 0.34  # inches
-TEXT_LINE, CHARACTER = 0.19, 0.088  # inches: a line of a title, and the width that one character may take
+TEXT_LINE, CHARACTER = 0.19, 0.08  # inches: the height of a line of text, and the width that a character may take
 LARGEST = 30_000  # pixels of an edge; Agg draws at most 65,536, and few viewers open that
 PERCENTILE = 99.5  # a few outlying pixels would leave the rest of a gradient map black
 
@@ -36,22 +36,33 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Line:
-    """One row: its title, wrapped, and its cells from left to right, pixels or the words in their place.
+    """One row: its name, what is known of it, and its cells from left to right: pixels, or the words in their place.
 
-    ``reason``: instead of all cells.
+    ``facts`` and ``reason`` are wrapped; where there is a reason there are no cells.
     """
 
-    title: list[str]
+    name: str
+    facts: list[str]
     cells: list[Pixels | str]
-    reason: str | None = None
+    reason: list[str]
+
+    @property
+    def text_height(self) -> float:
+        """Inches."""
+        return (1 + len(self.facts) + len(self.reason)) * TEXT_LINE + 0.06
 
     @property
     def picture_height(self) -> float:
         """Inches: as the tallest picture wants it, within limits that keep panoramas and towers readable."""
-        if self.reason is not None:
-            return 0.75
+        if not self.cells:
+            return 0
         tallest = max((cell.shape[0] / cell.shape[1] for cell in self.cells if not isinstance(cell, str)), default=0.5)
         return CELL * min(max(tallest, 0.45), 1.4)
+
+    @property
+    def height(self) -> float:
+        """Inches, with the space below."""
+        return self.text_height + self.picture_height + 2 * GAP
 
 
 def show(
@@ -81,13 +92,16 @@ def show(
     )
     columns = 1 + 2 * len(specs)
     width = 2 * MARGIN + columns * CELL + (columns - 1) * GAP
-    least = 2 * MARGIN + HEADING + len(chosen) * (0.75 + TEXT_LINE + GAP)
-    _refuse_too_large(width, least, rows=len(chosen), arrays=len(specs))
+    # Before anything is read: no row takes less than three lines of text.
+    _refuse_too_large(width, len(chosen) * 3 * TEXT_LINE, rows=len(chosen), arrays=len(specs))
     index = store.lines(chosen).to_pylist()
     drawn = [_line(store, line, specs, characters=int((width - 2 * MARGIN) / CHARACTER)) for line in index]
-    height = 2 * MARGIN + HEADING + sum(_height(line) for line in drawn)
+    height = 2 * MARGIN + HEADING + sum(line.height for line in drawn)
     _refuse_too_large(width, height, rows=len(chosen), arrays=len(specs))
-    _draw(drawn, specs, width=width, height=height).savefig(output, dpi=DPI, format=_format(output))
+    kind = _format(output)
+    # Maps are noise to a compressor: its higher levels take seconds and gain nothing.
+    options = {"compress_level": 3} if kind == "png" else None
+    _draw(drawn, specs, width=width, height=height).savefig(output, dpi=DPI, format=kind, pil_kwargs=options)
     return output
 
 
@@ -106,8 +120,8 @@ def _format(output: Path) -> str:
 def _refuse_too_large(width: float, height: float, *, rows: int, arrays: int) -> None:
     if max(width, height) * DPI > LARGEST:
         raise Refused(
-            f"{rows} rows of {arrays} arrays make a picture of {width * DPI:.0f}×{height * DPI:.0f} pixels, and no edge may be "
-            f"over {LARGEST}: show fewer rows, or fewer arrays."
+            f"{rows} rows of {arrays} arrays make {width * DPI:.0f}×{height * DPI:.0f} pixels, and no edge may be over "
+            f"{LARGEST}: show fewer rows, or fewer arrays."
         )
 
 
@@ -184,13 +198,15 @@ def _numbers(store: Store, rows: NDArray[np.int64], column: str) -> NDArray[np.f
 
 
 def _line(store: Store, line: dict[str, Any], specs: list[ArraySpec], *, characters: int) -> Line:
-    facts = [f"row {line['row']}", _printable(line["sample_id"], most=48), f"label: {_class(store, line['label'], None)}"]
-    facts += [_explained(store, line, target) for target in dict.fromkeys(spec.target for spec in specs)]
-    title = wrap("   ·   ".join(filter(None, facts)), characters, break_on_hyphens=False)
+    name = f"row {line['row']}    {_printable(line['sample_id'], most=min(60, characters - 20))}"
+    facts = [f"labelled {_class(store, line['label'], None)}" if line["label"] is not None else "no label"]
+    facts += filter(None, (_explained(store, line, target) for target in dict.fromkeys(spec.target for spec in specs)))
+    told = _filled(facts, characters)
     shown = [spec for spec in specs if line[f"{spec.target}__status"] == OK]
     if not shown:
         reason = line["error"] or line[f"{specs[0].target}__status"]
-        return Line(title, [], _printable(f"{line['status']}: {reason}", most=6 * characters))
+        text = _printable(f"{line['status']}: {reason}", most=4 * characters)
+        return Line(name, told, [], wrap(text, characters))
     image = store.original(line["row"])
     unreadable = _printable(f"not to be had: {image.reason}", most=160) if isinstance(image, Rejected) else None
     cells: list[Pixels | str] = [_fit(image) if isinstance(image, Image.Image) else unreadable or ""]
@@ -199,16 +215,28 @@ def _line(store: Store, line: dict[str, Any], specs: list[ArraySpec], *, charact
             cells += _map_cells(store, line["row"], spec, image)
         else:
             cells += [_printable(f"no map: {line[f'{spec.target}__status']}", most=160), ""]
-    return Line(title, cells)
+    return Line(name, told, cells, [])
+
+
+def _filled(facts: list[str], characters: int) -> list[str]:
+    """Facts side by side, as many on a line as fit; a fact is broken only where it is longer than a line."""
+    lines: list[str] = []
+    for fact in facts:
+        if lines and len(lines[-1]) + len(fact) + 7 <= characters:
+            lines[-1] += f"   ·   {fact}"
+        else:
+            lines += wrap(fact, characters)
+    return lines
 
 
 def _explained(store: Store, line: dict[str, Any], target: str) -> str:
-    """``predicted: tabby 0.93``: what was explained, and how sure the model was; "" where it was not."""
+    """``predicted: tabby (p 0.93, score 12.1)``: what was explained, and how sure the model was; "" where nothing."""
     if line[f"{target}__status"] != OK:
         return ""
     name = _class(store, line[f"{target}__class"], line[f"{target}__class_name"])
     probability, score = line[f"{target}__probability"], line[f"{target}__score"]
-    return f"{target}: {name}" + (f" {probability:.2f}" if probability is not None else "") + f" (score {score:.3g})"
+    sure = f"p {probability:.2f}, " if probability is not None else ""
+    return f"{target}: {name} ({sure}score {score:.3g})"
 
 
 def _class(store: Store, number: int | None, name: str | None) -> str:
@@ -264,18 +292,14 @@ def _printable(text: str, *, most: int) -> str:
 # -- drawing ---------------------------------------------------------------------------------------------------
 
 
-def _height(line: Line) -> float:
-    return len(line.title) * TEXT_LINE + 0.06 + line.picture_height + 2 * GAP
-
-
 def _draw(lines: list[Line], specs: list[ArraySpec], *, width: float, height: float) -> Figure:
     """All places are in inches from the top left, so that nothing is moved, and nothing cut off, by a layout engine."""
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
 
-    def write(text: str, x: float, y: float, *, size: float, colour: str = "black", align: str = "left") -> None:
+    def write(text: str, x: float, y: float, *, size: float, colour: str = "black", weight: str = "normal") -> None:
         figure.text(
-            x / width, 1 - y / height, text, fontsize=size, color=colour, ha=align, va="top", family=FONT,
+            x / width, 1 - y / height, text, fontsize=size, color=colour, weight=weight, va="top", family=FONT,
             parse_math=False, usetex=False, linespacing=1.25,
         )  # fmt: skip
 
@@ -287,22 +311,21 @@ def _draw(lines: list[Line], specs: list[ArraySpec], *, width: float, height: fl
         write("\n".join(wrap(heading, 34)[:2]), left(column), MARGIN - 0.05, size=8, colour="dimgrey")
     y = MARGIN + HEADING
     for line in lines:
-        for text in line.title:
-            write(text, MARGIN, y, size=9)
-            y += TEXT_LINE
-        y += 0.06
-        if line.reason is not None:
-            told = "\n".join(wrap(line.reason, int((width - 2 * MARGIN) / CHARACTER), max_lines=3, placeholder=" …"))
-            write(told, MARGIN, y + 0.05, size=9, colour="firebrick")
+        write(line.name, MARGIN, y, size=9, weight="bold")
+        told = [(text, "dimgrey") for text in line.facts] + [(text, "firebrick") for text in line.reason]
+        for number, (text, shade) in enumerate(told, start=1):
+            write(text, MARGIN, y + number * TEXT_LINE, size=9, colour=shade)
+        y += line.text_height
         for column, cell in enumerate(line.cells):
             if isinstance(cell, str):
-                write("\n".join(wrap(cell, 26)), left(column), y, size=8, colour="firebrick")
+                write("\n".join(wrap(cell, 30)), left(column), y, size=8, colour="firebrick")
                 continue
             bottom = 1 - (y + line.picture_height) / height
             axes = figure.add_axes(
                 (left(column) / width, bottom, CELL / width, line.picture_height / height), anchor="NW"
             )
             axes.imshow(cell, interpolation="nearest" if max(cell.shape) < 64 else "antialiased")
-            axes.set_axis_off()
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set(color="silver", linewidth=0.5)  # a white map would have no edge
         y += line.picture_height + 2 * GAP
     return figure

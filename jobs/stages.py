@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from jobs.decode import Decode
+from jobs.output import open_run
 from jobs.record import Run
 from jobs.write import Write
 
@@ -28,26 +29,36 @@ class Stage:
 
 
 def explain_stages(run: Run, *, workers: int) -> list[Stage]:
-    """decode → explain → write; the items are unit numbers."""
+    """decode → explain → write; the items are unit numbers. The store's run.json must be in place."""
     on_gpu = run.device == "cuda"
+    out = run.config.out
     # On a CPU the replicas take nearly all of it, and yet decode and write must never starve: they share what is left
     # in small parts. Beside a GPU they have the processor to themselves.
     return [
-        Stage("decode", partial(Decode, run), cpus=1.0 if on_gpu else 0.2),
+        Stage("decode", partial(_decode, out), cpus=1.0 if on_gpu else 0.2),
         Stage(
             "explain",
-            partial(_make_explain, run),
+            partial(_explain, out),
             cpus=1.0 if on_gpu else 0.7 * run.config.threads,
             gpus=run.config.gpus_per_worker if on_gpu else 0.0,
             workers=workers,
         ),
-        Stage("write", partial(Write, run), cpus=0.5 if on_gpu else 0.2),
+        Stage("write", partial(_write, out), cpus=0.5 if on_gpu else 0.2),
     ]
 
 
-def _make_explain(run: Run) -> Callable[[Any], Any]:
-    from jobs.worker import (
-        Explain,  # with it comes torch, which the driver and the other stages can do without
-    )
+# Each stage reads run.json where it works: what travels with every task stays as small as a path.
 
-    return Explain(run)
+
+def _decode(out: str) -> Callable[[Any], Any]:
+    return Decode(open_run(out)[1])
+
+
+def _explain(out: str) -> Callable[[Any], Any]:
+    from jobs.worker import Explain  # with it comes torch, which the driver and the other stages can do without
+
+    return Explain(open_run(out)[1])
+
+
+def _write(out: str) -> Callable[[Any], Any]:
+    return Write(open_run(out)[1])

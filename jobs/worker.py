@@ -24,6 +24,10 @@ from saliency_core.targets import NO_LABEL
 log = logging.getLogger(__name__)
 
 
+class ExplainError(RuntimeError):
+    """The model raised; the message names unit, rows and what it said."""
+
+
 class Explain:
     """Builds its own replica from the run's spec, and refuses to work where that is not the model of the plan."""
 
@@ -78,8 +82,8 @@ class Explain:
                 except RuntimeError as error:
                     if not _out_of_memory(error) or size == 1:
                         first = unit.lines["row"][start].as_py()
-                        error.add_note(f"in unit {unit.unit}, rows {first} to {first + rows.stop - rows.start - 1}")
-                        raise
+                        where = f"unit {unit.unit}, rows {first} to {first + rows.stop - rows.start - 1}"
+                        raise ExplainError(f"the model failed on {where}: {type(error).__name__}: {error}") from error
                     size = max(1, size // 2)
                     forced.append(size)
                     log.warning("unit %d: out of memory, going on with micro-batches of %d", unit.unit, size)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from saliency_core.errors import Refused
 
-SEQUENTIAL, DIVERGING = "hot", "RdBu_r"
+SEQUENTIAL, DIVERGING = "hot", "seismic"
 _UNSEEN = 160  # grey: a colour of neither map
 _DIMMED = 0.5
 
@@ -54,7 +54,7 @@ def colour(values: NDArray[np.floating[Any]], *, colormap: str = SEQUENTIAL) -> 
     import matplotlib
 
     if colormap not in matplotlib.colormaps:
-        raise Refused(f"matplotlib's colour map {colormap!r} does not exist: take {SEQUENTIAL}, {DIVERGING} or another of its.")
+        raise Refused(f"matplotlib has no colour map {colormap!r}: take {SEQUENTIAL}, {DIVERGING} or another.")
     seen = ~np.isnan(values)
     table: Any = matplotlib.colormaps[colormap]
     colours = np.asarray(table(np.where(seen, values, 0), bytes=True)[..., :3], np.uint8)
@@ -65,7 +65,7 @@ def overlay(
     image: NDArray[np.uint8],
     values: NDArray[np.floating[Any]],
     *,
-    alpha: float = 0.85,
+    alpha: float = 0.9,
     colormap: str = SEQUENTIAL,
     signed: bool = False,
 ) -> NDArray[np.uint8]:
@@ -79,8 +79,7 @@ def overlay(
         raise ValueError(f"image {image.shape} and map {values.shape} are not of one size: place the map first")
     seen = ~np.isnan(values)
     strength = np.where(seen, np.abs(2 * values - 1) if signed else values, 0)
-    # The square root lifts the middle: most of a gradient map is far below its maximum.
-    opacity = (alpha * np.sqrt(strength))[..., None].astype(np.float32)
+    opacity = (alpha * strength)[..., None].astype(np.float32)
     below = image * np.where(seen, 1, _DIMMED)[..., None].astype(np.float32)
     mixed = (1 - opacity) * below + opacity * colour(values, colormap=colormap)
     return np.rint(mixed).astype(np.uint8)

@@ -1,0 +1,191 @@
+"""What ``verify`` holds the store as a whole against: run.json, the listing, metadata, manifest, the compacted index."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from obstore.store import ObjectStore
+
+from jobs.contents import AGAIN, RESTORE, Objects, Problem, foreign, is_expected
+from jobs.finalize import SHA256SUMS
+from jobs.index import INDEX_PARQUET
+from jobs.manifest import PART_UNITS, SCHEMA, Digests, parts_of
+from jobs.manifest import part_key as manifest_key
+from jobs.record import RUN_JSON, Run
+from jobs.store import metadata_objects
+from jobs.stores import read_object
+from jobs.tables import Damaged, open_parquet
+
+STATES = ("running", "finished")
+UNREADABLE = (ValueError, OSError, KeyError, TypeError, pa.ArrowException)
+"""What decoding damaged bytes raises."""
+_SUM = re.compile(r"([0-9a-f]{64})  (.+)")
+
+
+def load_sums(store: ObjectStore) -> Generator[Problem, None, dict[str, str]]:
+    """SHA256SUMS → key → digest; its lines must be sorted, and each key stand there once."""
+    sums: dict[str, str] = {}
+    try:
+        lines = read_object(store, SHA256SUMS).decode().split("\n")
+    except FileNotFoundError:
+        yield Problem(SHA256SUMS, f"is missing from a store that {RUN_JSON} calls finished: {AGAIN}")
+        return sums
+    except UnicodeDecodeError as error:
+        yield Problem(SHA256SUMS, f"is no text ({error}): {AGAIN}")
+        return sums
+    if lines.pop() != "":
+        yield Problem(SHA256SUMS, f"does not end with a whole line: {AGAIN}")
+    for number, line in enumerate(lines, start=1):
+        match = _SUM.fullmatch(line)
+        if match is None:
+            yield Problem(SHA256SUMS, f"line {number} is no hash and name ({line[:80]!r}): {AGAIN}")
+        elif match[2] in sums:
+            yield Problem(SHA256SUMS, f"lists {match[2]} more than once: {AGAIN}")
+        else:
+            sums[match[2]] = match[1]
+    if list(sums) != sorted(sums):
+        yield Problem(SHA256SUMS, f"is not sorted by name, so it is not as it was written: {AGAIN}")
+    return sums
+
+
+def check_run(objects: Objects, run: Run) -> Iterator[Problem]:
+    """run.json is as it was written, complete, and agrees with its own fingerprint."""
+    data = yield from objects.read(RUN_JSON, remedy=RESTORE)
+    if data is None:
+        return
+    # A damaged key would silently leave its default in place.
+    unknown = json.loads(data).keys() - json.loads(run.to_json()).keys()
+    if unknown or run.state not in STATES:
+        what = f"unknown keys {sorted(unknown)}" if unknown else f"the state {run.state!r}"
+        yield Problem(RUN_JSON, f"has {what}, so it is not as it was written: {RESTORE}")
+    differing = sorted(key for key, value in _fingerprinted(run).items() if run.fingerprint.get(key) != value)
+    if not str(run.fingerprint.get("samples")).startswith(f"{run.rows} images, "):
+        differing.append("samples")
+    if differing:
+        yield Problem(RUN_JSON, f"contradicts its own fingerprint ({', '.join(differing)}): {RESTORE}")
+
+
+def _fingerprinted(run: Run) -> dict[str, Any]:
+    """What run.json says a second time in its fingerprint."""
+    config, arrays = run.config, run.arrays
+    kinds = {array.dtype for array in arrays}
+    return {
+        "model": config.model,
+        "output": config.output,
+        "class_names": None if run.class_names is None else list(run.class_names),
+        "preprocessing": run.preprocessing_,
+        "methods": {array.method: array.method_spec for array in arrays},
+        "targets": {array.target: array.target_spec for array in arrays} if arrays else {},
+        "map_dtype": kinds.pop() if len(kinds) == 1 else None,
+        "precision": config.precision,
+        "unit_size": run.unit_size,
+        "micro_batch": run.micro_batch,
+        "threads": config.threads,
+        "seed": config.seed,
+        "device": run.device,
+    }
+
+
+def check_listing(out: str, objects: Objects, run: Run) -> Iterator[Problem]:
+    """Nothing lies in the store, or stands in SHA256SUMS, that is not the run's."""
+    for key in foreign(out, run):
+        yield Problem(key, "is no object of this run: nothing reads it; move it elsewhere, or delete it")
+    for key in objects.sums or ():
+        if not is_expected(run, key):
+            yield Problem(SHA256SUMS, f"lists {key!r}, which is no object of this run: {AGAIN}")
+
+
+def check_metadata(objects: Objects, run: Run) -> Iterator[Problem]:
+    """Every zarr.json says of its array what run.json says."""
+    for key, wanted in metadata_objects(run).items():
+        data = yield from objects.read(key, remedy=RESTORE)
+        try:
+            if data is not None and json.loads(data) != json.loads(wanted):
+                yield Problem(key, f"does not describe the array that {RUN_JSON} does, so readers would err: {RESTORE}")
+        except ValueError as error:
+            yield Problem(key, f"is no JSON ({error}): {RESTORE}")
+
+
+def check_manifest(objects: Objects, run: Run) -> Iterator[Problem]:
+    """Rows 0 to N − 1 in order, each in its unit; sample ids and labels are those that the run was planned with."""
+    digests, whole = Digests(), True
+    for part in range(parts_of(run)):
+        key = manifest_key(part)
+        data = yield from objects.read(key, remedy=RESTORE)
+        try:
+            trouble = None if data is None else _check_part(data, run, part, digests)
+        except UNREADABLE as error:
+            trouble = f"cannot be read ({error})"
+        if trouble is not None:
+            yield Problem(key, f"{trouble}: {RESTORE}")
+        whole = whole and data is not None and trouble is None
+    if not whole:
+        return
+    if not str(run.fingerprint.get("samples")).endswith(f" {digests.samples}"):
+        yield Problem("manifest", f"has other sample ids than the run was planned with: {RESTORE}")
+    if run.fingerprint.get("labels") != digests.labels:
+        yield Problem("manifest", f"has other labels than the run was planned with: {RESTORE}")
+
+
+def _check_part(data: bytes, run: Run, part: int, digests: Digests) -> str | None:
+    units = range(part * PART_UNITS, min((part + 1) * PART_UNITS, run.units))
+    with pq.ParquetFile(pa.BufferReader(data)) as file:
+        if file.num_row_groups != len(units):
+            return f"has {file.num_row_groups} row groups instead of one for each of {len(units)} units"
+        for group, unit in enumerate(units):
+            lines = file.read_row_group(group)
+            if lines.schema != SCHEMA:
+                return "has other columns than a manifest"
+            rows = run.unit_rows(unit)
+            if lines["row"].to_pylist() != list(rows) or set(lines["unit"].to_pylist()) != {unit}:
+                return f"does not hold rows {rows.start} to {rows.stop - 1} as unit {unit}, each once and in order"
+            for sample_id, label in zip(lines["sample_id"].to_pylist(), lines["label"].to_pylist(), strict=True):
+                digests.add(sample_id, label)
+    return None
+
+
+class Compacted:
+    """index.parquet, held against the units' own parts as they come by, in order."""
+
+    def __init__(self, out: str, run: Run) -> None:
+        self._units = _units(f"{out.rstrip('/')}/{INDEX_PARQUET}", run)
+
+    def check(self, unit: int, lines: pa.Table | None) -> Iterator[Problem]:
+        """``lines``: the unit's part; None where it is damaged, and there is nothing to compare."""
+        try:
+            found = next(self._units, None)
+        except (Damaged, *UNREADABLE) as error:
+            self._units = iter(())
+            yield Problem(INDEX_PARQUET, f"cannot be read ({error}): {AGAIN}")
+            return
+        if lines is not None and (found is None or not _same(found, lines)):
+            yield Problem(INDEX_PARQUET, f"has not the lines of unit {unit} as the unit's own part has them: {AGAIN}")
+
+    def end(self) -> Iterator[Problem]:
+        """After the last unit."""
+        if next(self._units, None) is not None:
+            yield Problem(INDEX_PARQUET, f"has more rows than the run: {AGAIN}")
+
+
+def _units(uri: str, run: Run) -> Iterator[pa.Table]:
+    waiting = []
+    with open_parquet(uri) as file:
+        for group in range(file.num_row_groups):
+            waiting.append(file.read_row_group(group))
+            lines = pa.concat_tables(waiting)
+            whole = len(lines) - len(lines) % run.unit_size
+            for start in range(0, whole, run.unit_size):
+                yield lines.slice(start, run.unit_size)
+            waiting = [lines.slice(whole)]
+    if waiting and len(waiting[0]):
+        yield waiting[0]
+
+
+def _same(one: pa.Table, other: pa.Table) -> bool:
+    # Arrow holds NaN to differ from itself; a probability can be NaN.
+    return one.equals(other) or (one.schema == other.schema and repr(one.to_pydict()) == repr(other.to_pydict()))

@@ -1,0 +1,142 @@
+"""What a store consists of, and its objects as ``verify`` reads them: each once, hashed on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+from threading import Lock
+
+import obstore
+from obstore.store import ObjectStore
+
+from jobs.finalize import SHA256SUMS
+from jobs.index import INDEX_PARQUET, ShardRecord, part_key, unit_of
+from jobs.manifest import parts_of
+from jobs.manifest import part_key as manifest_key
+from jobs.objects import is_remote, keys
+from jobs.record import RUN_JSON, Run
+from jobs.store import MAPS, metadata_objects
+from jobs.stores import read_object
+
+_SHARD = re.compile(r"maps\.zarr/.+/c/(\d+)(?:/0)*")
+_STAGED = re.compile(r"(.+)#\d+")
+CHUNK = 4 << 20
+
+
+@dataclass(frozen=True)
+class Problem:
+    """``where``: an object of the store. ``what``: what is wrong with it, what that means, and what to do."""
+
+    where: str
+    what: str
+
+
+Found = Generator[Problem, None, bytes | None]
+
+
+class Objects:
+    """Reads a store's objects and holds them against ``sums``, the content of SHA256SUMS (None: there is none to trust).
+
+    Counts what it read. May be used from several threads.
+    """
+
+    def __init__(self, store: ObjectStore, sums: dict[str, str] | None) -> None:
+        self.store = store
+        self.sums = sums
+        self.count = 0
+        self.bytes = 0
+        self._lock = Lock()
+
+    def read(self, key: str, *, remedy: str, record: ShardRecord | None = None) -> Found:
+        """The object's bytes; None, after the problem, where they are missing or not those that were written.
+
+        ``record`` is what the unit's commit knows of the object: a second witness beside SHA256SUMS.
+        """
+        try:
+            data = read_object(self.store, key)
+        except FileNotFoundError:
+            yield Problem(key, f"is missing: {remedy}")
+            return None
+        digest = self._note(len(data), [data])
+        if record is not None and (record.length, record.sha256) != (len(data), digest):
+            yield Problem(key, f"is not what was committed ({_difference(record, data)}): {remedy}")
+            return None
+        proven = yield from self._hold(key, digest, remedy, committed=record is not None)
+        return data if proven else None
+
+    def scan(self, key: str, *, remedy: str) -> Generator[Problem, None, bool]:
+        """As ``read``, for an object that need not fit into memory: whether it is there and as it was written."""
+        try:
+            found = obstore.get(self.store, key)
+        except FileNotFoundError:
+            yield Problem(key, f"is missing: {remedy}")
+            return False
+        digest = self._note(found.meta["size"], found.stream(min_chunk_size=CHUNK))
+        return (yield from self._hold(key, digest, remedy, committed=False))
+
+    def _note(self, length: int, chunks: Iterable[bytes]) -> str:
+        digest = hashlib.sha256()
+        for chunk in chunks:
+            digest.update(chunk)
+        with self._lock:
+            self.count += 1
+            self.bytes += length
+        return digest.hexdigest()
+
+    def _hold(self, key: str, digest: str, remedy: str, *, committed: bool) -> Generator[Problem, None, bool]:
+        if self.sums is None or self.sums.get(key) == digest:
+            return True
+        what = "does not list it" if key not in self.sums else "has another hash of it"
+        if committed:
+            # Two witnesses agree, so the third is wrong; the object itself is looked at further.
+            yield Problem(SHA256SUMS, f"{what}: {key}, which is as its unit was committed, so {SHA256SUMS} is damaged: {AGAIN}")
+            return True
+        yield Problem(key, f"was changed, or {SHA256SUMS} was, which {what}: {remedy}")
+        return False
+
+
+AGAIN = "run the same explain command again, it writes this object anew"
+RESTORE = "nothing can make this object again, so restore it from a copy, or explain into a new --out"
+
+
+def redo(unit: int) -> str:
+    """How a unit is made anew."""
+    return f"delete {part_key(unit)}, which withdraws unit {unit}, and run the same explain command again"
+
+
+def unit_objects(run: Run, unit: int) -> dict[str, str]:
+    """Array path → key of every shard of a unit, scales too."""
+    paths = {array.path: len(array.item_shape) for array in run.arrays}
+    paths |= {f"{array.path}_scale": 0 for array in run.arrays if array.scaled}
+    return {path: f"{MAPS}/{path}/c/" + "/".join([str(unit), *["0"] * depth]) for path, depth in paths.items()}
+
+
+def is_expected(run: Run, key: str) -> bool:
+    """Whether a store of this run may hold such an object."""
+    unit = unit_of(key)
+    if unit is not None:
+        return unit < run.units and key == part_key(unit)
+    shard = _SHARD.fullmatch(key)
+    if shard is not None:
+        unit = int(shard[1])
+        return unit < run.units and key in unit_objects(run, unit).values()
+    if key in (RUN_JSON, SHA256SUMS, INDEX_PARQUET) or key in map(manifest_key, range(parts_of(run))):
+        return True
+    return key in metadata_objects(run)
+
+
+def foreign(out: str, run: Run) -> Iterator[str]:
+    """The objects below ``out`` that no run of ours puts there."""
+    for key in keys(out):
+        # What a killed run was writing to a local store bears such a name; it never became an object.
+        staged = None if is_remote(out) else _STAGED.fullmatch(key)
+        if not is_expected(run, staged[1] if staged else key):
+            yield key
+
+
+def _difference(record: ShardRecord, data: bytes) -> str:
+    if record.length != len(data):
+        return f"it has {len(data):,} bytes instead of {record.length:,}"
+    return "its length is right, its SHA-256 is not"

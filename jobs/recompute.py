@@ -1,0 +1,150 @@
+"""``verify --recompute``: some rows are explained again, by the same stages, and held against what is stored.
+
+Nothing else can find a store that agrees with itself and is wrong all the same.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from obstore.store import ObjectStore
+
+from jobs.contents import Problem, redo, unit_objects
+from jobs.decode import Decode
+from jobs.index import OK, QUARANTINED, read_part
+from jobs.manifest import Manifest
+from jobs.record import ArraySpec, Run
+from jobs.store import decode_shard, unscale_maps
+from jobs.stores import read_object
+from jobs.units import ExplainedUnit
+from saliency_core.errors import Refused
+
+# Relative L2 between the map and the one stored, beyond which it is not the same explanation. Other processors move
+# float32's last bits, and far more of the shorter formats'; maps of different images differ by about 1.4.
+ALLOWED = {"float32": 0.1, "tf32": 0.2, "bf16": 0.5, "fp16": 0.5}
+
+Maps = dict[str, tuple[NDArray[np.generic], NDArray[np.float32] | None]]
+"""By array path: what is stored [n, …], and the scales [n] of scaled arrays."""
+
+
+class Sample:
+    """``size`` random rows of those with maps, each as likely as any other, from one pass over the index."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self._size = size
+        self._random = random.Random(seed)  # noqa: S311 - nobody must be kept from guessing
+        self._kept: list[tuple[float, int]] = []
+
+    def add(self, lines: pa.Table) -> None:
+        for row, status in zip(lines["row"].to_pylist(), lines["status"].to_pylist(), strict=True):
+            if status != QUARANTINED and self._size:
+                heapq.heappush(self._kept, (self._random.random(), row))
+                if len(self._kept) > self._size:
+                    heapq.heappop(self._kept)
+
+    @property
+    def rows(self) -> list[int]:
+        return sorted(row for _, row in self._kept)
+
+
+class Recompute:
+    """Holds a replica of the model. Refused where the run's model, or its kind of device, cannot be had here.
+
+    ``notes``: what was seen that is no damage of the store; ``summary``: of the rows that could be compared.
+    """
+
+    def __init__(self, store: ObjectStore, run: Run) -> None:
+        from jobs.worker import Explain  # with it comes torch, which nothing else here needs
+
+        _refuse_other_device(run)
+        self._store = store
+        self._run = run
+        self._manifest = Manifest(store)
+        self._decode = Decode(run)
+        self._explain = Explain(run)
+        self._maps: tuple[int, Maps] | None = None
+        self._same, self._largest = Counter[bool](), 0.0
+        self.notes: list[str] = []
+
+    def check(self, row: int) -> Iterator[Problem]:
+        """Explains the row again, within the micro-batch that it had, and compares. Rows are best given in order."""
+        run, unit = self._run, row // self._run.unit_size
+        first = run.unit_rows(unit).start
+        # Aligned as the run had it: what else is in a batch may move the last bits.
+        start = (row - first) // run.micro_batch * run.micro_batch
+        lines, commit = read_part(self._store, unit)
+        line = lines.slice(row - first, 1).to_pylist()[0]
+        decoded = self._decode.lines(unit, self._manifest.unit_lines(unit).slice(start, run.micro_batch))
+        position = row - first - start
+        now = decoded.lines.slice(position, 1).to_pylist()[0]
+        if now["status"] != OK or now["sha256"] != line["sha256"]:
+            self.notes.append(f"row {row} was not compared: its image is not what it was ({now['error'] or 'other bytes'})")
+            return
+        if commit.micro_batches:
+            self.notes.append(f"row {row}: unit {unit} ran out of memory, its smaller micro-batches may give other bits")
+        explained = self._explain(decoded)
+        for trouble in self._differences(line, explained, position, row - first):
+            yield Problem(f"row {row}", f"{trouble}, so the store does not hold the model's explanations: {redo(unit)}")
+
+    def summary(self) -> str:
+        """How many rows were compared, and how near they came."""
+        told = f"{self._same.total()} rows explained again, {self._same[True]} of them to the bit"
+        return told + (f", the others within a relative L2 of {self._largest:.1e}" if self._same[False] else "")
+
+    def _differences(
+        self, line: dict[str, object], explained: ExplainedUnit, position: int, stored_position: int
+    ) -> Iterator[str]:
+        run = self._run
+        now = explained.lines.slice(position, 1).to_pylist()[0]
+        for target in run.target_specs:
+            for name in (f"{target}__status", f"{target}__class"):
+                if now[name] != line[name]:
+                    yield f"{name} is {line[name]!r} in the index and {now[name]!r} when explained again"
+        same = True
+        for array in run.arrays:
+            if line[f"{array.target}__status"] != OK or now[f"{array.target}__status"] != OK:
+                continue
+            stored, scales = self._unit_maps(explained.unit)[array.path]
+            old = _row(stored, scales, stored_position)
+            new = _row(explained.maps[array.path], explained.scales.get(array.path), position)
+            if np.array_equal(old, new):
+                continue
+            same = False
+            norm, difference = float(np.linalg.norm(new)), float(np.linalg.norm(old - new))
+            self._largest = max(self._largest, difference / norm if norm else np.inf)
+            if difference > ALLOWED[run.config.precision] * norm + _step(array, explained, position):
+                yield f"map {array.path} is another when explained again (relative L2 {difference / norm if norm else np.inf:.2g})"
+        self._same[same] += 1
+
+    def _unit_maps(self, unit: int) -> Maps:
+        if self._maps is None or self._maps[0] != unit:
+            keys = unit_objects(self._run, unit)
+            decoded = {path: decode_shard(self._run, path, unit, read_object(self._store, key)) for path, key in keys.items()}
+            self._maps = unit, {array.path: (decoded[array.path], decoded.get(f"{array.path}_scale")) for array in self._run.arrays}
+        return self._maps[1]
+
+
+def _row(stored: NDArray[np.generic], scales: NDArray[np.float32] | None, position: int) -> NDArray[np.float64]:
+    one = slice(position, position + 1)
+    maps = stored[one] if scales is None else unscale_maps(stored[one], scales[one])
+    return maps.astype(np.float64)
+
+
+def _step(array: ArraySpec, explained: ExplainedUnit, position: int) -> float:
+    """What one step of an 8-bit map may add: values at a rounding boundary fall to either side."""
+    if array.dtype not in ("uint8", "int8"):
+        return 0.0
+    return float(explained.scales[array.path][position]) * float(np.sqrt(np.prod(array.item_shape)))
+
+
+def _refuse_other_device(run: Run) -> None:
+    import torch
+
+    if run.device == "cuda" and not torch.cuda.is_available():
+        raise Refused("--recompute: the store was made on a GPU and there is none here, so maps would differ. Leave it out.")

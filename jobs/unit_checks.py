@@ -1,0 +1,140 @@
+"""What ``verify`` holds a unit against: its lines belong to the plan, its shards to the commit, each map to its line."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from jobs.checks import UNREADABLE
+from jobs.contents import Objects, Problem, redo, unit_objects
+from jobs.finalize import check_rows, ranges
+from jobs.index import OK, PARTIAL, QUARANTINED, ShardRecord, decode_part, part_key
+from jobs.record import ArraySpec, Run
+from jobs.store import decode_shard, fill_value
+
+PLANNED = ("row", "unit", "sample_id", "uri", "label")
+# Half a step of 8 bits, and float16's rounding of what is at most 1, as parts of the map's scale; with float32's own.
+_ROUNDING = {"float32": 0.0, "float16": 2.0**-11, "uint8": 0.5, "int8": 0.5}
+_SLACK = 1.001
+_TINY = 1e-35  # maps below float32's normal range are stored as zero
+
+Bools = NDArray[np.bool_]
+
+
+def check_unit(
+    objects: Objects, run: Run, unit: int, planned: pa.Table | None
+) -> Generator[Problem, None, pa.Table | None]:
+    """The unit's lines, or None where they cannot be trusted. ``planned``: the manifest's, None where it is damaged."""
+    key = part_key(unit)
+    data = yield from objects.read(key, remedy=redo(unit))
+    if data is None:
+        return None
+    try:
+        lines, commit = decode_part(data)
+        check_rows(run, unit, lines)
+    except UNREADABLE as error:
+        yield Problem(key, f"is damaged ({error}): {redo(unit)}")
+        return None
+    for trouble in (*_check_plan(lines, planned), *_check_statuses(run, lines)):
+        yield Problem(key, f"{trouble}: {redo(unit)}")
+    shards = unit_objects(run, unit)
+    records = {record.key: record for record in commit.shards}
+    if len(records) != len(commit.shards) or records.keys() != set(shards.values()):
+        others = sorted(records.keys() ^ set(shards.values()))
+        yield Problem(key, f"commits other shards than the run has ({', '.join(others[:3]) or 'twice'}): {redo(unit)}")
+    for array in run.arrays:
+        yield from _check_array(objects, run, unit, array, lines, shards, records)
+    return lines
+
+
+def _check_plan(lines: pa.Table, planned: pa.Table | None) -> Iterator[str]:
+    for name in PLANNED if planned is not None else ():
+        if not lines[name].equals(planned[name]):
+            first = lines["row"][0].as_py()
+            pairs = zip(lines[name].to_pylist(), planned[name].to_pylist(), strict=True)
+            rows = [first + i for i, (found, wanted) in enumerate(pairs) if found != wanted]
+            yield f"has another {name} than the manifest in rows {ranges(rows)}, so its lines are of other images"
+
+
+def _check_statuses(run: Run, lines: pa.Table) -> Iterator[str]:
+    applies = [_applies(lines, target) for target in run.target_specs]
+    quarantined = np.array(lines["error"].is_valid())
+    wanted = np.select([quarantined, ~np.logical_and.reduce(applies)], [QUARANTINED, PARTIAL], OK)
+    wrong = wanted != np.array(lines["status"].to_pylist())
+    for target, applied in zip(run.target_specs, applies, strict=True):
+        wrong |= applied & quarantined
+        wrong |= applied != np.array(lines[f"{target}__class"].is_valid())
+    if wrong.any():
+        yield f"contradicts itself on the status of rows {_rows(lines, wrong)}"
+
+
+def _check_array(
+    objects: Objects,
+    run: Run,
+    unit: int,
+    array: ArraySpec,
+    lines: pa.Table,
+    shards: dict[str, str],
+    records: dict[str, ShardRecord],
+) -> Iterator[Problem]:
+    paths = [array.path, f"{array.path}_scale"] if array.scaled else [array.path]
+    decoded = []
+    for path in paths:
+        key = shards[path]
+        data = yield from objects.read(key, remedy=redo(unit), record=records.get(key))
+        try:
+            if data is not None:
+                decoded.append(decode_shard(run, path, unit, data))
+        except (*UNREADABLE, RuntimeError) as error:
+            yield Problem(key, f"cannot be decoded ({error}): {redo(unit)}")
+    if len(decoded) == len(paths):
+        maps, scales = decoded if array.scaled else (decoded[0], None)
+        for trouble in _check_maps(array, lines, maps, scales):
+            yield Problem(shards[array.path], f"{trouble}: {redo(unit)}")
+
+
+def _check_maps(
+    array: ArraySpec, lines: pa.Table, maps: NDArray[np.generic], scales: NDArray[np.float32] | None
+) -> Iterator[str]:
+    """Line i is of map i: there is a map where the line says so, with the extremes that the line has."""
+    applies = _applies(lines, array.target)
+    flat = maps.reshape(len(maps), -1)
+    low, high = flat.min(axis=1).astype(np.float64), flat.max(axis=1).astype(np.float64)
+    fill = fill_value(array)
+    empty = np.isnan(flat) if np.isnan(fill) else flat == fill
+    extra = ~applies & ~empty.all(axis=1)
+    if extra.any():
+        yield f"has maps in rows {_rows(lines, extra)}, where the index says there is none"
+    holes = applies & (empty.any(axis=1) | ~np.isfinite(low) | ~np.isfinite(high))
+    if holes.any():
+        yield f"has no whole map in rows {_rows(lines, holes)}, where the index says there is one"
+    step = np.zeros(len(maps))
+    if scales is not None:
+        if not np.array_equal(scales, _numbers(lines, f"{array.column}__scale"), equal_nan=True):
+            yield "goes with scales that are not those of the index"
+        step = scales.astype(np.float64)
+        low, high = low * step, high * step
+    allowed = step * _ROUNDING[array.dtype] * _SLACK + (_TINY if array.scaled else 0)
+    other = np.zeros(len(maps), np.bool_)
+    for name, found in (("min", low), ("max", high)):
+        column = f"{array.column}__{name}"
+        wanted = _numbers(lines, column)
+        other |= applies & ~holes & ~(np.abs(found - wanted) <= allowed)
+        other |= applies != np.array(lines[column].is_valid())
+    if other.any():
+        yield f"has other extremes than the index in rows {_rows(lines, other)}, so map and line are of different images"
+
+
+def _applies(lines: pa.Table, target: str) -> Bools:
+    return np.array([status == OK for status in lines[f"{target}__status"].to_pylist()], np.bool_)
+
+
+def _numbers(lines: pa.Table, column: str) -> NDArray[np.float64]:
+    return np.array([np.nan if value is None else value for value in lines[column].to_pylist()], np.float64)
+
+
+def _rows(lines: pa.Table, where: Bools) -> str:
+    return ranges([lines["row"][int(position)].as_py() for position in np.flatnonzero(where)])

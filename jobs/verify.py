@@ -1,0 +1,144 @@
+"""``saliency verify``: proof that plan, index, arrays and hashes agree, or the names of what does not. It changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from time import monotonic
+
+import pyarrow as pa
+from obstore.store import ObjectStore
+from rich.console import Console
+
+from jobs.checks import UNREADABLE, Compacted, check_listing, check_manifest, check_metadata, check_run, load_sums
+from jobs.console import say
+from jobs.contents import AGAIN, RESTORE, Objects, Problem
+from jobs.exits import DAMAGED, DONE, NOT_FINISHED
+from jobs.finalize import SHA256SUMS, ranges
+from jobs.index import INDEX_PARQUET, committed
+from jobs.lookahead import map_ahead
+from jobs.manifest import Manifest
+from jobs.objects import is_remote, local_path
+from jobs.output import open_run
+from jobs.record import RUN_JSON, Run
+from jobs.recompute import Recompute, Sample
+from jobs.store import MAPS
+from jobs.stores import list_keys, open_output, read_object
+from jobs.unit_checks import check_unit
+from saliency_core.errors import Refused
+
+MOST_PRINTED = 50
+THREADS = 4  # each holds one shard, packed and unpacked
+PROGRESS_SECONDS = 15.0
+
+
+class Report:
+    """Prints problems as they are found, up to a number, and counts them all."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._spoke = monotonic()
+        self.problems = 0
+
+    def take(self, problems: Iterable[Problem]) -> bool:
+        """Whether there were none."""
+        before = self.problems
+        for problem in problems:
+            self.problems += 1
+            if self.problems <= MOST_PRINTED:
+                say(self._console, f"{problem.where}: {problem.what}")
+        return self.problems == before
+
+    def progress(self, text: str) -> None:
+        if monotonic() - self._spoke > PROGRESS_SECONDS:
+            self._spoke = monotonic()
+            say(self._console, text)
+
+    def end(self, remark: str) -> int:
+        """The last line of a store that is damaged."""
+        unseen = self.problems - MOST_PRINTED
+        more = f" ({unseen:,} of them not printed)" if unseen > 0 else ""
+        say(self._console, f"damaged: {self.problems:,} problems{more}. {remark}")
+        return DAMAGED
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What was found of one unit; ``lines`` None where they cannot be trusted."""
+
+    number: int
+    problems: list[Problem]
+    lines: pa.Table | None
+
+
+def verify(out: str, console: Console, *, recompute: int = 0, seed: int = 0) -> int:
+    """Checks the whole store, and explains ``recompute`` random rows again → 0; 1 where it is sound but unfinished; 4
+    where anything is damaged. Refused where ``out`` is no store, or the model cannot be had for ``recompute``."""
+    report = Report(console)
+    opened = _open(out)
+    if isinstance(opened, Problem):
+        report.take([opened])
+        return report.end("Nothing else was checked.")
+    store, run = opened
+    finished = run.state != "running"
+    # While a run is under way, what an earlier finish left behind is void: finalize writes it anew.
+    objects = Objects(store, None)
+    if finished:
+        report.take(_sums_into(objects))
+    if not report.take(check_run(objects, run)):
+        return report.end(f"{RUN_JSON} says what all else should be, so nothing else was checked.")
+    again = Recompute(store, run) if recompute else None
+    sample = Sample(recompute, seed)
+
+    report.take(check_listing(out, objects, run))
+    report.take(check_metadata(objects, run))
+    planned = report.take(check_manifest(objects, run))
+    done = range(run.units) if finished else sorted(committed(store) & {*range(run.units)})
+    compacted = _compacted(out, objects, run, report) if finished else None
+    rows = 0
+    for unit in _units(objects, run, done, planned=planned):
+        report.take(unit.problems)
+        if compacted is not None:
+            report.take(compacted.check(unit.number, unit.lines))
+        if unit.lines is not None:
+            sample.add(unit.lines)
+            rows += len(unit.lines)
+        report.progress(f"unit {unit.number:,} of {run.units:,}, {_read(objects)}, {report.problems:,} problems")
+    if compacted is not None:
+        report.take(compacted.end())
+    if report.problems:
+        return report.end("Nothing was changed: what to do stands beside each.")
+    if again is not None:
+        for row in sample.rows:
+            report.take(again.check(row))
+        say(console, "\n".join([*again.notes, again.summary()]))
+        if report.problems:
+            return report.end("All hashes agree, so these maps were written so: by another model, or by other software.")
+    return _sound(console, run, done, f"{_read(objects)}, {rows:,} of {run.rows:,} rows", finished=finished)
+
+
+def _sound(console: Console, run: Run, done: Iterable[int], proven: str, *, finished: bool) -> int:
+    if finished:
+        say(console, f"verified: {proven}: plan, index, arrays and hashes agree")
+        return DONE
+    pending = sorted({*range(run.units)} - {*done})
+    what = f"{len(pending):,} of {run.units:,} units are pending ({ranges(pending)})" if pending else "finalize is missing"
+    say(console, f"not finished, and nothing is damaged: {proven}; {what}. Next: run the same explain command again")
+    return NOT_FINISHED
+
+
+def _units(objects: Objects, run: Run, done: Iterable[int], *, planned: bool) -> Iterator[Unit]:
+    """The units in order, a few at a time. ``planned``: the manifest is sound, and lines are held against it."""
+    manifest = Manifest(objects.store)
+
+    def check(item: tuple[int, pa.Table | None]) -> Unit:
+        problems: list[Problem] = []
+        lines = yield_into(problems, check_unit(objects, run, *item))
+        return Unit(item[0], problems, lines)
+
+    # The manifest keeps a part in hand, so one thread alone asks it.
+    items = ((unit, manifest.unit_lines(unit) if planned else None) for unit in done)
+    return map_ahead(check, items, threads=THREADS)
+
+

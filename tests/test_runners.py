@@ -1,0 +1,104 @@
+"""Ray = inline, one worker = two, killed = uninterrupted: byte for byte."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from conftest import TESTS, content, flags
+
+SAME = {"unit_size": 8, "batch_size": 4, "methods": ("gradient", "input_x_gradient"), "targets": ("predicted", "label")}
+
+
+def test_ray_equals_inline(tree: Path, finished: Path, tmp_path: Path, saliency) -> None:
+    told = saliency("explain", *flags(images=tree, out=tmp_path / "store", workers=2, **{**SAME, "runner": "ray"}))
+    assert told.returncode == 3, told.stdout + told.stderr
+    assert content(tmp_path / "store") == content(finished)
+    index = pq.read_table(tmp_path / "store/index.parquet")
+    assert index.equals(pq.read_table(finished / "index.parquet"))
+    assert "43 of 43 rows committed" in told.stdout and "busiest" in told.stdout
+    assert "WARNING" not in told.stderr and "Traceback" not in told.stderr
+
+
+@pytest.mark.slow
+def test_one_worker_equals_two(tree: Path, finished: Path, tmp_path: Path, saliency) -> None:
+    told = saliency("explain", *flags(images=tree, out=tmp_path / "store", workers=1, **{**SAME, "runner": "ray"}))
+    assert told.returncode == 3, told.stdout + told.stderr
+    assert content(tmp_path / "store") == content(finished)
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "jobs", *map(str, arguments)],
+        cwd=TESTS.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+    )  # fmt: skip
+
+
+def wait_for_commits(process: subprocess.Popen[str], out: Path, number: int) -> None:
+    """Until ``number`` units are committed. Fails when the run ends, or four minutes pass, before."""
+    deadline = time.monotonic() + 240
+    while len(list(out.glob("index/unit-*.parquet"))) < number:
+        assert process.poll() is None, f"ended with {process.returncode}: {process.stdout and process.stdout.read()}"
+        assert time.monotonic() < deadline, "no commit came"
+        time.sleep(0.02)
+
+
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """SIGKILL, driver first and then all that it started: nobody may tidy up."""
+    below = psutil.Process(process.pid).children(recursive=True)
+    for one in [psutil.Process(process.pid), *below]:
+        try:
+            one.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.communicate()
+
+
+def slow_flags(tree: Path, out: Path) -> list[str]:
+    """A run that takes long enough to be caught in the middle: units of two rows."""
+    return flags(images=tree, out=out, workers=2, unit_size=2, batch_size=2, runner="ray", methods=("gradient", "input_x_gradient"))
+
+
+@pytest.mark.slow
+def test_killed_three_times_equals_uninterrupted(tree: Path, tmp_path: Path, saliency) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert saliency("explain", *slow_flags(tree, whole), "--runner", "inline").returncode == 3
+    for kills in range(3):
+        process = start("explain", *slow_flags(tree, killed))
+        wait_for_commits(process, killed, 2 + 5 * kills)
+        kill_all(process)
+        assert len(list(killed.glob("index/unit-*.parquet"))) < 22, "killed too late to prove anything"
+        told = saliency("status", killed)
+        assert told.returncode == 1 and "pending units" in told.stdout
+    told = saliency("explain", *slow_flags(tree, killed))
+    assert told.returncode == 3, told.stdout + told.stderr
+    assert content(killed) == content(whole)
+    assert saliency("verify", killed).returncode == 0
+
+
+@pytest.mark.slow
+def test_interrupt_stops_cleanly_and_tells_how_to_go_on(tree: Path, tmp_path: Path, saliency) -> None:
+    out = tmp_path / "store"
+    process = start("explain", *slow_flags(tree, out))
+    wait_for_commits(process, out, 1)
+    process.send_signal(signal.SIGINT)
+    told, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, told
+    assert "run the same command again" in told and "Traceback" not in told
+    assert saliency("explain", *slow_flags(tree, out)).returncode == 3
+
+
+@pytest.mark.slow
+def test_failing_replica_is_told_in_its_own_words(tree: Path, tmp_path: Path, saliency) -> None:
+    """A model that raises on some images ends the run with unit and rows named; what was committed stays."""
+    told = saliency("explain", *flags(images=tree, out=tmp_path / "s", model="python:factories:raises", runner="ray", workers=1, unit_size=8))
+    assert told.returncode == 1, told.stdout
+    assert "too bright" in told.stderr and "unit 0, rows 0 to" in told.stderr
