@@ -1,4 +1,4 @@
-"""What ``verify`` holds the store as a whole against: run.json, the listing, metadata, manifest, the compacted index."""
+"""What ``verify`` asks of the store as a whole: run.json, the listing, metadata, manifest, the compacted index."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _fingerprinted(run: Run) -> dict[str, Any]:
         "class_names": None if run.class_names is None else list(run.class_names),
         "preprocessing": run.preprocessing_,
         "methods": {array.method: array.method_spec for array in arrays},
-        "targets": {array.target: array.target_spec for array in arrays} if arrays else {},
+        "targets": run.target_specs,
         "map_dtype": kinds.pop() if len(kinds) == 1 else None,
         "precision": config.precision,
         "unit_size": run.unit_size,

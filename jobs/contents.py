@@ -7,14 +7,15 @@ import re
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from threading import Lock
+from typing import TypeVar
 
 import obstore
 from obstore.store import ObjectStore
 
 from jobs.finalize import SHA256SUMS
 from jobs.index import INDEX_PARQUET, ShardRecord, part_key, unit_of
-from jobs.manifest import parts_of
 from jobs.manifest import part_key as manifest_key
+from jobs.manifest import parts_of
 from jobs.objects import is_remote, keys
 from jobs.record import RUN_JSON, Run
 from jobs.store import MAPS, metadata_objects
@@ -33,11 +34,21 @@ class Problem:
     what: str
 
 
-Found = Generator[Problem, None, bytes | None]
+Result = TypeVar("Result")
+
+
+def collected(found: Generator[Problem, None, Result]) -> tuple[list[Problem], Result]:
+    """The problems that a check yields, and what it returns."""
+    problems: list[Problem] = []
+    while True:
+        try:
+            problems.append(next(found))
+        except StopIteration as end:
+            return problems, end.value
 
 
 class Objects:
-    """Reads a store's objects and holds them against ``sums``, the content of SHA256SUMS (None: there is none to trust).
+    """Reads a store's objects and holds them against ``sums``, the content of SHA256SUMS (None: it says nothing).
 
     Counts what it read. May be used from several threads.
     """
@@ -49,7 +60,9 @@ class Objects:
         self.bytes = 0
         self._lock = Lock()
 
-    def read(self, key: str, *, remedy: str, record: ShardRecord | None = None) -> Found:
+    def read(
+        self, key: str, *, remedy: str, if_missing: str | None = None, record: ShardRecord | None = None
+    ) -> Generator[Problem, None, bytes | None]:
         """The object's bytes; None, after the problem, where they are missing or not those that were written.
 
         ``record`` is what the unit's commit knows of the object: a second witness beside SHA256SUMS.
@@ -57,7 +70,7 @@ class Objects:
         try:
             data = read_object(self.store, key)
         except FileNotFoundError:
-            yield Problem(key, f"is missing: {remedy}")
+            yield Problem(key, f"is missing: {if_missing or remedy}")
             return None
         digest = self._note(len(data), [data])
         if record is not None and (record.length, record.sha256) != (len(data), digest):
@@ -88,10 +101,10 @@ class Objects:
     def _hold(self, key: str, digest: str, remedy: str, *, committed: bool) -> Generator[Problem, None, bool]:
         if self.sums is None or self.sums.get(key) == digest:
             return True
-        what = "does not list it" if key not in self.sums else "has another hash of it"
+        what = f"does not list {key}" if key not in self.sums else f"has another hash of {key}"
         if committed:
             # Two witnesses agree, so the third is wrong; the object itself is looked at further.
-            yield Problem(SHA256SUMS, f"{what}: {key}, which is as its unit was committed, so {SHA256SUMS} is damaged: {AGAIN}")
+            yield Problem(SHA256SUMS, f"{what}, which is as its unit was committed, so the sums are wrong: {AGAIN}")
             return True
         yield Problem(key, f"was changed, or {SHA256SUMS} was, which {what}: {remedy}")
         return False

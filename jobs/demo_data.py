@@ -143,7 +143,7 @@ def _draw(rng: np.random.Generator, *, label: int) -> DemoImage:
             1 - _coverage(_regular(48), (x, y, radius * rng.uniform(0.5, 0.65), angle), canvas.shape)
         )
     _shadow(canvas, coverage)
-    _paint(canvas, coverage, rng, contrast=95)
+    _paint(canvas, coverage, rng, contrast=110)
     canvas += rng.normal(0, 4, canvas.shape)
     pixels = canvas.clip(0, 255).astype(np.uint8)
     mask = coverage > 0.5

@@ -226,8 +226,8 @@ class Store:
 
 def _by_unit(rows: NDArray[np.int64], unit_size: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Ascending rows, unit by unit."""
-    units, starts = np.unique(rows // unit_size, return_index=True)
-    yield from zip(units.tolist(), np.split(rows, starts[1:]), strict=True)
+    for part in _spans(rows, whole=unit_size, gap=unit_size):
+        yield int(part[0]) // unit_size, part
 
 
 def open_store(out: str) -> Store:

@@ -9,6 +9,7 @@ import heapq
 import random
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,8 +30,8 @@ from saliency_core.errors import Refused
 # float32's last bits, and far more of the shorter formats'; maps of different images differ by about 1.4.
 ALLOWED = {"float32": 0.1, "tf32": 0.2, "bf16": 0.5, "fp16": 0.5}
 
-Maps = dict[str, tuple[NDArray[np.generic], NDArray[np.float32] | None]]
-"""By array path: what is stored [n, …], and the scales [n] of scaled arrays."""
+Stored = tuple[NDArray[np.generic], NDArray[np.float32] | None]
+"""What is stored of a unit's maps [n, …], and the scales [n] of scaled arrays."""
 
 
 class Sample:
@@ -68,7 +69,7 @@ class Recompute:
         self._manifest = Manifest(store)
         self._decode = Decode(run)
         self._explain = Explain(run)
-        self._maps: tuple[int, Maps] | None = None
+        self._unit, self._maps = -1, dict[str, Stored]()
         self._same, self._largest = Counter[bool](), 0.0
         self.notes: list[str] = []
 
@@ -84,13 +85,17 @@ class Recompute:
         position = row - first - start
         now = decoded.lines.slice(position, 1).to_pylist()[0]
         if now["status"] != OK or now["sha256"] != line["sha256"]:
-            self.notes.append(f"row {row} was not compared: its image is not what it was ({now['error'] or 'other bytes'})")
+            self.notes.append(
+                f"row {row} was not compared: its image is not what it was ({now['error'] or 'other bytes'})"
+            )
             return
         if commit.micro_batches:
-            self.notes.append(f"row {row}: unit {unit} ran out of memory, its smaller micro-batches may give other bits")
+            self.notes.append(
+                f"row {row}: unit {unit} ran out of memory, its smaller micro-batches may give other bits"
+            )
         explained = self._explain(decoded)
-        for trouble in self._differences(line, explained, position, row - first):
-            yield Problem(f"row {row}", f"{trouble}, so the store does not hold the model's explanations: {redo(unit)}")
+        for trouble in self._differences(line, explained, position, stored_position=row - first):
+            yield Problem(f"row {row}", f"{trouble}, so the store does not hold what this model explains: {redo(unit)}")
 
     def summary(self) -> str:
         """How many rows were compared, and how near they came."""
@@ -98,7 +103,7 @@ class Recompute:
         return told + (f", the others within a relative L2 of {self._largest:.1e}" if self._same[False] else "")
 
     def _differences(
-        self, line: dict[str, object], explained: ExplainedUnit, position: int, stored_position: int
+        self, line: dict[str, object], explained: ExplainedUnit, position: int, *, stored_position: int
     ) -> Iterator[str]:
         run = self._run
         now = explained.lines.slice(position, 1).to_pylist()[0]
@@ -110,24 +115,26 @@ class Recompute:
         for array in run.arrays:
             if line[f"{array.target}__status"] != OK or now[f"{array.target}__status"] != OK:
                 continue
-            stored, scales = self._unit_maps(explained.unit)[array.path]
-            old = _row(stored, scales, stored_position)
+            old = _row(*self._stored(explained.unit, array), stored_position)
             new = _row(explained.maps[array.path], explained.scales.get(array.path), position)
-            if np.array_equal(old, new):
-                continue
-            same = False
-            norm, difference = float(np.linalg.norm(new)), float(np.linalg.norm(old - new))
-            self._largest = max(self._largest, difference / norm if norm else np.inf)
-            if difference > ALLOWED[run.config.precision] * norm + _step(array, explained, position):
-                yield f"map {array.path} is another when explained again (relative L2 {difference / norm if norm else np.inf:.2g})"
+            distance, norm = float(np.linalg.norm(old - new)), float(np.linalg.norm(new))
+            relative = distance / norm if norm else np.inf
+            if distance:
+                same, self._largest = False, max(self._largest, relative)
+            if distance > ALLOWED[run.config.precision] * norm + _step(array, explained, position):
+                yield f"map {array.path} is another when explained again (relative L2 {relative:.2g})"
         self._same[same] += 1
 
-    def _unit_maps(self, unit: int) -> Maps:
-        if self._maps is None or self._maps[0] != unit:
-            keys = unit_objects(self._run, unit)
-            decoded = {path: decode_shard(self._run, path, unit, read_object(self._store, key)) for path, key in keys.items()}
-            self._maps = unit, {array.path: (decoded[array.path], decoded.get(f"{array.path}_scale")) for array in self._run.arrays}
-        return self._maps[1]
+    def _stored(self, unit: int, array: ArraySpec) -> Stored:
+        if self._unit != unit:
+            self._unit, self._maps = unit, {}
+        if array.path not in self._maps:
+            maps, scales = array.path, f"{array.path}_scale"
+            self._maps[array.path] = self._decoded(unit, maps), self._decoded(unit, scales) if array.scaled else None
+        return self._maps[array.path]
+
+    def _decoded(self, unit: int, path: str) -> NDArray[Any]:
+        return decode_shard(self._run, path, unit, read_object(self._store, unit_objects(self._run, unit)[path]))
 
 
 def _row(stored: NDArray[np.generic], scales: NDArray[np.float32] | None, position: int) -> NDArray[np.float64]:
@@ -147,4 +154,6 @@ def _refuse_other_device(run: Run) -> None:
     import torch
 
     if run.device == "cuda" and not torch.cuda.is_available():
-        raise Refused("--recompute: the store was made on a GPU and there is none here, so maps would differ. Leave it out.")
+        raise Refused(
+            "--recompute: the store was made on a GPU and there is none here, so maps would differ. Leave it out."
+        )

@@ -100,8 +100,11 @@ def show(
     _refuse_too_large(width, height, rows=len(chosen), arrays=len(specs))
     kind = _format(output)
     # Maps are noise to a compressor: its higher levels take seconds and gain nothing.
-    options = {"compress_level": 3} if kind == "png" else None
-    _draw(drawn, specs, width=width, height=height).savefig(output, dpi=DPI, format=kind, pil_kwargs=options)
+    options: dict[str, Any] = {"pil_kwargs": {"compress_level": 3}} if kind == "png" else {}
+    try:
+        _draw(drawn, specs, width=width, height=height).savefig(output, dpi=DPI, format=kind, **options)
+    except OSError as error:
+        raise Refused(f"-o {output} cannot be written ({error.strerror or error}): give another path.") from error
     return output
 
 
@@ -297,28 +300,32 @@ def _draw(lines: list[Line], specs: list[ArraySpec], *, width: float, height: fl
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
 
-    def write(text: str, x: float, y: float, *, size: float, colour: str = "black", weight: str = "normal") -> None:
-        figure.text(
+    def write(
+        text: str, x: float, y: float, *, room: float, size: float, colour: str = "dimgrey", weight: str = "normal"
+    ) -> None:
+        written = figure.text(
             x / width, 1 - y / height, text, fontsize=size, color=colour, weight=weight, va="top", family=FONT,
             parse_math=False, usetex=False, linespacing=1.25,
         )  # fmt: skip
+        # Lines are wrapped by a character's usual width; WWW is wider.
+        written.set_fontsize(size * min(1, room * DPI / max(1, written.get_window_extent().width)))
 
     def left(column: int) -> float:
         return MARGIN + column * (CELL + GAP)
 
     headings = ["image", *(text for spec in specs for text in (spec.path, "on the image"))]
     for column, heading in enumerate(headings):
-        write("\n".join(wrap(heading, 34)[:2]), left(column), MARGIN - 0.05, size=8, colour="dimgrey")
-    y = MARGIN + HEADING
+        write("\n".join(wrap(heading, 34)[:2]), left(column), MARGIN - 0.05, room=CELL, size=8)
+    y, whole = MARGIN + HEADING, width - 2 * MARGIN
     for line in lines:
-        write(line.name, MARGIN, y, size=9, weight="bold")
+        write(line.name, MARGIN, y, room=whole, size=9, colour="black", weight="bold")
         told = [(text, "dimgrey") for text in line.facts] + [(text, "firebrick") for text in line.reason]
         for number, (text, shade) in enumerate(told, start=1):
-            write(text, MARGIN, y + number * TEXT_LINE, size=9, colour=shade)
+            write(text, MARGIN, y + number * TEXT_LINE, room=whole, size=9, colour=shade)
         y += line.text_height
         for column, cell in enumerate(line.cells):
             if isinstance(cell, str):
-                write("\n".join(wrap(cell, 30)), left(column), y, size=8, colour="firebrick")
+                write("\n".join(wrap(cell, 30)), left(column), y, room=CELL, size=8, colour="firebrick")
                 continue
             bottom = 1 - (y + line.picture_height) / height
             axes = figure.add_axes(

@@ -1,4 +1,4 @@
-"""What ``verify`` holds a unit against: its lines belong to the plan, its shards to the commit, each map to its line."""
+"""What ``verify`` asks of a unit: its lines belong to the plan, its shards to the commit, each map to its line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def check_unit(
 ) -> Generator[Problem, None, pa.Table | None]:
     """The unit's lines, or None where they cannot be trusted. ``planned``: the manifest's, None where it is damaged."""
     key = part_key(unit)
-    data = yield from objects.read(key, remedy=redo(unit))
+    undone = f"so unit {unit} is not done; run the same explain command again"
+    data = yield from objects.read(key, remedy=redo(unit), if_missing=undone)
     if data is None:
         return None
     try:
@@ -51,7 +52,9 @@ def check_unit(
 
 
 def _check_plan(lines: pa.Table, planned: pa.Table | None) -> Iterator[str]:
-    for name in PLANNED if planned is not None else ():
+    if planned is None:
+        return
+    for name in PLANNED:
         if not lines[name].equals(planned[name]):
             first = lines["row"][0].as_py()
             pairs = zip(lines[name].to_pylist(), planned[name].to_pylist(), strict=True)
@@ -92,8 +95,9 @@ def _check_array(
             yield Problem(key, f"cannot be decoded ({error}): {redo(unit)}")
     if len(decoded) == len(paths):
         maps, scales = decoded if array.scaled else (decoded[0], None)
-        for trouble in _check_maps(array, lines, maps, scales):
-            yield Problem(shards[array.path], f"{trouble}: {redo(unit)}")
+        with np.errstate(invalid="ignore", over="ignore"):  # what damage makes of numbers is no news
+            for trouble in _check_maps(array, lines, maps, scales):
+                yield Problem(shards[array.path], f"{trouble}: {redo(unit)}")
 
 
 def _check_maps(
@@ -125,7 +129,7 @@ def _check_maps(
         other |= applies & ~holes & ~(np.abs(found - wanted) <= allowed)
         other |= applies != np.array(lines[column].is_valid())
     if other.any():
-        yield f"has other extremes than the index in rows {_rows(lines, other)}, so map and line are of different images"
+        yield f"has other extremes than the index in rows {_rows(lines, other)}, so they are of different images"
 
 
 def _applies(lines: pa.Table, target: str) -> Bools:

@@ -1,4 +1,4 @@
-"""``saliency verify``: proof that plan, index, arrays and hashes agree, or the names of what does not. It changes nothing."""
+"""``saliency verify``: proof that plan, index, arrays and hashes agree, or what does not. It changes nothing."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pyarrow as pa
 from obstore.store import ObjectStore
 from rich.console import Console
 
-from jobs.checks import UNREADABLE, Compacted, check_listing, check_manifest, check_metadata, check_run, load_sums
+from jobs.checks import Compacted, check_listing, check_manifest, check_metadata, check_run, load_sums
 from jobs.console import say
-from jobs.contents import AGAIN, RESTORE, Objects, Problem
+from jobs.contents import AGAIN, RESTORE, Objects, Problem, collected
 from jobs.exits import DAMAGED, DONE, NOT_FINISHED
 from jobs.finalize import SHA256SUMS, ranges
 from jobs.index import INDEX_PARQUET, committed
@@ -21,8 +21,8 @@ from jobs.lookahead import map_ahead
 from jobs.manifest import Manifest
 from jobs.objects import is_remote, local_path
 from jobs.output import open_run
-from jobs.record import RUN_JSON, Run
 from jobs.recompute import Recompute, Sample
+from jobs.record import RUN_JSON, Run
 from jobs.store import MAPS
 from jobs.stores import list_keys, open_output, read_object
 from jobs.unit_checks import check_unit
@@ -83,9 +83,9 @@ def verify(out: str, console: Console, *, recompute: int = 0, seed: int = 0) -> 
     store, run = opened
     finished = run.state != "running"
     # While a run is under way, what an earlier finish left behind is void: finalize writes it anew.
-    objects = Objects(store, None)
-    if finished:
-        report.take(_sums_into(objects))
+    problems, sums = collected(load_sums(store)) if finished else ([], None)
+    report.take(problems)
+    objects = Objects(store, sums)
     if not report.take(check_run(objects, run)):
         return report.end(f"{RUN_JSON} says what all else should be, so nothing else was checked.")
     again = Recompute(store, run) if recompute else None
@@ -95,7 +95,9 @@ def verify(out: str, console: Console, *, recompute: int = 0, seed: int = 0) -> 
     report.take(check_metadata(objects, run))
     planned = report.take(check_manifest(objects, run))
     done = range(run.units) if finished else sorted(committed(store) & {*range(run.units)})
-    compacted = _compacted(out, objects, run, report) if finished else None
+    problems, proven = collected(objects.scan(INDEX_PARQUET, remedy=AGAIN)) if finished else ([], False)
+    report.take(problems)
+    compacted = Compacted(out, run) if proven else None
     rows = 0
     for unit in _units(objects, run, done, planned=planned):
         report.take(unit.problems)
@@ -114,7 +116,9 @@ def verify(out: str, console: Console, *, recompute: int = 0, seed: int = 0) -> 
             report.take(again.check(row))
         say(console, "\n".join([*again.notes, again.summary()]))
         if report.problems:
-            return report.end("All hashes agree, so these maps were written so: by another model, or by other software.")
+            return report.end(
+                "All hashes agree, so these maps were written so: by another model, or by other software."
+            )
     return _sound(console, run, done, f"{_read(objects)}, {rows:,} of {run.rows:,} rows", finished=finished)
 
 
@@ -123,7 +127,9 @@ def _sound(console: Console, run: Run, done: Iterable[int], proven: str, *, fini
         say(console, f"verified: {proven}: plan, index, arrays and hashes agree")
         return DONE
     pending = sorted({*range(run.units)} - {*done})
-    what = f"{len(pending):,} of {run.units:,} units are pending ({ranges(pending)})" if pending else "finalize is missing"
+    what = (
+        f"{len(pending):,} of {run.units:,} units are pending ({ranges(pending)})" if pending else "finalize is missing"
+    )
     say(console, f"not finished, and nothing is damaged: {proven}; {what}. Next: run the same explain command again")
     return NOT_FINISHED
 
@@ -133,12 +139,42 @@ def _units(objects: Objects, run: Run, done: Iterable[int], *, planned: bool) ->
     manifest = Manifest(objects.store)
 
     def check(item: tuple[int, pa.Table | None]) -> Unit:
-        problems: list[Problem] = []
-        lines = yield_into(problems, check_unit(objects, run, *item))
-        return Unit(item[0], problems, lines)
+        return Unit(item[0], *collected(check_unit(objects, run, *item)))
 
     # The manifest keeps a part in hand, so one thread alone asks it.
     items = ((unit, manifest.unit_lines(unit) if planned else None) for unit in done)
     return map_ahead(check, items, threads=THREADS)
 
 
+def _read(objects: Objects) -> str:
+    return f"{objects.count:,} objects, {objects.bytes / 2**20:,.1f} MiB"
+
+
+def _open(out: str) -> tuple[ObjectStore, Run] | Problem:
+    """The store; a problem where it plainly is one, but its run.json is damaged."""
+    try:
+        return open_run(out)
+    except Refused as refused:
+        if not _is_store(out) or _of_other_format(open_output(out)):
+            raise
+        return Problem(RUN_JSON, f"is missing or damaged: {RESTORE}. ({refused})")
+
+
+def _is_store(out: str) -> bool:
+    if not is_remote(out) and not local_path(out).is_dir():
+        return False
+    store = open_output(out)
+    return any(True for below in ("index", MAPS) for _ in list_keys(store, below))
+
+
+def _of_other_format(store: ObjectStore) -> bool:
+    """Whether run.json is sound, as far as can be told, and only of a format that this program does not know."""
+    try:
+        data = read_object(store, RUN_JSON)
+        Run.model_validate_json(data)
+    except (FileNotFoundError, ValueError):
+        return False
+    try:
+        return f"{hashlib.sha256(data).hexdigest()}  {RUN_JSON}\n".encode() in read_object(store, SHA256SUMS)
+    except FileNotFoundError:
+        return True

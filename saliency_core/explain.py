@@ -78,7 +78,7 @@ class Explainer:
         if len(labels) != n or len(rows) != n:
             raise Refused(f"{n} images came with {len(labels)} labels and {len(rows)} rows: they must be as many.")
         labels, rows = labels.to(self.device, torch.int64), rows.to(self.device, torch.int64)
-        with self._arithmetic():
+        with self._arithmetic(), torch.enable_grad():  # also where the caller has switched gradients off
             return self._explain(images, labels, rows)
 
     def _explain(self, images: Tensor, labels: Tensor, rows: Tensor) -> dict[str, Explanation]:

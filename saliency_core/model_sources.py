@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import torch
 from torch import Tensor, nn
@@ -125,32 +126,17 @@ def build_timm(name: str, *, pretrained: bool, num_classes: int | None, geometry
 
 
 def build_file(path: Path) -> Built:
-    """A TorchScript or torch.export file: graph and weights in one. Refused where gradients do not reach the input."""
+    """A TorchScript or torch.export file: graph and weights in one. Refused where it is neither."""
     if not path.is_file():
         raise Refused(f"model file {str(path)!r}: no such file.")
-    module = _read_graph(path)
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
-    return Built(module, loaded=True)
-
-
-def _read_graph(path: Path) -> nn.Module:
-    troubles = []
-    for kind, read in (("torch.export", _read_exported), ("TorchScript", _read_script)):
-        try:
-            return read(path)
-        except Exception as error:  # each reader raises its own kinds for what is not its own
-            troubles.append(
-                f"{kind}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
-            )
-    raise Refused(f"model file {str(path)!r} is neither a torch.export nor a TorchScript file ({'; '.join(troubles)}).")
-
-
-def _read_exported(path: Path) -> nn.Module:
-    # An exported graph is of the mode it was exported in: there is no eval() to call.
-    return torch.export.load(path).module()
-
-
-def _read_script(path: Path) -> nn.Module:
-    module: nn.Module = torch.jit.load(str(path), map_location="cpu").eval()
-    return module
+    try:
+        with ZipFile(path) as archive:
+            members = [name.partition("/")[2] for name in archive.namelist()]
+        if "archive_format" in members:
+            # An exported graph is of the mode it was exported in: there is no eval() to call.
+            return Built(torch.export.load(path).module(), loaded=True)
+        if any(name.startswith("code/") for name in members):
+            return Built(torch.jit.load(str(path), map_location="cpu").eval(), loaded=True)
+    except Exception as error:
+        raise Refused(f"model file {str(path)!r} cannot be read ({type(error).__name__}: {error}).") from error
+    raise Refused(f"model file {str(path)!r} is neither a torch.export nor a TorchScript file; for a state dict, --weights.")

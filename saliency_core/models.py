@@ -99,9 +99,11 @@ def load_model(
             "(for example --resize 224x224 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225)."
         )
     # In eval mode BN uses its running statistics and dropout is off; a frozen replica builds no graph for its weights.
-    module = built.module if built.loaded and kind == "file" else built.module.eval()
+    module = built.module if kind == "file" else built.module.eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
     names = tuple(class_names) if class_names is not None else built.class_names
-    return Model(spec, module.requires_grad_(False), geometry, names, output)
+    return Model(spec, module, geometry, names, output)
 
 
 def _load(module: nn.Module, state: Mapping[str, Tensor], *, spec: str, path: Path | None) -> None:

@@ -25,9 +25,8 @@ class Forward:
 
     def __init__(self, model: Callable[[Tensor], Tensor], inputs: Tensor) -> None:
         self._inputs = inputs.detach().requires_grad_()
-        with torch.enable_grad():
-            # A copy goes in: a model may normalise its input in place, which autograd forbids on a leaf.
-            self.outputs = model(self._inputs.clone())
+        # A copy goes in: a model may normalise its input in place, which autograd forbids on a leaf.
+        self.outputs = model(self._inputs.clone())
 
     def backward(self, scores: Tensor, *, last: bool) -> Pass:
         """The pass of ``scores`` [n]. ``last`` frees the graph: no other target follows."""

@@ -1,0 +1,291 @@
+"""The Explainer against ten-line loops and captum, and identities that any right one must keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from captum.attr import InputXGradient as CaptumInputXGradient
+from captum.attr import Saliency
+from factories import several, tiny
+from PIL import Image
+from skimage import data as skimage_data
+from sklearn.datasets import load_sample_images
+from torch import Tensor, nn
+from torchvision import models
+
+from saliency_core import Explainer, Model, Preprocessing, Refused, load_model
+from saliency_core.explain import group_by_passes
+from saliency_core.methods import REGISTRY, parse_method
+from saliency_core.readouts import Gradient
+from saliency_core.reduce import REDUCTIONS
+from saliency_core.rules import Plain
+from saliency_core.samplers import Sample, Sampler
+
+GEOMETRY = Preprocessing(232, (224, 224), "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 3)
+SMALL = Preprocessing((16, 16), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
+
+
+def photographs(number: int) -> Tensor:
+    """uint8 [number, 224, 224, 3]: cuts of real photographs."""
+    whole = [*load_sample_images().images, skimage_data.astronaut(), skimage_data.coffee(), skimage_data.chelsea()]
+    rng = np.random.default_rng(0)
+    cuts = []
+    for i in range(number):
+        image = whole[i % len(whole)]
+        top, left = rng.integers(0, image.shape[0] // 3), rng.integers(0, image.shape[1] // 3)
+        cut = image[top : top + rng.integers(150, 260), left : left + rng.integers(150, 260)]
+        cuts.append(GEOMETRY.apply(Image.fromarray(cut)))
+    return torch.from_numpy(np.stack(cuts))
+
+
+def network(name: str, directory: Path) -> Path:
+    """A fixed state dict. BN statistics are drawn too: with the fresh ones, eval mode would prove little."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = models.get_model(name, weights=None)
+        for part in module.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.running_mean.normal_(0, 0.1)
+                part.running_var.uniform_(0.5, 1.5)
+        torch.save(module.state_dict(), directory / f"{name}.pt")
+    return directory / f"{name}.pt"
+
+
+def loop(module: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The reference, one image at a time → abs-max gradient maps [n, H, W] and predicted classes [n]."""
+    maps, classes = [], []
+    for image in images:
+        x = image[None].clone().requires_grad_()
+        out = module(x)
+        chosen = out.argmax(1)
+        score = out.gather(1, chosen[:, None]).sum()
+        (gradient,) = torch.autograd.grad(score, x)
+        maps.append(gradient.abs().amax(1)[0])
+        classes.append(chosen[0])
+    return torch.stack(maps), torch.stack(classes)
+
+
+def distance(maps: Tensor, reference: Tensor) -> Tensor:
+    """Relative L2 of each map → [n]."""
+    difference = (maps.double() - reference.double()).flatten(1).norm(dim=1)
+    return difference / reference.double().flatten(1).norm(dim=1)
+
+
+def own(module: nn.Module, geometry: Preprocessing = SMALL) -> Model:
+    return Model("own", module.eval().requires_grad_(False), geometry)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18"])
+def test_maps_equal_the_loop(name: str, tmp_path: Path) -> None:
+    """float64 to 1e-9; float32 no further from float64 than the float32 loop is; the same classes."""
+    path = network(name, tmp_path)
+    pixels = photographs(32)
+    module = models.get_model(name, weights=None).eval()
+    module.load_state_dict(torch.load(path, weights_only=True))
+    in32 = GEOMETRY.normalise(pixels, torch.float32)
+    in64 = GEOMETRY.normalise(pixels, torch.float64)
+    loop32, classes32 = loop(module, in32)
+    loop64, _ = loop(module.double(), in64)
+
+    def explain(images: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+        model = load_model(f"torchvision:{name}", weights=str(path), preprocessing=GEOMETRY)
+        explainer = Explainer(model, precision=precision)
+        parts = [explainer(batch)["predicted"] for batch in images.split(16)]
+        return torch.cat([part.maps["gradient"] for part in parts]), torch.cat([part.classes for part in parts])
+
+    ours64, _ = explain(in64, "float64")
+    assert distance(ours64, loop64).max() <= 1e-9
+    ours32, classes = explain(in32, "float32")
+    assert torch.equal(classes, classes32)
+    ratio = distance(ours32, loop64).median() / distance(loop32, loop64).median()
+    print(f"{name}: loop {distance(loop32, loop64).median():.2e}, ratio {ratio:.3f}")
+    assert ratio <= 1.2
+
+
+def test_equals_captum() -> None:
+    module = tiny().eval().double()
+    images = torch.randn(6, 3, 16, 16, dtype=torch.float64)
+    explainer = Explainer(own(module), methods=["gradient", "input_x_gradient(reduction=none)"], precision="float64")
+    found = explainer(images)["predicted"]
+    saliency = Saliency(module).attribute(images.clone().requires_grad_(), target=found.classes)
+    product = CaptumInputXGradient(module).attribute(images.clone().requires_grad_(), target=found.classes)
+    torch.testing.assert_close(found.maps["gradient"], saliency.amax(1), rtol=1e-9, atol=1e-15)
+    torch.testing.assert_close(found.maps["input_x_gradient_none"], product, rtol=1e-9, atol=1e-15)
+
+
+def test_batch_equals_single_equals_shuffled() -> None:
+    images, labels = torch.randn(7, 3, 11, 19).double(), torch.tensor([0, 1, -1, 3, 4, 9, 2])
+    explainer = Explainer(own(tiny()), methods=list(REGISTRY), targets=["predicted", "label", "class:2"], precision="float64")
+    whole = explainer(images, labels=labels)
+    order = torch.randperm(7, generator=torch.Generator().manual_seed(0))
+    shuffled = explainer(images[order], labels=labels[order], rows=order)
+    for slug, one in whole.items():
+        for name, maps in one.maps.items():
+            assert maps.shape == (7, 11, 19) and not maps.requires_grad
+            torch.testing.assert_close(shuffled[slug].maps[name], maps[order], rtol=1e-9, atol=1e-15, equal_nan=True)
+            for i in range(7):
+                alone = explainer(images[i : i + 1], labels=labels[i : i + 1])[slug]
+                torch.testing.assert_close(alone.maps[name][0], maps[i], rtol=1e-9, atol=1e-15, equal_nan=True)
+
+
+def test_targets_tell_class_score_and_probability() -> None:
+    images, labels = torch.randn(4, 3, 9, 9), torch.tensor([4, -1, 5, 0])
+    module = tiny()
+    found = Explainer(own(module), targets=["predicted", "label", "class:3"])(images, labels=labels)
+    outputs = module(images)
+    torch.testing.assert_close(found["predicted"].classes, outputs.argmax(1))
+    torch.testing.assert_close(found["predicted"].scores, outputs.amax(1))
+    torch.testing.assert_close(found["class_3"].probabilities, outputs.softmax(1)[:, 3])
+    assert found["label"].applies.tolist() == [True, False, False, True]
+    assert found["label"].maps["gradient"].isnan().flatten(1).all(1).tolist() == [False, True, True, False]
+    assert found["label"].scores.isnan().tolist() == [False, True, True, False]
+    # where target and prediction agree, so do the maps
+    same = Explainer(own(module), targets=["predicted", "label"])(images, labels=outputs.argmax(1))
+    assert torch.equal(same["predicted"].maps["gradient"], same["label"].maps["gradient"])
+
+
+def test_input_x_gradient_is_complete_without_biases() -> None:
+    """A ReLU net without biases is homogeneous: Σ g ⊙ x is the score."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 6 * 6, 4, bias=False))
+    found = Explainer(own(net), methods=["input_x_gradient"], precision="float64")(torch.randn(5, 3, 8, 8))["predicted"]
+    torch.testing.assert_close(found.maps["input_x_gradient"].flatten(1).sum(1), found.scores, rtol=1e-9, atol=1e-12)
+
+
+def test_reductions_mean_what_they_say() -> None:
+    signal = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    by_hand = {
+        "abs_max": np.abs(signal.numpy()).max(1),
+        "abs_sum": np.abs(signal.numpy()).sum(1),
+        "l2": np.sqrt((signal.numpy() ** 2).sum(1)),
+        "max": signal.numpy().max(1),
+        "sum": signal.numpy().sum(1),
+        "relu_max": np.maximum(signal.numpy(), 0).max(1),
+        "none": signal.numpy(),
+    }
+    assert by_hand.keys() == REDUCTIONS.keys()
+    for name, reduction in REDUCTIONS.items():
+        found = reduction(signal)
+        np.testing.assert_allclose(found.numpy(), by_hand[name], rtol=1e-12)
+        if reduction.nonnegative:
+            assert (found >= 0).all()
+
+
+@dataclass(frozen=True)
+class Twice(Sampler):
+    """At x and at 2x, averaged. A new sampler is a new small piece, and the Explainer's loop does not change."""
+
+    passes = 2
+    starts_clean = False
+
+    def samples(self, images: Tensor, rows: Tensor) -> Iterator[Sample]:
+        yield Sample(2 * images, 0.5)
+        yield Sample(images, 0.5)
+
+
+def test_a_sampler_plugs_in_and_targets_stay_those_of_the_clean_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(REGISTRY, "twice", (Plain(), Twice(), Gradient()))
+    module, images = tiny().double(), torch.randn(5, 3, 8, 8, dtype=torch.float64) * 3
+    found = Explainer(own(module), methods=["twice(reduction=none)"], precision="float64")(images)["predicted"]
+    assert torch.equal(found.classes, module(images).argmax(1))
+    expected = torch.zeros_like(images)
+    for factor in (1, 2):
+        x = (factor * images).requires_grad_()
+        score = module(x).gather(1, found.classes[:, None]).sum()
+        expected += 0.5 * torch.autograd.grad(score, x)[0]
+    torch.testing.assert_close(found.maps["twice_none"], expected, rtol=1e-9, atol=1e-15)
+
+
+def test_methods_share_passes() -> None:
+    """Two methods and a third target cost one forward, and one backward for each target."""
+    calls = {"forward": 0, "backward": 0}
+    module = tiny()
+    module.register_forward_hook(lambda *_: calls.__setitem__("forward", calls["forward"] + 1))
+
+    class Counted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.view_as(x)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            calls["backward"] += 1
+            return gradient
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(Counted.apply(x))
+
+    methods = ["gradient", "input_x_gradient", "gradient(reduction=l2)"]
+    Explainer(own(Wrapped()), methods=methods, targets=["predicted", "class:0", "class:1"])(torch.randn(2, 3, 8, 8))
+    assert calls == {"forward": 1, "backward": 3}
+    assert len(group_by_passes([parse_method(spec) for spec in methods])) == 1
+
+
+def test_everything_is_left_as_it_was() -> None:
+    module = tiny()
+    explainer = Explainer(own(module))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    flags = (torch.backends.cuda.matmul.allow_tf32, torch.is_grad_enabled(), torch.get_default_dtype())
+    images = torch.randn(3, 3, 8, 8)
+    untouched = images.clone()
+    explainer(images)
+    with pytest.raises(RuntimeError):
+        explainer(torch.randn(3, 4, 8, 8))
+    with torch.no_grad():
+        inside = explainer(images)["predicted"].maps["gradient"]
+    assert torch.equal(inside, explainer(images)["predicted"].maps["gradient"])
+    assert torch.equal(images, untouched) and not images.requires_grad
+    assert not module.training and all(value.grad is None and not value.requires_grad for value in module.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.is_grad_enabled(), torch.get_default_dtype()) == flags
+    assert not module._forward_hooks and not module._backward_hooks
+
+
+def test_low_precision_is_by_choice_and_near() -> None:
+    images = torch.randn(4, 3, 16, 16)
+    exact = Explainer(own(tiny()))(images)["predicted"].maps["gradient"]
+    low = Explainer(own(tiny()), precision="bf16")(images)["predicted"].maps["gradient"]
+    assert low.dtype == torch.float32 and not torch.equal(low, exact)
+    cosine = torch.nn.functional.cosine_similarity(low.flatten(1), exact.flatten(1))
+    assert (cosine > 0.95).all()
+
+
+def test_a_model_that_writes_into_its_input() -> None:
+    class Normalises(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = tiny()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x.sub_(0.5).mul_(2))
+
+    images = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    found = Explainer(own(Normalises()), precision="float64")(images)["predicted"]
+    inner = Explainer(own(tiny()), precision="float64")((images - 0.5) * 2)["predicted"]
+    torch.testing.assert_close(found.maps["gradient"], 2 * inner.maps["gradient"], rtol=1e-9, atol=1e-15)
+
+
+def test_output_must_be_chosen_where_there_are_several() -> None:
+    geometry = {"preprocessing": SMALL}
+    one = load_model("python:factories:several", output="logits", **geometry)
+    two = load_model("python:factories:several", output="doubled", **geometry)
+    images = torch.randn(2, 3, 16, 16)
+    first, second = (Explainer(model)(images)["predicted"].maps["gradient"] for model in (one, two))
+    torch.testing.assert_close(2 * first, second)
+    with pytest.raises(Refused, match="logits, doubled"):
+        Explainer(Model("own", several().eval(), SMALL))(images)
+
+
+def test_counts_must_agree() -> None:
+    with pytest.raises(Refused, match="3 images came with 2 labels"):
+        Explainer(own(tiny()))(torch.randn(3, 3, 8, 8), labels=torch.tensor([0, 1]))

@@ -1,0 +1,158 @@
+"""Model specs: what loads, with which preprocessing and names, and what is refused with which words."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from factories import tiny
+from safetensors.torch import save_file
+from torch import nn
+from torchvision import models
+
+from saliency_core import Explainer, Preprocessing, Refused, load_model
+from saliency_core.models import weights_digest
+
+SMALL = Preprocessing((32, 32), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
+
+
+@pytest.fixture(scope="module")
+def squeezenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "squeezenet.pt"
+    torch.save(models.squeezenet1_1(weights=None).state_dict(), path)
+    return path
+
+
+def test_torchvision_with_a_local_state_dict(squeezenet: Path) -> None:
+    model = load_model("torchvision:squeezenet1_1", weights=str(squeezenet))
+    assert model.preprocessing.resize == 256 and model.preprocessing.input_size == (224, 224)
+    assert model.class_names is not None and model.class_names[207] == "golden retriever"
+    assert not model.module.training and not any(value.requires_grad for value in model.module.parameters())
+    own = models.squeezenet1_1(weights=None)
+    own.load_state_dict(torch.load(squeezenet, weights_only=True))
+    assert weights_digest(model.module) == weights_digest(own)
+
+
+def test_checkpoint_dressings_and_safetensors_are_the_same_weights(squeezenet: Path, tmp_path: Path) -> None:
+    state = torch.load(squeezenet, weights_only=True)
+    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}, tmp_path / "dressed.pt")
+    save_file(state, tmp_path / "same.safetensors")
+    digests = {
+        weights_digest(load_model("torchvision:squeezenet1_1", weights=str(path)).module)
+        for path in (squeezenet, tmp_path / "dressed.pt", tmp_path / "same.safetensors")
+    }
+    assert len(digests) == 1
+
+
+def test_class_count_override(tmp_path: Path) -> None:
+    torch.save(models.squeezenet1_1(weights=None, num_classes=7).state_dict(), tmp_path / "seven.pt")
+    model = load_model("torchvision:squeezenet1_1", weights=str(tmp_path / "seven.pt"), num_classes=7)
+    assert model.logits(torch.zeros(2, 3, 64, 64)).shape == (2, 7) and model.class_names is None
+    with pytest.raises(Refused, match=r"another shape.*num-classes"):
+        load_model("torchvision:squeezenet1_1", weights=str(tmp_path / "seven.pt"))
+
+
+def test_presets_that_differ_must_be_chosen(tmp_path: Path) -> None:
+    torch.save(models.resnet50(weights=None).state_dict(), tmp_path / "r50.pt")
+    with pytest.raises(Refused, match=r"IMAGENET1K_V1 .*256.*IMAGENET1K_V2 .*232"):
+        load_model("torchvision:resnet50", weights=str(tmp_path / "r50.pt"))
+    for preset, edge in (("IMAGENET1K_V1", 256), ("IMAGENET1K_V2", 232)):
+        model = load_model("torchvision:resnet50", weights=str(tmp_path / "r50.pt"), preset=preset)
+        assert model.preprocessing.resize == edge
+    with pytest.raises(Refused, match="V9"):
+        load_model("torchvision:resnet50", weights=str(tmp_path / "r50.pt"), preset="V9")
+
+
+def test_googlenet_is_built_as_its_weights_need_it(tmp_path: Path) -> None:
+    """transform_input is no weight: weights=None leaves it off, and every map would be silently wrong."""
+    whole = models.googlenet(weights=None, init_weights=False, aux_logits=True)
+    torch.save(whole.state_dict(), tmp_path / "g.pt")
+    model = load_model("torchvision:googlenet", weights=str(tmp_path / "g.pt"))
+    assert model.module.transform_input is True
+    assert model.logits(torch.zeros(2, 3, 64, 64)).shape == (2, 1000)
+
+
+def test_pretrained_weights_that_cannot_be_fetched_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(Refused, match="--weights"):
+        load_model("torchvision:squeezenet1_1")
+
+
+def test_timm_brings_its_own_preprocessing(tmp_path: Path) -> None:
+    import timm
+
+    torch.save(timm.create_model("resnet18", pretrained=False).state_dict(), tmp_path / "t.pt")
+    model = load_model("timm:resnet18", weights=str(tmp_path / "t.pt"))
+    assert model.preprocessing.interpolation == "bicubic" and model.preprocessing.input_size == (224, 224)
+    with pytest.raises(Refused, match="timm cannot make"):
+        load_model("timm:resnet9999", weights=str(tmp_path / "t.pt"))
+
+
+def test_own_factory_needs_preprocessing_and_takes_weights(tmp_path: Path) -> None:
+    other = tiny()
+    nn.init.ones_(other[-1].weight)
+    torch.save(other.state_dict(), tmp_path / "tiny.pt")
+    with pytest.raises(Refused, match="--resize"):
+        load_model("python:factories:tiny")
+    model = load_model("python:factories:tiny", weights=str(tmp_path / "tiny.pt"), preprocessing=SMALL)
+    assert weights_digest(model.module) == weights_digest(other)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("kind", ["exported", "scripted"])
+def test_graph_files_explain_as_the_module_does(kind: str, tmp_path: Path) -> None:
+    module, example = tiny().eval(), torch.randn(2, 3, 32, 32)
+    path = tmp_path / f"{kind}.pt2"
+    if kind == "exported":
+        torch.export.save(torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("n")},)), path)
+    else:
+        torch.jit.save(torch.jit.script(module), path)
+    images = torch.randn(5, 3, 32, 32)
+    model = load_model(f"file:{path}", preprocessing=SMALL)
+    from saliency_core import Model
+
+    found = Explainer(model)(images)["predicted"].maps["gradient"]
+    expected = Explainer(Model("own", module.requires_grad_(False), SMALL))(images)["predicted"].maps["gradient"]
+    torch.testing.assert_close(found, expected)
+
+
+def test_file_that_is_no_graph_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.pt").write_bytes(b"PK nothing")
+    with pytest.raises(Refused, match="cannot be read"):
+        load_model(f"file:{tmp_path / 'x.pt'}", preprocessing=SMALL)
+
+
+class Opens:
+    """What a hostile pickle does: runs code when loaded."""
+
+    def __reduce__(self):
+        return (open, ("/tmp/should-not-exist-saliency", "w"))
+
+
+def test_weights_never_run_code(tmp_path: Path) -> None:
+    torch.save({"state_dict": Opens()}, tmp_path / "hostile.pt")
+    (tmp_path / "bare.pkl").write_bytes(pickle.dumps(Opens()))
+    for name in ("hostile.pt", "bare.pkl"):
+        with pytest.raises(Refused):
+            load_model("python:factories:tiny", weights=str(tmp_path / name), preprocessing=SMALL)
+    assert not Path("/tmp/should-not-exist-saliency").exists()
+    whole_module = tmp_path / "module.pt"
+    torch.save(tiny(), whole_module)
+    with pytest.raises(Refused, match="state dict"):
+        load_model("python:factories:tiny", weights=str(whole_module), preprocessing=SMALL)
+
+
+def test_wrong_and_missing_keys_are_named(tmp_path: Path) -> None:
+    state = tiny().state_dict()
+    state["stranger"] = state.pop("0.weight")
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(Refused, match=r"missing: 0\.weight; unexpected: stranger"):
+        load_model("python:factories:tiny", weights=str(tmp_path / "w.pt"), preprocessing=SMALL)
+
+
+@pytest.mark.parametrize("spec", ["resnet18", "tensorflow:resnet", "torchvision:", "python:factories", "file:/no/such/file"])
+def test_specs_that_are_none(spec: str) -> None:
+    with pytest.raises(Refused):
+        load_model(spec, preprocessing=SMALL)
