@@ -59,8 +59,8 @@ def _exit_code(function: Callable[[], int]) -> int:
         notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
         _tell(
             "failed",
-            f"{type(error).__name__}: {error}{notes}\nWhat was committed is safe, and the same command goes on from there. "
-            "With SALIENCY_TRACEBACK=1 in the environment it tells where it failed.",
+            f"{type(error).__name__}: {error}{notes}\nWhat was committed is safe, and the same command goes on "
+            "from there. With SALIENCY_TRACEBACK=1 in the environment it tells where it failed.",
         )
         return NOT_FINISHED
 
@@ -70,7 +70,7 @@ def _tell(what: str, text: str) -> None:
 
 
 def _with_config_flags(command: Callable[..., int]) -> Callable[..., int]:
-    """Gives ``command(flags, …)`` one option per field of Config: the config is the only place where flags are defined."""
+    """Gives ``command(flags, …)`` one option per field of Config, the only place where flags are defined."""
     own = [one for one in inspect.signature(command, eval_str=True).parameters.values() if one.name != "flags"]
     options = []
     for key, field in Config.model_fields.items():
@@ -95,7 +95,7 @@ def _with_config_flags(command: Callable[..., int]) -> Callable[..., int]:
         return command({key: value for key, value in flags.items() if value not in (None, [])}, **values)
 
     functools.update_wrapper(wrapped, command, assigned=("__doc__", "__name__"))
-    del wrapped.__wrapped__  # typer would look through it
+    vars(wrapped).pop("__wrapped__")  # typer would look through it
     signature = inspect.Signature([*options, *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own)])
     wrapped.__signature__ = signature  # type: ignore[attr-defined]
     wrapped.__annotations__ = {one.name: one.annotation for one in signature.parameters.values()}

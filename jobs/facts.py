@@ -51,7 +51,8 @@ def model_facts(config: Config, *, folders: Sequence[str] | None) -> ModelFacts:
     n_classes = _n_classes(model, blank)
     if given is not None and len(given) != n_classes:
         raise Refused(
-            f"--class-names {config.class_names} has {len(given)} names, {config.model} {n_classes} classes: they must be as many."
+            f"--class-names {config.class_names} has {len(given)} names, {config.model} {n_classes} classes: "
+            "they must be as many."
         )
     names = model.class_names if model.class_names is not None and len(model.class_names) == n_classes else None
     if names is None and folders is not None and len(folders) == n_classes:
@@ -98,7 +99,8 @@ def _n_classes(model: Model, blank: Tensor) -> int:
         raise
     except Exception as error:  # whatever the user's model raises
         raise Refused(
-            f"{model.spec} fails on a batch of {list(blank.shape)}: {type(error).__name__}: {error}. Does the preprocessing "
+            f"{model.spec} fails on a batch of {list(blank.shape)}: {type(error).__name__}: {error}. Does the "
+            "preprocessing "
             "fit it (size, channels), and does it take any number of images at once?"
         ) from error
 
@@ -110,7 +112,7 @@ def _try(explainer: Explainer, blank: Tensor) -> dict[str, Explanation]:
         raise
     except RuntimeError as error:
         raise Refused(
-            f"{explainer.model.spec} gives no gradient of its scores by its input ({error}), so there is nothing to map."
+            f"{explainer.model.spec} gives no gradient of its scores by its input ({error}): there is nothing to map."
         ) from error
 
 

@@ -73,11 +73,11 @@ def part_key(unit: int) -> str:
 
 
 def encode_part(lines: pa.Table, commit: Commit) -> bytes:
-    """One unit's part: its lines, and the commit as JSON in the file's metadata. The same input gives the same bytes."""
+    """One unit's part: its lines, and the commit as JSON in the file's metadata. Equal input, equal bytes."""
     told = json.dumps(asdict(commit), sort_keys=True).encode()
     sink = pa.BufferOutputStream()
     pq.write_table(lines.replace_schema_metadata({_COMMIT: told}), sink, compression="zstd")
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue())
 
 
 def decode_part(data: bytes) -> tuple[pa.Table, Commit]:

@@ -35,7 +35,8 @@ def refuse_unmatched_folders(
         return
     if class_names is None:
         raise Refused(
-            f"target label: the folders ({', '.join(folders[:3])} …) name classes, but the model's class names are not known. "
+            f"target label: the folders ({', '.join(folders[:3])} …) name classes, but the model's class "
+            "names are not known. "
             "Give --class-names FILE, or --folder-labels order if the sorted folders are the model's classes in order."
         )
     known = _unique(class_names)
@@ -44,7 +45,9 @@ def refuse_unmatched_folders(
         raise Refused(
             f"target label: {len(unmatched)} of {len(folders)} folders are no class of the model by name: "
             f"{', '.join(map(repr, unmatched[:5]))}{' …' if len(unmatched) > 5 else ''} (the model has "
-            f"{', '.join(map(repr, class_names[:3]))} …). Rename them, give --class-names FILE, or --folder-labels order if "
+            ""
+            f"{', '.join(map(repr, class_names[:3]))} …). Rename them, give --class-names FILE, or "
+            "--folder-labels order if "
             "the sorted folders are the model's classes in order."
         )
 
@@ -58,5 +61,6 @@ def refuse_no_labels(summary: Summary) -> None:
             else "none was found"
         )
         raise Refused(
-            f"target label: no image has a usable label ({found}). Drop the target, or give --label-column or --class-names."
+            f"target label: no image has a usable label ({found}). Drop the target, or give --label-column or "
+            "--class-names."
         )

@@ -136,7 +136,7 @@ def encode_part(units: list[pa.Table]) -> bytes:
     with pq.ParquetWriter(sink, SCHEMA, compression="zstd") as writer:
         for table in units:
             writer.write_table(table, row_group_size=max(1, len(table)))
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue())
 
 
 def scan(lines: Lines) -> Summary:

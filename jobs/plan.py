@@ -142,7 +142,8 @@ def _unit_size(config: Config, arrays: Sequence[ArraySpec], input_size: tuple[in
     if config.unit_size != "auto":
         if config.unit_size > fits:
             raise Refused(
-                f"--unit-size {config.unit_size}: a unit would be {config.unit_size * row_bytes / MIB:.0f} MiB, and Ray moves "
+                f"--unit-size {config.unit_size}: a unit would be {config.unit_size * row_bytes / MIB:.0f} "
+                "MiB, and Ray moves "
                 f"records of up to {RECORD_BYTES / MIB:.0f} MiB. Take at most {fits}, or fewer methods and targets."
             )
         return config.unit_size
@@ -154,7 +155,8 @@ def _unit_size(config: Config, arrays: Sequence[ArraySpec], input_size: tuple[in
         size //= 2
     if size > fits:
         raise Refused(
-            f"the maps of a single image take {row_bytes / MIB:.0f} MiB, more than Ray moves in a record: choose fewer methods and targets."
+            f"the maps of a single image take {row_bytes / MIB:.0f} MiB, more than Ray moves in a record: "
+            "choose fewer methods and targets."
         )
     return size
 

@@ -27,8 +27,8 @@ class Meter:
         self.done = 0
         self.statuses: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
-        self.seconds: Counter[str] = Counter()
-        self.cpu_seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+        self.cpu_seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
         self.bytes_written = 0
         self.set_up: list[float] = []
         self._slots = slots

@@ -103,7 +103,8 @@ def parse_run(data: bytes, *, where: str) -> Run:
         raise Refused(f"{where}/{RUN_JSON} cannot be read, so the store cannot be used: {error}") from error
     if run.format_version != FORMAT_VERSION:
         raise Refused(
-            f"{where} is of store format {run.format_version}, this program reads {FORMAT_VERSION}: use the version that made it."
+            f"{where} is of store format {run.format_version}, this program reads {FORMAT_VERSION}: use the "
+            "version that made it."
         )
     return run
 

@@ -87,9 +87,7 @@ def show(
     _refuse_unwritable(output)
     store = open_store(out)
     specs = [store.array(path).spec for path in arrays or store.arrays]
-    chosen = choose_rows(
-        store, target=specs[0].target, rows=rows, class_=class_, highest=highest, lowest=lowest, n=n
-    )
+    chosen = choose_rows(store, target=specs[0].target, rows=rows, class_=class_, highest=highest, lowest=lowest, n=n)
     columns = 1 + 2 * len(specs)
     width = 2 * MARGIN + columns * CELL + (columns - 1) * GAP
     # Before anything is read: no row takes less than three lines of text.

@@ -60,7 +60,9 @@ def interrupted_text(run: Run, meter: Meter) -> str:
 
 
 def resume_text(run: Run) -> str:
-    return f"to go on, run the same command again{', without --limit' if run.config.limit else ''}; `saliency status {quoted(run.config.out)}` tells how far it is."
+    without = ", without --limit" if run.config.limit else ""
+    out = quoted(run.config.out)
+    return f"to go on, run the same command again{without}; `saliency status {out}` tells how far it is."
 
 
 def _rates(meter: Meter) -> list[str]:

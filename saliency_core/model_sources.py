@@ -119,7 +119,8 @@ def build_timm(name: str, *, pretrained: bool, num_classes: int | None, geometry
         module = timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:  # timm and its hub client each raise their own kinds
         raise Refused(
-            f"timm cannot make {name!r} ({type(error).__name__}: {error}). Check the name, or give a local file with --weights."
+            f"timm cannot make {name!r} ({type(error).__name__}: {error}). Check the name, or give a local "
+            "file with --weights."
         ) from error
     geometry = None if geometry_given else Preprocessing.from_timm(resolve_model_data_config(module))
     return Built(module, geometry, loaded=pretrained)
@@ -139,4 +140,6 @@ def build_file(path: Path) -> Built:
             return Built(torch.jit.load(str(path), map_location="cpu").eval(), loaded=True)
     except Exception as error:
         raise Refused(f"model file {str(path)!r} cannot be read ({type(error).__name__}: {error}).") from error
-    raise Refused(f"model file {str(path)!r} is neither a torch.export nor a TorchScript file; for a state dict, --weights.")
+    raise Refused(
+        f"model file {str(path)!r} is neither a torch.export nor a TorchScript file; for a state dict, --weights."
+    )

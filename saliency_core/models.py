@@ -57,8 +57,8 @@ def load_model(
 ) -> Model:
     """Builds the model, loads its weights and freezes it.
 
-    ``weights``: a local state dict (``torch.load(weights_only=True)``) or ``.safetensors`` file; for torchvision also the
-    name of one of its presets. None: the library's own pretrained weights, or what the factory returns.
+    ``weights``: a local state dict (``torch.load(weights_only=True)``) or ``.safetensors`` file; for torchvision also
+    the name of one of its presets. None: the library's own pretrained weights, or what the factory returns.
     ``preset``: whose geometry and class names go with local torchvision weights. ``preprocessing`` overrides all.
     Raises Refused where any part cannot be had, or is ambiguous.
     """
@@ -84,7 +84,8 @@ def load_model(
         built = build_file(Path(name))
     else:
         raise Refused(
-            f"model {spec!r} is not understood: write torchvision:NAME, timm:NAME, python:package.module:factory or file:PATH."
+            f"model {spec!r} is not understood: write torchvision:NAME, timm:NAME, "
+            "python:package.module:factory or file:PATH."
         )
     if path is None and weights and kind != "torchvision":
         raise Refused(f"weights {weights!r}: no such file. {kind} models take a state dict or a .safetensors file.")
@@ -166,5 +167,5 @@ def weights_digest(module: nn.Module) -> str:
             continue
         data = value.detach().cpu().contiguous()
         digest.update(f"{name} {data.dtype} {list(data.shape)}\n".encode())
-        digest.update(data.reshape(-1).view(torch.uint8).numpy() if data.numel() else b"")
+        digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -15,7 +15,7 @@ from saliency_core.errors import Refused
 def load_state(path: Path) -> dict[str, Tensor]:
     """The state dict of a ``.safetensors`` or ``torch.save`` file, on the CPU.
 
-    Checkpoints that keep it under ``state_dict`` or ``model``, and the ``module.`` prefix of DataParallel, are understood.
+    Understands checkpoints that keep it under ``state_dict`` or ``model``, and DataParallel's ``module.`` prefix.
     """
     if not path.is_file():
         raise Refused(f"weights {str(path)!r}: no such file. Give a state dict or a .safetensors file.")
@@ -28,7 +28,8 @@ def load_state(path: Path) -> dict[str, Tensor]:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise Refused(
-            f"{path} holds more than tensors, and loading it could run code, so it is not loaded. Save only the state dict: "
+            f"{path} holds more than tensors, and loading it could run code, so it is not loaded. Save only "
+            "the state dict: "
             "torch.save(model.state_dict(), path), or use .safetensors."
         ) from error
     except Exception as error:  # safetensors, zip and torch each raise their own kinds

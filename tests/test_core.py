@@ -121,7 +121,9 @@ def test_equals_captum() -> None:
 
 def test_batch_equals_single_equals_shuffled() -> None:
     images, labels = torch.randn(7, 3, 11, 19).double(), torch.tensor([0, 1, -1, 3, 4, 9, 2])
-    explainer = Explainer(own(tiny()), methods=list(REGISTRY), targets=["predicted", "label", "class:2"], precision="float64")
+    explainer = Explainer(
+        own(tiny()), methods=list(REGISTRY), targets=["predicted", "label", "class:2"], precision="float64"
+    )
     whole = explainer(images, labels=labels)
     order = torch.randperm(7, generator=torch.Generator().manual_seed(0))
     shuffled = explainer(images[order], labels=labels[order], rows=order)

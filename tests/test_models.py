@@ -37,7 +37,9 @@ def test_torchvision_with_a_local_state_dict(squeezenet: Path) -> None:
 
 def test_checkpoint_dressings_and_safetensors_are_the_same_weights(squeezenet: Path, tmp_path: Path) -> None:
     state = torch.load(squeezenet, weights_only=True)
-    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}, tmp_path / "dressed.pt")
+    torch.save(
+        {"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}, tmp_path / "dressed.pt"
+    )
     save_file(state, tmp_path / "same.safetensors")
     digests = {
         weights_digest(load_model("torchvision:squeezenet1_1", weights=str(path)).module)
@@ -152,7 +154,9 @@ def test_wrong_and_missing_keys_are_named(tmp_path: Path) -> None:
         load_model("python:factories:tiny", weights=str(tmp_path / "w.pt"), preprocessing=SMALL)
 
 
-@pytest.mark.parametrize("spec", ["resnet18", "tensorflow:resnet", "torchvision:", "python:factories", "file:/no/such/file"])
+@pytest.mark.parametrize(
+    "spec", ["resnet18", "tensorflow:resnet", "torchvision:", "python:factories", "file:/no/such/file"]
+)
 def test_specs_that_are_none(spec: str) -> None:
     with pytest.raises(Refused):
         load_model(spec, preprocessing=SMALL)

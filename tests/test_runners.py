@@ -64,7 +64,15 @@ def kill_all(process: subprocess.Popen[str]) -> None:
 
 def slow_flags(tree: Path, out: Path) -> list[str]:
     """A run that takes long enough to be caught in the middle: units of two rows."""
-    return flags(images=tree, out=out, workers=2, unit_size=2, batch_size=2, runner="ray", methods=("gradient", "input_x_gradient"))
+    return flags(
+        images=tree,
+        out=out,
+        workers=2,
+        unit_size=2,
+        batch_size=2,
+        runner="ray",
+        methods=("gradient", "input_x_gradient"),
+    )
 
 
 @pytest.mark.slow
@@ -99,6 +107,9 @@ def test_interrupt_stops_cleanly_and_tells_how_to_go_on(tree: Path, tmp_path: Pa
 @pytest.mark.slow
 def test_failing_replica_is_told_in_its_own_words(tree: Path, tmp_path: Path, saliency) -> None:
     """A model that raises on some images ends the run with unit and rows named; what was committed stays."""
-    told = saliency("explain", *flags(images=tree, out=tmp_path / "s", model="python:factories:raises", runner="ray", workers=1, unit_size=8))
+    told = saliency(
+        "explain",
+        *flags(images=tree, out=tmp_path / "s", model="python:factories:raises", runner="ray", workers=1, unit_size=8),
+    )
     assert told.returncode == 1, told.stdout
     assert "too bright" in told.stderr and "unit 0, rows 0 to" in told.stderr
