@@ -139,6 +139,7 @@ def _check_part(data: bytes, run: Run, part: int, digests: Digests) -> str | Non
             return f"has {file.num_row_groups} row groups instead of one for each of {len(units)} units"
         for group, unit in enumerate(units):
             lines = file.read_row_group(group)
+            lines.validate(full=True)
             if lines.schema != SCHEMA:
                 return "has other columns than a manifest"
             rows = run.unit_rows(unit)

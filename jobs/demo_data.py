@@ -135,7 +135,7 @@ def _draw(rng: np.random.Generator, *, label: int) -> DemoImage:
             rng,
             contrast=30,
         )
-    place = _place(rng, width, height, 0.24, 0.36)
+    place = _place(rng, width, height, 0.28, 0.38)
     coverage = _coverage(_outline(CLASSES[label], rng), place, canvas.shape)
     if CLASSES[label] == "ring":
         x, y, radius, angle = place
@@ -143,7 +143,7 @@ def _draw(rng: np.random.Generator, *, label: int) -> DemoImage:
             1 - _coverage(_regular(48), (x, y, radius * rng.uniform(0.5, 0.65), angle), canvas.shape)
         )
     _shadow(canvas, coverage)
-    _paint(canvas, coverage, rng, contrast=110)
+    _paint(canvas, coverage, rng, contrast=125)
     canvas += rng.normal(0, 4, canvas.shape)
     pixels = canvas.clip(0, 255).astype(np.uint8)
     mask = coverage > 0.5
@@ -202,7 +202,7 @@ def _paint(
     colour = (under + contrast * rng.uniform(1.1, 1.7) * direction / np.linalg.norm(direction)).clip(8, 247)
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.linspace(-1, 1, cover.shape[0])[:, None], np.linspace(-1, 1, cover.shape[1])
-    light = 1 + 0.12 * (np.cos(angle) * x + np.sin(angle) * y) + 0.04 * _clouds(rng, *cover.shape[::-1], 6)
+    light = 1 + 0.12 * (np.cos(angle) * x + np.sin(angle) * y) + 0.04 * _clouds(rng, cover.shape[1], cover.shape[0], 6)
     area += cover[..., None] * (colour * light[..., None] - area)
 
 
@@ -217,15 +217,13 @@ def _outline(kind: str, rng: np.random.Generator) -> Points:
     """The corners of an object of unit radius, [k, 2]."""
     if kind == "cross":
         arm = rng.uniform(0.24, 0.34)
-        quarter = np.array([(arm, arm), (arm, 1.0), (-arm, 1.0)])
-        turns = [np.array([[0.0, 1.0], [-1.0, 0.0]])] * 4
-        corners = [quarter]
-        for turn in turns[:-1]:
-            corners.append(corners[-1] @ turn)
-        return np.concatenate(corners)
+        points = np.array([(arm, arm), (arm, 1.0), (-arm, 1.0)])
+        quarter_turn = np.array([(0.0, 1.0), (-1.0, 0.0)])
+        return np.concatenate([points @ np.linalg.matrix_power(quarter_turn, turns) for turns in range(4)])
     if kind == "star":
         spikes = int(rng.integers(4, 9))  # from near a cross to near a disc: the mark is the easier sign
-        return _regular(2 * spikes) * np.tile([1.0, rng.uniform(0.45, 0.75)], spikes)[:, None]
+        reach = np.tile([1.0, rng.uniform(0.45, 0.75)], spikes)
+        return np.asarray(_regular(2 * spikes) * reach[:, None])
     return _regular({"square": 4, "triangle": 3}.get(kind, 48))
 
 

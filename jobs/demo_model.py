@@ -21,11 +21,11 @@ from saliency_core.preprocessing import Preprocessing
 # Squeezed, not cropped: the mark is in a corner.
 PREPROCESSING = Preprocessing((96, 96), None, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 3)
 TRAIN_IMAGES = 1500
-EPOCHS = 12
+EPOCHS = 10
 BATCH = 32
 HELD_OUT = 6  # every sixth round of the classes is kept from the training
 NOISE = 0.15  # of the normalised pixels, at most; a net that met noise has less of it in its gradients
-THREADS = 2  # sums depend on it, hence the weights too
+THREADS = 1  # sums depend on it, and two that wait for each other crawl where cores are shared
 
 
 def make() -> nn.Module:
@@ -80,7 +80,7 @@ def predict(model: nn.Module, images: NDArray[np.uint8]) -> NDArray[np.int64]:
     model.eval()
     with torch.inference_mode():
         x = PREPROCESSING.normalise(torch.from_numpy(images), torch.float32)
-        return np.asarray(torch.cat([model(part).argmax(1) for part in x.split(128)]).numpy())
+        return np.asarray(torch.cat([model(part).argmax(1) for part in torch.split(x, 128)]).numpy())
 
 
 def _stage(channels: int, out: int, *, kernel: int = 3) -> tuple[nn.Module, ...]:
@@ -98,7 +98,7 @@ def _fit(model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator, 
     steps = epochs * -(-len(x) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=6e-3, total_steps=steps)
     for _ in range(epochs):
-        for part in torch.randperm(len(x), generator=generator).split(BATCH):
+        for part in torch.split(torch.randperm(len(x), generator=generator), BATCH):
             loss = functional.cross_entropy(model(_vary(x[part], generator)), y[part])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

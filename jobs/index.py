@@ -76,13 +76,13 @@ def encode_part(lines: pa.Table, commit: Commit) -> bytes:
     """One unit's part: its lines, and the commit as JSON in the file's metadata. Equal input, equal bytes."""
     told = json.dumps(asdict(commit), sort_keys=True).encode()
     sink = pa.BufferOutputStream()
-    pq.write_table(lines.replace_schema_metadata({_COMMIT: told}), sink, compression="zstd")
+    pq.write_table(lines.replace_schema_metadata({_COMMIT: told}), sink, compression="zstd", write_page_checksum=True)
     return bytes(sink.getvalue())
 
 
 def decode_part(data: bytes) -> tuple[pa.Table, Commit]:
     """Raises ValueError or pyarrow's errors (also ValueErrors, or OSErrors) where the part is damaged."""
-    table = pq.read_table(pa.BufferReader(data))
+    table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
     told = json.loads((table.schema.metadata or {})[_COMMIT])
     commit = Commit([ShardRecord(**one) for one in told["shards"]], told["micro_batches"])
     return table.replace_schema_metadata(None), commit

@@ -35,8 +35,8 @@ class Results:
 
 
 def take_back_nonfinite(run: Run, results: Results) -> None:
-    """Quarantines the rows where the model gave NaN or infinity: they explain nothing. All rows without a "
-    "map get NaN."""
+    """Quarantines the rows where the model gave NaN or infinity: they explain nothing. All rows without a
+    map get NaN."""
     found: dict[int, str] = {}
     for target, applies in results.applies.items():
         _note(found, applies & ~np.isfinite(results.columns[f"{target}__score"]), f"score of {target}")

@@ -133,7 +133,7 @@ def write_manifest(store: ObjectStore, lines: Lines) -> Summary:
 def encode_part(units: list[pa.Table]) -> bytes:
     """One Parquet file with a row group per table."""
     sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, SCHEMA, compression="zstd") as writer:
+    with pq.ParquetWriter(sink, SCHEMA, compression="zstd", write_page_checksum=True) as writer:
         for table in units:
             writer.write_table(table, row_group_size=max(1, len(table)))
     return bytes(sink.getvalue())
@@ -157,8 +157,12 @@ class Manifest:
         """The lines of one unit, in row order."""
         part, group = divmod(unit, PART_UNITS)
         if self._part is None or self._part[0] != part:
-            self._part = part, pq.ParquetFile(pa.BufferReader(read_object(self._store, part_key(part))))
+            self._part = part, _open(read_object(self._store, part_key(part)))
         return self._part[1].read_row_group(group)
+
+
+def _open(part: bytes) -> pq.ParquetFile:
+    return pq.ParquetFile(pa.BufferReader(part), page_checksum_verification=True)
 
 
 def parts_of(run: Run) -> int:

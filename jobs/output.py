@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from itertools import islice
 
 from obstore.store import ObjectStore
@@ -11,6 +12,10 @@ from jobs.objects import is_remote, local_path
 from jobs.record import RUN_JSON, Run, parse_run
 from jobs.stores import list_keys, open_output, read_object
 from saliency_core.errors import Refused
+
+
+_PLANNED = re.compile(r"manifest/part-\d+\.parquet|maps\.zarr/(.+/)?zarr\.json")
+_PLANNED_TOP = ("manifest", "maps.zarr")
 
 
 def open_run(out: str) -> tuple[ObjectStore, Run]:
@@ -36,10 +41,11 @@ def existing_run(out: str) -> Run | None:
     try:
         run = parse_run(read_object(store, RUN_JSON), where=out)
     except FileNotFoundError:
-        # Planning writes the manifest first and run.json last; object stores list files alone, a local one links too.
-        foreign = list(islice((key for key in list_keys(store) if not key.startswith("manifest/part-")), 3))
+        # Planning writes the manifest, then the arrays' metadata, and run.json last. The listing shows whole files
+        # alone, so what else a local directory holds is looked up too.
+        foreign = list(islice((key for key in list_keys(store) if not _PLANNED.fullmatch(key)), 3))
         if not foreign and not is_remote(out):
-            foreign = sorted(entry.name for entry in local_path(out).iterdir() if entry.name != "manifest")[:3]
+            foreign = sorted(entry.name for entry in local_path(out).iterdir() if entry.name not in _PLANNED_TOP)[:3]
         if foreign:
             raise Refused(
                 f"--out {out} is not empty and not a store of ours (it holds {', '.join(foreign)} …), and nothing is "

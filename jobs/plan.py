@@ -103,16 +103,15 @@ def make_plan(config: Config, *, find_device: Callable[[], str], dry: bool = Fal
         run = run.model_copy(update={"totals": stored.totals})
     done = set() if fresh else committed(open_output(config.out))
     if not dry:
-        set_up(run, fresh=fresh)
+        set_up(run)
     return Plan(run, _pending(run, done), fresh, device_bytes)
 
 
-def set_up(run: Run, *, fresh: bool) -> None:
-    """Makes the arrays, and puts run.json last: with it, the store exists."""
+def set_up(run: Run) -> None:
+    """Makes the arrays (again: the bytes are the same), and puts run.json last: with it, the store exists."""
     store = open_output(run.config.out)
-    if fresh:
-        for key, data in metadata_objects(run).items():
-            obstore.put(store, key, data)
+    for key, data in metadata_objects(run).items():
+        obstore.put(store, key, data)
     obstore.put(store, RUN_JSON, run.to_json())
 
 

@@ -14,8 +14,8 @@ from jobs.summary import error_table, quoted
 
 
 def status(out: str, console: Console) -> int:
-    """Prints rows and units done, the error table and the next command → 0, 3 where rows are imperfect, 1 "
-    "unfinished."""
+    """Prints rows and units done, the error table and the next command → 0, 3 where rows are imperfect, 1
+    unfinished."""
     store, run = open_run(out)
     done = sorted(committed(store))
     totals = Totals()

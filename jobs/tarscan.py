@@ -95,7 +95,7 @@ def _next_header(file: BinaryIO, stop: int) -> tuple[int | None, bool]:
 
 
 def _is_header(block: bytes) -> bool:
-    if block[148:156].strip(b" \001234567"):  # no octal checksum: spares most blocks the full parse
+    if block[148:156].strip(b" \x0001234567"):  # no octal checksum: spares most blocks the full parse
         return False
     with suppress(*UNREADABLE):
         tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")

@@ -35,6 +35,7 @@ def check_unit(
         return None
     try:
         lines, commit = decode_part(data)
+        lines.validate(full=True)  # damaged text would else be noticed only where it is used
         check_rows(run, unit, lines)
     except UNREADABLE as error:
         yield Problem(key, f"is damaged ({error}): {redo(unit)}")

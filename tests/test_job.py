@@ -351,6 +351,8 @@ def test_half_made_manifest_counts_as_none(tree: Path, finished: Path, tmp_path:
     out = tmp_path / "store"
     (out / "manifest").mkdir(parents=True)
     (out / "manifest/part-00000.parquet").write_bytes(b"torn")
+    (out / "maps.zarr").mkdir()
+    shutil.copy(finished / "maps.zarr/zarr.json", out / "maps.zarr/zarr.json")
     run_inline(images=str(tree), out=str(out), **SAME)
     assert content(out) == content(finished)
 

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import s3
 import torch
 from conftest import run_inline
 from factories import tiny
@@ -24,6 +26,7 @@ from rich.console import Console
 from jobs.exits import DAMAGED, DONE, NOT_FINISHED
 from jobs.finalize import finalize
 from jobs.index import Commit, ShardRecord, encode_part, part_key, read_part
+from jobs.manifest import Manifest
 from jobs.manifest import encode_part as encode_manifest
 from jobs.record import Run, parse_run
 from jobs.store import decode_shard, encode_shards
@@ -438,8 +441,6 @@ def test_a_commit_of_other_shards(store: Path) -> None:
 
 def test_a_compacted_index_that_is_not_of_the_parts(store: Path) -> None:
     path, sums = store / "index.parquet", store / "SHA256SUMS"
-    import pyarrow.parquet as pq
-
     before, lines = digest(path.read_bytes()), pq.read_table(path)
     pq.write_table(lines.take([*range(20), 21, 20, *range(22, len(lines))]), path)
     sums.write_text(sums.read_text().replace(before, digest(path.read_bytes())))
@@ -450,8 +451,6 @@ def test_a_compacted_index_that_is_not_of_the_parts(store: Path) -> None:
 
 @pytest.mark.parametrize("column", ["sample_id", "label", "row"])
 def test_a_manifest_that_is_not_the_plans(store: Path, column: str) -> None:
-    from jobs.manifest import Manifest
-
     manifest, run = Manifest(LocalStore(prefix=store)), load(store)
     units = [manifest.unit_lines(unit) for unit in range(run.units)]
     values = units[3][column].to_pylist()
@@ -474,6 +473,23 @@ def test_a_run_json_that_contradicts_its_fingerprint(unfinished: Path, tmp_path:
     code, told = check(out)
     assert code == DAMAGED
     assert "run.json: contradicts its own fingerprint" in told
+
+
+def test_a_store_on_s3(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "maps.zarr/predicted/gradient/c/1/0/0"
+    with s3.server(monkeypatch):
+        out = s3.upload(small, "store")
+        code, told = check(out)
+        assert code == DONE, told
+        assert "9 of 9 rows" in told
+        s3.put(f"store/{key}", (small / key).read_bytes()[:-1])
+        s3.put("store/letter.txt", b"dear")
+        code, told = check(out)
+        assert code == DAMAGED
+        assert f"{key}: is not what was committed" in told
+        assert "letter.txt: is no object of this run" in told
+        with pytest.raises(Refused):
+            check(f"{out}-not")
 
 
 # -- recompute -----------------------------------------------------------------------------------------------
