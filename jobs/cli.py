@@ -16,7 +16,7 @@ from rich.logging import RichHandler
 
 from jobs.config import Config, flag_of, make_config
 from jobs.console import say
-from jobs.exits import INTERRUPTED, NOT_FINISHED, REFUSED
+from jobs.exits import DONE, INTERRUPTED, NOT_FINISHED, REFUSED
 from saliency_core.errors import Refused
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -150,6 +150,29 @@ def retry(
     from jobs import retry as again
 
     return again.retry(out, console, workers=workers, runner=runner)
+
+
+@_command
+def show(
+    out: Out,
+    output: Annotated[Path, typer.Option("-o", "--output", help="the picture: .png, .pdf, .svg or .jpg")],
+    rows: Annotated[str | None, typer.Option(help="row numbers, as 0,5,9")] = None,
+    class_: Annotated[str | None, typer.Option("--class", help="only rows of this class, by number or name")] = None,
+    highest: Annotated[str | None, typer.Option(help="rows with the highest values of this index column")] = None,
+    lowest: Annotated[str | None, typer.Option(help="rows with the lowest values of this index column")] = None,
+    n: Annotated[int, typer.Option("-n", help="how many rows")] = 6,
+    array: Annotated[list[str] | None, typer.Option(help="as predicted/gradient; repeatable [default: all]")] = None,
+) -> int:
+    """Draw rows: the image, its maps, and the maps on the image at its original size."""
+    from jobs import show as picture
+    from jobs.rows import row_numbers
+
+    numbers = None if rows is None else row_numbers(rows)
+    made = picture.show(
+        out, output=output, rows=numbers, class_=class_, highest=highest, lowest=lowest, n=n, arrays=array
+    )
+    say(console, str(made))
+    return DONE
 
 
 @_command

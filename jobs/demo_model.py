@@ -21,7 +21,7 @@ from saliency_core.preprocessing import Preprocessing
 # Squeezed, not cropped: the mark is in a corner.
 PREPROCESSING = Preprocessing((96, 96), None, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 3)
 TRAIN_IMAGES = 1500
-EPOCHS = 10
+EPOCHS = 12
 BATCH = 32
 HELD_OUT = 6  # every sixth round of the classes is kept from the training
 NOISE = 0.15  # of the normalised pixels, at most; a net that met noise has less of it in its gradients

@@ -13,7 +13,6 @@ from jobs.record import RUN_JSON, Run, parse_run
 from jobs.stores import list_keys, open_output, read_object
 from saliency_core.errors import Refused
 
-
 _PLANNED = re.compile(r"manifest/part-\d+\.parquet|maps\.zarr/(.+/)?zarr\.json")
 _PLANNED_TOP = ("manifest", "maps.zarr")
 

@@ -9,8 +9,6 @@ from textwrap import wrap
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
@@ -21,6 +19,7 @@ from jobs.index import OK
 from jobs.reader import Store, open_store
 from jobs.record import ArraySpec
 from jobs.reject import Rejected
+from jobs.rows import choose_rows
 from saliency_core.errors import Refused
 from saliency_core.picture import DIVERGING, SEQUENTIAL, colour, normalise, overlay
 
@@ -127,72 +126,6 @@ def _refuse_too_large(width: float, height: float, *, rows: int, arrays: int) ->
 
 
 # -- which rows -----------------------------------------------------------------------------------------------
-
-
-def choose_rows(
-    store: Store,
-    *,
-    target: str,
-    rows: list[int] | None = None,
-    class_: str | None = None,
-    highest: str | None = None,
-    lowest: str | None = None,
-    n: int = 6,
-) -> list[int]:
-    """Row numbers, at least one. Refused for a contradiction, an unknown class or column, and where no row is left."""
-    if rows is not None:
-        if class_ is not None or highest is not None or lowest is not None:
-            raise Refused("--rows names the rows itself: drop it, or drop --class, --highest and --lowest.")
-        if not rows:
-            raise Refused("--rows is empty: give at least one row number.")
-        return list(rows)
-    if highest is not None and lowest is not None:
-        raise Refused("--highest and --lowest exclude each other: give one.")
-    if n < 1:
-        raise Refused(f"-n {n} shows nothing: give at least 1.")
-    candidates = store.committed_rows()
-    if not len(candidates):
-        raise Refused(f"{store.run.config.out} has no committed rows yet: run explain again to go on.")
-    if class_ is not None:
-        number = class_number(store, class_)
-        classes = store.lines(candidates, [f"{target}__class"])[0]
-        candidates = candidates[np.asarray(pc.fill_null(pc.equal(classes, number), False))]
-        if not len(candidates):
-            raise Refused(
-                f"no row has class {class_!r} as its {target}: choose another class, or an array of another target."
-            )
-    column = highest or lowest
-    if column is not None:
-        values = _numbers(store, candidates, column)
-        known = ~np.isnan(values)
-        if not known.any():
-            raise Refused(f"column {column!r} has no value in any of these rows, so they have no order by it.")
-        candidates, values = candidates[known], values[known]
-        # Stable, so that equal values stand in row order.
-        candidates = candidates[np.argsort(-values if highest else values, kind="stable")]
-    return [int(row) for row in candidates[:n]]
-
-
-def class_number(store: Store, text: str) -> int:
-    """A class's number from its number or name; Refused where that is none, or several."""
-    if text.isascii() and text.isdigit():
-        if int(text) >= store.run.n_classes:
-            raise Refused(f"class {text} does not exist: the model has {store.run.n_classes} classes, from 0.")
-        return int(text)
-    if store.run.class_names is None:
-        raise Refused(f"class {text!r}: the store knows no class names, so give the class's number.")
-    found = [number for number, name in enumerate(store.run.class_names) if name == text]
-    if len(found) != 1:
-        trouble = f"is the name of classes {found}: give the number" if found else "is no class of this model"
-        raise Refused(f"class {text!r} {trouble}.")
-    return found[0]
-
-
-def _numbers(store: Store, rows: NDArray[np.int64], column: str) -> NDArray[np.float64]:
-    values = store.lines(rows, [column])[0]
-    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
-        raise Refused(f"column {column!r} holds no numbers, so rows have no highest or lowest in it.")
-    return np.asarray(values.cast(pa.float64()).fill_null(float("nan")))
 
 
 # -- what is drawn ---------------------------------------------------------------------------------------------

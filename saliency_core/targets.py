@@ -95,21 +95,24 @@ def parse_target(spec: str, *, class_names: Sequence[str] | None = None) -> Targ
     if head == "label" and not rest:
         return Label(spec=body, slug=name or "label")
     if head == "class" and rest:
-        number = _class_number(rest, body, class_names)
+        number = class_number(rest, class_names)
         # Always the number: a class name may hold anything, and two classes may share one.
         return Class(number, spec=f"class:{number}", slug=name or checked_slug(f"class_{number}", body))
     raise Refused(f"target {spec!r} does not exist: choose predicted, label, class:NUMBER or class:NAME.")
 
 
-def _class_number(text: str, spec: str, class_names: Sequence[str] | None) -> int:
-    if re.fullmatch(r"\d+", text):
+def class_number(text: str, class_names: Sequence[str] | None, *, n_classes: int | None = None) -> int:
+    """A class's number from its number or its name; Refused where that is none, or several."""
+    if re.fullmatch(r"[0-9]+", text):
+        if n_classes is not None and int(text) >= n_classes:
+            raise Refused(f"class {text} does not exist: the model has {n_classes} classes, from 0.")
         return int(text)
     if class_names is None:
         raise Refused(
-            f"target {spec!r} names a class, but the model has no class names: give --class-names or a number."
+            f"class {text!r}: the model's class names are not known; give --class-names to explain, or a number."
         )
     found = [number for number, name in enumerate(class_names) if name == text]
     if len(found) != 1:
-        trouble = f"fits classes {found}" if found else "is no class of this model"
-        raise Refused(f"target {spec!r}: {text!r} {trouble}; give the class number.")
+        trouble = f"is the name of classes {found}: give the number" if found else "is no class of this model"
+        raise Refused(f"class {text!r} {trouble}.")
     return found[0]

@@ -13,7 +13,8 @@ from PIL import Image
 
 from jobs import show as module
 from jobs.reader import Store, open_store
-from jobs.show import choose_rows, show
+from jobs.rows import choose_rows
+from jobs.show import show
 from saliency_core.errors import Refused
 
 
