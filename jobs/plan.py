@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,6 +13,7 @@ from typing import Any
 import obstore
 
 from jobs.config import Config
+from jobs.engine import StartingEngine
 from jobs.entries import Source
 from jobs.index import committed
 from jobs.labels import label_resolver, refuse_no_labels, refuse_unmatched_folders
@@ -48,10 +49,10 @@ class Plan:
         return {array.path: array.item_bytes() * self.run.rows for array in self.run.arrays}
 
 
-def make_plan(config: Config, *, find_device: Callable[[], str], dry: bool = False) -> Plan:
+def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False) -> Plan:
     """Lists the inputs while the model loads, fixes rows and units, and makes the store (unless ``dry``).
 
-    ``find_device`` tells cpu or cuda; it is asked late, because a cluster takes seconds to answer.
+    ``engine`` begins to start as soon as the cheap checks have passed.
 
     Refused with the reason, before a worker starts, for what cannot work.
     """
@@ -64,6 +65,7 @@ def make_plan(config: Config, *, find_device: Callable[[], str], dry: bool = Fal
         uri_column=config.uri_column,
     )
     folders = _folders(sources)
+    engine.begin()
     with ThreadPoolExecutor(1) as pool, prefetched(list_entries(sources)) as entries:
         facts = pool.submit(_facts, config, folders).result()
         label_wanted = "label" in facts.target_specs.values()
@@ -80,7 +82,7 @@ def make_plan(config: Config, *, find_device: Callable[[], str], dry: bool = Fal
         )
     if label_wanted:
         refuse_no_labels(summary)
-    device = find_device()
+    device = engine.ready().device(config)
     micro_batch = _micro_batch(config, device, unit_size, facts.image_bytes)
     run = Run(
         config=config,

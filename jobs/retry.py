@@ -11,10 +11,11 @@ from rich.console import Console
 
 from jobs.config import Config, make_config
 from jobs.console import say
+from jobs.engine import starting_engine
 from jobs.entries import Entry
 from jobs.finalize import SHA256SUMS, ranges
 from jobs.index import INDEX_PARQUET, QUARANTINED, committed, read_part, withdraw
-from jobs.job import engine, work
+from jobs.job import work
 from jobs.manifest import PART_UNITS, PLACE, Manifest, encode_part, part_key
 from jobs.output import open_run
 from jobs.record import RUN_JSON, Run
@@ -30,11 +31,12 @@ def retry(out: str, console: Console, *, workers: str, runner: str) -> int:
     again = sorted(unit for unit in done if QUARANTINED in read_part(store, unit)[0]["status"].to_pylist())
     pending = sorted({*range(run.units)} - done | {*again})
     say(console, f"{len(again)} units hold quarantined rows: {ranges(again) or 'none'}")
-    with engine(run.config) as wait_for_engine:
+    with starting_engine(run.config) as engine:
+        engine.begin()
         found = _listed_again(run, store, again)
         _reopen(store, run, again)
         _rewrite_manifest(store, run, again, found)
-        return work(run, pending, wait_for_engine(), console)
+        return work(run, pending, engine.ready(), console)
 
 
 def _config(config: Config, *, workers: str, runner: str) -> Config:

@@ -32,10 +32,10 @@ def explain_stages(run: Run, *, workers: int) -> list[Stage]:
     """decode → explain → write; the items are unit numbers. The store's run.json must be in place."""
     on_gpu = run.device == "cuda"
     out = run.config.out
-    # On a CPU the replicas take nearly all of it, and yet decode and write must never starve: they share what is left
-    # in small parts. Beside a GPU they have the processor to themselves.
+    # On a CPU the replicas take nearly all of it, and yet decode and write must never starve: they share what is left,
+    # which is room for one of their tasks per core. Beside a GPU they have the processor to themselves.
     return [
-        Stage("decode", partial(_decode, out), cpus=1.0 if on_gpu else 0.2),
+        Stage("decode", partial(_decode, out), cpus=1.0 if on_gpu else 0.3),
         Stage(
             "explain",
             partial(_explain, out),
@@ -43,7 +43,7 @@ def explain_stages(run: Run, *, workers: int) -> list[Stage]:
             gpus=run.config.gpus_per_worker if on_gpu else 0.0,
             workers=workers,
         ),
-        Stage("write", partial(_write, out), cpus=0.5 if on_gpu else 0.2),
+        Stage("write", partial(_write, out), cpus=0.5 if on_gpu else 0.3),
     ]
 
 

