@@ -36,7 +36,9 @@ def main() -> None:
     if given.measure:
         print(json.dumps(measure(*given.measure, unit_size=given.unit_size)))
         return
-    print(f"{'input':6} {'plan':7} {'rows':>10} {'wall s':>8} {'CPU s':>8} {'rows/s':>9} {'peak MiB':>9} {'grown MiB':>9}")
+    print(
+        f"{'input':6} {'plan':7} {'rows':>10} {'wall s':>8} {'CPU s':>8} {'rows/s':>9} {'peak MiB':>9} {'grown MiB':>9}"
+    )
     with tempfile.TemporaryDirectory(prefix="saliency-plan-") as scratch:
         for kind, make, most in (("list", make_list, given.rows), ("tree", make_tree, given.rows // 5)):
             for rows in (max(FOLDERS, most // 100), max(FOLDERS, most // 10), max(FOLDERS, most)):
