@@ -25,7 +25,7 @@ EPOCHS = 12
 BATCH = 32
 HELD_OUT = 6  # every sixth round of the classes is kept from the training
 NOISE = 0.15  # of the normalised pixels, at most; a net that met noise has less of it in its gradients
-THREADS = 1  # sums depend on it, and two that wait for each other crawl where cores are shared
+THREADS = 2  # sums depend on it, hence the weights too
 
 
 def make() -> nn.Module:

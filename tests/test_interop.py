@@ -46,7 +46,8 @@ def test_plain_zarr_without_our_code(finished: Path) -> None:
 @pytest.mark.parametrize("files", ["index.parquet", "index/*.parquet"])
 def test_duckdb_and_polars_query_the_index(finished: Path, files: str) -> None:
     found = duckdb.sql(
-        f"select status, count(*), max(predicted__gradient__l2) from '{finished / files}' group by status order by status"
+        f"select status, count(*), max(predicted__gradient__l2) from '{finished / files}' group by status "
+        "order by status"
     ).fetchall()
     assert [(status, count) for status, count, _ in found] == [("ok", 40), ("quarantined", 3)]
     frame = pl.scan_parquet(finished / files).filter(pl.col("status") == "ok").sort("row").collect()

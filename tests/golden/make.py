@@ -12,10 +12,10 @@ from pathlib import Path
 GOLDEN = Path(__file__).parent
 sys.path[:0] = [str(GOLDEN.parent.parent), str(GOLDEN.parent)]
 
-from rich.console import Console
+from rich.console import Console  # noqa: E402
 
-from jobs.config import make_config
-from jobs.job import explain
+from jobs.config import make_config  # noqa: E402
+from jobs.job import explain  # noqa: E402
 
 KEYS = {
     "model": "python:factories:tiny",

@@ -1,0 +1,118 @@
+"""``saliency demo``: images with a planted artefact, a model that falls for it, and the real job on both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+
+import pyarrow.compute as pc
+from rich.console import Console
+
+from jobs.config import make_config
+from jobs.console import say
+from jobs.demo_data import CLASSES, MARKED, make_images, write_shards
+from jobs.exits import DONE, IMPERFECT, NOT_FINISHED
+from jobs.index import OK, QUARANTINED
+from jobs.job import explain
+from jobs.reader import open_store
+from jobs.show import show
+from jobs.verify import verify
+from saliency_core.errors import Refused
+
+IMAGES = 480
+AUDIT_SEED, TRAIN_SEED = 0, 1
+OURS = ("images", "model.pt", "store", "maps.png")
+
+
+def demo(directory: Path, console: Console, *, runner: str) -> int:
+    """Everything into ``directory`` → 0 when all but the broken images were explained and the store is proven."""
+    _refuse_foreign(directory)
+    images, store, picture = directory / "images", directory / "store", directory / "maps.png"
+    with _step(console, f"drawing {IMAGES} images of {len(CLASSES)} classes, {CLASSES[MARKED]}s given away by a mark"):
+        directory.mkdir(parents=True, exist_ok=True)
+        broken = write_shards(images, list(make_images(seed=AUDIT_SEED, n=IMAGES)))
+    with _step(console, "training a small CNN on others like them"):
+        accuracy = _train(directory / "model.pt")
+    say(console, f"{accuracy:.1%} of held-out images are classified right: a fine model, it seems\n")
+    code = explain(
+        make_config(
+            {
+                "images": str(images / "*.tar"),
+                "model": "python:jobs.demo_model:make",
+                "weights": str(directory / "model.pt"),
+                "class_names": str(images / "classes.txt"),
+                "resize": "96x96",
+                "mean": "0.5,0.5,0.5",
+                "std": "0.5,0.5,0.5",
+                "methods": ("gradient", "input_x_gradient"),
+                "targets": ("predicted", "label"),
+                "unit_size": 64,
+                "runner": runner,
+                "out": str(store),
+            }
+        ),
+        console,
+    )
+    if code not in (DONE, IMPERFECT):
+        return code
+    if verify(str(store), console) != DONE or not _as_expected(store, broken, console):
+        return NOT_FINISHED
+    show(str(store), output=picture, rows=_one_of_each(store), arrays=["predicted/gradient"])
+    say(
+        console,
+        f"\n{picture}: the gradient lies on the objects, but for {CLASSES[MARKED]}s, where it lies on the "
+        "mark: the model "
+        "reads the mark instead of the shape. Accuracy alone would never have told.",
+    )
+    return DONE
+
+
+def _refuse_foreign(directory: Path) -> None:
+    if directory.exists() and not directory.is_dir():
+        raise Refused(f"{directory} is no directory: choose another.")
+    foreign = sorted(path.name for path in directory.iterdir() if path.name not in OURS) if directory.exists() else []
+    if foreign:
+        raise Refused(f"{directory} holds {foreign[0]!r}, which is not the demo's: choose a new directory.")
+
+
+def _train(weights: Path) -> float:
+    import torch  # it takes seconds, and the images need none of it
+
+    from jobs.demo_model import TRAIN_IMAGES, make, prepare, train
+
+    model = make()
+    accuracy = train(model, *prepare(make_images(seed=TRAIN_SEED, n=TRAIN_IMAGES)), seed=0)
+    torch.save(model.state_dict(), weights)
+    return accuracy
+
+
+def _as_expected(store: Path, broken: dict[str, str], console: Console) -> bool:
+    """Whether just the images that were broken on purpose are quarantined."""
+    lines = open_store(str(store)).lines(columns=["sample_id", "status"])
+    found = set(lines.filter(pc.equal(lines["status"], QUARANTINED))["sample_id"].to_pylist())
+    if found == set(broken):
+        say(console, f"the {len(broken)} images that were broken on purpose are quarantined, and no other")
+        return True
+    say(console, f"quarantined are {sorted(found)}, where {sorted(broken)} were expected")
+    return False
+
+
+def _one_of_each(store: Path) -> list[int]:
+    """The first explained row of every class."""
+    lines = open_store(str(store)).lines(columns=["row", "status", "label"])
+    rows = zip(*(lines[name].to_pylist() for name in ("row", "status", "label")), strict=True)
+    first: dict[int, int] = {}
+    for row, status, label in rows:
+        if status == OK:
+            first.setdefault(label, row)
+    return [first[label] for label in sorted(first)]
+
+
+@contextmanager
+def _step(console: Console, what: str) -> Iterator[None]:
+    say(console, f"{what} …")
+    started = monotonic()
+    yield
+    say(console, f"  {monotonic() - started:.1f} s")
