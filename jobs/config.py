@@ -31,6 +31,8 @@ def _size(value: object) -> object:
     if not isinstance(value, str):
         return value
     parts = value.lower().split("x")
+    if not all(part.isdigit() for part in parts) or len(parts) > 2:
+        raise ValueError("is no size: write 256, or HEIGHTxWIDTH as 224x224")
     return int(parts[0]) if len(parts) == 1 else tuple(int(part) for part in parts)
 
 
@@ -217,12 +219,15 @@ def make_config(flags: dict[str, Any], *, file: Path | None = None) -> Config:
     try:
         return Config(**values)
     except ValidationError as error:
-        lines = [f"{_flag(one['loc'])}: {_words(one)}" for one in error.errors()]
+        # Of a union, pydantic tells the trouble of each alternative; the flag is what the user wrote.
+        troubles: dict[str, list[str]] = {}
+        for one in error.errors():
+            troubles.setdefault(_flag(one["loc"]), []).append(_words(one))
+        lines = [f"{flag}: {', or '.join(dict.fromkeys(told))}" for flag, told in troubles.items()]
         raise Refused("the configuration cannot work:\n  " + "\n  ".join(lines)) from error
 
 
 def _flag(location: tuple[int | str, ...]) -> str:
-    # Of a union, pydantic tells each alternative; the field is what the user wrote.
     return flag_of(str(location[0])) if location else "configuration"
 
 

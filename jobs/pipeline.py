@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -78,12 +81,32 @@ def run_stages(items: Sequence[Any], stages: Sequence[Stage]) -> Iterator[Any]:
                 **options,
             )
     try:
-        for row in data.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
-            yield _unpack(row)
+        with _quiet_core():
+            for row in data.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
+                yield _unpack(row)
     except RayTaskError as error:
         raise StageError(_cause(error)) from error
     except RayError as error:
         raise StageError(f"Ray gave up: {error}") from error
+
+
+@contextmanager
+def _quiet_core() -> Iterator[None]:
+    """Ray's C++ core tells its errors twice: in the driver's log file, and on descriptor 2, past Python.
+
+    There it warns of every actor pool that Ray Data may restart. Meanwhile only Python writes to standard error.
+    """
+    sys.stderr.flush()
+    terminal, python = os.dup(2), sys.stderr
+    with open(terminal, "w", buffering=1, encoding="utf-8") as ours, Path(os.devnull).open("wb") as nowhere:  # noqa: PTH123
+        os.dup2(nowhere.fileno(), 2)
+        if python is sys.__stderr__:
+            sys.stderr = ours
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            sys.stderr = python
 
 
 def _cause(error: RayTaskError) -> str:

@@ -34,13 +34,14 @@ class Meter:
         self._slots = slots
         self._started = monotonic()
         self._first: float | None = None
-        self._first_rows = 0
+        self._working_since = self._started
 
     def add(self, unit: CommittedUnit) -> None:
         n = unit.statuses.total()
         if self._first is None:
-            # The rate is counted from the first commit on: before it, workers were starting and models loading.
-            self._first, self._first_rows = monotonic(), n
+            self._first = monotonic()
+            # The rate is counted from when the first unit was taken up: before, workers started and models loaded.
+            self._working_since = self._first - unit.seconds["explain"] - unit.seconds["write"]
         self.done += n
         self.statuses += unit.statuses
         self.errors += unit.errors
@@ -63,10 +64,8 @@ class Meter:
 
     @property
     def rate(self) -> float | None:
-        """Rows per second without start-up; None before the second commit."""
-        if self._first is None or self.done == self._first_rows:
-            return None
-        return (self.done - self._first_rows) / max(1e-9, monotonic() - self._first)
+        """Rows per second without start-up; None before the first commit."""
+        return self.done / (monotonic() - self._working_since) if self.done else None
 
     @property
     def eta(self) -> float | None:

@@ -73,7 +73,7 @@ def _rates(meter: Meter) -> list[str]:
         loading = f", of which {max(meter.set_up):.1f} s model loading" if meter.set_up else ""
         lines.append(f"first commit after {meter.first_commit:.1f} s{loading}")
     if meter.rate is not None:
-        lines.append(f"{meter.rate:.1f} rows/s from the first commit on")
+        lines.append(f"{meter.rate:.1f} rows/s without start-up")
     busy = meter.bottleneck()
     lines.append(
         "CPU ms per row: "

@@ -87,6 +87,7 @@ def in_own_process(images: Path, out: Path, *, unit_size: str) -> dict[str, floa
 def measure(images: str, out: str, *, unit_size: str) -> dict[str, float]:
     """One plan in this process: rows, seconds, peak bytes, and how far the peak rose over the loaded model's."""
     from jobs.config import make_config
+    from jobs.engine import starting_engine
     from jobs.facts import model_facts
     from jobs.plan import make_plan
 
@@ -98,8 +99,9 @@ def measure(images: str, out: str, *, unit_size: str) -> dict[str, float]:
     )  # fmt: skip
     model_facts(config, folders=None)
     before = peak_bytes()
-    wall, cpu = time.perf_counter(), time.process_time()
-    plan = make_plan(config, find_device=lambda: "cpu")
+    with starting_engine(config, inline=True) as engine:
+        wall, cpu = time.perf_counter(), time.process_time()
+        plan = make_plan(config, engine=engine)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return {"rows": plan.run.rows, "wall": wall, "cpu": cpu, "peak": peak_bytes(), "grown": peak_bytes() - before}
 
