@@ -35,7 +35,11 @@ def start() -> None:
         return
     # Ray's own notices drown ours, and advise against what we chose; its log files keep everything.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    options: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
+    options: dict[str, Any] = {}
+    if not os.environ.get("RAY_ADDRESS"):
+        # A worker that decoded also writes, but for the first units later than Ray waits before it ends idle workers:
+        # another would have to start, which takes seconds.
+        options = {"include_dashboard": False, "_system_config": {"idle_worker_killing_time_threshold_ms": 600_000}}
     ray.init(logging_level=logging.ERROR, **options)
 
 
