@@ -347,6 +347,13 @@ def test_foreign_directory_is_left_alone(tree: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_out_that_cannot_be_made_is_refused(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no directory")
+    for out in (tmp_path / "file", tmp_path / "file/below"):
+        with pytest.raises(Refused, match="director"):
+            run_inline(images=str(tree), out=str(out))
+
+
 def test_half_made_manifest_counts_as_none(tree: Path, finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "store"
     (out / "manifest").mkdir(parents=True)
