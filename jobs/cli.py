@@ -189,6 +189,8 @@ def demo(
     runner: Annotated[str, typer.Option(help="ray or inline", metavar="ray|inline")] = "ray",
 ) -> int:
     """Make images with a planted artefact, train a small model, explain, verify, show a picture."""
+    # Training threads that wait by spinning crawl where cores are shared (6 times as slow). Torch reads this once.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from jobs import demo as shown
 
     return shown.demo(directory, console, runner=runner)

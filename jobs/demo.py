@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,8 +78,6 @@ def _refuse_foreign(directory: Path) -> None:
 
 
 def _train(weights: Path) -> float:
-    # Threads that wait by spinning crawl where cores are shared: six times as slow, measured. Read at the import.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch  # it takes seconds, and the images need none of it
 
     from jobs.demo_model import TRAIN_IMAGES, make, prepare, train

@@ -6,12 +6,16 @@ import csv
 import io
 import posixpath
 import re
+from array import array
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from itertools import islice
+
+import numpy as np
 
 from jobs.entries import Entry, Source, SourceError, integer_or_text, plain_label
 from jobs.listing import Listing
@@ -20,6 +24,7 @@ from jobs.objects import is_remote, local_path, open_file, parent, stat, uri_of
 from jobs.tables import LABEL_COLUMNS, URI_COLUMNS, Damaged, choose, open_parquet
 
 BATCH = 256  # rows that one thread looks up at a time
+NEW = 1 << 16  # ids that are kept apart before they are sorted in
 
 Line = tuple[str, str | None, int | str | None]  # where it stands, the URI as written, label
 
@@ -137,16 +142,30 @@ def _resolve(written: str, folder: str) -> str:
 
 
 class _Occurrences:
-    """Tells the second and later lines with the same id apart. Keeps 8-byte digests: lists can be long."""
+    """Tells the second and later lines with the same id apart. Keeps 8 bytes of each: lists can be long."""
 
     def __init__(self) -> None:
-        self._seen: set[bytes] = set()
+        self._old = array("Q")  # sorted; a set would take ten times the memory
+        self._new: set[int] = set()
         self._again: Counter[str] = Counter()
 
     def distinguish(self, entry: Entry) -> Entry:
-        digest = blake2b(entry.sample_id.encode(), digest_size=8).digest()
-        if digest not in self._seen:
-            self._seen.add(digest)
+        digest = int.from_bytes(blake2b(entry.sample_id.encode(), digest_size=8).digest())
+        if self._first(digest):
             return entry
         self._again[entry.sample_id] += 1
         return replace(entry, sample_id=f"{entry.sample_id}~{self._again[entry.sample_id] + 1}")
+
+    def _first(self, digest: int) -> bool:
+        place = bisect_left(self._old, digest)
+        if digest in self._new or (place < len(self._old) and self._old[place] == digest):
+            return False
+        self._new.add(digest)
+        if len(self._new) == NEW:
+            added = np.sort(np.fromiter(self._new, np.uint64, NEW))
+            merged = np.concatenate([self._old, added])
+            merged.sort(kind="stable")  # which finds the two runs and merges them
+            self._old = array("Q")
+            self._old.frombytes(merged.view(np.uint8).data)
+            self._new.clear()
+        return True

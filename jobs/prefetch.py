@@ -9,6 +9,7 @@ from threading import Event, Thread
 from typing import TypeVar
 
 Item = TypeVar("Item")
+BATCH = 500  # items that pass from thread to thread at a time: one by one, passing takes longer than listing
 _END = object()
 
 
@@ -18,38 +19,45 @@ def prefetched(items: Iterable[Item], *, ahead: int = 50_000) -> Iterator[Iterat
 
     Leaving the ``with`` stops the thread, wherever it is.
     """
-    queue: Queue[object] = Queue(ahead)
+    queue: Queue[object] = Queue(max(1, ahead // BATCH))
     stop = Event()
 
-    def put(item: object) -> bool:
+    def put(item: object) -> None:
         while not stop.is_set():
             try:
                 queue.put(item, timeout=0.1)
             except Full:
                 continue
-            return True
-        return False
+            return
 
     def produce() -> None:
+        batch: list[Item] = []
+        end: object = _END
         try:
             for item in items:
-                if not put(item):
+                batch.append(item)
+                if len(batch) == BATCH:
+                    put(batch)
+                    batch = []
+                if stop.is_set():
                     return
-            put(_END)
         except BaseException as error:  # noqa: BLE001 - it is raised again, on the consumer's side
-            put(error)
+            end = error
+        put(batch)
+        put(end)
 
     def consume() -> Iterator[Item]:
         while thread.is_alive() or not queue.empty():
             try:
-                item = queue.get(timeout=0.1)
+                taken = queue.get(timeout=0.1)
             except Empty:
                 continue
-            if item is _END:
+            if isinstance(taken, list):
+                yield from taken
+            elif isinstance(taken, BaseException):
+                raise taken
+            else:
                 return
-            if isinstance(item, BaseException):
-                raise item
-            yield item  # type: ignore[misc]
 
     thread = Thread(target=produce, name="listing", daemon=True)
     thread.start()
