@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import io
 import logging
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -28,6 +30,9 @@ Out = Annotated[str, typer.Argument(help="a store that explain made", metavar="O
 
 def main() -> None:
     """Runs a command; its troubles become a message and an exit code (see README)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ? for what it lacks
     logging.basicConfig(
         level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=errors, show_path=False)]
     )
@@ -52,6 +57,7 @@ def _exit_code(function: Callable[[], int]) -> int:
         _tell("refused", str(error))
         return REFUSED
     except KeyboardInterrupt:
+        _tell("interrupted", "what was committed is safe, and the same command goes on from there.")
         return INTERRUPTED
     except Exception as error:
         if "SALIENCY_TRACEBACK" in os.environ:
@@ -145,11 +151,13 @@ def retry(
     out: Out,
     workers: Annotated[str, typer.Option(help="model replicas")] = "auto",
     runner: Annotated[str, typer.Option(help="ray or inline", metavar="ray|inline")] = "ray",
+    max_pixels: Annotated[int | None, typer.Option(help="another cap than explain had")] = None,
+    max_bytes: Annotated[int | None, typer.Option(help="another cap than explain had")] = None,
 ) -> int:
     """Explain again the units that hold quarantined rows; their inputs are listed again."""
     from jobs import retry as again
 
-    return again.retry(out, console, workers=workers, runner=runner)
+    return again.retry(out, console, workers=workers, runner=runner, max_pixels=max_pixels, max_bytes=max_bytes)
 
 
 @_command

@@ -16,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -43,7 +44,9 @@ def _pair(value: object) -> object:
 
 
 def _numbers(value: object) -> object:
-    return tuple(float(part) for part in value.split(",")) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return tuple(float(part) for part in value.split(","))
+    return (value,) if isinstance(value, int | float) else value
 
 
 def _number_or_name(value: object) -> object:
@@ -110,8 +113,8 @@ class Config(BaseModel):
         None, "256: the shorter edge; 224x224: exactly, the aspect is not kept", group="Preprocessing"
     )
     crop: Pair | None = _key(None, "centre crop, 224 or HEIGHTxWIDTH", group="Preprocessing")
-    interpolation: str = _key(
-        "bilinear", "of the resize: nearest, bilinear, bicubic, lanczos, box, hamming", group="Preprocessing"
+    interpolation: str | None = _key(
+        None, "of the resize: nearest, bilinear (default), bicubic, lanczos, box, hamming", group="Preprocessing"
     )
     mean: Numbers | None = _key(None, "per channel, of values in 0..1: 0.485,0.456,0.406", group="Preprocessing")
     std: Numbers | None = _key(None, "per channel: 0.229,0.224,0.225", group="Preprocessing")
@@ -167,6 +170,18 @@ class Config(BaseModel):
                 raise ValueError("holds credentials, which would end up in run.json; put them in the environment")
         return value
 
+    @field_validator("images")
+    @classmethod
+    def _full_images(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(_full, value))
+
+    @field_validator("out", "class_names", "weights")
+    @classmethod
+    def _full_path(cls, value: str | None, about: ValidationInfo) -> str | None:
+        """Local paths in full: a store knows its inputs wherever it is worked on from."""
+        name_of_preset = about.field_name == "weights" and value and not (Path(value).suffix or Path(value).exists())
+        return value if value is None or name_of_preset else _full(value)
+
     @field_validator("channels", mode="before")
     @classmethod
     def _channels(cls, value: object) -> object:
@@ -185,6 +200,7 @@ class Config(BaseModel):
             "mean": self.mean,
             "std": self.std,
             "channels": self.channels,
+            "interpolation": self.interpolation,
         }
         if all(value is None for value in given.values()):
             return None
@@ -197,11 +213,21 @@ class Config(BaseModel):
         return Preprocessing(
             resize=self.resize,
             crop=self.crop,
-            interpolation=self.interpolation,
+            interpolation=self.interpolation or "bilinear",
             mean=self.mean,
             std=self.std,
             channels=self.channels or len(self.mean),
         )
+
+
+def _full(path: str) -> str:
+    if not path.strip():
+        raise ValueError("is empty")
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ValueError("is not UTF-8, and run.json could not name it: rename it, or take the folder above") from None
+    return path if "://" in path else str(Path(path).absolute())
 
 
 def make_config(flags: dict[str, Any], *, file: Path | None = None) -> Config:
@@ -210,11 +236,11 @@ def make_config(flags: dict[str, Any], *, file: Path | None = None) -> Config:
     if file is not None:
         try:
             loaded = yaml.safe_load(file.read_text())
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise Refused(f"--config {file} cannot be read: {error}") from error
         if not isinstance(loaded, dict):
             raise Refused(f"--config {file} is not a YAML mapping of keys to values.")
-        values.update(loaded)
+        values.update({_key_of(str(key)): value for key, value in loaded.items()})
     values.update(flags)
     try:
         return Config(**values)
@@ -229,6 +255,12 @@ def make_config(flags: dict[str, Any], *, file: Path | None = None) -> Config:
 
 def _flag(location: tuple[int | str, ...]) -> str:
     return flag_of(str(location[0])) if location else "configuration"
+
+
+def _key_of(name: str) -> str:
+    """A key as YAML may spell it: also as its flag."""
+    names = {flag_of(key).removeprefix("--"): key for key in Config.model_fields}
+    return names.get(name.replace("_", "-"), name)
 
 
 def flag_of(key: str) -> str:

@@ -9,32 +9,45 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.config import Config
-from jobs.record import Run
-from jobs.stages import Stage
+from jobs.stages import REPLICA_CPUS, TASK_CPUS, Stage
+from saliency_core.errors import Refused
 
 RunStages = Callable[[Sequence[Any], Sequence[Stage]], Iterator[Any]]
 
 
 @dataclass(frozen=True)
 class Engine:
-    """``cpus`` and ``gpus`` are all that it has."""
+    """``cpus`` and ``gpus`` are all that it has; ``grows``: an autoscaler may find more."""
 
     run_stages: RunStages
     cpus: float
     gpus: float
+    grows: bool = False
 
     def device(self, config: Config) -> str:
         """cpu or cuda."""
         return config.device if config.device != "auto" else "cuda" if self.gpus else "cpu"
 
-    def workers(self, run: Run) -> int:
-        """How many replicas."""
-        if run.config.runner == "inline":
+    def workers(self, config: Config, device: str) -> int:
+        """How many replicas. Refused where the machine has no room for them: Ray would wait for ever."""
+        if config.runner == "inline":
+            if device == "cuda" and not self.gpus:
+                raise Refused("--device cuda: this machine has no GPU that torch can use. Take --device cpu.")
             return 1
-        if run.config.workers != "auto":
-            return run.config.workers
-        share = self.gpus / run.config.gpus_per_worker if run.device == "cuda" else self.cpus / run.config.threads
-        return max(1, int(share))
+        on_gpu = device == "cuda"
+        have, need = (self.gpus, config.gpus_per_worker) if on_gpu else (self.cpus, REPLICA_CPUS * config.threads)
+        # Decode and write share what the replicas leave.
+        most = int((have + 1e-9) / need) if on_gpu else int((have - TASK_CPUS + 1e-9) / need)
+        wanted = max(1, min(most, int(have / (need if on_gpu else config.threads))))
+        if config.workers != "auto":
+            wanted = config.workers
+        if wanted > most and not self.grows:
+            each = f"{config.gpus_per_worker:g} GPU" if on_gpu else f"{config.threads} threads"
+            raise Refused(
+                f"{wanted} workers of {each} each do not fit into {have:g} {'GPUs' if on_gpu else 'CPU cores'}: "
+                f"at most {most} do. Lower --workers, --threads or --gpus-per-worker, or choose another --device."
+            )
+        return wanted
 
 
 class StartingEngine:
@@ -90,4 +103,5 @@ def _ray() -> Engine:
     from jobs import pipeline
 
     pipeline.start()
-    return Engine(pipeline.run_stages, *pipeline.resources())
+    cpus, gpus = pipeline.resources()
+    return Engine(pipeline.run_stages, cpus, gpus, grows=pipeline.grows())

@@ -13,7 +13,7 @@ from jobs.model import build_model, read_class_names
 from jobs.record import ArraySpec
 from saliency_core.errors import Refused
 from saliency_core.explain import Explainer, Explanation
-from saliency_core.models import Model, weights_digest
+from saliency_core.models import Model, model_digest
 from saliency_core.preprocessing import Preprocessing
 
 
@@ -34,20 +34,21 @@ class ModelFacts:
 
 
 def model_facts(config: Config, *, folders: Sequence[str] | None) -> ModelFacts:
-    """Builds the model and explains two blank images with it. ``folders``: the sources' class folders, sorted.
+    """Builds the model and explains blank images with it. ``folders``: the sources' class folders, sorted.
 
     Refused where the model, a method or a target cannot work, or replicas would not be the same.
     """
     given = read_class_names(config.class_names) if config.class_names else None
     model = build_model(config, class_names=given)
-    digest = weights_digest(model.module)
-    if config.model.startswith("python:") and weights_digest(build_model(config, class_names=given).module) != digest:
+    digest = model_digest(model)
+    if config.model.startswith("python:") and model_digest(build_model(config, class_names=given)) != digest:
         raise Refused(
             f"{config.model} makes other weights at each call, so every replica would be another model. "
             "Save them once (torch.save(model.state_dict(), path)) and give --weights."
         )
     height, width = model.preprocessing.input_size
-    blank = torch.zeros(2, model.preprocessing.channels, height, width)
+    # Three: a graph that was exported for one number of images shows it here.
+    blank = torch.zeros(3, model.preprocessing.channels, height, width)
     n_classes = _n_classes(model, blank)
     if given is not None and len(given) != n_classes:
         raise Refused(
@@ -66,6 +67,25 @@ def model_facts(config: Config, *, folders: Sequence[str] | None) -> ModelFacts:
     saved = _SavedBytes(model.module)
     with saved:
         explanations = _try(explainer, blank)
+    arrays = tuple(
+        ArraySpec(
+            target=target.slug,
+            method=method.slug,
+            target_spec=target.spec,
+            method_spec=method.spec,
+            dtype=_dtype(config, method.spec, nonnegative=method.reduction.nonnegative),
+            item_shape=tuple(explanations[target.slug].maps[method.slug].shape[1:]),
+            nonnegative=method.reduction.nonnegative,
+        )
+        for target in explainer.targets
+        for method in explainer.methods
+    )
+    scales = {f"{array.path}_scale" for array in arrays if array.scaled}
+    for array in arrays:
+        if array.path in scales:
+            raise Refused(
+                f"{array.path!r} is also the name of another map's scales: name that method otherwise, name=spec."
+            )
     return ModelFacts(
         preprocessing=model.preprocessing,
         n_classes=n_classes,
@@ -73,19 +93,7 @@ def model_facts(config: Config, *, folders: Sequence[str] | None) -> ModelFacts:
         weights=digest,
         target_specs={target.slug: target.spec for target in explainer.targets},
         method_specs={method.slug: method.spec for method in explainer.methods},
-        arrays=tuple(
-            ArraySpec(
-                target=target.slug,
-                method=method.slug,
-                target_spec=target.spec,
-                method_spec=method.spec,
-                dtype=_dtype(config, method.spec, nonnegative=method.reduction.nonnegative),
-                item_shape=tuple(explanations[target.slug].maps[method.slug].shape[1:]),
-                nonnegative=method.reduction.nonnegative,
-            )
-            for target in explainer.targets
-            for method in explainer.methods
-        ),
+        arrays=arrays,
         parameter_bytes=sum(value.nbytes for value in model.module.state_dict().values() if isinstance(value, Tensor)),
         image_bytes=saved.total // len(blank),
     )

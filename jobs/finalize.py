@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 
 from jobs.exits import DONE, IMPERFECT
-from jobs.index import INDEX_PARQUET, PARTIAL, QUARANTINED, committed, decode_part, part_key, schema
+from jobs.index import INDEX_PARQUET, PARTIAL, QUARANTINED, committed, count_errors, load_part, part_key, schema
 from jobs.manifest import part_key as manifest_key
 from jobs.manifest import parts_of
 from jobs.record import RUN_JSON, Run
@@ -43,9 +43,7 @@ class Totals:
         self.statuses.update(lines["status"].to_pylist())
         for target in run.target_specs:
             self.targets[target] += sum(status == "ok" for status in lines[f"{target}__status"].to_pylist())
-        for error, uri in zip(lines["error"].to_pylist(), lines["uri"].to_pylist(), strict=True):
-            if error is not None:
-                self.errors[kind_of_error(error, uri)] += 1
+        self.errors += count_errors(lines)
         self.halved_units += bool(micro_batches)
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,11 +65,6 @@ def exit_code(totals: Totals) -> int:
     return IMPERFECT if totals.imperfect else DONE
 
 
-def kind_of_error(error: str, uri: str) -> str:
-    """The reason without the file it was said of, so that equal troubles are counted together."""
-    return error.replace(uri, "the file")
-
-
 def finalize(store: ObjectStore, run: Run, *, session: dict[str, Any]) -> Totals:
     """Reconciles, compacts, and puts run.json and SHA256SUMS.
 
@@ -86,7 +79,9 @@ def finalize(store: ObjectStore, run: Run, *, session: dict[str, Any]) -> Totals
         sums[manifest_key(part)] = _digest(read_object(store, manifest_key(part)))
     for key in metadata_objects(run):
         sums[key] = _digest(read_object(store, key))
-    finished = run.model_copy(update={"state": "finished", "totals": {**totals.to_dict(), "last_session": session}})
+    # A session that found nothing to do has no figures worth keeping.
+    told = session if session["rows"] else run.totals.get("last_session", session)
+    finished = run.model_copy(update={"state": "finished", "totals": {**totals.to_dict(), "last_session": told}})
     obstore.put(store, RUN_JSON, finished.to_json())
     sums[RUN_JSON] = _digest(finished.to_json())
     # Last: a store with its sums is complete.
@@ -115,7 +110,7 @@ def _parts(store: ObjectStore, run: Run, totals: Totals, sums: dict[str, str]) -
     for unit in range(run.units):
         data = read_object(store, part_key(unit))
         sums[part_key(unit)] = _digest(data)
-        lines, commit = decode_part(data)
+        lines, commit = load_part(data, unit)
         check_rows(run, unit, lines)
         sums.update((shard.key, shard.sha256) for shard in commit.shards)
         totals.add(lines, commit.micro_batches, run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
@@ -88,8 +89,35 @@ def decode_part(data: bytes) -> tuple[pa.Table, Commit]:
     return table.replace_schema_metadata(None), commit
 
 
+class DamagedError(RuntimeError):
+    """An object of the store cannot be read; the message tells what to do."""
+
+
 def read_part(store: ObjectStore, unit: int) -> tuple[pa.Table, Commit]:
-    return decode_part(read_object(store, part_key(unit)))
+    """A committed unit's lines and commit. Raises DamagedError."""
+    return load_part(read_object(store, part_key(unit)), unit)
+
+
+def load_part(data: bytes, unit: int) -> tuple[pa.Table, Commit]:
+    """``decode_part`` for those who cannot go on without: raises DamagedError."""
+    try:
+        return decode_part(data)
+    except (ValueError, KeyError, OSError) as error:
+        raise DamagedError(
+            f"{part_key(unit)} is damaged ({str(error).splitlines()[0]}). Delete it, and run explain again: "
+            "the unit is done anew."
+        ) from error
+
+
+def count_errors(lines: pa.Table) -> Counter[str]:
+    """Reasons without the names of the files they were said of, so that equal troubles are counted together."""
+    counts: Counter[str] = Counter()
+    for error, *names in zip(*(lines[name].to_pylist() for name in ("error", "uri", "sample_id")), strict=True):
+        if error is not None:
+            for name in sorted(filter(None, names), key=len, reverse=True):
+                error = error.replace(name, "the file")
+            counts[error] += 1
+    return counts
 
 
 def committed(store: ObjectStore) -> set[int]:

@@ -30,7 +30,7 @@ def explain(config: Config, console: Console, *, dry_run: bool = False) -> int:
 
 def work(run: Run, pending: Sequence[int], engine: Engine, console: Console) -> int:
     """Explains the pending units and, when no unit is left, finalizes → exit code."""
-    workers = engine.workers(run)
+    workers = engine.workers(run.config, run.device)
     stages = explain_stages(run, workers=workers)
     store = open_output(run.config.out)
     meter = Meter(

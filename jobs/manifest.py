@@ -7,12 +7,13 @@ writing nor reading ever holds more than a part.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from itertools import islice
 
 import obstore
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 
@@ -80,9 +81,10 @@ class Digests:
 class Lines:
     """Cuts a listing into tables of one unit each; ``summary`` is whole when they have all been taken."""
 
-    def __init__(self, entries: Iterable[Entry], *, unit_size: int, resolve: LabelResolver) -> None:
+    def __init__(self, entries: Iterable[Entry], *, unit_size: int, n_classes: int, resolve: LabelResolver) -> None:
         self._entries = iter(entries)
         self._unit_size = unit_size
+        self._n_classes = n_classes
         self._resolve = resolve
         self.summary = Summary()
 
@@ -105,8 +107,11 @@ class Lines:
             for entry, number in zip(batch, numbers, strict=True):
                 digests.add(entry.sample_id, number)
             summary.rows += len(batch)
-            summary.labelled += sum(number is not None for number in numbers)
-            summary.unknown_label = summary.unknown_label or next(filter(None, texts), None)
+            useful = [number is not None and 0 <= number < self._n_classes for number in numbers]
+            summary.labelled += sum(useful)
+            if summary.unknown_label is None:
+                useless = (entry.label for entry, known in zip(batch, useful, strict=True) if not known)
+                summary.unknown_label = next((str(label) for label in useless if label is not None), None)
             yield pa.table(columns, schema=SCHEMA)
         summary.samples, summary.labels = digests.samples, digests.labels
 
@@ -163,6 +168,33 @@ class Manifest:
 
 def _open(part: bytes) -> pq.ParquetFile:
     return pq.ParquetFile(pa.BufferReader(part), page_checksum_verification=True)
+
+
+def move(store: ObjectStore, run: Run, lines: Lines, units: Set[int]) -> None:
+    """Gives the rows of ``units`` the places that ``lines`` has for them, where their data were moved.
+
+    What tells a change of the bytes stays as it was: a moved image must still be the same one.
+    """
+    manifest, listed = Manifest(store), iter(lines)
+    for part in range(parts_of(run)):
+        first = part * PART_UNITS
+        before = [manifest.unit_lines(unit) for unit in range(first, min(first + PART_UNITS, run.units))]
+        after = [
+            _moved(old, new) if first + i in units else old
+            for i, (old, new) in enumerate(zip(before, islice(listed, len(before)), strict=True))
+        ]
+        if any(old is not new and not old.equals(new) for old, new in zip(before, after, strict=True)):
+            obstore.put(store, part_key(part), encode_part(after))
+
+
+def _moved(old: pa.Table, new: pa.Table) -> pa.Table:
+    elsewhere = pc.invert(pc.equal(old["uri"], new["uri"]))
+    for name in PLACE:
+        if name != "size":
+            old = old.set_column(
+                old.schema.get_field_index(name), SCHEMA.field(name), pc.if_else(elsewhere, new[name], old[name])
+            )
+    return old
 
 
 def parts_of(run: Run) -> int:

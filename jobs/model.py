@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from jobs.config import Config
 from jobs.objects import local_path
+from jobs.record import Run
 from saliency_core.errors import Refused
-from saliency_core.models import Model, load_model
+from saliency_core.models import Model, load_model, model_digest
 
 
 def build_model(config: Config, *, class_names: Sequence[str] | None) -> Model:
@@ -21,6 +22,15 @@ def build_model(config: Config, *, class_names: Sequence[str] | None) -> Model:
         preprocessing=config.preprocessing(),
         class_names=class_names,
     )
+
+
+def refuse_other_weights(run: Run, model: Model) -> None:
+    """Refused where ``model`` is not the one that the run was planned with."""
+    if model_digest(model) != run.fingerprint["weights"]:
+        raise Refused(
+            f"{run.config.model} has other weights here than when the run was planned, and its maps would not fit. "
+            "Bring back the weights that it had (does its factory draw them at random?), or explain into a new --out."
+        )
 
 
 def read_class_names(path: str) -> tuple[str, ...]:

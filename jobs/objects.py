@@ -19,21 +19,18 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import obstore
 
-from jobs.stores import failures, is_remote, list_keys, locate, open_output, plain_etag, read_object
+from jobs.stores import failures, is_remote, local_path, locate, plain_etag
 
 __all__ = [
     "ObjectInfo",
     "is_remote",
     "key_below",
     "keys",
-    "list_keys",
     "local_path",
     "normal",
     "open_file",
-    "open_output",
     "parent",
     "read",
-    "read_object",
     "read_ranges",
     "stat",
     "uri_of",
@@ -55,13 +52,6 @@ class ObjectInfo:
 
 
 # -- names ---------------------------------------------------------------------------------------------------
-
-
-def local_path(uri: str | Path) -> Path:
-    """The path of a plain path or a percent-encoded `file://` URI."""
-    if isinstance(uri, str) and uri.startswith("file://"):
-        return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix("file://"))))
-    return Path(uri)
 
 
 def uri_of(path: Path) -> str:

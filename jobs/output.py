@@ -6,6 +6,7 @@ import os
 import re
 from itertools import islice
 
+import obstore
 from obstore.store import ObjectStore
 
 from jobs.objects import is_remote, local_path
@@ -55,13 +56,28 @@ def existing_run(out: str) -> Run | None:
     return run.model_copy(update={"config": run.config.model_copy(update={"out": out})})
 
 
+def clear_planning(out: str) -> None:
+    """Takes away what a planning that never ended has left in ``out``, which must hold nothing else of a store."""
+    if not is_remote(out) and not local_path(out).is_dir():
+        return
+    store = open_output(out)
+    obstore.delete(store, [key for key in list_keys(store) if _PLANNED.fullmatch(key)])
+    if not is_remote(out):
+        for path in sorted(local_path(out).rglob("*"), reverse=True):
+            if path.is_dir():
+                path.rmdir()
+
+
 def refuse_unwritable(out: str) -> None:
     """Refused where ``out`` is local and could not be made, or written. Makes nothing."""
     if is_remote(out):
         return
     above = local_path(out).absolute()
-    while not above.exists():
-        above = above.parent
+    try:
+        while not above.exists():
+            above = above.parent
+    except OSError as error:  # a name that is too long
+        raise Refused(f"--out {out} cannot be made: {error.strerror}. Choose another.") from error
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise Refused(
             f"--out {out} cannot be written: {above} is no directory that this user can write. Choose another."

@@ -53,6 +53,11 @@ def resources() -> tuple[float, float]:
     return found.get("CPU", 0.0), found.get("GPU", 0.0)
 
 
+def grows() -> bool:
+    """Whether this is somebody's cluster, which may get more nodes when they are asked for."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
 def run_stages(items: Sequence[Any], stages: Sequence[Stage]) -> Iterator[Any]:
     """What the last stage makes of each item, in the order in which they are done.
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -17,8 +18,9 @@ from jobs.engine import StartingEngine
 from jobs.entries import Source
 from jobs.index import committed
 from jobs.labels import label_resolver, refuse_no_labels, refuse_unmatched_folders
-from jobs.manifest import Lines, Summary, scan, write_manifest
-from jobs.output import existing_run, refuse_unwritable
+from jobs.manifest import Lines, Summary, move, scan, write_manifest
+from jobs.objects import is_remote, local_path
+from jobs.output import clear_planning, existing_run, refuse_unwritable
 from jobs.prefetch import prefetched
 from jobs.record import RUN_JSON, ArraySpec, Run, refuse_other_fingerprint
 from jobs.sources import list_entries, open_sources
@@ -36,11 +38,10 @@ MICRO_BATCH = {"cpu": (16, 2**30), "cuda": (64, 8 * 2**30)}
 
 @dataclass(frozen=True)
 class Plan:
-    """``pending``: the units that this run will do. ``fresh``: the store does not exist yet."""
+    """``pending``: the units that this run will do. ``device_bytes``: what a worker's device must hold, about."""
 
     run: Run
     pending: list[int]
-    fresh: bool
     device_bytes: int
 
     @property
@@ -58,12 +59,7 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False) -> P
     """
     refuse_unwritable(config.out)
     stored = existing_run(config.out)
-    sources = open_sources(
-        config.images,
-        image_column=config.image_column,
-        label_column=config.label_column,
-        uri_column=config.uri_column,
-    )
+    sources = sources_of(config)
     folders = _folders(sources)
     engine.begin()
     with ThreadPoolExecutor(1) as pool, prefetched(list_entries(sources)) as entries:
@@ -73,16 +69,15 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False) -> P
             refuse_unmatched_folders(config, class_names=facts.class_names, folders=folders)
         unit_size = _unit_size(config, facts.arrays, facts.preprocessing.input_size, facts.preprocessing.channels)
         resolve = label_resolver(config, class_names=facts.class_names, folders=folders)
-        lines = Lines(entries, unit_size=unit_size, resolve=resolve)
-        fresh = stored is None
-        summary = write_manifest(open_output(config.out), lines) if fresh and not dry else scan(lines)
-    if summary.rows == 0:
-        raise Refused(
-            f"no images in {', '.join(config.images)}: there is nothing to explain. Ignored files: {_told(sources)}."
-        )
-    if label_wanted:
-        refuse_no_labels(summary)
-    device = engine.ready().device(config)
+        cut = partial(Lines, unit_size=unit_size, n_classes=facts.n_classes, resolve=resolve)
+        device = engine.ready().device(config)
+        engine.ready().workers(config, device)  # refuses what the machine lacks
+        if stored is None and not dry:
+            summary = _written_anew(config.out, cut(entries), label_wanted=label_wanted)
+        else:
+            summary = scan(cut(entries))
+            if label_wanted:
+                refuse_no_labels(summary)
     micro_batch = _micro_batch(config, device, unit_size, facts.image_bytes)
     run = Run(
         config=config,
@@ -96,17 +91,49 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False) -> P
         n_classes=facts.n_classes,
         target_specs=facts.target_specs,
         arrays=facts.arrays,
-        ignored=dict(_ignored(sources)),
+        ignored=dict(sum((source.ignored for source in sources), Counter())),
         versions=_versions(),
     )
-    device_bytes = facts.parameter_bytes + micro_batch * facts.image_bytes
     if stored is not None:
         refuse_other_fingerprint(stored, run.fingerprint, where=config.out)
         run = run.model_copy(update={"totals": stored.totals})
-    done = set() if fresh else committed(open_output(config.out))
+    pending = _pending(run, set() if stored is None else committed(open_output(config.out)))
     if not dry:
+        if stored is not None:
+            move(open_output(config.out), run, cut(list_entries(sources)), set(pending))
         set_up(run)
-    return Plan(run, _pending(run, done), fresh, device_bytes)
+    return Plan(run, pending, facts.parameter_bytes + micro_batch * facts.image_bytes)
+
+
+def sources_of(config: Config) -> list[Source]:
+    """The inputs that a configuration names. Refused where OUT lies among them: it would be listed with them."""
+    sources = open_sources(
+        config.images,
+        image_column=config.image_column,
+        label_column=config.label_column,
+        uri_column=config.uri_column,
+    )
+    for path in config.images:
+        both_local = not is_remote(config.out) and not is_remote(path) and local_path(path).is_dir()
+        if both_local and local_path(config.out).resolve().is_relative_to(local_path(path).resolve()):
+            raise Refused(f"--out {config.out} lies inside --images {path}, and would be listed: choose another.")
+    return sources
+
+
+def _written_anew(out: str, lines: Lines, *, label_wanted: bool) -> Summary:
+    """The manifest of a store that does not exist yet; nothing stays of it where it is refused."""
+    clear_planning(out)
+    there = is_remote(out) or local_path(out).exists()
+    try:
+        summary = write_manifest(open_output(out), lines)
+        if label_wanted:
+            refuse_no_labels(summary)
+    except BaseException:
+        clear_planning(out)
+        if not there:
+            local_path(out).rmdir()
+        raise
+    return summary
 
 
 def set_up(run: Run) -> None:
@@ -127,14 +154,6 @@ def _folders(sources: Sequence[Source]) -> list[str] | None:
     """The class folders of all sources, sorted; None where no source has any."""
     named = [names for source in sources if (names := source.class_names()) is not None]
     return sorted({name for names in named for name in names}) if named else None
-
-
-def _ignored(sources: Sequence[Source]) -> Counter[str]:
-    return sum((source.ignored for source in sources), Counter())
-
-
-def _told(sources: Sequence[Source]) -> str:
-    return ", ".join(f"{kind} ×{times}" for kind, times in sorted(_ignored(sources).items())) or "none"
 
 
 def _unit_size(config: Config, arrays: Sequence[ArraySpec], input_size: tuple[int, int], channels: int) -> int:
@@ -179,7 +198,7 @@ def _fingerprint(
     return {
         "samples": f"{summary.rows} images, sha256 of their ids {summary.samples}",
         "labels": summary.labels,
-        "model": config.model,
+        "model": config.model.partition(":")[0] if config.model.startswith("file:") else config.model,
         "output": config.output,
         "weights": facts.weights,
         "class_names": None if facts.class_names is None else list(facts.class_names),

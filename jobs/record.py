@@ -100,7 +100,8 @@ def parse_run(data: bytes, *, where: str) -> Run:
     try:
         run = Run.model_validate_json(data)
     except ValueError as error:
-        raise Refused(f"{where}/{RUN_JSON} cannot be read, so the store cannot be used: {error}") from error
+        first = " ".join(str(error).splitlines()[:3])
+        raise Refused(f"{where}/{RUN_JSON} cannot be read, so the store cannot be used: {first}") from error
     if run.format_version != FORMAT_VERSION:
         raise Refused(
             f"{where} is of store format {run.format_version}, this program reads {FORMAT_VERSION}: use the "

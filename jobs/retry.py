@@ -9,52 +9,62 @@ import pyarrow as pa
 from obstore.store import ObjectStore
 from rich.console import Console
 
-from jobs.config import Config, make_config
+from jobs.config import make_config
 from jobs.console import say
 from jobs.engine import starting_engine
 from jobs.entries import Entry
+from jobs.exits import DONE
 from jobs.finalize import SHA256SUMS, ranges
 from jobs.index import INDEX_PARQUET, QUARANTINED, committed, read_part, withdraw
 from jobs.job import work
 from jobs.manifest import PART_UNITS, PLACE, Manifest, encode_part, part_key
+from jobs.model import build_model, refuse_other_weights
 from jobs.output import open_run
+from jobs.plan import sources_of
 from jobs.record import RUN_JSON, Run
-from jobs.sources import list_entries, open_sources
+from jobs.sources import list_entries
 from jobs.stores import list_keys
 
 
-def retry(out: str, console: Console, *, workers: str, runner: str) -> int:
-    """→ the exit code of the run. Units that have no commit yet are done along with the others."""
+def retry(
+    out: str,
+    console: Console,
+    *,
+    workers: str,
+    runner: str,
+    max_pixels: int | None = None,
+    max_bytes: int | None = None,
+) -> int:
+    """→ the exit code of the run. Units that have no commit yet are done along with the others.
+
+    Refused, with nothing touched, where the model is not the run's, or the machine has no room for it.
+    """
     store, run = open_run(out)
-    run = run.model_copy(update={"config": _config(run.config, workers=workers, runner=runner), "state": "running"})
+    changes = {"workers": workers, "runner": runner, "limit": None, "max_pixels": max_pixels, "max_bytes": max_bytes}
+    told = {key: value for key, value in changes.items() if value is not None or key == "limit"}
+    config = make_config({**run.config.model_dump(), **told})
+    run = run.model_copy(update={"config": config, "state": "running"})
     done = committed(store)
     again = sorted(unit for unit in done if QUARANTINED in read_part(store, unit)[0]["status"].to_pylist())
     pending = sorted({*range(run.units)} - done | {*again})
     say(console, f"{len(again)} units hold quarantined rows: {ranges(again) or 'none'}")
-    with starting_engine(run.config) as engine:
+    if not pending:
+        return DONE
+    with starting_engine(config) as engine:
         engine.begin()
-        found = _listed_again(run, store, again)
+        refuse_other_weights(run, build_model(config, class_names=run.class_names))
+        engine.ready().workers(config, run.device)
+        found = _listed_again(run, store, pending)
         _reopen(store, run, again)
-        _rewrite_manifest(store, run, again, found)
+        _rewrite_manifest(store, run, pending, found)
         return work(run, pending, engine.ready(), console)
-
-
-def _config(config: Config, *, workers: str, runner: str) -> Config:
-    return make_config({**config.model_dump(), "workers": workers, "runner": runner, "limit": None})
 
 
 def _listed_again(run: Run, store: ObjectStore, units: Sequence[int]) -> dict[str, Entry]:
     """Sample id → where it is now, of the rows of ``units``; without those that are listed no more."""
     manifest = Manifest(store)
     wanted = {name for unit in units for name in manifest.unit_lines(unit)["sample_id"].to_pylist()}
-    config = run.config
-    sources = open_sources(
-        config.images,
-        image_column=config.image_column,
-        label_column=config.label_column,
-        uri_column=config.uri_column,
-    )
-    return {entry.sample_id: entry for entry in list_entries(sources) if entry.sample_id in wanted}
+    return {entry.sample_id: entry for entry in list_entries(sources_of(run.config)) if entry.sample_id in wanted}
 
 
 def _reopen(store: ObjectStore, run: Run, units: Sequence[int]) -> None:
@@ -88,4 +98,9 @@ def _moved(lines: pa.Table, found: dict[str, Entry]) -> pa.Table:
         entry = found.get(row["sample_id"])
         if entry is not None:
             row.update({name: getattr(entry, name) for name in PLACE})
+        elif row["error"] is not None:
+            row["error"] = (
+                "is listed no more: its source was changed. What stands there now has no row in this store; "
+                "explain into a new --out to take it up"
+            )
     return pa.Table.from_pylist(rows, schema=lines.schema)

@@ -28,22 +28,25 @@ class Stage:
     workers: int | None = None
 
 
+# On a CPU the replicas take nearly all of it, and yet decode and write must never starve: they share what is left,
+# which is room for one of their tasks per core. Beside a GPU they have the processor to themselves.
+REPLICA_CPUS, TASK_CPUS = 0.7, 0.3
+
+
 def explain_stages(run: Run, *, workers: int) -> list[Stage]:
     """decode → explain → write; the items are unit numbers. The store's run.json must be in place."""
     on_gpu = run.device == "cuda"
     out = run.config.out
-    # On a CPU the replicas take nearly all of it, and yet decode and write must never starve: they share what is left,
-    # which is room for one of their tasks per core. Beside a GPU they have the processor to themselves.
     return [
-        Stage("decode", partial(_decode, out), cpus=1.0 if on_gpu else 0.3),
+        Stage("decode", partial(_decode, out), cpus=1.0 if on_gpu else TASK_CPUS),
         Stage(
             "explain",
             partial(_explain, out),
-            cpus=1.0 if on_gpu else 0.7 * run.config.threads,
+            cpus=1.0 if on_gpu else REPLICA_CPUS * run.config.threads,
             gpus=run.config.gpus_per_worker if on_gpu else 0.0,
             workers=workers,
         ),
-        Stage("write", partial(_write, out), cpus=0.5 if on_gpu else 0.3),
+        Stage("write", partial(_write, out), cpus=0.5 if on_gpu else TASK_CPUS),
     ]
 
 

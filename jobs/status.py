@@ -1,4 +1,4 @@
-"""``saliency status``: how far a store is, from its listing alone; what went wrong, from its parts."""
+"""``saliency status``: how far a store is, and what went wrong so far, from its index parts."""
 
 from __future__ import annotations
 

@@ -6,12 +6,14 @@ Credentials and endpoints come from each store's usual environment variables (`A
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote_to_bytes
 
 import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
@@ -32,7 +34,14 @@ def open_output(out: str) -> ObjectStore:
     if is_remote(out):
         with failures(out):
             return from_url(out)
-    return LocalStore(prefix=Path(out.removeprefix("file://")).absolute(), mkdir=True)
+    return LocalStore(prefix=local_path(out).absolute(), mkdir=True)
+
+
+def local_path(uri: str | Path) -> Path:
+    """The path of a plain path or a percent-encoded `file://` URI."""
+    if isinstance(uri, str) and uri.startswith("file://"):
+        return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix("file://"))))
+    return Path(uri)
 
 
 @cache

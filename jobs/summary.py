@@ -22,7 +22,7 @@ def plan_text(plan: Plan) -> str:
         f"units           {run.units:,} of {run.unit_size} rows; pending {len(plan.pending):,}",
         f"micro-batch     {run.micro_batch} images",
         f"device memory   about {plan.device_bytes / MIB:,.0f} MiB per worker",
-        f"shards          {run.units * len(run.arrays):,}",
+        f"shards          {run.units * sum(1 + array.scaled for array in run.arrays):,}",
     ]
     lines += [f"  {path:<28}{size / MIB:>10,.1f} MiB before compression" for path, size in plan.array_bytes.items()]
     return "\n".join(lines)

@@ -12,13 +12,11 @@ from torch import Tensor
 
 from jobs.index import OK, STATISTICS
 from jobs.lines import Results, index_lines, take_back_nonfinite
-from jobs.model import build_model
+from jobs.model import build_model, refuse_other_weights
 from jobs.record import Run
 from jobs.store import scale_maps
 from jobs.units import DecodedUnit, ExplainedUnit
-from saliency_core.errors import Refused
 from saliency_core.explain import Explainer
-from saliency_core.models import weights_digest
 from saliency_core.targets import NO_LABEL
 
 log = logging.getLogger(__name__)
@@ -38,11 +36,7 @@ class Explain:
             # Bytes must not depend on which algorithm happened to be the fastest this time.
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         model = build_model(run.config, class_names=run.class_names)
-        if weights_digest(model.module) != run.fingerprint["weights"]:
-            raise Refused(
-                f"{run.config.model} has other weights here than when the run was planned, so replicas would disagree. "
-                "Does its factory draw them at random? Save them once, and give the file with --weights."
-            )
+        refuse_other_weights(run, model)
         self._run = run
         self._explainer = Explainer(
             model,
@@ -79,7 +73,7 @@ class Explain:
             if good[rows].any():
                 try:
                     self._batch(unit, rows, size, good[rows], results)
-                except RuntimeError as error:
+                except Exception as error:
                     if not _out_of_memory(error) or size == 1:
                         first = unit.lines["row"][start].as_py()
                         where = f"unit {unit.unit}, rows {first} to {first + rows.stop - rows.start - 1}"
@@ -129,6 +123,6 @@ def _statistics(maps: Tensor) -> tuple[Tensor, ...]:
     )
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def _out_of_memory(error: Exception) -> bool:
     # CUDA has a class of its own for it; the CPU's allocator only has words.
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -7,7 +7,7 @@ from collections import Counter
 
 import obstore
 
-from jobs.index import Commit, ShardRecord, encode_part, part_key
+from jobs.index import Commit, ShardRecord, count_errors, encode_part, part_key
 from jobs.record import Run
 from jobs.store import encode_shards
 from jobs.stores import open_output
@@ -23,7 +23,7 @@ class Write:
 
     def __call__(self, unit: ExplainedUnit) -> CommittedUnit:
         statuses = Counter(unit.lines["status"].to_pylist())
-        errors = Counter(filter(None, unit.lines["error"].to_pylist()))
+        errors = count_errors(unit.lines)
         committed = CommittedUnit(unit.unit, statuses, errors, 0, seconds=unit.seconds, cpu_seconds=unit.cpu_seconds)
         with committed.timing("write"):
             records = []

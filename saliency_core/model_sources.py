@@ -55,13 +55,14 @@ def build_torchvision(
     if num_classes is not None:
         options["num_classes"] = num_classes
     chosen = None if geometry_given and preset is None else _one_preset(name, presets, preset)
-    categories = chosen.meta["categories"] if chosen is not None else None
+    names = {tuple(one.meta["categories"]) for one in ([chosen] if chosen is not None else presets.values())}
+    categories = names.pop() if len(names) == 1 else None
     if num_classes is not None and categories is not None and len(categories) != num_classes:
         categories = None
     return Built(
         models.get_model(name, weights=None, **options),
         Preprocessing.from_torchvision(chosen.transforms()) if chosen is not None else None,
-        tuple(categories) if categories is not None else None,
+        categories,
     )
 
 

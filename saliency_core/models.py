@@ -64,6 +64,7 @@ def load_model(
     """
     kind, _, name = spec.partition(":")
     path = Path(weights) if weights and (Path(weights).suffix or Path(weights).exists()) else None
+    _refuse_useless(kind, spec, weights=weights, path=path, num_classes=num_classes, preset=preset)
     state = load_state(path) if path else None
     if kind == "torchvision" and name:
         built = build_torchvision(
@@ -87,12 +88,8 @@ def load_model(
             f"model {spec!r} is not understood: write torchvision:NAME, timm:NAME, "
             "python:package.module:factory or file:PATH."
         )
-    if path is None and weights and kind != "torchvision":
-        raise Refused(f"weights {weights!r}: no such file. {kind} models take a state dict or a .safetensors file.")
     if state is not None and not built.loaded:
         _load(built.module, state, spec=spec, path=path)
-    if preset and kind != "torchvision":
-        raise Refused(f"--preset {preset!r} is for torchvision models; {spec} takes the preprocessing keys instead.")
     geometry = preprocessing or built.preprocessing
     if geometry is None:
         raise Refused(
@@ -105,6 +102,27 @@ def load_model(
         parameter.requires_grad_(False)
     names = tuple(class_names) if class_names is not None else built.class_names
     return Model(spec, module, geometry, names, output)
+
+
+def _refuse_useless(
+    kind: str, spec: str, *, weights: str | None, path: Path | None, num_classes: int | None, preset: str | None
+) -> None:
+    """What would have no effect is refused: somebody counts on it."""
+    if kind != "torchvision":
+        if preset is not None:
+            raise Refused(
+                f"--preset {preset!r} is for torchvision models; {spec} takes the preprocessing keys instead."
+            )
+        if weights is not None and path is None:
+            raise Refused(f"weights {weights!r}: no such file. {spec} takes a state dict or a .safetensors file.")
+    elif preset is not None and weights is not None and path is None:
+        raise Refused(f"--weights {weights} brings its own preprocessing: drop --preset {preset}.")
+    if kind == "file" and weights is not None:
+        raise Refused(f"{spec} has its weights inside: drop --weights {weights}.")
+    if kind in ("file", "python") and num_classes is not None:
+        raise Refused(
+            f"--num-classes {num_classes} has no effect on {spec}: drop it, and let the model have that many."
+        )
 
 
 def _load(module: nn.Module, state: Mapping[str, Tensor], *, spec: str, path: Path | None) -> None:
@@ -127,7 +145,10 @@ def _call_factory(path: str) -> nn.Module:
         raise Refused(
             f"model 'python:{path}' cannot be imported: {error}. Is its package installed, or in PYTHONPATH?"
         ) from error
-    module = factory()
+    try:
+        module = factory()
+    except Exception as error:  # whatever the user's factory raises
+        raise Refused(f"model 'python:{path}' could not be made: {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
         raise Refused(f"model 'python:{path}' returned a {type(module).__name__}, where a torch.nn.Module is needed.")
     return module
@@ -157,6 +178,15 @@ def _named_outputs(outputs: object) -> dict[str, object]:
     if is_dataclass(outputs):
         return {field.name: getattr(outputs, field.name) for field in fields(outputs)}
     return {"0": outputs}
+
+
+def model_digest(model: Model) -> str:
+    """Which model this is, wherever its files lie: its weights, and for a file its graph too."""
+    digest = weights_digest(model.module)
+    kind, _, name = model.spec.partition(":")
+    if kind == "file":
+        digest += " of the graph " + hashlib.sha256(Path(name).read_bytes()).hexdigest()
+    return digest
 
 
 def weights_digest(module: nn.Module) -> str:

@@ -18,7 +18,6 @@ class Reduction:
     name: str
     function: Callable[[Tensor], Tensor]
     nonnegative: bool
-    keeps_channels: bool = False
 
     def __call__(self, signal: Tensor) -> Tensor:
         return self.function(signal)
@@ -37,7 +36,7 @@ REDUCTIONS = _make(
     # signed, so that maps stay additive
     Reduction("sum", lambda signal: signal.sum(dim=1), nonnegative=False),
     Reduction("relu_max", lambda signal: signal.clamp(min=0).amax(dim=1), nonnegative=True),
-    Reduction("none", lambda signal: signal, nonnegative=False, keeps_channels=True),
+    Reduction("none", lambda signal: signal, nonnegative=False),
 )
 
 

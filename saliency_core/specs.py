@@ -38,10 +38,11 @@ def split_name(spec: str) -> tuple[str | None, str]:
 def checked_slug(slug: str, spec: str) -> str:
     """The slug itself, or Refused where it could not stand in a path and a column name."""
     # "." and ".." would leave the store's directory; "__" separates the parts of an index column.
-    if not _SLUG.fullmatch(slug) or slug.strip(".") == "" or "__" in slug:
+    clear = "__" not in slug and slug.strip("_") == slug and slug.strip(".") and slug != "zarr.json"
+    if not clear or not _SLUG.fullmatch(slug):
         raise Refused(
-            f"{slug!r} (from {spec!r}) cannot name an array: names are 1 to 64 of a-z 0-9 _ . + -, "
-            "without '__'. Give one yourself: name=spec."
+            f"{slug!r} (from {spec!r}) cannot name an array: names are 1 to 64 of a-z 0-9 _ . + -, without '__' or "
+            "a '_' at an end, and not zarr.json. Give one yourself: name=spec."
         )
     return slug
 
@@ -86,8 +87,9 @@ def refuse_collisions(things: Iterable[Named]) -> None:
     seen: dict[str, str] = {}
     for thing in things:
         if thing.slug in seen:
+            twice = "it is asked for twice" if seen[thing.slug] == thing.spec else "they would share a name"
             raise Refused(
-                f"{seen[thing.slug]!r} and {thing.spec!r} would both be stored as {thing.slug!r}: "
+                f"{seen[thing.slug]!r} and {thing.spec!r}: {twice}, and be stored as {thing.slug!r}: "
                 "drop one, or name it: name=spec."
             )
         seen[thing.slug] = thing.spec
