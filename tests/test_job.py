@@ -16,6 +16,7 @@ from factories import tiny
 from PIL import Image
 
 from jobs.config import make_config
+from jobs.engine import Engine
 from jobs.index import read_part, withdraw
 from jobs.output import open_run
 from jobs.store import open_array
@@ -378,3 +379,119 @@ def test_run_json_has_the_whole_configuration(tree: Path, finished: Path) -> Non
     run = json.loads((finished / "run.json").read_text())
     again = make_config({**run["config"]})
     assert again == make_config({**TINY, "images": str(tree), "out": str(finished), **SAME})
+
+
+def test_moved_data_are_found_where_they_are_now(tree: Path, finished: Path, tmp_path: Path) -> None:
+    """Also by a run that is resumed: identity is the sample id, not the path."""
+    shutil.copytree(tree, tmp_path / "before")
+    run_inline(images=str(tmp_path / "before"), out=str(tmp_path / "s"), limit=16, **SAME)
+    (tmp_path / "before").rename(tmp_path / "after")
+    changed = tmp_path / "after/elk/039.png"
+    changed.write_bytes(changed.read_bytes() + b"more")
+    code, _ = run_inline(images=str(tmp_path / "after"), out=str(tmp_path / "s"), **SAME)
+    assert code == 3
+    lines = pq.read_table(tmp_path / "s/index.parquet").to_pylist()
+    assert [line["sample_id"] for line in lines if line["status"] == "quarantined" and "changed" in line["error"]] == [
+        "elk/039.png"
+    ]
+    assert sum(line["status"] == "ok" for line in lines) == 39
+
+
+def test_retry_that_is_refused_touches_nothing(tree: Path, tmp_path: Path, saliency) -> None:
+    weights, out = tmp_path / "w.pt", tmp_path / "s"
+    torch.save(tiny().state_dict(), weights)
+    run_inline(images=str(tree), out=str(out), weights=str(weights))
+    before = {str(path): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    torch.save({key: value + 1 for key, value in tiny().state_dict().items()}, weights)
+    told = saliency("retry", out, "--runner", "inline")
+    assert told.returncode == 2 and "other weights" in told.stderr
+    assert {str(path): path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_refused_plan_leaves_nothing_and_stale_parts_are_no_damage(tree: Path, tmp_path: Path, saliency) -> None:
+    listed, out = tmp_path / "list.csv", tmp_path / "s"
+    for label in (-1, 5000):
+        listed.write_text("uri,label\n" + "".join(f"{path},{label}\n" for path in sorted(tree.rglob("*.png"))[:9]))
+        with pytest.raises(Refused, match="no image has a usable label"):
+            run_inline(images=str(listed), out=str(out), targets="label", unit_size=1)
+        assert not out.exists()
+    (out / "manifest").mkdir(parents=True)
+    (out / "manifest/part-00007.parquet").write_bytes(b"of a planning that was killed")
+    assert run_inline(images=str(tree / "bee"), out=str(out))[0] == 0
+    assert saliency("verify", out).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"methods": "zarr.json=gradient"}, "cannot name"),
+        ({"methods": "_b=gradient"}, "cannot name"),
+        ({"methods": ("gradient", "gradient_scale=input_x_gradient"), "map_dtype": "float16"}, "scales"),
+        ({"num_classes": 7}, "no effect"),
+        ({"preset": "IMAGENET1K_V1"}, "preset"),
+        ({"device": "cuda"}, "GPU"),
+        ({"images": " "}, "empty"),
+    ],
+    ids=str,
+)
+def test_what_would_have_no_effect_or_collide_is_refused(
+    tree: Path, tmp_path: Path, change: dict[str, object], named: str
+) -> None:
+    if change == {"device": "cuda"} and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(Refused, match=named):
+        run_inline(**{"images": str(tree), "out": str(tmp_path / "out"), **change})
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_workers_than_fit_are_refused_not_waited_for() -> None:
+    engine = Engine(lambda items, stages: iter(()), cpus=2.0, gpus=0.0)
+    config = {**TINY, "images": "a", "out": "b", "runner": "ray"}
+    assert engine.workers(make_config(config), "cpu") == 2
+    for change in ({"workers": 3}, {"threads": 3}, {"device": "cuda"}):
+        made = make_config({**config, **change})
+        with pytest.raises(Refused, match="at most"):
+            engine.workers(made, engine.device(made))
+    assert Engine(engine.run_stages, 2.0, 0.0, grows=True).workers(make_config({**config, "workers": 9}), "cpu") == 9
+    assert Engine(engine.run_stages, 16.0, 4.0).workers(make_config({**config, "gpus_per_worker": 0.5}), "cuda") == 8
+
+
+def test_out_inside_the_images_is_refused(tree: Path, tmp_path: Path) -> None:
+    shutil.copytree(tree, tmp_path / "tree")
+    with pytest.raises(Refused, match="inside"):
+        run_inline(images=str(tmp_path / "tree"), out=str(tmp_path / "tree/maps"))
+
+
+def test_out_may_be_a_file_uri(tree: Path, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a place"
+    for _ in range(2):
+        assert run_inline(images=str(tree), out=out.as_uri(), **SAME)[0] == 3
+    assert content(out) == content(finished)
+
+
+def test_damaged_index_part_is_named_with_what_to_do(tree: Path, finished: Path, tmp_path: Path, saliency) -> None:
+    out = tmp_path / "s"
+    shutil.copytree(finished, out)
+    part = out / "index/unit-00000001.parquet"
+    part.write_bytes(part.read_bytes()[:-20])
+    told = saliency("status", out)
+    assert told.returncode == 1 and "unit-00000001.parquet is damaged" in told.stderr and "Delete it" in told.stderr
+    part.unlink()
+    assert run_inline(images=str(tree), out=str(out), **SAME)[0] == 3
+    assert content(out) == content(finished)
+
+
+def test_equal_troubles_are_counted_together(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for i in range(5):
+        (tmp_path / f"images/{i}.png").write_bytes(b"")
+    (tmp_path / "list.csv").write_text("uri\n" + "".join(f"images/{i}.png\n" for i in range(5)) + '""\n')
+    run_inline(images=str(tmp_path / "list.csv"), out=str(tmp_path / "s"))
+    errors = json.loads((tmp_path / "s/run.json").read_text())["totals"]["errors"]
+    assert sorted(errors.values()) == [1, 5] and all("the file" not in error or len(error) < 200 for error in errors)
+
+
+def test_figures_of_the_work_outlive_a_session_without_work(tree: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        run_inline(images=str(tree), out=str(tmp_path / "s"))
+        assert json.loads((tmp_path / "s/run.json").read_text())["totals"]["last_session"]["rows"] == 43
