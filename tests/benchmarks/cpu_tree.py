@@ -1,0 +1,68 @@
+"""CPU seconds of a process and all below it, by what each one is to Ray."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+
+import numpy as np
+import psutil
+
+ROLES = ("driver", "actors", "task workers", "idle workers", "raylet", "gcs", "Ray's agents")
+
+
+class CpuTree:
+    """Sampled: Ray's processes are not waited for, so that the system adds up nothing. A process that has ended keeps
+    what it was last seen with."""
+
+    def __init__(self, pid: int) -> None:
+        self._root = psutil.Process(pid)
+        self._series: dict[tuple[int, float], list[tuple[float, float]]] = defaultdict(list)
+        self._roles: dict[tuple[int, float], str] = {}
+        self._machine: list[tuple[float, float]] = []
+
+    def sample(self) -> None:
+        try:
+            processes = [self._root, *self._root.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return
+        busy = psutil.cpu_times()
+        self._machine.append((time.time(), busy.user + busy.nice + busy.system))
+        for process in processes:
+            try:
+                identity = process.pid, process.create_time()
+                used = process.cpu_times()
+                self._series[identity].append((time.time(), used.user + used.system))
+                # A worker's title is what it does just now; its role is what it was once seen doing.
+                if self._roles.get(identity) not in ("actors", "task workers"):
+                    self._roles[identity] = self._role(process)
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                continue
+
+    def between(self, begin: float, end: float) -> dict[str, float]:
+        """CPU seconds by role from one time to another, interpolated between samples."""
+        used = dict.fromkeys(ROLES, 0.0)
+        for identity, series in self._series.items():
+            times, seconds = zip(*series, strict=True)
+            first, last = np.interp((begin, end), times, seconds, left=0.0)
+            used[self._roles[identity]] += float(last - first)
+        return used
+
+    def others(self, begin: float, end: float) -> float:
+        """CPU seconds of all that does not belong to the tree, in the same time."""
+        first, last = np.interp((begin, end), *zip(*self._machine, strict=True))
+        return float(last - first) - sum(self.between(begin, end).values())
+
+    def _role(self, process: psutil.Process) -> str:
+        title = " ".join(process.cmdline())
+        if process.pid == self._root.pid:
+            return "driver"
+        if "raylet/raylet" in title:  # first: its command line holds that of the workers
+            return "raylet"
+        if "MapWorker" in title:
+            return "actors"
+        if title.startswith("ray::IDLE") or "default_worker.py" in title:
+            return "idle workers"
+        if title.startswith("ray::"):
+            return "task workers"
+        return "gcs" if "gcs_server" in title else "Ray's agents"
