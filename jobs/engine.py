@@ -67,6 +67,11 @@ class StartingEngine:
         assert self._future is not None
         return self._future.result()
 
+    def wait(self) -> None:
+        """Until what began has ended, well or not."""
+        if self._future is not None:
+            self._future.exception()
+
     @property
     def begun(self) -> bool:
         return self._future is not None
@@ -75,19 +80,18 @@ class StartingEngine:
 @contextmanager
 def starting_engine(config: Config, *, inline: bool = False) -> Iterator[StartingEngine]:
     """The engine of the configuration (or the in-process one), shut down at the end."""
-    if inline or config.runner == "inline":
-        with ThreadPoolExecutor(1) as pool:
-            yield StartingEngine(_inline, pool)
-        return
+    embedded = inline or config.runner == "inline"
     with ThreadPoolExecutor(1) as pool:
-        engine = StartingEngine(_ray, pool)
+        engine = StartingEngine(_inline if embedded else _ray, pool)
         try:
             yield engine
         finally:
-            if engine.begun:
-                pool.shutdown()
+            if engine.begun and not embedded:
+                engine.wait()
                 from jobs import pipeline
 
+                # Before the pool ends: Ray's processes end with the thread that started them, and without them its
+                # shutdown waits five seconds for nobody.
                 pipeline.stop()
 
 
