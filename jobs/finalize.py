@@ -80,7 +80,7 @@ def finalize(store: ObjectStore, run: Run, *, session: dict[str, Any]) -> Totals
     for key in metadata_objects(run):
         sums[key] = _digest(read_object(store, key))
     # A session that found nothing to do has no figures worth keeping.
-    told = session if session["rows"] else run.totals.get("last_session", session)
+    told = session if session.get("rows") else run.totals.get("last_session", session)
     finished = run.model_copy(update={"state": "finished", "totals": {**totals.to_dict(), "last_session": told}})
     obstore.put(store, RUN_JSON, finished.to_json())
     sums[RUN_JSON] = _digest(finished.to_json())

@@ -141,6 +141,10 @@ def _resolve(written: str, folder: str) -> str:
     return uri_of(local_path("/" if is_remote(folder) else folder) / written)
 
 
+def _digest(name: str) -> int:
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest())
+
+
 class _Occurrences:
     """Tells the second and later lines with the same id apart. Keeps 8 bytes of each: lists can be long."""
 
@@ -150,11 +154,13 @@ class _Occurrences:
         self._again: Counter[str] = Counter()
 
     def distinguish(self, entry: Entry) -> Entry:
-        digest = int.from_bytes(blake2b(entry.sample_id.encode(), digest_size=8).digest())
-        if self._first(digest):
+        if self._first(_digest(entry.sample_id)):
             return entry
-        self._again[entry.sample_id] += 1
-        return replace(entry, sample_id=f"{entry.sample_id}~{self._again[entry.sample_id] + 1}")
+        while True:  # somebody may have written the very name that is made here
+            self._again[entry.sample_id] += 1
+            name = f"{entry.sample_id}~{self._again[entry.sample_id] + 1}"
+            if self._first(_digest(name)):
+                return replace(entry, sample_id=name)
 
     def _first(self, digest: int) -> bool:
         place = bisect_left(self._old, digest)

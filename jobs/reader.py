@@ -17,7 +17,7 @@ from PIL import Image
 from jobs.entries import Entry
 from jobs.fetch import fetch
 from jobs.images import load_canonical
-from jobs.index import INDEX_PARQUET, committed, read_part, schema
+from jobs.index import INDEX_PARQUET, OK, committed, read_part, schema
 from jobs.manifest import Manifest, to_entries
 from jobs.output import open_run
 from jobs.record import ArraySpec, Run
@@ -124,12 +124,27 @@ class Store:
     def maps(self, path: str, rows: Rows) -> NDArray[np.float32]:
         """float32 [n, H, W] ([n, C, H, W] where channels were kept), in the method's own units.
 
-        NaN where a row has no map. Refused for an unknown array and for rows outside the store or not yet committed.
+        NaN where a row has no map. Refused for an unknown array, for rows outside the store or not yet committed, and
+        for maps that are lost.
         """
         array = self.array(path)
         numbers = self._numbers(rows)
         self._need_committed(numbers)
-        return array.read(numbers)
+        maps = array.read(numbers)
+        self._refuse_lost(array.spec, numbers[np.isnan(maps).all(axis=tuple(range(1, maps.ndim)))])
+        return maps
+
+    def _refuse_lost(self, spec: ArraySpec, blank: NDArray[np.int64]) -> None:
+        """A missing shard reads as fill, like a row without a map; the index tells the two apart."""
+        if not len(blank):
+            return
+        statuses = self.lines(blank, [f"{spec.target}__status"])[0].to_pylist()
+        lost = [int(row) for row, status in zip(blank, statuses, strict=True) if status == OK]
+        if lost:
+            out = self.run.config.out
+            raise Refused(
+                f"the maps {spec.path} of rows {lost[:5]} are lost, or their shard is: saliency verify {out} tells."
+            )
 
     def lines(self, rows: Rows | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """Index lines in the order of ``rows``, or all. Refused as ``maps`` does, and for an unknown column."""

@@ -290,3 +290,12 @@ def test_a_remote_store_reads_the_same_and_refuses_forks(
         # Better a refusal than a worker that waits for ever.
         with pytest.raises(Refused, match="spawn"):
             next(iter(DataLoader(dataset, num_workers=1, multiprocessing_context="fork", timeout=60)))
+
+
+def test_a_lost_shard_is_not_a_row_without_a_map(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "s")
+    (tmp_path / "s/maps.zarr/predicted/gradient/c/2/0/0").unlink()
+    found = open_store(str(tmp_path / "s"))
+    with pytest.raises(Refused, match=r"rows \[16.*saliency verify"):
+        found.maps(GRADIENT, [0, 16, 17])
+    assert np.isfinite(found.maps(GRADIENT, [0])).all()

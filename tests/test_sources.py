@@ -18,8 +18,9 @@ import pytest
 
 from jobs.globs import expand
 from jobs.lookahead import map_ahead
-from jobs.objects import is_remote, key_below, local_path, open_output, read, stat, uri_of, walk
+from jobs.objects import is_remote, key_below, local_path, read, stat, uri_of, walk
 from jobs.sources import Entry, Source, SourceError, list_entries, open_sources
+from jobs.stores import open_output
 from tests import s3
 from tests.helpers import Members, picture, write, write_tar
 
@@ -676,3 +677,13 @@ def test_a_prefix_is_a_directory_not_the_beginning_of_a_name(bucket: str) -> Non
     assert ids(f"{bucket}/d") == ids(f"{bucket}/d/") == ["a.png"]
     assert ids(bucket) == ["d/a.png", "dx.png"]
     assert [info.uri for info in walk(f"{bucket}/d")] == [f"{bucket}/d/a.png"]
+
+
+def test_repeats_are_told_apart_in_a_long_list(tmp_path: Path) -> None:
+    """Longer than what is kept at once, and with a line that has the very name that a repeat would get."""
+    names = [f"s3://bucket/{i}.jpg" for i in range(70_000)]
+    listed = tmp_path / "list.csv"
+    listed.write_text("uri\n" + "\n".join([*names, names[5], names[69_999], f"{names[5]}~2", names[5]]))
+    found = [entry.sample_id for entry in list_entries(open_sources([str(listed)]))]
+    assert found[:70_000] == names and len(set(found)) == len(found) == 70_004
+    assert found[70_000:] == [f"{names[5]}~2", f"{names[69_999]}~2", f"{names[5]}~2~2", f"{names[5]}~3"]
