@@ -119,10 +119,11 @@ def _quiet_core() -> Iterator[None]:
 
 
 def _cause(error: RayTaskError) -> str:
-    cause = error.cause if isinstance(error.cause, BaseException) else error
-    # Ray adds advice on its own settings below the first lines of what was raised.
-    told = str(cause).split("\nFailed to apply UDF")[0].strip()
-    return f"{type(cause).__name__}: {told}"
+    """What the stage raised, in its own words: Ray Data keeps them only in the text of the worker's traceback."""
+    first = str(error).split("\nThe above exception was the direct cause")[0]
+    told = first.split("\nFailed to apply UDF")[0].strip().splitlines()
+    frames = [number for number, line in enumerate(told) if line.startswith("  ")]
+    return "\n".join(told[frames[-1] + 1 :] if frames else told[-1:])
 
 
 class _Items(Datasource):
