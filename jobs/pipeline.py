@@ -120,8 +120,9 @@ def _quiet_core() -> Iterator[None]:
 
 def _cause(error: RayTaskError) -> str:
     """What the stage raised, in its own words: Ray Data keeps them only in the text of the worker's traceback."""
-    first = str(error).split("\nThe above exception was the direct cause")[0]
-    told = first.split("\nFailed to apply UDF")[0].strip().splitlines()
+    chain = str(error).split("\nThe above exception was the direct cause of the following exception:")
+    ours = [part for part in chain if "ray.exceptions.UserCodeException" not in part] or chain
+    told = ours[-1].split("\nFailed to apply UDF")[0].strip().splitlines()
     frames = [number for number, line in enumerate(told) if line.startswith("  ")]
     return "\n".join(told[frames[-1] + 1 :] if frames else told[-1:])
 
