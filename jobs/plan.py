@@ -99,7 +99,7 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False) -> P
         run = run.model_copy(update={"totals": stored.totals})
     pending = _pending(run, set() if stored is None else committed(open_output(config.out)))
     if not dry:
-        if stored is not None:
+        if stored is not None and pending:  # it lists the inputs once more
             move(open_output(config.out), run, cut(list_entries(sources)), set(pending))
         set_up(run)
     return Plan(run, pending, facts.parameter_bytes + micro_batch * facts.image_bytes)
