@@ -64,7 +64,7 @@ def model_facts(config: Config, *, folders: Sequence[str] | None) -> ModelFacts:
         targets=config.targets,
         precision=config.precision,
     )
-    saved = _SavedBytes(model.module)
+    saved = _SavedBytes(explainer.replica(blank).module)
     with saved:
         explanations = _try(explainer, blank)
     arrays = tuple(
