@@ -169,15 +169,36 @@ def show(
     highest: Annotated[str | None, typer.Option(help="rows with the highest values of this index column")] = None,
     lowest: Annotated[str | None, typer.Option(help="rows with the lowest values of this index column")] = None,
     n: Annotated[int, typer.Option("-n", help="how many rows")] = 6,
-    array: Annotated[list[str] | None, typer.Option(help="as predicted/gradient; repeatable [default: all]")] = None,
+    array: Annotated[
+        list[str] | None, typer.Option(help="as predicted/gradient; repeatable [default: all, where there are few]")
+    ] = None,
+    view: Annotated[
+        list[str] | None, typer.Option(help="repeatable [default: map, overlay]", metavar="map|overlay|mask")
+    ] = None,
+    cmap: Annotated[
+        str | None, typer.Option(help="a colour map of matplotlib's [default: hot, seismic for signed maps]")
+    ] = None,
+    clip: Annotated[float, typer.Option(help="percentile that gets the last colour; 100 clips nothing")] = 99.5,
+    invert: Annotated[bool, typer.Option("--invert", help="draw 1 − map")] = False,
+    blur: Annotated[float, typer.Option(help="Gaussian blur of the maps: sigma in their pixels")] = 0,
+    alpha: Annotated[float, typer.Option(help="opacity of the strongest value on the image")] = 0.9,
 ) -> int:
     """Draw rows: the image, its maps, and the maps on the image at its original size."""
     from jobs import show as picture
     from jobs.rows import row_numbers
+    from saliency_core.look import Look
 
-    numbers = None if rows is None else row_numbers(rows)
     made = picture.show(
-        out, output=output, rows=numbers, class_=class_, highest=highest, lowest=lowest, n=n, arrays=array
+        out,
+        output=output,
+        rows=None if rows is None else row_numbers(rows),
+        class_=class_,
+        highest=highest,
+        lowest=lowest,
+        n=n,
+        arrays=array,
+        views=view or ("map", "overlay"),
+        look=Look(cmap=cmap, clip=clip, invert=invert, blur=blur, alpha=alpha),
     )
     say(console, str(made))
     return DONE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from jobs.config import Config, MapDtype
 from jobs.model import build_model, read_class_names
 from jobs.record import ArraySpec
-from saliency_core.errors import Refused
+from saliency_core.errors import Refused, Told
 from saliency_core.explain import Explainer, Explanation
 from saliency_core.models import Model, model_digest
 from saliency_core.preprocessing import Preprocessing
@@ -20,7 +21,7 @@ from saliency_core.preprocessing import Preprocessing
 @dataclass(frozen=True)
 class ModelFacts:
     """``parameter_bytes`` of the replica; ``image_bytes``: what one image of a micro-batch keeps alive between forward
-    and backward."""
+    and backward; ``passes``: how many forwards and backwards one image costs; ``notes``: what the user should know."""
 
     preprocessing: Preprocessing
     n_classes: int
@@ -31,6 +32,8 @@ class ModelFacts:
     arrays: tuple[ArraySpec, ...]
     parameter_bytes: int
     image_bytes: int
+    passes: float
+    notes: tuple[str, ...]
 
 
 def model_facts(config: Config, *, folders: Sequence[str] | None) -> ModelFacts:
@@ -63,9 +66,11 @@ def model_facts(config: Config, *, folders: Sequence[str] | None) -> ModelFacts:
         methods=config.methods,
         targets=config.targets,
         precision=config.precision,
+        seed=config.seed,
     )
-    saved = _SavedBytes(explainer.replica(blank).module)
-    with saved:
+    saved = _SavedBytes(explainer.replica(blank).model.module)
+    with saved, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Told)  # its notes say the same
         explanations = _try(explainer, blank)
     arrays = tuple(
         ArraySpec(
@@ -73,9 +78,10 @@ def model_facts(config: Config, *, folders: Sequence[str] | None) -> ModelFacts:
             method=method.slug,
             target_spec=target.spec,
             method_spec=method.spec,
-            dtype=_dtype(config, method.spec, nonnegative=method.reduction.nonnegative),
+            dtype=_dtype(config, method.spec, nonnegative=method.nonnegative),
             item_shape=tuple(explanations[target.slug].maps[method.slug].shape[1:]),
-            nonnegative=method.reduction.nonnegative,
+            nonnegative=method.nonnegative,
+            residual=method.slug in explanations[target.slug].residuals,
         )
         for target in explainer.targets
         for method in explainer.methods
@@ -96,6 +102,8 @@ def model_facts(config: Config, *, folders: Sequence[str] | None) -> ModelFacts:
         arrays=arrays,
         parameter_bytes=sum(value.nbytes for value in model.module.state_dict().values() if isinstance(value, Tensor)),
         image_bytes=saved.total // len(blank),
+        passes=explainer.passes,
+        notes=tuple(explainer.notes),
     )
 
 

@@ -17,7 +17,6 @@ from jobs.record import Run
 from jobs.stores import list_keys, read_object
 
 OK, PARTIAL, QUARANTINED = "ok", "partial", "quarantined"
-STATISTICS = ("min", "max", "mean", "l1", "l2")
 INDEX_PARQUET = "index.parquet"
 _COMMIT = b"saliency.commit"
 _PART = re.compile(r"index/unit-(\d{8,})\.parquet")
@@ -63,9 +62,7 @@ def schema(run: Run) -> pa.Schema:
             (f"{target}__probability", pa.float32()),
         ]
     for array in run.arrays:
-        fields += [(f"{array.column}__{name}", pa.float32()) for name in STATISTICS]
-        if array.scaled:
-            fields.append((f"{array.column}__scale", pa.float32()))
+        fields += [(f"{array.column}__{name}", pa.float32()) for name in array.statistics]
     return pa.schema(fields)
 
 

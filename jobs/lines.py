@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from jobs.index import OK, PARTIAL, QUARANTINED, STATISTICS, schema
-from jobs.record import Run
+from jobs.index import OK, PARTIAL, QUARANTINED, schema
+from jobs.record import STATISTICS, Run
 from saliency_core.targets import NO_LABEL, Target
 
 
@@ -30,7 +30,7 @@ class Results:
             self.columns[f"{target}__score"] = np.full(n, np.nan, np.float32)
             self.columns[f"{target}__probability"] = np.full(n, np.nan, np.float32)
         for array in run.arrays:
-            for name in STATISTICS:
+            for name in (*STATISTICS, "residual") if array.residual else STATISTICS:
                 self.columns[f"{array.column}__{name}"] = np.full(n, np.nan, np.float32)
 
 
@@ -76,12 +76,14 @@ def index_lines(run: Run, lines: pa.Table, results: Results, targets: Sequence[T
         applies = results.applies[target.slug]
         columns[f"{target.slug}__status"] = _target_statuses(target, lines, applies, quarantined, run.n_classes)
         classes = results.columns[f"{target.slug}__class"]
-        columns[f"{target.slug}__class"] = pa.array(classes, pa.int32(), mask=~applies)
-        columns[f"{target.slug}__class_name"] = _names(classes, applies, run.class_names)
-        for name in ("score", "probability"):
-            columns[f"{target.slug}__{name}"] = pa.array(results.columns[f"{target.slug}__{name}"], mask=~applies)
+        scores, probabilities = (results.columns[f"{target.slug}__{name}"] for name in ("score", "probability"))
+        is_class = applies & np.greater_equal(classes, 0)
+        columns[f"{target.slug}__class"] = pa.array(classes, pa.int32(), mask=~is_class)
+        columns[f"{target.slug}__class_name"] = _names(classes, is_class, run.class_names)
+        columns[f"{target.slug}__score"] = pa.array(scores, mask=~applies)
+        columns[f"{target.slug}__probability"] = pa.array(probabilities, mask=~is_class)
     for array in run.arrays:
-        for name in (*STATISTICS, "scale") if array.scaled else STATISTICS:
+        for name in array.statistics:
             values = results.columns[f"{array.column}__{name}"]
             columns[f"{array.column}__{name}"] = pa.array(values, pa.float32(), mask=~results.applies[array.target])
     return pa.table(columns, schema=schema(run))

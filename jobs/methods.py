@@ -6,23 +6,22 @@ from rich.console import Console
 
 from jobs.console import say
 from jobs.exits import DONE
-from saliency_core.methods import REGISTRY
+from saliency_core.methods import REGISTRY, parse_method
 from saliency_core.reduce import REDUCTIONS
-
-TARGETS = {
-    "predicted": "the arg-max class, from the same forward pass",
-    "label": "the class of the manifest; rows without one become partial",
-    "class:K": "one class for every image, by number or name",
-}
+from saliency_core.target_specs import TARGETS
 
 
 def methods(console: Console) -> int:
-    """Prints methods with their definition and default reduction, targets, and reductions."""
-    lines = ["methods (any takes reduction=…):"]
-    for name, (_, sampler, readout) in REGISTRY.items():
-        about = (type(readout).__doc__ or "").strip().splitlines()[0]
-        lines.append(f"  {name:<18}{about} Passes per image: {sampler.passes}; reduction {readout.reduction}.")
-    lines += ["targets:", *(f"  {name:<18}{about}" for name, about in TARGETS.items())]
-    lines += ["reductions:", "  " + ", ".join(REDUCTIONS)]
+    """Prints the methods with their arguments, default reduction, cost and source; the targets; the reductions."""
+    lines = ["methods, as NAME or NAME(argument=value, …); any takes reduction=… too:"]
+    for name, entry in REGISTRY.items():
+        method = parse_method(name)
+        arguments = ", ".join(f"{key}={value}" for key, value in entry.arguments.items())
+        passes = "1 pass" if method.passes == 1 else f"{method.passes} passes"
+        lines.append(f"  {name}({arguments})" if arguments else f"  {name}")
+        lines.append(f"      {entry.about}; {passes} per image, reduction {method.reduction.name}. {entry.source}")
+    lines += ["methods with the same sampler share their forwards, those with the same rule too their backwards.", ""]
+    lines += ["targets, each one more backward:", *(f"  {name}\n      {about}" for name, about in TARGETS.items()), ""]
+    lines += ["reductions, from channels to one map:", "  " + ", ".join(REDUCTIONS)]
     say(console, "\n".join(lines))
     return DONE

@@ -91,6 +91,8 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False) -> P
         n_classes=facts.n_classes,
         target_specs=facts.target_specs,
         arrays=facts.arrays,
+        passes=facts.passes,
+        notes=facts.notes,
         ignored=dict(sum((source.ignored for source in sources), Counter())),
         versions=_versions(),
     )

@@ -11,11 +11,15 @@ from saliency_core.errors import Refused
 from saliency_core.preprocessing import Preprocessing
 
 FORMAT_VERSION = 1
+STATISTICS = ("min", "max", "mean", "l1", "l2")
 RUN_JSON = "run.json"
 
 
 class ArraySpec(BaseModel):
-    """One Zarr array, ``maps.zarr/<target>/<method>``, and its ``<method>_scale`` beside it where maps are scaled."""
+    """One Zarr array, ``maps.zarr/<target>/<method>``, and its ``<method>_scale`` beside it where maps are scaled.
+
+    ``residual``: its maps have a completeness identity, and the index tells how far each is from it.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -26,6 +30,7 @@ class ArraySpec(BaseModel):
     dtype: MapDtype
     item_shape: tuple[int, ...]
     nonnegative: bool
+    residual: bool = False
 
     @property
     def path(self) -> str:
@@ -35,6 +40,11 @@ class ArraySpec(BaseModel):
     def column(self) -> str:
         """The prefix of the array's columns in the index."""
         return f"{self.target}__{self.method}"
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """The last parts of the names of the array's columns."""
+        return (*STATISTICS, *(["scale"] if self.scaled else []), *(["residual"] if self.residual else []))
 
     @property
     def dimensions(self) -> tuple[str, ...]:
@@ -70,6 +80,8 @@ class Run(BaseModel):
     n_classes: int
     target_specs: dict[str, str]
     arrays: tuple[ArraySpec, ...]
+    passes: float = 1.0
+    notes: tuple[str, ...] = ()
     ignored: dict[str, int] = {}
     versions: dict[str, str] = {}
     totals: dict[str, Any] = {}

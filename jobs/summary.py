@@ -20,11 +20,12 @@ def plan_text(plan: Plan) -> str:
         f"{run.config.model} on {run.device}, {run.n_classes} classes · {', '.join(run.target_specs)}",
         f"rows            {run.rows:,}" + (f" (other files, ignored: {told(run.ignored)})" if run.ignored else ""),
         f"units           {run.units:,} of {run.unit_size} rows; pending {len(plan.pending):,}",
-        f"micro-batch     {run.micro_batch} images",
+        f"micro-batch     {run.micro_batch} images, of {run.passes:g} passes each (a forward and a backward)",
         f"device memory   about {plan.device_bytes / MIB:,.0f} MiB per worker",
         f"shards          {run.units * sum(1 + array.scaled for array in run.arrays):,}",
     ]
     lines += [f"  {path:<28}{size / MIB:>10,.1f} MiB before compression" for path, size in plan.array_bytes.items()]
+    lines += [f"note: {note}" for note in run.notes]
     return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from time import perf_counter
 
 import numpy as np
@@ -10,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jobs.index import OK, STATISTICS
+from jobs.index import OK
 from jobs.lines import Results, index_lines, take_back_nonfinite
 from jobs.model import build_model, refuse_other_weights
-from jobs.record import Run
+from jobs.record import STATISTICS, Run
 from jobs.store import scale_maps
 from jobs.units import DecodedUnit, ExplainedUnit
+from saliency_core.errors import Told
 from saliency_core.explain import Explainer
 from saliency_core.targets import NO_LABEL
 
@@ -44,7 +46,10 @@ class Explain:
             targets=list(run.config.targets),
             device=run.device,
             precision=run.config.precision,
+            seed=run.config.seed,
+            pass_size=run.micro_batch,
         )
+        warnings.simplefilter("ignore", Told)  # the plan has told it
         self._set_up_seconds = perf_counter() - started
 
     def __call__(self, unit: DecodedUnit) -> ExplainedUnit:
@@ -100,6 +105,9 @@ class Explain:
             results.maps[array.path][rows] = maps[:n].cpu().numpy()
             for name, values in zip(STATISTICS, _statistics(maps), strict=True):
                 results.columns[f"{array.column}__{name}"][rows] = values[:n].cpu().numpy()
+            if array.residual:
+                residual = explanations[array.target].residuals[array.method]
+                results.columns[f"{array.column}__residual"][rows] = residual[:n].cpu().numpy()
         for slug, explanation in explanations.items():
             results.applies[slug][rows] = explanation.applies[:n].cpu().numpy() & good
             for name, values in (

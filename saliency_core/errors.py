@@ -1,7 +1,11 @@
-"""The one error that means: this cannot work, and nothing was touched."""
+"""What is raised, and what is told, to whoever asked."""
 
 from __future__ import annotations
 
 
 class Refused(ValueError):
-    """A request that cannot work. The message names the value, the consequence and what to do."""
+    """A request that cannot work: nothing was touched. The message names the value, the consequence and what to do."""
+
+
+class Told(UserWarning):
+    """A request that works, and perhaps not as its author thinks."""

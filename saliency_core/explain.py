@@ -2,49 +2,62 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from saliency_core.errors import Refused
-from saliency_core.methods import Method, parse_method
+from saliency_core.captures import Captures
+from saliency_core.errors import Refused, Told
+from saliency_core.methods import Signal, parse_method
 from saliency_core.models import Model
-from saliency_core.passes import Forward
-from saliency_core.replica import copy_frozen, fingerprint, fold_batch_norms
+from saliency_core.moments import MEAN, Average
+from saliency_core.passes import Forward, Pass
+from saliency_core.readouts import InputXGradient
+from saliency_core.replica import Replica, make_replica
 from saliency_core.rules import Rule
-from saliency_core.samplers import Sampler
+from saliency_core.samplers import Batch, Sampler
 from saliency_core.specs import refuse_collisions
-from saliency_core.targets import NO_LABEL, Choice, parse_target
+from saliency_core.target_specs import parse_targets
+from saliency_core.targets import NO_LABEL, Choice, Outputs, Target, pick
 
 # Channels-last convolutions are faster (a third on a CPU), and round twice as coarsely: not what float32 promises.
 LESS_EXACT = ("tf32", "bf16", "fp16")
 PRECISIONS = ("float32", "float64", *LESS_EXACT)
+PASS_SIZE = 16
+
+Averages = dict[tuple[str, Signal], Average]
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Of one target, on the images' device.
+    """Of one target, on the images' device; NaN where ``applies`` is False.
 
-    ``maps`` by method slug: [n, H, W] ([n, C, H, W] where the reduction keeps channels), NaN where ``applies`` is
-    False. ``classes`` int64 [n]; ``scores`` [n] before softmax; ``probabilities`` [n] after it; ``applies`` bool [n].
+    ``maps`` by method slug: [n, H, W] ([n, C, H, W] where the reduction keeps channels). ``classes`` int64 [n], −1
+    where the target is no class; ``scores`` [n] before softmax; ``probabilities`` [n] after it, NaN where the target
+    is no class; ``applies`` bool [n]. ``residuals`` [n] by the slugs of methods whose maps must add up to the score:
+    how far they are from it, relative to the sum of the parts' sizes.
     """
 
-    maps: dict[str, Tensor]
     classes: Tensor
     scores: Tensor
     probabilities: Tensor
     applies: Tensor
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    residuals: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Explainer:
     """Explains batches of preprocessed images.
 
     ``methods`` and ``targets`` are specs. ``precision``: ``float32``; ``float64`` for proofs; ``tf32``, ``bf16`` and
-    ``fp16`` are faster and less exact, by choice. The model is kept frozen, in eval mode, on ``device``.
-    Raises Refused for specs that do not exist or would share a name.
+    ``fp16`` are faster and less exact, by choice. ``seed``: of methods that draw noise. ``pass_size``: draws of few
+    images are put together into passes of so many inputs. The model itself is never touched: a frozen copy of it is
+    run on ``device``. ``notes``: what its user should know, after the first batch.
+    Raises Refused for specs that do not exist or would share a name; warns with Told.
     """
 
     def __init__(
@@ -55,6 +68,8 @@ class Explainer:
         targets: Sequence[str] = ("predicted",),
         device: str | torch.device = "cpu",
         precision: str = "float32",
+        seed: int = 0,
+        pass_size: int = PASS_SIZE,
     ) -> None:
         if precision not in PRECISIONS:
             raise Refused(f"precision {precision!r} does not exist: choose one of {', '.join(PRECISIONS)}.")
@@ -63,23 +78,39 @@ class Explainer:
         self.dtype = torch.float64 if precision == "float64" else torch.float32
         self.model = model
         self.methods = [parse_method(spec) for spec in methods]
-        self.targets = [parse_target(spec, class_names=model.class_names) for spec in targets]
+        self.targets = parse_targets(targets, class_names=model.class_names)
         refuse_collisions(self.methods)
         refuse_collisions(self.targets)
-        self._groups = group_by_passes(self.methods)
-        self._replica: Model | None = None
-        self._replica_of: object = None
+        self.notes: list[str] = []
+        self._seed = seed
+        self._pass_size = pass_size
+        self._groups = group_by_sampler([signal for method in self.methods for signal in method.signals])
+        self._replica: Replica | None = None
 
-    def replica(self, images: Tensor) -> Model:
-        """The model as it is run: a frozen copy on the device, made for images like these, and again when the
-        model's weights have been edited. The model itself is never touched."""
-        if self._replica is None or self._replica_of != fingerprint(self.model.module):
-            module = copy_frozen(self.model.module, device=self.device, dtype=self.dtype)
-            fold_batch_norms(module, images[:1])
-            if self.precision in LESS_EXACT:
-                module = module.to(memory_format=torch.channels_last)
-            self._replica = replace(self.model, module=module)
-            self._replica_of = fingerprint(self.model.module)
+    @property
+    def passes(self) -> float:
+        """What one image costs, in passes (one forward and one backward); a forward alone is a half, and so is a
+        backward."""
+        backwards = sum(sampler.passes * len(_by_rule(signals)) for sampler, signals in self._groups)
+        forwards = sum(sampler.passes + sampler.has_baseline for sampler, _ in self._groups)
+        clean = 0 if self._groups[0][0].starts_clean else 1
+        return (forwards + clean + backwards * len(self.targets)) / 2
+
+    def replica(self, images: Tensor) -> Replica:
+        """The model as it is run, made for images like these; made again when its weights have been edited."""
+        if self._replica is None or not self._replica.is_of(self.model, images):
+            signals = [signal for _, members in self._groups for signal in members]
+            self._replica = make_replica(
+                self.model,
+                images,
+                dtype=self.dtype,
+                activations={signal.readout.layer for signal in signals if signal.readout.layer},
+                live={layer for target in self.targets for layer in target.layers},
+                fold_biased=not any(signal.readout.leftovers for signal in signals),
+                channels_last=self.precision in LESS_EXACT,
+            )
+            for note in self._replica.notes:
+                self._tell(note)
         return self._replica
 
     def __call__(
@@ -87,58 +118,140 @@ class Explainer:
     ) -> dict[str, Explanation]:
         """``images`` float [n, C, H, W], preprocessed; ``labels`` int64 [n], −1 for none; ``rows`` int64 [n], the
         images' permanent numbers (randomness is keyed by them; 0..n−1 by default) → by target slug."""
-        images = images.to(self.device, self.dtype)
+        images, labels, rows = self._checked(images, labels, rows)
+        if not len(images):
+            raise Refused("there are no images in the batch: at least one is needed.")
+        with self._arithmetic(), torch.enable_grad():  # also where the caller has switched gradients off
+            return self._explain(self.replica(images), images, labels, rows.tolist())
+
+    def single_pass(self, images: Tensor, *, labels: Tensor | None = None) -> Pass:
+        """The plain pass of the first target at the images themselves, with all that the methods' readouts read."""
+        images, labels, _ = self._checked(images, labels, None)
+        with self._arithmetic(), torch.enable_grad():
+            replica = self.replica(images)
+            forward = self._forward(replica, images, self._groups[0][1])
+            target = self.targets[0]
+            choice = target.choose(forward.outputs.detach(), labels)
+            return forward.backward(target.scores(forward.all_outputs, choice), last=True)
+
+    def _checked(self, images: Tensor, labels: Tensor | None, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         n = len(images)
         labels = torch.full((n,), NO_LABEL) if labels is None else labels
         rows = torch.arange(n) if rows is None else rows
         if len(labels) != n or len(rows) != n:
             raise Refused(f"{n} images came with {len(labels)} labels and {len(rows)} rows: they must be as many.")
-        labels, rows = labels.to(self.device, torch.int64), rows.to(self.device, torch.int64)
-        with self._arithmetic(), torch.enable_grad():  # also where the caller has switched gradients off
-            return self._explain(self.replica(images), images, labels, rows)
+        return images.to(self.device, self.dtype), labels.to(self.device, torch.int64), rows
 
-    def _explain(self, model: Model, images: Tensor, labels: Tensor, rows: Tensor) -> dict[str, Explanation]:
+    def _explain(self, replica: Replica, images: Tensor, labels: Tensor, rows: Sequence[int]) -> dict[str, Explanation]:
+        batch = Batch(images, rows, self._seed, self.model.preprocessing)
         results: dict[str, Explanation] = {}
-        if not self._groups[0][1].starts_clean:
-            with torch.no_grad():
-                results = self._choose(model.logits(images), labels)
-        for rule, sampler, methods in self._groups:
-            signals: dict[tuple[str, str], Tensor] = {}
-            with rule.applied(model.module):
-                for sample in sampler.samples(images, rows):
-                    forward = Forward(model.logits, sample.inputs)
-                    results = results or self._choose(forward.outputs, labels)
-                    for target in self.targets:
-                        choice = Choice(results[target.slug].classes, results[target.slug].applies)
-                        scores = target.scores(forward.outputs, choice)
-                        one = forward.backward(scores, last=target is self.targets[-1])
-                        for method in methods:
-                            reading = method.readout.read(one) * sample.weight
-                            key = (target.slug, method.slug)
-                            signals[key] = signals[key] + reading if key in signals else reading
-            for target in self.targets:
-                result = results[target.slug]
-                for method in methods:
-                    reduced = method.reduction(signals[target.slug, method.slug])
-                    result.maps[method.slug] = blank(reduced, where=~result.applies)
+        choices: dict[str, Choice] = {}
+        if not self._groups[0][0].starts_clean:
+            clean = self._forward(replica, images, ())
+            choices, results = self._choose(clean.all_outputs, labels)
+        signals: dict[tuple[str, Signal], Tensor] = {}
+        residuals: dict[tuple[str, Signal], Tensor] = {}
+        for sampler, members in self._groups:
+            averages = {(target.slug, signal): Average(signal.moment) for target in self.targets for signal in members}
+            by_rule = _by_rule(members)
+            for sample in sampler.samples(batch, most=max(self._pass_size, len(images))):
+                forward = self._forward(replica, sample.inputs, members, sample.displacement)
+                if not results:
+                    choices, results = self._choose(forward.all_outputs, labels)
+                pairs = [(rule, target) for rule in by_rule for target in self.targets]
+                for rule, target in pairs:
+                    if rule.hooks_relus and not forward.relus():
+                        self._tell(f"the model has no ReLU, so {type(rule).__name__.lower()} is the plain gradient.")
+                    choice = _repeated(choices[target.slug], len(sample.weights))
+                    scores = target.scores(forward.all_outputs, choice)
+                    one = forward.backward(scores, last=(rule, target) == pairs[-1], rule=rule)
+                    for signal in by_rule[rule]:
+                        key = (target.slug, signal)
+                        if sampler.passes == 1 and signal.moment == MEAN:
+                            signals[key] = signal.readout.finish(signal.readout.read(one), _size(images))
+                        else:
+                            averages[key].add(signal.readout.read(one), sample.weights)
+                        if (residual := signal.readout.residual(one)) is not None:
+                            mean = _weighted(residual, sample.weights)
+                            residuals[key] = residuals[key] + mean if key in residuals else mean
+            for (slug, signal), average in averages.items():
+                if (slug, signal) not in signals:
+                    signals[slug, signal] = signal.readout.finish(average.result(), _size(images))
+            residuals |= self._path_residuals(replica, batch, sampler, members, choices, results, signals)
+        return self._reduced(results, signals, residuals)
+
+    def _reduced(
+        self,
+        results: dict[str, Explanation],
+        signals: dict[tuple[str, Signal], Tensor],
+        residuals: dict[tuple[str, Signal], Tensor],
+    ) -> dict[str, Explanation]:
+        for slug, result in results.items():
+            for method in self.methods:
+                first, *others = (signals[slug, signal] for signal in method.signals)
+                for other in others:
+                    first = first * other
+                result.maps[method.slug] = blank(method.reduction(first).to(self.dtype), where=~result.applies)
+                if len(method.signals) == 1 and (slug, method.signals[0]) in residuals:
+                    residual = residuals[slug, method.signals[0]].to(self.dtype)
+                    result.residuals[method.slug] = blank(residual, where=~result.applies)
         return results
 
-    def _choose(self, outputs: Tensor, labels: Tensor) -> dict[str, Explanation]:
-        """Settles every target on the clean images; the maps are still to come."""
-        outputs = outputs.detach().to(self.dtype)
-        results = {}
+    def _path_residuals(
+        self,
+        replica: Replica,
+        batch: Batch,
+        sampler: Sampler,
+        members: Sequence[Signal],
+        choices: dict[str, Choice],
+        results: dict[str, Explanation],
+        signals: dict[tuple[str, Signal], Tensor],
+    ) -> dict[tuple[str, Signal], Tensor]:
+        """|S(x) − S(x₀) − Σ| ÷ Σ |attributions|: what lies on a path must add up to the difference of its ends."""
+        start = sampler.baseline(batch)
+        if start is None:
+            return {}
+        outputs = self._forward(replica, start, ()).all_outputs
+        residuals = {}
         for target in self.targets:
-            choice = target.choose(outputs, labels)
-            scores = target.scores(outputs, choice)
-            probabilities = target.scores(outputs.softmax(dim=1), choice)
-            results[target.slug] = Explanation(
-                {},
-                choice.classes,
-                blank(scores, where=~choice.applies),
-                blank(probabilities, where=~choice.applies),
-                choice.applies,
+            begin = target.scores(outputs, choices[target.slug]).detach()
+            for signal in members:
+                if isinstance(signal.readout, InputXGradient) and signal.moment == MEAN:
+                    parts = signals[target.slug, signal].flatten(1).double()
+                    off = (results[target.slug].scores - begin).double() - parts.sum(1)
+                    residuals[target.slug, signal] = off.abs() / parts.abs().sum(1).clamp(min=1e-300)
+        return residuals
+
+    def _forward(
+        self, replica: Replica, inputs: Tensor, members: Sequence[Signal], displacement: Tensor | None = None
+    ) -> Forward:
+        layers = {signal.readout.layer for signal in members if signal.readout.layer}
+        live = {layer for target in self.targets for layer in target.layers}
+        leftovers = any(signal.readout.leftovers for signal in members)
+        captures = None
+        if layers or live or leftovers:
+            captures = Captures(
+                replica.model.module,
+                _size(inputs),
+                leftovers=leftovers,
+                activations={layer: replica.places[layer] for layer in sorted(layers)},
+                live=live,
             )
-        return results
+        return Forward(replica.model.logits, inputs, displacement=displacement, captures=captures)
+
+    def _choose(self, outputs: Outputs, labels: Tensor) -> tuple[dict[str, Choice], dict[str, Explanation]]:
+        """Settles every target on the clean images; the maps are still to come."""
+        clean = Outputs(
+            outputs.logits.detach().to(self.dtype),
+            {name: value.detach().to(self.dtype) for name, value in outputs.layers.items()},
+        )
+        choices = {target.slug: target.choose(clean.logits, labels) for target in self.targets}
+        return choices, {target.slug: _described(target, clean, choices[target.slug]) for target in self.targets}
+
+    def _tell(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
+            warnings.warn(note, Told, stacklevel=2)
 
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:
@@ -155,15 +268,46 @@ class Explainer:
             torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
 
 
-def group_by_passes(methods: Sequence[Method]) -> list[tuple[Rule, Sampler, list[Method]]]:
-    """Methods that share rule and sampler share their passes; groups whose first forward is clean come first."""
-    groups: dict[tuple[Rule, Sampler], list[Method]] = {}
-    for method in methods:
-        groups.setdefault((method.rule, method.sampler), []).append(method)
-    return sorted(
-        ((rule, sampler, members) for (rule, sampler), members in groups.items()),
-        key=lambda group: not group[1].starts_clean,
-    )
+def group_by_sampler(signals: Sequence[Signal]) -> list[tuple[Sampler, list[Signal]]]:
+    """Signals with the same sampler share its forwards, those with the same rule too its backwards. Each signal is
+    there once; the sampler that starts with the clean images comes first."""
+    groups: dict[Sampler, list[Signal]] = {}
+    for signal in dict.fromkeys(signals):
+        groups.setdefault(signal.sampler, []).append(signal)
+    return sorted(groups.items(), key=lambda group: not group[0].starts_clean)
+
+
+def _by_rule(signals: Sequence[Signal]) -> dict[Rule, list[Signal]]:
+    rules: dict[Rule, list[Signal]] = {}
+    for signal in signals:
+        rules.setdefault(signal.rule, []).append(signal)
+    return rules
+
+
+def _described(target: Target, clean: Outputs, choice: Choice) -> Explanation:
+    missing = ~choice.applies
+    scores = target.scores(clean, choice)
+    if target.is_class:
+        classes, probabilities = choice.classes, pick(clean.logits.softmax(dim=1), choice.classes)
+    else:
+        classes, probabilities = torch.full_like(choice.classes, -1), torch.full_like(scores, float("nan"))
+    return Explanation(classes, blank(scores, where=missing), blank(probabilities, where=missing), choice.applies)
+
+
+def _repeated(choice: Choice, times: int) -> Choice:
+    if times == 1:
+        return choice
+    against = None if choice.against is None else choice.against.repeat(times)
+    return Choice(choice.classes.repeat(times), choice.applies.repeat(times), against)
+
+
+def _weighted(residual: Tensor, weights: Sequence[float]) -> Tensor:
+    """[draws · n] → [n]."""
+    return (residual.new_tensor(weights) @ residual.view(len(weights), -1)).to(residual.dtype)
+
+
+def _size(images: Tensor) -> tuple[int, int]:
+    return images.shape[2], images.shape[3]
 
 
 def blank(values: Tensor, *, where: Tensor) -> Tensor:

@@ -2,45 +2,214 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 
+from saliency_core.baselines import BASELINES
+from saliency_core.cam import AUTO, GradCam, GradCamPlusPlus, HiResCam, LayerCam, XGradCam
 from saliency_core.errors import Refused
+from saliency_core.fullgrad import FullGrad, SimpleFullGrad
+from saliency_core.moments import MEAN, MOMENTS, SQUARE, VARIANCE
 from saliency_core.readouts import Gradient, InputXGradient, Readout
 from saliency_core.reduce import Reduction, parse_reduction
-from saliency_core.rules import Plain, Rule
-from saliency_core.samplers import Once, Sampler
-from saliency_core.specs import call_slug, call_spec, parse_call, split_name
+from saliency_core.rules import Deconvnet, Guided, Plain, Rule
+from saliency_core.samplers import Noise, Once, Path, Sampler
+from saliency_core.specs import Argument, call_slug, call_spec, parse_call, split_name
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Which gradient, taken where, read how; ``moment``: what is made of the readings, their mean, the mean of their
+    squares, or their variance. Equal ones are worked out once."""
+
+    rule: Rule
+    sampler: Sampler
+    readout: Readout
+    moment: str = MEAN
 
 
 @dataclass(frozen=True)
 class Method:
-    """One map: which gradient, taken where, read how, reduced how."""
+    """One map: the product of its signals [n, C, H, W], mostly of one, reduced over the channels."""
 
     spec: str
     slug: str
-    rule: Rule
-    sampler: Sampler
-    readout: Readout
+    signals: tuple[Signal, ...]
     reduction: Reduction
 
+    @property
+    def nonnegative(self) -> bool:
+        """Whether its maps cannot be negative."""
+        of_signals = all(signal.readout.nonnegative or signal.moment != MEAN for signal in self.signals)
+        return self.reduction.nonnegative or of_signals
 
-REGISTRY: dict[str, tuple[Rule, Sampler, Readout]] = {
-    "gradient": (Plain(), Once(), Gradient()),
-    "input_x_gradient": (Plain(), Once(), InputXGradient()),
+    @property
+    def passes(self) -> int:
+        """How many passes one image costs, where nothing is shared."""
+        return sum(signal.sampler.passes for signal in self.signals)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a name means: ``make`` builds its signals of the arguments; ``arguments`` are they, with their defaults."""
+
+    about: str
+    source: str
+    make: Callable[..., tuple[Signal, ...]]
+    arguments: Mapping[str, Argument] = field(default_factory=dict)
+
+
+RULES: Mapping[str, Rule] = {"plain": Plain(), "guided": Guided(), "deconvnet": Deconvnet()}
+READOUTS: Mapping[str, Callable[..., Readout]] = {
+    "gradient": Gradient,
+    "input_x_gradient": InputXGradient,
+    "fullgrad": FullGrad,
+    "simple_fullgrad": SimpleFullGrad,
+    "gradcam": GradCam,
+    "gradcam++": GradCamPlusPlus,
+    "hirescam": HiResCam,
+    "layercam": LayerCam,
+    "xgradcam": XGradCam,
+}
+NOISE: Mapping[str, Argument] = {"n": 25, "spread": 0.15}
+PATH: Mapping[str, Argument] = {"n": 50, "baseline": "zero"}
+LAYER: Mapping[str, Argument] = {"layer": AUTO}
+
+
+def once(readout: str, rule: str = "plain", **arguments: Argument) -> tuple[Signal, ...]:
+    """One pass at the image itself."""
+    return compose(rule=rule, readout=readout, **arguments)
+
+
+def noisy(readout: str, moment: str = MEAN, **arguments: Argument) -> tuple[Signal, ...]:
+    """The readings of noisy copies."""
+    return compose(sampler="noise", readout=readout, moment=moment, **arguments)
+
+
+def compose(
+    *,
+    rule: Argument = "plain",
+    sampler: Argument = "once",
+    readout: Argument = "gradient",
+    moment: Argument = MEAN,
+    n: Argument | None = None,
+    spread: Argument = 0.15,
+    baseline: Argument = "zero",
+    layer: Argument = AUTO,
+) -> tuple[Signal, ...]:
+    """Any rule × sampler × readout. Refused where an argument is none of those that there are."""
+    for value, known, what in (
+        (rule, RULES, "rule"),
+        (sampler, ("once", "noise", "path"), "sampler"),
+        (readout, READOUTS, "readout"),
+        (moment, MOMENTS, "moment"),
+        (baseline, BASELINES, "baseline"),
+    ):
+        if value not in known:
+            raise Refused(f"{what}={value}: choose one of {', '.join(known)}.")
+    if not isinstance(n, int | None) or (n is not None and n < 1):
+        raise Refused(f"n={n}: a whole number of draws is needed, 1 or more.")
+    if isinstance(spread, str) or spread < 0:
+        raise Refused(f"spread={spread}: a number is needed, 0 or more.")
+    made = READOUTS[str(readout)](*([str(layer)] if "cam" in str(readout) else []))
+    samplers: dict[str, Callable[[], Sampler]] = {
+        "once": Once,
+        "noise": lambda: Noise(n or 25, float(spread)),
+        "path": lambda: Path(n or 50, str(baseline)),
+    }
+    return (Signal(RULES[str(rule)], samplers[str(sampler)](), made, str(moment)),)
+
+
+def guided_gradcam(*, layer: Argument) -> tuple[Signal, ...]:
+    """The product of two signals under two rules."""
+    return (*once("gradient", "guided"), *once("gradcam", layer=layer))
+
+
+REGISTRY: dict[str, Entry] = {
+    "gradient": Entry("g = ∂S/∂x", "Simonyan, Vedaldi, Zisserman 2013", partial(once, "gradient")),
+    "input_x_gradient": Entry("g ⊙ x", "Shrikumar et al. 2016", partial(once, "input_x_gradient")),
+    "smoothgrad": Entry("the mean of g over noisy copies", "Smilkov et al. 2017", partial(noisy, "gradient"), NOISE),
+    "smoothgrad_squared": Entry(
+        "the mean of g² over noisy copies", "Hooker et al. 2019", partial(noisy, "gradient", SQUARE), NOISE
+    ),
+    "vargrad": Entry(
+        "the variance of g over noisy copies", "Adebayo et al. 2018", partial(noisy, "gradient", VARIANCE), NOISE
+    ),
+    "integrated_gradients": Entry(
+        "(x − x₀) ⊙ the mean of g on the line from the baseline x₀",
+        "Sundararajan et al. 2017",
+        partial(compose, sampler="path", readout="input_x_gradient"),
+        PATH,
+    ),
+    "guided_backprop": Entry(
+        "g, where ReLUs pass positive inputs and gradients",
+        "Springenberg et al. 2014",
+        partial(once, "gradient", "guided"),
+    ),
+    "deconvnet": Entry(
+        "g, where ReLUs pass positive gradients", "Zeiler & Fergus 2013", partial(once, "gradient", "deconvnet")
+    ),
+    "fullgrad": Entry(
+        "g ⊙ x and every layer's g ⊙ bias, in one map", "Srinivas & Fleuret 2019", partial(once, "fullgrad")
+    ),
+    "simple_fullgrad": Entry(
+        "fullgrad without the biases' sizes", "Srinivas & Fleuret 2019", partial(once, "simple_fullgrad")
+    ),
+    "smooth_fullgrad": Entry(
+        "fullgrad's parts averaged over noisy copies", "Srinivas & Fleuret 2019", partial(noisy, "fullgrad"), NOISE
+    ),
+    "gradcam": Entry(
+        "a layer's channels weighted by their mean gradient", "Selvaraju et al. 2017", partial(once, "gradcam"), LAYER
+    ),
+    "gradcam++": Entry(
+        "Grad-CAM with weights for several objects", "Chattopadhay et al. 2018", partial(once, "gradcam++"), LAYER
+    ),
+    "hirescam": Entry("a layer's activation ⊙ gradient", "Draelos & Carin 2020", partial(once, "hirescam"), LAYER),
+    "layercam": Entry(
+        "a layer's activation ⊙ positive gradient", "Jiang et al. 2021", partial(once, "layercam"), LAYER
+    ),
+    "xgradcam": Entry("Grad-CAM with weights that add up", "Fu et al. 2020", partial(once, "xgradcam"), LAYER),
+    "guided_gradcam": Entry("guided_backprop ⊙ gradcam", "Selvaraju et al. 2017", guided_gradcam, LAYER),
+    "compose": Entry(
+        "any rule × sampler × readout: compose(rule=guided, sampler=noise, readout=fullgrad, n=10)",
+        "",
+        compose,
+        {
+            "rule": "plain",
+            "sampler": "once",
+            "readout": "gradient",
+            "moment": MEAN,
+            "n": 0,
+            "spread": 0.15,
+            "baseline": "zero",
+            "layer": AUTO,
+        },
+    ),
 }
 
 
 def parse_method(spec: str) -> Method:
-    """``gradient``, ``gradient(reduction=l2)``, or ``name=spec``; Refused where there is no such method."""
+    """``gradient``, ``smoothgrad(n=50, reduction=l2)``, or ``name=spec``; Refused where there is no such method."""
     name, body = split_name(spec)
-    head, arguments = parse_call(body)
+    head, given = parse_call(body)
     if head not in REGISTRY:
         raise Refused(f"method {spec!r} does not exist: choose one of {', '.join(REGISTRY)}.")
-    rule, sampler, readout = REGISTRY[head]
-    unknown = sorted(set(arguments) - {"reduction"})
+    entry = REGISTRY[head]
+    arguments = {key: value for key, value in given.items() if key != "reduction"}
+    unknown = sorted(set(arguments) - set(entry.arguments))
     if unknown:
-        raise Refused(f"method {spec!r}: {head} has no argument {', '.join(unknown)}; it takes reduction.")
-    reduction = parse_reduction(str(arguments.get("reduction", readout.reduction)))
+        takes = ", ".join([*entry.arguments, "reduction"])
+        raise Refused(f"method {spec!r}: {head} has no argument {', '.join(unknown)}; it takes {takes}.")
     # Arguments that equal the defaults say nothing: both spellings are the same array.
-    told = {key: value for key, value in arguments.items() if (key, value) != ("reduction", readout.reduction)}
-    return Method(call_spec(head, told), name or call_slug(head, told), rule, sampler, readout, reduction)
+    told = {key: value for key, value in arguments.items() if value != entry.arguments[key]}
+    defaults = {key: value for key, value in entry.arguments.items() if key != "n" or value}
+    try:
+        signals = entry.make(**{**defaults, **told})
+    except Refused as error:
+        raise Refused(f"method {spec!r}: {error}") from error
+    usual = signals[0].readout.reduction
+    reduction = parse_reduction(str(given.get("reduction", usual)))
+    if reduction.name != usual:
+        told["reduction"] = reduction.name
+    return Method(call_spec(head, told), name or call_slug(head, told), signals, reduction)

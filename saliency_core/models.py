@@ -6,10 +6,8 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 
 from saliency_core.errors import Refused
 from saliency_core.model_sources import Built, build_file, build_timm, build_torchvision
+from saliency_core.named import import_named
 from saliency_core.preprocessing import Preprocessing
 from saliency_core.weights import describe_mismatch, load_state
 
@@ -133,18 +132,16 @@ def _load(module: nn.Module, state: Mapping[str, Tensor], *, spec: str, path: Pa
 
 
 def _call_factory(path: str) -> nn.Module:
-    module_name, _, attribute = path.partition(":")
-    if not module_name or not attribute:
-        raise Refused(f"model 'python:{path}' is not python:package.module:factory.")
-    # The console script does not put the working directory on the path, as `python -m` does.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
     try:
-        factory = getattr(import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+        factory = import_named(path)
+    except ValueError as error:
+        raise Refused(f"model 'python:{path}' is not python:package.module:factory.") from error
+    except ImportError as error:
         raise Refused(
             f"model 'python:{path}' cannot be imported: {error}. Is its package installed, or in PYTHONPATH?"
         ) from error
+    if not callable(factory):
+        raise Refused(f"model 'python:{path}' is a {type(factory).__name__}, where a factory is needed.")
     try:
         module = factory()
     except Exception as error:  # whatever the user's factory raises

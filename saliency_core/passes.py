@@ -1,35 +1,117 @@
-"""Passes: one forward, and one ``torch.autograd.grad`` for each target. Nobody else calls it."""
+"""Passes: one forward, and one ``torch.autograd.grad`` for each target and rule. Nobody else calls it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node
+
+from saliency_core.captures import Capture, Captures
+from saliency_core.errors import Refused
+from saliency_core.rules import Plain, Rule, find_relus
+from saliency_core.targets import Outputs
+
+
+@dataclass(frozen=True)
+class LayerPass:
+    """A captured output, and ∂S/∂output [n, …]; zeros where the score does not depend on it."""
+
+    capture: Capture
+    gradient: Tensor
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What readouts read. All are detached; [n, C, H, W]."""
+    """What readouts read, all detached: ``inputs``, ``input_gradient`` and ``displacement`` [n, C, H, W], ``scores``
+    [n], the captured layers with a ``bias``, and by name the ``activations`` that were asked for."""
 
     inputs: Tensor
     input_gradient: Tensor
+    displacement: Tensor
+    scores: Tensor
+    layers: Sequence[LayerPass] = ()
+    activations: Mapping[str, LayerPass] = field(default_factory=dict)
 
 
 class Forward:
-    """One forward over ``inputs`` [n, C, H, W] that keeps its graph for the targets that share it.
+    """One forward over ``inputs`` [n, C, H, W] that keeps its graph for the targets and rules that share it.
 
-    ``outputs`` float [n, classes], before softmax.
+    ``outputs``: float [n, classes] before softmax. ``captures`` watches it, where readouts or targets want more.
     """
 
-    def __init__(self, model: Callable[[Tensor], Tensor], inputs: Tensor) -> None:
+    def __init__(
+        self,
+        model: Callable[[Tensor], Tensor],
+        inputs: Tensor,
+        *,
+        displacement: Tensor | None = None,
+        captures: Captures | None = None,
+    ) -> None:
         self._inputs = inputs.detach().requires_grad_()
-        # A copy goes in: a model may normalise its input in place, which autograd forbids on a leaf.
-        self.outputs = model(self._inputs.clone())
+        self._displacement = self._inputs.detach() if displacement is None else displacement
+        self._captures = captures
+        watching: AbstractContextManager[Any] = captures if captures is not None else nullcontext()
+        with watching:
+            # A copy goes in: a model may normalise its input in place, which autograd forbids on a leaf.
+            self.outputs = model(self._inputs.clone())
+        self._relus: list[Node] | None = None
 
-    def backward(self, scores: Tensor, *, last: bool) -> Pass:
-        """The pass of ``scores`` [n]. ``last`` frees the graph: no other target follows."""
-        # The sum: each score depends on its own image alone, so its gradient is each image's own.
-        (gradient,) = torch.autograd.grad(scores.sum(), self._inputs, retain_graph=not last)
-        return Pass(self._inputs.detach(), gradient)
+    @property
+    def all_outputs(self) -> Outputs:
+        """The outputs with the layers that targets read."""
+        return Outputs(self.outputs, {} if self._captures is None else self._captures.live)
+
+    def backward(self, scores: Tensor, *, last: bool, rule: Rule | None = None) -> Pass:
+        """The pass of ``scores`` [n]. ``last`` frees the graph: nobody else follows."""
+        layers = [] if self._captures is None else self._captures.layers
+        activations = {} if self._captures is None else self._captures.activations
+        gradient, *others = self._grad(
+            scores, [self._inputs, *(one.edge for one in [*layers, *activations.values()])], last=last, rule=rule
+        )
+        passes = [
+            LayerPass(capture, self._whole(other, capture))
+            for capture, other in zip([*layers, *activations.values()], others, strict=True)
+        ]
+        return Pass(
+            self._inputs.detach(),
+            torch.zeros_like(self._inputs) if gradient is None else gradient,
+            self._displacement,
+            scores.detach(),
+            passes[: len(layers)],
+            dict(zip(activations, passes[len(layers) :], strict=True)),
+        )
+
+    def gradients(self, scores: Tensor, captures: Sequence[Capture]) -> list[Tensor]:
+        """∂S/∂output [n, …] of each capture; frees the graph."""
+        found = self._grad(scores, [one.edge for one in captures], last=True, rule=None)
+        return [self._whole(gradient, capture) for gradient, capture in zip(found, captures, strict=True)]
+
+    def _grad(
+        self, scores: Tensor, inputs: Sequence[Tensor | GradientEdge], *, last: bool, rule: Rule | None
+    ) -> tuple[Tensor | None, ...]:
+        rule = rule or Plain()
+        if not scores.requires_grad:
+            raise Refused("the scores have no gradient by the input: there is nothing to map.")
+        with rule.applied(self.relus() if rule.hooks_relus else ()):
+            # The sum: each score depends on its own image alone, so its gradient is each image's own.
+            return torch.autograd.grad(
+                scores.sum(),
+                inputs,  # type: ignore[arg-type]  # both kinds at once are as welcome as either
+                retain_graph=not last,
+                allow_unused=True,
+            )
+
+    def _whole(self, gradient: Tensor | None, capture: Capture) -> Tensor:
+        return self._inputs.new_zeros(capture.shape) if gradient is None else gradient
+
+    def relus(self) -> list[Node]:
+        """The ReLUs of the graph, found once."""
+        if self._relus is None:
+            live = [] if self._captures is None else list(self._captures.live.values())
+            self._relus = find_relus([self.outputs, *live])
+        return self._relus

@@ -1,8 +1,9 @@
-"""Readouts: what is read from one pass, as a signal [n, C, H, W]."""
+"""Readouts: what is read from one pass, and what becomes of the average of the readings."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -11,13 +12,31 @@ from saliency_core.passes import Pass
 
 
 class Readout(ABC):
-    """``reduction`` is the one that the method's definition uses."""
+    """Readings are linear in the score, so that samplers may average them; ``finish`` makes the signal of them.
+
+    ``reduction`` is the one that the method's definition uses, ``nonnegative`` whether the signal is. ``leftovers``:
+    it reads the layers that leave something over their linearisation; ``layer``: the activation that it reads.
+    """
 
     reduction: str
+    nonnegative = False
+    leftovers = False
+    layer: str | None = None
 
     @abstractmethod
-    def read(self, one: Pass) -> Tensor:
-        """The signal [n, C, H, W] of one pass."""
+    def read(self, one: Pass) -> Iterator[Tensor]:
+        """The readings [n, …] of one pass, as many and of the same shapes each time."""
+
+    def finish(self, readings: Iterable[Tensor], size: tuple[int, int]) -> Tensor:
+        """The averaged readings → the signal [n, channels, H, W] of images of ``size``."""
+        del size
+        (signal,) = readings
+        return signal
+
+    def residual(self, one: Pass) -> Tensor | None:
+        """[n], how far the readings are from adding up to the score; None where they need not."""
+        del one
+        return None
 
 
 @dataclass(frozen=True)
@@ -26,15 +45,16 @@ class Gradient(Readout):
 
     reduction = "abs_max"
 
-    def read(self, one: Pass) -> Tensor:
-        return one.input_gradient
+    def read(self, one: Pass) -> Iterator[Tensor]:
+        yield one.input_gradient
 
 
 @dataclass(frozen=True)
 class InputXGradient(Readout):
-    """g ⊙ x, with x the preprocessed image. Shrikumar et al. 2016, arXiv:1605.01713."""
+    """g ⊙ x, with x the preprocessed image (on a path: what lies between baseline and image). Shrikumar et al. 2016,
+    arXiv:1605.01713."""
 
     reduction = "sum"
 
-    def read(self, one: Pass) -> Tensor:
-        return one.input_gradient * one.inputs
+    def read(self, one: Pass) -> Iterator[Tensor]:
+        yield one.input_gradient * one.displacement

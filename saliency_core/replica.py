@@ -1,18 +1,70 @@
-"""The replica: the model as the Explainer runs it, a frozen copy with batch norms folded into their convolutions."""
+"""The replica: the model as the Explainer runs it, a frozen copy that computes the same, faster."""
 
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+
+from saliency_core.cam import AUTO, find_layer
+from saliency_core.folding import fold_batch_norms
+from saliency_core.models import Model
+from saliency_core.softmax import bypass_softmax
+
+
+@dataclass(frozen=True)
+class Replica:
+    """``model`` runs. ``places``: where the activations that were asked for come from, a module or a call by its name;
+    ``notes``: what its user should know."""
+
+    model: Model
+    places: Mapping[str, str]
+    notes: tuple[str, ...]
+    source: tuple[object, ...]
+
+    def is_of(self, model: Model, images: Tensor) -> bool:
+        """Whether it was made of the model as it is now, for images like these."""
+        return self.source == _source(model, images)
+
+
+def make_replica(
+    model: Model,
+    images: Tensor,
+    *,
+    dtype: torch.dtype,
+    activations: Collection[str] = (),
+    live: Collection[str] = (),
+    fold_biased: bool = True,
+    channels_last: bool = False,
+) -> Replica:
+    """Of ``model``, for images like ``images`` [n, C, H, W], on their device.
+
+    ``activations`` and ``live``: layers that somebody will read, which are left as they are; ``auto`` among the former
+    is found. ``fold_biased``: fold batch norms also into convolutions with a bias of their own.
+    """
+    # What is found out must not depend on the images, or replicas of one run would differ: a picture of noise.
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(1, *images.shape[1:], generator=generator).to(images.device, dtype)
+    module = copy_frozen(model.module, device=images.device, dtype=dtype)
+    copied = replace(model, module=module)
+    notes = bypass_softmax(copied, probe)
+    fold_batch_norms(module, probe, biased=fold_biased, keep={*activations, *live})
+    if channels_last:
+        module.to(memory_format=torch.channels_last)
+    places = {name: name for name in activations}
+    if AUTO in places:
+        found = find_layer(copied, probe)
+        places[AUTO] = found.name
+    return Replica(copied, places, notes, _source(model, images))
+
+
+def _source(model: Model, images: Tensor) -> tuple[object, ...]:
+    """Changes when a weight is edited or replaced (not through ``.data``, which torch itself does not see)."""
+    values = [*model.module.parameters(), *model.module.buffers()]
+    return images.shape[1:], images.device, *((value.data_ptr(), value._version) for value in values)
 
 
 def copy_frozen(module: nn.Module, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -25,123 +77,3 @@ def copy_frozen(module: nn.Module, *, device: torch.device, dtype: torch.dtype) 
     with torch.no_grad():
         replica = copy.deepcopy(module).to(device, dtype)
     return replica.requires_grad_(False)
-
-
-def fold_batch_norms(
-    module: nn.Module, images: Tensor, *, biased: bool = True, keep: Collection[str] = ()
-) -> tuple[str, ...]:
-    """Folds every batch norm that alone reads a convolution's output into it, in place; returns their names.
-
-    Who reads what is found by running ``module`` once on ``images`` [n, C, H, W]: definitions do not tell. The
-    arithmetic is done in float64. ``biased``: also where the convolution has a bias of its own, with which FullGrad's
-    two terms would become one. ``keep``: names of modules whose own outputs somebody wants.
-    """
-    if isinstance(module, torch.jit.ScriptModule):
-        return ()
-    names = {part: name for name, part in module.named_modules()}
-    folded = []
-    for conv, norm in _pairs(module, images):
-        if (conv.bias is not None and not biased) or names[conv] in keep:
-            continue
-        conv.weight, conv.bias = _fused(conv, norm)
-        _replace(module, names[norm], nn.Identity())
-        folded.append(names[norm])
-    return tuple(folded)
-
-
-def fingerprint(module: nn.Module) -> tuple[tuple[int, int], ...]:
-    """Changes when a weight is edited or replaced (not through ``.data``, which torch itself does not see)."""
-    values = [*module.parameters(), *module.buffers()]
-    return tuple((value.data_ptr(), value._version) for value in values)
-
-
-def _pairs(module: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    flow = _Flow()
-    handles = [
-        part.register_forward_hook(flow.seen)
-        for part in module.modules()
-        # Exactly these: a subclass may do something else with its weights, and so may hooks.
-        if type(part) in (nn.Conv2d, nn.BatchNorm2d) and not _hooked(part)
-    ]
-    try:
-        with torch.no_grad(), flow:
-            outputs = module(images.clone())
-    finally:
-        for handle in handles:
-            handle.remove()
-    flow.reads.update(id(leaf) for leaf in tree_leaves(outputs))
-    calls = Counter(call.part for call in flow.calls)
-    made = {id(call.output): call.part for call in flow.calls if type(call.part) is nn.Conv2d}
-    pairs = []
-    for call in flow.calls:
-        norm, conv = call.part, made.get(id(call.input))
-        once = calls[norm] == 1 and conv is not None and calls[conv] == 1 and flow.reads[id(call.input)] == 1
-        if once and isinstance(norm, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d) and _of_inference(norm):
-            pairs.append((conv, norm))
-    return pairs
-
-
-def _hooked(part: nn.Module) -> bool:
-    return bool(part._forward_pre_hooks or part._forward_hooks)
-
-
-def _of_inference(norm: nn.BatchNorm2d) -> bool:
-    """Whether it is a fixed affine map of each channel."""
-    return not norm.training and norm.running_mean is not None and norm.running_var is not None
-
-
-def _fused(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[nn.Parameter, nn.Parameter]:
-    exact = [
-        None if value is None else value.detach().double()
-        for value in (conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    ]
-    weight, bias, mean, variance, scale, shift = exact
-    assert weight is not None and mean is not None and variance is not None
-    fused = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, scale, shift)
-    first, second = (nn.Parameter(value.detach().to(conv.weight.dtype), requires_grad=False) for value in fused)
-    return first, second
-
-
-def _replace(module: nn.Module, name: str, by: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(module.get_submodule(parent), child, by)
-
-
-@dataclass
-class _Call:
-    part: nn.Module
-    input: object
-    output: object
-
-
-@dataclass
-class _Flow(TorchFunctionMode):
-    """What a forward does: the calls of the hooked modules, and how many functions made a tensor out of which tensor.
-
-    Everything is kept alive meanwhile, so that an ``id`` means one tensor.
-    """
-
-    calls: list[_Call] = field(default_factory=list)
-    reads: Counter[int] = field(default_factory=Counter)
-    _alive: list[Any] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    def seen(self, part: nn.Module, inputs: tuple[object, ...], output: object) -> None:
-        self.calls.append(_Call(part, inputs[0] if inputs else None, output))
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        del types
-        result = func(*args, **(kwargs or {}))
-        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):  # a size or a dtype moves no values
-            given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            self.reads.update(set(map(id, given)))
-            self._alive += [given, result]
-        return result

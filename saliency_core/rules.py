@@ -1,26 +1,100 @@
-"""Rules: how gradients pass a ReLU."""
+"""Rules: how gradients pass a ReLU.
+
+A rule holds for one backward: it hooks the ReLUs of the graph, not modules. So functional, in-place and reused ReLUs
+obey it, one forward serves several rules, and nothing of the model is ever changed.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor
+from torch.autograd.graph import Node
+from torch.utils.hooks import RemovableHandle
+
+Gradients = tuple[Tensor, ...]
 
 
 class Rule(ABC):
     """Rules compare by value: methods with an equal rule and sampler share their passes."""
 
+    hooks_relus = True
+
     @abstractmethod
-    def applied(self, module: nn.Module) -> AbstractContextManager[None]:
-        """Inside it the rule holds for ``module``; afterwards everything is as it was, also after an exception."""
+    def hook(self, relu: Node) -> RemovableHandle:
+        """Makes the rule hold at one ReLU of the graph."""
+
+    @contextmanager
+    def applied(self, relus: Iterable[Node]) -> Iterator[None]:
+        """Inside it the rule holds; afterwards the graph is as it was, also after an exception."""
+        with ExitStack() as stack:
+            for relu in relus:
+                stack.callback(self.hook(relu).remove)
+            yield
 
 
 @dataclass(frozen=True)
 class Plain(Rule):
     """The gradient as it is."""
 
-    def applied(self, module: nn.Module) -> AbstractContextManager[None]:
-        del module
-        return nullcontext()
+    hooks_relus = False
+
+    def hook(self, relu: Node) -> RemovableHandle:
+        raise NotImplementedError("the plain rule hooks nothing")
+
+    @contextmanager
+    def applied(self, relus: Iterable[Node]) -> Iterator[None]:
+        del relus
+        yield
+
+
+@dataclass(frozen=True)
+class Guided(Rule):
+    """Passes where the input and the gradient are positive. Springenberg et al. 2014, arXiv:1412.6806."""
+
+    def hook(self, relu: Node) -> RemovableHandle:
+        # What arrives loses its negative part; the ReLU's own gate follows.
+        return relu.register_prehook(lambda above: (above[0].clamp(min=0),))
+
+
+@dataclass(frozen=True)
+class Deconvnet(Rule):
+    """Passes where the gradient is positive, whatever the input was. Zeiler & Fergus 2013, arXiv:1311.2901."""
+
+    def hook(self, relu: Node) -> RemovableHandle:
+        return relu.register_hook(lambda below, above: (above[0].clamp(min=0), *below[1:]))
+
+
+def find_relus(outputs: Sequence[Tensor]) -> list[Node]:
+    """The ReLUs in the graph below ``outputs``: ReLU, ReLU6, and clamps and thresholds at zero, however written."""
+    found, seen = [], set[Node]()
+    waiting = [output.grad_fn for output in outputs if output.grad_fn is not None]
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if _is_relu(node):
+            found.append(node)
+        waiting += [below for below, _ in node.next_functions if below is not None]
+    return found
+
+
+_FLOORS = {
+    "ReluBackward0": None,
+    "HardtanhBackward0": "_saved_min_val",  # ReLU6 is one
+    "ClampMinBackward0": "_saved_min",
+    "ClampBackward0": "_saved_min",
+    "ThresholdBackward0": "_saved_threshold",
+}
+
+
+def _is_relu(node: Node) -> bool:
+    name = node.name()
+    if name not in _FLOORS:
+        return False
+    attribute = _FLOORS[name]
+    return attribute is None or getattr(node, attribute, None) == 0

@@ -1,43 +1,151 @@
-"""Samplers: at which inputs the gradient is taken, and with which weights the readings are summed."""
+"""Samplers: at which inputs the gradient is taken, and with which weights the readings are averaged."""
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor
+
+from saliency_core.baselines import make_baseline
+from saliency_core.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``images`` [n, C, H, W] in the model's space; ``rows`` their permanent numbers, which key randomness."""
+
+    images: Tensor
+    rows: Sequence[int]
+    seed: int
+    preprocessing: Preprocessing | None = None
 
 
 @dataclass(frozen=True)
 class Sample:
-    """``inputs`` float [n, C, H, W], and the weight of its reading in the sum."""
+    """Some draws of every image, for one pass.
+
+    ``inputs`` [draws · n, C, H, W], draw by draw; ``displacement``, of the same shape, is what input × gradient
+    multiplies with; ``weights`` [draws], of each draw's reading in the average.
+    """
 
     inputs: Tensor
-    weight: float
+    displacement: Tensor
+    weights: tuple[float, ...]
 
 
 class Sampler(ABC):
     """Samplers compare by value: methods with an equal rule and sampler share their passes."""
 
-    passes: int
-    """How many passes one image costs."""
+    starts_clean = False
+    """Whether the first sample is the images themselves, so that targets may be chosen from its forward pass."""
 
-    starts_clean: bool
-    """Whether the first sample is the image itself, so that targets may be chosen from its forward pass."""
+    has_baseline = False
+    """Whether there is a path, and a forward at its beginning beside the passes."""
+
+    @property
+    @abstractmethod
+    def passes(self) -> int:
+        """How many passes one image costs."""
 
     @abstractmethod
-    def samples(self, images: Tensor, rows: Tensor) -> Iterator[Sample]:
-        """``images`` [n, C, H, W] and ``rows`` int64 [n], the images' permanent numbers (they key randomness)."""
+    def samples(self, batch: Batch, *, most: int) -> Iterator[Sample]:
+        """All draws of all images, at most ``most`` inputs in a pass (but never less than one draw of each)."""
+
+    def baseline(self, batch: Batch) -> Tensor | None:
+        """Where the path begins, [n, C, H, W]; None where there is no path."""
+        del batch
+        return None
 
 
 @dataclass(frozen=True)
 class Once(Sampler):
     """At the image itself."""
 
-    passes = 1
     starts_clean = True
 
-    def samples(self, images: Tensor, rows: Tensor) -> Iterator[Sample]:
-        del rows
-        yield Sample(images, 1.0)
+    @property
+    def passes(self) -> int:
+        return 1
+
+    def samples(self, batch: Batch, *, most: int) -> Iterator[Sample]:
+        del most
+        yield Sample(batch.images, batch.images, (1.0,))
+
+
+@dataclass(frozen=True)
+class Noise(Sampler):
+    """At x + ε, ε ~ N(0, σ²), σ = spread · (max − min of that image). Smilkov et al. 2017, arXiv:1706.03825."""
+
+    n: int = 25
+    spread: float = 0.15
+
+    @property
+    def passes(self) -> int:
+        return self.n
+
+    def samples(self, batch: Batch, *, most: int) -> Iterator[Sample]:
+        images = batch.images
+        flat = images.flatten(1)
+        sigma = (self.spread * (flat.amax(1) - flat.amin(1))).view(-1, *[1] * (images.dim() - 1))
+        for draws in _chunks(self.n, most // len(images)):
+            inputs = torch.cat(
+                [
+                    images
+                    + sigma * noise_for(batch.rows, draw, images.shape[1:], seed=batch.seed, device=images.device)
+                    for draw in draws
+                ]
+            )
+            yield Sample(inputs, inputs, (1 / self.n,) * len(draws))
+
+
+@dataclass(frozen=True)
+class Path(Sampler):
+    """On the straight line from the baseline to x, at the n points of Gauss–Legendre. Sundararajan et al. 2017,
+    arXiv:1703.01365."""
+
+    n: int = 50
+    start: str = "zero"
+    has_baseline = True
+
+    @property
+    def passes(self) -> int:
+        return self.n
+
+    def samples(self, batch: Batch, *, most: int) -> Iterator[Sample]:
+        points, weights = np.polynomial.legendre.leggauss(self.n)  # of −1 to 1; the weights sum to 2
+        start = self.baseline(batch)
+        way = batch.images - start
+        for draws in _chunks(self.n, most // len(way)):
+            inputs = torch.cat([start + (float(points[draw]) + 1) / 2 * way for draw in draws])
+            yield Sample(inputs, way.repeat(len(draws), 1, 1, 1), tuple(float(weights[draw]) / 2 for draw in draws))
+
+    def baseline(self, batch: Batch) -> Tensor:
+        def noise() -> Tensor:
+            # Draws of samplers count from 0: this one is nobody else's.
+            return noise_for(batch.rows, -1, batch.images.shape[1:], seed=batch.seed, device=batch.images.device)
+
+        return make_baseline(self.start, batch.images, batch.preprocessing, noise)
+
+
+def noise_for(
+    rows: Sequence[int], draw: int, shape: Sequence[int], *, seed: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Standard normal float32 [len(rows), *shape], from (seed, row, draw) alone: neither the batch nor the order of
+    the work moves a bit. Of one kind of device: a GPU's generator is another."""
+    noise = torch.empty((len(rows), *shape), device=device)
+    generator = torch.Generator(device)
+    for position, row in enumerate(rows):
+        key = hashlib.blake2b(f"{seed} {row} {draw}".encode(), digest_size=8).digest()
+        generator.manual_seed(int.from_bytes(key, "little", signed=True))
+        noise[position].normal_(generator=generator)
+    return noise
+
+
+def _chunks(n: int, size: int) -> list[range]:
+    size = max(1, size)
+    return [range(start, min(start + size, n)) for start in range(0, n, size)]

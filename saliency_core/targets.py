@@ -1,47 +1,62 @@
-"""Targets: which scalar of the model's outputs is explained, for each image of a batch on its own."""
+"""Targets: which scalar is explained, for each image of a batch on its own. Here those that are a class."""
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from saliency_core.errors import Refused
-from saliency_core.specs import checked_slug, split_name
 
 NO_LABEL = -1
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Of one forward: ``logits`` [n, classes] before softmax, and by name the ``layers`` [n, …] that a target reads."""
+
+    logits: Tensor
+    layers: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Choice:
     """What a target settled on from the clean images; samplers that move the inputs keep it fixed.
 
-    ``classes`` int64 [n]; ``applies`` bool [n], False where the target does not exist for an image (its class is
-    then 0, a placeholder that keeps the batch whole: the maps of such rows are thrown away).
+    ``classes`` int64 [n]; ``against`` int64 [n], the class that it is held against, where there is one; ``applies``
+    bool [n], False where the target does not exist for an image (its class is then 0, a placeholder that keeps the
+    batch whole: the maps of such rows are thrown away).
     """
 
     classes: Tensor
     applies: Tensor
+    against: Tensor | None = None
 
 
 class Target(ABC):
-    """A scalar per image. ``slug`` names it in paths and columns, ``spec`` says what it is."""
+    """A scalar per image. ``slug`` names it in paths and columns, ``spec`` says what it is.
+
+    ``is_class``: the score is that of one class, which the index can name. ``layers``: modules whose outputs it reads.
+    """
+
+    is_class = True
+    layers: tuple[str, ...] = ()
 
     def __init__(self, *, spec: str, slug: str) -> None:
         self.spec = spec
         self.slug = slug
 
     @abstractmethod
-    def choose(self, outputs: Tensor, labels: Tensor) -> Choice:
-        """``outputs`` [n, classes] before softmax and ``labels`` int64 [n] (−1: none) → what is explained."""
+    def choose(self, logits: Tensor, labels: Tensor) -> Choice:
+        """``logits`` [n, classes] before softmax and ``labels`` int64 [n] (−1: none) → what is explained."""
 
-    def scores(self, outputs: Tensor, choice: Choice) -> Tensor:
+    def scores(self, outputs: Outputs, choice: Choice) -> Tensor:
         """[n], the unnormalised score of each image's own class. Sum it, never average: a mean couples samples."""
-        return outputs.gather(1, choice.classes[:, None])[:, 0]
+        return pick(outputs.logits, choice.classes)
 
     def why_not(self, label: int, n_classes: int) -> str | None:
         """Why the target does not apply to an image with that label (−1: none); None where it does."""
@@ -52,23 +67,34 @@ class Target(ABC):
 class Predicted(Target):
     """The arg-max class, from the same forward pass."""
 
-    def choose(self, outputs: Tensor, labels: Tensor) -> Choice:
-        return Choice(outputs.detach().argmax(dim=1), torch.ones_like(labels, dtype=torch.bool))
+    def choose(self, logits: Tensor, labels: Tensor) -> Choice:
+        return Choice(logits.argmax(dim=1), everywhere(labels))
+
+
+class Top(Target):
+    """The class of the ``place``-th highest score, from 1."""
+
+    def __init__(self, place: int, *, spec: str, slug: str) -> None:
+        super().__init__(spec=spec, slug=slug)
+        self.place = place
+
+    def choose(self, logits: Tensor, labels: Tensor) -> Choice:
+        if self.place > logits.shape[1]:
+            raise Refused(f"target {self.spec!r}: the model has only {logits.shape[1]} classes.")
+        # Stable, so that equal scores fall as arg max has them fall: to the first.
+        order = logits.argsort(dim=1, descending=True, stable=True)
+        return Choice(order[:, self.place - 1], everywhere(labels))
 
 
 class Label(Target):
     """The class of the manifest."""
 
-    def choose(self, outputs: Tensor, labels: Tensor) -> Choice:
-        applies = (labels >= 0) & (labels < outputs.shape[1])
+    def choose(self, logits: Tensor, labels: Tensor) -> Choice:
+        applies = (labels >= 0) & (labels < logits.shape[1])
         return Choice(torch.where(applies, labels, 0), applies)
 
     def why_not(self, label: int, n_classes: int) -> str | None:
-        if label == NO_LABEL:
-            return "no label"
-        if not 0 <= label < n_classes:
-            return f"label {label} is outside the model's {n_classes} classes"
-        return None
+        return why_no_label(label, n_classes)
 
 
 class Class(Target):
@@ -78,27 +104,34 @@ class Class(Target):
         super().__init__(spec=spec, slug=slug)
         self.number = number
 
-    def choose(self, outputs: Tensor, labels: Tensor) -> Choice:
-        if not 0 <= self.number < outputs.shape[1]:
-            raise Refused(
-                f"target {self.spec!r}: the model has {outputs.shape[1]} classes, 0 to {outputs.shape[1] - 1}."
-            )
-        return Choice(torch.full_like(labels, self.number), torch.ones_like(labels, dtype=torch.bool))
+    def choose(self, logits: Tensor, labels: Tensor) -> Choice:
+        refuse_no_class(self.number, logits.shape[1], self.spec)
+        return Choice(torch.full_like(labels, self.number), everywhere(labels))
 
 
-def parse_target(spec: str, *, class_names: Sequence[str] | None = None) -> Target:
-    """``predicted``, ``label``, ``class:207``, ``class:tabby``, any of them as ``name=spec``."""
-    name, body = split_name(spec)
-    head, _, rest = body.partition(":")
-    if head == "predicted" and not rest:
-        return Predicted(spec=body, slug=name or "predicted")
-    if head == "label" and not rest:
-        return Label(spec=body, slug=name or "label")
-    if head == "class" and rest:
-        number = class_number(rest, class_names)
-        # Always the number: a class name may hold anything, and two classes may share one.
-        return Class(number, spec=f"class:{number}", slug=name or checked_slug(f"class_{number}", body))
-    raise Refused(f"target {spec!r} does not exist: choose predicted, label, class:NUMBER or class:NAME.")
+def pick(scores: Tensor, classes: Tensor) -> Tensor:
+    """Of each row of ``scores`` [n, classes] the value of its own class [n] → [n]."""
+    return scores.gather(1, classes[:, None])[:, 0]
+
+
+def everywhere(labels: Tensor) -> Tensor:
+    """True for every image."""
+    return torch.ones_like(labels, dtype=torch.bool)
+
+
+def why_no_label(label: int, n_classes: int) -> str | None:
+    """Why a label is none of the model's classes; None where it is one."""
+    if label == NO_LABEL:
+        return "no label"
+    if not 0 <= label < n_classes:
+        return f"label {label} is outside the model's {n_classes} classes"
+    return None
+
+
+def refuse_no_class(number: int, n_classes: int, spec: str) -> None:
+    """Refused where the model has no class of that number."""
+    if not 0 <= number < n_classes:
+        raise Refused(f"target {spec!r}: the model has {n_classes} classes, 0 to {n_classes - 1}.")
 
 
 def class_number(text: str, class_names: Sequence[str] | None, *, n_classes: int | None = None) -> int:

@@ -1,0 +1,42 @@
+"""Baselines: where a path to the image begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
+
+from saliency_core.errors import Refused
+from saliency_core.preprocessing import Preprocessing
+
+BASELINES = ("zero", "black", "mean", "blur", "noise")
+
+
+def make_baseline(
+    name: str, images: Tensor, preprocessing: Preprocessing | None, noise: Callable[[], Tensor]
+) -> Tensor:
+    """[n, C, H, W], of ``images`` of that shape in the model's space: ``zero`` there (the data's mean colour);
+    ``black`` pixels; each image's own ``mean`` colour; the image under a Gaussian ``blur`` of a tenth of its size;
+    standard normal ``noise``."""
+    if name == "zero":
+        return torch.zeros_like(images)
+    if name == "black":
+        if preprocessing is None:
+            raise Refused("baseline=black: it needs the model's preprocessing, to know what black is.")
+        black = torch.zeros(1, *images.shape[2:], images.shape[1], dtype=torch.uint8, device=images.device)
+        return preprocessing.normalise(black, images.dtype).expand_as(images)
+    if name == "mean":
+        return images.mean(dim=(2, 3), keepdim=True).expand_as(images)
+    if name == "blur":
+        sizes = [max(1, size // 10) for size in images.shape[2:]]
+        # An odd kernel of four sigmas, no wider than what reflection at the border allows.
+        kernel = [
+            min(4 * size + 1, length - 1 + length % 2) for size, length in zip(sizes, images.shape[2:], strict=True)
+        ]
+        blurred: Tensor = gaussian_blur(images, kernel[::-1], [float(size) for size in sizes[::-1]])
+        return blurred
+    if name == "noise":
+        return noise().to(images.dtype)
+    raise Refused(f"baseline {name!r} does not exist: choose one of {', '.join(BASELINES)}.")

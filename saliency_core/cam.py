@@ -1,0 +1,145 @@
+"""Class activation maps: a layer's activations A [n, K, h, w], weighted by their gradients G = ∂S/∂A."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from saliency_core.captures import Capture, Captures
+from saliency_core.errors import Refused
+from saliency_core.models import Model
+from saliency_core.passes import Forward, LayerPass, Pass
+from saliency_core.readouts import Readout
+
+AUTO = "auto"
+EPSILON = 1e-7
+
+
+@dataclass(frozen=True)
+class Cam(Readout):
+    """``layer``: a module's name, or a call's as ``relu#3``; ``auto``: the last spatial activation before the head."""
+
+    layer: str | None = AUTO
+    reduction = "sum"
+    nonnegative = True
+
+    def read(self, one: Pass) -> Iterator[Tensor]:
+        activation, gradient = spatial(one.activations[self.layer or AUTO])
+        yield self.weigh(activation, gradient)
+
+    def finish(self, readings: Iterable[Tensor], size: tuple[int, int]) -> Tensor:
+        (summed,) = readings
+        return interpolate(summed.relu(), size=size, mode="bilinear", align_corners=False)
+
+    @abstractmethod
+    def weigh(self, activation: Tensor, gradient: Tensor) -> Tensor:
+        """A and G, both [n, K, h, w] → Σ_k of the weighted activations [n, 1, h, w], before the ReLU."""
+
+
+class GradCam(Cam):
+    """relu(Σ_k mean(G_k) A_k), upsampled. Selvaraju et al. 2017, arXiv:1610.02391."""
+
+    def weigh(self, activation: Tensor, gradient: Tensor) -> Tensor:
+        return (gradient.mean(dim=(2, 3), keepdim=True) * activation).sum(dim=1, keepdim=True)
+
+
+class GradCamPlusPlus(Cam):
+    """Grad-CAM with weights Σ α relu(G), α = G² ÷ (2 G² + Σ A · G³). Chattopadhay et al. 2018, arXiv:1710.11063."""
+
+    def weigh(self, activation: Tensor, gradient: Tensor) -> Tensor:
+        below = 2 * gradient**2 + activation.sum(dim=(2, 3), keepdim=True) * gradient**3
+        alpha = torch.where(below != 0, gradient**2 / torch.where(below != 0, below, 1), 0)
+        weights = (alpha * gradient.relu()).sum(dim=(2, 3), keepdim=True)
+        return (weights * activation).sum(dim=1, keepdim=True)
+
+
+class HiResCam(Cam):
+    """relu(Σ_k G_k ⊙ A_k). Draelos & Carin 2020, arXiv:2011.08891."""
+
+    def weigh(self, activation: Tensor, gradient: Tensor) -> Tensor:
+        return (gradient * activation).sum(dim=1, keepdim=True)
+
+
+class LayerCam(Cam):
+    """relu(Σ_k relu(G_k) ⊙ A_k). Jiang et al. 2021, IEEE TIP 30."""
+
+    def weigh(self, activation: Tensor, gradient: Tensor) -> Tensor:
+        return (gradient.relu() * activation).sum(dim=1, keepdim=True)
+
+
+class XGradCam(Cam):
+    """Grad-CAM with weights Σ G_k A_k ÷ Σ A_k. Fu et al. 2020, arXiv:2008.02312."""
+
+    def weigh(self, activation: Tensor, gradient: Tensor) -> Tensor:
+        weights = (gradient * activation).sum(dim=(2, 3), keepdim=True)
+        weights = weights / (activation.sum(dim=(2, 3), keepdim=True) + EPSILON)
+        return (weights * activation).sum(dim=1, keepdim=True)
+
+
+def spatial(layer: LayerPass) -> tuple[Tensor, Tensor]:
+    """The activation and its gradient as [n, K, h, w]: tokens go back to their grid, without the extra ones."""
+    capture = layer.capture
+    assert capture.value is not None
+    pair = capture.value, layer.gradient
+    if capture.axes is not None:
+        first, second = (value.permute(0, 3, 1, 2) if capture.axes == (1, 2) else value for value in pair)
+    elif capture.grid is not None:
+        height, width = capture.grid
+        first, second = (
+            value[:, -height * width :].transpose(1, 2).reshape(len(value), -1, height, width) for value in pair
+        )
+    else:
+        raise Refused(
+            f"layer {capture.name!r} gives {list(capture.shape)}, which does not lie over the image: a CAM needs "
+            "[images, channels, height, width] or tokens of a grid. Choose another layer=…."
+        )
+    return first, second
+
+
+def find_layer(model: Model, images: Tensor) -> Capture:
+    """The last spatial activation before the head, found by running the model once on ``images`` [n, C, H, W].
+
+    The head begins at the last convolution or linear layer. An activation counts where the score depends on more than
+    one place of it: a transformer's last tokens but the class token do not reach the score.
+    """
+    captures = Captures(model.module, (images.shape[2], images.shape[3]), everything=True)
+    forward = Forward(model.logits, images, captures=captures)
+    names = [call.name.partition("#")[0] for call in captures.calls]
+    heads = [place for place, name in enumerate(names) if name.startswith(("conv", "linear"))]
+    candidates = [
+        call
+        for call, name in zip(captures.calls[: heads[-1] if heads else None], names, strict=False)
+        if _lies_over_the_image(call) and not (call.axes is None and name == "linear")
+    ]
+    for call, gradient in reversed(list(zip(candidates, _gradients(forward, candidates), strict=True))):
+        if _places(call, gradient) > 1:
+            return call
+    raise Refused(
+        f"{model.spec} has no spatial activation before its head that a CAM could be made of: name one with layer=…, "
+        "or choose another method."
+    )
+
+
+def _gradients(forward: Forward, candidates: Sequence[Capture]) -> list[Tensor]:
+    return forward.gradients(forward.outputs.amax(dim=1), candidates)
+
+
+def _lies_over_the_image(call: Capture) -> bool:
+    if call.axes is not None:
+        return call.shape[call.axes[0]] * call.shape[call.axes[1]] > 1
+    return call.grid is not None
+
+
+def _places(call: Capture, gradient: Tensor) -> int:
+    """At how many places of the image the score depends on the activation."""
+    if call.axes is not None:
+        channels = ({1, 2, 3} - set(call.axes)).pop()
+        return int((gradient != 0).any(dim=channels).any(dim=0).sum())
+    assert call.grid is not None
+    tokens = gradient[:, -call.grid[0] * call.grid[1] :]
+    return int((tokens != 0).any(dim=2).any(dim=0).sum())

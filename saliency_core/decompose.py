@@ -1,0 +1,61 @@
+"""FullGrad's raw parts, as idiap/fullgrad-saliency's ``fullGradientDecompose`` gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from saliency_core.explain import Explainer
+from saliency_core.fullgrad import bias_of, completeness
+from saliency_core.models import Model
+
+
+def decompose(
+    model: Model,
+    images: Tensor,
+    *,
+    target: str = "predicted",
+    labels: Tensor | None = None,
+    precision: str = "float32",
+) -> Decomposition:
+    """The parts that add up to the score of ``target``, of ``images`` float [n, C, H, W], preprocessed.
+
+    Layers come in the order of execution. A batch norm that directly follows a convolution without a bias is one
+    layer with it. Srinivas & Fleuret 2019, arXiv:1905.00780, equation 3.
+    """
+    explainer = Explainer(model, methods=["fullgrad"], targets=[target], precision=precision)
+    one = explainer.single_pass(images, labels=labels)
+    layers = [
+        Layer(layer.capture.name, layer.gradient, bias_of(layer), layer.capture.left.explicit)
+        for layer in one.layers
+        if layer.capture.left is not None
+    ]
+    return Decomposition(one.scores, one.inputs, one.input_gradient, layers, completeness(one))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer's share: ``gradient`` ∂S/∂output and ``term`` = gradient ⊙ bias, both [n, …]; ``bias`` in a shape that
+    multiplies with them; ``explicit`` where it is a parameter."""
+
+    name: str
+    gradient: Tensor
+    bias: Tensor
+    explicit: bool
+
+    @property
+    def term(self) -> Tensor:
+        return self.gradient * self.bias
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """The score's parts: ``scores`` [n] = Σ ``input_gradient`` ⊙ ``inputs`` + Σ_l Σ term_l, but for the ``residual``."""
+
+    scores: Tensor
+    inputs: Tensor
+    input_gradient: Tensor
+    layers: Sequence[Layer]
+    residual: Tensor

@@ -1,0 +1,179 @@
+"""A sheet of panels, one for each image: what is known of it, and below that its cells, which hold pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from textwrap import wrap
+
+from matplotlib.figure import Figure
+
+from saliency_core.errors import Refused
+from saliency_core.lettering import printable, side_by_side
+from saliency_core.page import DPI, Page
+from saliency_core.picture import Pixels
+
+CELL = 2.3  # the width of a cell; in inches, like all lengths here
+_GAP, _GUTTER, _MARGIN = 0.14, 0.45, 0.25
+_LINE, _SMALL_LINE = 0.19, 0.155  # the height of a line of text
+_CHARACTER, _CAPTION_CHARACTERS = 0.08, 38  # the width that a character may take; how many fit above a cell
+_STRIP, _SCALE = 0.07, 0.32  # the height of a scale's colours; and with its numbers
+_LOWEST, _HIGHEST = 0.45, 1.4  # height of a cell's picture by its width: keeps panoramas and towers readable
+_TALL = 2  # a page more than this many times as high as wide puts panels beside each other
+_EDGE, _AREA = 30_000, 120e6  # pixels; more than few viewers open, and half a gigabyte while it is drawn
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What the colours of a map mean: uint8 [1, n, 3], and labels spread evenly below; without colours, one label."""
+
+    colours: Pixels | None
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Pixels [H, W, 3], or the words in their place."""
+
+    caption: str
+    picture: Pixels | str
+    scale: Scale | None = None
+
+    @property
+    def captions(self) -> list[str]:
+        """The caption's lines."""
+        return wrap(printable(self.caption), _CAPTION_CHARACTERS, max_lines=3, placeholder="…")
+
+    def size(self) -> tuple[float, float]:
+        """(width, height) in inches that the picture takes."""
+        if isinstance(self.picture, str):
+            return CELL, CELL * _LOWEST
+        ratio = self.picture.shape[0] / self.picture.shape[1]
+        height = CELL * min(max(ratio, _LOWEST), _HIGHEST)
+        return min(CELL, height / ratio), min(height, CELL * ratio)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One image: its name, facts to stand below it, tiers of cells; and what is wrong with it, if anything is.
+
+    All text is drawn as it is, whatever it holds. A cell that is None stays empty.
+    """
+
+    title: str
+    facts: list[str]
+    tiers: list[list[Cell | None]]
+    reason: str = ""
+
+
+def draw(panels: Sequence[Panel], *, footer: str = "") -> Figure:
+    """The sheet: panels in order, beside each other where they would be a tower. Refused where it would be too large."""
+    columns = max((len(tier) for panel in panels for tier in panel.tiers), default=0)
+    room = _room(columns)
+    heights = [_panel_height(panel, room) for panel in panels]
+    across, width, height = _size(heights, room)
+    small_print = wrap(printable(footer), int((width - 2 * _MARGIN) / _CHARACTER))
+    height += len(small_print) * _SMALL_LINE
+    _refuse_too_large(width, height)
+    page = Page(width, height)
+    y = _MARGIN
+    for start in range(0, len(panels), across):
+        for place, panel in enumerate(panels[start : start + across]):
+            _draw_panel(page, panel, _MARGIN + place * (room + _GUTTER), y, room)
+        y += max(heights[start : start + across])
+    for number, line in enumerate(small_print):
+        page.write(line, _MARGIN, y + number * _SMALL_LINE, room=width - 2 * _MARGIN, size=8)
+    return page.figure
+
+
+def refuse_too_many(panels: int, *, columns: int) -> None:
+    """Refused where so many panels cannot be drawn even if none has a picture; before anything is read for them."""
+    _, width, height = _size([3 * _LINE] * panels, _room(columns))
+    _refuse_too_large(width, height)
+
+
+def _refuse_too_large(width: float, height: float) -> None:
+    across, down = width * DPI, height * DPI
+    if max(across, down) > _EDGE or across * down > _AREA:
+        raise Refused(
+            f"the picture would have {across:.0f}×{down:.0f} pixels, more than can be drawn (edges up to {_EDGE}, "
+            f"{_AREA / 1e6:.0f} million in all): show fewer rows, fewer arrays or fewer views."
+        )
+
+
+def _room(columns: int) -> float:
+    """The width of a panel; its text needs some, even where it has no pictures."""
+    columns = max(columns, 2)
+    return columns * CELL + (columns - 1) * _GAP
+
+
+def _size(heights: list[float], room: float) -> tuple[int, float, float]:
+    """How many panels stand beside each other, and the page's (width, height)."""
+    across = 0
+    while True:
+        across += 1
+        width = 2 * _MARGIN + across * room + (across - 1) * _GUTTER
+        bands = (max(heights[start : start + across]) for start in range(0, len(heights), across))
+        height = 2 * _MARGIN + sum(bands)
+        if height <= _TALL * width or across >= len(heights):
+            return across, width, height
+
+
+# -- one panel -------------------------------------------------------------------------------------------------
+
+
+def _words(panel: Panel, room: float) -> list[tuple[str, str]]:
+    """Lines of text below the title, each with its colour."""
+    characters = int(room / _CHARACTER)
+    facts = side_by_side([printable(fact) for fact in panel.facts], characters=characters)
+    reason = wrap(printable(panel.reason), characters)
+    return [(line, "dimgrey") for line in facts] + [(line, "firebrick") for line in reason]
+
+
+def _tier_parts(tier: list[Cell | None]) -> tuple[float, float, float]:
+    """Heights of a tier's captions, pictures, and scales with the gap below."""
+    cells = [cell for cell in tier if cell is not None]
+    captions = max((len(cell.captions) for cell in cells), default=0) * _SMALL_LINE + 0.03
+    pictures = max((cell.size()[1] for cell in cells), default=0)
+    # A scale stands right below its own picture, which may be less high than others.
+    below = max((cell.size()[1] + (_SCALE if cell.scale else 0) for cell in cells), default=0) - pictures
+    return captions, pictures, below + _GAP
+
+
+def _panel_height(panel: Panel, room: float) -> float:
+    text = (1 + len(_words(panel, room))) * _LINE + 0.06
+    return text + sum(sum(_tier_parts(tier)) for tier in panel.tiers) + _GAP
+
+
+def _draw_panel(page: Page, panel: Panel, x: float, y: float, room: float) -> None:
+    page.write(panel.title, x, y, room=room, size=9, colour="black", bold=True)
+    words = _words(panel, room)
+    for number, (line, colour) in enumerate(words, start=1):
+        page.write(line, x, y + number * _LINE, room=room, size=9, colour=colour)
+    y += (1 + len(words)) * _LINE + 0.06
+    for tier in panel.tiers:
+        captions, pictures, below = _tier_parts(tier)
+        for column, cell in enumerate(tier):
+            if cell is not None:
+                left = x + column * (CELL + _GAP)
+                page.write("\n".join(cell.captions), left, y, room=CELL, size=8)
+                _draw_cell(page, cell, left, y + captions)
+        y += captions + pictures + below
+
+
+def _draw_cell(page: Page, cell: Cell, x: float, y: float) -> None:
+    if isinstance(cell.picture, str):
+        page.write("\n".join(wrap(printable(cell.picture), 30)), x, y, room=CELL, size=8, colour="firebrick")
+        return
+    width, height = cell.size()
+    page.paste(cell.picture, x, y, width=width, height=height)
+    if cell.scale is None:
+        return
+    y += height + 0.05
+    if cell.scale.colours is not None:
+        page.paste(cell.scale.colours, x, y, width=width, height=_STRIP)
+    labels = cell.scale.labels
+    for number, label in enumerate(labels):
+        share = number / max(1, len(labels) - 1)
+        align = "left" if share == 0 else "right" if share == 1 else "center"
+        page.write(label, x + share * width, y + _STRIP + 0.03, room=width / len(labels), size=7, align=align)

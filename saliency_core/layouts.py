@@ -1,0 +1,61 @@
+"""Layouts: which axes of an activation are the image's height and width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isqrt
+from typing import Any
+
+from torch import Tensor
+
+_SPATIAL = ("conv", "pool")
+_HALVINGS = 8
+_EXTRA_TOKENS = 16  # class, distillation and register tokens
+
+
+class Layouts:
+    """Of one forward of images of ``size`` (height, width). Learns the grids from convolutions and pooling as they
+    come; nets that halve a grid by slicing (Swin) are followed."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self._size = size
+        self._grids: list[tuple[int, int]] = []
+
+    def see(self, func: Callable[..., Any], result: Tensor) -> None:
+        """Notes the grid that a call made."""
+        name = getattr(func, "__name__", "")
+        if result.dim() == 4 and any(word in name for word in _SPATIAL):
+            grid = (result.shape[2], result.shape[3])
+            if grid not in self._grids:
+                self._grids.append(grid)
+
+    def axes(self, shape: tuple[int, ...]) -> tuple[int, int] | None:
+        """(2, 3) for [n, C, h, w], (1, 2) for [n, h, w, C]; None where neither is a grid of the image."""
+        if len(shape) != 4:
+            return None
+        for first in (2, 1):
+            if self._is_grid((shape[first], shape[first + 1])):
+                return first, first + 1
+        return None
+
+    def tokens(self, shape: tuple[int, ...]) -> tuple[int, int] | None:
+        """The grid of [n, tokens, C], whose last tokens are the image's in rows; None where there is none."""
+        if len(shape) != 3:
+            return None
+        for grid in reversed(self._grids):
+            if grid != (1, 1) and 0 <= shape[1] - grid[0] * grid[1] <= _EXTRA_TOKENS:
+                return grid
+        for extra in range(_EXTRA_TOKENS + 1):  # no convolution made it: a grid of the image's own proportions
+            height = isqrt(max(0, (shape[1] - extra) * self._size[0] // self._size[1]))
+            width = height * self._size[1] // self._size[0]
+            if height * width == shape[1] - extra > 1:
+                return height, width
+        return None
+
+    def _is_grid(self, grid: tuple[int, int]) -> bool:
+        known = self._grids or [self._size]
+        return any(
+            grid == (-(-height // 2**halvings), -(-width // 2**halvings))
+            for height, width in known
+            for halvings in range(_HALVINGS)
+        )

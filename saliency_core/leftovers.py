@@ -1,0 +1,175 @@
+"""Leftovers: what one call of a forward adds over its own linearisation, b = y − J·u, FullGrad's bias terms.
+
+Of a convolution, a linear layer or a batch norm it is the bias. ReLUs, pooling and everything else that is linear or
+positively homogeneous leave nothing. What is smooth, bends, or multiplies (SiLU, softmax, attention, gates, the
+saturated side of ReLU6) leaves the difference, found with forward-mode differentiation. Then S = Σ g ⊙ x + Σ g_l ⊙ b_l
+holds for the whole net, by the chain rule, call by call. Srinivas & Fleuret 2019, arXiv:1905.00780.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import batch_norm
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
+
+_WEIGHTED = {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear"}
+_HOMOGENEOUS = {
+    *(
+        "clone",
+        "contiguous",
+        "to",
+        "float",
+        "double",
+        "view",
+        "reshape",
+        "flatten",
+        "unflatten",
+        "permute",
+        "transpose",
+    ),
+    *(
+        "transpose",
+        "squeeze",
+        "unsqueeze",
+        "expand",
+        "getitem",
+        "chunk",
+        "split",
+        "unbind",
+        "cat",
+        "stack",
+        "roll",
+        "flip",
+        "neg",
+    ),
+    *("mean", "sum", "amax", "amin", "relu", "leaky_relu", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"),
+    *("adaptive_max_pool2d", "interpolate", "pixel_shuffle", "channel_shuffle"),
+}
+_SUMS = {"add", "iadd", "radd", "sub", "isub"}
+_PRODUCTS = {"mul", "imul", "rmul", "div", "truediv", "itruediv"}
+
+
+@dataclass(frozen=True)
+class Left:
+    """``bias``: [C] along ``channel_axis`` of the output, or of the output's shape; ``explicit``: a parameter."""
+
+    bias: Tensor
+    channel_axis: int
+    explicit: bool
+
+
+class Leftover:
+    """Of one call, prepared before it runs: what is in place would overwrite what the difference needs."""
+
+    def __init__(self, func: Callable[..., Any], leaves: list[Any], spec: TreeSpec) -> None:
+        self._func = func
+        self._leaves = leaves
+        self._spec = spec
+
+    @classmethod
+    def before(cls, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Leftover | None:
+        """None where nothing can be left, or nothing depends on the image."""
+        leaves, spec = tree_flatten((tuple(args), dict(kwargs)))
+        floats = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        if not any(leaf.requires_grad for leaf in floats) or _homogeneous(_name(func), floats, args, kwargs):
+            return None
+        if _in_place(func, kwargs):
+            leaves = [leaf.detach().clone().requires_grad_() if _moves(leaf) else leaf for leaf in leaves]
+        return cls(func, leaves, spec)
+
+    def parts(self, result: Any) -> Iterator[tuple[Tensor, Left]]:
+        """Of each tensor that the call made and that depends on the image."""
+        args, kwargs = tree_unflatten(self._leaves, self._spec)
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if len(outputs) == 1 and (known := _parameter(self._func, args, kwargs)) is not None:
+            if known.bias.numel() and outputs[0].requires_grad:
+                yield outputs[0], known
+            return
+        with torch.no_grad():
+            tangents = self._along_its_inputs()
+        for output, tangent in zip(outputs, tangents, strict=True):
+            if output.requires_grad:
+                yield output, Left(output.detach() - tangent, 1, explicit=False)
+
+    def _along_its_inputs(self) -> list[Tensor]:
+        """J·u of every output."""
+        moving = [position for position, leaf in enumerate(self._leaves) if _moves(leaf)]
+
+        def call(*inputs: Tensor) -> list[Tensor]:
+            leaves = list(self._leaves)
+            for position, value in zip(moving, inputs, strict=True):
+                leaves[position] = value.clone()
+            args, kwargs = tree_unflatten(leaves, self._spec)
+            return [leaf for leaf in tree_leaves(self._func(*args, **kwargs)) if isinstance(leaf, Tensor)]
+
+        point = tuple(self._leaves[position].detach() for position in moving)
+        # Of attention's kernels only the plain arithmetic knows forward-mode differentiation.
+        with sdpa_kernel(SDPBackend.MATH):
+            tangents: list[Tensor] = torch.func.jvp(call, point, point)[1]
+        return tangents
+
+
+def _name(func: Callable[..., Any]) -> str:
+    return getattr(func, "__name__", "").strip("_")
+
+
+def _moves(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) and leaf.requires_grad
+
+
+def _in_place(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
+    name = getattr(func, "__name__", "")
+    dunder = name.startswith("__")
+    return bool(kwargs.get("inplace")) or (name.startswith("__i") if dunder else name.endswith("_"))
+
+
+def _homogeneous(name: str, floats: Sequence[Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether the call is sure to leave nothing: f(u) = J(u)·u."""
+    moving = sum(leaf.requires_grad for leaf in floats)
+    if name in _HOMOGENEOUS or (name == "dropout" and not kwargs.get("training", True)):
+        return moving == len(floats)  # something fixed that is joined in would be left
+    operands = [arg for arg in args if isinstance(arg, Tensor | int | float)]
+    if name in _SUMS:
+        return moving == len(operands)
+    if name in _PRODUCTS:
+        return moving == 1 and _moves(args[0])
+    return False
+
+
+def _parameter(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Left | None:
+    """The bias of a call that is affine in its first argument; empty where it has none. None for all other calls."""
+    given = [*args[1:], *kwargs.values()]
+    if any(_moves(leaf) for leaf in tree_leaves(given)):
+        return None  # weights that are made from the image
+    name = _name(func)
+    if name in _WEIGHTED:
+        bias = args[2] if len(args) > 2 else kwargs.get("bias")
+        axis = -1 if name == "linear" else 1
+        return Left(args[0].new_empty(0) if bias is None else bias.detach(), axis, explicit=True)
+    if func is batch_norm:
+        return _batch_norm(*args, **kwargs)
+    return None
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Left | None:
+    del momentum
+    if training or running_mean is None or running_var is None:
+        return None
+    scale = (running_var + eps).rsqrt() * (1 if weight is None else weight)
+    shift = -running_mean * scale + (0 if bias is None else bias)
+    return Left(shift.detach().to(input.dtype), 1, explicit=True)

@@ -1,0 +1,40 @@
+"""Text that others wrote (names of files and classes, in any script, or hostile), made fit for a picture."""
+
+from __future__ import annotations
+
+from functools import cache
+from textwrap import wrap
+
+from matplotlib.font_manager import findfont, get_font
+
+FONT = "DejaVu Sans"  # comes with matplotlib, so the picture is the same everywhere
+
+
+@cache
+def _glyphs() -> frozenset[int]:
+    return frozenset(get_font(findfont(FONT)).get_charmap())
+
+
+def printable(text: str, *, most: int | None = None) -> str:
+    """What the font lacks, or would not show, as ``\\u4e2d``; then cut in the middle to ``most`` characters.
+
+    Printable text stays as it is.
+    """
+    safe = "".join(
+        one if one.isprintable() and ord(one) in _glyphs() else one.encode("unicode_escape", "surrogatepass").decode()
+        for one in text
+    )
+    if most is None or len(safe) <= most:
+        return safe
+    return f"{safe[: most // 2]}…{safe[len(safe) - (most - most // 2 - 1) :]}"
+
+
+def side_by_side(facts: list[str], *, characters: int) -> list[str]:
+    """Lines of facts, as many on a line as fit; a fact is broken only where it is longer than a line."""
+    lines: list[str] = []
+    for fact in facts:
+        if lines and len(lines[-1]) + len(fact) + 7 <= characters:
+            lines[-1] += f"   ·   {fact}"
+        else:
+            lines += wrap(fact, characters)
+    return lines

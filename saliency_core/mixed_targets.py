@@ -1,0 +1,132 @@
+"""Targets that are no single class: differences, weighted sums, losses, and units of any layer."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saliency_core.errors import Refused
+from saliency_core.targets import (
+    Choice,
+    Label,
+    Outputs,
+    Target,
+    everywhere,
+    pick,
+    refuse_no_class,
+    why_no_label,
+)
+
+
+class Contrast(Target):
+    """The predicted class's score, minus the runner-up's."""
+
+    is_class = False
+
+    def choose(self, logits: Tensor, labels: Tensor) -> Choice:
+        if logits.shape[1] < 2:
+            raise Refused(f"target {self.spec!r}: the model has one class, and so no runner-up.")
+        first, second = logits.argsort(dim=1, descending=True, stable=True)[:, :2].unbind(dim=1)
+        return Choice(first, everywhere(labels), against=second)
+
+    def scores(self, outputs: Outputs, choice: Choice) -> Tensor:
+        assert choice.against is not None
+        return pick(outputs.logits, choice.classes) - pick(outputs.logits, choice.against)
+
+
+class ContrastLabel(Contrast):
+    """The predicted class's score, minus the label's: zero, and its map with it, where the prediction is right."""
+
+    def choose(self, logits: Tensor, labels: Tensor) -> Choice:
+        label = Label(spec=self.spec, slug=self.slug).choose(logits, labels)
+        return Choice(logits.argmax(dim=1), label.applies, against=label.classes)
+
+    def why_not(self, label: int, n_classes: int) -> str | None:
+        return why_no_label(label, n_classes)
+
+
+class Weighted(Target):
+    """A weighted sum of classes' scores, as keras-vis' weighted losses."""
+
+    is_class = False
+
+    def __init__(self, weights: Mapping[int, float], *, spec: str, slug: str) -> None:
+        super().__init__(spec=spec, slug=slug)
+        self.weights = dict(weights)
+
+    def choose(self, logits: Tensor, labels: Tensor) -> Choice:
+        for number in self.weights:
+            refuse_no_class(number, logits.shape[1], self.spec)
+        return Choice(torch.zeros_like(labels), everywhere(labels))
+
+    def scores(self, outputs: Outputs, choice: Choice) -> Tensor:
+        del choice
+        weights = outputs.logits.new_tensor(list(self.weights.values()))
+        return outputs.logits[:, list(self.weights)] @ weights
+
+
+class Loss(Target):
+    """What a callable makes of ``(logits [n, classes], labels int64 [n])``, or of the logits alone → [n], per image.
+
+    One that takes labels does not apply to images without a label; they come to it as class 0.
+    """
+
+    is_class = False
+
+    def __init__(self, function: Callable[..., Any], *, spec: str, slug: str) -> None:
+        super().__init__(spec=spec, slug=slug)
+        self.function = function
+        self.takes_labels = len(inspect.signature(function).parameters) > 1
+
+    def choose(self, logits: Tensor, labels: Tensor) -> Choice:
+        if self.takes_labels:
+            return Label(spec=self.spec, slug=self.slug).choose(logits, labels)
+        return Choice(torch.zeros_like(labels), everywhere(labels))
+
+    def scores(self, outputs: Outputs, choice: Choice) -> Tensor:
+        logits = outputs.logits
+        result = self.function(logits, choice.classes) if self.takes_labels else self.function(logits)
+        if not isinstance(result, Tensor) or result.shape != logits.shape[:1]:
+            found = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
+            raise Refused(
+                f"target {self.spec!r} gave {found} for {len(logits)} images, where one value for each is needed "
+                f"([{len(logits)}]): a mean over the batch would couple them."
+            )
+        return result
+
+    def why_not(self, label: int, n_classes: int) -> str | None:
+        return why_no_label(label, n_classes) if self.takes_labels else None
+
+
+class LayerUnit(Target):
+    """The mean activation of a module's output, of one of its channels, or of one unit: Simonyan's remark that the
+    gradient explains any layer. ``index``: of the axes after the images'."""
+
+    is_class = False
+
+    def __init__(self, layer: str, index: tuple[int, ...], *, spec: str, slug: str) -> None:
+        super().__init__(spec=spec, slug=slug)
+        self.layers = (layer,)
+        self.index = index
+
+    def choose(self, logits: Tensor, labels: Tensor) -> Choice:
+        del logits
+        return Choice(torch.zeros_like(labels), everywhere(labels))
+
+    def scores(self, outputs: Outputs, choice: Choice) -> Tensor:
+        del choice
+        activation = outputs.layers[self.layers[0]]
+        try:
+            unit = activation
+            for position in self.index:
+                unit = unit[:, position]
+        except IndexError as error:
+            raise Refused(
+                f"target {self.spec!r}: the layer gives {list(activation.shape[1:])} for each image, and has no unit "
+                f"{list(self.index)}."
+            ) from error
+        return unit.reshape(len(unit), -1).mean(dim=1)

@@ -1,0 +1,103 @@
+"""Target specs → targets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from saliency_core.errors import Refused
+from saliency_core.mixed_targets import Contrast, ContrastLabel, LayerUnit, Loss, Weighted
+from saliency_core.named import import_named
+from saliency_core.specs import checked_slug, split_name
+from saliency_core.targets import Class, Label, Predicted, Target, Top, class_number
+
+TARGETS = {
+    "predicted": "the arg-max class, from the same forward pass",
+    "label": "the class of the manifest; rows without one become partial",
+    "class:K": "one class for every image, by number or name",
+    "top:N": "the N highest classes, as targets top1, top2, … that share one forward",
+    "contrast": "predicted minus runner-up; contrast:label, predicted minus label",
+    "NAME=weighted:{K: W, …}": "a weighted sum of classes' scores",
+    "NAME=loss:package.module:function": "any (logits, labels) → one value per image",
+    "layer:MODULE[INDEX]": "the mean activation of a channel or unit of any layer; NAME=… where it cannot be a name",
+}
+
+
+def parse_targets(specs: Sequence[str], *, class_names: Sequence[str] | None = None) -> list[Target]:
+    """The targets in order; ``top:3`` is three of them. Refused where a spec is none."""
+    return [target for spec in specs for target in _parse(spec, class_names)]
+
+
+def _parse(spec: str, class_names: Sequence[str] | None) -> list[Target]:
+    name, body = split_name(spec)
+    head, _, rest = body.partition(":")
+    if body == "predicted":
+        return [Predicted(spec=body, slug=name or "predicted")]
+    if body == "label":
+        return [Label(spec=body, slug=name or "label")]
+    if head == "class" and rest:
+        number = class_number(rest, class_names)
+        # Always the number: a class name may hold anything, and two classes may share one.
+        return [Class(number, spec=f"class:{number}", slug=name or checked_slug(f"class_{number}", body))]
+    if head == "top" and rest.isdigit() and int(rest) > 0:
+        stem = name or "top"
+        return [
+            Top(place, spec=f"top:{place} of {rest}", slug=checked_slug(f"{stem}{place}", spec))
+            for place in range(1, int(rest) + 1)
+        ]
+    if body == "contrast":
+        return [Contrast(spec=body, slug=name or "contrast")]
+    if body == "contrast:label":
+        return [ContrastLabel(spec=body, slug=name or "contrast_label")]
+    if head == "weighted" and rest:
+        weights = _weights(rest, spec, class_names)
+        canonical = "weighted:{" + ", ".join(f"{number}: {weight}" for number, weight in sorted(weights.items())) + "}"
+        return [Weighted(weights, spec=canonical, slug=_named(name, spec))]
+    if head == "loss" and rest:
+        return [Loss(_callable(rest, spec), spec=body, slug=_named(name, spec))]
+    if head == "layer" and rest:
+        return [_layer(rest, body, name)]
+    raise Refused(f"target {spec!r} does not exist: choose {', '.join(TARGETS)}.")
+
+
+def _named(name: str | None, spec: str) -> str:
+    if name is None:
+        raise Refused(f"target {spec!r} needs a name, for its arrays and columns: NAME={spec}.")
+    return name
+
+
+def _weights(text: str, spec: str, class_names: Sequence[str] | None) -> dict[int, float]:
+    import yaml  # nothing else here wants it
+
+    try:
+        given = yaml.safe_load(text)
+        weights = {class_number(str(key), class_names): float(value) for key, value in given.items()}
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+        if isinstance(error, Refused):
+            raise
+        raise Refused(
+            f"target {spec!r}: write the weights as {{CLASS: WEIGHT, …}}, as in {{207: 1.0, 208: -0.5}}."
+        ) from (error)
+    if not weights or len(weights) != len(given):
+        raise Refused(f"target {spec!r}: its weights are none, or name a class twice.")
+    return weights
+
+
+def _callable(path: str, spec: str) -> Callable[..., Any]:
+    try:
+        found = import_named(path)
+    except (ImportError, ValueError) as error:
+        raise Refused(f"target {spec!r} cannot be imported ({error}): write loss:package.module:function.") from error
+    if not callable(found):
+        raise Refused(f"target {spec!r}: {path!r} is a {type(found).__name__}, and nothing that can be called.")
+    return found
+
+
+def _layer(rest: str, body: str, name: str | None) -> Target:
+    match = re.fullmatch(r"(?P<layer>[^\[\]]+)(?:\[(?P<index>\d+(?:\s*,\s*\d+)*)\])?", rest)
+    if match is None:
+        raise Refused(f"target {body!r}: write layer:MODULE, layer:MODULE[CHANNEL] or layer:MODULE[CHANNEL,Y,X].")
+    index = tuple(int(part) for part in (match["index"] or "").split(",") if part)
+    slug = name or checked_slug("_".join(["layer", match["layer"].lower(), *map(str, index)]), body)
+    return LayerUnit(match["layer"], index, spec=body, slug=slug)
