@@ -52,7 +52,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Decomposition:
-    """The score's parts: ``scores`` [n] = Σ ``input_gradient`` ⊙ ``inputs`` + Σ_l Σ term_l, but for the ``residual``."""
+    """The score's parts: ``scores`` [n] = Σ ``input_gradient`` ⊙ ``inputs`` + Σ_l Σ term_l, but for ``residual``."""
 
     scores: Tensor
     inputs: Tensor

@@ -99,18 +99,27 @@ def completeness(one: Pass) -> Tensor:
 
 def shares_of(one: Pass) -> list[Tensor]:
     """What the input and each layer add to the score, float64 [n] each."""
-    return [_share(one.input_gradient, one.inputs), *(_layer_share(layer) for layer in one.layers)]
+    n = len(one.inputs)
+    return [_sum(one.input_gradient * one.inputs), *(_layer_share(layer, n) for layer in one.layers)]
 
 
-def _layer_share(layer: LayerPass) -> Tensor:
+def _layer_share(layer: LayerPass, n: int) -> Tensor:
     bias, gradient = bias_of(layer), layer.gradient
     if bias.dim() == 4 and bias.shape[0] == 1 and gradient.dim() == 4:  # of each channel: half the work
         return gradient.sum(dim=(2, 3), dtype=torch.float64) @ bias.flatten().double()
-    return _share(gradient, bias)
+    return _sum(_images_first(gradient * bias, n, layer.capture.name))
 
 
-def _share(gradient: Tensor, value: Tensor) -> Tensor:
-    return (gradient * value).flatten(1).sum(dim=1, dtype=torch.float64)
+def _images_first(signal: Tensor, n: int, name: str) -> Tensor:
+    """[n, …] of a signal that may come as [tokens, n, …], or as [n · windows, …]."""
+    second = signal.dim() > 2 and signal.shape[1] == n
+    if second and (name.startswith("multi_head_attention") or signal.shape[0] % n):
+        return signal.transpose(0, 1)
+    return signal if signal.shape[0] == n else signal.reshape(n, -1)
+
+
+def _sum(signal: Tensor) -> Tensor:
+    return signal.flatten(1).sum(dim=1, dtype=torch.float64)
 
 
 def _channels_first(layer: LayerPass, signal: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from saliency_core.picture import (
 class Look:
     """How maps are drawn. Refused for a value that would draw nothing.
 
-    cmap: a colour map of matplotlib's for all maps; None: hot, or seismic for a signed map.
+    cmap: a colour map of matplotlib's for all maps; None: hot, or blue over white to red for a signed map.
     clip: the percentile that gets the last colour; 100 clips nothing. Some outliers would leave a gradient black.
     invert: draw 1 − map.
     blur: sigma of a Gaussian, in the map's pixels, before anything else.

@@ -15,7 +15,7 @@ from saliency_core.look import Look
 from saliency_core.picture import Map, Pixels, blur
 from saliency_core.preprocessing import Geometry
 
-VIEWS = {"map": "", "overlay": "on the image", "mask": "image × map"}
+VIEWS = ("map", "overlay", "mask")
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,16 @@ def view_cells(
         values, signed = (values[0], signed) if len(values) == 1 else (np.abs(values).max(axis=0), False)
     scaled = look.values(values, signed=signed)
     scale: Scale | None = _scale(look, values, signed=signed)
-    cells = []
+    cells: list[Cell] = []
     for view in views:
-        caption = VIEWS[view]
         picture: Pixels | str
         if view == "map" and as_signal is not None:
             picture, caption = 255 - as_signal if look.invert else as_signal, "channels as red, green, blue"
         elif view == "map":
-            picture = look.colours(scaled, signed=signed)
+            picture, caption = look.colours(scaled, signed=signed), ""
         else:
             picture = _on_image(view, scaled, photograph, signed=signed, look=look)
+            caption = "on the image" if view == "overlay" else _product(look, signed=signed)
         coloured = view == "overlay" or (view == "map" and as_signal is None)
         titled = ", ".join(filter(None, (name, caption))) if not cells else caption
         cells.append(Cell(titled or name, picture, scale if coloured and not isinstance(picture, str) else None))
@@ -81,6 +81,11 @@ def _on_image(
         return photograph.trouble
     placed = box.place(scaled, width=pixels.shape[1], height=pixels.shape[0])
     return (look.overlay if view == "overlay" else look.mask)(pixels, placed, signed=signed)
+
+
+def _product(look: Look, *, signed: bool) -> str:
+    weights = "|map|" if signed else "map"
+    return f"image × (1 − {weights})" if look.invert else f"image × {weights}"
 
 
 def _scale(look: Look, values: Map, *, signed: bool) -> Scale:

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torchvision import models
 
 from saliency_core import Explainer, Model, Preprocessing, Refused, load_model
-from saliency_core.explain import group_by_passes
-from saliency_core.methods import REGISTRY, parse_method
+from saliency_core.explain import group_by_sampler
+from saliency_core.methods import REGISTRY, Entry, Signal, parse_method
 from saliency_core.readouts import Gradient
 from saliency_core.reduce import REDUCTIONS
 from saliency_core.rules import Plain
-from saliency_core.samplers import Sample, Sampler
+from saliency_core.samplers import Batch, Sample, Sampler
 
 GEOMETRY = Preprocessing(232, (224, 224), "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 3)
 SMALL = Preprocessing((16, 16), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
@@ -132,7 +132,7 @@ def test_batch_equals_single_equals_shuffled() -> None:
             assert maps.shape == (7, 11, 19) and not maps.requires_grad
             torch.testing.assert_close(shuffled[slug].maps[name], maps[order], rtol=1e-9, atol=1e-15, equal_nan=True)
             for i in range(7):
-                alone = explainer(images[i : i + 1], labels=labels[i : i + 1])[slug]
+                alone = explainer(images[i : i + 1], labels=labels[i : i + 1], rows=torch.tensor([i]))[slug]
                 torch.testing.assert_close(alone.maps[name][0], maps[i], rtol=1e-9, atol=1e-15, equal_nan=True)
 
 
@@ -183,15 +183,14 @@ class Twice(Sampler):
     """At x and at 2x, averaged. A new sampler is a new small piece, and the Explainer's loop does not change."""
 
     passes = 2
-    starts_clean = False
 
-    def samples(self, images: Tensor, rows: Tensor) -> Iterator[Sample]:
-        yield Sample(2 * images, 0.5)
-        yield Sample(images, 0.5)
+    def samples(self, batch: Batch, *, most: int) -> Iterator[Sample]:
+        for inputs in (2 * batch.images, batch.images):
+            yield Sample(inputs, inputs, (0.5,))
 
 
 def test_a_sampler_plugs_in_and_targets_stay_those_of_the_clean_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(REGISTRY, "twice", (Plain(), Twice(), Gradient()))
+    monkeypatch.setitem(REGISTRY, "twice", Entry("", "", lambda: (Signal(Plain(), Twice(), Gradient()),)))
     module, images = tiny().double(), torch.randn(5, 3, 8, 8, dtype=torch.float64) * 3
     found = Explainer(own(module), methods=["twice(reduction=none)"], precision="float64")(images)["predicted"]
     assert torch.equal(found.classes, module(images).argmax(1))
@@ -233,7 +232,8 @@ def test_methods_share_passes() -> None:
     calls.update(forward=0, backward=0)
     explainer(torch.randn(2, 3, 8, 8))
     assert calls == {"forward": 1, "backward": 3}
-    assert len(group_by_passes([parse_method(spec) for spec in methods])) == 1
+    signals = [signal for spec in methods for signal in parse_method(spec).signals]
+    assert [len(members) for _, members in group_by_sampler(signals)] == [2]
 
 
 def test_everything_is_left_as_it_was() -> None:
