@@ -176,7 +176,7 @@ def show(
         list[str] | None, typer.Option(help="repeatable [default: map, overlay]", metavar="map|overlay|mask")
     ] = None,
     cmap: Annotated[
-        str | None, typer.Option(help="a colour map of matplotlib's [default: hot, seismic for signed maps]")
+        str | None, typer.Option(help="a colour map of matplotlib's [default: hot, bwr for signed maps]")
     ] = None,
     clip: Annotated[float, typer.Option(help="percentile that gets the last colour; 100 clips nothing")] = 99.5,
     invert: Annotated[bool, typer.Option("--invert", help="draw 1 − map")] = False,

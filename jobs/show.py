@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def show(
     for line, *own in zip(index, *maps, strict=True):
         cells = _cells(store, line, list(zip(specs, own, strict=True)), views, look)
         panels.append(_panel(store, line, specs, _beside(cells) if beside else _stacked(cells)))
-    footer = _footer(look, drawn=len(specs), of=len(store.arrays))
+    footer = _footer(look, drawn=len(specs), of=len(store.arrays)) if any(panel.tiers for panel in panels) else ""
     _save(draw(panels, footer=footer), output)
     return output
 
@@ -77,8 +78,8 @@ def _few(specs: list[ArraySpec]) -> list[ArraySpec]:
 
 
 def _footer(look: Look, *, drawn: int, of: int) -> str:
-    told = ["Every map has its own colours, which run between the values below it"]
-    told += [f"values past percentile {look.clip:g} share the last colour"] if look.clip < 100 else []
+    told = ["Each map is coloured by itself, over the range that stands below it"]
+    told += [f"values past percentile {look.clip:g} take the end's colour"] if look.clip < 100 else []
     told += [f"blurred by a Gaussian of {look.blur:g} pixels"] if look.blur else []
     told += ["inverted (1 − map)"] if look.invert else []
     told += [f"{drawn} of {of} arrays (--array names others)"] if drawn < of else []
@@ -144,7 +145,7 @@ def _beside(cells: list[list[Cell | None]]) -> list[list[Cell | None]]:
 
 def _stacked(cells: list[list[Cell | None]]) -> list[list[Cell | None]]:
     """A tier for each view, an array's below each other."""
-    return [[own[tier] if tier < len(own) else None for own in cells] for tier in range(max(map(len, cells), default=0))]
+    return [list(tier) for tier in zip_longest(*cells)]
 
 
 def _photograph(store: Store, line: dict[str, Any]) -> Photograph:

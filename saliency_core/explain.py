@@ -168,10 +168,11 @@ class Explainer:
                     for signal in by_rule[rule]:
                         key = (target.slug, signal)
                         if sampler.passes == 1 and signal.moment == MEAN:
-                            signals[key] = signal.readout.finish(signal.readout.read(one), _size(images))
+                            signals[key], residual = signal.readout.signal(one, _size(images))
                         else:
                             averages[key].add(signal.readout.read(one), sample.weights)
-                        if (residual := signal.readout.residual(one)) is not None:
+                            residual = signal.readout.residual(one)
+                        if residual is not None:
                             mean = _weighted(residual, sample.weights)
                             residuals[key] = residuals[key] + mean if key in residuals else mean
             for (slug, signal), average in averages.items():

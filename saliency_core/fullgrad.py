@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from saliency_core.passes import LayerPass, Pass
 from saliency_core.readouts import Readout
 
 EPSILON = 1e-6
+BUFFER = 2**19  # values; what stays in a core's own cache
 
 
 @dataclass(frozen=True)
@@ -26,88 +27,144 @@ class FullGrad(Readout):
 
     def read(self, one: Pass) -> Iterator[Tensor]:
         yield one.input_gradient * one.inputs
-        for layer in spatial_layers(one):
-            yield _channels_first(layer, self._of(layer))
+        for layer in one.layers:
+            if in_map(layer):
+                yield channels_first(layer, layer.gradient * self.factor(layer))
 
     def finish(self, readings: Iterable[Tensor], size: tuple[int, int]) -> Tensor:
-        total: Tensor | float = 0.0
+        maps = Maps(size)
         for reading in readings:
-            one = psi_sum(reading)
-            # Upsampling is linear: one map of all channels, not one of each.
-            total = total + (
-                one if one.shape[2:] == size else interpolate(one, size=size, mode="bilinear", align_corners=True)
-            )
-        assert isinstance(total, Tensor)
-        return total
+            maps.add(psi_sum(reading)[0])
+        return maps.total()
+
+    def signal(self, one: Pass, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+        maps = Maps(size)
+        summed, share = psi_sum(one.input_gradient, one.inputs)
+        maps.add(summed)
+        shares = [share]
+        for layer in one.layers:
+            if in_map(layer):
+                factor = self.factor(layer)
+                summed, share = psi_sum(
+                    channels_first(layer, layer.gradient),
+                    channels_first(layer, factor) if factor.dim() == layer.gradient.dim() else factor,
+                )
+                maps.add(summed)
+                shares.append(share)
+            else:
+                shares.append(share_of(layer, len(one.inputs)))
+        return maps.total(), self.off(one, shares)
 
     def residual(self, one: Pass) -> Tensor | None:
-        return completeness(one)
+        return self.off(one, shares_of(one))
 
-    def _of(self, layer: LayerPass) -> Tensor:
-        return term(layer)
+    def factor(self, layer: LayerPass) -> Tensor:
+        """What a layer's gradient is multiplied with."""
+        return bias_of(layer)
+
+    def off(self, one: Pass, shares: Sequence[Tensor]) -> Tensor | None:
+        """|S − Σ| ÷ Σ |shares| of the score's ``shares`` [n] → [n]."""
+        return off_by(one.scores, shares)
 
 
 @dataclass(frozen=True)
 class SimpleFullGrad(FullGrad):
     """FullGrad with g_l in place of g_l ⊙ b_l. Srinivas & Fleuret's own code, idiap/fullgrad-saliency."""
 
-    def residual(self, one: Pass) -> Tensor | None:
-        del one  # its parts need not add up
+    def factor(self, layer: LayerPass) -> Tensor:
+        return layer.gradient.new_ones(1)
+
+    def off(self, one: Pass, shares: Sequence[Tensor]) -> Tensor | None:
+        del one, shares  # its parts need not add up
         return None
 
-    def _of(self, layer: LayerPass) -> Tensor:
-        return layer.gradient
+
+class Maps:
+    """Sums maps [n, 1, h, w] of any grid at ``size``. Upsampling is linear: those of one grid are summed before it."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self._size = size
+        self._sums: dict[tuple[int, ...], Tensor] = {}
+
+    def add(self, one: Tensor) -> None:
+        grid = tuple(one.shape)
+        self._sums[grid] = self._sums[grid] + one if grid in self._sums else one
+
+    def total(self) -> Tensor:
+        """[n, 1, H, W]."""
+        maps = [
+            one
+            if one.shape[2:] == self._size
+            else interpolate(one, size=self._size, mode="bilinear", align_corners=True)
+            for one in self._sums.values()
+        ]
+        return torch.stack(maps).sum(0)
 
 
-def spatial_layers(one: Pass) -> list[LayerPass]:
-    """The layers of the map: those whose bias is a parameter, and whose output [n, C, H, W] lies over the image."""
-    return [
-        layer
-        for layer in one.layers
-        if layer.capture.left is not None and layer.capture.left.explicit and layer.capture.axes is not None
-    ]
+def psi_sum(gradient: Tensor, factor: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
+    """Of t = ``gradient`` [n, C, H, W] ⊙ ``factor``: Σ_c ψ(t) [n, 1, H, W], with ψ = |·| less its minimum, by its
+    maximum, of each image over all channels together; and Σ t [n].
+
+    A few images at a time, in one buffer: on a CPU it would else spend its time on waiting for memory.
+    """
+    n, channels = gradient.shape[:2]
+    step = max(1, BUFFER // gradient[0].numel()) if gradient.device.type == "cpu" else n
+    buffer = gradient.new_empty((min(n, step), *gradient.shape[1:]))
+    maps, sums = [], []
+    for start in range(0, n, step):
+        part = gradient[start : start + step]
+        by = factor[start : start + step] if isinstance(factor, Tensor) and len(factor) == n > 1 else factor
+        product = torch.mul(part, by, out=buffer[: len(part)])
+        sums.append(product.flatten(1).sum(dim=1))
+        size = product.abs_()
+        # Not aminmax along a dimension: on a CPU that takes ten times as long.
+        low, high = size.amin(dim=(1, 2, 3), keepdim=True), size.amax(dim=(1, 2, 3), keepdim=True)
+        maps.append((size.sum(dim=1, keepdim=True) - channels * low) / (high - low + EPSILON))
+    return torch.cat(maps), torch.cat(sums)
 
 
-def term(layer: LayerPass) -> Tensor:
-    """g_l ⊙ b_l, of the output's shape."""
-    return layer.gradient * bias_of(layer)
+def in_map(layer: LayerPass) -> bool:
+    """Whether its bias is a parameter, and its output lies over the image."""
+    left = layer.capture.left
+    return left is not None and left.explicit and layer.capture.axes is not None
 
 
 def bias_of(layer: LayerPass) -> Tensor:
     """The bias, in a shape that multiplies with the output."""
     left = layer.capture.left
     assert left is not None
-    if left.bias.shape == layer.gradient.shape or left.channel_axis == -1:
+    if left.bias.shape == layer.gradient.shape:
         return left.bias
+    if left.channel_axis == -1:
+        return left.bias.view(*[1] * (layer.gradient.dim() - 1), -1)
     return left.bias.view(1, -1, *[1] * (layer.gradient.dim() - 2))
 
 
-def psi_sum(signal: Tensor) -> Tensor:
-    """Σ_c ψ, ψ = |·| less its minimum, by its maximum, of each image over all channels together → [n, 1, H, W]."""
-    size = signal.abs()
-    low, high = size.flatten(1).aminmax(dim=1)
-    low, high = (value.view(-1, 1, 1, 1) for value in (low, high))
-    summed = size.sum(dim=1, keepdim=True) - signal.shape[1] * low
-    return summed / (high - low + EPSILON)
+def channels_first(layer: LayerPass, signal: Tensor) -> Tensor:
+    """[n, C, H, W] of a signal in the layer's layout."""
+    return signal.permute(0, 3, 1, 2) if layer.capture.axes == (1, 2) else signal
 
 
 def completeness(one: Pass) -> Tensor:
-    """|S − Σ g ⊙ x − Σ_l Σ g_l ⊙ b_l| ÷ (|Σ g ⊙ x| + Σ_l |Σ g_l ⊙ b_l|) → [n]. The sums are taken in float64."""
-    shares = torch.stack(shares_of(one))
-    return (one.scores.double() - shares.sum(0)).abs() / shares.abs().sum(0).clamp(min=1e-300)
+    """|S − Σ g ⊙ x − Σ_l Σ g_l ⊙ b_l| ÷ (|Σ g ⊙ x| + Σ_l |Σ g_l ⊙ b_l|) → [n]."""
+    return off_by(one.scores, shares_of(one))
+
+
+def off_by(scores: Tensor, shares: Sequence[Tensor]) -> Tensor:
+    """How far ``shares`` [n] each are from adding up to ``scores`` [n], relative to the sum of their sizes → [n]."""
+    parts = torch.stack([share.double() for share in shares])
+    return (scores.double() - parts.sum(0)).abs() / parts.abs().sum(0).clamp(min=1e-300)
 
 
 def shares_of(one: Pass) -> list[Tensor]:
-    """What the input and each layer add to the score, float64 [n] each."""
+    """What the input and each layer add to the score, [n] each."""
     n = len(one.inputs)
-    return [_sum(one.input_gradient * one.inputs), *(_layer_share(layer, n) for layer in one.layers)]
+    return [_sum(one.input_gradient * one.inputs), *(share_of(layer, n) for layer in one.layers)]
 
 
-def _layer_share(layer: LayerPass, n: int) -> Tensor:
-    bias, gradient = bias_of(layer), layer.gradient
-    if bias.dim() == 4 and bias.shape[0] == 1 and gradient.dim() == 4:  # of each channel: half the work
-        return gradient.sum(dim=(2, 3), dtype=torch.float64) @ bias.flatten().double()
-    return _sum(_images_first(gradient * bias, n, layer.capture.name))
+def share_of(layer: LayerPass, n: int) -> Tensor:
+    """What the layer adds to the score of each of ``n`` images → [n]."""
+    return _sum(_images_first(layer.gradient * bias_of(layer), n, layer.capture.name))
 
 
 def _images_first(signal: Tensor, n: int, name: str) -> Tensor:
@@ -120,7 +177,3 @@ def _images_first(signal: Tensor, n: int, name: str) -> Tensor:
 
 def _sum(signal: Tensor) -> Tensor:
     return signal.flatten(1).sum(dim=1, dtype=torch.float64)
-
-
-def _channels_first(layer: LayerPass, signal: Tensor) -> Tensor:
-    return signal.permute(0, 3, 1, 2) if layer.capture.axes == (1, 2) else signal

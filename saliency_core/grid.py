@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import wrap
+from typing import Literal
 
 from matplotlib.figure import Figure
 
@@ -16,7 +17,8 @@ from saliency_core.picture import Pixels
 CELL = 2.3  # the width of a cell; in inches, like all lengths here
 _GAP, _GUTTER, _MARGIN = 0.14, 0.45, 0.25
 _LINE, _SMALL_LINE = 0.19, 0.155  # the height of a line of text
-_CHARACTER, _CAPTION_CHARACTERS = 0.08, 38  # the width that a character may take; how many fit above a cell
+_CHARACTER, _SMALL_CHARACTER = 0.08, 0.071  # the width that a character may take
+_CAPTION_CHARACTERS = 38  # that fit above a cell
 _STRIP, _SCALE = 0.07, 0.32  # the height of a scale's colours; and with its numbers
 _LOWEST, _HIGHEST = 0.45, 1.4  # height of a cell's picture by its width: keeps panoramas and towers readable
 _TALL = 2  # a page more than this many times as high as wide puts panels beside each other
@@ -67,12 +69,12 @@ class Panel:
 
 
 def draw(panels: Sequence[Panel], *, footer: str = "") -> Figure:
-    """The sheet: panels in order, beside each other where they would be a tower. Refused where it would be too large."""
+    """The panels in order, beside each other where they would be a tower. Refused where that would be too large."""
     columns = max((len(tier) for panel in panels for tier in panel.tiers), default=0)
     room = _room(columns)
     heights = [_panel_height(panel, room) for panel in panels]
     across, width, height = _size(heights, room)
-    small_print = wrap(printable(footer), int((width - 2 * _MARGIN) / _CHARACTER))
+    small_print = wrap(printable(footer), int((width - 2 * _MARGIN) / _SMALL_CHARACTER))
     height += len(small_print) * _SMALL_LINE
     _refuse_too_large(width, height)
     page = Page(width, height)
@@ -175,5 +177,5 @@ def _draw_cell(page: Page, cell: Cell, x: float, y: float) -> None:
     labels = cell.scale.labels
     for number, label in enumerate(labels):
         share = number / max(1, len(labels) - 1)
-        align = "left" if share == 0 else "right" if share == 1 else "center"
+        align: Literal["left", "center", "right"] = "left" if share == 0 else "right" if share == 1 else "center"
         page.write(label, x + share * width, y + _STRIP + 0.03, room=width / len(labels), size=7, align=align)

@@ -15,7 +15,8 @@ from saliency_core.errors import Refused
 Pixels = NDArray[np.uint8]
 Map = NDArray[np.floating[Any]]
 
-SEQUENTIAL, DIVERGING = "hot", "seismic"
+SEQUENTIAL = "hot"
+DIVERGING = "bwr"  # strongest is purest: seismic ends in colours that are near black on an image
 UNSEEN = 160  # grey: a colour of neither map
 LARGEST_BLUR = 100  # a wider one leaves a single colour, and its kernel would fill the memory
 _DIMMED = 0.5
@@ -81,7 +82,8 @@ def blur(values: Map, sigma: float) -> NDArray[np.float32]:
     # Mirrored at the edges, nothing leaks out: that keeps the sum.
     sums = gaussian_filter(np.where(finite, values, 0).astype(np.float64), sigma, mode="reflect", axes=(-2, -1))
     weights = gaussian_filter(finite.astype(np.float64), sigma, mode="reflect", axes=(-2, -1))
-    return np.divide(sums, weights, out=values.astype(np.float64), where=finite).astype(np.float32)
+    blurred: NDArray[np.float64] = np.divide(sums, weights, out=values.astype(np.float64), where=finite)
+    return blurred.astype(np.float32)
 
 
 def invert(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -112,7 +114,7 @@ def overlay(
     """A map on its image: uint8 [H, W, 3] and values [H, W] in 0..1 → uint8 [H, W, 3].
 
     Opacity grows with the ``strength`` of a value up to ``alpha``, so that the image stays visible where the map has
-    nothing to say. Where the map is NaN the image is dimmed. ``colormap``: by default hot, or seismic where ``signed``.
+    nothing to say. Where the map is NaN the image is dimmed. ``colormap``: by default hot, or bwr where ``signed``.
     Raises ValueError where the sizes differ.
     """
     _check_sizes(image, values)

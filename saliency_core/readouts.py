@@ -33,6 +33,10 @@ class Readout(ABC):
         (signal,) = readings
         return signal
 
+    def signal(self, one: Pass, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+        """The signal of a single pass, and its ``residual``: the same as ``finish`` of ``read``."""
+        return self.finish(self.read(one), size), self.residual(one)
+
     def residual(self, one: Pass) -> Tensor | None:
         """[n], how far the readings are from adding up to the score; None where they need not."""
         del one

@@ -45,28 +45,32 @@ def view_cells(
 ) -> list[Cell]:
     """A cell for each of ``views`` of a map [H, W], or [C, H, W] where channels were kept; the first bears its name.
 
+    Of kept channels the map is drawn as they are, in RGB (without a ``cmap``), the others of the strongest |channel|.
     The range of the map's values stands below the first view that has its colours.
     """
     as_signal = None
-    if values.ndim == 3:
-        if len(values) == 3 and look.cmap is None:
-            as_signal = deprocess_signal(blur(values, look.blur))
-        values, signed = (values[0], signed) if len(values) == 1 else (np.abs(values).max(axis=0), False)
+    strongest = values.ndim == 3 and len(values) > 1
+    if strongest and len(values) == 3 and look.cmap is None:
+        as_signal = deprocess_signal(blur(values, look.blur))
+    if strongest:
+        values, signed = np.abs(values).max(axis=0), False
+    elif values.ndim == 3:
+        values = values[0]
     scaled = look.values(values, signed=signed)
     scale: Scale | None = _scale(look, values, signed=signed)
     cells: list[Cell] = []
     for view in views:
         picture: Pixels | str
         if view == "map" and as_signal is not None:
-            picture, caption = 255 - as_signal if look.invert else as_signal, "channels as red, green, blue"
+            picture, caption = 255 - as_signal if look.invert else as_signal, "channels as RGB"
         elif view == "map":
             picture, caption = look.colours(scaled, signed=signed), ""
         else:
             picture = _on_image(view, scaled, photograph, signed=signed, look=look)
-            caption = "on the image" if view == "overlay" else _product(look, signed=signed)
-        coloured = view == "overlay" or (view == "map" and as_signal is None)
-        titled = ", ".join(filter(None, (name, caption))) if not cells else caption
-        cells.append(Cell(titled or name, picture, scale if coloured and not isinstance(picture, str) else None))
+            caption = _on_image_caption(view, look, signed=signed, strongest=strongest)
+        told = ", ".join(filter(None, (name, caption))) if not cells or not caption else caption
+        coloured = not isinstance(picture, str) and (view == "overlay" or (view == "map" and as_signal is None))
+        cells.append(Cell(told, picture, scale if coloured else None))
         scale = None if coloured else scale
     return cells
 
@@ -83,8 +87,10 @@ def _on_image(
     return (look.overlay if view == "overlay" else look.mask)(pixels, placed, signed=signed)
 
 
-def _product(look: Look, *, signed: bool) -> str:
-    weights = "|map|" if signed else "map"
+def _on_image_caption(view: str, look: Look, *, signed: bool, strongest: bool) -> str:
+    if view == "overlay":
+        return "strongest channel, on the image" if strongest else "on the image"
+    weights = "|map|" if signed else "strongest channel" if strongest else "map"
     return f"image × (1 − {weights})" if look.invert else f"image × {weights}"
 
 

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import CLASSES, run_inline
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from PIL import Image
 
 from jobs import show as module
 from jobs.reader import Store, open_store
 from jobs.rows import choose_rows
 from jobs.show import show
+from saliency_core.deprocess import deprocess_signal
 from saliency_core.errors import Refused
+from saliency_core.lettering import printable
+from saliency_core.look import Look, draw_map
+
+SCALE = (1, 257, 3)
 
 
 @pytest.fixture(scope="module")
@@ -27,37 +36,51 @@ def store(finished: Path) -> Store:
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Every figure that is drawn, still whole."""
     drawn: list[Figure] = []
-    draw = module._draw
+    draw = module.draw
 
-    def keeping(*args: object, **kwargs: object) -> Figure:
-        drawn.append(draw(*args, **kwargs))  # type: ignore[arg-type]
+    def keeping(*args: Any, **kwargs: Any) -> Figure:
+        drawn.append(draw(*args, **kwargs))
         return drawn[-1]
 
-    monkeypatch.setattr(module, "_draw", keeping)
+    monkeypatch.setattr(module, "draw", keeping)
     return drawn
 
 
 def texts(figure: Figure) -> str:
-    return "\n".join(text.get_text() for text in figure.texts)
+    return "\n".join(text.get_text() for text in figure.axes[0].texts)
+
+
+def all_pictures(figure: Figure) -> list[NDArray[np.uint8]]:
+    """In the order of drawing, with the scales."""
+    return [np.asarray(image.get_array()) for image in figure.axes[0].images]
+
+
+def pictures(figure: Figure) -> list[NDArray[np.uint8]]:
+    return [one for one in all_pictures(figure) if one.shape != SCALE]
+
+
+def scales(figure: Figure) -> list[NDArray[np.uint8]]:
+    return [one for one in all_pictures(figure) if one.shape == SCALE]
 
 
 def assert_nothing_is_cut_off(figure: Figure) -> None:
     width, height = figure.get_size_inches() * figure.dpi
-    boxes = [text.get_window_extent() for text in figure.texts] + [axes.get_window_extent() for axes in figure.axes]
+    drawn = [*figure.axes[0].texts, *figure.axes[0].images]
+    boxes = [one.get_window_extent() for one in drawn]
     for box in boxes:
         assert min(box.x0, box.y0) >= 0 and box.x1 <= width and box.y1 <= height
-    for one, other in combinations(boxes, 2):
-        across = min(one.x1, other.x1) - max(one.x0, other.x0)
-        down = min(one.y1, other.y1) - max(one.y0, other.y0)
-        assert min(across, down) <= 1, "one lies on the other"
+    for (one, box), (other, beside) in combinations(zip(drawn, boxes, strict=True), 2):
+        across = min(box.x1, beside.x1) - max(box.x0, beside.x0)
+        down = min(box.y1, beside.y1) - max(box.y0, beside.y0)
+        assert min(across, down) <= 1, f"{one} lies on {other}"
 
 
-def test_a_line_holds_the_image_and_each_map_twice(finished: Path, tmp_path: Path, figures: list[Figure]) -> None:
+def test_a_panel_holds_the_image_and_each_map_twice(finished: Path, tmp_path: Path, figures: list[Figure]) -> None:
     out = show(str(finished), rows=[0, 5, 9], output=tmp_path / "grid.png")
     with Image.open(out) as picture:
         assert picture.format == "PNG" and min(picture.size) > 500
     (figure,) = figures
-    assert len(figure.axes) == 3 * (1 + 2 * 4)
+    assert len(pictures(figure)) == 3 * (1 + 2 * 4) and len(scales(figure)) == 3 * 4
     for told in ("row 0 ", "row 5 ", "row 9 ", "predicted/gradient", "label/input_x_gradient", "labelled ant"):
         assert told in texts(figure)
     assert_nothing_is_cut_off(figure)
@@ -67,11 +90,78 @@ def test_the_first_cell_is_the_image_and_the_second_its_map(
     finished: Path, store: Store, tmp_path: Path, figures: list[Figure]
 ) -> None:
     show(str(finished), rows=[6], arrays=["predicted/gradient"], output=tmp_path / "grid.png")
-    image, heat, laid = (np.asarray(axes.images[0].get_array()) for axes in figures[0].axes)
+    image, heat, laid = pictures(figures[0])
     np.testing.assert_array_equal(image, np.asarray(store.original(6)))
     brightest = np.unravel_index(store.maps("predicted/gradient", [6])[0].argmax(), (16, 16))
     assert heat.shape == (16, 16, 3) and heat.sum(axis=2)[brightest] == heat.sum(axis=2).max()
     assert laid.shape == image.shape
+
+
+def test_the_range_of_a_map_stands_below_it(
+    finished: Path, store: Store, tmp_path: Path, figures: list[Figure]
+) -> None:
+    arrays = ["predicted/gradient", "predicted/input_x_gradient"]
+    show(str(finished), rows=[6], arrays=arrays, output=tmp_path / "grid.png", look=Look(clip=100))
+    gradient, signed = (store.maps(path, [6])[0] for path in arrays)
+    told = texts(figures[0]).split("\n")
+    largest = np.abs(signed).max()
+    for value in (gradient.min(), gradient.max(), -largest, 0, largest):
+        assert f"{value:.3g}" in told
+    hot, diverging = scales(figures[0])
+    assert (hot[0, 0] < 20).all() and (hot[0, -1] == 255).all()
+    np.testing.assert_array_equal(diverging[0, [0, 128, -1]], [[0, 0, 255], [255, 255, 255], [255, 0, 0]])
+
+
+def test_views_and_looks_are_chosen(finished: Path, store: Store, tmp_path: Path, figures: list[Figure]) -> None:
+    def drawn(**keys: Any) -> list[NDArray[np.uint8]]:
+        show(str(finished), rows=[6], arrays=["predicted/gradient"], output=tmp_path / "grid.png", **keys)
+        assert_nothing_is_cut_off(figures[-1])
+        return pictures(figures[-1])
+
+    image, heat, laid = drawn()
+    _, masked, also_laid, also_heat = drawn(views=["mask", "overlay", "map"])
+    np.testing.assert_array_equal(also_heat, heat)
+    np.testing.assert_array_equal(also_laid, laid)
+    assert (masked <= image).all() and "predicted/gradient, image × map" in texts(figures[-1]).replace("\n", " ")
+    np.testing.assert_array_equal(drawn(look=Look(alpha=0))[2], image)
+    values = store.maps("predicted/gradient", [6])[0]
+    for look in (Look(), Look(clip=90), Look(blur=2), Look(invert=True), Look(cmap="viridis")):
+        np.testing.assert_array_equal(drawn(look=look)[1], draw_map(values, look))
+    drawn(look=Look(clip=100))
+    assert "percentile" not in texts(figures[-1]) and "1 of 4 arrays" in texts(figures[-1])
+
+
+def test_of_many_arrays_the_first_targets_are_drawn(tree: Path, tmp_path: Path, figures: list[Figure]) -> None:
+    out = str(tmp_path / "store")
+    reductions = ("abs_max", "abs_sum", "l2", "relu_max")
+    run_inline(
+        images=str(tree / "ant"), out=out, targets=("predicted", "class:1"),
+        methods=tuple(f"gradient(reduction={one})" for one in reductions),
+    )  # fmt: skip
+    show(out, n=1, output=tmp_path / "grid.png")
+    assert len(pictures(figures[0])) == 1 + 2 * 4
+    assert "class_1" not in texts(figures[0]) and "4 of 8 arrays" in texts(figures[0])
+
+
+@pytest.mark.parametrize("model, channels", [("tiny", 3), ("grey", 1)])
+def test_kept_channels_are_one_picture(
+    tree: Path, tmp_path: Path, figures: list[Figure], model: str, channels: int
+) -> None:
+    out = str(tmp_path / "store")
+    run_inline(
+        images=str(tree / "ant"), out=out, methods=("gradient(reduction=none)",), model=f"python:factories:{model}",
+        mean=",".join(["0.5"] * channels), std=",".join(["0.5"] * channels), channels=channels,
+    )  # fmt: skip
+    show(out, rows=[0], output=tmp_path / "grid.png")
+    show(out, rows=[0], output=tmp_path / "grid.png", look=Look(cmap="viridis", invert=True))
+    for figure in figures:
+        assert len(pictures(figure)) == 3 and len(scales(figure)) == 1
+        assert_nothing_is_cut_off(figure)
+    values = open_store(out).maps("predicted/gradient_none", [0])[0]
+    if channels == 3:
+        np.testing.assert_array_equal(pictures(figures[0])[1], deprocess_signal(values))
+    else:
+        np.testing.assert_array_equal(pictures(figures[0])[1], draw_map(values[0], signed=True))
 
 
 def test_a_quarantined_row_shows_its_reason(
@@ -80,7 +170,7 @@ def test_a_quarantined_row_shows_its_reason(
     lines = store.lines().to_pylist()
     row = next(line["row"] for line in lines if line["status"] == "quarantined")
     show(str(finished), rows=[row], output=tmp_path / "grid.png")
-    assert not figures[0].axes
+    assert not pictures(figures[0])
     assert lines[row]["error"].split(":")[0][:40] in texts(figures[0]).replace("\n", " ")
     assert_nothing_is_cut_off(figures[0])
 
@@ -93,7 +183,7 @@ def test_a_partial_row_says_what_it_lacks(tmp_path: Path, figures: list[Figure])
     out = str(tmp_path / "store")
     run_inline(images=str(tmp_path / "list.csv"), out=out, targets=("predicted", "label"))
     show(out, output=tmp_path / "grid.png")
-    assert len(figures[0].axes) == 3 + 5
+    assert len(pictures(figures[0])) == 3 + 5
     assert "no map: no label" in texts(figures[0])
 
 
@@ -104,7 +194,7 @@ def test_a_lost_image_still_has_its_map(tmp_path: Path, figures: list[Figure]) -
     run_inline(images=str(tmp_path / "in"), out=str(tmp_path / "store"))
     (tmp_path / "in/0.png").unlink()
     show(str(tmp_path / "store"), output=tmp_path / "grid.png")
-    assert len(figures[0].axes) == 1 + 3
+    assert len(pictures(figures[0])) == 1 + 3
     assert "missing" in texts(figures[0]).replace("\n", " ")
     assert_nothing_is_cut_off(figures[0])
 
@@ -120,7 +210,7 @@ def test_names_of_any_script_and_shape(tmp_path: Path, figures: list[Figure]) ->
     classes.write_text("\n".join(["Ä$", "貓", "W" * 99, "d", "e"]))
     run_inline(images=str(tmp_path / "in"), out=str(tmp_path / "store"), class_names=str(classes))
     show(str(tmp_path / "store"), output=tmp_path / "grid.png")
-    assert len(figures[0].axes) == 6 * 3
+    assert len(pictures(figures[0])) == 6 * 3
     told = texts(figures[0])
     for expected in ("\\u65e5\\u672c\\u8a9e", "$x^2$ \\frac{", "new\\nline", "WWW…WWW", "a\\U0001f642b"):
         assert expected in told
@@ -132,6 +222,57 @@ def test_the_suffix_chooses_the_format(finished: Path, tmp_path: Path, kind: str
     output = show(str(finished), rows=[0], arrays=["predicted/gradient"], output=tmp_path / f"one.{kind}")
     start = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml", "jpg": b"\xff\xd8"}[kind.lower()]
     assert output.read_bytes().startswith(start)
+
+
+def test_a_photograph_is_drawn_small_with_its_map_in_place(
+    tmp_path: Path, figures: list[Figure], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the crop cut off is dimmed, also where the image is shrunk to be drawn."""
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (3000, 1000), (200, 200, 200)).save(tmp_path / "in/0.png")
+    out = str(tmp_path / "store")
+    run_inline(images=str(tmp_path / "in"), out=out, resize="16", crop="16x16")
+    show(out, output=tmp_path / "grid.png", look=Look(alpha=0))
+    image, _, laid = pictures(figures[0])
+    assert max(image.shape) < 600 and laid.shape == image.shape
+    third = image.shape[1] / 3
+    seen = np.flatnonzero((laid == 200).all(axis=(0, 2)))
+    assert abs(seen[0] - third) <= 1 and abs(seen[-1] - 2 * third) <= 1
+    assert (laid[:, : seen[0]] == 100).all()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["plain", "日本語", "שלום", "مرحبا", "a\u202eb", "tab\tline\n", "🙂" * 50, "\ud800", "\x00", "$\\frac{$", "é́"],
+)
+def test_any_text_can_be_drawn(text: str) -> None:
+    found = printable(text)
+    assert found.isprintable() and printable(found) == found
+    assert (found == text) == (text in ("plain", "שלום", "مرحبا", "$\\frac{$", "é́"))
+    for most in (1, 2, 5, 20):
+        assert len(printable(text, most=most)) == min(most, len(found))
+
+
+def test_a_sheet_is_no_tower_and_no_row_is_lost(finished: Path, tmp_path: Path, figures: list[Figure]) -> None:
+    for rows in ([0], list(range(30))):
+        show(str(finished), rows=rows, arrays=["predicted/gradient"], output=tmp_path / "grid.png")
+        width, height = figures[-1].get_size_inches()
+        assert height < 2.2 * width
+        assert [f"row {row} " in texts(figures[-1]) for row in rows] == [True] * len(rows)
+
+
+def test_the_command_takes_flags_and_refuses_what_shows_nothing(
+    finished: Path, tmp_path: Path, saliency: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    output = tmp_path / "grid.png"
+    asked = ("show", finished, "-o", output, "--rows", "0", "--array", "label/input_x_gradient")
+    refused = saliency(*asked, "--cmap", "hott")
+    assert refused.returncode == 2 and "'hott'" in refused.stderr and not output.exists()
+    done = saliency(
+        *asked, "--cmap", "coolwarm", "--clip", 100, "--invert", "--blur", 1.5, "--alpha", 0.5,
+        "--view", "mask", "--view", "map",
+    )  # fmt: skip
+    assert done.returncode == 0 and output.exists(), done.stderr
 
 
 # -- which rows ------------------------------------------------------------------------------------------------
@@ -188,6 +329,8 @@ def test_an_unfinished_store_shows_what_is_committed(tree: Path, tmp_path: Path)
         ({"class_": "5"}, "class 5.*5 classes"),
         ({"arrays": ["predicted/nope"]}, "predicted/gradient"),
         ({"n": 0}, "at least 1"),
+        ({"views": []}, "no view"),
+        ({"views": ["map", "maps"]}, "'maps'.*map, overlay, mask"),
         ({"rows": [0] * 5000}, "fewer rows"),
     ],
 )

@@ -1,0 +1,452 @@
+"""The Explainer against captum, against what a forward costs, and against itself. CPU or CUDA; no Ray.
+
+    python tests/benchmarks/core.py [--models resnet50 resnet18] [--batch 16] [--rounds 5] [--threads N] [--device cuda]
+
+Everything is measured interleaved: a round times each thing once (a few calls, where they are short), and the table
+gives medians over rounds. Same process, same images, same weights (drawn, batch norms' statistics too):
+
+- **a** the gradient of the predicted class in float32: ours; captum's Saliency with the arg-max taken before, without
+  gradients; and plain forwards of the same net, frozen, under ``no_grad``, contiguous and channels-last, with batch
+  norms as they are and folded. A gradient costs a forward and a backward by the input, which is as much again, so half
+  the fastest forward's rate is the limit. The second share is of half the rate of the forward in our own layout.
+- **b** gradient, input × gradient, FullGrad and Grad-CAM together, and one after the other by captum, by a FullGrad
+  that upsamples every channel, and by pytorch-grad-cam (``pip install grad-cam``; else captum's LayerGradCam).
+- **c** SmoothGrad and integrated gradients: passes per second against the gradient's.
+- **d** bf16 and tf32: rate, and how near their gradient maps are to float32's, by cosine and rank correlation.
+
+float32 is float32: TF32 is off but where it is asked for. Memory: on CUDA the allocator's peak over what was held
+before; on a CPU the growth of the resident set at its peak, each in a process of its own (``--no-memory`` skips it).
+Prints tables; asserts no times. Wants a quiet machine; captum, grad-cam, scikit-learn and scikit-image if there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import ctypes
+import gc
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+from torchvision import models
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from saliency_core import Explainer, Model, Preprocessing  # noqa: E402
+
+GEOMETRY = Preprocessing(256, (224, 224), "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 3)
+FOUR = ("gradient", "input_x_gradient", "fullgrad", "gradcam")
+SMOOTH, PATH = 25, 50
+SHORTEST = 0.5  # seconds that a measurement lasts at least
+Run = Callable[[], object]
+
+
+@dataclass
+class Thing:
+    """What is measured: ``run`` explains ``images`` images."""
+
+    name: str
+    run: Run
+    images: int
+    calls: int = 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["resnet50", "resnet18"], help="of torchvision")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--long-batch", type=int, help="for b's references and c: default 4 on a CPU, else --batch")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--parts", nargs="+", default=["a", "b", "c", "d"], choices=["a", "b", "c", "d"])
+    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    given.long_batch = given.long_batch or (min(4, given.batch) if given.device == "cpu" else given.batch)
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
+    warnings.simplefilter("ignore")
+    if given.memory_of:
+        (things,) = [Bench(name, given).things() for name in given.models]
+        print(json.dumps(memory_here(next(thing for thing in things if thing.name == given.memory_of))))
+        return
+    chip = torch.cuda.get_device_name() if given.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{chip}, torch {torch.__version__}, batches of {given.batch}, {given.size} px, {given.rounds} rounds")
+    for name in given.models:
+        report(name, given)
+
+
+# -- what is measured ----------------------------------------------------------------------------------------
+
+
+class Bench:
+    """One net, and everything that is to be measured on it."""
+
+    def __init__(self, name: str, given: argparse.Namespace) -> None:
+        self.given = given
+        self.device = torch.device(given.device)
+        self.net = draw(name).to(self.device)
+        self.pictures = pictures(given.batch, given.size)
+        self.images = GEOMETRY.normalise(self.pictures, torch.float32).to(self.device)
+        self.few = self.images[: given.long_batch]
+        self.remarks: list[str] = []
+
+    def explainer(self, *methods: str, precision: str = "float32") -> Callable[[Tensor], dict[str, Tensor]]:
+        explainer = Explainer(
+            Model("benchmark", self.net, GEOMETRY), methods=methods, device=self.device, precision=precision
+        )
+        return lambda images: explainer(images)["predicted"].maps
+
+    def things(self) -> list[Thing]:
+        n, few = len(self.images), len(self.few)
+        parts = self.given.parts
+        things = [Thing("gradient", partial(self.explainer("gradient"), self.images), n)]
+        if "a" in parts:
+            things += [Thing("captum Saliency", run, n) for run in self.by_captum("Saliency", self.images)]
+        if {"a", "d"} & set(parts):
+            things += [Thing(name, run, n) for name, run in self.forwards("d" in parts)]
+        if "b" in parts:
+            things.append(Thing("four together", partial(self.explainer(*FOUR), self.images), n))
+            things.append(Thing("gradient, few", partial(self.explainer("gradient"), self.few), few))
+            things.append(Thing("four together, few", partial(self.explainer(*FOUR), self.few), few))
+            things += [Thing("captum Saliency, few", run, few) for run in self.by_captum("Saliency", self.few)]
+            things += [
+                Thing("captum InputXGradient, few", run, few) for run in self.by_captum("InputXGradient", self.few)
+            ]
+            things.append(Thing("FullGrad, every channel, few", partial(fullgrad_by_channel, self.net, self.few), few))
+            things += [Thing(name, run, few) for name, run in self.gradcams()]
+        if "c" in parts:
+            for spec in (f"smoothgrad(n={SMOOTH})", f"integrated_gradients(n={PATH})"):
+                things.append(Thing(spec, partial(self.explainer(spec), self.few), few))
+        if "d" in parts:
+            for precision in ("tf32", "bf16"):
+                run = partial(self.explainer("gradient", precision=precision), self.images)
+                things.append(Thing(f"gradient, {precision}", run, n))
+        return things
+
+    def forwards(self, low: bool) -> Iterable[tuple[str, Run]]:
+        folded = None
+        try:
+            folded = fuse(copy.deepcopy(self.net)).requires_grad_(False)
+        except Exception as error:  # noqa: BLE001 - nets that torch.fx cannot trace
+            self.remarks.append(f"batch norms could not be folded by torch.fx ({type(error).__name__})")
+        for norms, net in (("", self.net), (", folded", folded)):
+            if net is None:
+                continue
+            for layout in (torch.contiguous_format, torch.channels_last):
+                placed = copy.deepcopy(net).to(memory_format=layout)
+                images = self.images.contiguous(memory_format=layout)
+                name = f"forward, {'contiguous' if layout is torch.contiguous_format else 'channels-last'}{norms}"
+                yield name, partial(forward, placed, images)
+        if low:
+            placed = copy.deepcopy(folded or self.net).to(memory_format=torch.channels_last)
+            images = self.images.contiguous(memory_format=torch.channels_last)
+            yield "forward, tf32", partial(forward, placed, images, tf32=True)
+            yield "forward, bf16", partial(forward, placed, images, bf16=True)
+
+    def by_captum(self, kind: str, images: Tensor) -> list[Run]:
+        try:
+            import captum.attr
+        except ImportError:
+            self.remarks.append(f"captum is not installed: no {kind}")
+            return []
+        attribution = getattr(captum.attr, kind)(self.net)
+
+        def run() -> Tensor:
+            with torch.no_grad():
+                classes = self.net(images).argmax(1)
+            return attribution.attribute(images.clone().requires_grad_(), target=classes).detach().abs().amax(1)
+
+        return [run]
+
+    def gradcams(self) -> list[tuple[str, Run]]:
+        layer = last_spatial(self.net, self.few)
+        net = copy.deepcopy(self.net).requires_grad_(True)  # as the package wants it
+        try:
+            from pytorch_grad_cam import GradCAM
+
+            return [("pytorch-grad-cam GradCAM, few", self._pytorch_grad_cam(GradCAM, net, layer))]
+        except ImportError as error:
+            self.remarks.append(f"grad-cam is not installed ({error}): captum's LayerGradCam in its place")
+        try:
+            from captum.attr import LayerAttribution, LayerGradCam
+        except ImportError:
+            return []
+        attribution = LayerGradCam(net, net.get_submodule(layer))
+
+        def run() -> Tensor:
+            with torch.no_grad():
+                classes = net(self.few).argmax(1)
+            cam = attribution.attribute(self.few, target=classes, relu_attributions=True)
+            return LayerAttribution.interpolate(cam, tuple(self.few.shape[2:]), "bilinear").detach()
+
+        return [("captum LayerGradCam, few", run)]
+
+    def _pytorch_grad_cam(self, kind: Callable[..., Callable[..., object]], net: nn.Module, layer: str) -> Run:
+        # Made anew for each call, as its users do: it holds hooks on the net.
+        def run() -> object:
+            with kind(model=net, target_layers=[net.get_submodule(layer)]) as cam:  # type: ignore[attr-defined]
+                return cam(input_tensor=self.few)
+
+        return run
+
+
+def draw(name: str) -> nn.Module:
+    """Random weights and batch norms' statistics; frozen, in eval mode. Its ReLUs overwrite nothing: captum's
+    layers and hooks want that."""
+    torch.manual_seed(0)
+    net = models.get_model(name, weights=None)
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.normal_(0, 0.1)
+            part.running_var.uniform_(0.5, 1.5)
+        if isinstance(part, nn.ReLU | nn.ReLU6):
+            part.inplace = False
+    return net.eval().requires_grad_(False)
+
+
+def pictures(number: int, size: int) -> Tensor:
+    """uint8 [n, size, size, 3]: cuts of photographs, or clouds where there are none."""
+    generator = torch.Generator().manual_seed(0)
+    try:
+        from skimage import data
+        from sklearn.datasets import load_sample_images
+
+        whole = [*load_sample_images().images, data.astronaut(), data.coffee(), data.chelsea()]
+    except ImportError:
+        print("no photographs here (scikit-learn, scikit-image): clouds in their place")
+        coarse = [torch.rand(number, 3, cells, cells, generator=generator) for cells in (4, 16, 64)]
+        clouds = sum(F.interpolate(one, size=(size, size), mode="bicubic") for one in coarse) / 3
+        return (clouds.clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).contiguous()
+    cuts = []
+    for i in range(number):
+        photograph = torch.from_numpy(whole[i % len(whole)].copy()).permute(2, 0, 1)[None].float()
+        edge = int(torch.randint(150, 260, (), generator=generator))
+        top, left = (int(torch.randint(0, length - edge, (), generator=generator)) for length in photograph.shape[2:])
+        cut = photograph[:, :, top : top + edge, left : left + edge]
+        cuts.append(F.interpolate(cut, size=(size, size), mode="bilinear", antialias=True))
+    return torch.cat(cuts).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
+
+
+def forward(net: nn.Module, images: Tensor, *, tf32: bool = False, bf16: bool = False) -> Tensor:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            return net(images)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
+def last_spatial(net: nn.Module, images: Tensor) -> str:
+    """The last leaf module that still gives a map."""
+    found: list[str] = []
+
+    def see(name: str, part: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2] > 1:
+            found.append(name)
+
+    leaves = [(name, part) for name, part in net.named_modules() if not list(part.children())]
+    handles = [part.register_forward_hook(partial(see, name)) for name, part in leaves]
+    with torch.no_grad():
+        net(images[:1])
+    for handle in handles:
+        handle.remove()
+    return found[-1]
+
+
+def fullgrad_by_channel(net: nn.Module, images: Tensor) -> Tensor:
+    """FullGrad as its authors' code has it: each layer's bias-gradients are kept, then every channel is upsampled.
+    (By image: all at once, ResNet-50's would take gigabytes.)"""
+    kept: list[Tensor] = []
+
+    def see(part: nn.Module, inputs: object, output: Tensor) -> None:
+        if isinstance(part, nn.BatchNorm2d):
+            bias = part.bias - part.running_mean * part.weight / torch.sqrt(part.running_var + part.eps)
+        else:
+            bias = part.bias
+        output.register_hook(lambda gradient: kept.append(gradient * bias.view(-1, 1, 1)))
+
+    parts = [part for part in net.modules() if isinstance(part, nn.Conv2d | nn.BatchNorm2d) and part.bias is not None]
+    handles = [part.register_forward_hook(see) for part in parts]
+    x = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(net(x).amax(1).sum(), x)
+    for handle in handles:
+        handle.remove()
+    total = psi(gradient * images).sum(1)
+    for term in map(psi, kept):
+        for i, one in enumerate(term.split(1)):
+            up = F.interpolate(one, size=images.shape[2:], mode="bilinear", align_corners=True)
+            total[i] += up.sum(1)[0]
+    return total
+
+
+def psi(term: Tensor) -> Tensor:
+    term = term.abs()
+    term = term - term.flatten(1).amin(1).view(-1, 1, 1, 1)
+    return term / (term.flatten(1).amax(1).view(-1, 1, 1, 1) + 1e-6)
+
+
+# -- measuring -----------------------------------------------------------------------------------------------
+
+
+def wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def seconds(run: Run, calls: int) -> float:
+    """Of one call."""
+    wait()
+    begin = time.perf_counter()
+    for _ in range(calls):
+        run()
+    wait()
+    return (time.perf_counter() - begin) / calls
+
+
+def measure(things: list[Thing], rounds: int) -> dict[str, list[float]]:
+    """Images per second of every thing, by round."""
+    for thing in things:
+        thing.run()
+        thing.calls = max(1, math.ceil(SHORTEST / seconds(thing.run, 1)))
+    rates: dict[str, list[float]] = {thing.name: [] for thing in things}
+    for number in range(rounds):
+        # Another order each time: what runs after a long one finds a warmer chip.
+        for thing in things[number % len(things) :] + things[: number % len(things)]:
+            rates[thing.name].append(thing.images / seconds(thing.run, thing.calls))
+        print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+    return rates
+
+
+def memory_here(thing: Thing) -> float:
+    """MiB that a call needs at its peak, beyond what is held before and after it."""
+    thing.run()
+    gc.collect()
+    if torch.cuda.is_available():
+        wait()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        thing.run()
+        wait()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    ctypes.CDLL(None).malloc_trim(0)  # what the first call left to the allocator
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = resident("VmRSS")
+    thing.run()
+    return (resident("VmHWM") - before) / 2**10
+
+
+def resident(what: str) -> int:
+    """KiB, by /proc."""
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith(what))
+
+
+def memory(thing: Thing, name: str, given: argparse.Namespace) -> float | None:
+    if given.no_memory:
+        return None
+    if given.device == "cuda":
+        return memory_here(thing)
+    if not Path("/proc/self/clear_refs").exists():
+        return None
+    command = [
+        sys.executable, __file__, "--models", name, "--batch", given.batch, "--long-batch", given.long_batch,
+        "--size", given.size, "--threads", torch.get_num_threads(), "--parts", *given.parts, "--memory-of", thing.name,
+    ]  # fmt: skip
+    told = subprocess.run([*map(str, command)], check=True, stdout=subprocess.PIPE, cwd=ROOT, text=True).stdout
+    return float(json.loads(told.splitlines()[-1]))
+
+
+def agreement(maps: Tensor, reference: Tensor) -> tuple[float, float]:
+    """Cosine and Spearman's rank correlation, medians over images."""
+    found, exact = maps.flatten(1).double(), reference.flatten(1).double()
+    cosine = F.cosine_similarity(found, exact).median()
+    ranks = [values.argsort(1).argsort(1).double() for values in (found, exact)]
+    ranks = [values - values.mean(1, keepdim=True) for values in ranks]
+    return float(cosine), float(F.cosine_similarity(*ranks).median())
+
+
+# -- the tables ----------------------------------------------------------------------------------------------
+
+
+def report(name: str, given: argparse.Namespace) -> None:
+    bench = Bench(name, given)
+    things = bench.things()
+    rates = measure(things, given.rounds)
+    rate = {key: statistics.median(values) for key, values in rates.items()}
+    print(f"\n## {name}\n\n| | images/s | min | max | peak MiB |\n|---|---:|---:|---:|---:|")
+    for thing in things:
+        needed = memory(thing, name, given)
+        values = rates[thing.name]
+        told = "n/a" if needed is None else f"{needed:.0f}"
+        print(f"| {thing.name} | {rate[thing.name]:.2f} | {min(values):.2f} | {max(values):.2f} | {told} |")
+    print("\n| | |\n|---|---:|")
+    for what, figure in figures(rate, rates, given):
+        print(f"| {what} | {figure} |")
+    if "d" in given.parts:
+        exact = bench.explainer("gradient")(bench.images)["gradient"]
+        for precision in ("tf32", "bf16"):
+            low = bench.explainer("gradient", precision=precision)(bench.images)["gradient"]
+            cosine, rank = agreement(low, exact)
+            print(f"| d: {precision} against float32, cosine, Spearman | {cosine:.4f}, {rank:.4f} |")
+    for remark in dict.fromkeys(bench.remarks):
+        print(f"\n{remark}")
+
+
+def figures(
+    rate: dict[str, float], rates: dict[str, list[float]], given: argparse.Namespace
+) -> Iterable[tuple[str, str]]:
+    def ratio(one: str, other: str, scale: float = 1.0) -> str:
+        """The median of the rounds' ratios: both were measured in the same minute."""
+        values = [scale * a / b for a, b in zip(rates[one], rates[other], strict=True)]
+        return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+    plain = [key for key in rate if key.startswith("forward, c")]
+    if "a" in given.parts:
+        if "captum Saliency" in rate:
+            yield "a: gradient, ours ÷ captum", ratio("gradient", "captum Saliency")
+        fastest = max(plain, key=rate.__getitem__)
+        yield f"a: share of the limit, half of {fastest}", ratio("gradient", fastest, 2)
+        layout = max((key for key in plain if "contiguous" in key), key=rate.__getitem__)
+        yield f"a: share of half of {layout}, our layout", ratio("gradient", layout, 2)
+    if "b" in given.parts:
+        yield "b: time of four together ÷ gradient", ratio("gradient", "four together")
+        apart = [
+            key for key in rate if key.endswith(", few") and key.startswith(("captum", "FullGrad", "pytorch-grad-cam"))
+        ]
+        each = [[1 / value for value in rates[key]] for key in apart]
+        inverse = [sum(times) for times in zip(*each, strict=True)]
+        values = [a * b for a, b in zip(inverse, rates["four together, few"], strict=True)]
+        yield f"b: time of {len(apart)} in sequence ÷ four together", f"{statistics.median(values):.1f}"
+        yield "b: the sequence", "; ".join(apart)
+    if "c" in given.parts:
+        for spec, n in ((f"smoothgrad(n={SMOOTH})", SMOOTH), (f"integrated_gradients(n={PATH})", PATH)):
+            yield f"c: {spec}, passes/s ÷ gradient's", ratio(spec, "gradient", n)
+    if "d" in given.parts:
+        for precision in ("tf32", "bf16"):
+            yield f"d: {precision} ÷ float32", ratio(f"gradient, {precision}", "gradient")
+            yield (
+                f"d: {precision}, share of half its forward",
+                ratio(f"gradient, {precision}", f"forward, {precision}", 2),
+            )
+
+
+if __name__ == "__main__":
+    main()

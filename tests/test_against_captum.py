@@ -1,0 +1,248 @@
+"""Against captum, in float64 to 1e-9; in float32 no further from float64 than captum is.
+
+Captum's rules need ReLUs that are modules and overwrite nothing: it gets copies of the nets made so.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+
+import captum.attr
+import pytest
+import torch
+import torch.nn.functional as F
+from captum.attr import LayerAttribution, LayerGradCam
+from references import built, gated, gradient, integrated, noisy_gradients, of_class, out_of_place
+from test_core import GEOMETRY, distance, network, own, photographs
+from torch import Tensor, nn
+from torchvision import models
+
+from saliency_core import Explainer
+from saliency_core.samplers import noise_for
+
+pytestmark = pytest.mark.filterwarnings("ignore:Setting backward hooks on ReLU activations")
+
+N, SPREAD, SEED = 5, 0.2, 3
+PLAIN = {
+    "gradient": "gradient(reduction=none)",
+    "input_x_gradient": "input_x_gradient(reduction=none)",
+    "integrated_gradients": f"integrated_gradients(n={N}, reduction=none)",
+    "smoothgrad": f"smoothgrad(n={N}, spread={SPREAD}, reduction=none)",
+}
+RULES = {name: f"{name}(reduction=none)" for name in ("guided_backprop", "deconvnet")}
+
+
+class Small(nn.Module):
+    """A convolution, a residual block that reuses its ReLU, as ResNets do, and a linear head."""
+
+    def __init__(self, *, functional: bool = False) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
+        self.relu = nn.ReLU(inplace=True)
+        self.one = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.two = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
+        self.head = nn.Linear(8 * 4 * 4, 6)
+        self.functional = functional
+
+    def act(self, x: Tensor) -> Tensor:
+        return F.relu(x, inplace=True) if self.functional else self.relu(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(self.act(self.stem(x)), 2)
+        y = self.two(self.act(self.one(x)))
+        y = self.act(y + x)
+        return self.head(F.adaptive_avg_pool2d(y, 4).flatten(1))
+
+
+class ModuleReluDenseNet(nn.Module):
+    """torchvision's DenseNet ends in a functional ReLU, which captum's rules pass by."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.features, self.classifier, self.last = net.features, net.classifier, nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.last(self.features(x)).mean((2, 3)))
+
+
+def small_vit() -> nn.Module:
+    return models.VisionTransformer(
+        image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=6
+    )
+
+
+def images_of(number: int, height: int, width: int) -> Tensor:
+    """Each image of another range: σ and ψ are each image's own."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(number, 3, height, width, dtype=torch.float64, generator=generator)
+    return images * torch.linspace(0.5, 2, number, dtype=torch.float64).view(-1, 1, 1, 1)
+
+
+def by_captum(module: nn.Module, images: Tensor, classes: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
+    """Signals [n, C, H, W]."""
+    return {name: _by_captum(module, images.clone().requires_grad_(), classes, name).detach() for name in names}
+
+
+def exactly(module: nn.Module, images: Tensor, classes: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
+    """The same, but for integrated gradients, whose weights captum rounds to float32: those by a loop that does not."""
+    found = by_captum(module, images, classes, names)
+    theirs = found["integrated_gradients"]
+    found["integrated_gradients"] = integrated(module, images, of_class(classes), n=N)
+    assert distance(theirs, found["integrated_gradients"]).max() <= 1e-7
+    return found
+
+
+def _by_captum(module: nn.Module, images: Tensor, classes: Tensor, name: str) -> Tensor:
+    if name == "gradient":
+        return captum.attr.Saliency(module).attribute(images, target=classes, abs=False)
+    if name == "integrated_gradients":
+        return captum.attr.IntegratedGradients(module).attribute(
+            images, target=classes, n_steps=N, method="gausslegendre", internal_batch_size=len(images)
+        )
+    if name == "smoothgrad":  # captum's gradient in a loop, with our draws injected
+        images = images.detach()
+        sigma = SPREAD * (images.flatten(1).amax(1) - images.flatten(1).amin(1)).view(-1, 1, 1, 1)
+        total = torch.zeros_like(images)
+        for draw in range(N):
+            noise = noise_for(list(range(len(images))), draw, images.shape[1:], seed=SEED, device="cpu")
+            total += _by_captum(module, (images + sigma * noise).requires_grad_(), classes, "gradient")
+        return total / N
+    kind = {"input_x_gradient": "InputXGradient", "guided_backprop": "GuidedBackprop", "deconvnet": "Deconvolution"}
+    return getattr(captum.attr, kind[name])(module).attribute(images, target=classes)
+
+
+def cam_by_captum(module: nn.Module, layer: str, images: Tensor, classes: Tensor) -> Tensor:
+    attribution = LayerGradCam(module, module.get_submodule(layer))
+    found = attribution.attribute(images.clone().requires_grad_(), target=classes, relu_attributions=True)
+    return LayerAttribution.interpolate(found, tuple(images.shape[2:]), interpolate_mode="bilinear")[:, 0].detach()
+
+
+def ours(module: nn.Module, images: Tensor, methods: dict[str, str]) -> tuple[dict[str, Tensor], Tensor]:
+    """Maps by the keys of ``methods``, and the classes."""
+    specs = [f"m{i}={spec}" for i, spec in enumerate(methods.values())]
+    explainer = Explainer(own(module, GEOMETRY), methods=specs, precision="float64", seed=SEED)
+    found = explainer(images)["predicted"]
+    return {name: found.maps[f"m{i}"] for i, name in enumerate(methods)}, found.classes
+
+
+def assert_equal(found: dict[str, Tensor], reference: dict[str, Tensor]) -> None:
+    assert found.keys() == reference.keys()
+    for name, signal in reference.items():
+        assert signal.flatten(1).norm(dim=1).min() > 0, f"{name}: a zero reference proves nothing"
+        assert distance(found[name], signal).max() <= 1e-9, name
+
+
+@pytest.mark.parametrize("functional", [False, True])
+def test_small_net(functional: bool) -> None:
+    """All of them in one Explainer; with functional ReLUs too, where captum is given the net with modules."""
+    module, images = built(Small), images_of(5, 13, 18)
+    found, classes = ours(functional_twin(module) if functional else module, images, PLAIN | RULES)
+    reference = exactly(out_of_place(module), images, classes, PLAIN | RULES)
+    assert_equal(found, reference)
+    assert distance(reference["guided_backprop"], reference["gradient"]).min() > 0.01
+
+
+def functional_twin(module: nn.Module) -> nn.Module:
+    twin = Small(functional=True).double()
+    twin.load_state_dict(module.state_dict())
+    return twin
+
+
+def test_the_references_agree() -> None:
+    """Captum's rules and SmoothGrad against those written out: neither is trusted alone."""
+    module, images = out_of_place(built(Small)), images_of(4, 12, 17)
+    classes = module(images).argmax(1)
+    reference, score = by_captum(module, images, classes, PLAIN | RULES), of_class(classes)
+    for rule, name in (("plain", "gradient"), ("guided", "guided_backprop"), ("deconvnet", "deconvnet")):
+        assert distance(gradient(gated(module, rule), images, score), reference[name]).max() <= 1e-12
+    noises = [noise_for([0, 1, 2, 3], draw, (3, 12, 17), seed=SEED, device="cpu") for draw in range(N)]
+    smooth = noisy_gradients(module, images, score, noises, spread=SPREAD).mean(0)
+    assert distance(smooth, reference["smoothgrad"]).max() <= 1e-12
+
+
+def test_small_vit() -> None:
+    module, images = built(small_vit), images_of(3, 32, 32)
+    found, classes = ours(module, images, PLAIN)
+    assert_equal(found, exactly(module, images, classes, PLAIN))
+
+
+@pytest.mark.parametrize("layer", ["stem", "stem.0", "one.1", "two", "two.0"])
+def test_gradcam_of_a_named_layer(layer: str) -> None:
+    """Also where a batch norm is folded into the layer, or an in-place ReLU overwrites it."""
+    module, images = built(Small), images_of(4, 14, 20)
+    found, classes = ours(
+        module, images, {"cam": f"gradcam(layer={layer})", "guided": f"guided_gradcam(layer={layer}, reduction=none)"}
+    )
+    plain = out_of_place(module)
+    cam = cam_by_captum(plain, layer, images, classes)
+    assert cam.flatten(1).amax(1).gt(0).sum() >= 2
+    torch.testing.assert_close(found["cam"], cam, rtol=1e-9, atol=1e-12)
+    guided = captum.attr.GuidedGradCam(plain, plain.get_submodule(layer)).attribute(
+        images.clone().requires_grad_(), target=classes, interpolate_mode="bilinear"
+    )
+    torch.testing.assert_close(found["guided"], guided.detach(), rtol=1e-9, atol=1e-12)
+
+
+# -- torchvision's nets --------------------------------------------------------------------------------------
+
+BIG = {
+    "squeezenet1_1": (72, "features.12"),
+    "resnet18": (72, "layer3.0.bn2"),
+    "vgg11_bn": (64, "features.22"),
+    "densenet121": (64, "features.denseblock3"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BIG)
+def test_torchvision_nets(name: str) -> None:
+    size, layer = BIG[name]
+    module, images = built(lambda: models.get_model(name, weights=None, num_classes=10)), images_of(3, size, size)
+    found, classes = ours(module, images, PLAIN | RULES | {"gradcam": f"gradcam(layer={layer})"})
+    plain = out_of_place(module)
+    if name == "densenet121":
+        plain = ModuleReluDenseNet(plain)
+    torch.testing.assert_close(plain(images), module(images))
+    reference = exactly(plain, images, classes, PLAIN | RULES)
+    cam = found.pop("gradcam")
+    torch.testing.assert_close(cam, cam_by_captum(plain, layer, images, classes), rtol=1e-9, atol=1e-12)
+    assert_equal(found, reference)
+
+
+@pytest.mark.slow
+def test_vit_b_16() -> None:
+    module, images = built(lambda: models.vit_b_16(weights=None, num_classes=10)), images_of(2, 224, 224)
+    found, classes = ours(module, images, PLAIN)
+    assert_equal(found, exactly(module, images, classes, PLAIN))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18"])
+def test_float32_is_no_further_from_float64_than_captum_is(name: str, tmp_path: Path) -> None:
+    """32 cuts of photographs, 224 × 224; medians, because single images flip gates by chance."""
+    module = models.get_model(name, weights=None)
+    module.load_state_dict(torch.load(network(name, tmp_path), weights_only=True))
+    module = module.eval().requires_grad_(False)
+    plain, exact = out_of_place(module), out_of_place(module).double()
+    methods = {key: (PLAIN | RULES)[key] for key in ("gradient", "input_x_gradient", "integrated_gradients")}
+    methods["guided_backprop"] = RULES["guided_backprop"]
+    explainer = Explainer(
+        own(copy.deepcopy(module), GEOMETRY), methods=[f"{key}={spec}" for key, spec in methods.items()]
+    )
+    mine: dict[str, list[Tensor]] = {key: [] for key in methods}
+    theirs: dict[str, list[Tensor]] = {key: [] for key in methods}
+    for pixels in photographs(32).split(8):
+        in32, in64 = GEOMETRY.normalise(pixels, torch.float32), GEOMETRY.normalise(pixels, torch.float64)
+        found = explainer(in32)["predicted"]
+        assert torch.equal(found.classes, plain(in32).argmax(1))
+        captum32 = by_captum(plain, in32, found.classes, methods)
+        captum64 = by_captum(exact, in64, found.classes, methods)
+        for key in methods:
+            mine[key].append(distance(found.maps[key], captum64[key]))
+            theirs[key].append(distance(captum32[key], captum64[key]))
+    for key in methods:
+        ratio = torch.cat(mine[key]).median() / torch.cat(theirs[key]).median()
+        print(f"{name} {key}: captum {torch.cat(theirs[key]).median():.2e}, ours ÷ captum {ratio:.3f}")
+        assert ratio <= 1.2, key
