@@ -164,11 +164,20 @@ class Explainer:
                         self._tell(f"the model has no ReLU, so {type(rule).__name__.lower()} is the plain gradient.")
                     choice = _repeated(choices[target.slug], len(sample.weights))
                     scores = target.scores(forward.all_outputs, choice)
-                    one = forward.backward(scores, last=(rule, target) == pairs[-1], rule=rule)
+                    single = sampler.passes == 1 and all(signal.moment == MEAN for signal in by_rule[rule])
+                    readers = {
+                        signal: signal.readout.reader(len(images), _size(images)) for signal in by_rule[rule] if single
+                    }
+                    one = forward.backward(
+                        scores,
+                        last=(rule, target) == pairs[-1],
+                        rule=rule,
+                        watchers=[reader.layer for reader in readers.values()] if single else None,
+                    )
                     for signal in by_rule[rule]:
                         key = (target.slug, signal)
-                        if sampler.passes == 1 and signal.moment == MEAN:
-                            signals[key], residual = signal.readout.signal(one, _size(images))
+                        if signal in readers:
+                            signals[key], residual = readers[signal].result(one)
                         else:
                             averages[key].add(signal.readout.read(one), sample.weights)
                             residual = signal.readout.residual(one)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from saliency_core.passes import LayerPass, Pass
-from saliency_core.readouts import Readout
+from saliency_core.readouts import Reader, Readout
 
 EPSILON = 1e-6
 BUFFER = 2**19  # values; what stays in a core's own cache
@@ -37,23 +37,8 @@ class FullGrad(Readout):
             maps.add(psi_sum(reading)[0])
         return maps.total()
 
-    def signal(self, one: Pass, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-        maps = Maps(size)
-        summed, share = psi_sum(one.input_gradient, one.inputs)
-        maps.add(summed)
-        shares = [share]
-        for layer in one.layers:
-            if in_map(layer):
-                factor = self.factor(layer)
-                summed, share = psi_sum(
-                    channels_first(layer, layer.gradient),
-                    channels_first(layer, factor) if factor.dim() == layer.gradient.dim() else factor,
-                )
-                maps.add(summed)
-                shares.append(share)
-            else:
-                shares.append(share_of(layer, len(one.inputs)))
-        return maps.total(), self.off(one, shares)
+    def reader(self, n: int, size: tuple[int, int]) -> Reader:
+        return FullGradReader(self, n, size)
 
     def residual(self, one: Pass) -> Tensor | None:
         return self.off(one, shares_of(one))
@@ -77,6 +62,33 @@ class SimpleFullGrad(FullGrad):
     def off(self, one: Pass, shares: Sequence[Tensor]) -> Tensor | None:
         del one, shares  # its parts need not add up
         return None
+
+
+class FullGradReader(Reader):
+    """Sums the layers as they come."""
+
+    def __init__(self, readout: FullGrad, n: int, size: tuple[int, int]) -> None:
+        super().__init__(readout, size)
+        self._fullgrad = readout
+        self._n = n
+        self._maps = Maps(size)
+        self._shares: list[Tensor] = []
+
+    def layer(self, layer: LayerPass) -> None:
+        if not in_map(layer):
+            self._shares.append(share_of(layer, self._n))
+            return
+        factor = self._fullgrad.factor(layer)
+        if factor.dim() == layer.gradient.dim():
+            factor = channels_first(layer, factor)
+        summed, share = psi_sum(channels_first(layer, layer.gradient), factor)
+        self._maps.add(summed)
+        self._shares.append(share)
+
+    def result(self, one: Pass) -> tuple[Tensor, Tensor | None]:
+        summed, share = psi_sum(one.input_gradient, one.inputs)
+        self._maps.add(summed)
+        return self._maps.total(), self._fullgrad.off(one, [share, *self._shares])
 
 
 class Maps:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
+from torch.utils.hooks import RemovableHandle
 
 from saliency_core.captures import Capture, Captures
 from saliency_core.errors import Refused
@@ -66,12 +67,27 @@ class Forward:
         """The outputs with the layers that targets read."""
         return Outputs(self.outputs, {} if self._captures is None else self._captures.live)
 
-    def backward(self, scores: Tensor, *, last: bool, rule: Rule | None = None) -> Pass:
-        """The pass of ``scores`` [n]. ``last`` frees the graph: nobody else follows."""
-        layers = [] if self._captures is None else self._captures.layers
+    def backward(
+        self,
+        scores: Tensor,
+        *,
+        last: bool,
+        rule: Rule | None = None,
+        watchers: Sequence[Callable[[LayerPass], None]] | None = None,
+    ) -> Pass:
+        """The pass of ``scores`` [n]. ``last`` frees the graph: nobody else follows.
+
+        ``watchers`` see the captured layers as soon as their gradients are known, which then are not kept.
+        """
+        every = [] if self._captures is None else self._captures.layers
+        layers = every if watchers is None else []
         activations = {} if self._captures is None else self._captures.activations
         gradient, *others = self._grad(
-            scores, [self._inputs, *(one.edge for one in [*layers, *activations.values()])], last=last, rule=rule
+            scores,
+            [self._inputs, *(one.edge for one in [*layers, *activations.values()])],
+            last=last,
+            rule=rule,
+            hooks=[_hook(capture, watchers) for capture in every] if watchers else [],
         )
         passes = [
             LayerPass(capture, self._whole(other, capture))
@@ -88,16 +104,25 @@ class Forward:
 
     def gradients(self, scores: Tensor, captures: Sequence[Capture]) -> list[Tensor]:
         """∂S/∂output [n, …] of each capture; frees the graph."""
-        found = self._grad(scores, [one.edge for one in captures], last=True, rule=None)
+        found = self._grad(scores, [one.edge for one in captures], last=True)
         return [self._whole(gradient, capture) for gradient, capture in zip(found, captures, strict=True)]
 
     def _grad(
-        self, scores: Tensor, inputs: Sequence[Tensor | GradientEdge], *, last: bool, rule: Rule | None
+        self,
+        scores: Tensor,
+        inputs: Sequence[Tensor | GradientEdge],
+        *,
+        last: bool,
+        rule: Rule | None = None,
+        hooks: Sequence[Callable[[], RemovableHandle]] = (),
     ) -> tuple[Tensor | None, ...]:
         rule = rule or Plain()
         if not scores.requires_grad:
             raise Refused("the scores have no gradient by the input: there is nothing to map.")
-        with rule.applied(self.relus() if rule.hooks_relus else ()):
+        with ExitStack() as stack:
+            stack.enter_context(rule.applied(self.relus() if rule.hooks_relus else ()))
+            for hook in hooks:
+                stack.callback(hook().remove)
             # The sum: each score depends on its own image alone, so its gradient is each image's own.
             return torch.autograd.grad(
                 scores.sum(),
@@ -115,3 +140,15 @@ class Forward:
             live = [] if self._captures is None else list(self._captures.live.values())
             self._relus = find_relus([self.outputs, *live])
         return self._relus
+
+
+def _hook(capture: Capture, watchers: Sequence[Callable[[LayerPass], None]]) -> Callable[[], RemovableHandle]:
+    """Registers, when called, what shows the gradient of ``capture`` to the watchers."""
+
+    def show(gradients: tuple[Tensor, ...]) -> None:
+        gradient = gradients[capture.edge.output_nr]
+        if gradient is not None:
+            for watcher in watchers:
+                watcher(LayerPass(capture, gradient))
+
+    return lambda: capture.edge.node.register_prehook(show)

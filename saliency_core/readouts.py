@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from saliency_core.passes import Pass
+from saliency_core.passes import LayerPass, Pass
 
 
 class Readout(ABC):
@@ -33,14 +33,30 @@ class Readout(ABC):
         (signal,) = readings
         return signal
 
-    def signal(self, one: Pass, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-        """The signal of a single pass, and its ``residual``: the same as ``finish`` of ``read``."""
-        return self.finish(self.read(one), size), self.residual(one)
+    def reader(self, n: int, size: tuple[int, int]) -> Reader:
+        """Of a single pass over ``n`` images of ``size``."""
+        del n
+        return Reader(self, size)
 
     def residual(self, one: Pass) -> Tensor | None:
         """[n], how far the readings are from adding up to the score; None where they need not."""
         del one
         return None
+
+
+class Reader:
+    """Reads one pass while it runs: the same as ``finish`` of ``read``, without keeping the layers' gradients."""
+
+    def __init__(self, readout: Readout, size: tuple[int, int]) -> None:
+        self._readout = readout
+        self._size = size
+
+    def layer(self, layer: LayerPass) -> None:
+        """Called in the middle of the backward, as soon as a layer's gradient is known."""
+
+    def result(self, one: Pass) -> tuple[Tensor, Tensor | None]:
+        """The signal [n, channels, H, W], and the residual [n]."""
+        return self._readout.finish(self._readout.read(one), self._size), self._readout.residual(one)
 
 
 @dataclass(frozen=True)
