@@ -16,15 +16,18 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from jobs.config import Config, flag_of, make_config
+from jobs.class_config import ClassesConfig
+from jobs.config import REPEATED, Config, flag_of, read_config
 from jobs.console import say
 from jobs.exits import DONE, INTERRUPTED, NOT_FINISHED, REFUSED
+from jobs.job_config import JobConfig
 from saliency_core.errors import Refused
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 console = Console()
 errors = Console(stderr=True)
 
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with these keys; flags win")]
 Out = Annotated[str, typer.Argument(help="a store that explain made", metavar="OUT")]
 
 
@@ -75,13 +78,13 @@ def _tell(what: str, text: str) -> None:
     say(errors, f"{what}: {text}")
 
 
-def _with_config_flags(command: Callable[..., int]) -> Callable[..., int]:
-    """Gives ``command(flags, …)`` one option per field of Config, the only place where flags are defined."""
+def _with_flags_of(kind: type[JobConfig], command: Callable[..., int]) -> Callable[..., int]:
+    """Gives ``command(flags, …)`` one option per field of a configuration, the only place where flags are defined."""
     own = [one for one in inspect.signature(command, eval_str=True).parameters.values() if one.name != "flags"]
     options = []
-    for key, field in Config.model_fields.items():
+    # What must be given comes first.
+    for key, field in sorted(kind.model_fields.items(), key=lambda one: not one[1].is_required()):
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-        many = key in ("images", "methods", "targets")
         default = "" if field.is_required() or field.default is None else f" [default: {_told(field.default)}]"
         choices = [str(one) for one in get_args(field.annotation) if isinstance(one, str)]
         option = typer.Option(
@@ -91,13 +94,13 @@ def _with_config_flags(command: Callable[..., int]) -> Callable[..., int]:
             rich_help_panel=str(extra["group"]),
             metavar="|".join(choices) if len(choices) > 1 else "VALUE",
         )
-        kind: Any = list[str] | None if many else str | None
+        type_: Any = list[str] | None if key in REPEATED else str | None
         options.append(
-            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
+            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[type_, option])
         )
 
     def wrapped(**values: Any) -> int:
-        flags = {key: values.pop(key) for key in Config.model_fields}
+        flags = {key: values.pop(key) for key in kind.model_fields}
         return command({key: value for key, value in flags.items() if value not in (None, [])}, **values)
 
     functools.update_wrapper(wrapped, command, assigned=("__doc__", "__name__"))
@@ -113,17 +116,27 @@ def _told(default: object) -> str:
 
 
 @_command
-@_with_config_flags
+@functools.partial(_with_flags_of, Config)
 def explain(
     flags: dict[str, Any],
-    config: Annotated[Path | None, typer.Option("--config", help="YAML file with these keys; flags win")] = None,
+    config: ConfigFile = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
 ) -> int:
     """Explain every image: maps and an index into a store. Goes on by itself where the store is unfinished."""
-    made = make_config(flags, file=config)
+    made = read_config(Config, flags, file=config)
     from jobs import job
 
     return job.explain(made, console, dry_run=dry_run)
+
+
+@_command
+@functools.partial(_with_flags_of, ClassesConfig)
+def classes(flags: dict[str, Any], config: ConfigFile = None) -> int:
+    """Show what the model takes each class for: the image that its score is highest on."""
+    made = read_config(ClassesConfig, flags, file=config)
+    from jobs import classes as job
+
+    return job.visualise(made, console)
 
 
 @_command

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.config import Config
+from jobs.job_config import JobConfig
 from jobs.stages import REPLICA_CPUS, TASK_CPUS, Stage
 from saliency_core.errors import Refused
 
@@ -24,11 +24,11 @@ class Engine:
     gpus: float
     grows: bool = False
 
-    def device(self, config: Config) -> str:
+    def device(self, config: JobConfig) -> str:
         """cpu or cuda."""
         return config.device if config.device != "auto" else "cuda" if self.gpus else "cpu"
 
-    def workers(self, config: Config, device: str) -> int:
+    def workers(self, config: JobConfig, device: str) -> int:
         """How many replicas. Refused where the machine has no room for them: Ray would wait for ever."""
         if config.runner == "inline":
             if device == "cuda" and not self.gpus:
@@ -78,7 +78,7 @@ class StartingEngine:
 
 
 @contextmanager
-def starting_engine(config: Config, *, inline: bool = False) -> Iterator[StartingEngine]:
+def starting_engine(config: JobConfig, *, inline: bool = False) -> Iterator[StartingEngine]:
     """The engine of the configuration (or the in-process one), shut down at the end."""
     embedded = inline or config.runner == "inline"
     with ThreadPoolExecutor(1) as pool:

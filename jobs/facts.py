@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from jobs.config import Config, MapDtype
-from jobs.model import build_model, read_class_names
+from jobs.model import blank_images, try_model
 from jobs.record import ArraySpec
 from saliency_core.errors import Refused, Told
 from saliency_core.explain import Explainer, Explanation
-from saliency_core.models import Model, model_digest
 from saliency_core.preprocessing import Preprocessing
 
 
@@ -41,28 +40,10 @@ def model_facts(config: Config, *, folders: Sequence[str] | None) -> ModelFacts:
 
     Refused where the model, a method or a target cannot work, or replicas would not be the same.
     """
-    given = read_class_names(config.class_names) if config.class_names else None
-    model = build_model(config, class_names=given)
-    digest = model_digest(model)
-    if config.model.startswith("python:") and model_digest(build_model(config, class_names=given)) != digest:
-        raise Refused(
-            f"{config.model} makes other weights at each call, so every replica would be another model. "
-            "Save them once (torch.save(model.state_dict(), path)) and give --weights."
-        )
-    height, width = model.preprocessing.input_size
-    # Three: a graph that was exported for one number of images shows it here.
-    blank = torch.zeros(3, model.preprocessing.channels, height, width)
-    n_classes = _n_classes(model, blank)
-    if given is not None and len(given) != n_classes:
-        raise Refused(
-            f"--class-names {config.class_names} has {len(given)} names, {config.model} {n_classes} classes: "
-            "they must be as many."
-        )
-    names = model.class_names if model.class_names is not None and len(model.class_names) == n_classes else None
-    if names is None and folders is not None and len(folders) == n_classes:
-        names = tuple(folders)  # the convention of ImageFolder, with which such models are trained
+    tried = try_model(config, folders=folders)
+    model, blank = tried.model, blank_images(tried.model)
     explainer = Explainer(
-        Model(model.spec, model.module, model.preprocessing, names, model.output),
+        model,
         methods=config.methods,
         targets=config.targets,
         precision=config.precision,
@@ -94,9 +75,9 @@ def model_facts(config: Config, *, folders: Sequence[str] | None) -> ModelFacts:
             )
     return ModelFacts(
         preprocessing=model.preprocessing,
-        n_classes=n_classes,
-        class_names=names,
-        weights=digest,
+        n_classes=tried.n_classes,
+        class_names=model.class_names,
+        weights=tried.digest,
         target_specs={target.slug: target.spec for target in explainer.targets},
         method_specs={method.slug: method.spec for method in explainer.methods},
         arrays=arrays,
@@ -105,20 +86,6 @@ def model_facts(config: Config, *, folders: Sequence[str] | None) -> ModelFacts:
         passes=explainer.passes,
         notes=tuple(explainer.notes),
     )
-
-
-def _n_classes(model: Model, blank: Tensor) -> int:
-    try:
-        with torch.no_grad():
-            return model.logits(blank).shape[1]
-    except Refused:
-        raise
-    except Exception as error:  # whatever the user's model raises
-        raise Refused(
-            f"{model.spec} fails on a batch of {list(blank.shape)}: {type(error).__name__}: {error}. Does the "
-            "preprocessing "
-            "fit it (size, channels), and does it take any number of images at once?"
-        ) from error
 
 
 def _try(explainer: Explainer, blank: Tensor) -> dict[str, Explanation]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from jobs.config import Config
+import torch
+
+from jobs.job_config import JobConfig
 from jobs.objects import local_path
-from jobs.record import Run
+from jobs.record import Record
 from saliency_core.errors import Refused
 from saliency_core.models import Model, load_model, model_digest
 
 
-def build_model(config: Config, *, class_names: Sequence[str] | None) -> Model:
+def build_model(config: JobConfig, *, class_names: Sequence[str] | None) -> Model:
     """Refused where the model, its weights or its preprocessing cannot be had."""
     return load_model(
         config.model,
@@ -24,12 +27,12 @@ def build_model(config: Config, *, class_names: Sequence[str] | None) -> Model:
     )
 
 
-def refuse_other_weights(run: Run, model: Model) -> None:
+def refuse_other_weights(run: Record, model: Model) -> None:
     """Refused where ``model`` is not the one that the run was planned with."""
     if model_digest(model) != run.fingerprint["weights"]:
         raise Refused(
-            f"{run.config.model} has other weights here than when the run was planned, and its maps would not fit. "
-            "Bring back the weights that it had (does its factory draw them at random?), or explain into a new --out."
+            f"{run.config.model} has other weights here than when the run was planned, and what it makes would not "
+            "fit. Bring back the weights that it had (does its factory draw them at random?), or take a new --out."
         )
 
 
@@ -40,3 +43,57 @@ def read_class_names(path: str) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(f"--class-names {path} cannot be read: {error}") from error
     return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+@dataclass(frozen=True)
+class TriedModel:
+    """``model`` with its class names, where anybody told them; ``digest``: which weights it has."""
+
+    model: Model
+    digest: str
+    n_classes: int
+
+
+def try_model(config: JobConfig, *, folders: Sequence[str] | None = None) -> TriedModel:
+    """Builds the model and gives it blank images, on the CPU. ``folders``: the sources' class folders, sorted.
+
+    Refused where it cannot work, where replicas would not be the same, or class names are not as many as classes.
+    """
+    given = read_class_names(config.class_names) if config.class_names else None
+    model = build_model(config, class_names=given)
+    digest = model_digest(model)
+    if config.model.startswith("python:") and model_digest(build_model(config, class_names=given)) != digest:
+        raise Refused(
+            f"{config.model} makes other weights at each call, so every replica would be another model. "
+            "Save them once (torch.save(model.state_dict(), path)) and give --weights."
+        )
+    n_classes = _n_classes(model)
+    if given is not None and len(given) != n_classes:
+        raise Refused(
+            f"--class-names {config.class_names} has {len(given)} names, {config.model} {n_classes} classes: "
+            "they must be as many."
+        )
+    names = model.class_names if model.class_names is not None and len(model.class_names) == n_classes else None
+    if names is None and folders is not None and len(folders) == n_classes:
+        names = tuple(folders)  # the convention of ImageFolder, with which such models are trained
+    return TriedModel(replace(model, class_names=names), digest, n_classes)
+
+
+def blank_images(model: Model) -> torch.Tensor:
+    """float [3, C, H, W]. Three: a graph that was exported for one number of images shows it here."""
+    height, width = model.preprocessing.input_size
+    return torch.zeros(3, model.preprocessing.channels, height, width)
+
+
+def _n_classes(model: Model) -> int:
+    blank = blank_images(model)
+    try:
+        with torch.no_grad():
+            return model.logits(blank).shape[1]
+    except Refused:
+        raise
+    except Exception as error:  # whatever the user's model raises
+        raise Refused(
+            f"{model.spec} fails on a batch of {list(blank.shape)}: {type(error).__name__}: {error}. Does the "
+            "preprocessing fit it (size, channels), and does it take any number of images at once?"
+        ) from error

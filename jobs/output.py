@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from itertools import islice
 
 import obstore
 from obstore.store import ObjectStore
 
 from jobs.objects import is_remote, local_path
-from jobs.record import RUN_JSON, Run, parse_run
+from jobs.record import RUN_JSON, AnyRecord, Run, parse_record
 from jobs.stores import list_keys, open_output, read_object
 from saliency_core.errors import Refused
 
 _PLANNED = re.compile(r"manifest/part-\d+\.parquet|maps\.zarr/(.+/)?zarr\.json")
-_PLANNED_TOP = ("manifest", "maps.zarr")
 
 
 def open_run(out: str) -> tuple[ObjectStore, Run]:
@@ -27,8 +27,16 @@ def open_run(out: str) -> tuple[ObjectStore, Run]:
 
 
 def existing_run(out: str) -> Run | None:
-    """The run that ``out`` holds; None where ``out`` is absent, empty, or left by a planning that never ended.
+    """The run that ``out`` holds, as ``existing_record`` finds it."""
+    return existing_record(Run, out, planned=_PLANNED, planned_top=("manifest", "maps.zarr"))
 
+
+def existing_record(
+    kind: type[AnyRecord], out: str, *, planned: re.Pattern[str], planned_top: Collection[str]
+) -> AnyRecord | None:
+    """The record that ``out`` holds; None where ``out`` is absent, empty, or left by a planning that never ended.
+
+    ``planned``: the keys that planning writes before the record; ``planned_top``: the directories that they are in.
     Refused where it holds anything else: nothing of anybody's is overwritten. Makes nothing.
     """
     if not is_remote(out):
@@ -39,13 +47,13 @@ def existing_run(out: str) -> Run | None:
             raise Refused(f"--out {out} is no directory: choose another.")
     store = open_output(out)
     try:
-        run = parse_run(read_object(store, RUN_JSON), where=out)
+        record = parse_record(kind, read_object(store, kind.KEY), where=out)
     except FileNotFoundError:
         # Planning writes the manifest, then the arrays' metadata, and run.json last. The listing shows whole files
         # alone, so what else a local directory holds is looked up too.
-        foreign = list(islice((key for key in list_keys(store) if not _PLANNED.fullmatch(key)), 3))
+        foreign = list(islice((key for key in list_keys(store) if not planned.fullmatch(key)), 3))
         if not foreign and not is_remote(out):
-            foreign = sorted(entry.name for entry in local_path(out).iterdir() if entry.name not in _PLANNED_TOP)[:3]
+            foreign = sorted(entry.name for entry in local_path(out).iterdir() if entry.name not in planned_top)[:3]
         if foreign:
             raise Refused(
                 f"--out {out} is not empty and not a store of ours (it holds {', '.join(foreign)} …), and nothing is "
@@ -53,7 +61,7 @@ def existing_run(out: str) -> Run | None:
             ) from None
         return None
     # The store may have been moved since it was made: it is where it was found.
-    return run.model_copy(update={"config": run.config.model_copy(update={"out": out})})
+    return record.model_copy(update={"config": record.config.model_copy(update={"out": out})})
 
 
 def clear_planning(out: str) -> None:

@@ -1,12 +1,13 @@
-"""run.json: everything a stage, a reader or a later run needs to know about a store."""
+"""run.json, and its like: everything a stage, a reader or a later run needs to know about a store."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.config import Config, MapDtype
+from jobs.job_config import JobConfig
 from saliency_core.errors import Refused
 from saliency_core.preprocessing import Preprocessing
 
@@ -62,20 +63,44 @@ class ArraySpec(BaseModel):
         return size
 
 
-class Run(BaseModel):
-    """The content of run.json. ``totals`` and ``state`` change over a run's life; all else is fixed by the plan."""
+class Record(BaseModel):
+    """What a store of any job knows of itself, in the object ``KEY``: without it there is no store."""
 
     model_config = ConfigDict(frozen=True)
+    KEY: ClassVar[str]
 
     format_version: int = FORMAT_VERSION
-    state: str = "running"
-    config: Config
+    config: JobConfig
     fingerprint: dict[str, Any]
     rows: int
     unit_size: int
-    micro_batch: int
     device: str
     preprocessing_: dict[str, Any] = Field(alias="preprocessing")
+
+    @property
+    def units(self) -> int:
+        return -(-self.rows // self.unit_size)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing.from_dict(self.preprocessing_)
+
+    def unit_rows(self, unit: int) -> range:
+        """The rows of a unit."""
+        return range(unit * self.unit_size, min((unit + 1) * self.unit_size, self.rows))
+
+    def to_json(self) -> bytes:
+        return (self.model_dump_json(indent=2, by_alias=True) + "\n").encode()
+
+
+class Run(Record):
+    """The content of run.json. ``totals`` and ``state`` change over a run's life; all else is fixed by the plan."""
+
+    KEY = RUN_JSON
+
+    state: str = "running"
+    config: Config
+    micro_batch: int
     class_names: tuple[str, ...] | None
     n_classes: int
     target_specs: dict[str, str]
@@ -87,42 +112,35 @@ class Run(BaseModel):
     totals: dict[str, Any] = {}
 
     @property
-    def units(self) -> int:
-        return -(-self.rows // self.unit_size)
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        return Preprocessing.from_dict(self.preprocessing_)
-
-    @property
     def chunk_rows(self) -> int:
         """Rows in one chunk: 8, or what divides the unit."""
         return next(rows for rows in (8, 4, 2, 1) if self.unit_size % rows == 0)
 
-    def unit_rows(self, unit: int) -> range:
-        """The rows of a unit."""
-        return range(unit * self.unit_size, min((unit + 1) * self.unit_size, self.rows))
 
-    def to_json(self) -> bytes:
-        return (self.model_dump_json(indent=2, by_alias=True) + "\n").encode()
+AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 def parse_run(data: bytes, *, where: str) -> Run:
-    """run.json's bytes → Run; Refused where they are damaged or of a format that this version does not know."""
+    """``parse_record`` of run.json."""
+    return parse_record(Run, data, where=where)
+
+
+def parse_record(kind: type[AnyRecord], data: bytes, *, where: str) -> AnyRecord:
+    """The record's bytes → itself; Refused where they are damaged or of a format that this version does not know."""
     try:
-        run = Run.model_validate_json(data)
+        record = kind.model_validate_json(data)
     except ValueError as error:
         first = " ".join(str(error).splitlines()[:3])
-        raise Refused(f"{where}/{RUN_JSON} cannot be read, so the store cannot be used: {first}") from error
-    if run.format_version != FORMAT_VERSION:
+        raise Refused(f"{where}/{kind.KEY} cannot be read, so the store cannot be used: {first}") from error
+    if record.format_version != FORMAT_VERSION:
         raise Refused(
-            f"{where} is of store format {run.format_version}, this program reads {FORMAT_VERSION}: use the "
+            f"{where} is of store format {record.format_version}, this program reads {FORMAT_VERSION}: use the "
             "version that made it."
         )
-    return run
+    return record
 
 
-def refuse_other_fingerprint(run: Run, fingerprint: dict[str, Any], *, where: str) -> None:
+def refuse_other_fingerprint(run: Record, fingerprint: dict[str, Any], *, where: str) -> None:
     """Refused, with the keys that differ, where a store was made by another run."""
     differing = sorted(
         key for key in run.fingerprint.keys() | fingerprint.keys() if run.fingerprint.get(key) != fingerprint.get(key)
@@ -134,8 +152,8 @@ def refuse_other_fingerprint(run: Run, fingerprint: dict[str, Any], *, where: st
         for key in differing
     )
     raise Refused(
-        f"{where} holds another run, and its maps would not fit together with these:\n  {told}\n"
-        "Give another --out, or the configuration that the store was made with (its run.json has it)."
+        f"{where} holds another run, and what it made would not fit together with this:\n  {told}\n"
+        f"Give another --out, or the configuration that the store was made with (its {run.KEY} has it)."
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs.decode import Decode
 from jobs.output import open_run
-from jobs.record import Run
+from jobs.record import Record, Run
 from jobs.write import Write
 
 
@@ -33,19 +33,20 @@ class Stage:
 REPLICA_CPUS, TASK_CPUS = 0.7, 0.3
 
 
+def replica_stage(name: str, make: Callable[[], Callable[[Any], Any]], run: Record, *, workers: int) -> Stage:
+    """A stage whose workers each keep a replica of the model."""
+    if run.device == "cuda":
+        return Stage(name, make, cpus=1.0, gpus=run.config.gpus_per_worker, workers=workers)
+    return Stage(name, make, cpus=REPLICA_CPUS * run.config.threads, workers=workers)
+
+
 def explain_stages(run: Run, *, workers: int) -> list[Stage]:
     """decode → explain → write; the items are unit numbers. The store's run.json must be in place."""
     on_gpu = run.device == "cuda"
     out = run.config.out
     return [
         Stage("decode", partial(_decode, out), cpus=1.0 if on_gpu else TASK_CPUS),
-        Stage(
-            "explain",
-            partial(_explain, out),
-            cpus=1.0 if on_gpu else REPLICA_CPUS * run.config.threads,
-            gpus=run.config.gpus_per_worker if on_gpu else 0.0,
-            workers=workers,
-        ),
+        replica_stage("explain", partial(_explain, out), run, workers=workers),
         Stage("write", partial(_write, out), cpus=0.5 if on_gpu else TASK_CPUS),
     ]
 

@@ -1,4 +1,4 @@
-"""The maps as Zarr v3 arrays; the only module that knows zarr.
+"""Maps, and images of classes, as Zarr v3 arrays; the only module that knows zarr.
 
 Writing never touches the store through zarr: metadata and shards are encoded in memory, and each becomes one object.
 So an object has one owner, is put atomically, and its hash is known before it exists.
@@ -6,6 +6,7 @@ So an object has one owner, is put atomically, and its hash is known before it e
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -18,9 +19,11 @@ from zarr.storage import LocalStore as ZarrLocalStore
 from zarr.storage import MemoryStore
 from zarr.storage import ObjectStore as ZarrObjectStore
 
-from jobs.record import ArraySpec, Run
+from jobs.class_run import ClassRun
+from jobs.record import ArraySpec, Record, Run
 
 MAPS = "maps.zarr"
+CLASSES = "classes.zarr"
 _FILL: dict[str, float | int] = {"float32": float("nan"), "float16": float("nan"), "uint8": 255, "int8": -128}
 _LARGEST = {"float16": 1.0, "uint8": 254.0, "int8": 127.0}
 
@@ -59,22 +62,42 @@ def metadata_objects(run: Run) -> dict[str, bytes]:
     return {f"{MAPS}/{key}": value.to_bytes() for key, value in memory.items() if key.endswith("zarr.json")}
 
 
+def class_metadata_objects(run: ClassRun) -> dict[str, bytes]:
+    """The same of a store of class images, with the coordinate ``class``: the class number of each row."""
+    memory, _ = _class_template(run.to_json())
+    return {f"{CLASSES}/{key}": value.to_bytes() for key, value in memory.items()}
+
+
 def encode_shards(
     run: Run, array: ArraySpec, unit: int, values: NDArray[np.generic], scales: NDArray[np.float32] | None
 ) -> dict[str, bytes]:
     """Key → bytes of the unit's shard of ``array``, and of its scale array where it has one."""
-    shards = _encode(run, array.path, unit, values)
-    if scales is not None:
-        shards |= _encode(run, f"{array.path}_scale", unit, scales)
-    return shards
-
-
-def _encode(run: Run, path: str, unit: int, values: NDArray[np.generic]) -> dict[str, bytes]:
     memory, arrays = _template(run.to_json())
+    shards = {array.path: values} | ({} if scales is None else {f"{array.path}_scale": scales})
+    return {f"{MAPS}/{key}": data for key, data in _encode(run, memory, arrays, unit, shards)}
+
+
+def encode_class_shards(
+    run: ClassRun, unit: int, images: NDArray[np.float32], scores: NDArray[np.float32]
+) -> dict[str, bytes]:
+    """Key → bytes of the unit's two shards; ``images`` [n, C, H, W], ``scores`` [n]."""
+    memory, arrays = _class_template(run.to_json())
+    shards = {"image": images, "score": scores}
+    return {f"{CLASSES}/{key}": data for key, data in _encode(run, memory, arrays, unit, shards)}
+
+
+def _encode(
+    run: Record, memory: dict[str, Any], arrays: dict[str, Any], unit: int, shards: dict[str, NDArray[Any]]
+) -> Iterator[tuple[str, bytes]]:
     rows = run.unit_rows(unit)
-    arrays[path][rows.start : rows.stop] = values
-    key = f"{path}/c/" + "/".join([str(unit)] + ["0"] * (values.ndim - 1))
-    return {f"{MAPS}/{key}": memory.pop(key).to_bytes()}
+    for path, values in shards.items():
+        arrays[path][rows.start : rows.stop] = values
+        key = _shard_key(path, unit, values.ndim)
+        yield key, memory.pop(key).to_bytes()
+
+
+def _shard_key(path: str, unit: int, ndim: int) -> str:
+    return f"{path}/c/" + "/".join([str(unit)] + ["0"] * (ndim - 1))
 
 
 @lru_cache(maxsize=2)
@@ -92,18 +115,39 @@ def _template(run_json: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     for array in run.arrays:
         about = {"target": array.target_spec, "method": array.method_spec}
         arrays[array.path] = _create(
-            root, run, array.path, array.dtype, array.item_shape, array.dimensions, fill_value(array), about
-        )
+            root, run, run.chunk_rows, array.path, array.dtype, array.item_shape, array.dimensions, fill_value(array),
+            about,
+        )  # fmt: skip
         if array.scaled:
             note = {"scale_of": array.method, "note": "map = stored value * scale of its row"}
             path = f"{array.path}_scale"
-            arrays[path] = _create(root, run, path, "float32", (), ("row",), float("nan"), note)
+            arrays[path] = _create(root, run, run.chunk_rows, path, "float32", (), ("row",), float("nan"), note)
     return memory, arrays
+
+
+@lru_cache(maxsize=2)
+def _class_template(run_json: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    run = ClassRun.model_validate_json(run_json)
+    memory: dict[str, Any] = {}
+    root = zarr.create_group(MemoryStore(memory), zarr_format=3)
+    # Named as its dimension, it is what xarray looks classes up by.
+    numbers = root.create_array(
+        "class", shape=(run.rows,), chunks=(run.rows,), dtype="int64", dimension_names=("class",),
+        config={"write_empty_chunks": True},
+    )  # fmt: skip
+    numbers[:] = run.classes
+    geometry, nan = run.preprocessing, float("nan")
+    shape = (geometry.channels, *geometry.input_size)
+    note = {"note": "preprocessed: pixel = (value * std + mean) * 255", "mean": geometry.mean, "std": geometry.std}
+    image = _create(root, run, 1, "image", "float32", shape, ("class", "channel", "y", "x"), nan, note)
+    score = _create(root, run, run.unit_size, "score", "float32", (), ("class",), nan, {"note": "before softmax"})
+    return memory, {"image": image, "score": score}
 
 
 def _create(
     root: zarr.Group,
-    run: Run,
+    run: Record,
+    chunk_rows: int,
     path: str,
     dtype: str,
     item_shape: tuple[int, ...],
@@ -117,7 +161,7 @@ def _create(
         dtype=dtype,
         # The last unit's shard is as long as the others, filled up: Zarr shards are all alike.
         shards=(run.unit_size, *item_shape),
-        chunks=(run.chunk_rows, *item_shape),
+        chunks=(chunk_rows, *item_shape),
         fill_value=fill,
         compressors=[
             BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=np.dtype(dtype).itemsize),
@@ -130,15 +174,15 @@ def _create(
     )
 
 
-def open_array(store: ObjectStore, path: str) -> zarr.Array[Any]:
+def open_array(store: ObjectStore, path: str, *, group: str = MAPS) -> zarr.Array[Any]:
     """An array of the store for reading; a local one with zarrs, which reads shards 2 to 4 times as fast.
 
     (A remote store zarrs would open a second time, without what obstore knows of endpoint and credentials.)
     """
     if isinstance(store, LocalStore) and store.prefix is not None:
         with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
-            return zarr.open_array(ZarrLocalStore(store.prefix, read_only=True), path=f"{MAPS}/{path}", mode="r")
-    return zarr.open_array(ZarrObjectStore(store, read_only=True), path=f"{MAPS}/{path}", mode="r")
+            return zarr.open_array(ZarrLocalStore(store.prefix, read_only=True), path=f"{group}/{path}", mode="r")
+    return zarr.open_array(ZarrObjectStore(store, read_only=True), path=f"{group}/{path}", mode="r")
 
 
 def decode_shard(run: Run, array_path: str, unit: int, data: bytes) -> NDArray[Any]:
@@ -146,7 +190,7 @@ def decode_shard(run: Run, array_path: str, unit: int, data: bytes) -> NDArray[A
     memory, arrays = _template(run.to_json())
     target = arrays[array_path]
     rows = run.unit_rows(unit)
-    key = f"{array_path}/c/" + "/".join([str(unit)] + ["0"] * (target.ndim - 1))
+    key = _shard_key(array_path, unit, target.ndim)
     memory[key] = zarr.core.buffer.default_buffer_prototype().buffer.from_bytes(data)
     try:
         return np.asarray(target[rows.start : rows.stop])

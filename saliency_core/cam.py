@@ -86,7 +86,7 @@ def spatial(layer: LayerPass) -> tuple[Tensor, Tensor]:
     capture = layer.capture
     assert capture.value is not None
     pair = capture.value, layer.gradient
-    if capture.axes is not None:
+    if len(capture.shape) == 4:  # on whatever grid: somebody may have named it
         first, second = (value.permute(0, 3, 1, 2) if capture.axes == (1, 2) else value for value in pair)
     elif capture.grid is not None:
         height, width = capture.grid

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
@@ -21,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from saliency_core.errors import Refused
 from saliency_core.layouts import Layouts
-from saliency_core.leftovers import Left, Leftover
+from saliency_core.leftovers import Left, Leftover, made_by
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ class Captures(TorchFunctionMode):
 
     @property
     def _watches_functions(self) -> bool:
-        return self._leftovers or self._everything or bool(self._called)
+        # For a module that was named, too: the grids on the way tell which axes are the image's.
+        return self._leftovers or self._everything or bool(self._called or self._modules)
 
     def __enter__(self) -> Captures:
         try:
@@ -131,8 +133,10 @@ class Captures(TorchFunctionMode):
     ) -> Any:
         del types
         kwargs = kwargs or {}
+        if not torch.is_grad_enabled():  # also inside a custom autograd function
+            return func(*args, **kwargs)
         leftover = Leftover.before(func, args, kwargs) if self._leftovers else None
-        result = func(*args, **kwargs)
+        result = made_by(func, args, kwargs)
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.requires_grad]
         if made:
             function = getattr(func, "__name__", "function")

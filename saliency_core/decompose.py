@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from saliency_core.explain import Explainer
-from saliency_core.fullgrad import bias_of, completeness
+from saliency_core.fullgrad import bias_of, completeness, images_first
 from saliency_core.models import Model
+from saliency_core.passes import LayerPass
 
 
 def decompose(
@@ -27,12 +28,16 @@ def decompose(
     """
     explainer = Explainer(model, methods=["fullgrad"], targets=[target], precision=precision)
     one = explainer.single_pass(images, labels=labels)
-    layers = [
-        Layer(layer.capture.name, layer.gradient, bias_of(layer), layer.capture.left.explicit)
-        for layer in one.layers
-        if layer.capture.left is not None
-    ]
+    layers = [_layer(layer, len(images)) for layer in one.layers]
     return Decomposition(one.scores, one.inputs, one.input_gradient, layers, completeness(one))
+
+
+def _layer(layer: LayerPass, n: int) -> Layer:
+    capture, bias = layer.capture, bias_of(layer)
+    if bias.shape == layer.gradient.shape:
+        bias = images_first(bias, n, capture.name)
+    gradient = images_first(layer.gradient, n, capture.name)
+    return Layer(capture.name, gradient, bias, capture.left is not None and capture.left.explicit)
 
 
 @dataclass(frozen=True)

@@ -247,7 +247,13 @@ class Explainer:
                 activations={layer: replica.places[layer] for layer in sorted(layers)},
                 live=live,
             )
-        return Forward(replica.model.logits, inputs, displacement=displacement, captures=captures)
+        return Forward(
+            replica.model.logits,
+            inputs,
+            displacement=displacement,
+            captures=captures,
+            open_views=leftovers or any(signal.rule.hooks_relus for signal in members),
+        )
 
     def _choose(self, outputs: Outputs, labels: Tensor) -> tuple[dict[str, Choice], dict[str, Explanation]]:
         """Settles every target on the clean images; the maps are still to come."""

@@ -136,9 +136,9 @@ def psi_sum(gradient: Tensor, factor: Tensor | float = 1.0) -> tuple[Tensor, Ten
 
 
 def in_map(layer: LayerPass) -> bool:
-    """Whether its bias is a parameter, and its output lies over the image."""
+    """Whether its bias is a parameter, and its output is [n, C, h, w], or [n, h, w, C] of a linear layer."""
     left = layer.capture.left
-    return left is not None and left.explicit and layer.capture.axes is not None
+    return left is not None and left.explicit and len(layer.capture.shape) == 4
 
 
 def bias_of(layer: LayerPass) -> Tensor:
@@ -154,7 +154,8 @@ def bias_of(layer: LayerPass) -> Tensor:
 
 def channels_first(layer: LayerPass, signal: Tensor) -> Tensor:
     """[n, C, H, W] of a signal in the layer's layout."""
-    return signal.permute(0, 3, 1, 2) if layer.capture.axes == (1, 2) else signal
+    left = layer.capture.left
+    return signal.permute(0, 3, 1, 2) if left is not None and left.channel_axis == -1 else signal
 
 
 def completeness(one: Pass) -> Tensor:
@@ -176,10 +177,10 @@ def shares_of(one: Pass) -> list[Tensor]:
 
 def share_of(layer: LayerPass, n: int) -> Tensor:
     """What the layer adds to the score of each of ``n`` images → [n]."""
-    return _sum(_images_first(layer.gradient * bias_of(layer), n, layer.capture.name))
+    return _sum(images_first(layer.gradient * bias_of(layer), n, layer.capture.name))
 
 
-def _images_first(signal: Tensor, n: int, name: str) -> Tensor:
+def images_first(signal: Tensor, n: int, name: str) -> Tensor:
     """[n, …] of a signal that may come as [tokens, n, …], or as [n · windows, …]."""
     second = signal.dim() > 2 and signal.shape[1] == n
     if second and (name.startswith("multi_head_attention") or signal.shape[0] % n):

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-_SPATIAL = ("conv", "pool")
+_SPATIAL = ("conv", "pool", "interpolate", "upsample", "pad")
 _HALVINGS = 8
 _EXTRA_TOKENS = 16  # class, distillation and register tokens
 

@@ -8,6 +8,7 @@ holds for the whole net, by the chain rule, call by call. Srinivas & Fleuret 201
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import batch_norm
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
+
+from saliency_core.rules import is_in_place
 
 _WEIGHTED = {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear"}
 _HOMOGENEOUS = {
@@ -76,11 +79,13 @@ class Leftover:
     def before(cls, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Leftover | None:
         """None where nothing can be left, or nothing depends on the image."""
         leaves, spec = tree_flatten((tuple(args), dict(kwargs)))
-        floats = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        floats = [leaf for leaf in leaves if _is_float(leaf)]
         if not any(leaf.requires_grad for leaf in floats) or _homogeneous(_name(func), floats, args, kwargs):
             return None
-        if _in_place(func, kwargs):
-            leaves = [leaf.detach().clone().requires_grad_() if _moves(leaf) else leaf for leaf in leaves]
+        if is_in_place(func, kwargs):
+            leaves = [
+                leaf.detach().clone().requires_grad_(leaf.requires_grad) if _is_float(leaf) else leaf for leaf in leaves
+            ]
         return cls(func, leaves, spec)
 
     def parts(self, result: Any) -> Iterator[tuple[Tensor, Left]]:
@@ -99,19 +104,24 @@ class Leftover:
 
     def _along_its_inputs(self) -> list[Tensor]:
         """J·u of every output."""
-        moving = [position for position, leaf in enumerate(self._leaves) if _moves(leaf)]
+        places = [position for position, leaf in enumerate(self._leaves) if _is_float(leaf)]
 
         def call(*inputs: Tensor) -> list[Tensor]:
             leaves = list(self._leaves)
-            for position, value in zip(moving, inputs, strict=True):
+            for position, value in zip(places, inputs, strict=True):
                 leaves[position] = value.clone()
             args, kwargs = tree_unflatten(leaves, self._spec)
-            return [leaf for leaf in tree_leaves(self._func(*args, **kwargs)) if isinstance(leaf, Tensor)]
+            return [leaf for leaf in tree_leaves(made_by(self._func, args, kwargs)) if isinstance(leaf, Tensor)]
 
-        point = tuple(self._leaves[position].detach() for position in moving)
+        point = tuple(self._leaves[position].detach().contiguous() for position in places)  # not expanded ones
+        along = tuple(
+            value if self._leaves[position].requires_grad else torch.zeros_like(value)
+            for position, value in zip(places, point, strict=True)
+        )
         # Of attention's kernels only the plain arithmetic knows forward-mode differentiation.
-        with sdpa_kernel(SDPBackend.MATH):
-            tangents: list[Tensor] = torch.func.jvp(call, point, point)[1]
+        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the first time, torch compiles rules in a way it regrets
+            tangents: list[Tensor] = torch.func.jvp(call, point, along)[1]
         return tangents
 
 
@@ -119,14 +129,23 @@ def _name(func: Callable[..., Any]) -> str:
     return getattr(func, "__name__", "").strip("_")
 
 
+def made_by(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What the call makes, also where it returns nothing and writes into its first argument."""
+    result = func(*args, **kwargs)
+    return args[0] if getattr(func, "__name__", "") == "__setitem__" else result
+
+
+def _kept(value: Tensor) -> Tensor:
+    """As it is now."""
+    return value.detach().clone().requires_grad_(value.requires_grad)
+
+
+def _is_float(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
 def _moves(leaf: object) -> bool:
     return isinstance(leaf, Tensor) and leaf.requires_grad
-
-
-def _in_place(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
-    name = getattr(func, "__name__", "")
-    dunder = name.startswith("__")
-    return bool(kwargs.get("inplace")) or (name.startswith("__i") if dunder else name.endswith("_"))
 
 
 def _homogeneous(name: str, floats: Sequence[Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from saliency_core.captures import Capture, Captures
 from saliency_core.errors import Refused
-from saliency_core.rules import Plain, Rule, find_relus
+from saliency_core.rules import OutOfViews, Plain, Rule, find_relus
 from saliency_core.targets import Outputs
 
 
@@ -42,7 +42,8 @@ class Pass:
 class Forward:
     """One forward over ``inputs`` [n, C, H, W] that keeps its graph for the targets and rules that share it.
 
-    ``outputs``: float [n, classes] before softmax. ``captures`` watches it, where readouts or targets want more.
+    ``outputs``: float [n, classes] before softmax. ``captures`` watches it, where readouts or targets want more;
+    ``open_views``: where a rule is to hold.
     """
 
     def __init__(
@@ -52,12 +53,14 @@ class Forward:
         *,
         displacement: Tensor | None = None,
         captures: Captures | None = None,
+        open_views: bool = False,
     ) -> None:
         self._inputs = inputs.detach().requires_grad_()
         self._displacement = self._inputs.detach() if displacement is None else displacement
         self._captures = captures
         watching: AbstractContextManager[Any] = captures if captures is not None else nullcontext()
-        with watching:
+        opening: AbstractContextManager[Any] = OutOfViews() if open_views else nullcontext()
+        with watching, opening:  # what is done beside a view is seen, too
             # A copy goes in: a model may normalise its input in place, which autograd forbids on a leaf.
             self.outputs = model(self._inputs.clone())
         self._relus: list[Node] | None = None

@@ -7,12 +7,14 @@ obey it, one forward serves several rules, and nothing of the model is ever chan
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from torch.autograd.graph import Node
+from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 Gradients = tuple[Tensor, ...]
@@ -83,17 +85,47 @@ def find_relus(outputs: Sequence[Tensor]) -> list[Node]:
     return found
 
 
+class OutOfViews(TorchFunctionMode):
+    """Inside it, what is done in place to a view is done beside it and copied back: autograd hides the functions that
+    write into a view within a node of its base, where no rule could find them."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        del types
+        kwargs = kwargs or {}
+        first = args[0] if args else None
+        if not isinstance(first, Tensor) or not is_in_place(func, kwargs) or not first._is_view():
+            return func(*args, **kwargs)
+        beside = first.clone()
+        func(beside, *args[1:], **kwargs)
+        first.copy_(beside)
+        return first
+
+
+def is_in_place(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call writes into its first argument."""
+    name = getattr(func, "__name__", "")
+    dunder = name.startswith("__")
+    named = name == "__setitem__" or (name.startswith("__i") and name != "__invert__") if dunder else name.endswith("_")
+    return bool(kwargs.get("inplace")) or named
+
+
 _FLOORS = {
-    "ReluBackward0": None,
-    "HardtanhBackward0": "_saved_min_val",  # ReLU6 is one
-    "ClampMinBackward0": "_saved_min",
-    "ClampBackward0": "_saved_min",
-    "ThresholdBackward0": "_saved_threshold",
+    "ReluBackward": None,
+    "HardtanhBackward": "_saved_min_val",  # ReLU6 is one
+    "ClampMinBackward": "_saved_min",
+    "ClampBackward": "_saved_min",
+    "ThresholdBackward": "_saved_threshold",
 }
 
 
 def _is_relu(node: Node) -> bool:
-    name = node.name()
+    name = node.name().rstrip("0123456789")
     if name not in _FLOORS:
         return False
     attribute = _FLOORS[name]

@@ -11,15 +11,15 @@ CLOSE = 1e-3
 
 
 def bypass_softmax(model: Model, images: Tensor) -> tuple[str, ...]:
-    """Takes a trailing ``nn.Softmax`` or ``nn.LogSoftmax`` out of ``model.module``, in place; returns what to tell of
-    it, and of a functional one, which is recognised by its values on ``images`` [n, C, H, W] and stays."""
-    last: dict[int, tuple[str, Tensor]] = {}
+    """Makes ``model.module`` pass by a trailing ``nn.Softmax`` or ``nn.LogSoftmax``, with hooks of its own; returns
+    what to tell of it, and of a functional one, which is recognised by its values on ``images`` [n, C, H, W]."""
+    calls: list[tuple[str, nn.Module, Tensor]] = []
     handles = []
     for name, part in model.module.named_modules():
-        if isinstance(part, nn.Softmax | nn.LogSoftmax):
+        if isinstance(part, nn.Softmax | nn.LogSoftmax) and part is not model.module:
 
-            def keep(_: nn.Module, __: object, output: Tensor, name: str = name) -> None:
-                last[id(output)] = name, output  # kept alive, so that the id stays its own
+            def keep(part: nn.Module, _: object, output: Tensor, name: str = name) -> None:
+                calls.append((name, part, output))
 
             handles.append(part.register_forward_hook(keep))
     try:
@@ -28,10 +28,9 @@ def bypass_softmax(model: Model, images: Tensor) -> tuple[str, ...]:
     finally:
         for handle in handles:
             handle.remove()
-    if id(outputs) in last and last[id(outputs)][0]:
-        name = last[id(outputs)][0]
-        parent, _, child = name.rpartition(".")
-        setattr(model.module.get_submodule(parent), child, nn.Identity())
+    if calls and calls[-1][2] is outputs:
+        name, softmax, _ = calls[-1]
+        _pass_by_last(model.module, softmax, sum(part is softmax for _, part, _ in calls))
         return (f"the model ends in a softmax ({name}): the scores before it are explained.",)
     if outputs.shape[1] > 1 and (_is_distribution(outputs) or _is_distribution(outputs.exp())):
         return (
@@ -39,6 +38,24 @@ def bypass_softmax(model: Model, images: Tensor) -> tuple[str, ...]:
             "is sure. Choose the --output before it, or let the model return that.",
         )
     return ()
+
+
+def _pass_by_last(module: nn.Module, softmax: nn.Module, calls: int) -> None:
+    """The last of the calls of ``softmax`` in each forward gives what it was given: the same module may also serve
+    inside."""
+    made = 0
+
+    def begin(*_: object) -> None:
+        nonlocal made
+        made = 0
+
+    def pass_by(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        nonlocal made
+        made += 1
+        return inputs[0] if made == calls else output
+
+    module.register_forward_pre_hook(begin)
+    softmax.register_forward_hook(pass_by)
 
 
 def _is_distribution(values: Tensor) -> bool:

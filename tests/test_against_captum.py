@@ -6,7 +6,7 @@ Captum's rules need ReLUs that are modules and overwrite nothing: it gets copies
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import captum.attr
@@ -32,6 +32,15 @@ PLAIN = {
     "smoothgrad": f"smoothgrad(n={N}, spread={SPREAD}, reduction=none)",
 }
 RULES = {name: f"{name}(reduction=none)" for name in ("guided_backprop", "deconvnet")}
+
+
+@pytest.fixture(autouse=True)
+def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Small nets only wait for a second one, above all on a machine that has other work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads if request.node.get_closest_marker("slow") else 1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Small(nn.Module):
@@ -212,6 +221,7 @@ def test_torchvision_nets(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # float64, and 45 passes
 def test_vit_b_16() -> None:
     module, images = built(lambda: models.vit_b_16(weights=None, num_classes=10)), images_of(2, 224, 224)
     found, classes = ours(module, images, PLAIN)

@@ -5,6 +5,8 @@ Completeness is summed here again, in float64, from the parts: what the code say
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -27,6 +29,15 @@ from torchvision import models
 from saliency_core import Explainer
 from saliency_core.decompose import decompose
 from saliency_core.samplers import noise_for
+
+
+@pytest.fixture(autouse=True)
+def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Small nets only wait for a second one, above all on a machine that has other work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads if request.node.get_closest_marker("slow") else 1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Odd(nn.Module):
@@ -310,6 +321,69 @@ def test_constant_terms_do_not_divide_by_zero() -> None:
     found = explain(built(Odd), images, "fullgrad", "simple_fullgrad")
     assert all(maps.isfinite().all() for maps in found.maps.values())
     assert psi(images)[0].eq(0).all()
+
+
+def written(x: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, :, 1] = 0.5
+    return x
+
+
+def summed(x: Tensor) -> Tensor:
+    x = x.clone()
+    x += 0.25
+    return x.mul_(2).sub_(0.1)
+
+
+def summed_in_part(x: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, :3].add_(1).mul_(2)
+    return x
+
+
+# Ways in which a constant comes into a net without a layer that has a bias.
+CONSTANTS = {
+    "a sum": lambda x: x + 0.5,
+    "from the left": lambda x: 1 - x,
+    "torch.sub": lambda x: torch.sub(x, 2, alpha=0.5),
+    "in place": summed,
+    "in place, into a part": summed_in_part,
+    "written into it": written,
+    "masked": lambda x: x.masked_fill(torch.arange(x.shape[-1]) < 2, 3.0),
+    "where": lambda x: torch.where(torch.arange(x.shape[-1]) < 2, x, 0.7),
+    "padding": lambda x: F.pad(x, (1, 1, 1, 1), value=0.3),
+    "joined": lambda x: torch.cat([x, torch.ones_like(x[:, :, :1])], 2),
+    "addcmul": lambda x: torch.addcmul(x, torch.tensor(2.0), torch.tensor(0.5), value=0.5),
+    "a gate": lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
+    "a normalisation": lambda x: x / (x.square().mean((2, 3), keepdim=True) + 1).sqrt(),
+    "hardsigmoid": lambda x: x * F.hardsigmoid(x),
+    "softplus": F.softplus,
+    "prelu": lambda x: F.prelu(x, torch.tensor(0.3, dtype=x.dtype)),
+    "clamped on both sides": lambda x: x.clamp(-0.4, 0.3),
+    "maximum": lambda x: torch.maximum(x, torch.tensor(0.2, dtype=x.dtype)),
+    "layer norm": lambda x: F.layer_norm(x, x.shape[1:]),
+    "matmul with itself": lambda x: x @ x.transpose(2, 3),
+}
+
+
+class Constant(nn.Module):
+    def __init__(self, act) -> None:
+        super().__init__()
+        self.one, self.two, self.head, self.act = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 6), act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.two(self.act(self.one(x))).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("way", CONSTANTS)
+def test_no_constant_is_missed(way: str) -> None:
+    module, images = built(lambda: Constant(CONSTANTS[way])), images_of(3, 9, 9)
+    assert_complete(module, images, most=1e-12, precision="float64")
+    # which is not so without it
+    plain = out_of_place(module)
+    scores, by_input, _, terms = full_gradient(plain, images, of_class(plain(images).argmax(1)))
+    if way != "prelu":
+        assert residual(scores, [by_input, *terms]).min() > 1e-6
 
 
 # -- completeness --------------------------------------------------------------------------------------------

@@ -204,7 +204,7 @@ class Bench:
         # Made anew for each call, as its users do: it holds hooks on the net.
         def run() -> object:
             with kind(model=net, target_layers=[net.get_submodule(layer)]) as cam:  # type: ignore[attr-defined]
-                return cam(input_tensor=self.few)
+                return cam(input_tensor=self.few, targets=None)
 
         return run
 

@@ -1,0 +1,41 @@
+"""classes.json: the record of a store of class images."""
+
+from __future__ import annotations
+
+import re
+
+from jobs.class_config import ClassesConfig
+from jobs.output import existing_record
+from jobs.record import Record
+from saliency_core.errors import Refused
+
+_PLANNED = re.compile(r"classes\.zarr/((.+/)?zarr\.json|class/c/0)")
+
+
+class ClassRun(Record):
+    """The content of classes.json, fixed by the plan. Row i of the store is class ``classes[i]``, ascending."""
+
+    KEY = "classes.json"
+
+    config: ClassesConfig
+    classes: tuple[int, ...]
+    class_names: tuple[str, ...] | None
+    """The model's, of all its classes."""
+    notes: tuple[str, ...] = ()
+
+    def name(self, number: int) -> str | None:
+        """Of a class of the model."""
+        return None if self.class_names is None else self.class_names[number]
+
+
+def existing_class_run(out: str) -> ClassRun | None:
+    """What ``out`` holds, as ``existing_record`` finds it."""
+    return existing_record(ClassRun, out, planned=_PLANNED, planned_top=("classes.zarr",))
+
+
+def open_class_run(out: str) -> ClassRun:
+    """Refused where there is none."""
+    run = existing_class_run(out)
+    if run is None:
+        raise Refused(f"{out} holds no {ClassRun.KEY}, so nothing was planned there: run classes again.")
+    return run

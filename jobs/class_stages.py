@@ -1,0 +1,144 @@
+"""The stages of class model visualisation: a unit's class numbers → images → the store. Its Parquet part is the commit,
+and comes last."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import obstore
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from jobs.class_run import ClassRun, open_class_run
+from jobs.index import Commit, ShardRecord, encode_part, part_key
+from jobs.stages import TASK_CPUS, Stage, replica_stage
+from jobs.store import encode_class_shards
+from jobs.stores import open_output
+
+if TYPE_CHECKING:
+    from saliency_core.models import Model
+
+SCHEMA = pa.schema(
+    {
+        "class": pa.int32(),
+        "class_name": pa.string(),
+        "score": pa.float32(),
+        "probability": pa.float32(),
+        "error": pa.string(),
+    }
+)
+ASTRAY = (
+    "a score or its gradient was not finite on the way, so there is no image: lower --l2, --learning-rate or the "
+    "weight of --lp, into a new --out"
+)
+
+
+class VisualiseError(RuntimeError):
+    """The model raised; the message names the classes and what it said."""
+
+
+@dataclass(frozen=True)
+class ChosenUnit:
+    """The class numbers of a unit's rows."""
+
+    unit: int
+    classes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class VisualisedUnit:
+    """``images`` float32 [n, C, H, W], preprocessed; ``scores`` and ``probabilities`` float32 [n]."""
+
+    unit: int
+    classes: tuple[int, ...]
+    images: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+
+
+def class_stages(run: ClassRun, *, workers: int) -> list[Stage]:
+    """choose → visualise → write; the items are unit numbers. The store's classes.json must be in place."""
+    out = run.config.out
+    return [
+        Stage("choose", partial(_choose, out), cpus=TASK_CPUS),
+        replica_stage("visualise", partial(_visualise, out), run, workers=workers),
+        Stage("write", partial(_write, out), cpus=TASK_CPUS),
+    ]
+
+
+def _choose(out: str) -> Callable[[Any], Any]:
+    run = open_class_run(out)
+    return lambda unit: ChosenUnit(unit, tuple(run.classes[row] for row in run.unit_rows(unit)))
+
+
+def _visualise(out: str) -> Callable[[Any], Any]:
+    return Visualise(open_class_run(out))
+
+
+def _write(out: str) -> Callable[[Any], Any]:
+    return Write(open_class_run(out))
+
+
+class Visualise:
+    """Holds the model, and refuses to work where that is not the model of the plan."""
+
+    def __init__(self, run: ClassRun) -> None:
+        import torch  # the driver and the other stages can do without
+
+        from jobs.model import build_model, refuse_other_weights
+        from saliency_core.errors import Told
+
+        warnings.simplefilter("ignore", Told)  # the plan has told it
+        torch.set_num_threads(run.config.threads)
+        self._model: Model = build_model(run.config, class_names=run.class_names)
+        refuse_other_weights(run, self._model)
+        self._run = run
+
+    def __call__(self, unit: ChosenUnit) -> VisualisedUnit:
+        from saliency_core.class_models import visualise_classes
+
+        config = self._run.config
+        try:
+            found = visualise_classes(
+                self._model, unit.classes, recipe=config.recipe(), seed=config.seed, device=self._run.device
+            )
+        except Exception as error:
+            raise VisualiseError(
+                f"the model failed on classes {unit.classes}, all at once: {type(error).__name__}: {error}\n"
+                "Where memory ran out, take a new --out and a smaller --batch-size."
+            ) from error
+        arrays = (values.cpu().numpy() for values in (found.images, found.scores, found.probabilities))
+        return VisualisedUnit(unit.unit, unit.classes, *arrays)
+
+
+class Write:
+    """Encodes, hashes and puts; returns how many classes. A unit written twice gives the same objects."""
+
+    def __init__(self, run: ClassRun) -> None:
+        self._run = run
+        self._store = open_output(run.config.out)
+
+    def __call__(self, unit: VisualisedUnit) -> int:
+        astray = ~(np.isfinite(unit.images).all(axis=(1, 2, 3)) & np.isfinite(unit.scores))
+        images = np.where(astray[:, None, None, None], np.float32("nan"), unit.images)
+        scores = np.where(astray, np.float32("nan"), unit.scores)
+        records = []
+        for key, data in encode_class_shards(self._run, unit.unit, images, scores).items():
+            obstore.put(self._store, key, data)
+            records.append(ShardRecord(key, len(data), hashlib.sha256(data).hexdigest()))
+        columns = [
+            pa.array(unit.classes, pa.int32()),
+            pa.array([self._run.name(number) for number in unit.classes], pa.string()),
+            pa.array(scores, mask=astray),
+            pa.array(unit.probabilities, mask=astray),
+            pa.array([ASTRAY if one else None for one in astray], pa.string()),
+        ]
+        lines = pa.Table.from_arrays(columns, schema=SCHEMA)
+        obstore.put(self._store, part_key(unit.unit), encode_part(lines, Commit(records, [])))
+        return len(unit.classes)

@@ -1,0 +1,157 @@
+"""``saliency classes``: class model visualisation of many classes at once, on the stages that any job runs on.
+
+OUT/
+  classes.json          configuration, fingerprint, which classes
+  classes.zarr/         image (class, channel, y, x), preprocessed; score (class); class (class), the numbers
+  index/unit-*.parquet  the lines of a unit; its existence is the unit's commit
+  classes.parquet       all of them: line i is image i
+  classes.png           pictures
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+import obstore
+import pyarrow as pa
+import pyarrow.parquet as pq
+from obstore.store import ObjectStore
+from rich.console import Console
+
+from jobs.class_config import ALL, ClassesConfig
+from jobs.class_pictures import draw_page, page_rows
+from jobs.class_run import ClassRun, existing_class_run
+from jobs.class_stages import class_stages
+from jobs.console import say
+from jobs.engine import StartingEngine, starting_engine
+from jobs.exits import DONE, IMPERFECT
+from jobs.index import committed, read_part
+from jobs.output import refuse_unwritable
+from jobs.record import refuse_other_fingerprint
+from jobs.store import CLASSES, class_metadata_objects, open_array
+from jobs.stores import open_output
+from saliency_core.errors import Refused, Told
+from saliency_core.recipe import Recipe
+
+if TYPE_CHECKING:
+    from saliency_core.class_models import ClassModels
+    from saliency_core.models import Model
+
+# Small, so that a few classes are spread over several replicas; and the same on every machine.
+BATCH = {"cpu": 8, "cuda": 32}
+
+
+def visualise(config: ClassesConfig, console: Console) -> int:
+    """The whole job → exit code. Raises Refused before anything is touched; StageError where a stage failed."""
+    with starting_engine(config) as engine:
+        run = _plan(config, engine)
+        store = open_output(config.out)
+        done = committed(store)
+        pending = [unit for unit in range(run.units) if unit not in done]
+        say(console, f"{config.model} on {run.device}, {run.rows:,} classes: {run.units:,} units of {run.unit_size}")
+        for note in run.notes:
+            say(console, f"note: {note}")
+        workers = min(engine.ready().workers(config, run.device), max(1, len(pending)))
+        so_far = sum(len(run.unit_rows(unit)) for unit in done)
+        stages = class_stages(run, workers=workers)
+        for classes in engine.ready().run_stages(pending, stages) if pending else ():
+            so_far += classes
+            say(console, f"{so_far:,} of {run.rows:,} classes committed")
+    return _finish(run, store, console)
+
+
+def _plan(config: ClassesConfig, engine: StartingEngine) -> ClassRun:
+    """Makes the store, unless it is there. Refused with the reason where the job cannot work."""
+    refuse_unwritable(config.out)
+    stored = existing_class_run(config.out)
+    engine.begin()
+    from jobs.model import try_model  # with it comes torch, which takes seconds
+
+    tried = try_model(config)
+    names, geometry = tried.model.class_names, tried.model.preprocessing
+    classes = _chosen(config.classes, names, tried.n_classes)
+    first = _try(tried.model, classes[0])
+    device = engine.ready().device(config)
+    engine.ready().workers(config, device)  # refuses what the machine lacks
+    unit_size = min(len(classes), BATCH[device] if config.batch_size == "auto" else config.batch_size)
+    run = ClassRun(
+        config=config,
+        fingerprint={
+            "model": config.model.partition(":")[0] if config.model.startswith("file:") else config.model,
+            "output": config.output,
+            "weights": tried.digest,
+            "class_names": None if names is None else list(names),
+            "preprocessing": geometry.to_dict(),
+            "classes": classes,
+            **config.model_dump(mode="json", include={field.name for field in fields(Recipe)}),
+            "seed": config.seed,
+            "batch_size": unit_size,
+            "threads": config.threads,
+            "device": device,
+        },
+        rows=len(classes),
+        unit_size=unit_size,
+        device=device,
+        preprocessing=geometry.to_dict(),
+        classes=tuple(classes),
+        class_names=names,
+        notes=first.notes,
+    )
+    if stored is not None:
+        refuse_other_fingerprint(stored, run.fingerprint, where=config.out)
+    store = open_output(config.out)
+    # classes.json last: with it, the store exists.
+    for key, data in (class_metadata_objects(run) | {run.KEY: run.to_json()}).items():
+        obstore.put(store, key, data)
+    return run
+
+
+def _chosen(wanted: Sequence[str], names: Sequence[str] | None, n_classes: int) -> list[int]:
+    """Class numbers, ascending, each once. Refused for what is no class."""
+    from saliency_core.targets import class_number
+
+    if list(wanted) == [ALL]:
+        return list(range(n_classes))
+    return sorted({class_number(one, names, n_classes=n_classes) for one in wanted})
+
+
+def _try(model: Model, number: int) -> ClassModels:
+    """One step for one class, on the CPU. Refused where that cannot work."""
+    from saliency_core.class_models import visualise_classes
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Told)  # its notes say the same
+            return visualise_classes(model, [number], recipe=Recipe(steps=1))
+    except Refused:
+        raise
+    except Exception as error:  # whatever the user's model raises
+        raise Refused(
+            f"{model.spec} fails where a class of it is visualised: {type(error).__name__}: {error}. Does it take any "
+            "number of images, with any values?"
+        ) from error
+
+
+def _finish(run: ClassRun, store: ObjectStore, console: Console) -> int:
+    """classes.parquet and the pictures → exit code."""
+    import torch
+
+    from saliency_core.class_models import as_pictures
+
+    lines = pa.concat_tables([read_part(store, unit)[0] for unit in range(run.units)])
+    sink = pa.BufferOutputStream()
+    pq.write_table(lines, sink, compression="zstd")
+    obstore.put(store, "classes.parquet", bytes(sink.getvalue()))
+    images = open_array(store, "image", group=CLASSES)
+    for key, rows in page_rows(run.rows).items():
+        pictures = as_pictures(torch.from_numpy(images[rows.start : rows.stop]), run.preprocessing)
+        obstore.put(store, key, draw_page(pictures, lines.slice(rows.start, len(rows)).to_pylist()))
+    astray = run.rows - lines["error"].null_count
+    say(console, f"store: {run.config.out}, pictures: {', '.join(page_rows(run.rows))}")
+    if astray:
+        first = next(filter(None, lines["error"].to_pylist()))
+        say(console, f"{astray:,} of {run.rows:,} classes have no image: {first}")
+    return IMPERFECT if astray else DONE

@@ -1,0 +1,173 @@
+"""What the configurations of all jobs share: typed, validated, the same as a YAML file, as flags, and in run.json.
+
+Each field is a flag (``batch_size`` ↔ ``--batch-size``; the description is its help) and a key of ``--config``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from saliency_core.preprocessing import Preprocessing
+
+
+def _size(value: object) -> object:
+    """``"256"`` → 256; ``"224x224"`` → (224, 224)."""
+    if not isinstance(value, str):
+        return value
+    parts = value.lower().split("x")
+    if not all(part.isdigit() for part in parts) or len(parts) > 2:
+        raise ValueError("is no size: write 256, or HEIGHTxWIDTH as 224x224")
+    return int(parts[0]) if len(parts) == 1 else tuple(int(part) for part in parts)
+
+
+def _pair(value: object) -> object:
+    """A crop given as one number is square."""
+    sized = _size(value)
+    return (sized, sized) if isinstance(sized, int) else sized
+
+
+def as_numbers(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(float(part) for part in value.split(","))
+    return (value,) if isinstance(value, int | float) else value
+
+
+def _number_or_name(value: object) -> object:
+    return int(value) if isinstance(value, str) and value.isdigit() else value
+
+
+Size = Annotated[int | tuple[int, int], BeforeValidator(_size)]
+Pair = Annotated[tuple[int, int], BeforeValidator(_pair)]
+Numbers = Annotated[tuple[float, ...], BeforeValidator(as_numbers)]
+AutoOrCount = Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], BeforeValidator(_number_or_name)]
+
+
+def key(default: Any, help_text: str, *, group: str, **limits: Any) -> Any:
+    """A field of a configuration; ``group``: under which heading its flag is."""
+    return Field(default, description=help_text, json_schema_extra={"group": group}, **limits)
+
+
+class JobConfig(BaseModel):
+    """What every job must be told: the model, what its images look like, where the work is done and where it goes.
+
+    Frozen; unknown keys are refused.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = key(..., "torchvision:NAME, timm:NAME, python:package.module:factory or file:PATH", group="Model")
+    out: str = key(..., "the store: a new or our own directory, local or on an object store", group="Output")
+
+    class_names: str | None = key(None, "text file with one class name a line, in the model's order", group="Input")
+
+    weights: str | None = key(
+        None, "state dict or .safetensors file, or the name of a torchvision preset", group="Model"
+    )
+    num_classes: int | None = key(
+        None, "outputs of the head, where the weights have another number", group="Model", ge=1
+    )
+    output: Annotated[int | str | None, BeforeValidator(_number_or_name)] = key(
+        None, "which of several outputs holds the scores: a position or a name", group="Model"
+    )
+
+    preset: str | None = key(
+        None, "torchvision preset whose preprocessing goes with local weights", group="Preprocessing"
+    )
+    resize: Size | None = key(
+        None, "256: the shorter edge; 224x224: exactly, the aspect is not kept", group="Preprocessing"
+    )
+    crop: Pair | None = key(None, "centre crop, 224 or HEIGHTxWIDTH", group="Preprocessing")
+    interpolation: str | None = key(
+        None, "of the resize: nearest, bilinear (default), bicubic, lanczos, box, hamming", group="Preprocessing"
+    )
+    mean: Numbers | None = key(None, "per channel, of values in 0..1: 0.485,0.456,0.406", group="Preprocessing")
+    std: Numbers | None = key(None, "per channel: 0.229,0.224,0.225", group="Preprocessing")
+    channels: Literal[1, 3] | None = key(None, "of the model's input: 3, or 1 for grey models", group="Preprocessing")
+
+    runner: Literal["ray", "inline"] = key("ray", "ray, or inline: the same stages in this process", group="Work")
+    workers: AutoOrCount = key("auto", "model replicas (auto: one per GPU, else per core)", group="Work")
+    device: Literal["auto", "cpu", "cuda"] = key(
+        "auto", "where the model runs (auto: cuda where there is one)", group="Work"
+    )
+    gpus_per_worker: float = key(1.0, "below 1, replicas share a GPU", group="Work", gt=0)
+    threads: int = key(1, "CPU threads of each replica; part of what the bytes depend on", group="Work", ge=1)
+    batch_size: AutoOrCount = key(
+        "auto", "images in one forward (micro-batch), fixed for the store's life", group="Work"
+    )
+
+    @field_validator("out")
+    @classmethod
+    def _no_credentials(cls, value: str) -> str:
+        return without_credentials(value)
+
+    @field_validator("out", "class_names", "weights")
+    @classmethod
+    def _full_path(cls, value: str | None, about: ValidationInfo) -> str | None:
+        """Local paths in full: a store knows its inputs wherever it is worked on from."""
+        name_of_preset = about.field_name == "weights" and value and not (Path(value).suffix or Path(value).exists())
+        return value if value is None or name_of_preset else full_path(value)
+
+    @field_validator("channels", mode="before")
+    @classmethod
+    def _channels(cls, value: object) -> object:
+        return _number_or_name(value)
+
+    @model_validator(mode="after")
+    def _whole_preprocessing(self) -> Self:
+        self.preprocessing()
+        return self
+
+    def preprocessing(self) -> Preprocessing | None:
+        """The explicit one; None where no key of it is given. ValueError where it is half given."""
+        given = {
+            "resize": self.resize,
+            "crop": self.crop,
+            "mean": self.mean,
+            "std": self.std,
+            "channels": self.channels,
+            "interpolation": self.interpolation,
+        }
+        if all(value is None for value in given.values()):
+            return None
+        if self.mean is None or self.std is None:
+            raise ValueError(
+                "explicit preprocessing needs mean and std beside resize or crop, or every image is fed wrongly"
+            )
+        if self.preset is not None:
+            raise ValueError("preset and explicit preprocessing exclude each other: give one")
+        return Preprocessing(
+            resize=self.resize,
+            crop=self.crop,
+            interpolation=self.interpolation or "bilinear",
+            mean=self.mean,
+            std=self.std,
+            channels=self.channels or len(self.mean),
+        )
+
+
+def without_credentials(uri: str) -> str:
+    if "://" in uri and "@" in urlsplit(uri).netloc:
+        raise ValueError("holds credentials, which would end up in run.json; put them in the environment")
+    return uri
+
+
+def full_path(path: str) -> str:
+    if not path.strip():
+        raise ValueError("is empty")
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ValueError("is not UTF-8, and run.json could not name it: rename it, or take the folder above") from None
+    return path if "://" in path else str(Path(path).absolute())

@@ -1,0 +1,47 @@
+"""How the image of a class is sought. Nothing here imports torch, so that the command line knows the defaults."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Ascends S_c(I) − l2 · ‖I‖² − w · Σ|I|ᵖ − total_variation · TV(I) from I = 0, the mean image.
+
+    Sums run over the pixels and channels of the preprocessed image, whose unit is about one standard deviation.
+
+    ``steps`` of the ascent. ``learning_rate``: by how much (root mean square) the first step changes the image; it
+    falls linearly to zero, and does not depend on the size of the gradient. ``lp``: (p, w). ``jitter``: at each step
+    the model sees the image shifted, and wrapped around, by up to that many pixels both ways. ``blur_every`` so many
+    steps the image is blurred by a Gaussian of ``blur_sigma`` pixels; 0: never.
+
+    Raises ValueError for what cannot be.
+    """
+
+    steps: int = 256
+    learning_rate: float = 0.05
+    l2: float = 1e-3
+    lp: tuple[float, float] = (6.0, 0.0)
+    total_variation: float = 0.0
+    jitter: int = 4
+    blur_every: int = 4
+    blur_sigma: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "l2", "total_variation", "jitter", "blur_every"):
+            _check(name, getattr(self, name), least=0)
+        for name in ("learning_rate", "blur_sigma"):
+            _check(name, getattr(self, name), above=0)
+        if len(self.lp) != 2:
+            raise ValueError(f"lp={self.lp} is not a power and its weight: give both, as 6,0.001")
+        # Below 1 the slope is infinite at the zero image, where everything starts.
+        _check("lp's power", self.lp[0], least=1)
+        _check("lp's weight", self.lp[1], least=0)
+
+
+def _check(name: str, value: float, *, least: float = -math.inf, above: float = -math.inf) -> None:
+    if not (math.isfinite(value) and value >= least and value > above):
+        bound = f"at least {least:g}" if least > -math.inf else f"above {above:g}"
+        raise ValueError(f"{name}={value} leads to no image: it must be a finite number, {bound}")

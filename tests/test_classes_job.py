@@ -1,0 +1,264 @@
+"""``saliency classes`` as a whole: what its store holds, what resumes, what is refused, which exit code."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import s3
+import torch
+import xarray
+import yaml
+from conftest import CLASSES, TINY
+from factories import tiny
+from PIL import Image
+from rich.console import Console
+
+from jobs.class_config import ClassesConfig
+from jobs.class_pictures import page_rows
+from jobs.class_stages import VisualiseError
+from jobs.classes import visualise
+from jobs.config import flag_of, read_config
+from jobs.stores import list_keys, open_output, read_object
+from saliency_core.class_models import visualise_classes
+from saliency_core.errors import Refused
+from saliency_core.models import Model
+from saliency_core.preprocessing import Preprocessing
+from saliency_core.recipe import Recipe
+
+KEYS = {**TINY, "resize": "12x10", "steps": 4, "jitter": 1, "blur_every": 2, "batch_size": 2, "seed": 3}
+GEOMETRY = Preprocessing((12, 10), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
+
+
+def run(out: Path | str, **keys: object) -> tuple[int, str]:
+    """In this process → exit code and what it printed."""
+    console = Console(file=io.StringIO(), width=200)
+    code = visualise(read_config(ClassesConfig, {**KEYS, "out": str(out), **keys}), console)
+    return code, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def as_flags(**keys: object) -> list[str]:
+    return [text for key, value in {**KEYS, **keys}.items() for text in (flag_of(key), str(value))]
+
+
+def content(out: Path) -> dict[str, bytes]:
+    """Every object but classes.json, which knows where it is and how it was made."""
+    found = {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    del found["classes.json"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("names") / "names.txt"
+    path.write_text("\n".join(CLASSES))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(names: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All five classes, two at once. Not to be changed: copy it."""
+    out = tmp_path_factory.mktemp("finished") / "store"
+    code, told = run(out, class_names=str(names))
+    assert code == 0 and "5 of 5 classes committed" in told
+    return out
+
+
+def test_line_i_is_image_i_is_class_i(finished: Path) -> None:
+    data = xarray.open_zarr(finished / "classes.zarr", consolidated=False)
+    assert data["image"].dims == ("class", "channel", "y", "x") and data["image"].dtype == np.float32
+    lines = pq.read_table(finished / "classes.parquet").to_pylist()
+    assert [(line["class"], line["class_name"], line["error"]) for line in lines] == [
+        (number, name, None) for number, name in enumerate(CLASSES)
+    ]
+    model = Model("own", tiny().eval(), GEOMETRY)
+    recipe = Recipe(steps=4, jitter=1, blur_every=2)
+    for number, line in enumerate(lines):
+        found = visualise_classes(model, [number], recipe=recipe, seed=3)
+        np.testing.assert_allclose(data["image"].sel({"class": number})[:], found.images[0], rtol=1e-3, atol=1e-4)
+        assert line["score"] == pytest.approx(float(found.scores[0]), rel=1e-4)
+        assert line["probability"] == pytest.approx(float(found.probabilities[0]), rel=1e-4)
+        assert line["score"] == data["score"].sel({"class": number})
+    with Image.open(finished / "classes.png") as picture:
+        assert picture.format == "PNG" and len(picture.getcolors(1 << 20) or ()) > 100
+
+
+def test_ray_equals_inline(finished: Path, names: Path, tmp_path: Path, saliency) -> None:
+    out = tmp_path / "store"
+    told = saliency("classes", *as_flags(out=out, class_names=names, runner="ray", workers=2))
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert content(out) == content(finished)
+    assert "5 of 5 classes committed" in told.stdout
+    assert "WARNING" not in told.stderr and "Traceback" not in told.stderr
+
+
+def test_an_object_store_holds_the_same(finished: Path, names: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3.server(monkeypatch) as uri:
+        for _ in range(2):
+            assert run(f"{uri}/some/classes", class_names=str(names))[0] == 0
+        store = open_output(f"{uri}/some/classes")
+        found = {key: read_object(store, key) for key in sorted(list_keys(store)) if key != "classes.json"}
+    assert found == content(finished)
+
+
+def test_goes_on_where_a_unit_is_missing(finished: Path, names: Path, tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    shutil.copytree(finished, out)
+    for key in ("index/unit-00000001.parquet", "classes.zarr/image/c/1/0/0/0", "classes.parquet", "classes.png"):
+        (out / key).unlink()
+    (out / "classes.zarr/score/c/1").write_bytes(b"torn")
+    code, told = run(out, class_names=str(names))
+    assert code == 0 and "5 of 5 classes committed" in told and "3 of 5" not in told
+    assert content(out) == content(finished)
+
+
+def test_planning_that_never_ended_counts_as_none(finished: Path, names: Path, tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    for key in ("classes.zarr/zarr.json", "classes.zarr/class/c/0"):
+        (out / key).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(finished / key, out / key)
+    assert run(out, class_names=str(names))[0] == 0
+    assert content(out) == content(finished)
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"steps": 5}, "steps"),
+        ({"l2": 0.1}, "l2"),
+        ({"lp": "2,0.1"}, "lp"),
+        ({"jitter": 0}, "jitter"),
+        ({"seed": 4}, "seed"),
+        ({"classes": "0,1"}, "classes"),
+        ({"batch_size": 4}, "batch_size"),
+        ({"threads": 2}, "threads"),
+        ({"mean": "0.4,0.5,0.5"}, "preprocessing"),
+        ({"model": "python:factories:spoils"}, "weights"),
+    ],
+)
+def test_another_run_is_refused_by_name(finished: Path, names: Path, change: dict[str, object], named: str) -> None:
+    before = content(finished)
+    with pytest.raises(Refused, match=rf"{named}: the store has(.|\n)*classes\.json"):
+        run(finished, class_names=str(names), **change)
+    assert content(finished) == before
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"classes": "5"}, "class 5 does not exist"),
+        ({"classes": "-1"}, "'-1'"),
+        ({"classes": "ant"}, "names are not known"),
+        ({"classes": " "}, "class"),
+        ({"steps": -1}, "steps=-1"),
+        ({"lp": "6"}, "--lp"),
+        ({"blur_sigma": 0}, "blur_sigma"),
+        ({"methods": "gradient"}, "--method"),
+        ({"model": "python:factories:no_gradient"}, "gradient"),
+        ({"model": "python:factories:random_weights", "resize": "8x8"}, "every replica"),
+        ({"model": "python:factories:several"}, "logits, doubled"),
+        ({"model": "python:factories:grey"}, "fails on a batch"),
+        ({"model": "python:factories:raises"}, "too bright"),
+        ({"mean": None}, "mean"),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_is_refused_and_nothing_touched(tmp_path: Path, change: dict[str, object], named: str) -> None:
+    with pytest.raises(Refused, match=named):
+        run(tmp_path / "out", **change)
+    assert not (tmp_path / "out").exists()
+
+
+def test_credentials_are_refused() -> None:
+    with pytest.raises(Refused, match="--out: holds credentials"):
+        read_config(ClassesConfig, {**KEYS, "out": "s3://key:secret@bucket/x"})
+
+
+def test_names_that_are_not_as_many_or_not_there_are_refused(names: Path, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="'yak'"):
+        run(tmp_path / "out", class_names=str(names), classes="ant,yak")
+    (tmp_path / "two.txt").write_text("ant\nbee\n")
+    with pytest.raises(Refused, match="2 names"):
+        run(tmp_path / "out", class_names=str(tmp_path / "two.txt"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_foreign_directories_and_other_stores_are_left_alone(finished: Path, tmp_path: Path, saliency) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    told = saliency("classes", *as_flags(out=tmp_path))
+    assert told.returncode == 2 and "thesis.tex" in told.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(Refused, match=r"run\.json"):
+        run(tmp_path)
+    before = content(finished)
+    for command in (["status", finished], ["explain", "--images", tmp_path, "--model", "x", "--out", finished]):
+        assert saliency(*command).returncode == 2
+    assert content(finished) == before
+
+
+def test_classes_by_name_and_number_each_once_in_order(finished: Path, names: Path, tmp_path: Path) -> None:
+    code, _ = run(tmp_path / "store", class_names=str(names), classes="3, bee ,1")
+    assert code == 0
+    lines = pq.read_table(tmp_path / "store/classes.parquet").to_pylist()
+    assert [line["class_name"] for line in lines] == ["bee", "dog"]
+    some, all_ = (xarray.open_zarr(out / "classes.zarr", consolidated=False) for out in (tmp_path / "store", finished))
+    assert some["class"].values.tolist() == [1, 3]
+    np.testing.assert_allclose(some["image"].sel({"class": 3}), all_["image"].sel({"class": 3}), rtol=1e-3, atol=1e-4)
+
+
+def test_yaml_says_the_same_as_flags(tmp_path: Path) -> None:
+    made = read_config(ClassesConfig, {**KEYS, "out": "o", "classes": "0,bee", "lp": "6,0.5"})
+    for text in (
+        yaml.safe_dump(json.loads(made.model_dump_json())),
+        yaml.safe_dump({**KEYS, "classes": [0, "bee"], "lp": [6, 0.5]}),
+    ):
+        (tmp_path / "run.yaml").write_text(text)
+        assert read_config(ClassesConfig, {"out": "o"}, file=tmp_path / "run.yaml") == made
+
+
+def test_every_key_is_a_flag(saliency) -> None:
+    told = saliency("classes", "--help").stdout
+    assert all(f"{flag_of(key)} " in told for key in ClassesConfig.model_fields)
+
+
+def test_a_class_without_an_image_keeps_its_place_with_a_reason(tmp_path: Path) -> None:
+    code, told = run(tmp_path / "store", l2=1e300)
+    assert code == 3 and "5 of 5 classes have no image" in told
+    lines = pq.read_table(tmp_path / "store/classes.parquet").to_pylist()
+    assert all("--l2" in line["error"] and line["score"] is None and line["probability"] is None for line in lines)
+    assert np.isnan(xarray.open_zarr(tmp_path / "store/classes.zarr", consolidated=False)["image"]).all()
+    with Image.open(tmp_path / "store/classes.png") as picture:
+        picture.load()
+
+
+def test_a_model_that_raises_is_told_with_its_classes(tmp_path: Path) -> None:
+    with pytest.raises(VisualiseError, match=r"classes \(0, 1, 2, 3\)(.|\n)*device is full(.|\n)*--batch-size"):
+        run(tmp_path / "store", model="python:factories:greedy", batch_size=4)
+
+
+def test_other_weights_than_planned_end_the_job(tmp_path: Path) -> None:
+    torch.save(tiny().state_dict(), tmp_path / "w.pt")
+    run(tmp_path / "store", weights=str(tmp_path / "w.pt"))
+    torch.save({key: value + 1 for key, value in tiny().state_dict().items()}, tmp_path / "w.pt")
+    with pytest.raises(Refused, match="weights"):
+        run(tmp_path / "store", weights=str(tmp_path / "w.pt"))
+
+
+def test_pages_hold_a_hundred() -> None:
+    assert page_rows(100) == {"classes.png": range(100)}
+    assert page_rows(101) == {"classes-1.png": range(100), "classes-2.png": range(100, 101)}
+    assert sorted(page_rows(1000)) == list(page_rows(1000)) == [f"classes-{page:02d}.png" for page in range(1, 11)]
+
+
+def test_the_pictures_of_a_grey_model_are_grey(tmp_path: Path) -> None:
+    code, _ = run(tmp_path / "store", model="python:factories:grey", mean="0.5", std="0.25", steps=1)
+    assert code == 0
+    with Image.open(tmp_path / "store/classes.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    assert (np.abs(pixels - pixels.mean(axis=2, keepdims=True)) < 2).all()
