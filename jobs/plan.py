@@ -93,6 +93,7 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False) -> P
         arrays=facts.arrays,
         passes=facts.passes,
         notes=facts.notes,
+        agreement=facts.agreement,
         ignored=dict(sum((source.ignored for source in sources), Counter())),
         versions=_versions(),
     )

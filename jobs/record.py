@@ -107,6 +107,7 @@ class Run(Record):
     arrays: tuple[ArraySpec, ...]
     passes: float = 1.0
     notes: tuple[str, ...] = ()
+    agreement: dict[str, float] = {}
     ignored: dict[str, int] = {}
     versions: dict[str, str] = {}
     totals: dict[str, Any] = {}

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from saliency_core import Explainer, Model, Preprocessing, Refused, load_model
+from saliency_core.agreement import agreement, rank_correlation
 from saliency_core.explain import group_by_sampler
 from saliency_core.methods import REGISTRY, Entry, Signal, parse_method
 from saliency_core.readouts import Gradient
@@ -263,6 +264,16 @@ def test_low_precision_is_by_choice_and_near() -> None:
     assert low.dtype == torch.float32 and not torch.equal(low, exact)
     cosine = torch.nn.functional.cosine_similarity(low.flatten(1), exact.flatten(1))
     assert (cosine > 0.95).all()
+
+
+def test_agreement_is_measured() -> None:
+    model = own(tiny(), Preprocessing((16, 16), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3))
+    assert agreement(model, "float32") == pytest.approx({"cosine": 1, "rank": 1, "same_class": 1})
+    low = agreement(model, "bf16")
+    assert 0.9 < low["cosine"] < 1 and 0.9 < low["rank"] < 1
+    values = torch.randn(3, 50)
+    torch.testing.assert_close(rank_correlation(values, values.exp()), torch.ones(3).double())
+    torch.testing.assert_close(rank_correlation(values, -values), -torch.ones(3).double())
 
 
 def test_a_model_that_writes_into_its_input() -> None:

@@ -1,0 +1,42 @@
+"""How near a faster precision's maps are to float32's, for this model on this machine."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, interpolate
+
+from saliency_core.explain import Explainer
+from saliency_core.models import Model
+
+IMAGES = 4
+GRID = 14
+
+
+def agreement(model: Model, precision: str, *, device: str | torch.device = "cpu") -> dict[str, float]:
+    """``cosine`` and ``rank`` (Spearman) correlation of the gradient maps of the predicted class with float32's, the
+    medians over a few smooth pictures of noise, and the part of them that gets the ``same_class``."""
+    height, width = model.preprocessing.input_size
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(IMAGES, model.preprocessing.channels, GRID, GRID, generator=generator)
+    images = interpolate(coarse, (height, width), mode="bicubic")
+    exact, other = (
+        Explainer(model, device=device, precision=each)(images)["predicted"] for each in ("float32", precision)
+    )
+    first, second = (each.maps["gradient"].flatten(1).double() for each in (exact, other))
+    return {
+        "cosine": float(cosine_similarity(first, second).median()),
+        "rank": float(rank_correlation(first, second).median()),
+        "same_class": float((exact.classes == other.classes).double().mean()),
+    }
+
+
+def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
+    """Spearman's, of each row of two [n, values] → [n]."""
+    return cosine_similarity(_ranks(first), _ranks(second))
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Less their mean."""
+    ranks = values.argsort(dim=1).argsort(dim=1).double()
+    return ranks - ranks.mean(dim=1, keepdim=True)
