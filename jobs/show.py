@@ -101,6 +101,8 @@ def _explained(store: Store, line: dict[str, Any], target: str) -> str:
     """``predicted: tabby (p 0.93, score 12.1)``: what was explained, and how sure the model was; "" where nothing."""
     if line[f"{target}__status"] != OK:
         return ""
+    if line[f"{target}__class"] is None:  # it is no class: a difference, a loss, a unit
+        return f"{target} (score {line[f'{target}__score']:.3g})"
     name = _class(store, line[f"{target}__class"], line[f"{target}__class_name"])
     probability, score = line[f"{target}__probability"], line[f"{target}__score"]
     sure = f"p {probability:.2f}, " if probability is not None else ""

@@ -14,6 +14,7 @@ from jobs.finalize import check_rows, ranges
 from jobs.index import OK, PARTIAL, QUARANTINED, ShardRecord, decode_part, part_key
 from jobs.record import ArraySpec, Run
 from jobs.store import decode_shard, fill_value
+from saliency_core.specs import is_class_spec
 
 PLANNED = ("row", "unit", "sample_id", "uri", "label")
 # Half a step of 8 bits, and float16's rounding of what is at most 1, as parts of the map's scale; with float32's own.
@@ -70,7 +71,8 @@ def _check_statuses(run: Run, lines: pa.Table) -> Iterator[str]:
     wrong = wanted != np.array(lines["status"].to_pylist())
     for target, applied in zip(run.target_specs, applies, strict=True):
         wrong |= applied & quarantined
-        wrong |= applied != np.array(lines[f"{target}__class"].is_valid())
+        named = np.array(lines[f"{target}__class"].is_valid())
+        wrong |= named != (applied & is_class_spec(run.target_specs[target]))
     if wrong.any():
         yield f"contradicts itself on the status of rows {_rows(lines, wrong)}"
 

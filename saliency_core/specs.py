@@ -18,6 +18,14 @@ _NAMED = re.compile(r"(?P<name>[^=(:]+)=(?P<spec>.+)", re.DOTALL)
 _CALL = re.compile(r"(?P<head>[^()\s]+)\s*(?:\((?P<arguments>.*)\))?", re.DOTALL)
 
 
+_CLASSES = ("predicted", "label", "class", "top")
+
+
+def is_class_spec(target: str) -> bool:
+    """Whether a target's canonical spec is one class for each image, which the index can name."""
+    return target.partition(":")[0] in _CLASSES
+
+
 class Named(Protocol):
     """What has a slug and the spec that it was made from."""
 

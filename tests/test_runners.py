@@ -72,7 +72,7 @@ def slow_flags(tree: Path, out: Path) -> list[str]:
         unit_size=2,
         batch_size=2,
         runner="ray",
-        methods=("gradient", "input_x_gradient"),
+        methods=("gradient", "smoothgrad(n=2)"),
     )
 
 

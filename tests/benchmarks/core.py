@@ -2,21 +2,23 @@
 
     python tests/benchmarks/core.py [--models resnet50 resnet18] [--batch 16] [--rounds 5] [--threads N] [--device cuda]
 
-Everything is measured interleaved: a round times each thing once (a few calls, where they are short), and the table
-gives medians over rounds. Same process, same images, same weights (drawn, batch norms' statistics too):
+Same process, same images, same weights (drawn, batch norms' statistics too). Each part is measured interleaved: a
+round times each of its things once (several calls, where they are short), each round in another order, and the tables
+give medians over rounds, of times and of the rounds' ratios:
 
 - **a** the gradient of the predicted class in float32: ours; captum's Saliency with the arg-max taken before, without
   gradients; and plain forwards of the same net, frozen, under ``no_grad``, contiguous and channels-last, with batch
   norms as they are and folded. A gradient costs a forward and a backward by the input, which is as much again, so half
   the fastest forward's rate is the limit. The second share is of half the rate of the forward in our own layout.
-- **b** gradient, input × gradient, FullGrad and Grad-CAM together, and one after the other by captum, by a FullGrad
-  that upsamples every channel, and by pytorch-grad-cam (``pip install grad-cam``; else captum's LayerGradCam).
+- **b** gradient, input × gradient, FullGrad and Grad-CAM together, against the gradient alone.
+- **sequence** the same four together, and one after the other by captum, by a FullGrad that upsamples every channel,
+  and by pytorch-grad-cam (``pip install grad-cam``; else captum's LayerGradCam).
 - **c** SmoothGrad and integrated gradients: passes per second against the gradient's.
 - **d** bf16 and tf32: rate, and how near their gradient maps are to float32's, by cosine and rank correlation.
 
 float32 is float32: TF32 is off but where it is asked for. Memory: on CUDA the allocator's peak over what was held
 before; on a CPU the growth of the resident set at its peak, each in a process of its own (``--no-memory`` skips it).
-Prints tables; asserts no times. Wants a quiet machine; captum, grad-cam, scikit-learn and scikit-image if there.
+Asserts no times. Wants a quiet machine; captum, grad-cam, scikit-learn and scikit-image if they are there.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ from saliency_core import Explainer, Model, Preprocessing  # noqa: E402
 GEOMETRY = Preprocessing(256, (224, 224), "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 3)
 FOUR = ("gradient", "input_x_gradient", "fullgrad", "gradcam")
 SMOOTH, PATH = 25, 50
+PARTS = ["a", "b", "sequence", "c", "d"]
 SHORTEST = 0.5  # seconds that a measurement lasts at least
 Run = Callable[[], object]
 
@@ -69,12 +72,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["resnet50", "resnet18"], help="of torchvision")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--long-batch", type=int, help="for b's references and c: default 4 on a CPU, else --batch")
+    parser.add_argument("--long-batch", type=int, help="for sequence and c: default 4 on a CPU, else --batch")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--parts", nargs="+", default=["a", "b", "c", "d"], choices=["a", "b", "c", "d"])
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -85,7 +88,8 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     warnings.simplefilter("ignore")
     if given.memory_of:
-        (things,) = [Bench(name, given).things() for name in given.models]
+        (name,), (part,) = given.models, given.parts
+        things = Bench(name, given).things(part)
         print(json.dumps(memory_here(next(thing for thing in things if thing.name == given.memory_of))))
         return
     chip = torch.cuda.get_device_name() if given.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
@@ -115,52 +119,53 @@ class Bench:
         )
         return lambda images: explainer(images)["predicted"].maps
 
-    def things(self) -> list[Thing]:
+    def things(self, part: str) -> list[Thing]:
         n, few = len(self.images), len(self.few)
-        parts = self.given.parts
-        things = [Thing("gradient", partial(self.explainer("gradient"), self.images), n)]
-        if "a" in parts:
-            things += [Thing("captum Saliency", run, n) for run in self.by_captum("Saliency", self.images)]
-        if {"a", "d"} & set(parts):
-            things += [Thing(name, run, n) for name, run in self.forwards("d" in parts)]
-        if "b" in parts:
-            things.append(Thing("four together", partial(self.explainer(*FOUR), self.images), n))
-            things.append(Thing("gradient, few", partial(self.explainer("gradient"), self.few), few))
-            things.append(Thing("four together, few", partial(self.explainer(*FOUR), self.few), few))
-            things += [Thing("captum Saliency, few", run, few) for run in self.by_captum("Saliency", self.few)]
-            things += [
-                Thing("captum InputXGradient, few", run, few) for run in self.by_captum("InputXGradient", self.few)
+        gradient = Thing("gradient", partial(self.explainer("gradient"), self.images), n)
+        if part == "a":
+            things = [Thing("captum Saliency", run, n) for run in self.by_captum("Saliency", self.images)]
+            return [gradient, *things, *(Thing(name, run, n) for name, run in self.forwards())]
+        if part == "b":
+            together = Thing("four together", partial(self.explainer(*FOUR), self.images), n)
+            return [gradient, together]
+        if part == "sequence":
+            apart = [
+                (f"captum {kind}", run)
+                for kind in ("Saliency", "InputXGradient")
+                for run in self.by_captum(kind, self.few)
             ]
-            things.append(Thing("FullGrad, every channel, few", partial(fullgrad_by_channel, self.net, self.few), few))
-            things += [Thing(name, run, few) for name, run in self.gradcams()]
-        if "c" in parts:
-            for spec in (f"smoothgrad(n={SMOOTH})", f"integrated_gradients(n={PATH})"):
-                things.append(Thing(spec, partial(self.explainer(spec), self.few), few))
-        if "d" in parts:
-            for precision in ("tf32", "bf16"):
-                run = partial(self.explainer("gradient", precision=precision), self.images)
-                things.append(Thing(f"gradient, {precision}", run, n))
+            apart += [("FullGrad, every channel", partial(fullgrad_by_channel, self.net, self.few)), *self.gradcams()]
+            together = Thing("four together", partial(self.explainer(*FOUR), self.few), few)
+            return [together, *(Thing(name, run, few) for name, run in apart)]
+        if part == "c":
+            specs = (f"smoothgrad(n={SMOOTH})", f"integrated_gradients(n={PATH})")
+            return [gradient, *(Thing(spec, partial(self.explainer(spec), self.few), few) for spec in specs)]
+        things = [gradient]
+        for precision in ("tf32", "bf16"):
+            run = partial(self.explainer("gradient", precision=precision), self.images)
+            things += [Thing(precision, run, n), Thing(f"forward, {precision}", self.low_forward(precision), n)]
         return things
 
-    def forwards(self, low: bool) -> Iterable[tuple[str, Run]]:
-        folded = None
+    def low_forward(self, precision: str) -> Run:
+        placed = self.folded().to(memory_format=torch.channels_last)
+        images = self.images.contiguous(memory_format=torch.channels_last)
+        return partial(forward, placed, images, precision)
+
+    def folded(self) -> nn.Module:
+        """Batch norms in their convolutions; the net as it is where torch.fx cannot trace it."""
         try:
-            folded = fuse(copy.deepcopy(self.net)).requires_grad_(False)
-        except Exception as error:  # noqa: BLE001 - nets that torch.fx cannot trace
+            return fuse(copy.deepcopy(self.net)).requires_grad_(False)
+        except Exception as error:  # noqa: BLE001 - whatever torch.fx does not understand
             self.remarks.append(f"batch norms could not be folded by torch.fx ({type(error).__name__})")
-        for norms, net in (("", self.net), (", folded", folded)):
-            if net is None:
-                continue
+            return copy.deepcopy(self.net)
+
+    def forwards(self) -> Iterable[tuple[str, Run]]:
+        for norms, net in (("", self.net), (", folded", self.folded())):
             for layout in (torch.contiguous_format, torch.channels_last):
                 placed = copy.deepcopy(net).to(memory_format=layout)
                 images = self.images.contiguous(memory_format=layout)
                 name = f"forward, {'contiguous' if layout is torch.contiguous_format else 'channels-last'}{norms}"
                 yield name, partial(forward, placed, images)
-        if low:
-            placed = copy.deepcopy(folded or self.net).to(memory_format=torch.channels_last)
-            images = self.images.contiguous(memory_format=torch.channels_last)
-            yield "forward, tf32", partial(forward, placed, images, tf32=True)
-            yield "forward, bf16", partial(forward, placed, images, bf16=True)
 
     def by_captum(self, kind: str, images: Tensor) -> list[Run]:
         try:
@@ -183,7 +188,7 @@ class Bench:
         try:
             from pytorch_grad_cam import GradCAM
 
-            return [("pytorch-grad-cam GradCAM, few", self._pytorch_grad_cam(GradCAM, net, layer))]
+            return [("pytorch-grad-cam GradCAM", self._pytorch_grad_cam(GradCAM, net, layer))]
         except ImportError as error:
             self.remarks.append(f"grad-cam is not installed ({error}): captum's LayerGradCam in its place")
         try:
@@ -198,7 +203,7 @@ class Bench:
             cam = attribution.attribute(self.few, target=classes, relu_attributions=True)
             return LayerAttribution.interpolate(cam, tuple(self.few.shape[2:]), "bilinear").detach()
 
-        return [("captum LayerGradCam, few", run)]
+        return [("captum LayerGradCam", run)]
 
     def _pytorch_grad_cam(self, kind: Callable[..., Callable[..., object]], net: nn.Module, layer: str) -> Run:
         # Made anew for each call, as its users do: it holds hooks on the net.
@@ -246,10 +251,10 @@ def pictures(number: int, size: int) -> Tensor:
     return torch.cat(cuts).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
 
 
-def forward(net: nn.Module, images: Tensor, *, tf32: bool = False, bf16: bool = False) -> Tensor:
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+def forward(net: nn.Module, images: Tensor, precision: str = "float32") -> Tensor:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     try:
-        with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
             return net(images)
     finally:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -359,7 +364,7 @@ def resident(what: str) -> int:
     return next(int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith(what))
 
 
-def memory(thing: Thing, name: str, given: argparse.Namespace) -> float | None:
+def memory(thing: Thing, name: str, part: str, given: argparse.Namespace) -> float | None:
     if given.no_memory:
         return None
     if given.device == "cuda":
@@ -368,7 +373,7 @@ def memory(thing: Thing, name: str, given: argparse.Namespace) -> float | None:
         return None
     command = [
         sys.executable, __file__, "--models", name, "--batch", given.batch, "--long-batch", given.long_batch,
-        "--size", given.size, "--threads", torch.get_num_threads(), "--parts", *given.parts, "--memory-of", thing.name,
+        "--size", given.size, "--threads", torch.get_num_threads(), "--parts", part, "--memory-of", thing.name,
     ]  # fmt: skip
     told = subprocess.run([*map(str, command)], check=True, stdout=subprocess.PIPE, cwd=ROOT, text=True).stdout
     return float(json.loads(told.splitlines()[-1]))
@@ -387,65 +392,66 @@ def agreement(maps: Tensor, reference: Tensor) -> tuple[float, float]:
 
 
 def report(name: str, given: argparse.Namespace) -> None:
+    print(f"\n## {name}\n\n| | | images/s | min | max | peak MiB |\n|---|---|---:|---:|---:|---:|")
     bench = Bench(name, given)
-    things = bench.things()
-    rates = measure(things, given.rounds)
-    rate = {key: statistics.median(values) for key, values in rates.items()}
-    print(f"\n## {name}\n\n| | images/s | min | max | peak MiB |\n|---|---:|---:|---:|---:|")
-    for thing in things:
-        needed = memory(thing, name, given)
-        values = rates[thing.name]
-        told = "n/a" if needed is None else f"{needed:.0f}"
-        print(f"| {thing.name} | {rate[thing.name]:.2f} | {min(values):.2f} | {max(values):.2f} | {told} |")
-    print("\n| | |\n|---|---:|")
-    for what, figure in figures(rate, rates, given):
-        print(f"| {what} | {figure} |")
+    told: list[tuple[str, str, str]] = []
+    for part in given.parts:
+        things = bench.things(part)
+        rates = measure(things, given.rounds)
+        for thing in things:
+            values, needed = rates[thing.name], memory(thing, name, part, given)
+            rate, size = statistics.median(values), "n/a" if needed is None else f"{needed:.0f}"
+            what = f"{thing.name}, {thing.images} images"
+            print(f"| {part} | {what} | {rate:.2f} | {min(values):.2f} | {max(values):.2f} | {size} |", flush=True)
+        told += [(part, what, figure) for what, figure in figures(part, rates)]
     if "d" in given.parts:
         exact = bench.explainer("gradient")(bench.images)["gradient"]
         for precision in ("tf32", "bf16"):
             low = bench.explainer("gradient", precision=precision)(bench.images)["gradient"]
             cosine, rank = agreement(low, exact)
-            print(f"| d: {precision} against float32, cosine, Spearman | {cosine:.4f}, {rank:.4f} |")
+            told.append(("d", f"{precision} against float32: cosine, Spearman", f"{cosine:.4f}, {rank:.4f}"))
+    print("\n| | | |\n|---|---|---:|")
+    for row in told:
+        print(f"| {' | '.join(row)} |")
     for remark in dict.fromkeys(bench.remarks):
         print(f"\n{remark}")
 
 
-def figures(
-    rate: dict[str, float], rates: dict[str, list[float]], given: argparse.Namespace
-) -> Iterable[tuple[str, str]]:
+def figures(part: str, rates: dict[str, list[float]]) -> Iterable[tuple[str, str]]:
     def ratio(one: str, other: str, scale: float = 1.0) -> str:
         """The median of the rounds' ratios: both were measured in the same minute."""
-        values = [scale * a / b for a, b in zip(rates[one], rates[other], strict=True)]
-        return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+        return summary(scale * a / b for a, b in zip(rates[one], rates[other], strict=True))
 
-    plain = [key for key in rate if key.startswith("forward, c")]
-    if "a" in given.parts:
-        if "captum Saliency" in rate:
-            yield "a: gradient, ours ÷ captum", ratio("gradient", "captum Saliency")
-        fastest = max(plain, key=rate.__getitem__)
-        yield f"a: share of the limit, half of {fastest}", ratio("gradient", fastest, 2)
-        layout = max((key for key in plain if "contiguous" in key), key=rate.__getitem__)
-        yield f"a: share of half of {layout}, our layout", ratio("gradient", layout, 2)
-    if "b" in given.parts:
-        yield "b: time of four together ÷ gradient", ratio("gradient", "four together")
-        apart = [
-            key for key in rate if key.endswith(", few") and key.startswith(("captum", "FullGrad", "pytorch-grad-cam"))
-        ]
-        each = [[1 / value for value in rates[key]] for key in apart]
-        inverse = [sum(times) for times in zip(*each, strict=True)]
-        values = [a * b for a, b in zip(inverse, rates["four together, few"], strict=True)]
-        yield f"b: time of {len(apart)} in sequence ÷ four together", f"{statistics.median(values):.1f}"
-        yield "b: the sequence", "; ".join(apart)
-    if "c" in given.parts:
+    if part == "a":
+        if "captum Saliency" in rates:
+            yield "gradient, ours ÷ captum", ratio("gradient", "captum Saliency")
+        plain = sorted(
+            (key for key in rates if key.startswith("forward")), key=lambda key: statistics.median(rates[key])
+        )
+        own = [key for key in plain if "contiguous" in key]
+        yield f"share of the limit, half of {plain[-1]}", ratio("gradient", plain[-1], 2)
+        yield f"share of half of {own[-1]}, our layout", ratio("gradient", own[-1], 2)
+    if part == "b":
+        yield "time of four together ÷ gradient", ratio("gradient", "four together")
+    if part == "sequence":
+        apart = [values for key, values in rates.items() if key != "four together"]
+        times = [sum(1 / value for value in values) for values in zip(*apart, strict=True)]
+        yield (
+            f"time of {len(apart)} one after the other ÷ four together",
+            summary(a * b for a, b in zip(times, rates["four together"], strict=True)),
+        )
+    if part == "c":
         for spec, n in ((f"smoothgrad(n={SMOOTH})", SMOOTH), (f"integrated_gradients(n={PATH})", PATH)):
-            yield f"c: {spec}, passes/s ÷ gradient's", ratio(spec, "gradient", n)
-    if "d" in given.parts:
+            yield f"{spec}, passes/s ÷ gradient's", ratio(spec, "gradient", n)
+    if part == "d":
         for precision in ("tf32", "bf16"):
-            yield f"d: {precision} ÷ float32", ratio(f"gradient, {precision}", "gradient")
-            yield (
-                f"d: {precision}, share of half its forward",
-                ratio(f"gradient, {precision}", f"forward, {precision}", 2),
-            )
+            yield f"{precision} ÷ float32", ratio(precision, "gradient")
+            yield f"{precision}, share of half its forward", ratio(precision, f"forward, {precision}", 2)
+
+
+def summary(values: Iterable[float]) -> str:
+    values = list(values)
+    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,92 @@
+"""Every kind of method and target through the whole job: what the index tells, and that the bytes are the run's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import content, flags, run_inline
+
+from jobs.reader import open_store
+from saliency_core.specs import is_class_spec
+from saliency_core.target_specs import parse_targets
+
+METHODS = (
+    "fullgrad",
+    "gradcam(layer=3)",
+    "smoothgrad(n=3)",
+    "vargrad(n=3)",
+    "integrated_gradients(n=4)",
+    "guided_backprop(reduction=none)",
+    "deep=compose(rule=guided, sampler=noise, readout=fullgrad, n=2)",
+)
+TARGETS = ("predicted", "top:2", "contrast", "label", "mix=weighted:{0: 1, 2: -0.5}", "unit=layer:4[3]")
+SAME = {"unit_size": 8, "batch_size": 4, "methods": METHODS, "targets": TARGETS, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def many(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("many") / "store"
+    code, told = run_inline(images=str(tree), out=str(out), **SAME)
+    assert code == 3, told
+    # Forwards: 1 clean, 3 and 2 noisy, 4 on the path and 1 at its start. Backwards, for each of 7 targets: 2 rules at the
+    # image itself, 3 and 2 noisy, 4 on the path.
+    assert f"of {(11 + 7 * 11) / 2:g} passes each" in told
+    return out
+
+
+def test_the_index_tells_what_each_target_and_method_has(many: Path) -> None:
+    index = pq.read_table(many / "index.parquet").to_pylist()
+    explained = [line for line in index if line["predicted__status"] == "ok"]
+    assert explained
+    for line in explained:
+        assert line["top1__class"] == line["predicted__class"] != line["top2__class"]
+        assert line["top1__score"] >= line["top2__score"]
+        np.testing.assert_allclose(line["contrast__score"], line["top1__score"] - line["top2__score"], rtol=1e-4)
+        assert line["contrast__class"] is None and line["contrast__probability"] is None
+        assert line["mix__class_name"] is None and line["unit__class"] is None
+        assert line["predicted__fullgrad__residual"] < 1e-4
+        assert 0 <= line["predicted__integrated_gradients_n4__residual"] < 1
+        assert "predicted__smoothgrad_n3__residual" not in line
+        assert line["predicted__vargrad_n3__min"] >= 0 and line["predicted__gradcam_layer3__min"] >= 0
+    unlabelled = [line for line in explained if line["label__status"] != "ok"]
+    assert all(line["label__fullgrad__residual"] is None for line in unlabelled)
+    maps = open_store(str(many)).maps("predicted/guided_backprop_none", [explained[0]["row"]])
+    assert maps.shape[1] == 3
+
+
+def test_ray_gives_the_same_bytes(many: Path, tree: Path, tmp_path: Path, saliency) -> None:
+    told = saliency("explain", *flags(images=tree, out=tmp_path / "store", workers=2, **{**SAME, "runner": "ray"}))
+    assert told.returncode == 3, told.stdout + told.stderr
+    assert content(tmp_path / "store") == content(many)
+
+
+def test_noise_does_not_depend_on_the_unit_size(tree: Path, tmp_path: Path) -> None:
+    maps = []
+    for unit_size in (8, 12):
+        out = tmp_path / str(unit_size)
+        run_inline(images=str(tree), out=str(out), methods=("smoothgrad(n=3)",), unit_size=unit_size, batch_size=4)
+        maps.append(open_store(str(out)).maps("predicted/smoothgrad_n3", slice(None)))
+    np.testing.assert_array_equal(*maps)
+
+
+def test_another_argument_is_another_run(many: Path, tree: Path, saliency) -> None:
+    other = {**SAME, "methods": ("smoothgrad(n=4)", *METHODS[1:])}
+    told = saliency("explain", *flags(images=tree, out=many, **{**other, "runner": "inline"}))
+    assert told.returncode == 2 and "methods" in told.stdout + told.stderr
+
+
+def test_what_is_made_again_is_the_same(many: Path, saliency) -> None:
+    told = saliency("verify", many, "--recompute", 5)
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert "5 of them to the bit" in told.stdout
+
+
+def test_specs_tell_which_targets_are_classes() -> None:
+    """The store's readers know it without torch."""
+    for target in parse_targets(
+        ["predicted", "label", "class:1", "top:2", "contrast", "contrast:label", *TARGETS[-2:]]
+    ):
+        assert target.is_class == is_class_spec(target.spec)
