@@ -31,8 +31,8 @@ def many(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("many") / "store"
     code, told = run_inline(images=str(tree), out=str(out), **SAME)
     assert code == 3, told
-    # Forwards: 1 clean, 3 and 2 noisy, 4 on the path and 1 at its start. Backwards, for each of 7 targets: 2 rules at the
-    # image itself, 3 and 2 noisy, 4 on the path.
+    # Forwards: 1 clean, 3 and 2 noisy, 4 on the path and 1 at its start. Backwards, for each of 7 targets: 2 rules at
+    # the image itself, 3 and 2 noisy, 4 on the path.
     assert f"of {(11 + 7 * 11) / 2:g} passes each" in told
     return out
 
