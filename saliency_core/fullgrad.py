@@ -185,7 +185,7 @@ def images_first(signal: Tensor, n: int, name: str) -> Tensor:
     second = signal.dim() > 2 and signal.shape[1] == n
     if second and (name.startswith("multi_head_attention") or signal.shape[0] % n):
         return signal.transpose(0, 1)
-    return signal if signal.shape[0] == n else signal.reshape(n, -1)
+    return signal if signal.shape[0] == n else signal.reshape(n, -1, *signal.shape[1:])
 
 
 def _sum(signal: Tensor) -> Tensor:

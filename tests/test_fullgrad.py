@@ -32,10 +32,10 @@ from saliency_core.samplers import noise_for
 
 
 @pytest.fixture(autouse=True)
-def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Small nets only wait for a second one, above all on a machine that has other work."""
+def one_thread() -> Iterator[None]:
+    """Images this small only wait for a second one, above all on a machine that has other work."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(threads if request.node.get_closest_marker("slow") else 1)
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
