@@ -105,7 +105,7 @@ def _agreement_note(config: Config, agreed: dict[str, float]) -> list[str]:
 
 def _try(explainer: Explainer, blank: Tensor) -> dict[str, Explanation]:
     try:
-        return explainer(blank, labels=torch.zeros(len(blank), dtype=torch.int64))
+        return explainer(blank, labels=torch.zeros(len(blank), dtype=torch.int64), trial=True)
     except Refused:
         raise
     except RuntimeError as error:

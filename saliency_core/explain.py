@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -114,15 +115,17 @@ class Explainer:
         return self._replica
 
     def __call__(
-        self, images: Tensor, *, labels: Tensor | None = None, rows: Tensor | None = None
+        self, images: Tensor, *, labels: Tensor | None = None, rows: Tensor | None = None, trial: bool = False
     ) -> dict[str, Explanation]:
         """``images`` float [n, C, H, W], preprocessed; ``labels`` int64 [n], −1 for none; ``rows`` int64 [n], the
-        images' permanent numbers (randomness is keyed by them; 0..n−1 by default) → by target slug."""
+        images' permanent numbers (randomness is keyed by them; 0..n−1 by default) → by target slug.
+
+        ``trial``: of samplers only the first pass, to see that and in what shapes everything comes, not the values."""
         images, labels, rows = self._checked(images, labels, rows)
         if not len(images):
             raise Refused("there are no images in the batch: at least one is needed.")
         with self._arithmetic(), torch.enable_grad():  # also where the caller has switched gradients off
-            return self._explain(self.replica(images), images, labels, rows.tolist())
+            return self._explain(self.replica(images), images, labels, rows.tolist(), trial=trial)
 
     def single_pass(self, images: Tensor, *, labels: Tensor | None = None) -> Pass:
         """The plain pass of the first target at the images themselves, with all that the methods' readouts read."""
@@ -142,7 +145,9 @@ class Explainer:
             raise Refused(f"{n} images came with {len(labels)} labels and {len(rows)} rows: they must be as many.")
         return images.to(self.device, self.dtype), labels.to(self.device, torch.int64), rows
 
-    def _explain(self, replica: Replica, images: Tensor, labels: Tensor, rows: Sequence[int]) -> dict[str, Explanation]:
+    def _explain(
+        self, replica: Replica, images: Tensor, labels: Tensor, rows: Sequence[int], *, trial: bool
+    ) -> dict[str, Explanation]:
         batch = Batch(images, rows, self._seed, self.model.preprocessing)
         results: dict[str, Explanation] = {}
         choices: dict[str, Choice] = {}
@@ -154,7 +159,8 @@ class Explainer:
         for sampler, members in self._groups:
             averages = {(target.slug, signal): Average(signal.moment) for target in self.targets for signal in members}
             by_rule = _by_rule(members)
-            for sample in sampler.samples(batch, most=max(self._pass_size, len(images))):
+            samples = sampler.samples(batch, most=max(self._pass_size, len(images)))
+            for sample in islice(samples, 1) if trial else samples:
                 forward = self._forward(replica, sample.inputs, members, sample.displacement)
                 if not results:
                     choices, results = self._choose(forward.all_outputs, labels)
