@@ -15,6 +15,7 @@ from jobs.record import ArraySpec
 from saliency_core.agreement import agreement
 from saliency_core.errors import Refused, Told
 from saliency_core.explain import LESS_EXACT, Explainer, Explanation
+from saliency_core.models import Model
 from saliency_core.preprocessing import Preprocessing
 
 
@@ -22,7 +23,7 @@ from saliency_core.preprocessing import Preprocessing
 class ModelFacts:
     """``parameter_bytes`` of the replica; ``image_bytes``: what one image of a micro-batch keeps alive between forward
     and backward; ``passes``: how many forwards and backwards one image costs; ``notes``: what the user should know;
-    ``agreement`` of a faster precision with float32."""
+    ``agreement`` of a faster precision with float32; ``needs_labels``: a target does."""
 
     preprocessing: Preprocessing
     n_classes: int
@@ -36,6 +37,7 @@ class ModelFacts:
     passes: float
     notes: tuple[str, ...]
     agreement: dict[str, float]
+    needs_labels: bool
 
 
 def model_facts(config: Config, *, folders: Sequence[str] | None) -> ModelFacts:
@@ -52,8 +54,8 @@ def model_facts(config: Config, *, folders: Sequence[str] | None) -> ModelFacts:
         precision=config.precision,
         seed=config.seed,
     )
-    saved = _SavedBytes(explainer.replica(blank).model.module)
-    with saved, warnings.catch_warnings():
+    image_bytes = _saved_bytes(explainer.replica(blank).model, blank) // len(blank)
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", Told)  # its notes say the same
         explanations = _try(explainer, blank)
     agreed = agreement(model, config.precision) if config.precision in LESS_EXACT else {}
@@ -86,10 +88,11 @@ def model_facts(config: Config, *, folders: Sequence[str] | None) -> ModelFacts:
         method_specs={method.slug: method.spec for method in explainer.methods},
         arrays=arrays,
         parameter_bytes=sum(value.nbytes for value in model.module.state_dict().values() if isinstance(value, Tensor)),
-        image_bytes=saved.total // len(blank),
+        image_bytes=image_bytes,
         passes=explainer.passes,
         notes=(*explainer.notes, *_agreement_note(config, agreed)),
         agreement=agreed,
+        needs_labels=any(target.needs_labels for target in explainer.targets),
     )
 
 
@@ -120,6 +123,15 @@ def _dtype(config: Config, method: str, *, nonnegative: bool) -> MapDtype:
             f"--map-dtype uint8 holds no negative values, and {method} has them: use int8, float16 or float32."
         )
     return config.map_dtype
+
+
+def _saved_bytes(model: Model, blank: Tensor) -> int:
+    """What one forward keeps for its backward: of one pass, however many there will be."""
+    saved = _SavedBytes(model.module)
+    with saved, torch.enable_grad():
+        outputs = model.logits(blank.clone().requires_grad_())  # kept, or freed memory would be counted as new
+    del outputs
+    return saved.total
 
 
 class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):

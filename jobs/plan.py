@@ -64,7 +64,7 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False) -> P
     engine.begin()
     with ThreadPoolExecutor(1) as pool, prefetched(list_entries(sources)) as entries:
         facts = pool.submit(_facts, config, folders).result()
-        label_wanted = "label" in facts.target_specs.values()
+        label_wanted = facts.needs_labels
         if label_wanted:
             refuse_unmatched_folders(config, class_names=facts.class_names, folders=folders)
         unit_size = _unit_size(config, facts.arrays, facts.preprocessing.input_size, facts.preprocessing.channels)

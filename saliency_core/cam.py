@@ -17,6 +17,7 @@ from saliency_core.passes import Forward, LayerPass, Pass
 from saliency_core.readouts import Readout
 
 AUTO = "auto"
+_NO_TOKENS = ("linear", "flatten", "view", "reshape", "permute", "transpose", "contiguous", "unsqueeze", "squeeze")
 EPSILON = 1e-7
 
 
@@ -85,7 +86,8 @@ def spatial(layer: LayerPass) -> tuple[Tensor, Tensor]:
     """The activation and its gradient as [n, K, h, w]: tokens go back to their grid, without the extra ones."""
     capture = layer.capture
     assert capture.value is not None
-    pair = capture.value, layer.gradient
+    # Squares and cubes of half precision would vanish.
+    pair = [value.float() if value.itemsize < 4 else value for value in (capture.value, layer.gradient)]
     if len(capture.shape) == 4:  # on whatever grid: somebody may have named it
         first, second = (value.permute(0, 3, 1, 2) if capture.axes == (1, 2) else value for value in pair)
     elif capture.grid is not None:
@@ -108,13 +110,14 @@ def find_layer(model: Model, images: Tensor) -> Capture:
     one place of it: a transformer's last tokens but the class token do not reach the score.
     """
     captures = Captures(model.module, (images.shape[2], images.shape[3]), everything=True)
-    forward = Forward(model.logits, images, captures=captures)
+    forward = Forward(model.logits, images, captures=captures, open_views=True)
     names = [call.name.partition("#")[0] for call in captures.calls]
     heads = [place for place, name in enumerate(names) if name.startswith(("conv", "linear"))]
     candidates = [
         call
         for call, name in zip(captures.calls[: heads[-1] if heads else None], names, strict=False)
-        if _lies_over_the_image(call) and not (call.axes is None and name == "linear")
+        # Tokens are what a layer makes; a picture that was flattened only looks like them.
+        if _lies_over_the_image(call) and not (call.axes is None and name in _NO_TOKENS)
     ]
     for call, gradient in reversed(list(zip(candidates, _gradients(forward, candidates), strict=True))):
         if _places(call, gradient) > 1:

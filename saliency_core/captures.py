@@ -103,7 +103,7 @@ class Captures(TorchFunctionMode):
     def _submodule(self, name: str) -> nn.Module:
         try:
             return self._module.get_submodule(name)
-        except AttributeError as error:
+        except (AttributeError, KeyError) as error:
             names = [known for known, _ in self._module.named_modules() if known]
             raise Refused(
                 f"the model has no layer {name!r}: choose one of {', '.join(names[:40])}{' …' if names[40:] else ''}."

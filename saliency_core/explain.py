@@ -80,6 +80,8 @@ class Explainer:
         self.model = model
         self.methods = [parse_method(spec) for spec in methods]
         self.targets = parse_targets(targets, class_names=model.class_names)
+        if not self.methods or not self.targets:
+            raise Refused("there is no method, or no target: give at least one of each.")
         refuse_collisions(self.methods)
         refuse_collisions(self.targets)
         self.notes: list[str] = []
@@ -258,7 +260,8 @@ class Explainer:
             inputs,
             displacement=displacement,
             captures=captures,
-            open_views=leftovers or any(signal.rule.hooks_relus for signal in members),
+            # Wherever calls are numbered, too, or another method would move a CAM's layer.
+            open_views=captures is not None or any(signal.rule.hooks_relus for signal in members),
         )
 
     def _choose(self, outputs: Outputs, labels: Tensor) -> tuple[dict[str, Choice], dict[str, Explanation]]:

@@ -28,7 +28,7 @@ def fold_batch_norms(
     names = {part: name for name, part in module.named_modules()}
     folded = []
     for conv, norm in _pairs(module, images):
-        if (conv.bias is not None and not biased) or names[conv] in keep:
+        if (conv.bias is not None and not biased) or _divides(names[conv], names[norm], keep):
             continue
         conv.weight, conv.bias = _fused(conv, norm)
         _replace(module, names[norm], nn.Identity())
@@ -60,6 +60,11 @@ def _pairs(module: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d, nn.BatchN
         if once and isinstance(norm, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d) and _of_inference(norm):
             pairs.append((conv, norm))
     return pairs
+
+
+def _divides(conv: str, norm: str, keep: Collection[str]) -> bool:
+    """Whether somebody wants the output of a module that holds the convolution, and not its batch norm."""
+    return any(f"{conv}.".startswith(f"{name}.") and not f"{norm}.".startswith(f"{name}.") for name in keep)
 
 
 def _hooked(part: nn.Module) -> bool:

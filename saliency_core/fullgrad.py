@@ -28,7 +28,7 @@ class FullGrad(Readout):
     def read(self, one: Pass) -> Iterator[Tensor]:
         yield one.input_gradient * one.inputs
         for layer in one.layers:
-            if in_map(layer):
+            if in_map(layer, len(one.inputs)):
                 yield channels_first(layer, layer.gradient * self.factor(layer))
 
     def finish(self, readings: Iterable[Tensor], size: tuple[int, int]) -> Tensor:
@@ -75,7 +75,7 @@ class FullGradReader(Reader):
         self._shares: list[Tensor] = []
 
     def layer(self, layer: LayerPass) -> None:
-        if not in_map(layer):
+        if not in_map(layer, self._n):
             self._shares.append(share_of(layer, self._n))
             return
         factor = self._fullgrad.factor(layer)
@@ -119,7 +119,8 @@ def psi_sum(gradient: Tensor, factor: Tensor | float = 1.0) -> tuple[Tensor, Ten
 
     A few images at a time, in one buffer: on a CPU it would else spend its time on waiting for memory.
     """
-    n, channels = gradient.shape[:2]
+    gradient = gradient.float() if gradient.itemsize < 4 else gradient
+    n = len(gradient)
     step = max(1, BUFFER // gradient[0].numel()) if gradient.device.type == "cpu" else n
     buffer = gradient.new_empty((min(n, step), *gradient.shape[1:]))
     maps, sums = [], []
@@ -131,14 +132,16 @@ def psi_sum(gradient: Tensor, factor: Tensor | float = 1.0) -> tuple[Tensor, Ten
         size = product.abs_()
         # Not aminmax along a dimension: on a CPU that takes ten times as long.
         low, high = size.amin(dim=(1, 2, 3), keepdim=True), size.amax(dim=(1, 2, 3), keepdim=True)
-        maps.append((size.sum(dim=1, keepdim=True) - channels * low) / (high - low + EPSILON))
+        maps.append(size.sub_(low).sum(dim=1, keepdim=True) / (high - low + EPSILON))
     return torch.cat(maps), torch.cat(sums)
 
 
-def in_map(layer: LayerPass) -> bool:
+def in_map(layer: LayerPass, n: int) -> bool:
     """Whether its bias is a parameter, and its output is [n, C, h, w], or [n, h, w, C] of a linear layer."""
-    left = layer.capture.left
-    return left is not None and left.explicit and len(layer.capture.shape) == 4
+    left, shape = layer.capture.left, layer.capture.shape
+    if left is None or not left.explicit or len(shape) != 4 or shape[0] != n:
+        return False
+    return left.channel_axis == 1 or layer.capture.axes == (1, 2)  # windows of tokens are no picture
 
 
 def bias_of(layer: LayerPass) -> Tensor:
@@ -183,7 +186,7 @@ def share_of(layer: LayerPass, n: int) -> Tensor:
 def images_first(signal: Tensor, n: int, name: str) -> Tensor:
     """[n, …] of a signal that may come as [tokens, n, …], or as [n · windows, …]."""
     second = signal.dim() > 2 and signal.shape[1] == n
-    if second and (name.startswith("multi_head_attention") or signal.shape[0] % n):
+    if second and (name.startswith("multi_head_attention") or signal.shape[0] != n):
         return signal.transpose(0, 1)
     return signal if signal.shape[0] == n else signal.reshape(n, -1, *signal.shape[1:])
 

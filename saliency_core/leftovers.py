@@ -153,11 +153,11 @@ def _homogeneous(name: str, floats: Sequence[Tensor], args: Sequence[Any], kwarg
     moving = sum(leaf.requires_grad for leaf in floats)
     if name in _HOMOGENEOUS or (name == "dropout" and not kwargs.get("training", True)):
         return moving == len(floats)  # something fixed that is joined in would be left
-    operands = [arg for arg in args if isinstance(arg, Tensor | int | float)]
+    operands = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor | int | float)]
     if name in _SUMS:
         return moving == len(operands)
     if name in _PRODUCTS:
-        return moving == 1 and _moves(args[0])
+        return moving == 1 and bool(args) and _moves(args[0])
     return False
 
 

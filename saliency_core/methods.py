@@ -110,7 +110,7 @@ def compose(
             raise Refused(f"{what}={value}: choose one of {', '.join(known)}.")
     if not isinstance(n, int | None) or (n is not None and n < 1):
         raise Refused(f"n={n}: a whole number of draws is needed, 1 or more.")
-    if isinstance(spread, str) or spread < 0:
+    if isinstance(spread, str) or not 0 <= spread < float("inf"):
         raise Refused(f"spread={spread}: a number is needed, 0 or more.")
     made = READOUTS[str(readout)](*([str(layer)] if "cam" in str(readout) else []))
     samplers: dict[str, Callable[[], Sampler]] = {
@@ -202,6 +202,7 @@ def parse_method(spec: str) -> Method:
         takes = ", ".join([*entry.arguments, "reduction"])
         raise Refused(f"method {spec!r}: {head} has no argument {', '.join(unknown)}; it takes {takes}.")
     # Arguments that equal the defaults say nothing: both spellings are the same array.
+    arguments |= {key: float(value) for key, value in arguments.items() if key == "spread" and isinstance(value, int)}
     told = {key: value for key, value in arguments.items() if value != entry.arguments[key]}
     defaults = {key: value for key, value in entry.arguments.items() if key != "n" or value}
     try:

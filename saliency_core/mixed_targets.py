@@ -41,6 +41,8 @@ class Contrast(Target):
 class ContrastLabel(Contrast):
     """The predicted class's score, minus the label's: zero, and its map with it, where the prediction is right."""
 
+    needs_labels = True
+
     def choose(self, logits: Tensor, labels: Tensor) -> Choice:
         label = Label(spec=self.spec, slug=self.slug).choose(logits, labels)
         return Choice(logits.argmax(dim=1), label.applies, against=label.classes)
@@ -66,7 +68,7 @@ class Weighted(Target):
     def scores(self, outputs: Outputs, choice: Choice) -> Tensor:
         del choice
         weights = outputs.logits.new_tensor(list(self.weights.values()))
-        return outputs.logits[:, list(self.weights)] @ weights
+        return (outputs.logits[:, list(self.weights)] * weights).sum(dim=1)
 
 
 class Loss(Target):
@@ -80,16 +82,16 @@ class Loss(Target):
     def __init__(self, function: Callable[..., Any], *, spec: str, slug: str) -> None:
         super().__init__(spec=spec, slug=slug)
         self.function = function
-        self.takes_labels = len(inspect.signature(function).parameters) > 1
+        self.needs_labels = _required(function, spec) > 1
 
     def choose(self, logits: Tensor, labels: Tensor) -> Choice:
-        if self.takes_labels:
+        if self.needs_labels:
             return Label(spec=self.spec, slug=self.slug).choose(logits, labels)
         return Choice(torch.zeros_like(labels), everywhere(labels))
 
     def scores(self, outputs: Outputs, choice: Choice) -> Tensor:
         logits = outputs.logits
-        result = self.function(logits, choice.classes) if self.takes_labels else self.function(logits)
+        result = self.function(logits, choice.classes) if self.needs_labels else self.function(logits)
         if not isinstance(result, Tensor) or result.shape != logits.shape[:1]:
             found = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
             raise Refused(
@@ -99,7 +101,7 @@ class Loss(Target):
         return result
 
     def why_not(self, label: int, n_classes: int) -> str | None:
-        return why_no_label(label, n_classes) if self.takes_labels else None
+        return why_no_label(label, n_classes) if self.needs_labels else None
 
 
 class LayerUnit(Target):
@@ -120,6 +122,11 @@ class LayerUnit(Target):
     def scores(self, outputs: Outputs, choice: Choice) -> Tensor:
         del choice
         activation = outputs.layers[self.layers[0]]
+        if len(activation) != len(outputs.logits):
+            raise Refused(
+                f"target {self.spec!r}: the layer gives {list(activation.shape)} for {len(outputs.logits)} images, and "
+                "which part is whose cannot be told: choose another layer."
+            )
         try:
             unit = activation
             for position in self.index:
@@ -130,3 +137,14 @@ class LayerUnit(Target):
                 f"{list(self.index)}."
             ) from error
         return unit.reshape(len(unit), -1).mean(dim=1)
+
+
+def _required(function: Callable[..., Any], spec: str) -> int:
+    """How many positional arguments it must have."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError as error:
+        raise Refused(f"target {spec!r}: what it takes cannot be seen ({error}): wrap it in a def.") from error
+    return sum(
+        one.default is one.empty and one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in parameters
+    )

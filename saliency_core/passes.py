@@ -60,9 +60,10 @@ class Forward:
         self._captures = captures
         watching: AbstractContextManager[Any] = captures if captures is not None else nullcontext()
         opening: AbstractContextManager[Any] = OutOfViews() if open_views else nullcontext()
+        # A copy goes in: a model may normalise its input in place, which autograd forbids on a leaf.
+        copied = self._inputs.clone()
         with watching, opening:  # what is done beside a view is seen, too
-            # A copy goes in: a model may normalise its input in place, which autograd forbids on a leaf.
-            self.outputs = model(self._inputs.clone())
+            self.outputs = model(copied)
         self._relus: list[Node] | None = None
 
     @property

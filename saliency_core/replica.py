@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from saliency_core.cam import AUTO, find_layer
+from saliency_core.errors import Refused
 from saliency_core.folding import fold_batch_norms
 from saliency_core.models import Model
 from saliency_core.softmax import bypass_softmax
@@ -51,7 +53,14 @@ def make_replica(
     module = copy_frozen(model.module, device=images.device, dtype=dtype)
     copied = replace(model, module=module)
     notes = bypass_softmax(copied, probe)
-    fold_batch_norms(module, probe, biased=fold_biased, keep={*activations, *live})
+    watched = bool(activations or live or not fold_biased)
+    if watched and isinstance(module, torch.jit.ScriptModule):
+        raise Refused(
+            f"{model.spec} is TorchScript, whose layers cannot be watched: FullGrad, CAMs and layer targets need the "
+            "model itself (python:package.module:factory). Gradient methods and rules work."
+        )
+    module = _folded(copied, probe, biased=fold_biased, keep={*activations, *live})
+    copied = replace(copied, module=module)
     if channels_last:
         module.to(memory_format=torch.channels_last)
     places = {name: name for name in activations}
@@ -61,6 +70,22 @@ def make_replica(
     return Replica(copied, places, notes, _source(model, images))
 
 
+def _folded(model: Model, probe: Tensor, *, biased: bool, keep: Collection[str]) -> nn.Module:
+    """The module, with batch norms folded where that changes nothing: a model may read their weights by itself."""
+    if isinstance(model.module, torch.jit.ScriptModule):
+        return model.module
+    plain = copy.deepcopy(model.module)
+    with torch.no_grad():
+        before = model.logits(probe.clone())
+        try:
+            if not fold_batch_norms(model.module, probe, biased=biased, keep=keep):
+                return model.module
+            after = model.logits(probe.clone())
+        except AttributeError:  # it wanted a batch norm that is no longer there
+            return plain
+    return model.module if torch.allclose(before, after, rtol=1e-3, atol=1e-3 * float(before.abs().max())) else plain
+
+
 def _source(model: Model, images: Tensor) -> tuple[object, ...]:
     """Changes when a weight is edited or replaced (not through ``.data``, which torch itself does not see)."""
     values = [*model.module.parameters(), *model.module.buffers()]
@@ -68,12 +93,11 @@ def _source(model: Model, images: Tensor) -> tuple[object, ...]:
 
 
 def copy_frozen(module: nn.Module, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A copy of its own on ``device``, in eval mode, that builds no graph for its weights.
-
-    A TorchScript module is moved, not copied: its graph is fixed anyway.
-    """
-    if isinstance(module, torch.jit.ScriptModule):
-        return module.to(device, dtype)
+    """A copy of its own on ``device``, in eval mode, that builds no graph for its weights."""
     with torch.no_grad():
         replica = copy.deepcopy(module).to(device, dtype)
-    return replica.requires_grad_(False)
+    with suppress(NotImplementedError):  # an exported graph is of the mode that it was exported in
+        replica.eval()
+    for parameter in replica.parameters():
+        parameter.requires_grad_(False)
+    return replica

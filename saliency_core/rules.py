@@ -129,4 +129,5 @@ def _is_relu(node: Node) -> bool:
     if name not in _FLOORS:
         return False
     attribute = _FLOORS[name]
-    return attribute is None or getattr(node, attribute, None) == 0
+    floor = 0 if attribute is None else getattr(node, attribute, None)
+    return isinstance(floor, int | float) and floor == 0

@@ -6,7 +6,7 @@ A spec is ``[name=]head[(argument=value, …)]`` for a method and ``[name=]head[
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Protocol
 
 from saliency_core.errors import Refused
@@ -55,8 +55,9 @@ def checked_slug(slug: str, spec: str) -> str:
     return slug
 
 
-def parse_call(spec: str) -> tuple[str, dict[str, Argument]]:
-    """``"smoothgrad(n=25, spread=0.15)"`` → ``("smoothgrad", {"n": 25, "spread": 0.15})``."""
+def parse_call(spec: str, *, numbers: Collection[str] = ("n", "spread")) -> tuple[str, dict[str, Argument]]:
+    """``"smoothgrad(n=25, spread=0.15)"`` → ``("smoothgrad", {"n": 25, "spread": 0.15})``; other arguments than
+    ``numbers`` stay the text that they are, as a layer's name ``0.10``."""
     match = _CALL.fullmatch(spec.strip())
     if match is None:
         raise Refused(f"{spec!r} is not a method spec: write name or name(argument=value, …).")
@@ -65,7 +66,7 @@ def parse_call(spec: str) -> tuple[str, dict[str, Argument]]:
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not key or not value or key in arguments:
             raise Refused(f"{part!r} in {spec!r} is not argument=value, or is given twice.")
-        arguments[key] = _value(value)
+        arguments[key] = _value(value) if key in numbers else value
     return match["head"], arguments
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -40,7 +41,7 @@ def _parse(spec: str, class_names: Sequence[str] | None) -> list[Target]:
         number = class_number(rest, class_names)
         # Always the number: a class name may hold anything, and two classes may share one.
         return [Class(number, spec=f"class:{number}", slug=name or checked_slug(f"class_{number}", body))]
-    if head == "top" and rest.isdigit() and int(rest) > 0:
+    if head == "top" and re.fullmatch("[1-9][0-9]*", rest):
         stem = name or "top"
         return [
             Top(place, spec=f"top:{place} of {rest}", slug=checked_slug(f"{stem}{place}", spec))
@@ -79,8 +80,8 @@ def _weights(text: str, spec: str, class_names: Sequence[str] | None) -> dict[in
         raise Refused(
             f"target {spec!r}: write the weights as {{CLASS: WEIGHT, …}}, as in {{207: 1.0, 208: -0.5}}."
         ) from (error)
-    if not weights or len(weights) != len(given):
-        raise Refused(f"target {spec!r}: its weights are none, or name a class twice.")
+    if not weights or len(weights) != len(given) or not all(map(math.isfinite, weights.values())):
+        raise Refused(f"target {spec!r}: its weights are none, are not finite, or name a class twice.")
     return weights
 
 

@@ -44,6 +44,7 @@ class Target(ABC):
     """
 
     is_class = True
+    needs_labels = False
     layers: tuple[str, ...] = ()
 
     def __init__(self, *, spec: str, slug: str) -> None:
@@ -88,6 +89,8 @@ class Top(Target):
 
 class Label(Target):
     """The class of the manifest."""
+
+    needs_labels = True
 
     def choose(self, logits: Tensor, labels: Tensor) -> Choice:
         applies = (labels >= 0) & (labels < logits.shape[1])

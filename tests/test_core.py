@@ -21,6 +21,7 @@ from torchvision import models
 from saliency_core import Explainer, Model, Preprocessing, Refused, load_model
 from saliency_core.agreement import agreement, rank_correlation
 from saliency_core.explain import group_by_sampler
+from saliency_core.fullgrad import psi_sum
 from saliency_core.methods import REGISTRY, Entry, Signal, parse_method
 from saliency_core.readouts import Gradient
 from saliency_core.reduce import REDUCTIONS
@@ -305,3 +306,28 @@ def test_output_must_be_chosen_where_there_are_several() -> None:
 def test_counts_must_agree() -> None:
     with pytest.raises(Refused, match="3 images came with 2 labels"):
         Explainer(own(tiny()))(torch.randn(3, 3, 8, 8), labels=torch.tensor([0, 1]))
+
+
+def test_specs_keep_names_and_numbers_apart() -> None:
+    assert parse_method("gradcam(layer=0.10)").signals[0].readout.layer == "0.10"
+    assert parse_method("smoothgrad(spread=1)").slug == parse_method("smoothgrad(spread=1.0)").slug
+    for spec in (
+        "smoothgrad(spread=nan)",
+        "smoothgrad(n=0)",
+        "smoothgrad(n=2.5)",
+        "integrated_gradients(baseline=red)",
+    ):
+        with pytest.raises(Refused):
+            parse_method(spec)
+
+
+def test_a_constant_layer_adds_nothing() -> None:
+    summed, _ = psi_sum(torch.full((2, 100, 4, 4), 0.3))
+    assert torch.equal(summed, torch.zeros(2, 1, 4, 4))
+
+
+def test_a_weighted_target_in_low_precision() -> None:
+    targets = ["w=weighted:{0: 1.0, 1: -0.5}"]
+    images = torch.randn(2, 3, 16, 16)
+    low, exact = (Explainer(own(tiny()), targets=targets, precision=each)(images)["w"] for each in ("bf16", "float32"))
+    torch.testing.assert_close(low.scores, exact.scores, rtol=0.1, atol=0.05)

@@ -50,7 +50,7 @@ def test_the_index_tells_what_each_target_and_method_has(many: Path) -> None:
         assert line["predicted__fullgrad__residual"] < 1e-4
         assert 0 <= line["predicted__integrated_gradients_n4__residual"] < 1
         assert "predicted__smoothgrad_n3__residual" not in line
-        assert line["predicted__vargrad_n3__min"] >= 0 and line["predicted__gradcam_layer3__min"] >= 0
+        assert line["predicted__vargrad_n3__min"] >= 0 and line["predicted__gradcam_3__min"] >= 0
     unlabelled = [line for line in explained if line["label__status"] != "ok"]
     assert all(line["label__fullgrad__residual"] is None for line in unlabelled)
     maps = open_store(str(many)).maps("predicted/guided_backprop_none", [explained[0]["row"]])

@@ -8,7 +8,7 @@ from test_core import own
 from torch import Tensor, nn
 from torchvision import models
 
-from saliency_core import Explainer
+from saliency_core import Explainer, Refused
 from saliency_core.replica import copy_frozen, fold_batch_norms
 
 
@@ -169,3 +169,59 @@ def test_coarser_sums_are_by_choice_and_near() -> None:
     exact, coarse = (Explainer(model, precision=precision)(images)["predicted"] for precision in ("float32", "tf32"))
     torch.testing.assert_close(coarse.scores, exact.scores, rtol=1e-3, atol=1e-4)
     assert torch.equal(coarse.classes, exact.classes)
+
+
+class WrittenInto(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y[:, :, 0] = 0
+        return self.norm(y)
+
+
+class WeightsReadElsewhere(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) + nn.functional.conv2d(x, self.conv.weight, padding=1) * self.norm.weight.mean()
+
+
+@pytest.mark.parametrize("body", [WrittenInto, WeightsReadElsewhere])
+def test_what_folding_would_change_is_not_folded(body: type[nn.Module]) -> None:
+    model = own(randomised(Head(body())))
+    images = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(Explainer(model)(images)["predicted"].scores, model.module(images).amax(1))
+
+
+def test_a_layer_that_ends_between_convolution_and_norm() -> None:
+    body = nn.Sequential(nn.Sequential(conv()), nn.BatchNorm2d(4))
+    model, images = own(randomised(Head(body))), torch.randn(2, 3, 8, 8)
+    found = Explainer(model, targets=["layer:body.0[2]"])(images)["layer_body.0_2"].scores
+    torch.testing.assert_close(found, body[0](images)[:, 2].mean((1, 2)))
+
+
+def test_the_copy_is_in_eval_mode() -> None:
+    model, images = (
+        own(randomised(Head(nn.Sequential(conv(), nn.BatchNorm2d(4), nn.Dropout())))),
+        torch.randn(2, 3, 8, 8),
+    )
+    expected = Explainer(model)(images)["predicted"].maps["gradient"]
+    model.module.train()
+    assert torch.equal(Explainer(model)(images)["predicted"].maps["gradient"], expected)
+    assert model.module.training
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_torchscript_is_copied_and_its_layers_are_refused() -> None:
+    images = torch.randn(2, 3, 8, 8)
+    script = own(torch.jit.trace(randomised(Head(nn.Sequential(conv(), nn.BatchNorm2d(4)))), images))
+    assert Explainer(script, precision="float64")(images)["predicted"].maps["gradient"].dtype == torch.float64
+    assert all(value.dtype == torch.float32 for value in script.module.parameters())
+    for spec in ("fullgrad", "gradcam"):
+        with pytest.raises(Refused, match="TorchScript"):
+            Explainer(script, methods=[spec])(images)
