@@ -112,14 +112,14 @@ def greedy() -> nn.Module:
 
 
 class Raises(nn.Module):
-    """Like ``tiny``, but gives up on any image that is not blank."""
+    """Like ``tiny``, but gives up on images that are bright or dark (noise is neither)."""
 
     def __init__(self) -> None:
         super().__init__()
         self.body = tiny()
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.detach().std() > 0.1:
+        if images.detach().mean().abs() > 0.1:
             raise RuntimeError("too bright")
         return self.body(images)
 
