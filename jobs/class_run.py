@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 from jobs.class_config import ClassesConfig
 from jobs.output import existing_record
 from jobs.record import Record
 from saliency_core.errors import Refused
-
-_PLANNED = re.compile(r"classes\.zarr/((.+/)?zarr\.json|class/c/0)")
 
 
 class ClassRun(Record):
@@ -30,7 +26,7 @@ class ClassRun(Record):
 
 def existing_class_run(out: str) -> ClassRun | None:
     """What ``out`` holds, as ``existing_record`` finds it."""
-    return existing_record(ClassRun, out, planned=_PLANNED, planned_top=("classes.zarr",))
+    return existing_record(ClassRun, out)
 
 
 def open_class_run(out: str) -> ClassRun:

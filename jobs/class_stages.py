@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from jobs.class_run import ClassRun, open_class_run
 from jobs.index import Commit, ShardRecord, encode_part, part_key
+from jobs.memory import keep_freed_memory
 from jobs.stages import TASK_CPUS, Stage, replica_stage
+from jobs.stopped import Stopped
 from jobs.store import encode_class_shards
 from jobs.stores import open_output
 
@@ -39,7 +41,7 @@ ASTRAY = (
 )
 
 
-class VisualiseError(RuntimeError):
+class VisualiseError(Stopped):
     """The model raised; the message names the classes and what it said."""
 
 
@@ -96,6 +98,8 @@ class Visualise:
 
         warnings.simplefilter("ignore", Told)  # the plan has told it
         torch.set_num_threads(run.config.threads)
+        if run.device == "cpu":
+            keep_freed_memory()
         self._model: Model = build_model(run.config, class_names=run.class_names)
         refuse_other_weights(run, self._model)
         self._run = run

@@ -29,7 +29,7 @@ from jobs.console import say
 from jobs.engine import StartingEngine, starting_engine
 from jobs.exits import DONE, IMPERFECT
 from jobs.index import committed, read_part
-from jobs.output import refuse_unwritable
+from jobs.output import claim, refuse_unwritable
 from jobs.record import refuse_other_fingerprint
 from jobs.store import CLASSES, class_metadata_objects, open_array
 from jobs.stores import open_output
@@ -45,7 +45,7 @@ BATCH = {"cpu": 8, "cuda": 32}
 
 
 def visualise(config: ClassesConfig, console: Console) -> int:
-    """The whole job → exit code. Raises Refused before anything is touched; StageError where a stage failed."""
+    """The whole job → exit code. Raises Refused before anything is touched; Stopped where a stage failed."""
     with starting_engine(config) as engine:
         run = _plan(config, engine)
         store = open_output(config.out)
@@ -57,7 +57,7 @@ def visualise(config: ClassesConfig, console: Console) -> int:
         workers = min(engine.ready().workers(config, run.device), max(1, len(pending)))
         so_far = sum(len(run.unit_rows(unit)) for unit in done)
         stages = class_stages(run, workers=workers)
-        for classes in engine.ready().run_stages(pending, stages) if pending else ():
+        for classes in engine.ready().work(pending, stages, stall_seconds=config.stall_seconds):
             so_far += classes
             say(console, f"{so_far:,} of {run.rows:,} classes committed")
     return _finish(run, store, console)
@@ -100,10 +100,11 @@ def _plan(config: ClassesConfig, engine: StartingEngine) -> ClassRun:
         class_names=names,
         notes=first.notes,
     )
-    if stored is not None:
+    if stored is None:
+        claim(run)
+    else:
         refuse_other_fingerprint(stored, run.fingerprint, where=config.out)
     store = open_output(config.out)
-    # classes.json last: with it, the store exists.
     for key, data in (class_metadata_objects(run) | {run.KEY: run.to_json()}).items():
         obstore.put(store, key, data)
     return run

@@ -21,11 +21,14 @@ from jobs.config import REPEATED, Config, flag_of, read_config
 from jobs.console import say
 from jobs.exits import DONE, INTERRUPTED, NOT_FINISHED, REFUSED
 from jobs.job_config import JobConfig
+from jobs.stopped import Stopped
 from saliency_core.errors import Refused
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 console = Console()
 errors = Console(stderr=True)
+
+GOES_ON = "What was committed is safe, and the same command goes on from there."
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with these keys; flags win")]
 Out = Annotated[str, typer.Argument(help="a store that explain made", metavar="OUT")]
@@ -60,16 +63,21 @@ def _exit_code(function: Callable[[], int]) -> int:
         _tell("refused", str(error))
         return REFUSED
     except KeyboardInterrupt:
-        _tell("interrupted", "what was committed is safe, and the same command goes on from there.")
+        _tell("interrupted", GOES_ON)
         return INTERRUPTED
+    except Stopped as error:
+        if "SALIENCY_TRACEBACK" in os.environ:
+            raise
+        _tell("stopped", f"{error}\n{GOES_ON}")
+        return NOT_FINISHED
     except Exception as error:
         if "SALIENCY_TRACEBACK" in os.environ:
             raise
         notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
         _tell(
             "failed",
-            f"{type(error).__name__}: {error}{notes}\nWhat was committed is safe, and the same command goes on "
-            "from there. With SALIENCY_TRACEBACK=1 in the environment it tells where it failed.",
+            f"{type(error).__name__}: {error}{notes}\n{GOES_ON} With SALIENCY_TRACEBACK=1 in the environment it "
+            "tells where it failed.",
         )
         return NOT_FINISHED
 

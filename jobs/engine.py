@@ -8,8 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.doing import Doing
 from jobs.job_config import JobConfig
 from jobs.stages import REPLICA_CPUS, TASK_CPUS, Stage
+from jobs.stopped import Stopped
+from jobs.watchdog import Watchdog
 from saliency_core.errors import Refused
 
 RunStages = Callable[[Sequence[Any], Sequence[Stage]], Iterator[Any]]
@@ -17,12 +20,28 @@ RunStages = Callable[[Sequence[Any], Sequence[Stage]], Iterator[Any]]
 
 @dataclass(frozen=True)
 class Engine:
-    """``cpus`` and ``gpus`` are all that it has; ``grows``: an autoscaler may find more."""
+    """``doing``: what the stages have in hand. ``cpus`` and ``gpus`` are all that it has; ``grows``: an autoscaler may
+    find more."""
 
     run_stages: RunStages
+    doing: Callable[[], Sequence[Doing]]
     cpus: float
     gpus: float
     grows: bool = False
+
+    def work(self, items: Sequence[Any], stages: Sequence[Stage], *, stall_seconds: float) -> Iterator[Any]:
+        """What the stages make of each item. Raises Stopped where one fails, or none of them ends any more."""
+        if not items:
+            return
+        with Watchdog(stall_seconds, self.doing) as watchdog:
+            try:
+                for done in self.run_stages(items, stages):
+                    watchdog.fed()
+                    yield done
+            except KeyboardInterrupt:
+                if watchdog.report is None:
+                    raise
+                raise Stopped(watchdog.report) from None
 
     def device(self, config: JobConfig) -> str:
         """cpu or cuda."""
@@ -100,7 +119,7 @@ def _inline() -> Engine:
 
     from jobs import inline
 
-    return Engine(inline.run_stages, 1.0, float(torch.cuda.device_count()))
+    return Engine(inline.run_stages, inline.doing, 1.0, float(torch.cuda.device_count()))
 
 
 def _ray() -> Engine:
@@ -108,4 +127,4 @@ def _ray() -> Engine:
 
     pipeline.start()
     cpus, gpus = pipeline.resources()
-    return Engine(pipeline.run_stages, cpus, gpus, grows=pipeline.grows())
+    return Engine(pipeline.run_stages, pipeline.doing, cpus, gpus, grows=pipeline.grows())

@@ -54,10 +54,10 @@ def model_facts(config: Config, *, folders: Sequence[str] | None) -> ModelFacts:
         precision=config.precision,
         seed=config.seed,
     )
-    image_bytes = _saved_bytes(explainer.replica(blank).model, blank) // len(blank)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Told)  # its notes say the same
         explanations = _try(explainer, blank)
+    image_bytes = _saved_bytes(explainer.replica(blank).model, blank) // len(blank)
     agreed = agreement(model, config.precision) if config.precision in LESS_EXACT else {}
     arrays = tuple(
         ArraySpec(
@@ -113,7 +113,8 @@ def _try(explainer: Explainer, blank: Tensor) -> dict[str, Explanation]:
         raise
     except RuntimeError as error:
         raise Refused(
-            f"{explainer.model.spec} gives no gradient of its scores by its input ({error}): there is nothing to map."
+            f"{explainer.model.spec} gives no gradient of its scores by its input, on made-up images "
+            f"({error}): there is nothing to map."
         ) from error
 
 

@@ -20,6 +20,7 @@ from jobs.manifest import parts_of
 from jobs.record import RUN_JSON, Run
 from jobs.store import metadata_objects
 from jobs.stores import read_object
+from jobs.words import ranges
 
 SHA256SUMS = "SHA256SUMS"
 GROUP_ROWS = 65_536
@@ -152,15 +153,3 @@ class _HashingSink:
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def ranges(numbers: list[int], *, most: int = 10) -> str:
-    """``[0, 1, 2, 7]`` → ``0–2, 7``."""
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and number == spans[-1][1] + 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    told = [str(first) if first == last else f"{first}–{last}" for first, last in spans[:most]]
-    return ", ".join(told) + (" …" if len(spans) > most else "")

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 
 from jobs.record import Run
+from jobs.stopped import Stopped
 from jobs.stores import list_keys, read_object
 
 OK, PARTIAL, QUARANTINED = "ok", "partial", "quarantined"
@@ -86,7 +87,7 @@ def decode_part(data: bytes) -> tuple[pa.Table, Commit]:
     return table.replace_schema_metadata(None), commit
 
 
-class DamagedError(RuntimeError):
+class DamagedError(Stopped):
     """An object of the store cannot be read; the message tells what to do."""
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from jobs.doing import Doing, LocalBoard, noted, on
 from jobs.stages import Stage
+
+_BOARD = LocalBoard()
 
 
 def run_stages(items: Iterable[Any], stages: Sequence[Stage]) -> Iterator[Any]:
@@ -13,6 +16,12 @@ def run_stages(items: Iterable[Any], stages: Sequence[Stage]) -> Iterator[Any]:
     functions = [stage.make() for stage in stages]
     for item in items:
         record = item
-        for function in functions:
-            record = function(record)
+        for stage, function in zip(stages, functions, strict=True):
+            with noted(_BOARD, stage.name, record):
+                record = function(record)
         yield record
+
+
+def doing() -> list[Doing]:
+    """What the loop has in hand."""
+    return on(_BOARD)

@@ -21,7 +21,7 @@ from jobs.stores import open_output
 
 
 def explain(config: Config, console: Console, *, dry_run: bool = False) -> int:
-    """The whole job → exit code. Raises Refused before anything is touched; StageError where a stage failed."""
+    """The whole job → exit code. Raises Refused before anything is touched; Stopped where a stage failed."""
     with starting_engine(config, inline=dry_run) as engine:
         plan = make_plan(config, engine=engine, dry=dry_run)
         say(console, summary.plan_text(plan))
@@ -41,7 +41,7 @@ def work(run: Run, pending: Sequence[int], engine: Engine, console: Console) -> 
     )
     try:
         with Display(meter, console) as display:
-            for unit in engine.run_stages(pending, stages) if pending else ():
+            for unit in engine.work(pending, stages, stall_seconds=run.config.stall_seconds):
                 meter.add(unit)
                 display.update()
     except KeyboardInterrupt:

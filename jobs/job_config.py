@@ -106,6 +106,10 @@ class JobConfig(BaseModel):
     batch_size: AutoOrCount = key(
         "auto", "images in one forward (micro-batch), fixed for the store's life", group="Work"
     )
+    unit_seconds: float = key(3600.0, "how long the model may take for a unit; then the run stops", group="Work", gt=0)
+    stall_seconds: float = key(
+        7200.0, "the run stops, and tells what hangs, when nothing was committed for so long", group="Work", gt=0
+    )
 
     @field_validator("out")
     @classmethod

@@ -19,7 +19,8 @@ from obstore.store import ObjectStore
 
 from jobs.entries import Entry
 from jobs.record import Run
-from jobs.stores import read_object
+from jobs.stopped import Stopped
+from jobs.stores import list_keys, read_object
 
 SCHEMA = pa.schema(
     {
@@ -126,7 +127,7 @@ def part_key(part: int) -> str:
 
 
 def write_manifest(store: ObjectStore, lines: Lines) -> Summary:
-    """Writes the parts. Raises what the listing raises; a half-written manifest has no run.json and counts as none."""
+    """Writes the parts. Raises what the listing raises."""
     units = iter(lines)
     part = 0
     while group := list(islice(units, PART_UNITS)):
@@ -162,7 +163,13 @@ class Manifest:
         """The lines of one unit, in row order."""
         part, group = divmod(unit, PART_UNITS)
         if self._part is None or self._part[0] != part:
-            self._part = part, _open(read_object(self._store, part_key(part)))
+            try:
+                self._part = part, _open(read_object(self._store, part_key(part)))
+            except FileNotFoundError:
+                raise Stopped(
+                    f"{part_key(part)} is missing: the run was stopped while it was planned. Run explain again, which "
+                    "puts it there."
+                ) from None
         return self._part[1].read_row_group(group)
 
 
@@ -170,21 +177,25 @@ def _open(part: bytes) -> pq.ParquetFile:
     return pq.ParquetFile(pa.BufferReader(part), page_checksum_verification=True)
 
 
-def move(store: ObjectStore, run: Run, lines: Lines, units: Set[int]) -> None:
-    """Gives the rows of ``units`` the places that ``lines`` has for them, where their data were moved.
+def complete_manifest(store: ObjectStore, run: Run, listed: ObjectStore, pending: Set[int]) -> None:
+    """Puts the parts that the store lacks, and gives the rows of ``pending`` units the places where their data are now.
 
-    What tells a change of the bytes stays as it was: a moved image must still be the same one.
+    ``listed`` holds the manifest of the same run as the inputs are today. What tells a change of the bytes stays as it
+    was: a moved image must still be the same one.
     """
-    manifest, listed = Manifest(store), iter(lines)
+    there, before, now = set(list_keys(store, "manifest")), Manifest(store), Manifest(listed)
     for part in range(parts_of(run)):
-        first = part * PART_UNITS
-        before = [manifest.unit_lines(unit) for unit in range(first, min(first + PART_UNITS, run.units))]
-        after = [
-            _moved(old, new) if first + i in units else old
-            for i, (old, new) in enumerate(zip(before, islice(listed, len(before)), strict=True))
-        ]
-        if any(old is not new and not old.equals(new) for old, new in zip(before, after, strict=True)):
-            obstore.put(store, part_key(part), encode_part(after))
+        units = range(part * PART_UNITS, min((part + 1) * PART_UNITS, run.units))
+        if part_key(part) not in there:
+            obstore.put(store, part_key(part), read_object(listed, part_key(part)))
+        elif not pending.isdisjoint(units):
+            tables = [before.unit_lines(unit) for unit in units]
+            moved = [
+                _moved(table, now.unit_lines(unit)) if unit in pending else table
+                for unit, table in zip(units, tables, strict=True)
+            ]
+            if any(not old.equals(new) for old, new in zip(tables, moved, strict=True)):
+                obstore.put(store, part_key(part), encode_part(moved))
 
 
 def _moved(old: pa.Table, new: pa.Table) -> pa.Table:

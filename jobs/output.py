@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Iterator
 from itertools import islice
 
 import obstore
 from obstore.store import ObjectStore
 
 from jobs.objects import is_remote, local_path
-from jobs.record import RUN_JSON, AnyRecord, Run, parse_record
-from jobs.stores import list_keys, open_output, read_object
+from jobs.record import RUN_JSON, AnyRecord, Record, Run, parse_record, refuse_other_fingerprint
+from jobs.stores import failures, list_keys, open_output, read_object
 from saliency_core.errors import Refused
-
-_PLANNED = re.compile(r"manifest/part-\d+\.parquet|maps\.zarr/(.+/)?zarr\.json")
 
 
 def open_run(out: str) -> tuple[ObjectStore, Run]:
@@ -28,15 +26,12 @@ def open_run(out: str) -> tuple[ObjectStore, Run]:
 
 def existing_run(out: str) -> Run | None:
     """The run that ``out`` holds, as ``existing_record`` finds it."""
-    return existing_record(Run, out, planned=_PLANNED, planned_top=("manifest", "maps.zarr"))
+    return existing_record(Run, out)
 
 
-def existing_record(
-    kind: type[AnyRecord], out: str, *, planned: re.Pattern[str], planned_top: Collection[str]
-) -> AnyRecord | None:
-    """The record that ``out`` holds; None where ``out`` is absent, empty, or left by a planning that never ended.
+def existing_record(kind: type[AnyRecord], out: str) -> AnyRecord | None:
+    """The record that ``out`` holds; None where ``out`` is absent or empty.
 
-    ``planned``: the keys that planning writes before the record; ``planned_top``: the directories that they are in.
     Refused where it holds anything else: nothing of anybody's is overwritten. Makes nothing.
     """
     if not is_remote(out):
@@ -47,33 +42,44 @@ def existing_record(
             raise Refused(f"--out {out} is no directory: choose another.")
     store = open_output(out)
     try:
-        record = parse_record(kind, read_object(store, kind.KEY), where=out)
+        with failures(out):
+            data = read_object(store, kind.KEY)
     except FileNotFoundError:
-        # Planning writes the manifest, then the arrays' metadata, and run.json last. The listing shows whole files
-        # alone, so what else a local directory holds is looked up too.
-        foreign = list(islice((key for key in list_keys(store) if not planned.fullmatch(key)), 3))
-        if not foreign and not is_remote(out):
-            foreign = sorted(entry.name for entry in local_path(out).iterdir() if entry.name not in planned_top)[:3]
+        foreign = list(islice(_entries(out, store, kind), 3))
         if foreign:
             raise Refused(
                 f"--out {out} is not empty and not a store of ours (it holds {', '.join(foreign)} …), and nothing is "
                 "overwritten: choose another, or empty it yourself."
             ) from None
         return None
+    record = parse_record(kind, data, where=out)
     # The store may have been moved since it was made: it is where it was found.
     return record.model_copy(update={"config": record.config.model_copy(update={"out": out})})
 
 
-def clear_planning(out: str) -> None:
-    """Takes away what a planning that never ended has left in ``out``, which must hold nothing else of a store."""
-    if not is_remote(out) and not local_path(out).is_dir():
+def _entries(out: str, store: ObjectStore, kind: type[AnyRecord]) -> Iterator[str]:
+    """What ``out`` holds, but for the record that a kill cut short on its way to a local directory."""
+    if is_remote(out):
+        yield from list_keys(store)
         return
-    store = open_output(out)
-    obstore.delete(store, [key for key in list_keys(store) if _PLANNED.fullmatch(key)])
-    if not is_remote(out):
-        for path in sorted(local_path(out).rglob("*"), reverse=True):
-            if path.is_dir():
-                path.rmdir()
+    half_written = re.compile(re.escape(kind.KEY) + r"#\d+")
+    yield from sorted(entry.name for entry in local_path(out).iterdir() if not half_written.fullmatch(entry.name))
+
+
+def claim(record: Record) -> None:
+    """Puts the record where there is none: of several runs that plan into one place, the first has it.
+
+    What is there already is somebody else's, who may go on along with this one if it is the same run: both then write
+    the same bytes. Else Refused, with nothing of the other's touched.
+    """
+    out = record.config.out
+    try:
+        with failures(out):
+            obstore.put(open_output(out), record.KEY, record.to_json(), mode="create")
+    except FileExistsError:
+        other = existing_record(type(record), out)
+        if other is not None:
+            refuse_other_fingerprint(other, record.fingerprint, where=out)
 
 
 def refuse_unwritable(out: str) -> None:

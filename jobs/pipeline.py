@@ -6,8 +6,10 @@ import logging
 import os
 import pickle
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,15 +20,15 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
+from ray.experimental import internal_kv
 
+from jobs.doing import Doing, noted, on
 from jobs.stages import Stage
+from jobs.stopped import Stopped
+from saliency_core.errors import Refused
 
 log = logging.getLogger(__name__)
-
-
-class StageError(RuntimeError):
-    """A stage failed for good; the message is what it said."""
 
 
 def start() -> None:
@@ -78,13 +80,13 @@ def run_stages(items: Sequence[Any], stages: Sequence[Stage]) -> Iterator[Any]:
             "zero_copy_batch": True,
         }
         if stage.workers is None:
-            data = data.map_batches(_Task(stage.make), **options)
+            data = data.map_batches(_Task(stage), **options)
         else:
             # An actor holds one record while it works on the other; more in line would only wait in memory.
             pool = ActorPoolStrategy(size=stage.workers, max_tasks_in_flight_per_actor=2)
             data = data.map_batches(
                 _Actor,
-                fn_constructor_args=(stage.make,),
+                fn_constructor_args=(stage,),
                 compute=pool,
                 num_gpus=stage.gpus or None,
                 **options,
@@ -92,11 +94,24 @@ def run_stages(items: Sequence[Any], stages: Sequence[Stage]) -> Iterator[Any]:
     try:
         with _quiet_core():
             for row in data.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
-                yield _unpack(row)
-    except RayTaskError as error:
-        raise StageError(_cause(error)) from error
+                record = _unpack(row)
+                if isinstance(record, Failed):
+                    raise Stopped(record.message) from _ThereError(record.trace)
+                yield record
     except RayError as error:
-        raise StageError(f"Ray gave up: {error}") from error
+        raise Stopped(f"Ray gave up: {error}") from error
+
+
+@dataclass(frozen=True)
+class Failed:
+    """What a stage raised, handed on in place of its record: through Ray, only the text of a traceback would come."""
+
+    message: str
+    trace: str
+
+
+class _ThereError(Exception):
+    """The traceback of another process."""
 
 
 @contextmanager
@@ -118,13 +133,43 @@ def _quiet_core() -> Iterator[None]:
             sys.stderr = python
 
 
-def _cause(error: RayTaskError) -> str:
-    """What the stage raised, in its own words: Ray Data keeps them only in the text of the worker's traceback."""
-    chain = str(error).split("\nThe above exception was the direct cause of the following exception:")
-    ours = [part for part in chain if "ray.exceptions.UserCodeException" not in part] or chain
-    told = ours[-1].split("\nFailed to apply UDF")[0].strip().splitlines()
-    frames = [number for number, line in enumerate(told) if line.startswith("  ")]
-    return "\n".join(told[frames[-1] + 1 :] if frames else told[-1:])
+class _Board:
+    """The notes of who does what, in the cluster's own key-value store, apart from those of other drivers."""
+
+    def __init__(self) -> None:
+        self._namespace = f"saliency-{ray.get_runtime_context().get_job_id()}"
+
+    def put(self, key: str, value: bytes) -> None:
+        internal_kv._internal_kv_put(key, value, overwrite=True, namespace=self._namespace)
+
+    def get(self, key: str) -> bytes | None:
+        found: bytes | None = internal_kv._internal_kv_get(key, namespace=self._namespace)
+        return found
+
+    def delete(self, key: str) -> None:
+        internal_kv._internal_kv_del(key, namespace=self._namespace)
+
+    def values(self) -> list[bytes]:
+        keys = internal_kv._internal_kv_list("", namespace=self._namespace)
+        found = [internal_kv._internal_kv_get(key, namespace=self._namespace) for key in keys]
+        return [value for value in found if value is not None]  # struck out since it was listed
+
+
+def doing() -> list[Doing]:
+    """What every process of the run has in hand."""
+    return on(_Board())
+
+
+def _attempt(stage: Stage, make: Callable[[], Callable[[Any], Any]], record: Any) -> Any:
+    """The record's next form; Failed where the stage raised, or one before it had."""
+    if isinstance(record, Failed):
+        return record
+    try:
+        with noted(_Board(), stage.name, record):
+            return make()(record)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the driver tells it
+        message = str(error) if isinstance(error, Stopped | Refused) else f"{type(error).__name__}: {error}"
+        return Failed(message, traceback.format_exc())
 
 
 class _Items(Datasource):
@@ -133,7 +178,7 @@ class _Items(Datasource):
     def __init__(self, items: Sequence[Any], stage: Stage) -> None:
         super().__init__()
         self._items = items
-        self._make = stage.make
+        self._stage = stage
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
@@ -143,35 +188,46 @@ class _Items(Datasource):
     ) -> list[ReadTask]:
         del parallelism, per_task_row_limit, data_context  # one record a task, whatever Ray would like better
         metadata = BlockMetadata(num_rows=1, size_bytes=None, input_files=None, exec_stats=None)
-        return [ReadTask(_Read(self._make, item), metadata) for item in self._items]
+        return [ReadTask(_Read(self._stage, item), metadata) for item in self._items]
 
 
 class _Read:
-    def __init__(self, make: Callable[[], Callable[[Any], Any]], item: Any) -> None:
-        self._make, self._item = make, item
+    def __init__(self, stage: Stage, item: Any) -> None:
+        self._stage, self._item = stage, item
 
     def __call__(self) -> list[pa.Table]:
-        return [_pack(_made(pickle.dumps(self._make))(self._item))]
+        return [_pack(_attempt(self._stage, lambda: _made(pickle.dumps(self._stage.make)), self._item))]
 
 
 class _Task:
     """A stage that any process may run; each process builds it once."""
 
-    def __init__(self, make: Callable[[], Callable[[Any], Any]]) -> None:
-        self._make = make
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return _pack(_made(pickle.dumps(self._make))(_unpack(batch)))
+        return _pack(_attempt(self._stage, lambda: _made(pickle.dumps(self._stage.make)), _unpack(batch)))
 
 
 class _Actor:
-    """A stage with workers: built when its process starts, not with the first record."""
+    """A stage with workers: built when its process starts, not with the first record, which tells if that failed."""
 
-    def __init__(self, make: Callable[[], Callable[[Any], Any]]) -> None:
-        self._function = make()
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._function: Callable[[Any], Any] | None = None
+        self._error: Exception | None = None
+        try:
+            self._function = stage.make()
+        except Exception as error:  # noqa: BLE001 - Ray would only start it again
+            self._error = error
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return _pack(self._function(_unpack(batch)))
+        return _pack(_attempt(self._stage, self._made, _unpack(batch)))
+
+    def _made(self) -> Callable[[Any], Any]:
+        if self._function is None:
+            raise self._error or AssertionError("neither made nor failed")
+        return self._function
 
 
 @cache

@@ -7,20 +7,21 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import obstore
+from obstore.store import LocalStore
 
 from jobs.config import Config
 from jobs.engine import StartingEngine
 from jobs.entries import Source
 from jobs.index import committed
 from jobs.labels import label_resolver, refuse_no_labels, refuse_unmatched_folders
-from jobs.manifest import Lines, Summary, move, scan, write_manifest
+from jobs.manifest import Lines, Summary, complete_manifest, scan, write_manifest
 from jobs.objects import is_remote, local_path
-from jobs.output import clear_planning, existing_run, refuse_unwritable
+from jobs.output import claim, existing_run, refuse_unwritable
 from jobs.prefetch import prefetched
 from jobs.record import RUN_JSON, ArraySpec, Run, refuse_other_fingerprint
 from jobs.sources import list_entries, open_sources
@@ -62,49 +63,50 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False) -> P
     sources = sources_of(config)
     folders = _folders(sources)
     engine.begin()
-    with ThreadPoolExecutor(1) as pool, prefetched(list_entries(sources)) as entries:
-        facts = pool.submit(_facts, config, folders).result()
-        label_wanted = facts.needs_labels
-        if label_wanted:
-            refuse_unmatched_folders(config, class_names=facts.class_names, folders=folders)
-        unit_size = _unit_size(config, facts.arrays, facts.preprocessing.input_size, facts.preprocessing.channels)
-        resolve = label_resolver(config, class_names=facts.class_names, folders=folders)
-        cut = partial(Lines, unit_size=unit_size, n_classes=facts.n_classes, resolve=resolve)
-        device = engine.ready().device(config)
-        engine.ready().workers(config, device)  # refuses what the machine lacks
-        if stored is None and not dry:
-            summary = _written_anew(config.out, cut(entries), label_wanted=label_wanted)
-        else:
-            summary = scan(cut(entries))
-            if label_wanted:
+    # The manifest waits beside: only when all is listed is it known whether OUT is this run's to write.
+    with TemporaryDirectory(prefix="saliency-plan-") as aside:
+        with ThreadPoolExecutor(1) as pool, prefetched(list_entries(sources)) as entries:
+            facts = pool.submit(_facts, config, folders).result()
+            if facts.needs_labels:
+                refuse_unmatched_folders(config, class_names=facts.class_names, folders=folders)
+            unit_size = _unit_size(config, facts.arrays, facts.preprocessing.input_size, facts.preprocessing.channels)
+            resolve = label_resolver(config, class_names=facts.class_names, folders=folders)
+            lines = Lines(entries, unit_size=unit_size, n_classes=facts.n_classes, resolve=resolve)
+            device = engine.ready().device(config)
+            engine.ready().workers(config, device)  # refuses what the machine lacks
+            summary = scan(lines) if dry else write_manifest(LocalStore(aside), lines)
+            if facts.needs_labels:
                 refuse_no_labels(summary)
-    micro_batch = _micro_batch(config, device, unit_size, facts.image_bytes)
-    run = Run(
-        config=config,
-        fingerprint=_fingerprint(config, facts, summary, device=device, unit_size=unit_size, micro_batch=micro_batch),
-        rows=summary.rows,
-        unit_size=unit_size,
-        micro_batch=micro_batch,
-        device=device,
-        preprocessing=facts.preprocessing.to_dict(),
-        class_names=facts.class_names,
-        n_classes=facts.n_classes,
-        target_specs=facts.target_specs,
-        arrays=facts.arrays,
-        passes=facts.passes,
-        notes=facts.notes,
-        agreement=facts.agreement,
-        ignored=dict(sum((source.ignored for source in sources), Counter())),
-        versions=_versions(),
-    )
-    if stored is not None:
-        refuse_other_fingerprint(stored, run.fingerprint, where=config.out)
-        run = run.model_copy(update={"totals": stored.totals})
-    pending = _pending(run, set() if stored is None else committed(open_output(config.out)))
-    if not dry:
-        if stored is not None and pending:  # it lists the inputs once more
-            move(open_output(config.out), run, cut(list_entries(sources)), set(pending))
-        set_up(run)
+        micro_batch = _micro_batch(config, device, unit_size, facts.image_bytes)
+        run = Run(
+            config=config,
+            fingerprint=_fingerprint(
+                config, facts, summary, device=device, unit_size=unit_size, micro_batch=micro_batch
+            ),
+            rows=summary.rows,
+            unit_size=unit_size,
+            micro_batch=micro_batch,
+            device=device,
+            preprocessing=facts.preprocessing.to_dict(),
+            class_names=facts.class_names,
+            n_classes=facts.n_classes,
+            target_specs=facts.target_specs,
+            arrays=facts.arrays,
+            passes=facts.passes,
+            notes=facts.notes,
+            agreement=facts.agreement,
+            ignored=dict(sum((source.ignored for source in sources), Counter())),
+            versions=_versions(),
+        )
+        if stored is not None:
+            refuse_other_fingerprint(stored, run.fingerprint, where=config.out)
+            run = run.model_copy(update={"totals": stored.totals})
+        pending = _pending(run, set() if stored is None else committed(open_output(config.out)))
+        if not dry:
+            if stored is None:
+                claim(run)
+            complete_manifest(open_output(config.out), run, LocalStore(aside), set(pending))
+            set_up(run)
     return Plan(run, pending, facts.parameter_bytes + micro_batch * facts.image_bytes)
 
 
@@ -123,24 +125,8 @@ def sources_of(config: Config) -> list[Source]:
     return sources
 
 
-def _written_anew(out: str, lines: Lines, *, label_wanted: bool) -> Summary:
-    """The manifest of a store that does not exist yet; nothing stays of it where it is refused."""
-    clear_planning(out)
-    there = is_remote(out) or local_path(out).exists()
-    try:
-        summary = write_manifest(open_output(out), lines)
-        if label_wanted:
-            refuse_no_labels(summary)
-    except BaseException:
-        clear_planning(out)
-        if not there:
-            local_path(out).rmdir()
-        raise
-    return summary
-
-
 def set_up(run: Run) -> None:
-    """Makes the arrays (again: the bytes are the same), and puts run.json last: with it, the store exists."""
+    """Makes the arrays (again: the bytes are the same), and tells in run.json what this session was asked for."""
     store = open_output(run.config.out)
     for key, data in metadata_objects(run).items():
         obstore.put(store, key, data)

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from jobs.console import say
 from jobs.index import OK, PARTIAL, QUARANTINED
 from jobs.units import CommittedUnit
+from jobs.words import duration
 
 STAGES = ("decode", "explain", "write")
 PLAIN_EVERY = 10.0
@@ -147,11 +148,3 @@ class Display:
             self._bar.stop()
         else:
             say(self._console, self._meter.line())
-
-
-def duration(seconds: float) -> str:
-    """``3 s``, ``4 min``, ``2 h 05 min``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -14,7 +14,7 @@ from jobs.console import say
 from jobs.engine import starting_engine
 from jobs.entries import Entry
 from jobs.exits import DONE
-from jobs.finalize import SHA256SUMS, ranges
+from jobs.finalize import SHA256SUMS
 from jobs.index import INDEX_PARQUET, QUARANTINED, committed, read_part, withdraw
 from jobs.job import work
 from jobs.manifest import PART_UNITS, PLACE, Manifest, encode_part, part_key
@@ -24,6 +24,7 @@ from jobs.plan import sources_of
 from jobs.record import RUN_JSON, Run
 from jobs.sources import list_entries
 from jobs.stores import list_keys
+from jobs.words import ranges
 
 
 def retry(

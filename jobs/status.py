@@ -6,11 +6,12 @@ from rich.console import Console
 
 from jobs.console import say
 from jobs.exits import NOT_FINISHED
-from jobs.finalize import SHA256SUMS, Totals, exit_code, ranges
+from jobs.finalize import SHA256SUMS, Totals, exit_code
 from jobs.index import OK, PARTIAL, QUARANTINED, committed, read_part
 from jobs.output import open_run
 from jobs.stores import list_keys
-from jobs.summary import error_table, quoted
+from jobs.summary import error_table
+from jobs.words import quoted, ranges
 
 
 def status(out: str, console: Console) -> int:

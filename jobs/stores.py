@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
 import obstore
-from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, from_url
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ def failures(uri: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise FileNotFoundError(errno.ENOENT, "no such object", uri) from None
+    except AlreadyExistsError:
+        raise FileExistsError(errno.EEXIST, "is there already", uri) from None
     except (PermissionDeniedError, UnauthenticatedError):
         raise PermissionError(errno.EACCES, "access denied: check the store's credentials", uri) from None
     except (BaseError, ValueError) as error:

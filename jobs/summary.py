@@ -7,8 +7,9 @@ from collections import Counter
 from jobs.finalize import Totals
 from jobs.index import OK, PARTIAL, QUARANTINED
 from jobs.plan import MIB, Plan
-from jobs.progress import STAGES, Meter, duration
+from jobs.progress import STAGES, Meter
 from jobs.record import Run
+from jobs.words import duration, quoted
 
 MOST_LINES = 12
 
@@ -95,10 +96,3 @@ def error_table(errors: Counter[str]) -> list[str]:
 
 def told(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} ×{times}" for name, times in sorted(counts.items()))
-
-
-def quoted(path: str) -> str:
-    """As a shell wants it."""
-    import shlex
-
-    return shlex.quote(path)

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from jobs.checks import UNREADABLE
 from jobs.contents import Objects, Problem, redo, unit_objects
-from jobs.finalize import check_rows, ranges
+from jobs.finalize import check_rows
 from jobs.index import OK, PARTIAL, QUARANTINED, ShardRecord, decode_part, part_key
 from jobs.record import ArraySpec, Run
 from jobs.store import decode_shard, fill_value
+from jobs.words import ranges
 from saliency_core.specs import is_class_spec
 
 PLANNED = ("row", "unit", "sample_id", "uri", "label")

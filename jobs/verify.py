@@ -15,7 +15,7 @@ from jobs.checks import Compacted, check_listing, check_manifest, check_metadata
 from jobs.console import say
 from jobs.contents import AGAIN, RESTORE, Objects, Problem, collected
 from jobs.exits import DAMAGED, DONE, NOT_FINISHED
-from jobs.finalize import SHA256SUMS, ranges
+from jobs.finalize import SHA256SUMS
 from jobs.index import INDEX_PARQUET, committed
 from jobs.lookahead import map_ahead
 from jobs.manifest import Manifest
@@ -26,6 +26,7 @@ from jobs.record import RUN_JSON, Run
 from jobs.store import MAPS
 from jobs.stores import list_keys, open_output, read_object
 from jobs.unit_checks import check_unit
+from jobs.words import ranges
 from saliency_core.errors import Refused
 
 MOST_PRINTED = 50

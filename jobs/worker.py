@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.index import OK
+from jobs.limited import Limited
 from jobs.lines import Results, index_lines, take_back_nonfinite
+from jobs.memory import keep_freed_memory
 from jobs.model import build_model, refuse_other_weights
 from jobs.record import STATISTICS, Run
+from jobs.stopped import Stopped
 from jobs.store import scale_maps
 from jobs.units import DecodedUnit, ExplainedUnit
 from saliency_core.errors import Told
@@ -24,8 +27,8 @@ from saliency_core.targets import NO_LABEL
 log = logging.getLogger(__name__)
 
 
-class ExplainError(RuntimeError):
-    """The model raised; the message names unit, rows and what it said."""
+class ExplainError(Stopped):
+    """The model raised or hangs; the message names unit, rows and what it said."""
 
 
 class Explain:
@@ -37,6 +40,8 @@ class Explain:
         if run.device == "cuda":
             # Bytes must not depend on which algorithm happened to be the fastest this time.
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        else:
+            keep_freed_memory()
         model = build_model(run.config, class_names=run.class_names)
         refuse_other_weights(run, model)
         self._run = run
@@ -50,9 +55,20 @@ class Explain:
             pass_size=run.micro_batch,
         )
         warnings.simplefilter("ignore", Told)  # the plan has told it
+        self._limited = Limited(self._explained, run.config.unit_seconds)
+        self._at = ""
         self._set_up_seconds = perf_counter() - started
 
     def __call__(self, unit: DecodedUnit) -> ExplainedUnit:
+        try:
+            return self._limited(unit)
+        except TimeoutError as error:
+            raise ExplainError(
+                f"the model hangs on {self._at}: {error} for the unit (--unit-seconds). If it is only slow, allow it "
+                "more; the same command goes on from there."
+            ) from error
+
+    def _explained(self, unit: DecodedUnit) -> ExplainedUnit:
         run = self._run
         explained = ExplainedUnit(unit.unit, unit.lines, {}, {}, [], seconds=unit.seconds, cpu_seconds=unit.cpu_seconds)
         # Told once, with the first unit: it is not part of anybody's rate.
@@ -76,13 +92,14 @@ class Explain:
         while start < len(good):
             rows = slice(start, min(start + size, len(good)))
             if good[rows].any():
+                first = unit.lines["row"][start].as_py()
+                self._at = f"unit {unit.unit}, rows {first} to {first + rows.stop - rows.start - 1}"
                 try:
                     self._batch(unit, rows, size, good[rows], results)
                 except Exception as error:
                     if not _out_of_memory(error) or size == 1:
-                        first = unit.lines["row"][start].as_py()
-                        where = f"unit {unit.unit}, rows {first} to {first + rows.stop - rows.start - 1}"
-                        raise ExplainError(f"the model failed on {where}: {type(error).__name__}: {error}") from error
+                        told = f"{type(error).__name__}: {error}"
+                        raise ExplainError(f"the model failed on {self._at}: {told}") from error
                     size = max(1, size // 2)
                     forced.append(size)
                     log.warning("unit %d: out of memory, going on with micro-batches of %d", unit.unit, size)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -112,17 +118,65 @@ def greedy() -> nn.Module:
 
 
 class Raises(nn.Module):
-    """Like ``tiny``, but gives up on images that are bright or dark (noise is neither)."""
+    """Like ``tiny``, but gives up on images by whose pixels ``told`` comes to more than a tenth."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.body = tiny()
+        self.told = told
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.detach().mean().abs() > 0.1:
+        if self.told(images.detach()).abs() > 0.1:
             raise RuntimeError("too bright")
         return self.body(images)
 
 
 def raises() -> nn.Module:
-    return Raises()
+    """On bright and dark ones; noise is neither."""
+    return Raises(torch.mean)
+
+
+def raises_on_noise() -> nn.Module:
+    return Raises(torch.std)
+
+
+class Bright(nn.Module):
+    """Like ``tiny``, but something happens on images that are bright or dark (noise is neither)."""
+
+    def __init__(self, happens: Callable[[], None]) -> None:
+        super().__init__()
+        self.body = tiny()
+        self.happens = happens
+
+    def forward(self, images: Tensor) -> Tensor:
+        if (images.detach().mean(dim=(1, 2, 3)).abs() > 0.5).any():
+            self.happens()
+        return self.body(images)
+
+
+def hangs() -> nn.Module:
+    return Bright(partial(time.sleep, 3600))
+
+
+def dies() -> nn.Module:
+    return Bright(partial(os.kill, os.getpid(), signal.SIGKILL))
+
+
+def by_process() -> nn.Module:
+    """Other weights in every process, the same within one."""
+    return _seeded(lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5)), seed=os.getpid())
+
+
+def slow() -> nn.Module:
+    """Takes a tenth of a second for a micro-batch, which costs no processor."""
+    return Slow()
+
+
+class Slow(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = tiny()
+
+    def forward(self, images: Tensor) -> Tensor:
+        time.sleep(0.1)
+        return self.body(images)

@@ -38,6 +38,8 @@ WHOLE = {
     "batch_size": 8,
     "unit_size": 64,
     "limit": 100,
+    "unit_seconds": 60.5,
+    "stall_seconds": 90.0,
     "folder_labels": "order",
     "class_names": "names.txt",
     "max_pixels": 1000,

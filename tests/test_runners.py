@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
-from conftest import TESTS, content, flags
+from conftest import content, flags
+from processes import kill_all, start, wait_for_commits
 
 SAME = {"unit_size": 8, "batch_size": 4, "methods": ("gradient", "input_x_gradient"), "targets": ("predicted", "label")}
 
@@ -33,34 +29,6 @@ def test_one_worker_equals_two(tree: Path, finished: Path, tmp_path: Path, salie
     told = saliency("explain", *flags(images=tree, out=tmp_path / "store", workers=1, **{**SAME, "runner": "ray"}))
     assert told.returncode == 3, told.stdout + told.stderr
     assert content(tmp_path / "store") == content(finished)
-
-
-def start(*arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "jobs", *map(str, arguments)],
-        cwd=TESTS.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env={**os.environ, "PYTHONPATH": str(TESTS)},
-    )  # fmt: skip
-
-
-def wait_for_commits(process: subprocess.Popen[str], out: Path, number: int) -> None:
-    """Until ``number`` units are committed. Fails when the run ends, or four minutes pass, before."""
-    deadline = time.monotonic() + 240
-    while len(list(out.glob("index/unit-*.parquet"))) < number:
-        assert process.poll() is None, f"ended with {process.returncode}: {process.stdout and process.stdout.read()}"
-        assert time.monotonic() < deadline, "no commit came"
-        time.sleep(0.02)
-
-
-def kill_all(process: subprocess.Popen[str]) -> None:
-    """SIGKILL, driver first and then all that it started: nobody may tidy up."""
-    below = psutil.Process(process.pid).children(recursive=True)
-    for one in [psutil.Process(process.pid), *below]:
-        try:
-            one.kill()
-        except psutil.NoSuchProcess:
-            continue
-    process.communicate()
 
 
 def slow_flags(tree: Path, out: Path) -> list[str]:

@@ -1,0 +1,92 @@
+"""Who works on what: each stage notes on a board the record that it has in hand, and strikes it out when it is done.
+
+A note that is still there when its record comes again was left by a worker that died over it. That is how a record
+that kills whoever takes it is found out, and how a run that stands still can tell where.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from time import time
+from typing import Any, Protocol
+
+from jobs.stopped import Stopped
+from jobs.words import duration
+
+# Workers die for other reasons too: nodes come and go. So many in a row over one record are no accident.
+MOST_ATTEMPTS = 6
+
+
+class Board(Protocol):
+    """What every process of a run can write to and read."""
+
+    def put(self, key: str, value: bytes) -> None: ...
+
+    def get(self, key: str) -> bytes | None: ...
+
+    def delete(self, key: str) -> None: ...
+
+    def values(self) -> list[bytes]: ...
+
+
+class LocalBoard(dict[str, bytes]):
+    """The board of a run that is one process."""
+
+    def put(self, key: str, value: bytes) -> None:
+        self[key] = value
+
+    def delete(self, key: str) -> None:
+        self.pop(key, None)
+
+    def values(self) -> list[bytes]:  # type: ignore[override]
+        return list(super().values())
+
+
+@dataclass(frozen=True)
+class Doing:
+    """``since``: seconds since the epoch by the clock of ``node``, good for telling and for nothing else."""
+
+    stage: str
+    unit: str
+    attempt: int
+    node: str
+    process: int
+    since: float
+
+    def line(self) -> str:
+        """For people."""
+        again = f", attempt {self.attempt}" if self.attempt > 1 else ""
+        since = duration(max(0.0, time() - self.since))
+        return f"{self.stage}: unit {self.unit} for {since} (process {self.process} on {self.node}{again})"
+
+
+@contextmanager
+def noted(board: Board, stage: str, record: Any) -> Iterator[None]:
+    """While the ``with`` lasts, the board tells of it. Raises Stopped where too many workers died over the record."""
+    unit = str(getattr(record, "unit", record))
+    key = f"{stage}/{unit}"
+    left = board.get(key)
+    attempt = 1 if left is None else json.loads(left)["attempt"] + 1
+    if attempt > MOST_ATTEMPTS:
+        raise Stopped(
+            f"{MOST_ATTEMPTS} workers one after the other died over unit {unit} in the stage {stage} (killed from "
+            "outside, out of memory, or a crash inside a library): the unit is left undone. What one of them said "
+            "last is in Ray's log files of its node; a smaller --batch-size or fewer --workers need less memory."
+        )
+    doing = Doing(stage, unit, attempt, platform.node(), os.getpid(), time())
+    board.put(key, json.dumps(asdict(doing)).encode())
+    try:
+        yield
+    finally:
+        board.delete(key)
+
+
+def on(board: Board) -> list[Doing]:
+    """What is being done now, by stage and unit."""
+    found = [Doing(**json.loads(value)) for value in board.values()]
+    return sorted(found, key=lambda one: (one.stage, one.since))

@@ -1,0 +1,11 @@
+"""Why a run ends before its end: nothing that was committed is lost, and the same command goes on from there."""
+
+from __future__ import annotations
+
+
+class Stopped(RuntimeError):
+    """The message is all that the user needs: what, where, and what to do."""
+
+
+class Unreachable(Stopped):
+    """A store does not answer, or refuses everybody for now; no image is to blame."""

@@ -1,0 +1,51 @@
+"""A run in which nothing is committed any more is told of and stopped, rather than left to stand."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from time import monotonic
+from types import TracebackType
+
+from jobs.doing import Doing
+from jobs.words import duration
+
+
+class Watchdog:
+    """Interrupts the main thread, as Ctrl-C does, when ``fed`` was not called for so many seconds.
+
+    ``report`` is then what each stage was doing; None as long as all is well. Seconds of a clock that nobody sets.
+    """
+
+    def __init__(self, seconds: float, doing: Callable[[], Sequence[Doing]]) -> None:
+        self.report: str | None = None
+        self._seconds = seconds
+        self._doing = doing
+        self._fed = monotonic()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def fed(self) -> None:
+        self._fed = monotonic()
+
+    def __enter__(self) -> Watchdog:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+
+    def _watch(self) -> None:
+        while (left := self._fed + self._seconds - monotonic()) > 0:
+            if self._over.wait(left):
+                return
+        try:
+            lines = [one.line() for one in self._doing()] or ["no stage has a unit in hand"]
+        except Exception as error:  # noqa: BLE001 - what it would ask may be what hangs
+            lines = [f"what the stages do cannot be told ({type(error).__name__}: {error})"]
+        self.report = "\n  ".join([f"nothing was committed for {duration(self._seconds)} (--stall-seconds):", *lines])
+        if not self._over.is_set():
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)

@@ -1,0 +1,179 @@
+"""Kills parts of a job at random, again and again, and compares its store with that of an undisturbed run.
+
+    python tests/chaos.py [--kills 100] [--seed 0] [--images 240]
+
+A job on a small tree (some images broken) is started; after a random while a random part of it gets a SIGKILL: the
+driver with everything below it, the driver alone, Ray's raylet or GCS, a replica, a worker that decodes or writes, an
+idle one, a process that decodes images. Where the job survives, the next kill meets the same job; where it does not,
+the same command is started again, as its user would. When it has ended, its store must be byte for byte the
+undisturbed one, `verify` must find nothing, and a new store is begun, until there were enough kills. Prints what each
+kind cost; exits with 1 at the first difference. The least that a kill can cost is the work of the units in flight.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import tempfile
+import time
+from collections import defaultdict
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psutil
+from conftest import content, flags
+from PIL import Image
+from processes import kill_all, parts, start
+
+KINDS = ("everything", "driver", "raylet", "gcs", "replica", "task worker", "idle worker", "decoder")
+FATAL = ("everything", "driver", "raylet", "gcs")
+UNIT, MICRO_BATCH, PER_BATCH = 4, 2, 0.1  # rows, rows, seconds (python:factories:slow)
+WORKERS = 2
+
+
+@dataclass
+class Tally:
+    """What the kills came to. ``lost``: by kind, seconds from each kill to the next commit."""
+
+    kills: int = 0
+    stores: int = 0
+    restarts: int = 0
+    lost: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def table(self, gap: float) -> str:
+        lost = {kind: sorted(self.lost[kind]) for kind in KINDS if kind in self.lost}
+        lines = [f"{'killed':14} {'times':>6} {'median s to the next commit':>28} {'most':>7}"]
+        lines += [f"{kind:14} {len(s):6} {s[len(s) // 2]:28.1f} {s[-1]:7.1f}" for kind, s in lost.items()]
+        least = WORKERS * UNIT / MICRO_BATCH * PER_BATCH
+        return "\n".join(
+            [
+                *lines,
+                f"{self.kills} kills, {self.restarts} of them ended the job, {self.stores} stores, all as undisturbed",
+                f"without kills there is a commit every {gap:.2f} s; the work of the units in flight is {least:.1f} s",
+            ]
+        )
+
+
+def chaos(scratch: Path, *, kills: int, seed: int, images: int) -> Tally:
+    """Raises AssertionError where a store is not as it must be."""
+    draw = random.Random(seed)
+    tree = make_tree(scratch / "tree", images)
+    whole = scratch / "whole"
+    assert run(arguments(tree, whole, runner="inline")) == 3
+    expected = content(whole)
+    tally = Tally()
+    while tally.kills < kills:
+        out = scratch / f"store-{tally.stores}"
+        torment(tree, out, draw, tally, kills)
+        assert content(out) == expected, f"{out} differs from the undisturbed store"
+        assert run(["verify", str(out)]) == 0, f"verify finds damage in {out}"
+        tally.stores += 1
+    return tally
+
+
+def torment(tree: Path, out: Path, draw: random.Random, tally: Tally, most: int) -> None:
+    """One store, to its end."""
+    process = start(*arguments(tree, out, runner="ray"))
+    while process.poll() is None or process.returncode != 3:
+        wait(process, out, draw)
+        kind = kill_one(process, draw) if tally.kills < most else None
+        if kind is None:
+            if tally.kills >= most:
+                process.wait(timeout=300)
+            continue
+        tally.kills += 1
+        since, before = time.monotonic(), commits(out)
+        wait_for_a_commit(process, out, before)
+        if process.poll() is not None and process.returncode != 3:
+            assert kind in FATAL, f"after the kill of a {kind}: ended with {process.returncode}: {said(process)}"
+            tally.restarts += 1
+            process = start(*arguments(tree, out, runner="ray"))
+            wait_for_a_commit(process, out, before)
+        tally.lost[kind].append(time.monotonic() - since)
+
+
+def wait(process: subprocess.Popen[str], out: Path, draw: random.Random) -> None:
+    """Until the moment for a kill: sometimes while everything starts, most often in the middle of the work."""
+    if draw.random() < 0.3:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(draw.uniform(0, 15))
+    else:
+        wait_for_a_commit(process, out, commits(out) + draw.randint(0, 5))
+
+
+def wait_for_a_commit(process: subprocess.Popen[str], out: Path, before: int) -> None:
+    while process.poll() is None and commits(out) <= before:
+        time.sleep(0.02)
+
+
+def kill_one(process: subprocess.Popen[str], draw: random.Random) -> str | None:
+    """Kills a part of a kind that is there; which, or None where it had ended by itself."""
+    if process.poll() is not None:
+        return None
+    there = parts(process)
+    kinds = [kind for kind in KINDS if kind == "everything" or there.get(kind)]
+    kind = draw.choice(kinds)
+    if kind == "everything":
+        kill_all(process)
+        return kind
+    try:
+        draw.choice(there[kind]).kill()
+    except psutil.NoSuchProcess:
+        return None
+    return kind
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    try:
+        return process.communicate(timeout=5)[0]
+    except subprocess.TimeoutExpired:  # what it left behind still holds the pipe
+        return ""
+
+
+def commits(out: Path) -> int:
+    return len(list(out.glob("index/unit-*.parquet")))
+
+
+def arguments(tree: Path, out: Path, *, runner: str) -> list[str]:
+    return ["explain", *flags(
+        images=tree, out=out, model="python:factories:slow", runner=runner, workers=WORKERS if runner == "ray" else 1,
+        unit_size=UNIT, batch_size=MICRO_BATCH, methods=("gradient", "smoothgrad(n=2)"),
+    )]  # fmt: skip
+
+
+def run(given: list[str]) -> int:
+    process = start(*given)
+    process.communicate()
+    return process.returncode
+
+
+def make_tree(root: Path, images: int) -> Path:
+    """Some of them broken."""
+    rng = np.random.default_rng(0)
+    for i in range(images):
+        path = root / f"{i % 5}" / f"{i:05d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).save(path)
+        if i % 37 == 5:
+            path.write_bytes(path.read_bytes()[:100])
+    return root
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--images", type=int, default=240)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="saliency-chaos-") as scratch:
+        began = time.monotonic()
+        tally = chaos(Path(scratch), kills=given.kills, seed=given.seed, images=given.images)
+        print(tally.table(UNIT / MICRO_BATCH * PER_BATCH / WORKERS))
+        print(f"{time.monotonic() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Jobs as processes, and what they consist of: tests start them, watch them and kill parts of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+TESTS = Path(__file__).parent
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "jobs", *map(str, arguments)],
+        cwd=TESTS.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+    )  # fmt: skip
+
+
+def wait_for_commits(process: subprocess.Popen[str], out: Path, number: int) -> None:
+    """Until ``number`` units are committed. Fails when the run ends, or four minutes pass, before."""
+    deadline = time.monotonic() + 240
+    while len(list(out.glob("index/unit-*.parquet"))) < number:
+        assert process.poll() is None, f"ended with {process.returncode}: {process.stdout and process.stdout.read()}"
+        assert time.monotonic() < deadline, "no commit came"
+        time.sleep(0.02)
+
+
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """SIGKILL, driver first and then all that it started: nobody may tidy up."""
+    below = psutil.Process(process.pid).children(recursive=True)
+    for one in [psutil.Process(process.pid), *below]:
+        try:
+            one.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.communicate()
+
+
+def parts(process: subprocess.Popen[str]) -> dict[str, list[psutil.Process]]:
+    """What a running job consists of, by kind: the driver, Ray's daemons, and workers by what they do now."""
+    found: dict[str, list[psutil.Process]] = {"driver": [psutil.Process(process.pid)]}
+    for one in found["driver"][0].children(recursive=True):
+        try:
+            words = one.cmdline()
+        except psutil.Error:
+            continue
+        kind = _kind(" ".join(words))
+        if kind is not None:
+            found.setdefault(kind, []).append(one)
+    return found
+
+
+def _kind(command: str) -> str | None:
+    if "gcs_server" in command:
+        return "gcs"
+    if "raylet/raylet" in command:
+        return "raylet"
+    if "jobs.decoder" in command:
+        return "decoder"
+    if command.startswith("ray::"):  # Ray names a worker after what it does
+        if "_MapWorker" in command:
+            return "replica"
+        return "idle worker" if "IDLE" in command else "task worker"
+    return None

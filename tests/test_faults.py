@@ -1,0 +1,239 @@
+"""Faults acted out: what the user sees, with which exit code, and that the same command then ends well."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import content, flags, run_inline
+from processes import parts, start, wait_for_commits
+
+from jobs import plan
+from jobs.doing import MOST_ATTEMPTS, LocalBoard, noted, on
+from jobs.limited import Limited
+from jobs.output import claim
+from jobs.record import Run
+from jobs.stopped import Stopped
+from jobs.watchdog import Watchdog
+from saliency_core.errors import Refused
+
+SMALL = {"unit_size": 4, "batch_size": 4}
+
+
+@pytest.fixture
+def slow(tree: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """Flags of a run that takes some seconds: 22 units of two rows, a tenth of a second each."""
+    return lambda out, **keys: flags(
+        images=tree, out=out, unit_size=2, batch_size=2, model="python:factories:slow", runner="ray", **keys
+    )
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What a run with the flags of ``slow`` makes when nothing happens to it."""
+    out = tmp_path_factory.mktemp("undisturbed") / "store"
+    assert run_inline(images=str(tree), out=str(out), unit_size=2, batch_size=2, model="python:factories:slow")[0] == 3
+    return content(out)
+
+
+# -- the model ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("runner", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
+def test_model_that_hangs_ends_the_run(tree: Path, tmp_path: Path, saliency, runner: str) -> None:
+    told = saliency(
+        "explain",
+        *flags(images=tree, out=tmp_path / "s", model="python:factories:hangs", runner=runner, unit_seconds=2, **SMALL),
+    )
+    assert told.returncode == 1, told.stdout + told.stderr
+    assert "the model hangs on unit" in told.stderr and "no end after 2 s for the unit (--unit-seconds)" in told.stderr
+    assert "the same command goes on" in told.stderr and "Traceback" not in told.stderr
+
+
+@pytest.mark.slow
+def test_worker_that_dies_over_a_unit_again_and_again_ends_the_run(tree: Path, tmp_path: Path, saliency) -> None:
+    told = saliency(
+        "explain", *flags(images=tree, out=tmp_path / "s", model="python:factories:dies", runner="ray", **SMALL)
+    )
+    assert told.returncode == 1, told.stdout + told.stderr
+    assert f"{MOST_ATTEMPTS} workers one after the other died over unit" in told.stderr, told.stderr
+    assert "Traceback" not in told.stderr
+
+
+def test_workers_that_cannot_be_made_end_the_run(tree: Path, tmp_path: Path, saliency) -> None:
+    """Their model is not the one that was planned with."""
+    told = saliency(
+        "explain", *flags(images=tree, out=tmp_path / "s", model="python:factories:by_process", runner="ray", **SMALL)
+    )
+    assert told.returncode == 1, told.stdout + told.stderr
+    assert "stopped: python:factories:by_process has other weights here than when the run was planned" in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+# -- standing still -------------------------------------------------------------------------------------------
+
+
+def test_watchdog_tells_what_is_being_done_and_interrupts() -> None:
+    board = LocalBoard()
+    with pytest.raises(KeyboardInterrupt), noted(board, "explain", 7), Watchdog(0.2, lambda: on(board)) as watchdog:
+        time.sleep(60)
+    assert watchdog.report is not None
+    assert "nothing was committed for 0 s (--stall-seconds):\n  explain: unit 7 for" in watchdog.report
+
+
+def test_watchdog_that_is_fed_is_silent() -> None:
+    with Watchdog(1.0, list) as watchdog:
+        for _ in range(8):
+            time.sleep(0.2)
+            watchdog.fed()
+    assert watchdog.report is None
+
+
+@pytest.mark.parametrize("runner", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
+def test_stalled_run_reports_and_stops(tree: Path, tmp_path: Path, saliency, runner: str) -> None:
+    hanging = flags(
+        images=tree, out=tmp_path / "s", model="python:factories:hangs", runner=runner, stall_seconds=30, **SMALL
+    )
+    told = saliency("explain", *hanging)
+    assert told.returncode == 1, told.stdout + told.stderr
+    assert "stopped: nothing was committed for 30 s" in told.stderr, told.stderr
+    assert "explain: unit" in told.stderr and "Traceback" not in told.stderr
+
+
+# -- attempts -------------------------------------------------------------------------------------------------
+
+
+def test_record_is_given_up_after_so_many_deaths() -> None:
+    board, killed = LocalBoard(), []
+    for _ in range(MOST_ATTEMPTS):
+        killed.append(noted(board, "decode", 3))
+        killed[-1].__enter__()  # and never left, as when the process is killed
+    assert [one.attempt for one in on(board)] == [MOST_ATTEMPTS]
+    with pytest.raises(Stopped, match=f"{MOST_ATTEMPTS} workers one after the other died over unit 3"):
+        noted(board, "decode", 3).__enter__()
+
+
+def test_limited_gives_results_errors_and_up() -> None:
+    limited = Limited(lambda seconds: time.sleep(seconds) or 1 / seconds, 1.0)
+    assert limited(0.5) == 2.0
+    with pytest.raises(ZeroDivisionError):
+        limited(0.0)
+    with pytest.raises(TimeoutError, match="no end after 1 s"):
+        limited(60.0)
+
+
+# -- kills ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["replica", "task worker", "idle worker"])
+def test_killed_worker_costs_nothing_but_time(tmp_path: Path, slow, undisturbed: dict[str, bytes], kind: str) -> None:
+    out = tmp_path / "store"
+    process = start("explain", *slow(out, workers=2))
+    wait_for_commits(process, out, 2)
+    deadline = time.monotonic() + 60
+    while not (victims := parts(process).get(kind)):
+        assert time.monotonic() < deadline and process.poll() is None, f"there was no {kind}"
+    victims[0].kill()
+    told, _ = process.communicate(timeout=240)
+    assert process.returncode == 3, told
+    assert content(out) == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["raylet", "gcs", "driver"])
+def test_killed_machinery_ends_the_run_and_the_same_command_goes_on(
+    tmp_path: Path, slow, saliency, undisturbed: dict[str, bytes], kind: str
+) -> None:
+    out = tmp_path / "store"
+    process = start("explain", *slow(out, workers=2))
+    wait_for_commits(process, out, 2)
+    there = parts(process)
+    there[kind][0].kill()
+    told, _ = process.communicate(timeout=240)
+    assert process.returncode not in (0, 3), told
+    for one in (one for kinds in there.values() for one in kinds):  # nothing of it stays
+        one.wait(timeout=120)
+    assert saliency("explain", *slow(out, workers=2)).returncode == 3
+    assert content(out) == undisturbed
+
+
+def test_killed_while_planning_starts_anew(tree: Path, tmp_path: Path, finished: Path, monkeypatch) -> None:
+    """With run.json in place and a part of the manifest, of the metadata, or nothing else."""
+    same = {
+        "unit_size": 8, "batch_size": 4, "methods": ("gradient", "input_x_gradient"), "targets": ("predicted", "label"),
+    }  # fmt: skip
+    out = tmp_path / "store"
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    for step in ("complete_manifest", "set_up"):
+        monkeypatch.setattr(plan, step, killed)
+        with pytest.raises(Killed):
+            run_inline(images=str(tree), out=str(out), **same)
+        monkeypatch.undo()
+        assert (out / "run.json").exists()
+    (out / "run.json#1").write_bytes(b"{")  # half of a put, which a kill left behind
+    assert run_inline(images=str(tree), out=str(out), **same)[0] == 3
+    (out / "run.json#1").unlink()
+    assert content(out) == content(finished)
+
+
+# -- two at once ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("other", ["gradient", "input_x_gradient"])
+def test_run_that_is_overtaken_while_it_plans(tree: Path, tmp_path: Path, saliency, monkeypatch, other: str) -> None:
+    """It saw an empty OUT; by the time it has listed its inputs another run has begun there, and even ended."""
+    out = tmp_path / "store"
+    keys = {"images": str(tree), "unit_size": 8, "batch_size": 4, "out": str(out)}
+
+    def claim_too_late(record: Run) -> None:
+        assert saliency("explain", *flags(methods=other, **keys)).returncode == 3
+        claim(record)
+
+    monkeypatch.setattr(plan, "claim", claim_too_late)
+    if other == "gradient":
+        assert run_inline(methods="gradient", **keys)[0] == 3
+    else:
+        with pytest.raises(Refused, match=r"holds another run(.|\n)*methods: the store has"):
+            run_inline(methods="gradient", **keys)
+    assert saliency("verify", out).returncode == 0
+    assert (out / f"maps.zarr/predicted/{other}").is_dir()
+
+
+@pytest.mark.slow
+def test_one_run_started_twice_is_harmless(tmp_path: Path, slow, saliency, undisturbed: dict[str, bytes]) -> None:
+    out = tmp_path / "store"
+    both = [start("explain", *slow(out, workers=1)) for _ in range(2)]
+    for process in both:
+        told, _ = process.communicate(timeout=300)
+        assert process.returncode == 3, told
+    assert content(out) == undisturbed
+    assert saliency("verify", out).returncode == 0
+
+
+# -- the user -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_terminated_driver_leaves_nothing(tmp_path: Path, slow, saliency, undisturbed: dict[str, bytes]) -> None:
+    """SIGTERM, as batch systems and shutting machines send it."""
+    out = tmp_path / "store"
+    process = start("explain", *slow(out, workers=2))
+    wait_for_commits(process, out, 2)
+    there = parts(process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    for one in (one for kinds in there.values() for one in kinds):
+        one.wait(timeout=120)
+    assert saliency("explain", *slow(out, workers=2)).returncode == 3
+    assert content(out) == undisturbed
