@@ -53,10 +53,12 @@ def kernel(run: Run) -> Part:
     """The Explainer alone, on micro-batches that are normalised already."""
     import torch
 
+    from jobs.memory import keep_freed_memory
     from jobs.model import build_model
     from saliency_core.explain import Explainer
 
     torch.set_num_threads(run.config.threads)
+    keep_freed_memory()  # as the job's workers do
     model = build_model(run.config, class_names=run.class_names)
     explainer = Explainer(model, methods=list(run.config.methods), targets=list(run.config.targets))
     decoder = Decode(run)
