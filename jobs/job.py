@@ -13,6 +13,7 @@ from jobs.engine import Engine, starting_engine
 from jobs.exits import DONE, INTERRUPTED, NOT_FINISHED
 from jobs.finalize import NotFinishedError, exit_code, finalize
 from jobs.index import committed
+from jobs.last_words import last_words
 from jobs.plan import make_plan
 from jobs.progress import Display, Meter
 from jobs.record import Run
@@ -40,7 +41,7 @@ def work(run: Run, pending: Sequence[int], engine: Engine, console: Console) -> 
         slots=_slots(stages, engine),
     )
     try:
-        with Display(meter, console) as display:
+        with last_words(summary.died_text(run)), Display(meter, console) as display:
             for unit in engine.work(pending, stages, stall_seconds=run.config.stall_seconds):
                 meter.add(unit)
                 display.update()

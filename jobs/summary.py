@@ -61,6 +61,13 @@ def interrupted_text(run: Run, meter: Meter) -> str:
     return f"interrupted: {meter.line()}\nnothing that was committed is lost. {resume_text(run)}"
 
 
+def died_text(run: Run) -> str:
+    """Of a driver that was killed."""
+    return (
+        f"stopped: the driver, or Ray under it, was ended from outside. Nothing committed is lost. {resume_text(run)}"
+    )
+
+
 def resume_text(run: Run) -> str:
     without = ", without --limit" if run.config.limit else ""
     out = quoted(run.config.out)

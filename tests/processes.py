@@ -63,7 +63,12 @@ def _kind(command: str) -> str | None:
     if "jobs.decoder" in command:
         return "decoder"
     if command.startswith("ray::"):  # Ray names a worker after what it does
-        if "_MapWorker" in command:
+        doing = command.removeprefix("ray::").strip()
+        if doing.startswith("MapWorker"):
             return "replica"
-        return "idle worker" if "IDLE" in command else "task worker"
+        if doing.startswith(("Read_Items", "MapBatches")):
+            return "task worker"
+        if doing.endswith("Agent"):
+            return "agent"
+        return "idle worker" if doing == "IDLE" else "Ray Data's own"
     return None

@@ -129,7 +129,7 @@ def test_limited_gives_results_errors_and_up() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["replica", "task worker", "idle worker"])
+@pytest.mark.parametrize("kind", ["replica", "task worker", "idle worker", "Ray Data's own"])
 def test_killed_worker_costs_nothing_but_time(tmp_path: Path, slow, undisturbed: dict[str, bytes], kind: str) -> None:
     out = tmp_path / "store"
     process = start("explain", *slow(out, workers=2))
@@ -144,7 +144,7 @@ def test_killed_worker_costs_nothing_but_time(tmp_path: Path, slow, undisturbed:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["raylet", "gcs", "driver"])
+@pytest.mark.parametrize("kind", ["raylet", "gcs", "agent", "driver"])
 def test_killed_machinery_ends_the_run_and_the_same_command_goes_on(
     tmp_path: Path, slow, saliency, undisturbed: dict[str, bytes], kind: str
 ) -> None:
@@ -155,7 +155,8 @@ def test_killed_machinery_ends_the_run_and_the_same_command_goes_on(
     there[kind][0].kill()
     told, _ = process.communicate(timeout=240)
     assert process.returncode not in (0, 3), told
-    for one in (one for kinds in there.values() for one in kinds):  # nothing of it stays
+    assert "run the same command again" in told, told
+    for one in (one for members in there.values() for one in members):  # nothing of it stays
         one.wait(timeout=120)
     assert saliency("explain", *slow(out, workers=2)).returncode == 3
     assert content(out) == undisturbed

@@ -1,0 +1,26 @@
+"""What is said of a process that can say nothing any more."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+
+@contextmanager
+def last_words(text: str) -> Iterator[None]:
+    """Should this process die within the ``with``, by whatever hand, ``text`` comes on its standard error.
+
+    A driver that is killed (out of memory, a batch system's limit), or that Ray's library ends because Ray's daemons
+    are gone, would end without a word. A shell waits for the end of a pipe, and knows by a line in it that all is well.
+    """
+    # A session of its own: Ctrl-C and signals to the group are not meant for it.
+    waiting = subprocess.Popen(  # noqa: S603 - the text is an argument, and no command
+        ["sh", "-c", 'read -r _ || printf "%s\\n" "$0" >&2', text],  # noqa: S607 - wherever the system has it
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        with suppress(BrokenPipeError):
+            waiting.communicate(b"well\n")
