@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import libfaketime
 import pytest
 from conftest import content, flags, run_inline
 from processes import parts, start, wait_for_commits
@@ -26,9 +27,8 @@ SMALL = {"unit_size": 4, "batch_size": 4}
 @pytest.fixture
 def slow(tree: Path, tmp_path: Path) -> Callable[..., list[str]]:
     """Flags of a run that takes some seconds: 22 units of two rows, a tenth of a second each."""
-    return lambda out, **keys: flags(
-        images=tree, out=out, unit_size=2, batch_size=2, model="python:factories:slow", runner="ray", **keys
-    )
+    same = {"images": tree, "unit_size": 2, "batch_size": 2, "model": "python:factories:slow", "runner": "ray"}
+    return lambda out, **keys: flags(out=out, **{**same, **keys})
 
 
 @pytest.fixture(scope="session")
@@ -185,6 +185,26 @@ def test_killed_while_planning_starts_anew(tree: Path, tmp_path: Path, finished:
     assert run_inline(images=str(tree), out=str(out), **same)[0] == 3
     (out / "run.json#1").unlink()
     assert content(out) == content(finished)
+
+
+@pytest.mark.parametrize("runner", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
+def test_clock_that_jumps(tmp_path: Path, slow, undisturbed: dict[str, bytes], runner: str) -> None:
+    """Back by a year, and ahead by two: every process of the job sees it."""
+    library = next(Path(libfaketime.__file__).parent.rglob("libfaketime.so*"))
+    clock, out = tmp_path / "clock", tmp_path / "store"
+    clock.write_text("+0d\n")
+    jumping = {
+        "LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1",
+        "DONT_FAKE_MONOTONIC": "1",
+    }  # fmt: skip
+    process = start("explain", *slow(out, runner=runner, workers=1), **jumping)
+    wait_for_commits(process, out, 2)
+    clock.write_text("-365d\n")
+    wait_for_commits(process, out, 6)
+    clock.write_text("+365d\n")
+    told, _ = process.communicate(timeout=240)
+    assert process.returncode == 3, told
+    assert content(out) == undisturbed
 
 
 # -- two at once ----------------------------------------------------------------------------------------------
