@@ -1,7 +1,7 @@
 """An HTTP proxy in front of a store's server that fails as networks and stores do. It never alters what it lets pass.
 
-Whether a request fails depends on a seed, on the request, and on how often that came before; not on the order in which
-threads ask.
+Whether a request fails depends on a seed, on the request, and on how often its path was asked for before; not on the
+order in which threads ask.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ middle of its body; the answer's body in small pieces, slowly. Also ``hang``: no
 and ``<status> <code>``, such as ``403 RequestTimeTooSkewed``."""
 
 Script = Callable[[str, str, int], str | None]
-"""Method, path with query, how often that came before → which fault, or None."""
+"""Method, path with query, how often such a path was asked for before → which fault, or None."""
 
 
 def seeded(share: float, faults: Sequence[str] = FAULTS, *, seed: int = 0) -> Script:
@@ -72,22 +72,16 @@ class FaultProxy:
         for connection in list(self._open):
             reset(connection)
 
-    @contextmanager
-    def outage(self, seconds: float) -> Iterator[None]:
-        """Down now, and up again after so many seconds, or at the end of the ``with``, whichever is later."""
-        self.down()
-        timer = threading.Timer(seconds, self.up)
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.join()
+    def forget(self) -> None:
+        """Every request is a new one."""
+        self._times.clear()
 
     def fault(self, method: str, path: str) -> str | None:
         with self._lock:
             self.seen[method] += 1
-            times = self._times[method, path]
-            self._times[method, path] += 1
+            asked = method, urlsplit(path).path  # each attempt at an upload in parts has another query
+            times = self._times[asked]
+            self._times[asked] += 1
             fault = self.script(method, path, times) if self.script else None
             if fault is not None:
                 self.failed[fault] += 1
