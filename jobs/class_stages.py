@@ -11,7 +11,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import obstore
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -21,7 +20,7 @@ from jobs.memory import keep_freed_memory
 from jobs.stages import TASK_CPUS, Stage, replica_stage
 from jobs.stopped import Stopped
 from jobs.store import encode_class_shards
-from jobs.stores import open_output
+from jobs.stores import open_output, put
 
 if TYPE_CHECKING:
     from saliency_core.models import Model
@@ -134,7 +133,7 @@ class Write:
         scores = np.where(astray, np.float32("nan"), unit.scores)
         records = []
         for key, data in encode_class_shards(self._run, unit.unit, images, scores).items():
-            obstore.put(self._store, key, data)
+            put(self._store, key, data)
             records.append(ShardRecord(key, len(data), hashlib.sha256(data).hexdigest()))
         columns = [
             pa.array(unit.classes, pa.int32()),
@@ -144,5 +143,5 @@ class Write:
             pa.array([ASTRAY if one else None for one in astray], pa.string()),
         ]
         lines = pa.Table.from_arrays(columns, schema=SCHEMA)
-        obstore.put(self._store, part_key(unit.unit), encode_part(lines, Commit(records, [])))
+        put(self._store, part_key(unit.unit), encode_part(lines, Commit(records, [])))
         return len(unit.classes)

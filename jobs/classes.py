@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
 from obstore.store import ObjectStore
@@ -32,7 +31,7 @@ from jobs.index import committed, read_part
 from jobs.output import claim, refuse_unwritable
 from jobs.record import refuse_other_fingerprint
 from jobs.store import CLASSES, class_metadata_objects, open_array
-from jobs.stores import open_output
+from jobs.stores import open_output, put
 from saliency_core.errors import Refused, Told
 from saliency_core.recipe import Recipe
 
@@ -106,7 +105,7 @@ def _plan(config: ClassesConfig, engine: StartingEngine) -> ClassRun:
         refuse_other_fingerprint(stored, run.fingerprint, where=config.out)
     store = open_output(config.out)
     for key, data in (class_metadata_objects(run) | {run.KEY: run.to_json()}).items():
-        obstore.put(store, key, data)
+        put(store, key, data)
     return run
 
 
@@ -145,11 +144,11 @@ def _finish(run: ClassRun, store: ObjectStore, console: Console) -> int:
     lines = pa.concat_tables([read_part(store, unit)[0] for unit in range(run.units)])
     sink = pa.BufferOutputStream()
     pq.write_table(lines, sink, compression="zstd")
-    obstore.put(store, "classes.parquet", bytes(sink.getvalue()))
+    put(store, "classes.parquet", bytes(sink.getvalue()))
     images = open_array(store, "image", group=CLASSES)
     for key, rows in page_rows(run.rows).items():
         pictures = as_pictures(torch.from_numpy(images[rows.start : rows.stop]), run.preprocessing)
-        obstore.put(store, key, draw_page(pictures, lines.slice(rows.start, len(rows)).to_pylist()))
+        put(store, key, draw_page(pictures, lines.slice(rows.start, len(rows)).to_pylist()))
     astray = run.rows - lines["error"].null_count
     say(console, f"store: {run.config.out}, pictures: {', '.join(page_rows(run.rows))}")
     if astray:

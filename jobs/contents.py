@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TypeVar
 
-import obstore
 from obstore.store import ObjectStore
 
 from jobs.finalize import SHA256SUMS
@@ -19,11 +18,10 @@ from jobs.manifest import parts_of
 from jobs.objects import is_remote, keys
 from jobs.record import RUN_JSON, Run
 from jobs.store import MAPS, metadata_objects
-from jobs.stores import read_object
+from jobs.stores import read_object, stream
 
 _SHARD = re.compile(r"maps\.zarr/.+/c/(\d+)(?:/0)*")
 _STAGED = re.compile(r"(.+)#\d+")
-CHUNK = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class Objects:
         except FileNotFoundError:
             yield Problem(key, f"is missing: {if_missing or remedy}")
             return None
-        digest = self._note(len(data), [data])
+        digest = self._note([data])
         if record is not None and (record.length, record.sha256) != (len(data), digest):
             yield Problem(key, f"is not what was committed ({_difference(record, data)}): {remedy}")
             return None
@@ -82,17 +80,17 @@ class Objects:
     def scan(self, key: str, *, remedy: str) -> Generator[Problem, None, bool]:
         """As ``read``, for an object that need not fit into memory: whether it is there and as it was written."""
         try:
-            found = obstore.get(self.store, key)
+            digest = self._note(stream(self.store, key))
         except FileNotFoundError:
             yield Problem(key, f"is missing: {remedy}")
             return False
-        digest = self._note(found.meta["size"], found.stream(min_chunk_size=CHUNK))
         return (yield from self._hold(key, digest, remedy, committed=False))
 
-    def _note(self, length: int, chunks: Iterable[bytes]) -> str:
-        digest = hashlib.sha256()
+    def _note(self, chunks: Iterable[bytes]) -> str:
+        digest, length = hashlib.sha256(), 0
         for chunk in chunks:
             digest.update(chunk)
+            length += len(chunk)
         with self._lock:
             self.count += 1
             self.bytes += length

@@ -10,8 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.entries import Entry
+from jobs.failures import OF_THE_MACHINE
 from jobs.objects import ObjectInfo, is_remote, read, read_ranges, stat
 from jobs.reject import Rejected
+from jobs.stopped import Unreachable
 from jobs.tables import Damaged, open_parquet
 
 REMOTE_THREADS = 16  # a request waits far longer than it works
@@ -19,7 +21,8 @@ BATCH = 16  # Parquet rows decoded at a time: images are large
 
 
 def fetch(entries: Sequence[Entry], *, max_bytes: int) -> list[bytes | Rejected]:
-    """The bytes of each entry's image, in order, or why there are none. Never raises for what is in the data.
+    """The bytes of each entry's image, in order, or why there are none. Never raises for what is in the data;
+    Unreachable where a whole store fails.
 
     Each object is looked up once; its rows are rejected when its size or etag is not the manifest's. An image
     over `max_bytes` is not read (in Parquet: read and dropped).
@@ -56,6 +59,8 @@ def _fetch_object(entries: list[Entry], max_bytes: int) -> list[bytes | Rejected
     except FileNotFoundError:
         reason = f"{uri} is missing: put it back, then run `saliency retry`"
     except (OSError, ValueError, KeyError) as error:  # a name with a zero byte; a column that is gone
+        if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+            raise Unreachable(f"{uri} cannot be read here and now ({error.strerror}): mend that.") from error
         text = error.strerror if isinstance(error, OSError) else None
         reason = f"{uri} cannot be read ({text or error}): once it can, run `saliency retry`"
     return [Rejected(reason)] * len(entries)

@@ -19,7 +19,7 @@ from jobs.manifest import part_key as manifest_key
 from jobs.manifest import parts_of
 from jobs.record import RUN_JSON, Run
 from jobs.store import metadata_objects
-from jobs.stores import read_object
+from jobs.stores import address, put, read_object, refusals
 from jobs.words import ranges
 
 SHA256SUMS = "SHA256SUMS"
@@ -83,11 +83,20 @@ def finalize(store: ObjectStore, run: Run, *, session: dict[str, Any]) -> Totals
     # A session that found nothing to do has no figures worth keeping.
     told = session if session.get("rows") else run.totals.get("last_session", session)
     finished = run.model_copy(update={"state": "finished", "totals": {**totals.to_dict(), "last_session": told}})
-    obstore.put(store, RUN_JSON, finished.to_json())
-    sums[RUN_JSON] = _digest(finished.to_json())
+    put(store, RUN_JSON, finished.to_json())
     # Last: a store with its sums is complete.
-    obstore.put(store, SHA256SUMS, "".join(f"{digest}  {key}\n" for key, digest in sorted(sums.items())).encode())
+    _put_sums(store, sums)
     return totals
+
+
+def _put_sums(store: ObjectStore, sums: dict[str, str]) -> None:
+    """Another driver may finalize the same run, with a run.json of its own: whoever puts the sums last has seen the
+    last one."""
+    there = _digest(read_object(store, RUN_JSON))
+    while sums.get(RUN_JSON) != there:
+        sums[RUN_JSON] = there
+        put(store, SHA256SUMS, "".join(f"{digest}  {key}\n" for key, digest in sorted(sums.items())).encode())
+        there = _digest(read_object(store, RUN_JSON))
 
 
 def _compact(store: ObjectStore, run: Run, sums: dict[str, str]) -> Totals:
@@ -131,6 +140,7 @@ class _HashingSink:
     """A file object that pyarrow can write to; the object appears whole, when it is finished."""
 
     def __init__(self, store: ObjectStore, key: str) -> None:
+        self._where = f"{address(store)}/{key}"
         self._writer = obstore.open_writer(store, key)
         self.digest = hashlib.sha256()
         self.closed = False
@@ -138,7 +148,8 @@ class _HashingSink:
     def write(self, data: bytes) -> int:
         data = bytes(data)
         self.digest.update(data)
-        self._writer.write(data)
+        with refusals(self._where):
+            self._writer.write(data)
         return len(data)
 
     def flush(self) -> None:
@@ -148,7 +159,8 @@ class _HashingSink:
         """Nothing either: pyarrow closes also when it failed."""
 
     def finish(self) -> None:
-        self._writer.close()
+        with refusals(self._where):
+            self._writer.close()
 
 
 def _digest(data: bytes) -> str:

@@ -8,14 +8,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 
 from jobs.record import Run
 from jobs.stopped import Stopped
-from jobs.stores import list_keys, read_object
+from jobs.stores import delete, list_keys, read_object
 
 OK, PARTIAL, QUARANTINED = "ok", "partial", "quarantined"
 INDEX_PARQUET = "index.parquet"
@@ -132,4 +131,4 @@ def unit_of(key: str) -> int | None:
 def withdraw(store: ObjectStore, units: Iterable[int]) -> None:
     """Takes commits away, so that the units are pending again."""
     for unit in units:
-        obstore.delete(store, part_key(unit))
+        delete(store, part_key(unit))

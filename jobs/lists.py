@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from itertools import islice
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -116,6 +117,9 @@ def _entry(line: Line, folder: str) -> Entry:
     sample_id = written.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     uri = _resolve(written, folder)
     if is_remote(uri):
+        if "@" in urlsplit(uri).netloc:
+            error = f"{where} holds credentials, which would end up in the store: put them in the environment"
+            return Entry(where, "", label=label, error=error)
         return Entry(sample_id, uri, label=label)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", uri) and not uri.startswith("file://"):
         error = f"{sample_id} has a scheme that is not read: use a path, file://, s3://, gs:// or az://"

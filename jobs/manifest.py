@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from itertools import islice
 
-import obstore
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -20,7 +19,7 @@ from obstore.store import ObjectStore
 from jobs.entries import Entry
 from jobs.record import Run
 from jobs.stopped import Stopped
-from jobs.stores import list_keys, read_object
+from jobs.stores import list_keys, put, read_object
 
 SCHEMA = pa.schema(
     {
@@ -131,7 +130,7 @@ def write_manifest(store: ObjectStore, lines: Lines) -> Summary:
     units = iter(lines)
     part = 0
     while group := list(islice(units, PART_UNITS)):
-        obstore.put(store, part_key(part), encode_part(group))
+        put(store, part_key(part), encode_part(group))
         part += 1
     return lines.summary
 
@@ -187,7 +186,7 @@ def complete_manifest(store: ObjectStore, run: Run, listed: ObjectStore, pending
     for part in range(parts_of(run)):
         units = range(part * PART_UNITS, min((part + 1) * PART_UNITS, run.units))
         if part_key(part) not in there:
-            obstore.put(store, part_key(part), read_object(listed, part_key(part)))
+            put(store, part_key(part), read_object(listed, part_key(part)))
         elif not pending.isdisjoint(units):
             tables = [before.unit_lines(unit) for unit in units]
             moved = [
@@ -195,7 +194,7 @@ def complete_manifest(store: ObjectStore, run: Run, listed: ObjectStore, pending
                 for unit, table in zip(units, tables, strict=True)
             ]
             if any(not old.equals(new) for old, new in zip(tables, moved, strict=True)):
-                obstore.put(store, part_key(part), encode_part(moved))
+                put(store, part_key(part), encode_part(moved))
 
 
 def _moved(old: pa.Table, new: pa.Table) -> pa.Table:

@@ -1,6 +1,6 @@
 """Where bytes are: local files and object stores (`s3://`, `gs://`, `az://`) behind one small API.
 
-Every failure is an `OSError` whose text is ours: a store's own messages may quote signed URLs.
+What is wrong with one object is an `OSError`, what is wrong with a whole store `Unreachable`; both in our words.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import os
 import stat as modes
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import BinaryIO, cast
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import obstore
 
-from jobs.stores import failures, is_remote, local_path, locate, plain_etag
+from jobs.patience import patiently
+from jobs.stores import head, is_remote, listed, local_path, locate, plain_etag
 
 __all__ = [
     "ObjectInfo",
@@ -96,8 +97,7 @@ def stat(uri: str) -> ObjectInfo:
     """Size and etag now. Raises FileNotFoundError when missing, OSError when it is no readable file."""
     if is_remote(uri):
         store, key = locate(uri)
-        with failures(uri):
-            meta = obstore.head(store, key)
+        meta = head(store, key, uri)
         return ObjectInfo(uri, meta["size"], plain_etag(meta["e_tag"]))
     found = local_path(uri).stat()
     if not modes.S_ISREG(found.st_mode):
@@ -122,8 +122,7 @@ def read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         return [b""] * len(ranges)
     store, key = locate(uri)
     starts, lengths = zip(*asked, strict=True)
-    with failures(uri):
-        found = iter(obstore.get_ranges(store, key, starts=starts, lengths=lengths))
+    found = iter(patiently(lambda: obstore.get_ranges(store, key, starts=starts, lengths=lengths), uri))
     return [bytes(next(found)) if length else b"" for _, length in ranges]
 
 
@@ -171,8 +170,8 @@ class _RemoteFile(io.RawIOBase):
         length = min(length, self._size - self._position)
         if length <= 0:
             return b""
-        with failures(self._uri):
-            part = bytes(obstore.get_range(self._store, self._key, start=self._position, length=length))
+        ask = partial(obstore.get_range, self._store, self._key, start=self._position, length=length)
+        part = bytes(patiently(ask, self._uri))
         self._position += len(part)
         return part
 
@@ -233,10 +232,10 @@ def _is_directory(entry: os.DirEntry[bytes]) -> bool:
 
 def _walk_remote(root: str) -> list[ObjectInfo]:
     store, prefix = locate(root)
-    found: list[ObjectInfo] = []
-    with failures(root):
-        for batch in obstore.list(store, prefix or None, chunk_size=1000):
-            found += [ObjectInfo(_join(root, m["path"]), m["size"], plain_etag(m["e_tag"])) for m in batch]
+    found = (
+        ObjectInfo(_join(root, meta["path"]), meta["size"], plain_etag(meta["e_tag"]))
+        for meta in listed(store, prefix or None, root)
+    )
     return sorted(found, key=lambda info: info.uri.encode())
 
 

@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 
-import obstore
 from obstore.store import ObjectStore
 
 from jobs.objects import is_remote, local_path
 from jobs.record import RUN_JSON, AnyRecord, Record, Run, parse_record, refuse_other_fingerprint
-from jobs.stores import failures, list_keys, open_output, read_object
+from jobs.stopped import Unusable
+from jobs.stores import list_keys, open_output, put, read_object
 from saliency_core.errors import Refused
 
 
@@ -32,7 +32,8 @@ def existing_run(out: str) -> Run | None:
 def existing_record(kind: type[AnyRecord], out: str) -> AnyRecord | None:
     """The record that ``out`` holds; None where ``out`` is absent or empty.
 
-    Refused where it holds anything else: nothing of anybody's is overwritten. Makes nothing.
+    Refused where it holds anything else, for nothing of anybody's is overwritten, and where it cannot be read. Makes
+    nothing.
     """
     if not is_remote(out):
         path = local_path(out)
@@ -40,24 +41,32 @@ def existing_record(kind: type[AnyRecord], out: str) -> AnyRecord | None:
             return None
         if not path.is_dir():
             raise Refused(f"--out {out} is no directory: choose another.")
-    store = open_output(out)
     try:
-        with failures(out):
-            data = read_object(store, kind.KEY)
-    except FileNotFoundError:
-        foreign = list(islice(_entries(out, store, kind), 3))
-        if foreign:
-            raise Refused(
-                f"--out {out} is not empty and not a store of ours (it holds {', '.join(foreign)} …), and nothing is "
-                "overwritten: choose another, or empty it yourself."
-            ) from None
+        data = _record_or_nothing(kind, out)
+    except Unusable as error:
+        raise Refused(f"--out {error}") from error
+    if data is None:
         return None
     record = parse_record(kind, data, where=out)
     # The store may have been moved since it was made: it is where it was found.
     return record.model_copy(update={"config": record.config.model_copy(update={"out": out})})
 
 
-def _entries(out: str, store: ObjectStore, kind: type[AnyRecord]) -> Iterator[str]:
+def _record_or_nothing(kind: type[Record], out: str) -> bytes | None:
+    store = open_output(out)
+    try:
+        return read_object(store, kind.KEY)
+    except FileNotFoundError:
+        foreign = list(islice(_entries(out, store, kind), 3))
+    if foreign:
+        raise Refused(
+            f"--out {out} is not empty and not a store of ours (it holds {', '.join(foreign)} …), and nothing is "
+            "overwritten: choose another, or empty it yourself."
+        )
+    return None
+
+
+def _entries(out: str, store: ObjectStore, kind: type[Record]) -> Iterator[str]:
     """What ``out`` holds, but for the record that a kill cut short on its way to a local directory."""
     if is_remote(out):
         yield from list_keys(store)
@@ -74,8 +83,7 @@ def claim(record: Record) -> None:
     """
     out = record.config.out
     try:
-        with failures(out):
-            obstore.put(open_output(out), record.KEY, record.to_json(), mode="create")
+        put(open_output(out), record.KEY, record.to_json(), create=True)
     except FileExistsError:
         other = existing_record(type(record), out)
         if other is not None:

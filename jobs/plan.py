@@ -11,7 +11,6 @@ from importlib.metadata import version
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import obstore
 from obstore.store import LocalStore
 
 from jobs.config import Config
@@ -26,7 +25,7 @@ from jobs.prefetch import prefetched
 from jobs.record import RUN_JSON, ArraySpec, Run, refuse_other_fingerprint
 from jobs.sources import list_entries, open_sources
 from jobs.store import metadata_objects
-from jobs.stores import open_output
+from jobs.stores import open_output, put
 from saliency_core.errors import Refused
 
 MIB = 2**20
@@ -129,8 +128,8 @@ def set_up(run: Run) -> None:
     """Makes the arrays (again: the bytes are the same), and tells in run.json what this session was asked for."""
     store = open_output(run.config.out)
     for key, data in metadata_objects(run).items():
-        obstore.put(store, key, data)
-    obstore.put(store, RUN_JSON, run.to_json())
+        put(store, key, data)
+    put(store, RUN_JSON, run.to_json())
 
 
 def _facts(config: Config, folders: Sequence[str] | None) -> Any:

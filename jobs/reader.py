@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from obstore.exceptions import BaseError
 from PIL import Image
 
 from jobs.entries import Entry
+from jobs.failures import told
 from jobs.fetch import fetch
 from jobs.images import load_canonical
 from jobs.index import INDEX_PARQUET, OK, committed, read_part, schema
@@ -22,7 +24,7 @@ from jobs.manifest import Manifest, to_entries
 from jobs.output import open_run
 from jobs.record import ArraySpec, Run
 from jobs.reject import Rejected
-from jobs.store import open_array, unscale_maps
+from jobs.store import MAPS, open_array, unscale_maps
 from jobs.stores import is_remote, open_output
 from jobs.tables import Damaged, open_parquet
 from saliency_core.errors import Refused
@@ -63,10 +65,13 @@ class MapArray:
         return found if np.array_equal(places, np.arange(len(wanted))) else found[places]
 
     def _span(self, rows: slice) -> NDArray[np.float32]:
-        stored = np.asarray(self._open(self.spec.path)[rows])
-        if not self.spec.scaled:
-            return stored.astype(np.float32, copy=False)
-        return unscale_maps(stored, np.asarray(self._open(f"{self.spec.path}_scale")[rows]))
+        try:
+            stored = np.asarray(self._open(self.spec.path)[rows])
+            if not self.spec.scaled:
+                return stored.astype(np.float32, copy=False)
+            return unscale_maps(stored, np.asarray(self._open(f"{self.spec.path}_scale")[rows]))
+        except BaseError as error:
+            raise told(error, f"{self._run.config.out}/{MAPS}/{self.spec.path}") from None
 
     def _open(self, path: str) -> Any:
         if self._opened is None or self._opened[0] != os.getpid():

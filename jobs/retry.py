@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import obstore
 import pyarrow as pa
 from obstore.store import ObjectStore
 from rich.console import Console
@@ -23,7 +22,7 @@ from jobs.output import open_run
 from jobs.plan import sources_of
 from jobs.record import RUN_JSON, Run
 from jobs.sources import list_entries
-from jobs.stores import list_keys
+from jobs.stores import delete, list_keys, put
 from jobs.words import ranges
 
 
@@ -70,11 +69,11 @@ def _listed_again(run: Run, store: ObjectStore, units: Sequence[int]) -> dict[st
 
 def _reopen(store: ObjectStore, run: Run, units: Sequence[int]) -> None:
     """Takes away what says that the store is finished, then the commits: from here on a kill leaves it unfinished."""
-    obstore.put(store, RUN_JSON, run.to_json())
+    put(store, RUN_JSON, run.to_json())
     present = set(list_keys(store))
     for key in (SHA256SUMS, INDEX_PARQUET):
         if key in present:
-            obstore.delete(store, key)
+            delete(store, key)
     withdraw(store, units)
 
 
@@ -90,7 +89,7 @@ def _rewrite_manifest(store: ObjectStore, run: Run, units: Sequence[int], found:
             _moved(manifest.unit_lines(unit), found) if unit in changed else manifest.unit_lines(unit)
             for unit in range(first, min(first + PART_UNITS, run.units))
         ]
-        obstore.put(store, part_key(part), encode_part(tables))
+        put(store, part_key(part), encode_part(tables))
 
 
 def _moved(lines: pa.Table, found: dict[str, Entry]) -> pa.Table:

@@ -9,3 +9,7 @@ class Stopped(RuntimeError):
 
 class Unreachable(Stopped):
     """A store does not answer, or refuses everybody for now; no image is to blame."""
+
+
+class Unusable(Stopped):
+    """A store of ours answers, and refuses: its disk is full or not ours to write, its bucket gone."""

@@ -1,40 +1,39 @@
-"""Which object store a URI means, and what its failures mean.
+"""Which store a URI means, and what is done there: every request to an object store, and every write anywhere.
 
-Credentials and endpoints come from each store's usual environment variables (`AWS_*`, `GOOGLE_*`, `AZURE_*`).
+Credentials, region and endpoint come from each store's usual environment variables (README, "Object stores").
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from datetime import timedelta
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote_to_bytes
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, from_url
 
+from jobs.failures import RAISED, failures, status_of
+from jobs.patience import FIRST_PAUSE, LONGEST_PAUSE, Tries, patience, patiently
+from jobs.stopped import Unusable
+
 if TYPE_CHECKING:
-    from obstore.store import ObjectStore
+    from obstore import ObjectMeta
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 REMOTE = ("s3://", "gs://", "az://")
+VARIABLES = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}
+CLIENT_OPTIONS = ("allow_http", "allow_invalid_certificates", "proxy_url", "proxy_excludes", "proxy_ca_certificate")
+
+PIECE = 4 << 20  # bytes
 
 
 def is_remote(uri: str) -> bool:
     return uri.startswith(REMOTE)
-
-
-def open_output(out: str) -> ObjectStore:
-    """The store of an output directory, local (made when missing) or remote; keys are relative to it."""
-    if is_remote(out):
-        with failures(out):
-            return from_url(out)
-    return LocalStore(prefix=local_path(out).absolute(), mkdir=True)
 
 
 def local_path(uri: str | Path) -> Path:
@@ -44,9 +43,17 @@ def local_path(uri: str | Path) -> Path:
     return Path(uri)
 
 
-@cache
-def _bucket(url: str) -> ObjectStore:
-    return from_url(url)
+def plain_etag(etag: str | None) -> str | None:
+    return etag.strip('"') if etag else None  # some stores quote it in one answer and not in the other
+
+
+# -- opening --------------------------------------------------------------------------------------------------
+
+
+def open_output(out: str) -> ObjectStore:
+    """The store of an output directory, local (made when missing) or remote; keys are relative to it."""
+    with refusals(out):
+        return _open(out) if is_remote(out) else LocalStore(prefix=local_path(out).absolute(), mkdir=True)
 
 
 def locate(uri: str) -> tuple[ObjectStore, str]:
@@ -57,40 +64,125 @@ def locate(uri: str) -> tuple[ObjectStore, str]:
         return _bucket(f"{scheme}://{bucket}"), key.strip("/")
 
 
-def plain_etag(etag: str | None) -> str | None:
-    return etag.strip('"') if etag else None  # some stores quote it in one answer and not in the other
+@cache
+def _bucket(url: str) -> ObjectStore:
+    return _open(url)
 
 
-@contextmanager
-def failures(uri: str) -> Iterator[None]:
-    """Turns what obstore raises into an OSError without the store's own text."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise FileNotFoundError(errno.ENOENT, "no such object", uri) from None
-    except AlreadyExistsError:
-        raise FileExistsError(errno.EEXIST, "is there already", uri) from None
-    except (PermissionDeniedError, UnauthenticatedError):
-        raise PermissionError(errno.EACCES, "access denied: check the store's credentials", uri) from None
-    except (BaseError, ValueError) as error:
-        raise OSError(errno.EIO, _summary(error), uri) from None
+def _open(url: str) -> ObjectStore:
+    seconds, variables = patience(), VARIABLES[url.partition("://")[0]]
+    # A request without an answer is given up in time for two more.
+    client = {"timeout": f"{max(1, round(seconds / 3))}s", "connect_timeout": f"{max(1, round(min(5, seconds / 3)))}s"}
+    # Options that are given here are all that the client has: what the environment says of it must be among them.
+    for option in CLIENT_OPTIONS:
+        value = os.environ.get(f"{variables}_{option.upper()}")
+        if value is not None:
+            client[option] = value
+    retry: RetryConfig = {
+        "max_retries": 1000,  # time is what counts
+        "retry_timeout": timedelta(seconds=seconds),
+        "backoff": {
+            "init_backoff": timedelta(seconds=FIRST_PAUSE),
+            "max_backoff": timedelta(seconds=LONGEST_PAUSE),
+            "base": 2,
+        },
+    }
+    return from_url(url, client_options=cast("ClientConfig", client), retry_config=retry)
 
 
-def _summary(error: Exception) -> str:
-    text = str(error)
-    if "empty path segment" in text or "illegal character" in text:
-        return "a key with an empty segment (`//`) or a control character cannot be addressed: rename it"
-    status, code = re.search(r"status code: (\d+)", text), re.search(r"<Code>(\w+)</Code>", text)
-    known = " ".join(match[1] for match in (status, code) if match)
-    return f"the object store answered with an error ({known or type(error).__name__})"
+# -- asking ---------------------------------------------------------------------------------------------------
+
+
+def head(store: ObjectStore, key: str, uri: str) -> ObjectMeta:
+    """Size and etag of an object. Raises OSError or Unreachable."""
+
+    def ask() -> ObjectMeta:
+        try:
+            return obstore.head(store, key)
+        except RAISED as error:
+            if status_of(error) not in (400, 403):
+                raise
+            # An answer to HEAD has no body to tell a forbidden object from credentials that have expired.
+            return obstore.get(store, key, options={"range": (0, 1)}).meta
+
+    return patiently(ask, uri)
+
+
+def listed(store: ObjectStore, prefix: str | None, uri: str) -> Iterator[ObjectMeta]:
+    """The objects below ``prefix``, in the order that the store gives them. Raises OSError or Unreachable."""
+    tries, last = Tries(uri), None
+    while True:
+        try:
+            for batch in obstore.list(store, prefix, offset=last, chunk_size=1000):
+                yield from batch
+                last = batch[-1]["path"]
+                tries.renew()
+            return
+        except RAISED as error:
+            tries.wait(error)
+
+
+# -- a store of ours ------------------------------------------------------------------------------------------
+
+
+def address(store: ObjectStore) -> str:
+    """Where a store is, as its user names it."""
+    if isinstance(store, LocalStore):
+        return str(store.prefix)
+    scheme = {"S3Store": "s3", "GCSStore": "gs", "AzureStore": "az"}.get(type(store).__name__, type(store).__name__)
+    config: dict[str, Any] = dict(getattr(store, "config", {}))
+    root = config.get("bucket") or config.get("container_name") or ""
+    return "/".join(filter(None, [f"{scheme}://{root}", str(getattr(store, "prefix", None) or "")]))
+
+
+def put(store: ObjectStore, key: str, data: bytes, *, create: bool = False) -> None:
+    """Puts an object, whole or not at all. With ``create``, raises FileExistsError where there is one."""
+    uri = f"{address(store)}/{key}"
+    with refusals(uri):
+        try:
+            patiently(lambda: obstore.put(store, key, data, mode="create" if create else "overwrite"), uri)
+        except FileNotFoundError:
+            raise Unusable(f"{uri} cannot be written: there is no such bucket or container.") from None
+
+
+def delete(store: ObjectStore, key: str) -> None:
+    uri = f"{address(store)}/{key}"
+    with refusals(uri):
+        patiently(lambda: obstore.delete(store, key), uri)
 
 
 def read_object(store: ObjectStore, key: str) -> bytes:
     """The whole object. Raises FileNotFoundError where there is none."""
-    return bytes(obstore.get(store, key).bytes())
+    uri = f"{address(store)}/{key}"
+    with refusals(uri):
+        return patiently(lambda: bytes(obstore.get(store, key).bytes()), uri)
+
+
+def stream(store: ObjectStore, key: str) -> Iterator[bytes]:
+    """The object in pieces. Raises FileNotFoundError where there is none."""
+    uri = f"{address(store)}/{key}"
+    with refusals(uri):
+        start, size = 0, patiently(lambda: obstore.head(store, key)["size"], uri)
+        while start < size:
+            length = min(PIECE, size - start)
+            yield bytes(patiently(partial(obstore.get_range, store, key, start=start, length=length), uri))
+            start += length
 
 
 def list_keys(store: ObjectStore, prefix: str | None = None) -> Iterator[str]:
     """Every key below ``prefix``, in the order that the store gives them."""
-    for batch in obstore.list(store, prefix):
-        yield from (meta["path"] for meta in batch)
+    with refusals(address(store)):
+        yield from (meta["path"] for meta in listed(store, prefix, address(store)))
+
+
+@contextmanager
+def refusals(uri: str) -> Iterator[None]:
+    """What one of our own objects cannot be had or put for ends the run: raises Unusable, and passes on what there is,
+    or is not."""
+    try:
+        with failures(uri):
+            yield
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except OSError as error:
+        raise Unusable(f"{error.filename}: {error.strerror}.") from error

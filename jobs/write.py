@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 
-import obstore
-
 from jobs.index import Commit, ShardRecord, count_errors, encode_part, part_key
 from jobs.record import Run
 from jobs.store import encode_shards
-from jobs.stores import open_output
+from jobs.stores import open_output, put
 from jobs.units import CommittedUnit, ExplainedUnit
 
 
@@ -30,10 +28,10 @@ class Write:
             for array in self._run.arrays:
                 shards = encode_shards(self._run, array, unit.unit, unit.maps[array.path], unit.scales.get(array.path))
                 for key, data in shards.items():
-                    obstore.put(self._store, key, data)
+                    put(self._store, key, data)
                     records.append(ShardRecord(key, len(data), hashlib.sha256(data).hexdigest()))
                     committed.bytes_written += len(data)
             part = encode_part(unit.lines, Commit(records, unit.micro_batches))
-            obstore.put(self._store, part_key(unit.unit), part)
+            put(self._store, part_key(unit.unit), part)
             committed.bytes_written += len(part)
         return committed

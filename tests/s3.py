@@ -17,7 +17,7 @@ BUCKET = "pictures"
 
 
 @contextmanager
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def server(monkeypatch: pytest.MonkeyPatch, *, secret: str = "SECRET") -> Iterator[str]:
     """Starts the server, points the usual environment variables at it, and gives the bucket's URI."""
     with warnings.catch_warnings():  # moto's own imports
         warnings.simplefilter("ignore")
@@ -30,7 +30,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
         "AWS_ALLOW_HTTP": "true",
         "AWS_ACCESS_KEY_ID": "nobody",
-        "AWS_SECRET_ACCESS_KEY": "SECRET",
+        "AWS_SECRET_ACCESS_KEY": secret,
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)

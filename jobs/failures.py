@@ -1,0 +1,144 @@
+"""What object stores and disks raise, in our words: their own texts may quote signed URLs.
+
+What is wrong with one object is an OSError. What is wrong with its whole store is Unreachable: no image is to blame.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
+
+from jobs.stopped import Unreachable
+
+RAISED = (BaseError, OSError, ValueError)
+"""What obstore's functions raise, its writers (an OSError without a number) among them."""
+
+RENEW = {
+    "ExpiredToken": "the credentials have expired: renew them",
+    "ExpiredTokenException": "the credentials have expired: renew them",
+    "TokenRefreshRequired": "the credentials have expired: renew them",
+    "InvalidToken": "the credentials are not valid: renew them",
+    "InvalidAccessKeyId": "the store does not know the access key: check the credentials",
+    "SignatureDoesNotMatch": "the secret key is not that of the access key: check the credentials",
+    "AuthenticationFailed": "the store does not accept the credentials: check or renew them",
+    "AccountIsDisabled": "the account is disabled",
+    "RequestTimeTooSkewed": "the clock of this machine and that of the store differ: set it",
+    "RequestExpired": "the clock of this machine and that of the store differ: set it",
+}
+"""Refusals that are of the asker, not of the object."""
+LOOKS_LIKE_ONE_FAILURE = frozenset({408, 425, 429})
+"""Of the statuses from 400 to 499, those that ask for another try."""
+OF_THE_MACHINE = frozenset(
+    {errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+)
+"""A mount that is gone, or a process at its limits: a local file that cannot be opened so is not to blame."""
+_DISK = {
+    errno.ENOSPC: "no space is left on its device: free some, and run the same command again",
+    errno.EDQUOT: "its disk quota is used up: free some or have it raised, and run the same command again",
+    errno.EFBIG: "its device, or `ulimit -f`, takes no file so large: raise it, or take a smaller --unit-size",
+    errno.EROFS: "its device is mounted read-only: mount it for writing, and run the same command again",
+}
+_CREDENTIALS = re.compile(r"performing \w+ https?://(169\.254\.|metadata\.|sts\.|oauth2\.|login\.)")
+"""A request for credentials, not for an object."""
+
+
+@contextmanager
+def failures(uri: str) -> Iterator[None]:
+    """Turns what obstore raises over ``uri`` into an OSError or Unreachable, without the store's own text."""
+    try:
+        yield
+    except RAISED as error:
+        if isinstance(error, OSError) and error.filename == uri:
+            raise  # told already
+        raise told(error, uri) from None
+
+
+def told(error: Exception, uri: str) -> OSError | Unreachable:
+    """``error``, which obstore raised, as ours."""
+    text, status, code = str(error), status_of(error), _code(error)
+    if isinstance(error, FileNotFoundError):
+        return FileNotFoundError(errno.ENOENT, "no such object", uri)
+    if isinstance(error, AlreadyExistsError):
+        return FileExistsError(errno.EEXIST, "is there already", uri)
+    if code in RENEW:
+        return Unreachable(f"{uri}: {RENEW[code]} ({code}).")
+    if isinstance(error, UnauthenticatedError):
+        return Unreachable(f"{uri}: the store does not accept the credentials ({status or 401}): check or renew them.")
+    if _CREDENTIALS.search(text):
+        return Unreachable(
+            f"{uri}: no credentials could be had: there are none in the environment, and this machine's own service "
+            "for them gave none."
+        )
+    number = _disk_errno(error)
+    if number is not None:
+        return OSError(number, _DISK.get(number, os.strerror(number)), uri)
+    if isinstance(error, PermissionDeniedError):
+        more = f" ({code})" if code else ""
+        return PermissionError(errno.EACCES, f"access denied{more}: check the store's credentials", uri)
+    if transient(error):
+        return Unreachable(f"{uri}: the store failed, and went on failing ({_reason(text, status, code)}).")
+    return OSError(errno.EIO, _misaddressed(text) or _answered(status, code, error), uri)
+
+
+def transient(error: Exception) -> bool:
+    """Whether a later try may end otherwise: the store did not answer, or answered that it cannot for now."""
+    if isinstance(error, FileNotFoundError | AlreadyExistsError | PermissionDeniedError | UnauthenticatedError):
+        return False
+    text, status = str(error), status_of(error)
+    if not text.startswith("Generic ") or _disk_errno(error) is not None or _misaddressed(text):
+        return False
+    return status is None or status >= 500 or status in LOOKS_LIKE_ONE_FAILURE
+
+
+def status_of(error: Exception) -> int | None:
+    """The HTTP status that the store answered with; None where it did not answer."""
+    found = re.search(r"status code: (\d+)", str(error))
+    return int(found[1]) if found else None
+
+
+def _code(error: Exception) -> str | None:
+    found = re.search(r"<Code>(\w+)</Code>", str(error))
+    return found[1] if found else None
+
+
+def _disk_errno(error: Exception) -> int | None:
+    """Remote errors have such numbers too, of their sockets."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error)) if "LocalFileSystem" in str(error) else None
+    return int(found[1]) if found else None
+
+
+def _misaddressed(text: str) -> str | None:
+    if "empty path segment" in text or "illegal character" in text:
+        return "a key with an empty segment (`//`) or a control character cannot be addressed: rename it"
+    if "BadScheme" in text:
+        return "the store's endpoint is http, not https: allow that with AWS_ALLOW_HTTP=true (GOOGLE_…, AZURE_…)"
+    if "incorrectly configured region" in text:
+        return "the bucket is in another region: set AWS_REGION"
+    return None
+
+
+def _answered(status: int | None, code: str | None, error: Exception) -> str:
+    known = " ".join(str(one) for one in (status, code) if one)
+    return f"the object store answered with an error ({known or type(error).__name__})"
+
+
+def _reason(text: str, status: int | None, code: str | None) -> str:
+    if status is not None:
+        return f"it answered {status}{f' {code}' if code else ''}"
+    known = {
+        "ConnectionRefused": "connection refused",
+        "dns error": "its name cannot be resolved",
+        "Timeout": "no answer in time",
+        "ConnectionReset": "connection reset",
+        "IncompleteMessage": "connection closed",
+        "UnexpectedEof": "connection closed",
+        "Body": "the answer was cut off",
+    }
+    return next((words for name, words in known.items() if name in text), "no connection")

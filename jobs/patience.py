@@ -1,0 +1,57 @@
+"""How long a failing store is waited for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from time import monotonic, sleep
+from typing import TypeVar
+
+from jobs.failures import RAISED, told, transient
+from saliency_core.errors import Refused
+
+VARIABLE = "SALIENCY_STORE_SECONDS"
+SECONDS = 180.0  # a store that restarts, or a network that does, is back by then
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+Result = TypeVar("Result")
+
+
+def patience() -> float:
+    """For how many seconds a store may fail before a run ends over it."""
+    value = os.environ.get(VARIABLE)
+    try:
+        return SECONDS if value is None else float(value)
+    except ValueError:
+        raise Refused(f"{VARIABLE}={value} is no number of seconds, and nobody knows how long to wait.") from None
+
+
+class Tries:
+    """Of one request, or of the pages of one listing."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self.renew()
+
+    def renew(self) -> None:
+        self._until, self._pause = monotonic() + patience(), FIRST_PAUSE
+
+    def wait(self, error: Exception) -> None:
+        """Until another try is worth it. Raises what ``error`` is in our words when none is."""
+        if not transient(error) or monotonic() > self._until:
+            raise told(error, self._uri) from None
+        sleep(self._pause)
+        self._pause = min(LONGEST_PAUSE, 2 * self._pause)
+
+
+def patiently(ask: Callable[[], Result], uri: str) -> Result:
+    """What ``ask`` gives, as soon as the store of ``uri`` is well. Raises OSError or Unreachable.
+
+    obstore itself repeats only what HTTP holds to be harmless twice, and neither conditional puts and deletes nor
+    answers that were cut off. All that we ask may be asked again.
+    """
+    tries = Tries(uri)
+    while True:
+        try:
+            return ask()
+        except RAISED as error:
+            tries.wait(error)

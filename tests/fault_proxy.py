@@ -1,0 +1,199 @@
+"""An HTTP proxy in front of a store's server that fails as networks and stores do. It never alters what it lets pass.
+
+Whether a request fails depends on a seed, on the request, and on how often its path was asked for before; not on the
+order in which threads ask.
+"""
+
+from __future__ import annotations
+
+import http.client
+import random
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+FAULTS = ("503", "500", "reset", "lost", "cut", "trickle")
+"""Refused for now; failed; reset instead of being passed on; passed on, and its answer lost; the answer reset in the
+middle of its body; the answer's body in small pieces, slowly. Also ``hang``: no answer for as long as the proxy lasts,
+and ``<status> <code>``, such as ``403 RequestTimeTooSkewed``."""
+
+Script = Callable[[str, str, int], str | None]
+"""Method, path with query, how often such a path was asked for before → which fault, or None."""
+
+
+def seeded(share: float, faults: Sequence[str] = FAULTS, *, seed: int = 0) -> Script:
+    """Lets a share of the requests fail."""
+
+    def script(method: str, path: str, times: int) -> str | None:
+        dice = random.Random(f"{seed} {method} {path} {times}")
+        return dice.choice(faults) if dice.random() < share else None
+
+    return script
+
+
+class FaultProxy:
+    """Transparent until ``script`` is set. ``seen`` counts requests by method, ``failed`` by fault."""
+
+    def __init__(self, upstream: str) -> None:
+        self.upstream = urlsplit(upstream).netloc
+        self.script: Script | None = None
+        self.seen: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
+        self.over = threading.Event()
+        self._times: Counter[tuple[str, str]] = Counter()
+        self._lock = threading.Lock()
+        self._open: set[socket.socket] = set()
+        self._server: ThreadingHTTPServer | None = None
+        self._address = ("127.0.0.1", 0)
+        self.up()
+
+    @property
+    def url(self) -> str:
+        return "http://{}:{}".format(*self._address)
+
+    def up(self) -> None:
+        """Listens, where it listened before."""
+        self._server = _Server(self._address, self)
+        self._address = self._server.server_address[:2]
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def down(self) -> None:
+        """Refuses connections, and resets those that there are."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+        for connection in list(self._open):
+            reset(connection)
+
+    def forget(self) -> None:
+        """Every request is a new one."""
+        self._times.clear()
+
+    def fault(self, method: str, path: str) -> str | None:
+        with self._lock:
+            self.seen[method] += 1
+            asked = method, urlsplit(path).path  # each attempt at an upload in parts has another query
+            times = self._times[asked]
+            self._times[asked] += 1
+            fault = self.script(method, path, times) if self.script else None
+            if fault is not None:
+                self.failed[fault] += 1
+        return fault
+
+    def close(self) -> None:
+        self.over.set()
+        self.down()
+
+
+@contextmanager
+def faulty(upstream: str) -> Iterator[FaultProxy]:
+    """A proxy in front of ``upstream``."""
+    proxy = FaultProxy(upstream)
+    try:
+        yield proxy
+    finally:
+        proxy.close()
+
+
+def reset(connection: socket.socket) -> None:
+    """Ends it with RST, as a dying peer does."""
+    try:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.shutdown(socket.SHUT_RD)  # wakes the thread that reads from it
+    except OSError:
+        pass  # it has ended already
+    connection.close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    allow_reuse_address = True
+
+    def __init__(self, address: tuple[str, int], proxy: FaultProxy) -> None:
+        self.proxy = proxy
+        super().__init__(address, _Handler)
+
+    def process_request(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]
+        self.proxy._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: socket.socket) -> None:  # type: ignore[override]
+        self.proxy._open.discard(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Silence: broken connections are what this server is for."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def do_GET(self) -> None:
+        proxy = self.server.proxy
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        fault = proxy.fault(self.command, self.path)
+        if fault == "hang":
+            proxy.over.wait()
+        if fault in ("hang", "reset"):
+            self._reset()
+        elif fault is not None and fault[0].isdigit():
+            status, _, code = fault.partition(" ")
+            self._refuse(int(status), code or {"503": "SlowDown"}.get(status, "InternalError"))
+        else:
+            self._pass_on(body, fault)
+
+    do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Silence."""
+
+    def _reset(self) -> None:
+        self.close_connection = True
+        reset(self.connection)
+
+    def _refuse(self, status: int, code: str) -> None:
+        told = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>as scripted</Message></Error>".encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(told)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(told)
+
+    def _pass_on(self, body: bytes, fault: str | None) -> None:
+        upstream = http.client.HTTPConnection(self.server.proxy.upstream, timeout=60)
+        try:
+            upstream.request(self.command, self.path, body, dict(self.headers.items()))
+            answer = upstream.getresponse()
+            data = answer.read()
+        finally:
+            upstream.close()
+        if fault == "lost" or (fault == "cut" and not data):
+            return self._reset()
+        self.send_response_only(answer.status, answer.reason)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("transfer-encoding", "content-length", "connection"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", (answer.getheader("Content-Length") if not data else None) or str(len(data)))
+        self.end_headers()
+        if fault == "cut":
+            self.wfile.write(data[: len(data) // 2])
+            self.wfile.flush()
+            time.sleep(0.05)  # what was sent before a reset may be lost with it
+            return self._reset()
+        pieces = max(1, len(data) // 8) if fault == "trickle" else max(1, len(data))
+        for start in range(0, len(data), pieces):
+            self.wfile.write(data[start : start + pieces])
+            if fault == "trickle":
+                self.wfile.flush()
+                time.sleep(0.02)
+        return None

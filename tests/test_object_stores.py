@@ -1,0 +1,370 @@
+"""Whole jobs over the S3 protocol, through a proxy that fails: the store must be, byte for byte, a local run's."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import s3
+from conftest import content, flags, run_inline
+from fault_proxy import FAULTS, FaultProxy, faulty, seeded
+from helpers import write_tar
+from rich.console import Console
+
+from jobs import finalize as finalizing
+from jobs import stores
+from jobs.failures import RENEW
+from jobs.fetch import fetch
+from jobs.finalize import SHA256SUMS, finalize
+from jobs.objects import open_file, read, stat, walk
+from jobs.output import claim, open_run
+from jobs.patience import VARIABLE
+from jobs.reader import open_store
+from jobs.record import RUN_JSON, Run
+from jobs.reject import Rejected
+from jobs.retry import retry
+from jobs.sources import list_entries, open_sources
+from jobs.status import status
+from jobs.stopped import Unreachable, Unusable
+from jobs.stores import delete, list_keys, open_output, put, read_object
+from jobs.verify import verify
+from saliency_core.errors import Refused
+
+JOB = {"unit_size": 8, "batch_size": 4, "targets": ("predicted", "label"), "class_names": None}
+SECRETS = ("SECRET-KEY-OF-TESTS", "Signature=", "X-Amz-Signature")
+
+
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """In front of a fresh S3 server; the environment leads to it. A store may fail for some seconds only."""
+    with s3.server(monkeypatch, secret=SECRETS[0]), faulty(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        monkeypatch.setenv(VARIABLE, "20")
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def inputs(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images of ``tree`` as a folder, tars and a Parquet file, in folders of these names."""
+    root = tmp_path_factory.mktemp("inputs")
+    (root / "folder").symlink_to(tree, target_is_directory=True)
+    members = [(str(path.relative_to(tree)), path.read_bytes()) for path in sorted(tree.rglob("*.*"))]
+    for number in range(3):
+        # A key may not be empty of bytes, or the tars would say it otherwise than the folder does.
+        write_tar(root / "tars" / f"{number}.tar", members[number::3])
+    (root / "parquet").mkdir()
+    images = [{"bytes": data, "path": name} for name, data in members]
+    pq.write_table(pa.table({"image": images}), root / "parquet" / "all.parquet", row_group_size=5)
+    return root
+
+
+@pytest.fixture(scope="module")
+def local(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, bytes]]:
+    """What an undisturbed local run makes of a kind of input, under the addresses that it has on S3."""
+    made: dict[str, dict[str, bytes]] = {}
+
+    def run(kind: str) -> dict[str, bytes]:
+        if kind not in made:
+            out = tmp_path_factory.mktemp(kind) / "store"
+            assert run_inline(images=str(inputs / kind), out=str(out), **job(kind))[0] == 3
+            made[kind] = content(out)
+        return made[kind]
+
+    return run
+
+
+def job(kind: str) -> dict[str, object]:
+    return {"unit_size": 8, "batch_size": 4, "targets": ("predicted", "label") if kind == "folder" else ("predicted",)}
+
+
+def comparable(objects: dict[str, bytes]) -> dict[str, object]:
+    """Maps and metadata as they are; tables without where the images were, which must differ, and what hashes that."""
+    return {key: _table(data) if key.endswith(".parquet") else data for key, data in objects.items()}
+
+
+def _table(data: bytes) -> list[dict[str, object]]:
+    lines = pq.read_table(pa.BufferReader(data)).to_pylist()
+    for line in lines:
+        line.pop("etag", None)
+        uri = line.pop("uri")
+        line["error"] = line["error"] and line["error"].replace(uri, "URI")
+    return lines
+
+
+def remote(out: str) -> dict[str, bytes]:
+    """Every object of a remote store that does not tell how long it took."""
+    store = open_output(out)
+    return {key: read_object(store, key) for key in sorted(list_keys(store)) if key not in (RUN_JSON, SHA256SUMS)}
+
+
+def said(command: Callable[..., int], *arguments: object, **more: object) -> tuple[int, str]:
+    console = Console(file=io.StringIO(), width=200)
+    return command(*arguments, console, **more), console.file.getvalue()  # type: ignore[attr-defined]
+
+
+# -- whole jobs -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["folder", "tars", "parquet"])
+def test_job_on_s3_equals_the_local_one(kind: str, inputs: Path, local, proxy: FaultProxy) -> None:
+    images, out = s3.upload(inputs / kind, kind), f"s3://{s3.BUCKET}/some/store"
+    code, told = run_inline(images=images, out=out, **job(kind))
+    assert code == 3
+    assert comparable(remote(out)) == comparable(local(kind))
+    assert said(verify, out)[0] == 0 and said(status, out)[0] == 3
+    again, told_again = run_inline(images=images, out=out, **job(kind))
+    assert again == 3
+    texts = [told, told_again, read_object(open_output(out), RUN_JSON).decode()]
+    assert not [secret for secret in SECRETS for text in texts if secret in text]
+
+
+def test_commands_on_a_remote_store(inputs: Path, tree: Path, proxy: FaultProxy) -> None:
+    images, out = s3.upload(inputs / "folder", "folder"), f"s3://{s3.BUCKET}/store"
+    run_inline(images=images, out=out, **job("folder"))
+    store = open_store(out)
+    assert store.maps("predicted/gradient", [0, 20]).shape == (2, 16, 16)
+    assert not isinstance(store.original(0), Rejected)
+    broken = [row for row, state in enumerate(store.lines(columns=["status"])["status"].to_pylist()) if state != "ok"]
+    assert len(broken) == 3
+    for name in ("ant/broken.jpg", "cat/empty.png", "dog/torn.png"):
+        s3.put(f"folder/{name}", (tree / "ant" / "000.png").read_bytes())
+    assert said(retry, out, workers="auto", runner="inline")[0] == 0
+    assert said(verify, out)[0] == 0 and said(status, out)[0] == 0
+
+
+@pytest.mark.parametrize("fault", ["all", *(pytest.param(one, marks=pytest.mark.slow) for one in FAULTS)])
+def test_requests_that_fail_change_nothing(fault: str, inputs: Path, local, proxy: FaultProxy) -> None:
+    """One request in five fails."""
+    kind = {"cut": "tars", "trickle": "parquet"}.get(fault, "folder")
+    images, out = s3.upload(inputs / kind, kind), f"s3://{s3.BUCKET}/store"
+    proxy.script = seeded(0.2, FAULTS if fault == "all" else [fault])
+    assert run_inline(images=images, out=out, **job(kind))[0] == 3
+    assert proxy.failed.total() > 10
+    assert said(verify, out)[0] == 0
+    proxy.script = None
+    assert comparable(remote(out)) == comparable(local(kind))
+
+
+@pytest.mark.parametrize("method", [pytest.param("GET", marks=pytest.mark.slow), "HEAD", "PUT"])
+def test_outage_that_is_waited_out(method: str, inputs: Path, local, proxy: FaultProxy) -> None:
+    """The store goes away when it is asked in a way for the tenth time, and is back after three seconds."""
+    images, out = s3.upload(inputs / "folder", "folder"), f"s3://{s3.BUCKET}/store"
+    timer = cut_off(proxy, method, after=10, back=3.0)
+    assert run_inline(images=images, out=out, **job("folder"))[0] == 3
+    assert timer.is_set()
+    assert comparable(remote(out)) == comparable(local("folder"))
+
+
+def cut_off(proxy: FaultProxy, method: str, *, after: int, back: float | None) -> threading.Event:
+    """Takes the store away at a request, for ``back`` seconds or for good; set when it was so."""
+    gone, seen = threading.Event(), Counter[str]()
+
+    def script(asked: str, path: str, times: int) -> str | None:
+        seen[asked] += 1
+        if seen[method] < after or gone.is_set():
+            return None
+        gone.set()
+        proxy.down()
+        if back is not None:
+            threading.Timer(back, proxy.up).start()
+        return "reset"
+
+    proxy.script = script
+    return gone
+
+
+@pytest.mark.parametrize("method", [pytest.param("GET", marks=pytest.mark.slow), "HEAD", "PUT"])
+def test_outage_that_lasts_ends_the_run_and_the_same_command_goes_on(
+    method: str, inputs: Path, local, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, out = s3.upload(inputs / "folder", "folder"), f"s3://{s3.BUCKET}/store"
+    monkeypatch.setenv(VARIABLE, "2")
+    stores._bucket.cache_clear()
+    cut_off(proxy, method, after=10, back=None)
+    with pytest.raises(Unreachable, match=r"^s3://pictures/.*the store failed, and went on failing \(") as stopped:
+        run_inline(images=images, out=out, **job("folder"))
+    assert "http" not in str(stopped.value) and not [one for one in SECRETS if one in str(stopped.value)]
+    proxy.script = None
+    proxy.up()
+    assert run_inline(images=images, out=out, **job("folder"))[0] == 3
+    assert comparable(remote(out)) == comparable(local("folder"))
+
+
+def test_outage_as_the_user_sees_it(inputs: Path, proxy: FaultProxy, saliency, monkeypatch) -> None:
+    images, out = s3.upload(inputs / "folder", "folder"), f"s3://{s3.BUCKET}/store"
+    command = ["explain", *flags(images=images, out=out, **job("folder"))]
+    proxy.script = lambda method, path, times: "503" if method == "PUT" and "index/" in path else None
+    told = saliency(*command, SALIENCY_STORE_SECONDS="2")
+    assert told.returncode == 1, told.stdout + told.stderr
+    assert "stopped: s3://pictures/store/index/unit-00000000.parquet: the store failed" in told.stderr, told.stderr
+    assert "(it answered 503 SlowDown)" in told.stderr and "the same command goes on" in told.stderr
+    proxy.script = None
+    again = saliency(*command)
+    assert again.returncode == 3, again.stdout + again.stderr
+    everything = "".join((told.stdout, told.stderr, again.stdout, again.stderr))
+    everything += read_object(open_output(out), RUN_JSON).decode()
+    assert not [secret for secret in SECRETS if secret in everything] and "Traceback" not in everything
+
+
+@pytest.mark.slow
+def test_ray_on_a_failing_store(inputs: Path, local, proxy: FaultProxy, saliency) -> None:
+    """Some requests fail, then all do, then some."""
+    images, out = s3.upload(inputs / "tars", "tars"), f"s3://{s3.BUCKET}/store"
+    command = ["explain", *flags(images=images, out=out, **job("tars") | {"runner": "ray"})]
+    some = seeded(0.2)
+    proxy.script = lambda *asked: "503" if "index/unit-00000003" in asked[1] else some(*asked)
+    told = saliency(*command, SALIENCY_STORE_SECONDS="5")
+    assert told.returncode == 1 and "stopped: s3://pictures/store/index/unit-00000003" in told.stderr, told.stderr
+    proxy.script = some
+    assert saliency(*command, SALIENCY_STORE_SECONDS="60").returncode == 3
+    proxy.script = None
+    assert said(verify, out)[0] == 0
+    assert comparable(remote(out)) == comparable(local("tars"))
+
+
+# -- one object, or the whole store ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["403 AccessDenied", "403 InvalidObjectState", "400 KeyTooLongError"])
+def test_refused_object_is_a_row(fault: str, inputs: Path, proxy: FaultProxy) -> None:
+    images = s3.upload(inputs / "folder", "folder")
+    entries = list(list_entries(open_sources([images])))[:4]
+    proxy.script = lambda method, path, times: fault if entries[2].sample_id in path else None
+    results = fetch(entries, max_bytes=1 << 20)
+    assert [isinstance(one, Rejected) for one in results] == [False, False, True, False]
+    assert fault.split()[1] in results[2].reason  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("code", [*RENEW, "503"])
+def test_refused_asker_is_nobodys_row(code: str, inputs: Path, proxy: FaultProxy, monkeypatch) -> None:
+    images = s3.upload(inputs / "folder", "folder")
+    entries = list(list_entries(open_sources([images])))[:4]
+    monkeypatch.setenv(VARIABLE, "1")
+    stores._bucket.cache_clear()
+    proxy.script = lambda *asked: code if code == "503" else f"{400 if 'Token' in code else 403} {code}"
+    with pytest.raises(Unreachable, match=code):
+        fetch(entries, max_bytes=1 << 20)
+
+
+def test_every_request_is_tried_again(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever fails at first, in whichever way; obstore by itself does not do so for all."""
+    s3.put("in/a.bin", bytes(range(256)) * 5000)
+    store, uri = open_output(f"s3://{s3.BUCKET}/out"), f"s3://{s3.BUCKET}/in/a.bin"
+    large = bytes(12 << 20)
+    requests: dict[str, Callable[[], object]] = {
+        "stat": lambda: stat(uri).size == 1_280_000,
+        "read": lambda: read(uri) == bytes(range(256)) * 5000,
+        "part": lambda: open_file(uri).read(3) == b"\0\1\2",
+        "walk": lambda: len(list(walk(f"s3://{s3.BUCKET}/in"))) == 1,
+        "put": lambda: put(store, "b", b"1") is None and read_object(store, "b") == b"1",
+        "large put": lambda: put(store, "c", large) is None and read_object(store, "c") == large,
+        "list": lambda: sorted(list_keys(store)) == ["b", "c"],
+        "delete": lambda: delete(store, "b") is None and delete(store, "c") is None,
+    }
+    for fault in FAULTS:
+        proxy.forget()
+        proxy.script = lambda method, path, times, fault=fault: fault if times < 2 else None
+        assert [name for name, ask in requests.items() if not ask()] == []
+    monkeypatch.setenv(VARIABLE, "3")
+    proxy.script = lambda method, path, times: "hang"
+    with pytest.raises(Unreachable, match="no answer in time"):
+        read_object(open_output(f"s3://{s3.BUCKET}/out"), "b")
+
+
+def test_bucket_that_is_not_there_is_refused(tree: Path, proxy: FaultProxy) -> None:
+    with pytest.raises(Refused, match=r"s3://nowhere/x.*NoSuchBucket"):
+        run_inline(images=str(tree), out="s3://nowhere/x", **job("folder"))
+    with pytest.raises(Unusable, match="no such bucket"):
+        put(open_output("s3://nowhere/x"), "a", b"1")
+
+
+def test_endpoint_without_encryption_must_be_allowed(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ALLOW_HTTP")
+    with pytest.raises(Unusable, match="AWS_ALLOW_HTTP=true"):
+        read_object(open_output(f"s3://{s3.BUCKET}/out"), "x")
+
+
+def test_patience_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "long")
+    with pytest.raises(Refused, match=f"{VARIABLE}=long is no number"):
+        open_output("s3://anywhere/x")
+
+
+# -- two drivers ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", [None, "lost", "reset"])
+def test_two_runs_on_one_new_store(fault: str | None, tree: Path, finished: Path, proxy: FaultProxy) -> None:
+    """The claim is a conditional put; its answer lost, who has the store must not think another has it."""
+    run = Run.model_validate_json((finished / RUN_JSON).read_bytes())
+    ours = run.model_copy(update={"config": run.config.model_copy(update={"out": f"s3://{s3.BUCKET}/new"})})
+    theirs = ours.model_copy(update={"fingerprint": {**ours.fingerprint, "seed": 1}})
+    proxy.script = lambda method, path, times: fault if method == "PUT" and not times else None
+    claim(ours)
+    claim(ours)
+    with pytest.raises(Refused, match="seed"):
+        claim(theirs)
+
+
+def test_the_same_run_twice_at_once(inputs: Path, local, proxy: FaultProxy) -> None:
+    images, out = s3.upload(inputs / "folder", "folder"), f"s3://{s3.BUCKET}/store"
+    command = [sys.executable, "-m", "jobs", "explain", *flags(images=images, out=out, **job("folder"))]
+    both = [
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=Path(__file__).parent
+        )
+        for _ in range(2)
+    ]
+    told = [one.communicate(timeout=200)[0] for one in both]
+    assert [one.returncode for one in both] == [3, 3], told
+    assert said(verify, out)[0] == 0
+    assert comparable(remote(out)) == comparable(local("folder"))
+
+
+def test_two_drivers_finalize_at_once(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each puts a run.json of its own; in whichever order their puts come, the sums are those of the last one."""
+    for order in range(20):
+        out = tmp_path / str(order)
+        shutil.copytree(finished, out)
+        store, run = open_run(str(out))
+        barrier = threading.Barrier(2)
+
+        def meeting(store, key, data, *, barrier=barrier, order=order):
+            if key in (RUN_JSON, SHA256SUMS):
+                with suppress(threading.BrokenBarrierError):  # the other has ended, or does not come here
+                    barrier.wait(0.05)
+            put(store, key, data)
+
+        monkeypatch.setattr(finalizing, "put", meeting)
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda n: finalize(store, run, session={"rows": n}), (1, 2)))  # noqa: B023
+        assert said(verify, str(out))[0] == 0, order
+
+
+def test_finalizer_overtaken_between_run_json_and_sums(finished: Path, tmp_path: Path, monkeypatch) -> None:
+    out = tmp_path / "store"
+    shutil.copytree(finished, out)
+    store, run = open_run(str(out))
+    overtaken = []
+
+    def overtaking(store, key, data):
+        if key == SHA256SUMS and not overtaken:
+            overtaken.append(True)
+            finalize(store, run, session={"rows": 2})  # the other, from beginning to end
+        put(store, key, data)
+
+    monkeypatch.setattr(finalizing, "put", overtaking)
+    finalize(store, run, session={"rows": 1})
+    assert said(verify, str(out))[0] == 0
