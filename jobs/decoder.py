@@ -46,7 +46,7 @@ class Decoder:
     ) -> Result | Rejected:
         """``decode(data)``, or why that cannot be: it died over it, took too long, or more than ``memory`` bytes.
 
-        ``decode`` travels by its name, and its result is pickled; what it raises is raised here. Stopped where no process
+        ``decode`` travels by its name, its result as a pickle; what it raises is raised here. Stopped where no process
         can be started.
         """
         with self._lock:
