@@ -31,6 +31,12 @@ Result = TypeVar("Result")
 ATTEMPTS = 2
 STARTS = 3
 _PAGE = resource.getpagesize()
+# glibc would give the blocks of each image back to the system, and get them zeroed for the next: a third of the time.
+_ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    "MALLOC_TRIM_THRESHOLD_": str(2**26),
+    "OPENBLAS_NUM_THREADS": "1",
+}
 
 
 class Decoder:
@@ -110,7 +116,7 @@ class _Child:
                 [sys.executable, "-P", "-m", "jobs.decoder", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **_ENVIRONMENT},
                 start_new_session=True,  # Ctrl-C is meant for the job, which then ends it
             )
         self.end = finalize(self, _end, self._process, self._line)
