@@ -30,7 +30,6 @@ Result = TypeVar("Result")
 # What strikes at random (a killed node, a kernel out of memory) may strike while a sound image is decoded, not twice.
 ATTEMPTS = 2
 STARTS = 3
-_PAGE = resource.getpagesize()
 # glibc would give the blocks of each image back to the system, and get them zeroed for the next: a third of the time.
 _ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
@@ -116,6 +115,7 @@ class _Child:
                 [sys.executable, "-P", "-m", "jobs.decoder", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # libraries complain there of images, which they do not name
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **_ENVIRONMENT},
                 start_new_session=True,  # Ctrl-C is meant for the job, which then ends it
             )
@@ -219,18 +219,26 @@ def _limited_time(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def _limited_memory(size: int) -> Iterator[None]:
-    """No more than ``size`` bytes beside those that it has; without a limit where the system does not tell these."""
+    """No more than ``size`` bytes beside those of a process with nothing to do; without a limit where none is known."""
+    own = _own_memory()
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    try:
-        has = int(Path("/proc/self/statm").read_text().split()[5]) * _PAGE
-    except OSError:
+    if own is None or (most != resource.RLIM_INFINITY and own + size > most):
         yield
         return
-    resource.setrlimit(resource.RLIMIT_DATA, (has + size if most < 0 else min(has + size, most), most))
+    resource.setrlimit(resource.RLIMIT_DATA, (own + size, most))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
+@cache
+def _own_memory() -> int | None:
+    """Bytes that count against RLIMIT_DATA, as they were at the first call; None where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+    except OSError:
+        return None
 
 
 if __name__ == "__main__":
