@@ -142,12 +142,14 @@ t.ask(shared_decoder(), t.picture())
 print(t.child(shared_decoder()).pid, flush=True)
 if sys.argv[1] == "killed":
     t.ask(shared_decoder(), t.marked(t.picture(), "hang"), seconds=3.0)
+sys.stdin.read()
 """
     for how in ("by itself", "killed"):
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
         parent = subprocess.Popen(
-            [sys.executable, "-c", script, how], env=environment, stdout=subprocess.PIPE, text=True
-        )
+            [sys.executable, "-c", script, how],
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
         assert parent.stdout is not None
         decoding = psutil.Process(int(parent.stdout.readline()))
         if how == "killed":
