@@ -174,11 +174,20 @@ def retry(
     runner: Annotated[str, typer.Option(help="ray or inline", metavar="ray|inline")] = "ray",
     max_pixels: Annotated[int | None, typer.Option(help="another cap than explain had")] = None,
     max_bytes: Annotated[int | None, typer.Option(help="another cap than explain had")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="another cap than explain had")] = None,
 ) -> int:
     """Explain again the units that hold quarantined rows; their inputs are listed again."""
     from jobs import retry as again
 
-    return again.retry(out, console, workers=workers, runner=runner, max_pixels=max_pixels, max_bytes=max_bytes)
+    return again.retry(
+        out,
+        console,
+        workers=workers,
+        runner=runner,
+        max_pixels=max_pixels,
+        max_bytes=max_bytes,
+        max_seconds=max_seconds,
+    )
 
 
 @_command

@@ -43,6 +43,7 @@ class Config(JobConfig):
     )
     max_pixels: int = key(100_000_000, "images with more pixels are quarantined, undecoded", group="Input", ge=1)
     max_bytes: int = key(256 * 2**20, "images with more encoded bytes are quarantined, unread", group="Input", ge=1)
+    max_seconds: float = key(60.0, "images that take longer to decode are quarantined", group="Input", gt=0)
 
     precision: Literal["float32", "tf32", "bf16", "fp16"] = key("float32", "arithmetic of the model", group="Model")
 

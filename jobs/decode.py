@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
+from jobs.decoder import shared_decoder
 from jobs.fetch import fetch
-from jobs.images import decode
+from jobs.images import Decoded, decode, most_memory
 from jobs.index import OK, QUARANTINED
 from jobs.manifest import Manifest, to_entries
 from jobs.record import Run
@@ -23,6 +25,7 @@ class Decode:
     def __init__(self, run: Run) -> None:
         self._config = run.config
         self._preprocessing = run.preprocessing
+        self._function = partial(decode, preprocessing=run.preprocessing, max_pixels=run.config.max_pixels)
         self._manifest = Manifest(open_output(run.config.out))
 
     def __call__(self, unit: int) -> DecodedUnit:
@@ -33,7 +36,7 @@ class Decode:
         height, width = self._preprocessing.input_size
         pixels = np.zeros((len(lines), height, width, self._preprocessing.channels), np.uint8)
         decoded = DecodedUnit(unit, lines, pixels)
-        with decoded.timing("decode"):
+        with decoded.timing("decode", shared_decoder().cpu_seconds):
             rows = []
             for position, data in enumerate(fetch(to_entries(lines), max_bytes=self._config.max_bytes)):
                 rows.append(self._row(data, pixels[position]))
@@ -51,11 +54,7 @@ class Decode:
     def _row(self, data: bytes | Rejected, pixels: np.ndarray) -> dict[str, object]:
         """Fills ``pixels`` [H, W, C] and tells what the index wants to know."""
         digest = None if isinstance(data, Rejected) else hashlib.sha256(data).hexdigest()
-        found = (
-            data
-            if isinstance(data, Rejected)
-            else decode(data, self._preprocessing, max_pixels=self._config.max_pixels)
-        )
+        found = data if isinstance(data, Rejected) else self._decoded(data)
         if isinstance(found, Rejected):
             return {
                 "sha256": digest,
@@ -66,3 +65,11 @@ class Decode:
             }
         pixels[:] = found.pixels
         return {"sha256": digest, "width": found.width, "height": found.height, "status": OK, "error": None}
+
+    def _decoded(self, data: bytes) -> Decoded | Rejected:
+        return shared_decoder()(
+            self._function,
+            data,
+            seconds=self._config.max_seconds,
+            memory=most_memory(data, max_pixels=self._config.max_pixels),
+        )

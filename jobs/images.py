@@ -42,6 +42,11 @@ class Decoded:
     height: int
 
 
+def most_memory(data: bytes, *, max_pixels: int) -> int:
+    """Bytes with which any sound image of so many pixels can be decoded."""
+    return 64 * max_pixels + 4 * len(data) + 2**28
+
+
 class UnsupportedImageError(ValueError):
     """Pillow reads the file, but its values have no one 8-bit meaning."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,11 @@ from numpy.typing import NDArray
 from obstore.exceptions import BaseError
 from PIL import Image
 
+from jobs.decoder import shared_decoder
 from jobs.entries import Entry
 from jobs.failures import told
 from jobs.fetch import fetch
-from jobs.images import load_canonical
+from jobs.images import load_canonical, most_memory
 from jobs.index import INDEX_PARQUET, OK, committed, read_part, schema
 from jobs.manifest import Manifest, to_entries
 from jobs.output import open_run
@@ -180,8 +182,13 @@ class Store:
     def original(self, row: int) -> Image.Image | Rejected:
         """The canonical image (upright RGB, 8 bits) from where the manifest found it, or why it cannot be had."""
         entries: list[Entry] = to_entries(self.manifest_lines([row]))
-        data = fetch(entries, max_bytes=self.run.config.max_bytes)[0]
-        return data if isinstance(data, Rejected) else load_canonical(data, max_pixels=self.run.config.max_pixels)
+        config = self.run.config
+        data = fetch(entries, max_bytes=config.max_bytes)[0]
+        if isinstance(data, Rejected):
+            return data
+        function = partial(load_canonical, max_pixels=config.max_pixels)
+        memory = most_memory(data, max_pixels=config.max_pixels)
+        return shared_decoder()(function, data, seconds=config.max_seconds, memory=memory)
 
     def place(self, values: NDArray[np.floating[Any]], row: int) -> NDArray[np.float32]:
         """A map [H, W] of ``row`` → float32 [height, width] on its original image; NaN where the crop cut it off.

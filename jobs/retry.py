@@ -34,13 +34,21 @@ def retry(
     runner: str,
     max_pixels: int | None = None,
     max_bytes: int | None = None,
+    max_seconds: float | None = None,
 ) -> int:
     """→ the exit code of the run. Units that have no commit yet are done along with the others.
 
     Refused, with nothing touched, where the model is not the run's, or the machine has no room for it.
     """
     store, run = open_run(out)
-    changes = {"workers": workers, "runner": runner, "limit": None, "max_pixels": max_pixels, "max_bytes": max_bytes}
+    changes = {
+        "workers": workers,
+        "runner": runner,
+        "limit": None,
+        "max_pixels": max_pixels,
+        "max_bytes": max_bytes,
+        "max_seconds": max_seconds,
+    }
     told = {key: value for key, value in changes.items() if value is not None or key == "limit"}
     config = make_config({**run.config.model_dump(), **told})
     run = run.model_copy(update={"config": config, "state": "running"})

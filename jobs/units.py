@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter, process_time
@@ -22,11 +22,11 @@ class Timed:
     cpu_seconds: dict[str, float] = field(default_factory=dict, kw_only=True)
 
     @contextmanager
-    def timing(self, stage: str) -> Iterator[None]:
-        wall, cpu = perf_counter(), process_time()
+    def timing(self, stage: str, cpu_seconds: Callable[[], float] = process_time) -> Iterator[None]:
+        wall, cpu = perf_counter(), cpu_seconds()
         yield
         self.seconds[stage] = perf_counter() - wall
-        self.cpu_seconds[stage] = process_time() - cpu
+        self.cpu_seconds[stage] = cpu_seconds() - cpu
 
 
 @dataclass

@@ -44,6 +44,7 @@ WHOLE = {
     "class_names": "names.txt",
     "max_pixels": 1000,
     "max_bytes": 2000,
+    "max_seconds": 1.5,
     "image_column": "i",
     "uri_column": "u",
     "label_column": "l",

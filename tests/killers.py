@@ -1,0 +1,65 @@
+"""Decoding that kills its process, as a crash inside a library does: of images that tests mark so, and of no others.
+
+`decode` stands in for that of the product: in this process by a test's monkeypatch, in Ray's by `explain`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jobs import images
+from jobs.images import Decoded
+from jobs.reject import Rejected
+from saliency_core.preprocessing import Preprocessing
+
+MARK = b"#killer "
+
+
+def marked(data: bytes, deed: str) -> bytes:
+    """The image, still sound (what follows its end is not read), with what shall happen when it is decoded."""
+    return data + MARK + deed.encode()
+
+
+def decode(data: bytes, preprocessing: Preprocessing, *, max_pixels: int) -> Decoded | Rejected:
+    _, _, deed = data.rpartition(MARK) if MARK in data else (b"", b"", b"")
+    match deed.decode().split():
+        case ["signal", name]:
+            os.kill(os.getpid(), signal.Signals[name])
+        case ["exit", code]:
+            os._exit(int(code))
+        case ["raise"]:
+            raise ZeroDivisionError("of the decoder's own")
+        case ["hang"]:
+            time.sleep(3600)
+        case ["allocate"]:
+            hoard = []
+            while True:
+                hoard.append(bytearray(2**26))
+        case ["once", path] if not Path(path).exists():
+            Path(path).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    return images.decode(data, preprocessing, max_pixels=max_pixels)
+
+
+def decode_stage(out: str) -> Callable[[Any], Any]:
+    """The decode stage, wherever it is built, with this decoding."""
+    from jobs import decode as stage
+    from jobs.output import open_run
+
+    stage.decode = decode
+    return stage.Decode(open_run(out)[1])
+
+
+def explain(*arguments: str) -> None:
+    """The program, with this decoding in whichever process its stages run."""
+    from jobs import cli, stages
+
+    stages._decode = decode_stage
+    sys.argv[1:] = ["explain", *arguments]
+    cli.main()

@@ -1,0 +1,289 @@
+"""Images that kill the process which decodes them, really: each costs its own row, and nothing else."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import killers
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from conftest import TESTS, flags, run_inline
+from helpers import picture
+from killers import marked
+from PIL import Image
+
+import jobs.decode
+from jobs.decoder import Decoder, shared_decoder
+from jobs.images import Decoded, decode, load_canonical, most_memory
+from jobs.output import open_run
+from jobs.reader import open_store
+from jobs.reject import Rejected
+from jobs.stopped import Stopped
+from jobs.store import open_array
+from saliency_core.preprocessing import Preprocessing
+
+SMALL = Preprocessing(resize=(16, 16), crop=None, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3, channels=3)
+CAP = 10**6
+DEEDS = {
+    "signal SIGSEGV": "killed the process that decodes, 2 times of 2 (SIGSEGV, Segmentation fault)",
+    "signal SIGKILL": "(SIGKILL, Killed)",
+    "exit 7": "(exit code 7)",
+    "hang": "s: if the image is sound, raise --max-seconds",
+    "allocate": "of memory: if the image is sound, raise --max-pixels",
+}
+
+
+def ask(decoder: Decoder, data: bytes, *, function=killers.decode, seconds: float = 30.0) -> Decoded | Rejected:
+    function = partial(function, preprocessing=SMALL, max_pixels=CAP)
+    return decoder(function, data, seconds=seconds, memory=most_memory(data, max_pixels=CAP))
+
+
+def child(decoder: Decoder) -> psutil.Process:
+    assert decoder._child is not None
+    return psutil.Process(decoder._child._process.pid)
+
+
+# -- the process ----------------------------------------------------------------------------------------------
+
+
+def test_answers_are_those_of_the_function_itself() -> None:
+    decoder, before = Decoder(), psutil.Process().children()
+    for data in (picture(3), b"", b"junk", picture(9, (40, 30))):
+        found, same = ask(decoder, data, function=decode), decode(data, SMALL, max_pixels=CAP)
+        if isinstance(same, Rejected):
+            assert found == same
+        else:
+            np.testing.assert_array_equal(found.pixels, same.pixels)
+            assert (found.width, found.height) == (same.width, same.height)
+    assert len(psutil.Process().children()) == len(before) + 1, "one process decodes them all"
+    assert not {"torch", "pyarrow", "ray"} & imported_by(child(decoder))
+
+
+def imported_by(process: psutil.Process) -> set[str]:
+    """Of packages with libraries of their own, told by what is mapped."""
+    paths = [Path(mapped.path).parts for mapped in process.memory_maps()]
+    return {parts[parts.index("site-packages") + 1] for parts in paths if "site-packages" in parts}
+
+
+@pytest.mark.parametrize("deed", DEEDS)
+def test_killer_is_rejected_and_the_next_is_decoded(deed: str) -> None:
+    decoder = Decoder()
+    found = ask(decoder, marked(picture(), deed), seconds=1.0 if deed == "hang" else 30.0)
+    assert isinstance(found, Rejected) and DEEDS[deed] in found.reason
+    assert isinstance(ask(decoder, picture(1)), Decoded)
+
+
+def test_sound_image_outlives_a_death_that_strikes_once(tmp_path: Path) -> None:
+    assert isinstance(ask(Decoder(), marked(picture(), f"once {tmp_path / 'struck'}")), Decoded)
+    assert (tmp_path / "struck").exists()
+
+
+def test_killed_while_idle_is_replaced() -> None:
+    decoder = Decoder()
+    for _ in range(4):  # more often than an image is tried
+        assert isinstance(ask(decoder, picture()), Decoded)
+        child(decoder).kill()
+
+
+def test_mistake_of_the_function_is_no_fault_of_the_image() -> None:
+    decoder = Decoder()
+    with pytest.raises(ZeroDivisionError, match="of the decoder's own"):
+        ask(decoder, marked(picture(), "raise"))
+    assert isinstance(ask(decoder, picture()), Decoded)
+
+
+def test_interrupted_answer_is_not_taken_for_the_next() -> None:
+    """Ctrl-C while an image is decoded: what comes of it belongs to nobody."""
+    decoder = Decoder()
+    assert isinstance(ask(decoder, picture()), Decoded)
+    previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(KeyboardInterrupt):
+            ask(decoder, marked(picture(), "hang"))
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    found = ask(decoder, picture(8, (31, 17)))
+    assert isinstance(found, Decoded) and found.width == 31
+
+
+def test_time_and_work_are_told() -> None:
+    decoder = Decoder()
+    ask(decoder, picture())
+    before, here = decoder.cpu_seconds(), time.process_time()
+    buffer = io.BytesIO()
+    Image.effect_noise((900, 900), 50).save(buffer, "PNG")
+    for _ in range(5):
+        ask(decoder, buffer.getvalue())
+    assert decoder.cpu_seconds() - before > time.process_time() - here
+
+
+def test_no_process_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(Stopped, match=r"3 of them ended at once \(exit code 1\)"):
+        ask(Decoder(), picture())
+
+
+def test_processes_end_with_their_parent() -> None:
+    """However it ends: by itself, or by SIGKILL in the middle of an image."""
+    script = """
+import os, signal, sys, test_decoder as t
+from jobs.decoder import shared_decoder
+t.ask(shared_decoder(), t.picture())
+print(t.child(shared_decoder()).pid, flush=True)
+if sys.argv[1] == "killed":
+    t.ask(shared_decoder(), t.marked(t.picture(), "hang"), seconds=3.0)
+sys.stdin.read()
+"""
+    for how in ("by itself", "killed"):
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
+        parent = subprocess.Popen(
+            [sys.executable, "-c", script, how],
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert parent.stdout is not None
+        decoding = psutil.Process(int(parent.stdout.readline()))
+        if how == "killed":
+            time.sleep(0.2)
+            parent.kill()
+        parent.communicate(timeout=60)
+        decoding.wait(timeout=30)
+
+
+def test_forked_process_has_its_own() -> None:
+    """Or the two would take each other's answers."""
+    mine = shared_decoder()
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        os.write(writer, b"other" if shared_decoder() is not mine else b"same")
+        os._exit(0)
+    os.wait()
+    assert os.read(reader, 10) == b"other"
+    os.close(reader)
+    os.close(writer)
+
+
+def test_program_in_the_working_directory_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "PIL").mkdir()
+    (tmp_path / "PIL/__init__.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(ask(Decoder(), picture()), Decoded)
+
+
+# -- sound images that need much ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["JPEG", "progressive", "PNG", "deep PNG", "WEBP", "TIFF", "JPEG2000", "GIF", "AVIF"])
+def test_image_at_the_cap_fits_into_its_memory(form: str) -> None:
+    """4 Mpx, the cap exactly: the costly kinds of each format, in what `most_memory` allows without its constant."""
+    edge = 2048
+    noise = Image.effect_noise((edge, edge), 80)
+    buffer = io.BytesIO()
+    match form:
+        case "progressive":
+            Image.merge("CMYK", [noise] * 4).save(buffer, "JPEG", progressive=True)
+        case "deep PNG":
+            deep = Image.fromarray(np.full((edge, edge), 700, np.uint16))
+            deep.save(buffer, "PNG", transparency=700)
+        case "GIF" | "JPEG":
+            noise.save(buffer, form)
+        case "WEBP" | "AVIF":
+            Image.new("RGBA", (edge, edge), (9, 200, 40, 99)).save(buffer, form)
+        case _:
+            Image.merge("RGBA", [noise] * 4).resize((edge, edge)).save(buffer, form)
+    data = buffer.getvalue()
+    function = partial(decode, preprocessing=SMALL, max_pixels=edge**2)
+    memory = most_memory(data, max_pixels=edge**2) - most_memory(b"", max_pixels=0)
+    assert isinstance(shared_decoder()(function, data, seconds=120.0, memory=memory), Decoded)
+
+
+# -- the job --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A folder of sound images, and the same with killers among them."""
+    sound, mixed = (tmp_path_factory.mktemp(name) for name in ("sound", "mixed"))
+    for i in range(20):
+        data = picture(12 * i, (20 + i, 30 - i))
+        for folder in (sound, mixed):
+            (folder / f"{i:02d}.png").write_bytes(data)
+    for i, deed in enumerate(DEEDS):
+        (mixed / f"{3 * i + 1:02d}-killer.png").write_bytes(marked(picture(), deed))
+    return sound, mixed
+
+
+def maps_by_name(out: Path) -> dict[str, np.ndarray]:
+    lines = pq.read_table(out / "index.parquet").to_pylist()
+    maps = open_array(open_run(str(out))[0], "predicted/gradient")[:]
+    return {line["sample_id"]: maps[line["row"]] for line in lines}
+
+
+def hold(sound: Path, mixed: Path) -> None:
+    """Only the killers are quarantined, each with its reason; the others' maps are to the bit those without killers."""
+    expected, found = maps_by_name(sound), maps_by_name(mixed)
+    lines = {line["sample_id"]: line for line in pq.read_table(mixed / "index.parquet").to_pylist()}
+    assert len(lines) == len(expected) + len(DEEDS)
+    for name, line in lines.items():
+        if "killer" in name:
+            reason = list(DEEDS.values())[(int(name[:2]) - 1) // 3]
+            assert line["status"] == "quarantined" and reason in line["error"], line
+            assert np.isnan(found[name]).all()
+        else:
+            assert line["status"] == "ok"
+            np.testing.assert_array_equal(found[name], expected[name])
+
+
+KEYS = {"unit_size": 8, "batch_size": 4, "max_seconds": 3, "max_pixels": CAP}
+
+
+def test_killers_cost_their_own_rows(crowd: tuple[Path, Path], tmp_path: Path, monkeypatch) -> None:
+    sound, mixed = crowd
+    assert run_inline(images=str(sound), out=str(tmp_path / "sound"), **KEYS)[0] == 0
+    monkeypatch.setattr(jobs.decode, "decode", killers.decode)
+    code, told = run_inline(images=str(mixed), out=str(tmp_path / "mixed"), **KEYS)
+    assert code == 3 and f"{len(DEEDS)} quarantined" in told, told
+    hold(tmp_path / "sound", tmp_path / "mixed")
+
+
+@pytest.mark.slow
+def test_killers_cost_their_own_rows_in_ray(crowd: tuple[Path, Path], tmp_path: Path) -> None:
+    sound, mixed = crowd
+    assert run_inline(images=str(sound), out=str(tmp_path / "sound"), **KEYS)[0] == 0
+    arguments = flags(images=mixed, out=tmp_path / "mixed", **{**KEYS, "runner": "ray", "workers": 2})
+    told = subprocess.run(
+        [sys.executable, "-c", "import sys, killers; killers.explain(*sys.argv[1:])", *arguments],
+        capture_output=True, text=True, timeout=280, cwd=TESTS.parent,
+        env={**os.environ, "PYTHONPATH": str(TESTS), "COLUMNS": "200"},
+    )  # fmt: skip
+    assert told.returncode == 3, told.stdout + told.stderr
+    hold(tmp_path / "sound", tmp_path / "mixed")
+
+
+def test_retry_with_another_cap_takes_what_took_too_long(tmp_path: Path, saliency) -> None:
+    """A sound image, really slow for the cap that it first had; and the reader keeps to the same caps."""
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.effect_noise((3000, 3000), 80).convert("RGB").save(images / "large.png")
+    (images / "small.png").write_bytes(picture())
+    out = tmp_path / "s"
+    assert run_inline(images=str(images), out=str(out), max_seconds=0.05)[0] == 3
+    (line,) = [one for one in pq.read_table(out / "index.parquet").to_pylist() if one["status"] == "quarantined"]
+    assert line["sample_id"] == "large.png" and "longer than 0.05 s" in line["error"]
+    original = open_store(str(out)).original(line["row"])
+    assert isinstance(original, Rejected) and original.reason == line["error"]
+    told = saliency("retry", out, "--max-seconds", 60, "--runner", "inline")
+    assert told.returncode == 0, told.stdout + told.stderr
+    original = open_store(str(out)).original(line["row"])
+    assert isinstance(original, Image.Image)
+    same = load_canonical((images / "large.png").read_bytes(), max_pixels=10**8)
+    assert original.tobytes() == same.tobytes()
