@@ -7,70 +7,157 @@ import os
 import pickle
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from time import monotonic
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import ray
 import ray.data
+from ray._private import ray_constants
 from ray.data import ActorPoolStrategy, DataContext
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.experimental import internal_kv
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from jobs.carried import Failed, pack, unpack
+from jobs.cluster import refuse_unreachable
 from jobs.doing import Doing, noted, on
-from jobs.stages import Stage
+from jobs.stages import Node, Stage, room
 from jobs.stopped import Stopped
 from saliency_core.errors import Refused
 
 log = logging.getLogger(__name__)
 
 
+ANSWER_SECONDS = 120.0  # for a node of a cluster to start a process and look for some files
+LOOK_SECONDS = 5.0  # between two looks at which nodes there are
+PATIENCE_SECONDS = 60.0  # with fewer nodes and no result, until the work is shared out anew
+
+
 def start() -> None:
-    """Joins the cluster that RAY_ADDRESS names, or starts one in this machine, closed to others."""
+    """Joins the cluster that RAY_ADDRESS names, or starts one in this machine, closed to others.
+
+    Refused where nobody answers there.
+    """
     if ray.is_initialized():
         return
     # Ray's own notices drown ours, and advise against what we chose; its log files keep everything.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    options: dict[str, Any] = {}
-    if not os.environ.get("RAY_ADDRESS"):
-        # A worker that decoded also writes, but for the first units later than Ray waits before it ends idle workers:
-        # another would have to start, which takes seconds.
-        options = {"include_dashboard": False, "_system_config": {"idle_worker_killing_time_threshold_ms": 600_000}}
-    ray.init(logging_level=logging.ERROR, **options)
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    if address == "local":
+        _start_here()
+        return
+    refuse_unreachable(address)
+    try:
+        ray.init(address=address, logging_level=logging.ERROR)
+    except (ConnectionError, RayError) as error:
+        raise Refused(f"RAY_ADDRESS={address}: the cluster cannot be joined: {error}") from error
+
+
+def _start_here() -> None:
+    # Ray turns 127.0.0.1, when told to use it, into the machine's outer address, and then listens on all of them,
+    # except where clusters are switched off, as they are on some systems by default.
+    clusters = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        ray.init(
+            "local",  # not one that happens to run on this machine
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            # A worker that decoded also writes, but for the first units later than Ray waits before it ends idle
+            # workers: another would have to start, which takes seconds.
+            _system_config={"idle_worker_killing_time_threshold_ms": 600_000},
+        )
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = clusters
 
 
 def stop() -> None:
     ray.shutdown()
 
 
-def resources() -> tuple[float, float]:
-    """CPUs and GPUs of the whole cluster."""
-    found = ray.cluster_resources()
-    return found.get("CPU", 0.0), found.get("GPU", 0.0)
+def nodes() -> list[Node]:
+    """What each node that is alive now has."""
+    return [Node(found.get("CPU", 0.0), found.get("GPU", 0.0)) for found in (one["Resources"] for one in _alive())]
 
 
 def grows() -> bool:
     """Whether this is somebody's cluster, which may get more nodes when they are asked for."""
-    return bool(os.environ.get("RAY_ADDRESS"))
+    return (os.environ.get("RAY_ADDRESS") or "local") != "local"
+
+
+def nodes_lacking(files: Mapping[str, int | None]) -> dict[str, list[str]]:
+    """Node → which of the paths are not there as they are here; nodes that have them all are left out.
+
+    ``files``: path → size, None for a directory. A single node is this one, and is not asked.
+    """
+    alive = _alive()
+    if len(alive) < 2 or not files:
+        return {}
+    asked = {
+        _missing.options(scheduling_strategy=NodeAffinitySchedulingStrategy(one["NodeID"], soft=False)).remote(
+            dict(files)
+        ): f"{one['NodeName']} ({one['NodeManagerHostname']})"
+        for one in alive
+    }
+    found = {}
+    for reference, name in asked.items():
+        try:
+            found[name] = ray.get(reference, timeout=ANSWER_SECONDS)
+        except GetTimeoutError as error:
+            raise Refused(
+                f"node {name} did not look for {', '.join(files)} within {ANSWER_SECONDS:.0f} s: its storage hangs, "
+                "or it is overloaded. Mend it, or take it out of the cluster."
+            ) from error
+        except RayError as error:
+            log.warning("node %s was not asked for %s: %s", name, ", ".join(files), error)  # it went away just now
+    return {name: missing for name, missing in found.items() if missing}
+
+
+@ray.remote(num_cpus=0)
+def _missing(files: dict[str, int | None]) -> list[str]:
+    def there(path: Path, size: int | None) -> bool:
+        return path.is_dir() if size is None else path.is_file() and path.stat().st_size == size
+
+    return [path for path, size in files.items() if not there(Path(path), size)]
+
+
+def _alive() -> list[dict[str, Any]]:
+    return [one for one in ray.nodes() if one["Alive"]]
 
 
 def run_stages(items: Sequence[Any], stages: Sequence[Stage]) -> Iterator[Any]:
     """What the last stage makes of each item, in the order in which they are done.
 
-    Each item is one Ray record from end to end. Raises StageError where a stage fails; what is done is done.
+    Each item is one Ray record from end to end. Raises Stopped where a stage fails; what is done is done.
     """
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.log_internal_stack_trace = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # a failed stage raises; it need not be told twice
+    left, pools = dict(enumerate(items)), {stage.name: stage.workers for stage in stages if stage.workers is not None}
+    with _quiet_core():
+        while left:
+            try:
+                for number, record in _round(left, stages, pools):
+                    del left[number]
+                    yield record
+            except NodesLostError:
+                # What a replica on a lost node had in hand waits for another node, however long, while others idle.
+                log.warning("nodes were lost: %d units are shared out among those that are left", len(left))
+                pools = _Room.now()
+            except RayError as error:
+                raise Stopped(f"Ray gave up: {error}") from error
+
+
+def _round(items: Mapping[int, Any], stages: Sequence[Stage], pools: Mapping[str, int]) -> Iterator[tuple[int, Any]]:
+    """Number and outcome of each item. ``pools``: with how many workers a stage begins; more come with new nodes."""
     first, *others = stages
+    _Room.watch([stage for stage in stages if stage.name in pools], pools)
+    _set_up_context()
     data = ray.data.read_datasource(_Items(items, first), override_num_blocks=len(items), num_cpus=first.cpus)
     for stage in others:
         options: dict[str, Any] = {
@@ -83,7 +170,9 @@ def run_stages(items: Sequence[Any], stages: Sequence[Stage]) -> Iterator[Any]:
             data = data.map_batches(_Task(stage), **options)
         else:
             # An actor holds one record while it works on the other; more in line would only wait in memory.
-            pool = ActorPoolStrategy(size=stage.workers, max_tasks_in_flight_per_actor=2)
+            pool = ActorPoolStrategy(
+                min_size=pools[stage.name], max_size=stage.workers, max_tasks_in_flight_per_actor=2
+            )
             data = data.map_batches(
                 _Actor,
                 fn_constructor_args=(stage,),
@@ -91,23 +180,64 @@ def run_stages(items: Sequence[Any], stages: Sequence[Stage]) -> Iterator[Any]:
                 num_gpus=stage.gpus or None,
                 **options,
             )
-    try:
-        with _quiet_core():
-            for row in data.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
-                record = _unpack(row)
-                if isinstance(record, Failed):
-                    raise Stopped(record.message) from _ThereError(record.trace)
-                yield record
-    except RayError as error:
-        raise Stopped(f"Ray gave up: {error}") from error
+    for batch in data.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
+        number, record = unpack(batch)
+        if isinstance(record, Failed):
+            raise Stopped(record.message) from _ThereError(record.trace)
+        _Room.fed()
+        yield number, record
 
 
-@dataclass(frozen=True)
-class Failed:
-    """What a stage raised, handed on in place of its record: through Ray, only the text of a traceback would come."""
+def _set_up_context() -> None:
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.log_internal_stack_trace = False
+    # Our own watchdog knows more of what the stages do; Ray's ends a run after half an hour without a result.
+    context.execution_no_progress_timeout_s = -1
+    context.custom_execution_callback_classes = [_Room]
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # a failed stage raises; it need not be told twice
 
-    message: str
-    trace: str
+
+class NodesLostError(Exception):
+    """Nothing more comes of a round, whose replicas have lost the nodes that they were on."""
+
+
+class _Room(ExecutionCallback):
+    """Ends a round of which nothing comes, when the cluster has no longer room for all of its replicas.
+
+    Ray makes one for each round, without arguments: what it watches stands in the class, one round at a time.
+    """
+
+    _stages: ClassVar[Sequence[Stage]] = ()
+    _most: ClassVar[dict[str, int]] = {}  # workers of each stage that there has been room for in this round
+    _pools: ClassVar[Mapping[str, int]] = {}
+    _fed = _looked = 0.0
+
+    @classmethod
+    def watch(cls, stages: Sequence[Stage], pools: Mapping[str, int]) -> None:
+        cls._stages, cls._pools, cls._most = stages, pools, {}
+        cls.fed()
+
+    @classmethod
+    def fed(cls) -> None:
+        cls._fed = monotonic()
+
+    @classmethod
+    def now(cls) -> dict[str, int]:
+        there = nodes()
+        return {stage.name: min(cls._pools[stage.name], room(there, stage)) for stage in cls._stages}
+
+    def on_execution_step(self, executor: Any) -> None:
+        del executor
+        if monotonic() - self._looked < LOOK_SECONDS:
+            return
+        now = self.now()
+        type(self)._looked = monotonic()
+        type(self)._most = {name: max(fit, self._most.get(name, 0)) for name, fit in now.items()}
+        starved = monotonic() - self._fed > PATIENCE_SECONDS
+        if starved and any(0 < fit < self._most[name] for name, fit in now.items()):
+            raise NodesLostError
 
 
 class _ThereError(Exception):
@@ -160,10 +290,13 @@ def doing() -> list[Doing]:
     return on(_Board())
 
 
-def _attempt(stage: Stage, make: Callable[[], Callable[[Any], Any]], record: Any) -> Any:
-    """The record's next form; Failed where the stage raised, or one before it had."""
-    if isinstance(record, Failed):
-        return record
+def _attempt(stage: Stage, make: Callable[[], Callable[[Any], Any]], numbered: tuple[int, Any]) -> pa.Table:
+    """The next form of the item with that number; Failed where the stage raised, or one before it had."""
+    number, record = numbered
+    return pack((number, record if isinstance(record, Failed) else _made_of(stage, make, record)))
+
+
+def _made_of(stage: Stage, make: Callable[[], Callable[[Any], Any]], record: Any) -> Any:
     try:
         with noted(_Board(), stage.name, record):
             return make()(record)
@@ -175,7 +308,7 @@ def _attempt(stage: Stage, make: Callable[[], Callable[[Any], Any]], record: Any
 class _Items(Datasource):
     """The first stage, as read tasks of one record each."""
 
-    def __init__(self, items: Sequence[Any], stage: Stage) -> None:
+    def __init__(self, items: Mapping[int, Any], stage: Stage) -> None:
         super().__init__()
         self._items = items
         self._stage = stage
@@ -188,15 +321,15 @@ class _Items(Datasource):
     ) -> list[ReadTask]:
         del parallelism, per_task_row_limit, data_context  # one record a task, whatever Ray would like better
         metadata = BlockMetadata(num_rows=1, size_bytes=None, input_files=None, exec_stats=None)
-        return [ReadTask(_Read(self._stage, item), metadata) for item in self._items]
+        return [ReadTask(_Read(self._stage, item), metadata) for item in self._items.items()]
 
 
 class _Read:
-    def __init__(self, stage: Stage, item: Any) -> None:
+    def __init__(self, stage: Stage, item: tuple[int, Any]) -> None:
         self._stage, self._item = stage, item
 
     def __call__(self) -> list[pa.Table]:
-        return [_pack(_attempt(self._stage, lambda: _made(pickle.dumps(self._stage.make)), self._item))]
+        return [_attempt(self._stage, lambda: _made(pickle.dumps(self._stage.make)), self._item)]
 
 
 class _Task:
@@ -206,7 +339,7 @@ class _Task:
         self._stage = stage
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return _pack(_attempt(self._stage, lambda: _made(pickle.dumps(self._stage.make)), _unpack(batch)))
+        return _attempt(self._stage, lambda: _made(pickle.dumps(self._stage.make)), unpack(batch))
 
 
 class _Actor:
@@ -222,7 +355,7 @@ class _Actor:
             self._error = error
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return _pack(_attempt(self._stage, self._made, _unpack(batch)))
+        return _attempt(self._stage, self._made, unpack(batch))
 
     def _made(self) -> Callable[[Any], Any]:
         if self._function is None:
@@ -234,21 +367,3 @@ class _Actor:
 def _made(make: bytes) -> Callable[[Any], Any]:
     function: Callable[[Any], Any] = pickle.loads(make)()  # noqa: S301 - our own, from the driver
     return function
-
-
-def _pack(record: Any) -> pa.Table:
-    """One row, one column: Ray moves bytes and never looks inside. Without a copy beside pickle's own."""
-    data = pickle.dumps(record, protocol=5)
-    offsets = pa.array([0, len(data)], pa.int64())
-    return pa.table(
-        {
-            "record": pa.LargeBinaryArray.from_buffers(
-                pa.large_binary(), 1, [None, offsets.buffers()[1], pa.py_buffer(data)]
-            )
-        }
-    )
-
-
-def _unpack(batch: pa.Table) -> Any:
-    (value,) = batch["record"]
-    return pickle.loads(value.as_buffer())  # noqa: S301 - our own, from the stage before

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,6 +26,24 @@ class Stage:
     cpus: float
     gpus: float = 0.0
     workers: int | None = None
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a machine has for the stages."""
+
+    cpus: float
+    gpus: float
+
+
+def room(nodes: Sequence[Node], stage: Stage) -> int:
+    """How many workers of the stage fit: each is on one node."""
+    return sum(fit(node.gpus, stage.gpus) if stage.gpus else fit(node.cpus, stage.cpus) for node in nodes)
+
+
+def fit(have: float, need: float) -> int:
+    """How many that need so much."""
+    return max(0, int((have + 1e-9) / need))
 
 
 # On a CPU the replicas take nearly all of it, and yet decode and write must never starve: they share what is left,
