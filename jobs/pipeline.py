@@ -11,15 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from time import monotonic
-from typing import Any, ClassVar
+from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
 from ray._private import ray_constants
 from ray.data import ActorPoolStrategy, DataContext
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.exceptions import GetTimeoutError, RayError
@@ -29,7 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from jobs.carried import Failed, pack, unpack
 from jobs.cluster import refuse_unreachable
 from jobs.doing import Doing, noted, on
-from jobs.stages import Node, Stage, room
+from jobs.stages import Node, Stage
 from jobs.stopped import Stopped
 from saliency_core.errors import Refused
 
@@ -37,8 +35,6 @@ log = logging.getLogger(__name__)
 
 
 ANSWER_SECONDS = 120.0  # for a node of a cluster to start a process and look for some files
-LOOK_SECONDS = 5.0  # between two looks at which nodes there are
-PATIENCE_SECONDS = 60.0  # with fewer nodes and no result, until the work is shared out anew
 
 
 def start() -> None:
@@ -138,26 +134,14 @@ def run_stages(items: Sequence[Any], stages: Sequence[Stage]) -> Iterator[Any]:
 
     Each item is one Ray record from end to end. Raises Stopped where a stage fails; what is done is done.
     """
-    left, pools = dict(enumerate(items)), {stage.name: stage.workers for stage in stages if stage.workers is not None}
-    with _quiet_core():
-        while left:
-            try:
-                for number, record in _round(left, stages, pools):
-                    del left[number]
-                    yield record
-            except NodesLostError:
-                # What a replica on a lost node had in hand waits for another node, however long, while others idle.
-                log.warning("nodes were lost: %d units are shared out among those that are left", len(left))
-                pools = _Room.now()
-            except RayError as error:
-                raise Stopped(f"Ray gave up: {error}") from error
-
-
-def _round(items: Mapping[int, Any], stages: Sequence[Stage], pools: Mapping[str, int]) -> Iterator[tuple[int, Any]]:
-    """Number and outcome of each item. ``pools``: with how many workers a stage begins; more come with new nodes."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.log_internal_stack_trace = False
+    # Ray would end a run that waits for nodes, or for a long unit, after half an hour; our own watchdog knows more.
+    context.execution_no_progress_timeout_s = -1
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # a failed stage raises; it need not be told twice
     first, *others = stages
-    _Room.watch([stage for stage in stages if stage.name in pools], pools)
-    _set_up_context()
     data = ray.data.read_datasource(_Items(items, first), override_num_blocks=len(items), num_cpus=first.cpus)
     for stage in others:
         options: dict[str, Any] = {
@@ -169,10 +153,9 @@ def _round(items: Mapping[int, Any], stages: Sequence[Stage], pools: Mapping[str
         if stage.workers is None:
             data = data.map_batches(_Task(stage), **options)
         else:
-            # An actor holds one record while it works on the other; more in line would only wait in memory.
-            pool = ActorPoolStrategy(
-                min_size=pools[stage.name], max_size=stage.workers, max_tasks_in_flight_per_actor=2
-            )
+            # An actor holds one record while it works on the other; more in line would only wait in memory. What it
+            # held when its node was lost waits for it to start again: at the latest when others have ended.
+            pool = ActorPoolStrategy(size=stage.workers, max_tasks_in_flight_per_actor=2)
             data = data.map_batches(
                 _Actor,
                 fn_constructor_args=(stage,),
@@ -180,64 +163,15 @@ def _round(items: Mapping[int, Any], stages: Sequence[Stage], pools: Mapping[str
                 num_gpus=stage.gpus or None,
                 **options,
             )
-    for batch in data.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
-        number, record = unpack(batch)
-        if isinstance(record, Failed):
-            raise Stopped(record.message) from _ThereError(record.trace)
-        _Room.fed()
-        yield number, record
-
-
-def _set_up_context() -> None:
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.log_internal_stack_trace = False
-    # Our own watchdog knows more of what the stages do; Ray's ends a run after half an hour without a result.
-    context.execution_no_progress_timeout_s = -1
-    context.custom_execution_callback_classes = [_Room]
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # a failed stage raises; it need not be told twice
-
-
-class NodesLostError(Exception):
-    """Nothing more comes of a round, whose replicas have lost the nodes that they were on."""
-
-
-class _Room(ExecutionCallback):
-    """Ends a round of which nothing comes, when the cluster has no longer room for all of its replicas.
-
-    Ray makes one for each round, without arguments: what it watches stands in the class, one round at a time.
-    """
-
-    _stages: ClassVar[Sequence[Stage]] = ()
-    _most: ClassVar[dict[str, int]] = {}  # workers of each stage that there has been room for in this round
-    _pools: ClassVar[Mapping[str, int]] = {}
-    _fed = _looked = 0.0
-
-    @classmethod
-    def watch(cls, stages: Sequence[Stage], pools: Mapping[str, int]) -> None:
-        cls._stages, cls._pools, cls._most = stages, pools, {}
-        cls.fed()
-
-    @classmethod
-    def fed(cls) -> None:
-        cls._fed = monotonic()
-
-    @classmethod
-    def now(cls) -> dict[str, int]:
-        there = nodes()
-        return {stage.name: min(cls._pools[stage.name], room(there, stage)) for stage in cls._stages}
-
-    def on_execution_step(self, executor: Any) -> None:
-        del executor
-        if monotonic() - self._looked < LOOK_SECONDS:
-            return
-        now = self.now()
-        type(self)._looked = monotonic()
-        type(self)._most = {name: max(fit, self._most.get(name, 0)) for name, fit in now.items()}
-        starved = monotonic() - self._fed > PATIENCE_SECONDS
-        if starved and any(0 < fit < self._most[name] for name, fit in now.items()):
-            raise NodesLostError
+    try:
+        with _quiet_core():
+            for row in data.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
+                record = unpack(row)
+                if isinstance(record, Failed):
+                    raise Stopped(record.message) from _ThereError(record.trace)
+                yield record
+    except RayError as error:
+        raise Stopped(f"Ray gave up: {error}") from error
 
 
 class _ThereError(Exception):
@@ -290,13 +224,10 @@ def doing() -> list[Doing]:
     return on(_Board())
 
 
-def _attempt(stage: Stage, make: Callable[[], Callable[[Any], Any]], numbered: tuple[int, Any]) -> pa.Table:
-    """The next form of the item with that number; Failed where the stage raised, or one before it had."""
-    number, record = numbered
-    return pack((number, record if isinstance(record, Failed) else _made_of(stage, make, record)))
-
-
-def _made_of(stage: Stage, make: Callable[[], Callable[[Any], Any]], record: Any) -> Any:
+def _attempt(stage: Stage, make: Callable[[], Callable[[Any], Any]], record: Any) -> Any:
+    """The record's next form; Failed where the stage raised, or one before it had."""
+    if isinstance(record, Failed):
+        return record
     try:
         with noted(_Board(), stage.name, record):
             return make()(record)
@@ -308,7 +239,7 @@ def _made_of(stage: Stage, make: Callable[[], Callable[[Any], Any]], record: Any
 class _Items(Datasource):
     """The first stage, as read tasks of one record each."""
 
-    def __init__(self, items: Mapping[int, Any], stage: Stage) -> None:
+    def __init__(self, items: Sequence[Any], stage: Stage) -> None:
         super().__init__()
         self._items = items
         self._stage = stage
@@ -321,15 +252,15 @@ class _Items(Datasource):
     ) -> list[ReadTask]:
         del parallelism, per_task_row_limit, data_context  # one record a task, whatever Ray would like better
         metadata = BlockMetadata(num_rows=1, size_bytes=None, input_files=None, exec_stats=None)
-        return [ReadTask(_Read(self._stage, item), metadata) for item in self._items.items()]
+        return [ReadTask(_Read(self._stage, item), metadata) for item in self._items]
 
 
 class _Read:
-    def __init__(self, stage: Stage, item: tuple[int, Any]) -> None:
+    def __init__(self, stage: Stage, item: Any) -> None:
         self._stage, self._item = stage, item
 
     def __call__(self) -> list[pa.Table]:
-        return [_attempt(self._stage, lambda: _made(pickle.dumps(self._stage.make)), self._item)]
+        return [pack(_attempt(self._stage, lambda: _made(pickle.dumps(self._stage.make)), self._item))]
 
 
 class _Task:
@@ -339,7 +270,7 @@ class _Task:
         self._stage = stage
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return _attempt(self._stage, lambda: _made(pickle.dumps(self._stage.make)), unpack(batch))
+        return pack(_attempt(self._stage, lambda: _made(pickle.dumps(self._stage.make)), unpack(batch)))
 
 
 class _Actor:
@@ -355,7 +286,7 @@ class _Actor:
             self._error = error
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return _attempt(self._stage, self._made, unpack(batch))
+        return pack(_attempt(self._stage, self._made, unpack(batch)))
 
     def _made(self) -> Callable[[Any], Any]:
         if self._function is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -34,11 +34,6 @@ class Node:
 
     cpus: float
     gpus: float
-
-
-def room(nodes: Sequence[Node], stage: Stage) -> int:
-    """How many workers of the stage fit: each is on one node."""
-    return sum(fit(node.gpus, stage.gpus) if stage.gpus else fit(node.cpus, stage.cpus) for node in nodes)
 
 
 def fit(have: float, need: float) -> int:
