@@ -53,7 +53,7 @@ def start() -> None:
     refuse_unreachable(address)
     try:
         ray.init(address=address, logging_level=logging.ERROR)
-    except (ConnectionError, RayError) as error:
+    except (ConnectionError, RuntimeError, RayError) as error:
         raise Refused(f"RAY_ADDRESS={address}: the cluster cannot be joined: {error}") from error
 
 

@@ -34,9 +34,10 @@ class Host:
     def join(self, head: str | None = None, *, cpus: int) -> None:
         """Ray on this host: the head of a cluster, or a node of that whose head is named."""
         place = ["--head", "--port=6379", "--include-dashboard=false"] if head is None else [f"--address={head}"]
-        # Its daemons keep the output open, so that it has no end.
         process = self.start(*RAY, "start", *place, f"--node-ip-address={self.address}", f"--num-cpus={cpus}")
-        assert process.wait(120) == 0, process.stdout and os.read(process.stdout.fileno(), 65536)
+        assert process.stdout
+        with process.stdout as told:  # which its daemons keep open: it has no end
+            assert process.wait(120) == 0, os.read(told.fileno(), 65536).decode()
 
     def __enter__(self) -> Host:
         wire = f"{self.name}w"

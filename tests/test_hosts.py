@@ -25,6 +25,9 @@ def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Hos
     """Both run Ray with one processor each; the second joined the first, and RAY_ADDRESS names it."""
     for name, value in {"period_ms": 1000, "timeout_ms": 1000, "initial_delay_ms": 1000}.items():
         monkeypatch.setenv(f"RAY_health_check_{name}", str(value))  # a host that is cut off is missed sooner
+    # Said on both hosts: else a token that some run left in the home directory is asked for by the head alone.
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef" * 4)
     disks = (Path("/tmp/ray"), tmp_path / "disk")
     with ExitStack() as stack:
         outside = stack.enter_context(wired())
