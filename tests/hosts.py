@@ -24,10 +24,10 @@ class Host:
 
     def start(self, *command: object) -> subprocess.Popen[str]:
         # The disks are in a mount namespace that one process holds open.
-        inside = ["nsenter", f"--mount=/proc/{self._keeper.pid}/ns/mnt", "ip", "netns", "exec", self.name]
+        disks = ["nsenter", f"--mount=/proc/{self._keeper.pid}/ns/mnt", "env", f"--chdir={TESTS.parent}"]
         return subprocess.Popen(
-            [*inside, *map(str, command)],
-            cwd=TESTS.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            [*disks, "ip", "netns", "exec", self.name, *map(str, command)],
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONPATH": str(TESTS)},
         )  # fmt: skip
 
