@@ -58,6 +58,7 @@ class Host:
         self.kill()
         self._keeper.kill()
         self._keeper.communicate()
+        _ip("link", "delete", f"{self.name}w")  # at once; with the namespace it goes when the last process has
         _ip("netns", "delete", self.name)
 
     def cut_off(self) -> None:
