@@ -18,7 +18,8 @@ from typing import Any, Protocol
 from jobs.stopped import Stopped
 from jobs.words import duration
 
-# Workers die for other reasons too: nodes come and go. So many in a row over one record are no accident.
+# Workers die for other reasons too: nodes come and go. So many in a row over one record are no accident, unless a
+# record takes about as long as a node lives, and then no run would end.
 MOST_ATTEMPTS = 6
 
 

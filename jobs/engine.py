@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from jobs.cluster import refuse_unshared
 from jobs.doing import Doing
 from jobs.job_config import JobConfig
-from jobs.stages import REPLICA_CPUS, TASK_CPUS, Stage
+from jobs.stages import REPLICA_CPUS, TASK_CPUS, Node, Stage, fit
 from jobs.stopped import Stopped
 from jobs.watchdog import Watchdog
 from saliency_core.errors import Refused
@@ -20,14 +22,20 @@ RunStages = Callable[[Sequence[Any], Sequence[Stage]], Iterator[Any]]
 
 @dataclass(frozen=True)
 class Engine:
-    """``doing``: what the stages have in hand. ``cpus`` and ``gpus`` are all that it has; ``grows``: an autoscaler may
-    find more."""
+    """``doing``: what the stages have in hand. ``nodes``: what there is now; ``grows``: an autoscaler may find more."""
 
     run_stages: RunStages
     doing: Callable[[], Sequence[Doing]]
-    cpus: float
-    gpus: float
+    nodes: Sequence[Node]
     grows: bool = False
+
+    @property
+    def cpus(self) -> float:
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        return sum(node.gpus for node in self.nodes)
 
     def work(self, items: Sequence[Any], stages: Sequence[Stage], *, stall_seconds: float) -> Iterator[Any]:
         """What the stages make of each item. Raises Stopped where one fails, or none of them ends any more."""
@@ -44,7 +52,12 @@ class Engine:
                 raise Stopped(watchdog.report) from None
 
     def device(self, config: JobConfig) -> str:
-        """cpu or cuda."""
+        """cpu or cuda. Refused where that depends on which nodes a cluster happens to have now: the bytes do too."""
+        if config.device == "auto" and self.grows and not self.gpus:
+            raise Refused(
+                "--device auto: the cluster has no GPU now, and whether it would get some is not known. Say --device "
+                "cuda with --workers N (nodes are then asked for), or --device cpu."
+            )
         return config.device if config.device != "auto" else "cuda" if self.gpus else "cpu"
 
     def workers(self, config: JobConfig, device: str) -> int:
@@ -54,17 +67,27 @@ class Engine:
                 raise Refused("--device cuda: this machine has no GPU that torch can use. Take --device cpu.")
             return 1
         on_gpu = device == "cuda"
-        have, need = (self.gpus, config.gpus_per_worker) if on_gpu else (self.cpus, REPLICA_CPUS * config.threads)
-        # Decode and write share what the replicas leave.
-        most = int((have + 1e-9) / need) if on_gpu else int((have - TASK_CPUS + 1e-9) / need)
-        wanted = max(1, min(most, int(have / (need if on_gpu else config.threads))))
+        if config.workers == "auto" and on_gpu and self.grows and not self.gpus:
+            raise Refused(
+                "--workers auto: the cluster has no GPU yet, so how many replicas it will have room for is not known. "
+                "Say --workers N: nodes for so many are asked for."
+            )
+        need = config.gpus_per_worker if on_gpu else REPLICA_CPUS * config.threads
+        # A replica is on one node. On processors, decode and write share what the replicas leave.
+        fits = [fit(node.gpus, need) if on_gpu else fit(node.cpus - TASK_CPUS, need) for node in self.nodes]
+        most = sum(fits)
         if config.workers != "auto":
             wanted = config.workers
+        elif on_gpu:
+            wanted = max(1, most)
+        else:
+            wanted = max(1, sum(map(min, fits, (fit(node.cpus, config.threads) for node in self.nodes))))
         if wanted > most and not self.grows:
             each = f"{config.gpus_per_worker:g} GPU" if on_gpu else f"{config.threads} threads"
+            have = f"{self.gpus:g} GPUs" if on_gpu else f"{self.cpus:g} CPU cores"
             raise Refused(
-                f"{wanted} workers of {each} each do not fit into {have:g} {'GPUs' if on_gpu else 'CPU cores'}: "
-                f"at most {most} do. Lower --workers, --threads or --gpus-per-worker, or choose another --device."
+                f"{wanted} workers of {each} each do not fit into {have}: at most {most} do. Lower --workers, "
+                "--threads or --gpus-per-worker, or choose another --device."
             )
         return wanted
 
@@ -101,7 +124,7 @@ def starting_engine(config: JobConfig, *, inline: bool = False) -> Iterator[Star
     """The engine of the configuration (or the in-process one), shut down at the end."""
     embedded = inline or config.runner == "inline"
     with ThreadPoolExecutor(1) as pool:
-        engine = StartingEngine(_inline if embedded else _ray, pool)
+        engine = StartingEngine(_inline if embedded else partial(_ray, config), pool)
         try:
             yield engine
         finally:
@@ -119,12 +142,12 @@ def _inline() -> Engine:
 
     from jobs import inline
 
-    return Engine(inline.run_stages, inline.doing, 1.0, float(torch.cuda.device_count()))
+    return Engine(inline.run_stages, inline.doing, [Node(1.0, float(torch.cuda.device_count()))])
 
 
-def _ray() -> Engine:
+def _ray(config: JobConfig) -> Engine:
     from jobs import pipeline
 
     pipeline.start()
-    cpus, gpus = pipeline.resources()
-    return Engine(pipeline.run_stages, pipeline.doing, cpus, gpus, grows=pipeline.grows())
+    refuse_unshared(config, pipeline.nodes_lacking)
+    return Engine(pipeline.run_stages, pipeline.doing, pipeline.nodes(), grows=pipeline.grows())

@@ -7,9 +7,8 @@ import os
 import pickle
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,58 +16,130 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+from ray._private import ray_constants
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.experimental import internal_kv
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from jobs.carried import Failed, pack, unpack
+from jobs.cluster import refuse_unreachable
 from jobs.doing import Doing, noted, on
-from jobs.stages import Stage
+from jobs.stages import Node, Stage
 from jobs.stopped import Stopped
 from saliency_core.errors import Refused
 
 log = logging.getLogger(__name__)
 
 
+ANSWER_SECONDS = 120.0  # for a node of a cluster to start a process and look for some files
+
+
 def start() -> None:
-    """Joins the cluster that RAY_ADDRESS names, or starts one in this machine, closed to others."""
+    """Joins the cluster that RAY_ADDRESS names, or starts one in this machine, closed to others.
+
+    Refused where nobody answers there.
+    """
     if ray.is_initialized():
         return
     # Ray's own notices drown ours, and advise against what we chose; its log files keep everything.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    options: dict[str, Any] = {}
-    if not os.environ.get("RAY_ADDRESS"):
-        # A worker that decoded also writes, but for the first units later than Ray waits before it ends idle workers:
-        # another would have to start, which takes seconds.
-        options = {"include_dashboard": False, "_system_config": {"idle_worker_killing_time_threshold_ms": 600_000}}
-    ray.init(logging_level=logging.ERROR, **options)
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    if address == "local":
+        _start_here()
+        return
+    refuse_unreachable(address)
+    try:
+        ray.init(address=address, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, RayError) as error:
+        raise Refused(f"RAY_ADDRESS={address}: the cluster cannot be joined: {error}") from error
+
+
+def _start_here() -> None:
+    # Ray turns 127.0.0.1, when told to use it, into the machine's outer address, and then listens on all of them,
+    # except where clusters are switched off, as they are on some systems by default.
+    clusters = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        ray.init(
+            "local",  # not one that happens to run on this machine
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            # A worker that decoded also writes, but for the first units later than Ray waits before it ends idle
+            # workers: another would have to start, which takes seconds.
+            _system_config={"idle_worker_killing_time_threshold_ms": 600_000},
+        )
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = clusters
 
 
 def stop() -> None:
     ray.shutdown()
 
 
-def resources() -> tuple[float, float]:
-    """CPUs and GPUs of the whole cluster."""
-    found = ray.cluster_resources()
-    return found.get("CPU", 0.0), found.get("GPU", 0.0)
+def nodes() -> list[Node]:
+    """What each node that is alive now has."""
+    return [Node(found.get("CPU", 0.0), found.get("GPU", 0.0)) for found in (one["Resources"] for one in _alive())]
 
 
 def grows() -> bool:
     """Whether this is somebody's cluster, which may get more nodes when they are asked for."""
-    return bool(os.environ.get("RAY_ADDRESS"))
+    return (os.environ.get("RAY_ADDRESS") or "local") != "local"
+
+
+def nodes_lacking(files: Mapping[str, int | None]) -> dict[str, list[str]]:
+    """Node → which of the paths are not there as they are here; nodes that have them all are left out.
+
+    ``files``: path → size, None for a directory. A single node is this one, and is not asked.
+    """
+    alive = _alive()
+    if len(alive) < 2 or not files:
+        return {}
+    asked = {
+        _missing.options(scheduling_strategy=NodeAffinitySchedulingStrategy(one["NodeID"], soft=False)).remote(
+            dict(files)
+        ): f"{one['NodeName']} ({one['NodeManagerHostname']})"
+        for one in alive
+    }
+    found = {}
+    for reference, name in asked.items():
+        try:
+            found[name] = ray.get(reference, timeout=ANSWER_SECONDS)
+        except GetTimeoutError as error:
+            raise Refused(
+                f"node {name} did not look for {', '.join(files)} within {ANSWER_SECONDS:.0f} s: its storage hangs, "
+                "or it is overloaded. Mend it, or take it out of the cluster."
+            ) from error
+        except RayError as error:
+            log.warning("node %s was not asked for %s: %s", name, ", ".join(files), error)  # it went away just now
+    return {name: missing for name, missing in found.items() if missing}
+
+
+@ray.remote(num_cpus=0)
+def _missing(files: dict[str, int | None]) -> list[str]:
+    def there(path: Path, size: int | None) -> bool:
+        return path.is_dir() if size is None else path.is_file() and path.stat().st_size == size
+
+    return [path for path, size in files.items() if not there(Path(path), size)]
+
+
+def _alive() -> list[dict[str, Any]]:
+    return [one for one in ray.nodes() if one["Alive"]]
 
 
 def run_stages(items: Sequence[Any], stages: Sequence[Stage]) -> Iterator[Any]:
     """What the last stage makes of each item, in the order in which they are done.
 
-    Each item is one Ray record from end to end. Raises StageError where a stage fails; what is done is done.
+    Each item is one Ray record from end to end. Raises Stopped where a stage fails; what is done is done.
     """
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.log_internal_stack_trace = False
+    # Ray would end a run that waits for nodes, or for a long unit, after half an hour; our own watchdog knows more.
+    context.execution_no_progress_timeout_s = -1
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # a failed stage raises; it need not be told twice
     first, *others = stages
     data = ray.data.read_datasource(_Items(items, first), override_num_blocks=len(items), num_cpus=first.cpus)
@@ -82,7 +153,8 @@ def run_stages(items: Sequence[Any], stages: Sequence[Stage]) -> Iterator[Any]:
         if stage.workers is None:
             data = data.map_batches(_Task(stage), **options)
         else:
-            # An actor holds one record while it works on the other; more in line would only wait in memory.
+            # An actor holds one record while it works on the other; more in line would only wait in memory. What it
+            # held when its node was lost waits for it to start again: at the latest when others have ended.
             pool = ActorPoolStrategy(size=stage.workers, max_tasks_in_flight_per_actor=2)
             data = data.map_batches(
                 _Actor,
@@ -94,20 +166,12 @@ def run_stages(items: Sequence[Any], stages: Sequence[Stage]) -> Iterator[Any]:
     try:
         with _quiet_core():
             for row in data.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
-                record = _unpack(row)
+                record = unpack(row)
                 if isinstance(record, Failed):
                     raise Stopped(record.message) from _ThereError(record.trace)
                 yield record
     except RayError as error:
         raise Stopped(f"Ray gave up: {error}") from error
-
-
-@dataclass(frozen=True)
-class Failed:
-    """What a stage raised, handed on in place of its record: through Ray, only the text of a traceback would come."""
-
-    message: str
-    trace: str
 
 
 class _ThereError(Exception):
@@ -196,7 +260,7 @@ class _Read:
         self._stage, self._item = stage, item
 
     def __call__(self) -> list[pa.Table]:
-        return [_pack(_attempt(self._stage, lambda: _made(pickle.dumps(self._stage.make)), self._item))]
+        return [pack(_attempt(self._stage, lambda: _made(pickle.dumps(self._stage.make)), self._item))]
 
 
 class _Task:
@@ -206,7 +270,7 @@ class _Task:
         self._stage = stage
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return _pack(_attempt(self._stage, lambda: _made(pickle.dumps(self._stage.make)), _unpack(batch)))
+        return pack(_attempt(self._stage, lambda: _made(pickle.dumps(self._stage.make)), unpack(batch)))
 
 
 class _Actor:
@@ -222,7 +286,7 @@ class _Actor:
             self._error = error
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return _pack(_attempt(self._stage, self._made, _unpack(batch)))
+        return pack(_attempt(self._stage, self._made, unpack(batch)))
 
     def _made(self) -> Callable[[Any], Any]:
         if self._function is None:
@@ -234,21 +298,3 @@ class _Actor:
 def _made(make: bytes) -> Callable[[Any], Any]:
     function: Callable[[Any], Any] = pickle.loads(make)()  # noqa: S301 - our own, from the driver
     return function
-
-
-def _pack(record: Any) -> pa.Table:
-    """One row, one column: Ray moves bytes and never looks inside. Without a copy beside pickle's own."""
-    data = pickle.dumps(record, protocol=5)
-    offsets = pa.array([0, len(data)], pa.int64())
-    return pa.table(
-        {
-            "record": pa.LargeBinaryArray.from_buffers(
-                pa.large_binary(), 1, [None, offsets.buffers()[1], pa.py_buffer(data)]
-            )
-        }
-    )
-
-
-def _unpack(batch: pa.Table) -> Any:
-    (value,) = batch["record"]
-    return pickle.loads(value.as_buffer())  # noqa: S301 - our own, from the stage before

@@ -28,6 +28,19 @@ class Stage:
     workers: int | None = None
 
 
+@dataclass(frozen=True)
+class Node:
+    """What a machine has for the stages."""
+
+    cpus: float
+    gpus: float
+
+
+def fit(have: float, need: float) -> int:
+    """How many that need so much."""
+    return max(0, int((have + 1e-9) / need))
+
+
 # On a CPU the replicas take nearly all of it, and yet decode and write must never starve: they share what is left,
 # which is room for one of their tasks per core. Beside a GPU they have the processor to themselves.
 REPLICA_CPUS, TASK_CPUS = 0.7, 0.3

@@ -17,13 +17,15 @@ BUCKET = "pictures"
 
 
 @contextmanager
-def server(monkeypatch: pytest.MonkeyPatch, *, secret: str = "SECRET") -> Iterator[str]:
-    """Starts the server, points the usual environment variables at it, and gives the bucket's URI."""
+def server(
+    monkeypatch: pytest.MonkeyPatch, address: str = "127.0.0.1", *, secret: str = "SECRET"
+) -> Iterator[str]:
+    """Starts the server at that address, points the usual environment variables at it, and gives the bucket's URI."""
     with warnings.catch_warnings():  # moto's own imports
         warnings.simplefilter("ignore")
         from moto.server import ThreadedMotoServer
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto = ThreadedMotoServer(ip_address=address, port=0, verbose=False)
     moto.start()
     host, port = moto.get_host_and_port()
     for name, value in {
@@ -55,6 +57,17 @@ def upload(root: Path, prefix: str) -> str:
 
 def put(key: str, data: bytes, client: object = None) -> None:
     (client or _client()).put_object(Bucket=BUCKET, Key=key, Body=data)  # type: ignore[attr-defined]
+
+
+def objects(prefix: str) -> dict[str, bytes]:
+    """What lies under a prefix, by the rest of its key."""
+    client = _client()
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/")  # type: ignore[attr-defined]
+    keys = [one["Key"] for page in pages for one in page.get("Contents", [])]
+    return {
+        key.removeprefix(f"{prefix}/"): client.get_object(Bucket=BUCKET, Key=key)["Body"].read()  # type: ignore[attr-defined]
+        for key in keys
+    }
 
 
 def _client() -> object:

@@ -20,6 +20,7 @@ from jobs.config import make_config
 from jobs.engine import Engine
 from jobs.index import read_part, withdraw
 from jobs.output import open_run
+from jobs.stages import Node
 from jobs.store import open_array
 from saliency_core.errors import Refused
 from saliency_core.preprocessing import Preprocessing
@@ -432,7 +433,7 @@ def test_what_would_have_no_effect_or_collide_is_refused(
 
 
 def test_more_workers_than_fit_are_refused_not_waited_for() -> None:
-    engine = Engine(lambda items, stages: iter(()), list, cpus=2.0, gpus=0.0)
+    engine = Engine(lambda items, stages: iter(()), list, [Node(2.0, 0.0)])
     config = {**TINY, "images": "a", "out": "b", "runner": "ray"}
     assert engine.workers(make_config(config), "cpu") == 2
     for change in ({"workers": 3}, {"threads": 3}, {"device": "cuda"}):
@@ -441,7 +442,7 @@ def test_more_workers_than_fit_are_refused_not_waited_for() -> None:
             engine.workers(made, engine.device(made))
     assert replace(engine, grows=True).workers(make_config({**config, "workers": 9}), "cpu") == 9
     shared = make_config({**config, "gpus_per_worker": 0.5})
-    assert replace(engine, cpus=16.0, gpus=4.0).workers(shared, "cuda") == 8
+    assert replace(engine, nodes=[Node(16.0, 4.0)]).workers(shared, "cuda") == 8
 
 
 def test_out_inside_the_images_is_refused(tree: Path, tmp_path: Path) -> None:

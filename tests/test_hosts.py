@@ -1,0 +1,73 @@
+"""Two hosts with their own addresses and disks, joined by ``ray start``, and an object store that both reach."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import s3
+from conftest import flags, run_inline
+from hosts import Host, why_not, wired
+
+REASON = why_not()
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(REASON is not None, reason=REASON or "")]
+
+SLOW = {"unit_size": 2, "batch_size": 2, "model": "python:factories:slow"}
+SALIENCY = [sys.executable, "-m", "jobs"]
+
+
+@pytest.fixture
+def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Host, Host]]:
+    """Both run Ray with one processor each; the second joined the first, and RAY_ADDRESS names it."""
+    for name, value in {"period_ms": 1000, "timeout_ms": 1000, "initial_delay_ms": 1000}.items():
+        monkeypatch.setenv(f"RAY_health_check_{name}", str(value))  # a host that is cut off is missed sooner
+    # Said on both hosts: else a token that some run left in the home directory is asked for by the head alone.
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef" * 4)
+    disks = (Path("/tmp/ray"), tmp_path / "disk")
+    with ExitStack() as stack:
+        outside = stack.enter_context(wired())
+        stack.enter_context(s3.server(monkeypatch, outside))
+        first, second = (stack.enter_context(Host(f"saliency{i}", f"10.77.0.{i}", disks)) for i in (1, 2))
+        first.join(cpus=1)
+        monkeypatch.setenv("RAY_ADDRESS", f"{first.address}:6379")
+        second.join(f"{first.address}:6379", cpus=1)
+        yield first, second
+
+
+@pytest.mark.parametrize("loss", [Host.kill, Host.cut_off], ids=["killed", "cut off"])
+def test_host_is_lost_in_the_middle(tree: Path, hosts: tuple[Host, Host], loss) -> None:
+    first, second = hosts
+    keys = {**SLOW, "images": s3.upload(tree, "images")}
+    process = first.start(
+        *SALIENCY, "explain",
+        *flags(out=f"s3://{s3.BUCKET}/lost", device="cpu", workers=2, **{**keys, "runner": "ray"}),
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while sum(key.startswith("index/") for key in s3.objects("lost")) < 3:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.1)
+    loss(second)
+    told, _ = process.communicate(timeout=280)
+    assert process.returncode == 3, told
+    assert run_inline(out=f"s3://{s3.BUCKET}/whole", **keys)[0] == 3
+    lost, whole = (
+        {key: data for key, data in s3.objects(name).items() if key not in ("run.json", "SHA256SUMS")}
+        for name in ("lost", "whole")
+    )
+    assert lost == whole
+
+
+def test_disk_of_one_host_is_refused(tree: Path, tmp_path: Path, hosts: tuple[Host, Host]) -> None:
+    first, _ = hosts
+    out = tmp_path / "disk/store"
+    process = first.start(*SALIENCY, "explain", *flags(images=tree, out=out, device="cpu", **{**SLOW, "runner": "ray"}))
+    told, _ = process.communicate(timeout=200)
+    assert process.returncode == 2, told
+    assert f"--out {out} is not there" in told and "10.77.0.2" in told and "10.77.0.1 " not in told, told
+    look = first.start("ls", "-A", out.parent)
+    assert look.communicate()[0] == "", "something was left there"

@@ -1,0 +1,75 @@
+"""Several nodes of processes of their own on this machine: they come and go, and the store comes out the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import content, flags, run_inline
+from processes import kill_all, start, wait_for_commits
+from ray.cluster_utils import Cluster
+
+pytestmark = pytest.mark.slow
+
+SLOW = {"unit_size": 2, "batch_size": 2, "model": "python:factories:slow"}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("undisturbed") / "store"
+    assert run_inline(images=str(tree), out=str(out), **SLOW)[0] == 3
+    return content(out)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A head without processors, and two nodes of one each; RAY_ADDRESS names it."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where nodes find the tests' models
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        made.add_node(num_cpus=1)
+        made.add_node(num_cpus=1)
+        monkeypatch.setenv("RAY_ADDRESS", made.address)
+        yield made
+    finally:
+        made.shutdown()
+
+
+def test_embedded_ray_listens_on_loopback_alone(tree: Path, tmp_path: Path) -> None:
+    process = start("explain", *flags(images=tree, out=tmp_path / "store", workers=1, **{**SLOW, "runner": "ray"}))
+    try:
+        wait_for_commits(process, tmp_path / "store", 1)
+        driver = psutil.Process(process.pid)
+        listening = {
+            (one.name(), connection.laddr.ip)
+            for one in [driver, *driver.children(recursive=True)]
+            for connection in one.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN or not connection.raddr
+        }
+    finally:
+        kill_all(process)
+    assert {name for name, _ in listening} >= {"gcs_server", "raylet"}, "it was looked at too late"
+    outside = {one for one in listening if one[1] not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")}
+    assert not outside
+
+
+@pytest.mark.parametrize("replaced", [True, False], ids=["replaced", "not replaced"])
+def test_node_is_lost_in_the_middle(
+    tree: Path, tmp_path: Path, cluster: Cluster, undisturbed: dict[str, bytes], replaced: bool
+) -> None:
+    """Where no other node comes, its replica has no room before that of the other node has ended."""
+    out = tmp_path / "store"
+    process = start("explain", *flags(images=tree, out=out, device="cpu", workers=2, **{**SLOW, "runner": "ray"}))
+    try:
+        wait_for_commits(process, out, 3)
+        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+        if replaced:
+            cluster.add_node(num_cpus=1)
+        told, _ = process.communicate(timeout=280)
+    finally:
+        if process.poll() is None:
+            kill_all(process)
+    assert process.returncode == 3, told
+    assert content(out) == undisturbed
