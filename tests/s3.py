@@ -17,9 +17,7 @@ BUCKET = "pictures"
 
 
 @contextmanager
-def server(
-    monkeypatch: pytest.MonkeyPatch, address: str = "127.0.0.1", *, secret: str = "SECRET"
-) -> Iterator[str]:
+def server(monkeypatch: pytest.MonkeyPatch, address: str = "127.0.0.1", *, secret: str = "SECRET") -> Iterator[str]:
     """Starts the server at that address, points the usual environment variables at it, and gives the bucket's URI."""
     with warnings.catch_warnings():  # moto's own imports
         warnings.simplefilter("ignore")
