@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 
 from jobs.contents import AGAIN, RESTORE, Objects, Problem, foreign, is_expected
-from jobs.finalize import SHA256SUMS
+from jobs.finalize import SHA256SUMS, is_range
 from jobs.index import INDEX_PARQUET
 from jobs.manifest import PART_UNITS, SCHEMA, Digests, parts_of
 from jobs.manifest import part_key as manifest_key
@@ -143,7 +143,7 @@ def _check_part(data: bytes, run: Run, part: int, digests: Digests) -> str | Non
             if lines.schema != SCHEMA:
                 return "has other columns than a manifest"
             rows = run.unit_rows(unit)
-            if lines["row"].to_pylist() != list(rows) or set(lines["unit"].to_pylist()) != {unit}:
+            if not is_range(lines["row"], rows) or lines["unit"].unique().to_pylist() != [unit]:
                 return f"does not hold rows {rows.start} to {rows.stop - 1} as unit {unit}, each once and in order"
             for sample_id, label in zip(lines["sample_id"].to_pylist(), lines["label"].to_pylist(), strict=True):
                 digests.add(sample_id, label)

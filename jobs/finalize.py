@@ -6,15 +6,29 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 
 from jobs.exits import DONE, IMPERFECT
-from jobs.index import INDEX_PARQUET, PARTIAL, QUARANTINED, committed, count_errors, load_part, part_key, schema
+from jobs.index import (
+    INDEX_PARQUET,
+    OK,
+    PARTIAL,
+    QUARANTINED,
+    add_errors,
+    committed,
+    count_errors,
+    load_part,
+    part_key,
+    read_parts,
+    schema,
+)
 from jobs.manifest import part_key as manifest_key
 from jobs.manifest import parts_of
 from jobs.record import RUN_JSON, Run
@@ -24,7 +38,7 @@ from jobs.words import ranges
 
 SHA256SUMS = "SHA256SUMS"
 GROUP_ROWS = 65_536
-MOST_ERRORS = 50
+MOST_TOLD = 50  # reasons
 
 
 class NotFinishedError(RuntimeError):
@@ -41,17 +55,18 @@ class Totals:
     halved_units: int = 0
 
     def add(self, lines: pa.Table, micro_batches: list[int], run: Run) -> None:
-        self.statuses.update(lines["status"].to_pylist())
+        for status, rows in _counts(lines["status"]).items():
+            self.statuses[status] += rows
         for target in run.target_specs:
-            self.targets[target] += sum(status == "ok" for status in lines[f"{target}__status"].to_pylist())
-        self.errors += count_errors(lines)
+            self.targets[target] += _counts(lines[f"{target}__status"])[OK]
+        add_errors(self.errors, count_errors(lines))
         self.halved_units += bool(micro_batches)
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "statuses": dict(self.statuses),
             "explained_by_target": dict(self.targets),
-            "errors": dict(self.errors.most_common(MOST_ERRORS)),
+            "errors": dict(self.errors.most_common(MOST_TOLD)),
             "units_with_halved_micro_batch": self.halved_units,
         }
 
@@ -59,6 +74,10 @@ class Totals:
     def imperfect(self) -> int:
         """Rows that are quarantined or partial."""
         return self.statuses[QUARANTINED] + self.statuses[PARTIAL]
+
+
+def _counts(values: pa.ChunkedArray) -> Counter[str]:
+    return Counter({pair["values"]: pair["counts"] for pair in values.value_counts().to_pylist()})
 
 
 def exit_code(totals: Totals) -> int:
@@ -103,22 +122,16 @@ def _compact(store: ObjectStore, run: Run, sums: dict[str, str]) -> Totals:
     totals = Totals()
     sink = _HashingSink(store, INDEX_PARQUET)
     with pq.ParquetWriter(pa.PythonFile(sink, mode="w"), schema(run), compression="zstd") as writer:
-        waiting: list[pa.Table] = []
-        for lines in _parts(store, run, totals, sums):
-            waiting.append(lines)
-            if sum(map(len, waiting)) >= GROUP_ROWS:
-                writer.write_table(pa.concat_tables(waiting))
-                waiting = []
-        if waiting:
-            writer.write_table(pa.concat_tables(waiting))
+        parts = _parts(store, run, totals, sums)
+        while group := list(islice(parts, max(1, GROUP_ROWS // run.unit_size))):
+            writer.write_table(pa.concat_tables(group))
     sink.finish()
     sums[INDEX_PARQUET] = sink.digest.hexdigest()
     return totals
 
 
 def _parts(store: ObjectStore, run: Run, totals: Totals, sums: dict[str, str]) -> Iterator[pa.Table]:
-    for unit in range(run.units):
-        data = read_object(store, part_key(unit))
+    for unit, data in read_parts(store, range(run.units)):
         sums[part_key(unit)] = _digest(data)
         lines, commit = load_part(data, unit)
         check_rows(run, unit, lines)
@@ -131,9 +144,14 @@ def check_rows(run: Run, unit: int, lines: pa.Table) -> None:
     """ValueError unless ``lines`` are the unit's rows, each once and in order, with the run's columns."""
     if lines.schema != schema(run):
         raise ValueError(f"{part_key(unit)} has other columns than run.json says")
-    if lines["row"].to_pylist() != list(run.unit_rows(unit)):
-        rows = run.unit_rows(unit)
+    rows = run.unit_rows(unit)
+    if not is_range(lines["row"], rows):
         raise ValueError(f"{part_key(unit)} does not hold rows {rows.start} to {rows.stop - 1}, each once and in order")
+
+
+def is_range(numbers: pa.ChunkedArray, wanted: range) -> bool:
+    """Whether ``numbers``, int64, are ``wanted``, each once and in order."""
+    return bool(numbers.equals(pa.chunked_array([np.arange(wanted.start, wanted.stop)])))
 
 
 class _HashingSink:

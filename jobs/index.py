@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 
+from jobs.lookahead import map_ahead
 from jobs.record import Run
 from jobs.stopped import Stopped
 from jobs.stores import delete, list_keys, read_object
 
 OK, PARTIAL, QUARANTINED = "ok", "partial", "quarantined"
 INDEX_PARQUET = "index.parquet"
+MOST_ERRORS = 10_000  # reasons that are counted apart
+OTHER_ERRORS = "other reasons, in the index"
+READ_AHEAD = 8  # parts that are fetched at once: an object store answers late, but many
 _COMMIT = b"saliency.commit"
 _PART = re.compile(r"index/unit-(\d{8,})\.parquet")
 
@@ -95,6 +99,15 @@ def read_part(store: ObjectStore, unit: int) -> tuple[pa.Table, Commit]:
     return load_part(read_object(store, part_key(unit)), unit)
 
 
+def read_parts(store: ObjectStore, units: Iterable[int]) -> Iterator[tuple[int, bytes]]:
+    """The units' parts as they are stored, in order, for ``load_part``."""
+
+    def read(unit: int) -> tuple[int, bytes]:
+        return unit, read_object(store, part_key(unit))
+
+    return map_ahead(read, units, threads=READ_AHEAD)
+
+
 def load_part(data: bytes, unit: int) -> tuple[pa.Table, Commit]:
     """``decode_part`` for those who cannot go on without: raises DamagedError."""
     try:
@@ -109,12 +122,18 @@ def load_part(data: bytes, unit: int) -> tuple[pa.Table, Commit]:
 def count_errors(lines: pa.Table) -> Counter[str]:
     """Reasons without the names of the files they were said of, so that equal troubles are counted together."""
     counts: Counter[str] = Counter()
-    for error, *names in zip(*(lines[name].to_pylist() for name in ("error", "uri", "sample_id")), strict=True):
-        if error is not None:
-            for name in sorted(filter(None, names), key=len, reverse=True):
-                error = error.replace(name, "the file")
-            counts[error] += 1
+    for line in lines.select(["error", "uri", "sample_id"]).filter(lines["error"].is_valid()).to_pylist():
+        error = line["error"]
+        for name in sorted(filter(None, (line["uri"], line["sample_id"])), key=len, reverse=True):
+            error = error.replace(name, "the file")
+        counts[error] += 1
     return counts
+
+
+def add_errors(counts: Counter[str], more: Counter[str]) -> None:
+    """Adds ``more`` to ``counts``, which stays small: a reason with a figure in it is another one for every row."""
+    for error, times in more.items():
+        counts[error if error in counts or len(counts) < MOST_ERRORS else OTHER_ERRORS] += times
 
 
 def committed(store: ObjectStore) -> set[int]:

@@ -6,17 +6,15 @@ import csv
 import io
 import posixpath
 import re
-from array import array
-from bisect import bisect_left
+import sqlite3
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from itertools import islice
 from urllib.parse import urlsplit
-
-import numpy as np
 
 from jobs.entries import Entry, Source, SourceError, integer_or_text, plain_label
 from jobs.listing import Listing
@@ -25,7 +23,7 @@ from jobs.objects import is_remote, local_path, open_file, parent, stat, uri_of
 from jobs.tables import LABEL_COLUMNS, URI_COLUMNS, Damaged, choose, open_parquet
 
 BATCH = 256  # rows that one thread looks up at a time
-NEW = 1 << 16  # ids that are kept apart before they are sorted in
+CACHE_KIB = 32 << 10  # of the ids that were seen
 
 Line = tuple[str, str | None, int | str | None]  # where it stands, the URI as written, label
 
@@ -59,13 +57,13 @@ class List(Source):
 
     def entries(self) -> Iterator[Entry]:
         self.ignored.clear()
-        seen = _Occurrences()
-        for key, info in self._listing.of_kind(self._table, self.ignored):
-            rows = self._csv(info.uri) if self._table == "csv" else self._parquet(info.uri)
-            lines = ((f"{key}#{i}", uri, label) for i, (uri, label) in enumerate(rows))
-            look_up = partial(_look_up, folder=parent(info.uri))
-            for batch in map_ahead(look_up, _batches(lines), threads=self._threads):
-                yield from map(seen.distinguish, batch)
+        with closing(_Occurrences()) as seen:
+            for key, info in self._listing.of_kind(self._table, self.ignored):
+                rows = self._csv(info.uri) if self._table == "csv" else self._parquet(info.uri)
+                lines = ((f"{key}#{i}", uri, label) for i, (uri, label) in enumerate(rows))
+                look_up = partial(_look_up, folder=parent(info.uri))
+                for batch in map_ahead(look_up, _batches(lines), threads=self._threads):
+                    yield from map(seen.distinguish, batch)
 
     def _csv(self, uri: str) -> Iterator[tuple[str | None, int | str | None]]:
         # surrogateescape: a list may name files that are not UTF-8, as `ls > list.csv` writes them
@@ -146,16 +144,27 @@ def _resolve(written: str, folder: str) -> str:
 
 
 def _digest(name: str) -> int:
-    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest())
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), signed=True)
 
 
 class _Occurrences:
-    """Tells the second and later lines with the same id apart. Keeps 8 bytes of each: lists can be long."""
+    """Tells the second and later lines with the same id apart. Lists can be long: what was seen is in a temporary file
+    of SQLite's, and only some of it in memory."""
 
     def __init__(self) -> None:
-        self._old = array("Q")  # sorted; a set would take ten times the memory
-        self._new: set[int] = set()
+        # Without a name, nobody else sees it and it goes when it is closed, by whichever thread drops the listing.
+        self._seen = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        for statement in (
+            f"PRAGMA cache_size = -{CACHE_KIB}",
+            "PRAGMA journal_mode = OFF",
+            "CREATE TABLE seen (digest INTEGER PRIMARY KEY)",
+            "BEGIN",
+        ):
+            self._seen.execute(statement)
         self._again: Counter[str] = Counter()
+
+    def close(self) -> None:
+        self._seen.close()
 
     def distinguish(self, entry: Entry) -> Entry:
         if self._first(_digest(entry.sample_id)):
@@ -167,15 +176,4 @@ class _Occurrences:
                 return replace(entry, sample_id=name)
 
     def _first(self, digest: int) -> bool:
-        place = bisect_left(self._old, digest)
-        if digest in self._new or (place < len(self._old) and self._old[place] == digest):
-            return False
-        self._new.add(digest)
-        if len(self._new) == NEW:
-            added = np.sort(np.fromiter(self._new, np.uint64, NEW))
-            merged = np.concatenate([self._old, added])
-            merged.sort(kind="stable")  # which finds the two runs and merges them
-            self._old = array("Q")
-            self._old.frombytes(merged.view(np.uint8).data)
-            self._new.clear()
-        return True
+        return self._seen.execute("INSERT OR IGNORE INTO seen VALUES (?)", (digest,)).rowcount == 1

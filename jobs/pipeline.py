@@ -33,6 +33,10 @@ from saliency_core.errors import Refused
 
 log = logging.getLogger(__name__)
 
+# Of every record that it begins with or has done, Ray Data keeps some 8 KB in the driver until all are done: more
+# than these go through one after the other, for the price of starting the workers again.
+AT_ONCE = 32_768
+
 
 ANSWER_SECONDS = 120.0  # for a node of a cluster to start a process and look for some files
 
@@ -134,6 +138,11 @@ def run_stages(items: Sequence[Any], stages: Sequence[Stage]) -> Iterator[Any]:
 
     Each item is one Ray record from end to end. Raises Stopped where a stage fails; what is done is done.
     """
+    for start in range(0, len(items), AT_ONCE):
+        yield from _run(items[start : start + AT_ONCE], stages)
+
+
+def _run(items: Sequence[Any], stages: Sequence[Stage]) -> Iterator[Any]:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

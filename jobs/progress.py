@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from jobs.console import say
-from jobs.index import OK, PARTIAL, QUARANTINED
+from jobs.index import OK, PARTIAL, QUARANTINED, add_errors
 from jobs.units import CommittedUnit
 from jobs.words import duration
 
@@ -45,7 +45,7 @@ class Meter:
             self._working_since = self._first - unit.seconds["explain"] - unit.seconds["write"]
         self.done += n
         self.statuses += unit.statuses
-        self.errors += unit.errors
+        add_errors(self.errors, unit.errors)
         self.bytes_written += unit.bytes_written
         if unit.seconds.get("set up"):
             self.set_up.append(unit.seconds["set up"])
