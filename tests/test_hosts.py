@@ -52,7 +52,7 @@ def test_host_is_lost_in_the_middle(tree: Path, hosts: tuple[Host, Host], loss) 
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.1)
     loss(second)
-    told, _ = process.communicate(timeout=280)
+    told, _ = process.communicate(timeout=400)
     assert process.returncode == 3, told
     assert run_inline(out=f"s3://{s3.BUCKET}/whole", **keys)[0] == 3
     lost, whole = (
