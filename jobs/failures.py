@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
 
 from jobs.stopped import Unreachable
+from saliency_core.errors import Refused
 
 RAISED = (BaseError, OSError, ValueError)
 """What obstore's functions raise, its writers (an OSError without a number) among them."""
@@ -52,6 +53,8 @@ def failures(uri: str) -> Iterator[None]:
     """Turns what obstore raises over ``uri`` into an OSError or Unreachable, without the store's own text."""
     try:
         yield
+    except Refused:  # a ValueError, and ours
+        raise
     except RAISED as error:
         if isinstance(error, OSError) and error.filename == uri:
             raise  # told already

@@ -202,6 +202,7 @@ def test_outage_that_lasts_ends_the_run_and_the_same_command_goes_on(
     assert comparable(remote(out)) == comparable(local("folder"))
 
 
+@pytest.mark.slow
 def test_outage_as_the_user_sees_it(inputs: Path, proxy: FaultProxy, saliency, monkeypatch) -> None:
     images, out = s3.upload(inputs / "folder", "folder"), f"s3://{s3.BUCKET}/store"
     command = ["explain", *flags(images=images, out=out, **job("folder"))]
@@ -262,7 +263,7 @@ def test_every_request_is_tried_again(proxy: FaultProxy, monkeypatch: pytest.Mon
     """Whatever fails at first, in whichever way; obstore by itself does not do so for all."""
     s3.put("in/a.bin", bytes(range(256)) * 5000)
     store, uri = open_output(f"s3://{s3.BUCKET}/out"), f"s3://{s3.BUCKET}/in/a.bin"
-    large = bytes(12 << 20)
+    large = bytes(6 << 20)  # goes in parts
     requests: dict[str, Callable[[], object]] = {
         "stat": lambda: stat(uri).size == 1_280_000,
         "read": lambda: read(uri) == bytes(range(256)) * 5000,
@@ -318,6 +319,7 @@ def test_two_runs_on_one_new_store(fault: str | None, tree: Path, finished: Path
         claim(theirs)
 
 
+@pytest.mark.slow
 def test_the_same_run_twice_at_once(inputs: Path, local, proxy: FaultProxy) -> None:
     images, out = s3.upload(inputs / "folder", "folder"), f"s3://{s3.BUCKET}/store"
     command = [sys.executable, "-m", "jobs", "explain", *flags(images=images, out=out, **job("folder"))]
