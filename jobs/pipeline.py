@@ -45,7 +45,9 @@ def start() -> None:
     if not os.environ.get("RAY_ADDRESS"):
         # A worker that decoded also writes, but for the first units later than Ray waits before it ends idle workers:
         # another would have to start, which takes seconds.
-        options = {"include_dashboard": False, "_system_config": {"idle_worker_killing_time_threshold_ms": 600_000}}
+        patience = {"idle_worker_killing_time_threshold_ms": 600_000}
+        # Somebody's cluster that happens to run on this machine is not ours to join.
+        options = {"address": "local", "include_dashboard": False, "_system_config": patience}
     ray.init(logging_level=logging.ERROR, **options)
 
 
