@@ -36,8 +36,6 @@ log = logging.getLogger(__name__)
 # Of every record that it begins with or has done, Ray Data keeps some 8 KB in the driver until all are done: more
 # than these go through one after the other, for the price of starting the workers again.
 AT_ONCE = 32_768
-
-
 ANSWER_SECONDS = 120.0  # for a node of a cluster to start a process and look for some files
 
 

@@ -15,8 +15,10 @@ class CpuTree:
     """Sampled: Ray's processes are not waited for, so that the system adds up nothing. A process that has ended keeps
     what it was last seen with."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, *, driver: int | None = None) -> None:
+        """``driver``: where it is not ``pid`` itself, but below it."""
         self._root = psutil.Process(pid)
+        self._driver = pid if driver is None else driver
         self._series: dict[tuple[int, float], list[tuple[float, float]]] = defaultdict(list)
         self._roles: dict[tuple[int, float], str] = {}
         self._machine: list[tuple[float, float]] = []
@@ -35,7 +37,7 @@ class CpuTree:
                 self._series[identity].append((time.time(), used.user + used.system))
                 # A worker's title is what it does just now; its role is what it was once seen doing.
                 if self._roles.get(identity) not in ("actors", "task workers"):
-                    self._roles[identity] = self._role(process)
+                    self._roles[identity] = role_of(process, driver=self._driver)
             except (psutil.NoSuchProcess, psutil.ZombieProcess):
                 continue
 
@@ -53,16 +55,18 @@ class CpuTree:
         first, last = np.interp((begin, end), *zip(*self._machine, strict=True))
         return float(last - first) - sum(self.between(begin, end).values())
 
-    def _role(self, process: psutil.Process) -> str:
-        title = " ".join(process.cmdline())
-        if process.pid == self._root.pid:
-            return "driver"
-        if "raylet/raylet" in title:  # first: its command line holds that of the workers
-            return "raylet"
-        if "MapWorker" in title:
-            return "actors"
-        if title.startswith("ray::IDLE") or "default_worker.py" in title:
-            return "idle workers"
-        if title.startswith("ray::"):
-            return "task workers"
-        return "gcs" if "gcs_server" in title else "Ray's agents"
+
+def role_of(process: psutil.Process, *, driver: int) -> str:
+    """One of ``ROLES``: what the process does just now. Raises psutil's errors where it has ended."""
+    title = " ".join(process.cmdline())
+    if process.pid == driver:
+        return "driver"
+    if "raylet/raylet" in title:  # first: its command line holds that of the workers
+        return "raylet"
+    if "MapWorker" in title:
+        return "actors"
+    if title.startswith("ray::IDLE") or "default_worker.py" in title:
+        return "idle workers"
+    if title.startswith("ray::"):
+        return "task workers"
+    return "gcs" if "gcs_server" in title else "Ray's agents"

@@ -1,0 +1,139 @@
+"""How the job's rate grows with its workers, and where it stops growing, when arithmetic is not the limit.
+
+    python tests/benchmarks/scaling.py [--workers 1 2 4 8 16 32] [--batches 40 10 2 1] [--seconds 30]
+
+The model sleeps for 50 ms a micro-batch, as the host does beside a GPU, so that any number of replicas fits into any
+machine's processor. A unit is ``--batches`` micro-batches of one small image: 40 are 2 s. The real job runs on a Ray
+cluster of its own with as many CPUs as it is told to have. The rate is that of the commits in a window that begins
+when every replica has had its first units, and ends before any of them runs dry; then the job is interrupted. Ideal is
+a unit after the other in every worker, with nothing in between.
+
+Prints a table, with the CPU (cores) of each part of the job in that window: what is near 1 there, or all together near
+the machine's own, is the limit. Asserts no times. Memory: some 300 MiB a worker.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+from cpu_tree import CpuTree
+from PIL import Image
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+BATCH_SECONDS = 0.05
+TASK_SLOTS = 6  # decode and write tasks at once
+MOST_UNITS = 8000
+START_SECONDS = 240
+IMAGES = 40
+Row = dict[str, float]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--batches", type=int, nargs="+", default=[40, 10, 2, 1], help="of a unit")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of the window")
+    given = parser.parse_args()
+    print(
+        f"{'unit s':>6} {'workers':>7} {'units/s':>8} {'ideal':>7} {'part':>5} | cores: {'driver':>6} {'actors':>6} "
+        f"{'tasks':>6} {'raylet':>6} {'gcs':>5} {'others':>6} | all ready after s"
+    )
+    for batches in given.batches:
+        for workers in given.workers:
+            with tempfile.TemporaryDirectory(prefix="scaling-") as scratch:
+                told = measure(Path(scratch), workers, batches, given.seconds)
+            ideal = workers / (batches * BATCH_SECONDS)
+            print(
+                f"{batches * BATCH_SECONDS:6.2f} {workers:7} {told['rate']:8.2f} {ideal:7.1f} "
+                f"{told['rate'] / ideal:5.2f} |        {told['driver']:6.2f} {told['actors']:6.2f} "
+                f"{told['task workers'] + told['idle workers']:6.2f} {told['raylet']:6.2f} {told['gcs']:5.2f} "
+                f"{told['others']:6.2f} | {told['ready']:.0f}",
+                flush=True,
+            )
+
+
+def measure(work: Path, workers: int, batches: int, seconds: float) -> Row:
+    """One run of the job on a cluster of its own."""
+    from ray.cluster_utils import Cluster
+
+    ready = work / "ready"
+    ready.mkdir()
+    # Its processes inherit what the model asks for.
+    os.environ |= {"SCALING_READY": str(ready), "PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}"}
+    cpus = ceil(0.7 * workers + 0.3 * TASK_SLOTS)
+    head = {"num_cpus": cpus, "include_dashboard": False, "temp_dir": str(work / "ray")}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        with (work / "job.log").open("w") as log:
+            job = start_job(work, workers, batches, seconds, address=cluster.address, log=log)
+            try:
+                return watch(job, work, workers, batches * BATCH_SECONDS, seconds)
+            finally:
+                job.send_signal(signal.SIGINT)
+                job.wait(120)
+    except BaseException:
+        sys.stderr.write((work / "job.log").read_text())
+        raise
+    finally:
+        cluster.shutdown()
+
+
+def start_job(work: Path, workers: int, batches: int, seconds: float, *, address: str, log) -> subprocess.Popen[bytes]:
+    wanted = workers * (START_SECONDS / 2 + 2 * seconds) / (batches * BATCH_SECONDS)
+    command = [
+        sys.executable, "-m", "jobs", "explain", "--images", make_list(work, min(MOST_UNITS, ceil(wanted)) * batches),
+        "--out", work / "out", "--model", "python:scaling_model:delayed", "--resize", "16x16", "--mean", "0.5,0.5,0.5",
+        "--std", "0.25,0.25,0.25", "--unit-size", batches, "--batch-size", 1, "--workers", workers, "--device", "cpu",
+    ]  # fmt: skip
+    environment = {**os.environ, "RAY_ADDRESS": address}
+    return subprocess.Popen([*map(str, command)], cwd=ROOT, stdout=log, stderr=log, env=environment)
+
+
+def make_list(work: Path, rows: int) -> Path:
+    """A few images, named again and again."""
+    rng = np.random.default_rng(0)
+    for i in range(IMAGES):
+        Image.fromarray(rng.integers(255, size=(16, 16, 3), dtype=np.uint8)).save(work / f"{i}.png")
+    (work / "list.csv").write_text("uri\n" + "".join(f"{i % IMAGES}.png\n" for i in range(rows)))
+    return work / "list.csv"
+
+
+def watch(job: subprocess.Popen[bytes], work: Path, workers: int, unit_seconds: float, seconds: float) -> Row:
+    started = time.time()
+    while len(list((work / "ready").iterdir())) < workers + 1:  # the driver tries the model, too
+        alive(job, started)
+    ready = time.time() - started
+    time.sleep(2 * unit_seconds + 2)
+    tree = CpuTree(os.getpid(), driver=job.pid)
+    tree.sample()
+    begin = time.time()
+    while time.time() < begin + seconds:
+        alive(job, started)
+        tree.sample()
+    end = time.time()
+    times = [path.stat().st_mtime for path in (work / "out/index").iterdir()]
+    done = sum(begin <= one < end for one in times)
+    used = {role: cpu / (end - begin) for role, cpu in tree.between(begin, end).items()}
+    return {**used, "rate": done / (end - begin), "ready": ready, "others": tree.others(begin, end) / (end - begin)}
+
+
+def alive(job: subprocess.Popen[bytes], started: float) -> None:
+    time.sleep(0.5)
+    if job.poll() is not None:
+        raise SystemExit(f"the job ended with {job.returncode} before the window did")
+    if time.time() > started + START_SECONDS + 600:
+        raise SystemExit("the replicas did not start")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""What keeps a run of many millions of rows small, at the size of a few."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from threading import Thread
+
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import finalize, index
+from jobs.entries import Entry
+from jobs.output import open_run
+from jobs.sources import list_entries, open_sources
+
+
+def test_index_is_the_same_however_many_parts_are_taken_at_once(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished, tmp_path / "store")
+    store, run = open_run(str(tmp_path / "store"))
+    groups = []
+    for rows in (1, 2 * run.unit_size, run.units * run.unit_size):
+        monkeypatch.setattr(finalize, "GROUP_ROWS", rows)
+        finalize.finalize(store, run, session={})
+        groups.append(pq.ParquetFile(tmp_path / "store/index.parquet").num_row_groups)
+        assert pq.read_table(tmp_path / "store/index.parquet").equals(pq.read_table(finished / "index.parquet"))
+    assert groups == [run.units, -(-run.units // 2), 1]
+
+
+def test_reasons_without_end_are_counted_all_but_kept_apart_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "MOST_ERRORS", 3)
+    counts: Counter[str] = Counter()
+    for i in range(10):
+        index.add_errors(counts, Counter({"no such file": 5, f"cut off after {i} bytes": 1}))
+    assert counts.total() == 60 and counts["no such file"] == 50
+    assert counts[index.OTHER_ERRORS] == 8 and len(counts) == 4
+
+
+def test_a_listing_may_be_dropped_by_another_thread_than_took_from_it(tmp_path: Path) -> None:
+    """As a plan that is refused does; an exception that is ignored there would fail this test."""
+    (tmp_path / "list.csv").write_text("uri\n" + "".join(f"s3://bucket/{i}.jpg\n" for i in range(3)))
+    listing = [iter(list_entries(open_sources([str(tmp_path / "list.csv")])))]
+    taken: list[Entry] = []
+    thread = Thread(target=lambda: taken.append(next(listing[0])))
+    thread.start()
+    thread.join()
+    listing.clear()
+    assert taken[0].sample_id == "s3://bucket/0.jpg"
+
+
+# As a program: Ray's own threads and warnings stay out of this process.
+IN_SLICES = """
+import operator
+from functools import partial
+from jobs import pipeline
+from jobs.stages import Stage
+
+pipeline.AT_ONCE = 2
+pipeline.start()
+make = partial(partial, operator.pos)
+stages = [Stage("decode", make, 0.3), Stage("explain", make, 0.5, workers=1), Stage("write", make, 0.3)]
+print(sorted(pipeline.run_stages(range(5), stages)), list(pipeline.run_stages([], stages)))
+pipeline.stop()
+"""
+
+
+@pytest.mark.slow
+def test_items_beyond_what_ray_takes_at_once_follow(tmp_path: Path) -> None:
+    told = subprocess.run([sys.executable, "-c", IN_SLICES], capture_output=True, text=True, timeout=240)
+    assert told.stdout.splitlines()[-1:] == ["[0, 1, 2, 3, 4] []"], told.stderr
