@@ -93,12 +93,6 @@ class Forward:
             rule=rule,
             hooks=[_hook(capture, watchers) for capture in every] if watchers else [],
         )
-        for (name, capture), other in zip(activations.items(), others[len(layers) :], strict=True):
-            if other is None:
-                raise Refused(
-                    f"the score does not depend on layer {capture.name!r} ({name}): it lies beside or above what is "
-                    "explained, and its map would be zero everywhere. Choose another layer=…."
-                )
         passes = [
             LayerPass(capture, self._whole(other, capture))
             for capture, other in zip([*layers, *activations.values()], others, strict=True)

@@ -742,12 +742,6 @@ def test_a_layers_channel_is_a_target() -> None:
     assert slug in Explainer(own(module), targets=["layer:two[5]"])(images.float())
 
 
-def test_a_cam_above_what_is_explained_is_refused() -> None:
-    """It would be zero everywhere, and look like an answer."""
-    with pytest.raises(Refused, match="the score does not depend on layer 'relu2'"):
-        explain(net(), images_of(2), "gradcam(layer=relu2)", target="unit=layer:one[3]")
-
-
 def test_targets_share_a_forward_and_keep_to_themselves() -> None:
     module, images = net(), images_of()
     targets = ["predicted", "label", "top:2", "contrast", "unit=layer:two[5]", "w=weighted:{1: 2.0}"]
