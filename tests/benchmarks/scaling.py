@@ -53,11 +53,11 @@ def main() -> None:
             with tempfile.TemporaryDirectory(prefix="scaling-") as scratch:
                 told = measure(Path(scratch), workers, batches, given.seconds)
             ideal = workers / (batches * BATCH_SECONDS)
+            tasks = sum(told[role] for role in ("task workers", "idle workers", "decoders"))
             print(
                 f"{batches * BATCH_SECONDS:6.2f} {workers:7} {told['rate']:8.2f} {ideal:7.1f} "
                 f"{told['rate'] / ideal:5.2f} |        {told['driver']:6.2f} {told['actors']:6.2f} "
-                f"{told['task workers'] + told['idle workers']:6.2f} {told['raylet']:6.2f} {told['gcs']:5.2f} "
-                f"{told['others']:6.2f} | {told['ready']:.0f}",
+                f"{tasks:6.2f} {told['raylet']:6.2f} {told['gcs']:5.2f} {told['others']:6.2f} | {told['ready']:.0f}",
                 flush=True,
             )
 
