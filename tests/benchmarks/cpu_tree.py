@@ -8,7 +8,7 @@ from collections import defaultdict
 import numpy as np
 import psutil
 
-ROLES = ("driver", "actors", "task workers", "idle workers", "raylet", "gcs", "Ray's agents")
+ROLES = ("driver", "actors", "task workers", "idle workers", "decoders", "raylet", "gcs", "Ray's agents")
 
 
 class CpuTree:
@@ -63,6 +63,8 @@ def role_of(process: psutil.Process, *, driver: int) -> str:
         return "driver"
     if "raylet/raylet" in title:  # first: its command line holds that of the workers
         return "raylet"
+    if "jobs.decoder" in title:
+        return "decoders"
     if "MapWorker" in title:
         return "actors"
     if title.startswith("ray::IDLE") or "default_worker.py" in title:

@@ -4,9 +4,9 @@
 
 Images of 32 × 32 pixels in tar shards, a tiny model: little work, so that every leak of a record, a unit or an image
 shows. Every second the unique memory (USS: what would be free if the process ended) and the open files of the driver,
-the replicas, the task workers (idle ones too) and Ray's own processes are taken. The store of shared memory is told
-apart, as what the machine's /dev/shm holds. Growth is the slope of a straight line through the last seven tenths, per
-1,000 images. Prints a table; asserts nothing.
+the replicas, the task workers (idle ones too), their decoders and Ray's own processes are taken. The store of shared
+memory is told apart, as what the machine's /dev/shm holds. Growth is the slope of a straight line through the last
+seven tenths, per 1,000 images. Prints a table; asserts nothing.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ ROLES = {
     "actors": "replicas",
     "task workers": "task workers",
     "idle workers": "task workers",
+    "decoders": "decoders",
     "raylet": "raylet",
     "gcs": "gcs",
     "Ray's agents": "agents",

@@ -1,12 +1,13 @@
 """How the job's rate grows with its workers, and where it stops growing, when arithmetic is not the limit.
 
-    python tests/benchmarks/scaling.py [--workers 1 2 4 8 16 32] [--batches 40 10 2 1] [--seconds 30]
+    python tests/benchmarks/scaling.py [--workers 1 2 4 8 16 32] [--batches 40 10 2 1] [--seconds 30] [--batch-ms 50]
 
 The model sleeps for 50 ms a micro-batch, as the host does beside a GPU, so that any number of replicas fits into any
 machine's processor. A unit is ``--batches`` micro-batches of one small image: 40 are 2 s. The real job runs on a Ray
 cluster of its own with as many CPUs as it is told to have. The rate is that of the commits in a window that begins
 when every replica has had its first units, and ends before any of them runs dry; then the job is interrupted. Ideal is
-a unit after the other in every worker, with nothing in between.
+a unit after the other in every worker, with nothing in between. Where the machine's own cores are all used by the
+replicas' passes (a few ms each), fewer and longer micro-batches show what Ray alone would do.
 
 Prints a table, with the CPU (cores) of each part of the job in that window: what is near 1 there, or all together near
 the machine's own, is the limit. Asserts no times. Memory: some 300 MiB a worker.
@@ -30,7 +31,6 @@ from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-BATCH_SECONDS = 0.05
 TASK_SLOTS = 6  # decode and write tasks at once
 MOST_UNITS = 8000
 START_SECONDS = 240
@@ -42,6 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--batches", type=int, nargs="+", default=[40, 10, 2, 1], help="of a unit")
+    parser.add_argument("--batch-ms", type=float, default=50.0, help="that the model sleeps for a micro-batch")
     parser.add_argument("--seconds", type=float, default=30.0, help="of the window")
     given = parser.parse_args()
     print(
@@ -51,33 +52,39 @@ def main() -> None:
     for batches in given.batches:
         for workers in given.workers:
             with tempfile.TemporaryDirectory(prefix="scaling-") as scratch:
-                told = measure(Path(scratch), workers, batches, given.seconds)
-            ideal = workers / (batches * BATCH_SECONDS)
+                told = measure(Path(scratch), workers, batches, given.batch_ms / 1000, given.seconds)
+            unit_seconds = batches * given.batch_ms / 1000
+            ideal = workers / unit_seconds
+            tasks = sum(told[role] for role in ("task workers", "idle workers", "decoders"))
             print(
-                f"{batches * BATCH_SECONDS:6.2f} {workers:7} {told['rate']:8.2f} {ideal:7.1f} "
+                f"{unit_seconds:6.2f} {workers:7} {told['rate']:8.2f} {ideal:7.1f} "
                 f"{told['rate'] / ideal:5.2f} |        {told['driver']:6.2f} {told['actors']:6.2f} "
-                f"{told['task workers'] + told['idle workers']:6.2f} {told['raylet']:6.2f} {told['gcs']:5.2f} "
-                f"{told['others']:6.2f} | {told['ready']:.0f}",
+                f"{tasks:6.2f} {told['raylet']:6.2f} {told['gcs']:5.2f} {told['others']:6.2f} | {told['ready']:.0f}",
                 flush=True,
             )
 
 
-def measure(work: Path, workers: int, batches: int, seconds: float) -> Row:
+def measure(work: Path, workers: int, batches: int, batch_seconds: float, seconds: float) -> Row:
     """One run of the job on a cluster of its own."""
     from ray.cluster_utils import Cluster
 
     ready = work / "ready"
     ready.mkdir()
     # Its processes inherit what the model asks for.
-    os.environ |= {"SCALING_READY": str(ready), "PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}"}
+    os.environ |= {
+        "SCALING_READY": str(ready),
+        "SCALING_SECONDS": str(batch_seconds),
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}",
+    }
     cpus = ceil(0.7 * workers + 0.3 * TASK_SLOTS)
     head = {"num_cpus": cpus, "include_dashboard": False, "temp_dir": str(work / "ray")}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         with (work / "job.log").open("w") as log:
-            job = start_job(work, workers, batches, seconds, address=cluster.address, log=log)
+            wanted = min(MOST_UNITS, ceil(workers * (START_SECONDS / 2 + 2 * seconds) / (batches * batch_seconds)))
+            job = start_job(work, workers, batches, wanted, address=cluster.address, log=log)
             try:
-                return watch(job, work, workers, batches * BATCH_SECONDS, seconds)
+                return watch(job, work, workers, batches * batch_seconds, seconds)
             finally:
                 job.send_signal(signal.SIGINT)
                 job.wait(120)
@@ -88,10 +95,9 @@ def measure(work: Path, workers: int, batches: int, seconds: float) -> Row:
         cluster.shutdown()
 
 
-def start_job(work: Path, workers: int, batches: int, seconds: float, *, address: str, log) -> subprocess.Popen[bytes]:
-    wanted = workers * (START_SECONDS / 2 + 2 * seconds) / (batches * BATCH_SECONDS)
+def start_job(work: Path, workers: int, batches: int, units: int, *, address: str, log) -> subprocess.Popen[bytes]:
     command = [
-        sys.executable, "-m", "jobs", "explain", "--images", make_list(work, min(MOST_UNITS, ceil(wanted)) * batches),
+        sys.executable, "-m", "jobs", "explain", "--images", make_list(work, units * batches),
         "--out", work / "out", "--model", "python:scaling_model:delayed", "--resize", "16x16", "--mean", "0.5,0.5,0.5",
         "--std", "0.25,0.25,0.25", "--unit-size", batches, "--batch-size", 1, "--workers", workers, "--device", "cpu",
     ]  # fmt: skip
