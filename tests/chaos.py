@@ -91,9 +91,17 @@ def torment(tree: Path, out: Path, draw: random.Random, tally: Tally, most: int)
         if process.poll() is not None and process.returncode != 3:
             assert kind in FATAL, f"after the kill of a {kind}: ended with {process.returncode}: {said(process)}"
             tally.restarts += 1
+            leave(process)
             process = start(*arguments(tree, out, runner="ray"))
             wait_for_a_commit(process, out, before)
         tally.lost[kind].append(time.monotonic() - since)
+    leave(process)
+
+
+def leave(process: subprocess.Popen[str]) -> None:
+    """What it left behind may still hold its output: nobody reads on."""
+    if process.stdout is not None:
+        process.stdout.close()
 
 
 def wait(process: subprocess.Popen[str], out: Path, draw: random.Random) -> None:
