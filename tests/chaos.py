@@ -77,25 +77,34 @@ def chaos(scratch: Path, *, kills: int, seed: int, images: int) -> Tally:
 
 def torment(tree: Path, out: Path, draw: random.Random, tally: Tally, most: int) -> None:
     """One store, to its end."""
-    process = start(*arguments(tree, out, runner="ray"))
+    given = arguments(tree, out, runner="ray")
+    process, kind = start(*given), ""
     while process.poll() is None or process.returncode != 3:
+        process = revived(process, given, kind, tally)  # a kill may take a while to end the job
         wait(process, out, draw)
-        kind = kill_one(process, draw) if tally.kills < most else None
-        if kind is None:
+        struck = kill_one(process, draw) if tally.kills < most else None
+        if struck is None:
             if tally.kills >= most:
                 process.wait(timeout=300)
             continue
+        kind = struck
         tally.kills += 1
         since, before = time.monotonic(), commits(out)
         wait_for_a_commit(process, out, before)
-        if process.poll() is not None and process.returncode != 3:
-            assert kind in FATAL, f"after the kill of a {kind}: ended with {process.returncode}: {said(process)}"
-            tally.restarts += 1
-            leave(process)
-            process = start(*arguments(tree, out, runner="ray"))
-            wait_for_a_commit(process, out, before)
+        process = revived(process, given, kind, tally)
+        wait_for_a_commit(process, out, before)
         tally.lost[kind].append(time.monotonic() - since)
     leave(process)
+
+
+def revived(process: subprocess.Popen[str], given: list[str], kind: str, tally: Tally) -> subprocess.Popen[str]:
+    """The process, or its command started again where the kill of a ``kind`` has ended it."""
+    if process.poll() is None or process.returncode == 3:
+        return process
+    assert kind in FATAL, f"after the kill of a {kind}: ended with {process.returncode}: {said(process)}"
+    tally.restarts += 1
+    leave(process)
+    return start(*given)
 
 
 def leave(process: subprocess.Popen[str]) -> None:
