@@ -32,7 +32,7 @@ RENEW = {
     "RequestExpired": "the clock of this machine and that of the store differ: set it",
 }
 """Refusals that are of the asker, not of the object."""
-LOOKS_LIKE_ONE_FAILURE = frozenset({408, 425, 429})
+ASK_AGAIN = frozenset({408, 425, 429})
 """Of the statuses from 400 to 499, those that ask for another try."""
 OF_THE_MACHINE = frozenset(
     {errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
@@ -95,7 +95,7 @@ def transient(error: Exception) -> bool:
     text, status = str(error), status_of(error)
     if not text.startswith("Generic ") or _disk_errno(error) is not None or _misaddressed(text):
         return False
-    return status is None or status >= 500 or status in LOOKS_LIKE_ONE_FAILURE
+    return status is None or status >= 500 or status in ASK_AGAIN
 
 
 def status_of(error: Exception) -> int | None:
