@@ -28,7 +28,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 console = Console()
 errors = Console(stderr=True)
 
-GOES_ON = "What was committed is safe, and the same command goes on from there."
+GOES_ON = "What was committed is safe. To go on from there, run the same command again."
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with these keys; flags win")]
 Out = Annotated[str, typer.Argument(help="a store that explain made", metavar="OUT")]

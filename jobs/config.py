@@ -49,13 +49,13 @@ class Config(JobConfig):
 
     methods: tuple[str, ...] = key(
         ("gradient",),
-        "map to make, as NAME or NAME(argument=value); may be repeated",
+        "map to make, as NAME or NAME(argument=value); may be repeated; `saliency methods` explains all",
         group="Maps",
         min_length=1,
     )
     targets: tuple[str, ...] = key(
         ("predicted",),
-        "score to explain: predicted, label, class:K; may be repeated",
+        "score to explain: predicted, label, class:K, top:K, …; may be repeated; `saliency methods` explains all",
         group="Maps",
         min_length=1,
     )

@@ -14,13 +14,16 @@ def last_words(text: str) -> Iterator[None]:
     A driver that is killed (out of memory, a batch system's limit), or that Ray's library ends because Ray's daemons
     are gone, would end without a word. A shell waits for the end of a pipe, and knows by a line in it that all is well.
     """
-    # A session of its own: Ctrl-C and signals to the group are not meant for it.
-    waiting = subprocess.Popen(  # noqa: S603 - the text is an argument, and no command
-        ["sh", "-c", 'read -r _ || printf "%s\\n" "$0" >&2', text],  # noqa: S607 - wherever the system has it
+    # In a session of its own, for Ctrl-C and signals to the group are not meant for it, and no child of this process,
+    # for Ray kills the children of a driver that it ends.
+    waits = '{ read -r _ || printf "%s\\n" "$0" >&2; } <&0 &'
+    starting = subprocess.Popen(  # noqa: S603 - the text is an argument, and no command
+        ["sh", "-c", waits, text],  # noqa: S607 - wherever the system has it
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
+    starting.wait()
     try:
         yield
     finally:
         with suppress(BrokenPipeError):
-            waiting.communicate(b"well\n")
+            starting.communicate(b"well\n")

@@ -121,11 +121,6 @@ class Run(Record):
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
-def parse_run(data: bytes, *, where: str) -> Run:
-    """``parse_record`` of run.json."""
-    return parse_record(Run, data, where=where)
-
-
 def parse_record(kind: type[AnyRecord], data: bytes, *, where: str) -> AnyRecord:
     """The record's bytes → itself; Refused where they are damaged or of a format that this version does not know."""
     try:

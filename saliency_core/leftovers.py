@@ -135,11 +135,6 @@ def made_by(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, 
     return args[0] if getattr(func, "__name__", "") == "__setitem__" else result
 
 
-def _kept(value: Tensor) -> Tensor:
-    """As it is now."""
-    return value.detach().clone().requires_grad_(value.requires_grad)
-
-
 def _is_float(leaf: object) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import subprocess
@@ -50,6 +51,19 @@ def run_inline(**keys: object) -> tuple[int, str]:
     console = Console(file=io.StringIO(), width=200)
     code = explain(make_config({**TINY, **keys}), console)
     return code, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, bytes]]:
+    """What a run over ``tree`` with these keys makes when nothing happens to it; made once."""
+
+    @functools.cache
+    def made(**keys: object) -> dict[str, bytes]:
+        out = tmp_path_factory.mktemp("undisturbed") / "store"
+        assert run_inline(images=str(tree), out=str(out), **keys)[0] == 3
+        return content(out)
+
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -22,21 +22,14 @@ from jobs.watchdog import Watchdog
 from saliency_core.errors import Refused
 
 SMALL = {"unit_size": 4, "batch_size": 4}
+SLOW = {"unit_size": 2, "batch_size": 2, "model": "python:factories:slow"}
 
 
 @pytest.fixture
 def slow(tree: Path, tmp_path: Path) -> Callable[..., list[str]]:
     """Flags of a run that takes some seconds: 22 units of two rows, a tenth of a second each."""
-    same = {"images": tree, "unit_size": 2, "batch_size": 2, "model": "python:factories:slow", "runner": "ray"}
+    same = {"images": tree, **SLOW, "runner": "ray"}
     return lambda out, **keys: flags(out=out, **{**same, **keys})
-
-
-@pytest.fixture(scope="session")
-def undisturbed(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What a run with the flags of ``slow`` makes when nothing happens to it."""
-    out = tmp_path_factory.mktemp("undisturbed") / "store"
-    assert run_inline(images=str(tree), out=str(out), unit_size=2, batch_size=2, model="python:factories:slow")[0] == 3
-    return content(out)
 
 
 # -- the model ------------------------------------------------------------------------------------------------
@@ -130,7 +123,7 @@ def test_limited_gives_results_errors_and_up() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["replica", "task worker", "idle worker", "Ray Data's own"])
-def test_killed_worker_costs_nothing_but_time(tmp_path: Path, slow, undisturbed: dict[str, bytes], kind: str) -> None:
+def test_killed_worker_costs_nothing_but_time(tmp_path: Path, slow, undisturbed, kind: str) -> None:
     out = tmp_path / "store"
     process = start("explain", *slow(out, workers=2))
     wait_for_commits(process, out, 2)
@@ -140,13 +133,13 @@ def test_killed_worker_costs_nothing_but_time(tmp_path: Path, slow, undisturbed:
     victims[0].kill()
     told, _ = process.communicate(timeout=240)
     assert process.returncode == 3, told
-    assert content(out) == undisturbed
+    assert content(out) == undisturbed(**SLOW)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["raylet", "gcs", "agent", "driver"])
 def test_killed_machinery_ends_the_run_and_the_same_command_goes_on(
-    tmp_path: Path, slow, saliency, undisturbed: dict[str, bytes], kind: str
+    tmp_path: Path, slow, saliency, undisturbed, kind: str
 ) -> None:
     out = tmp_path / "store"
     process = start("explain", *slow(out, workers=2))
@@ -159,7 +152,7 @@ def test_killed_machinery_ends_the_run_and_the_same_command_goes_on(
     for one in (one for members in there.values() for one in members):  # nothing of it stays
         one.wait(timeout=120)
     assert saliency("explain", *slow(out, workers=2)).returncode == 3
-    assert content(out) == undisturbed
+    assert content(out) == undisturbed(**SLOW)
 
 
 def test_killed_while_planning_starts_anew(tree: Path, tmp_path: Path, finished: Path, monkeypatch) -> None:
@@ -188,7 +181,7 @@ def test_killed_while_planning_starts_anew(tree: Path, tmp_path: Path, finished:
 
 
 @pytest.mark.parametrize("runner", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
-def test_clock_that_jumps(tmp_path: Path, slow, undisturbed: dict[str, bytes], runner: str) -> None:
+def test_clock_that_jumps(tmp_path: Path, slow, undisturbed, runner: str) -> None:
     """Back by a year, and ahead by two: every process of the job sees it."""
     library = next(Path(libfaketime.__file__).parent.rglob("libfaketime.so*"))
     clock, out = tmp_path / "clock", tmp_path / "store"
@@ -204,7 +197,7 @@ def test_clock_that_jumps(tmp_path: Path, slow, undisturbed: dict[str, bytes], r
     clock.write_text("+365d\n")
     told, _ = process.communicate(timeout=240)
     assert process.returncode == 3, told
-    assert content(out) == undisturbed
+    assert content(out) == undisturbed(**SLOW)
 
 
 # -- two at once ----------------------------------------------------------------------------------------------
@@ -231,13 +224,13 @@ def test_run_that_is_overtaken_while_it_plans(tree: Path, tmp_path: Path, salien
 
 
 @pytest.mark.slow
-def test_one_run_started_twice_is_harmless(tmp_path: Path, slow, saliency, undisturbed: dict[str, bytes]) -> None:
+def test_one_run_started_twice_is_harmless(tmp_path: Path, slow, saliency, undisturbed) -> None:
     out = tmp_path / "store"
     both = [start("explain", *slow(out, workers=1)) for _ in range(2)]
     for process in both:
         told, _ = process.communicate(timeout=300)
         assert process.returncode == 3, told
-    assert content(out) == undisturbed
+    assert content(out) == undisturbed(**SLOW)
     assert saliency("verify", out).returncode == 0
 
 
@@ -245,7 +238,7 @@ def test_one_run_started_twice_is_harmless(tmp_path: Path, slow, saliency, undis
 
 
 @pytest.mark.slow
-def test_terminated_driver_leaves_nothing(tmp_path: Path, slow, saliency, undisturbed: dict[str, bytes]) -> None:
+def test_terminated_driver_leaves_nothing(tmp_path: Path, slow, saliency, undisturbed) -> None:
     """SIGTERM, as batch systems and shutting machines send it."""
     out = tmp_path / "store"
     process = start("explain", *slow(out, workers=2))
@@ -257,4 +250,4 @@ def test_terminated_driver_leaves_nothing(tmp_path: Path, slow, saliency, undist
     for one in (one for kinds in there.values() for one in kinds):
         one.wait(timeout=120)
     assert saliency("explain", *slow(out, workers=2)).returncode == 3
-    assert content(out) == undisturbed
+    assert content(out) == undisturbed(**SLOW)

@@ -10,19 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import TESTS, content, flags, run_inline
+from conftest import TESTS, content, flags
 
 JOB = {"unit_size": 8, "batch_size": 4, "targets": ("predicted", "label")}
 MOUNTS = ["unshare", "--user", "--map-root-user", "--mount"]
 
 Told = subprocess.CompletedProcess[str]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    out = tmp_path_factory.mktemp("undisturbed") / "store"
-    assert run_inline(images=str(tree), out=str(out), **JOB)[0] == 3
-    return content(out)
 
 
 @pytest.fixture
@@ -54,7 +47,7 @@ def command(tree: Path, out: str) -> str:
 
 @pytest.mark.parametrize("size", ["60k", *(pytest.param(size, marks=pytest.mark.slow) for size in ("16k", "120k"))])
 def test_full_disk_ends_the_run_and_the_same_command_goes_on(
-    size: str, tree: Path, disk, undisturbed: dict[str, bytes], tmp_path: Path
+    size: str, tree: Path, disk, undisturbed, tmp_path: Path
 ) -> None:
     """While planning, between commits, and the more the later."""
     run = command(tree, "$DISK/store")
@@ -65,11 +58,11 @@ def test_full_disk_ends_the_run_and_the_same_command_goes_on(
     assert [line for line in told.stdout.splitlines() if "exit=" in line] == ["exit=1", "exit=3"], told
     assert "stopped: " in told.stderr and "no space is left on its device: free some" in told.stderr, told.stderr
     assert "Traceback" not in told.stderr and "#" not in told.stdout
-    assert content(tmp_path / "keep" / "store") == undisturbed
+    assert content(tmp_path / "keep" / "store") == undisturbed(**JOB)
 
 
 @pytest.mark.slow
-def test_disk_full_when_the_index_is_compacted(tree: Path, disk, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+def test_disk_full_when_the_index_is_compacted(tree: Path, disk, undisturbed, tmp_path: Path) -> None:
     run = command(tree, "$DISK/store")
     told = disk(
         # Another's file takes all that is left as soon as the last unit is committed.
@@ -81,7 +74,7 @@ def test_disk_full_when_the_index_is_compacted(tree: Path, disk, undisturbed: di
     assert "run.json" in between, told
     assert "index.parquet" not in between.splitlines() and "SHA256SUMS" not in between.splitlines()
     assert "no space is left on its device: free some" in told.stderr and "Traceback" not in told.stderr
-    assert content(tmp_path / "keep" / "store") == undisturbed
+    assert content(tmp_path / "keep" / "store") == undisturbed(**JOB)
 
 
 @pytest.mark.parametrize(

@@ -7,20 +7,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import content, flags, run_inline
+from conftest import content, flags
 from processes import kill_all, start, wait_for_commits
 from ray.cluster_utils import Cluster
 
 pytestmark = pytest.mark.slow
 
 SLOW = {"unit_size": 2, "batch_size": 2, "model": "python:factories:slow"}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    out = tmp_path_factory.mktemp("undisturbed") / "store"
-    assert run_inline(images=str(tree), out=str(out), **SLOW)[0] == 3
-    return content(out)
 
 
 @pytest.fixture
@@ -56,9 +49,7 @@ def test_embedded_ray_listens_on_loopback_alone(tree: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("replaced", [True, False], ids=["replaced", "not replaced"])
-def test_node_is_lost_in_the_middle(
-    tree: Path, tmp_path: Path, cluster: Cluster, undisturbed: dict[str, bytes], replaced: bool
-) -> None:
+def test_node_is_lost_in_the_middle(tree: Path, tmp_path: Path, cluster: Cluster, undisturbed, replaced: bool) -> None:
     """Where no other node comes, its replica has no room before that of the other node has ended."""
     out = tmp_path / "store"
     process = start("explain", *flags(images=tree, out=out, device="cpu", workers=2, **{**SLOW, "runner": "ray"}))
@@ -72,4 +63,4 @@ def test_node_is_lost_in_the_middle(
         if process.poll() is None:
             kill_all(process)
     assert process.returncode == 3, told
-    assert content(out) == undisturbed
+    assert content(out) == undisturbed(**SLOW)

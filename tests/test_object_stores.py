@@ -210,7 +210,7 @@ def test_outage_as_the_user_sees_it(inputs: Path, proxy: FaultProxy, saliency, m
     told = saliency(*command, SALIENCY_STORE_SECONDS="2")
     assert told.returncode == 1, told.stdout + told.stderr
     assert "stopped: s3://pictures/store/index/unit-00000000.parquet: the store failed" in told.stderr, told.stderr
-    assert "(it answered 503 SlowDown)" in told.stderr and "the same command goes on" in told.stderr
+    assert "(it answered 503 SlowDown)" in told.stderr and "run the same command again" in told.stderr
     proxy.script = None
     again = saliency(*command)
     assert again.returncode == 3, again.stdout + again.stderr

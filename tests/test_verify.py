@@ -28,7 +28,7 @@ from jobs.finalize import finalize
 from jobs.index import Commit, ShardRecord, encode_part, part_key, read_part
 from jobs.manifest import Manifest
 from jobs.manifest import encode_part as encode_manifest
-from jobs.record import Run, parse_run
+from jobs.record import Run, parse_record
 from jobs.store import decode_shard, encode_shards
 from jobs.verify import MOST_PRINTED, verify
 from saliency_core.errors import Refused
@@ -48,7 +48,7 @@ def objects(out: Path) -> list[str]:
 
 
 def load(out: Path) -> Run:
-    return parse_run((out / "run.json").read_bytes(), where=str(out))
+    return parse_record(Run, (out / "run.json").read_bytes(), where=str(out))
 
 
 def digest(data: bytes) -> str:
