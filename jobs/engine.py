@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from jobs.stopped import Stopped
 from jobs.watchdog import Watchdog
 from saliency_core.errors import Refused
 
+PING_MS = "30000"
 RunStages = Callable[[Sequence[Any], Sequence[Stage]], Iterator[Any]]
 
 
@@ -146,6 +148,10 @@ def _inline() -> Engine:
 
 
 def _ray(config: JobConfig) -> Engine:
+    # Ray reads this when it is imported. What was asked of a host that was then cut off is asked of another once pings
+    # go unanswered; by default Ray gives it seven minutes.
+    for setting in ("keepalive_time", "keepalive_timeout"):
+        os.environ.setdefault(f"RAY_grpc_client_{setting}_ms", PING_MS)
     from jobs import pipeline
 
     pipeline.start()

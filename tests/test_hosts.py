@@ -23,8 +23,10 @@ SALIENCY = [sys.executable, "-m", "jobs"]
 @pytest.fixture
 def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Host, Host]]:
     """Both run Ray with one processor each; the second joined the first, and RAY_ADDRESS names it."""
-    for name, value in {"period_ms": 1000, "timeout_ms": 1000, "initial_delay_ms": 1000}.items():
-        monkeypatch.setenv(f"RAY_health_check_{name}", str(value))  # a host that is cut off is missed sooner
+    for check in ("health_check_period", "health_check_timeout", "health_check_initial_delay"):
+        monkeypatch.setenv(f"RAY_{check}_ms", "1000")  # a host that is cut off is missed sooner
+    for ping in ("grpc_client_keepalive_time", "grpc_client_keepalive_timeout"):
+        monkeypatch.setenv(f"RAY_{ping}_ms", "5000")
     # Said on both hosts: else a token that some run left in the home directory is asked for by the head alone.
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef" * 4)
