@@ -50,6 +50,7 @@ class FaultProxy:
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._server: ThreadingHTTPServer | None = None
+        self._kept: socket.socket | None = None
         self._address = ("127.0.0.1", 0)
         self.up()
 
@@ -61,6 +62,7 @@ class FaultProxy:
         """Listens, where it listened before."""
         self._server = _Server(self._address, self)
         self._address = self._server.server_address[:2]
+        self._release()
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def down(self) -> None:
@@ -69,8 +71,17 @@ class FaultProxy:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
+            # Else the port is free for whoever connects to somewhere, as clients do that try and try again.
+            self._kept = socket.socket()
+            self._kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._kept.bind(self._address)
         for connection in list(self._open):
             reset(connection)
+
+    def _release(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
     def forget(self) -> None:
         """Every request is a new one."""
@@ -90,6 +101,7 @@ class FaultProxy:
     def close(self) -> None:
         self.over.set()
         self.down()
+        self._release()
 
 
 @contextmanager
