@@ -26,12 +26,12 @@ def imported(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("package, module", [("ray", "pipeline"), ("zarr", "store")])
 def test_one_module_alone_knows_it(package: str, module: str) -> None:
-    knowing = {path.stem for path in (ROOT / "jobs").glob("*.py") if package in imported(path)}
+    knowing = {path.stem for path in (ROOT / "jobs").rglob("*.py") if package in imported(path)}
     assert knowing == {module}
 
 
 def test_core_names_nothing_forbidden() -> None:
-    for path in (ROOT / "saliency_core").glob("*.py"):
+    for path in (ROOT / "saliency_core").rglob("*.py"):
         assert not imported(path) & set(FORBIDDEN_IN_CORE), path
 
 
