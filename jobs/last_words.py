@@ -15,8 +15,8 @@ def last_words(text: str) -> Iterator[None]:
     are gone, would end without a word. A shell waits for the end of a pipe, and knows by a line in it that all is well.
     """
     # In a session of its own, for Ctrl-C and signals to the group are not meant for it, and no child of this process,
-    # for Ray kills the children of a driver that it ends.
-    waits = '{ read -r _ || printf "%s\\n" "$0" >&2; } <&0 &'
+    # for Ray kills the children of a driver that it ends. (A shell gives what it puts in the background no input.)
+    waits = 'exec 3<&0; { read -r _ <&3 || printf "%s\\n" "$0" >&2; } &'
     starting = subprocess.Popen(  # noqa: S603 - the text is an argument, and no command
         ["sh", "-c", waits, text],  # noqa: S607 - wherever the system has it
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +118,13 @@ def test_limited_gives_results_errors_and_up() -> None:
         limited(0.0)
     with pytest.raises(TimeoutError, match="no end after 1 s"):
         limited(60.0)
+
+
+def test_last_words_are_said_of_the_dead_alone() -> None:
+    script = "import os, sys; from jobs.last_words import last_words\nwith last_words('gone'):\n    {}"
+    for ending, words in (("pass", ""), ("raise SystemExit(0)", ""), ("os.kill(os.getpid(), 9)", "gone\n")):
+        told = subprocess.run([sys.executable, "-c", script.format(ending)], capture_output=True, text=True, timeout=60)
+        assert told.stderr == words, ending
 
 
 # -- kills ----------------------------------------------------------------------------------------------------
