@@ -235,6 +235,25 @@ def show(
 
 
 @_command
+def audit(
+    out: Out,
+    array: Annotated[
+        str | None, typer.Option(help="as predicted/gradient [default: the first]", show_default=False)
+    ] = None,
+    objects: Annotated[
+        str | None, typer.Option(help="Parquet or CSV of sample_id and x0, y0, x1, y1 or mask: where objects are")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of what is drawn at random")] = 0,
+    runner: Annotated[str, typer.Option(help="ray or inline", metavar="ray|inline")] = "ray",
+    report: Annotated[bool, typer.Option("--report/--no-report", help="pages to look at, in OUT/report")] = True,
+) -> int:
+    """Find what the model looks at, class by class, and what is suspicious about it; write a report."""
+    from jobs.audit import job
+
+    return job.audit(out, console, array=array, objects=objects, seed=seed, runner=runner, report=report)
+
+
+@_command
 def methods() -> int:
     """The methods, targets and reductions that explain knows."""
     from jobs import methods as known

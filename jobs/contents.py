@@ -22,6 +22,7 @@ from jobs.stores import read_object, stream
 
 _SHARD = re.compile(r"maps\.zarr/.+/c/(\d+)(?:/0)*")
 _STAGED = re.compile(r"(.+)#\d+")
+BESIDE = ("audit/", "report/")  # what was made of the store
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def is_expected(run: Run, key: str) -> bool:
         return unit < run.units and key in unit_objects(run, unit).values()
     if key in (RUN_JSON, SHA256SUMS, INDEX_PARQUET) or key in map(manifest_key, range(parts_of(run))):
         return True
-    return key in metadata_objects(run)
+    return key in metadata_objects(run) or key.startswith(BESIDE)
 
 
 def foreign(out: str, run: Run) -> Iterator[str]:

@@ -10,7 +10,6 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
 from obstore.store import ObjectStore
@@ -32,8 +31,9 @@ from jobs.index import (
 from jobs.manifest import part_key as manifest_key
 from jobs.manifest import parts_of
 from jobs.record import RUN_JSON, Run
+from jobs.sink import HashingSink
 from jobs.store import metadata_objects
-from jobs.stores import address, put, read_object, refusals
+from jobs.stores import put, read_object
 from jobs.words import ranges
 
 SHA256SUMS = "SHA256SUMS"
@@ -120,7 +120,7 @@ def _put_sums(store: ObjectStore, sums: dict[str, str]) -> None:
 
 def _compact(store: ObjectStore, run: Run, sums: dict[str, str]) -> Totals:
     totals = Totals()
-    sink = _HashingSink(store, INDEX_PARQUET)
+    sink = HashingSink(store, INDEX_PARQUET)
     with pq.ParquetWriter(pa.PythonFile(sink, mode="w"), schema(run), compression="zstd") as writer:
         parts = _parts(store, run, totals, sums)
         while group := list(islice(parts, max(1, GROUP_ROWS // run.unit_size))):
@@ -152,33 +152,6 @@ def check_rows(run: Run, unit: int, lines: pa.Table) -> None:
 def is_range(numbers: pa.ChunkedArray, wanted: range) -> bool:
     """Whether ``numbers``, int64, are ``wanted``, each once and in order."""
     return bool(numbers.equals(pa.chunked_array([np.arange(wanted.start, wanted.stop)])))
-
-
-class _HashingSink:
-    """A file object that pyarrow can write to; the object appears whole, when it is finished."""
-
-    def __init__(self, store: ObjectStore, key: str) -> None:
-        self._where = f"{address(store)}/{key}"
-        self._writer = obstore.open_writer(store, key)
-        self.digest = hashlib.sha256()
-        self.closed = False
-
-    def write(self, data: bytes) -> int:
-        data = bytes(data)
-        self.digest.update(data)
-        with refusals(self._where):
-            self._writer.write(data)
-        return len(data)
-
-    def flush(self) -> None:
-        """Nothing: what is not finished does not exist."""
-
-    def close(self) -> None:
-        """Nothing either: pyarrow closes also when it failed."""
-
-    def finish(self) -> None:
-        with refusals(self._where):
-            self._writer.close()
 
 
 def _digest(data: bytes) -> str:

@@ -51,8 +51,8 @@ def measure(parts: Floats) -> dict[str, Floats]:
         "peak": flat[np.arange(n), peak],
         "peak_y": ys[peak // width],
         "peak_x": xs[peak % width],
-        "centre_y": rows @ ys,
-        "centre_x": columns @ xs,
+        "centre_y": (rows * ys).sum(axis=1),
+        "centre_x": (columns * xs).sum(axis=1),
         "border": 1 - parts[:, _inner(height), _inner(width)].sum(axis=(1, 2)),
     }
     top, left = round(CORNER * height), round(CORNER * width)
@@ -92,5 +92,5 @@ def _gini(flat: Floats) -> Floats:
     """1 − twice the area under the Lorenz curve."""
     pixels = flat.shape[1]
     weights = 2 * np.arange(1, pixels + 1, dtype=np.float64) - pixels - 1
-    found: Floats = np.sort(flat, axis=1) @ weights / pixels
+    found: Floats = (np.sort(flat, axis=1) * weights).sum(axis=1) / pixels
     return found

@@ -1,0 +1,173 @@
+"""``saliency audit``: measure every unit's maps, examine every class, rank them, and write the report.
+
+The maps are read once, a few at a time; what is kept of each is a hundredth of it. See ``results`` for what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from time import monotonic
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from obstore.store import ObjectStore
+from rich.console import Console
+
+from jobs.audit import tables
+from jobs.audit.classes import GROUP_BYTES, Classes, Examine, ExaminedClass
+from jobs.audit.measure import Measure
+from jobs.audit.results import AUDIT_JSON, Audit, folder
+from jobs.audit.unit_parts import integers, made_from, part_key, read_units
+from jobs.config import make_config
+from jobs.console import say
+from jobs.engine import Engine, starting_engine
+from jobs.exits import DONE
+from jobs.objects import is_remote, normal
+from jobs.output import open_run
+from jobs.reader import open_store
+from jobs.record import Run
+from jobs.stages import Stage
+from jobs.stores import put, read_object
+from jobs.words import duration
+from saliency_core.errors import Refused
+
+BACKGROUND = 4096  # rows that every class is held against
+SAY_EVERY = 10.0  # seconds
+
+
+def audit(
+    out: str,
+    console: Console,
+    *,
+    array: str | None = None,
+    objects: str | None = None,
+    seed: int = 0,
+    runner: str = "ray",
+    report: bool = True,
+) -> int:
+    """→ exit code. ``array``: by default the first; ``objects``: where objects are, as ``ObjectsOf`` reads it.
+
+    Refused where there is no such array, or no row has a map.
+    """
+    store, run = open_run(out)
+    array = array or next(iter(open_store(out).arrays))
+    if objects is not None:
+        objects = objects if is_remote(objects) else normal(objects)
+    units = _committed_units(out, array, console)
+    # Of the run's inputs nothing is needed: a cluster's nodes need not have them.
+    config = make_config({**run.config.model_dump(), "runner": runner})
+    config = config.model_copy(update={"images": (), "weights": None, "class_names": None})
+    seconds: dict[str, float] = {}
+    with starting_engine(config) as starting:
+        engine = starting.ready()
+        started = monotonic()
+        mapped = _measure(engine, run, units, array, objects, console)
+        seconds["measure"] = monotonic() - started
+        if not mapped:
+            raise Refused(f"{out}: no row has a map {array}, so there is nothing to audit.")
+        started = monotonic()
+        found, cells, blank = _examine(engine, store, run, units, array, seed, console)
+        seconds["examine"] = monotonic() - started
+    started = monotonic()
+    lines = tables.put_tables(store, array, units, found, cells)
+    seconds["write"] = monotonic() - started
+    spec = open_store(out).arrays[array]
+    made = Audit(
+        array=array, target_spec=spec.target_spec, method_spec=spec.method_spec, cells=cells, rows=run.rows,
+        mapped=mapped, blank=blank, classes=len(found), alarms=sum(line["alarm"] for line in lines), seed=seed,
+        objects=objects, seconds=seconds,
+    )  # fmt: skip
+    put(store, f"{folder(array)}/{AUDIT_JSON}", (made.model_dump_json(indent=2) + "\n").encode())
+    _tell(made, lines, console)
+    if report:
+        from jobs.report.audit import make_report
+
+        say(console, f"report: {make_report(out, array, console)}")
+    return DONE
+
+
+def _committed_units(out: str, array: str, console: Console) -> list[int]:
+    reader = open_store(out)
+    reader.array(array)  # refuses an unknown one
+    rows = reader.committed_rows()
+    if not len(rows):
+        raise Refused(f"{out} has no committed rows yet: run explain again to go on.")
+    say(console, f"audit of {array}: {len(rows):,} of {len(reader):,} rows are committed")
+    return [int(unit) for unit in np.unique(rows // reader.run.unit_size)]
+
+
+def _stages(make: Callable[[], Callable[[Any], Any]], name: str) -> list[Stage]:
+    return [Stage(name, make, cpus=1.0)]
+
+
+def _measure(engine: Engine, run: Run, units: Sequence[int], array: str, objects: str | None, console: Console) -> int:
+    """→ how many rows have a map."""
+    stages = _stages(partial(Measure, run.config.out, array, objects), "measure")
+    told, started = monotonic(), monotonic()
+    rows = mapped = done = made = 0
+    for unit in engine.work(units, stages, stall_seconds=run.config.stall_seconds):
+        rows, mapped, done, made = rows + unit.rows, mapped + unit.mapped, done + 1, made + unit.made
+        if monotonic() - told > SAY_EVERY:
+            told = monotonic()
+            to_go = duration((told - started) / done * (len(units) - done))
+            say(console, f"{rows:,} rows measured, {to_go} to go")
+    known = "" if made == done else f", {done - made:,} units by an earlier audit"
+    say(console, f"{mapped:,} maps measured in {duration(monotonic() - started)}{known}")
+    return mapped
+
+
+def _examine(
+    engine: Engine, store: ObjectStore, run: Run, units: Sequence[int], array: str, seed: int, console: Console
+) -> tuple[list[ExaminedClass], tuple[int, int], int]:
+    """→ every class, the cells of the small maps, and how many maps are blank."""
+    cells = made_from(read_object(store, part_key(array, units[0])))["cells"]
+    rows, of = _seen(store, array, units)
+    numbers, counts = np.unique(of, return_counts=True)
+    background = np.random.default_rng(seed).permutation(rows)[:BACKGROUND]
+    tasks = [
+        Classes(numbers[places], np.sort(background))
+        for places in _shared_out(counts, tasks=int(engine.cpus), most=GROUP_BYTES // (4 * cells[0] * cells[1]))
+    ]
+    stages = _stages(partial(Examine, run.config.out, array, units, (cells[0], cells[1]), seed), "examine")
+    started = monotonic()
+    found: list[ExaminedClass] = []
+    for classes in engine.work(tasks, stages, stall_seconds=run.config.stall_seconds):
+        found += classes
+    say(console, f"{len(found):,} classes examined in {duration(monotonic() - started)}")
+    blank = sum(len(part) for part in read_units(store, array, units, ["row"])) - len(rows)
+    return sorted(found, key=lambda one: one.examined.line["class"]), (cells[0], cells[1]), blank
+
+
+def _seen(store: ObjectStore, array: str, units: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Row and class of every map that is not blank."""
+    parts = [
+        (integers(part["row"])[seen], integers(part["class"])[seen])
+        for part in read_units(store, array, units, ["row", "class", "entropy"])
+        for seen in [np.asarray(part["entropy"].is_valid())]
+    ]
+    rows, of = (np.concatenate(values) for values in zip(*parts, strict=True))
+    return rows, of
+
+
+def _shared_out(counts: NDArray[np.int64], *, tasks: int, most: int) -> list[NDArray[np.int64]]:
+    """Places of classes, in groups of about equally many rows: at least ``tasks``, and none of over ``most`` rows but
+    for single classes that have more."""
+    limit = max(1, min(most, -(-int(counts.sum()) // max(1, tasks))))
+    groups, start, size = [], 0, 0
+    for place, count in enumerate(counts.tolist()):
+        if size and size + count > limit:
+            groups.append(np.arange(start, place))
+            start, size = place, 0
+        size += count
+    return [*groups, np.arange(start, len(counts))]
+
+
+def _tell(made: Audit, lines: Sequence[dict[str, Any]], console: Console) -> None:
+    if made.blank:
+        say(console, f"{made.blank:,} maps are zero or not finite, and were left out")
+    for line in lines[: made.alarms]:
+        say(console, f"{line['rank']}. {line['class_name'] or line['class']}: {line['finding']}")
+    if not made.alarms:
+        say(console, f"no class of {made.classes:,} is suspicious")

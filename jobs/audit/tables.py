@@ -1,0 +1,59 @@
+"""The tables that an audit leaves: of rows, in streams; of classes by rank, and of their clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from obstore.store import ObjectStore
+
+from jobs.audit.classes import ExaminedClass
+from jobs.audit.results import CLASSES, CLUSTERS, ROWS, class_schema, cluster_schema, folder, row_schema
+from jobs.audit.unit_parts import FACTS, FIGURES, integers, read_units
+from jobs.sink import HashingSink
+from jobs.stores import put
+
+
+def put_tables(
+    store: ObjectStore, array: str, units: Sequence[int], found: Sequence[ExaminedClass], cells: tuple[int, int]
+) -> list[dict[str, Any]]:
+    """Ranks the classes, and puts the three tables → the classes' lines, in the order of their rank."""
+    # Alarms first; ties in the order of the classes.
+    ranked = sorted(found, key=lambda one: (not one.examined.line["alarm"], -one.examined.line["score"]))
+    lines = [{"rank": rank, **one.examined.line} for rank, one in enumerate(ranked, start=1)]
+    clusters = [cluster for one in ranked for cluster in one.examined.clusters]
+    _put_rows(store, array, units, found)
+    _put(store, f"{folder(array)}/{CLUSTERS}", pa.Table.from_pylist(clusters, cluster_schema(cells)))
+    _put(store, f"{folder(array)}/{CLASSES}", pa.Table.from_pylist(lines, class_schema(cells)))
+    return lines
+
+
+def _put(store: ObjectStore, key: str, table: pa.Table) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    put(store, key, bytes(sink.getvalue()))
+
+
+def _put_rows(store: ObjectStore, array: str, units: Sequence[int], found: Sequence[ExaminedClass]) -> None:
+    """The units' parts without the small maps, with what the classes' examination adds, one unit after the other."""
+    rows = np.concatenate([one.rows for one in found])
+    order = np.argsort(rows)
+    rows = rows[order]
+    cluster = np.concatenate([one.examined.cluster for one in found])[order]
+    added = np.concatenate([np.column_stack([one.examined.outlier, one.examined.embedding]) for one in found])[order]
+    schema = row_schema()
+    sink = HashingSink(store, f"{folder(array)}/{ROWS}")
+    with pq.ParquetWriter(pa.PythonFile(sink, mode="w"), schema, compression="zstd") as writer:
+        for part in read_units(store, array, units, [*FACTS, *FIGURES]):
+            wanted = integers(part["row"])
+            places = np.searchsorted(rows, wanted).clip(0, len(rows) - 1)
+            blank = rows[places] != wanted
+            part = part.append_column("cluster", pa.array(np.where(blank, -1, cluster[places])))
+            for column, name in enumerate(("outlier", "embed_x", "embed_y")):
+                values = added[places, column]
+                part = part.append_column(name, pa.array(values, mask=blank | np.isnan(values)))
+            writer.write_table(part.select(schema.names).cast(schema))
+    sink.finish()

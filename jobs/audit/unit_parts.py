@@ -1,0 +1,80 @@
+"""The measures of one unit's rows, as an object of the store: made once for what was committed then."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from obstore.store import ObjectStore
+
+from jobs.audit.measures import MEASURES, Floats
+from jobs.audit.results import ON_OBJECT, folder
+from jobs.lookahead import map_ahead
+from jobs.stores import read_object
+
+FACTS = ("row", "class", "label", "predicted", "correct", "probability")
+FIGURES = (*MEASURES, *ON_OBJECT)
+READ_AHEAD = 4  # parts
+_OF = b"saliency.audit"
+
+
+def part_key(array: str, unit: int) -> str:
+    return f"{folder(array)}/units/unit-{unit:08d}.parquet"
+
+
+def encode(facts: pa.Table, figures: Mapping[str, Floats], small: Floats, *, of: Mapping[str, Any]) -> bytes:
+    """``of``: what the part was made from. Small maps are kept as float16: three digits of each share."""
+    n, height, width = small.shape
+    table = facts
+    for name in FIGURES:
+        values = figures.get(name, np.full(n, np.nan, np.float32))
+        table = table.append_column(name, pa.array(values, mask=np.isnan(values)))
+    # A share is of the order of 1/784, where float16 is coarse: its smallest steps are 6e-8 there.
+    cells = pa.FixedSizeListArray.from_arrays(pa.array(small.astype(np.float16).ravel()), height * width)
+    table = table.append_column("small", cells)
+    told = json.dumps({**of, "cells": [height, width]}, sort_keys=True).encode()
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata({_OF: told}), sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+def made_from(data: bytes) -> dict[str, Any]:
+    """``of`` of ``encode``, and ``cells``; empty where the bytes are none of its."""
+    try:
+        found: dict[str, Any] = json.loads((pq.read_schema(pa.BufferReader(data)).metadata or {})[_OF])
+    except (pa.ArrowException, OSError, KeyError, ValueError):
+        return {}
+    return found
+
+
+def decode(data: bytes, columns: Sequence[str]) -> pa.Table:
+    return pq.ParquetFile(pa.BufferReader(data)).read(columns=list(columns), use_threads=False)
+
+
+def read_units(store: ObjectStore, array: str, units: Iterable[int], columns: Sequence[str]) -> Iterator[pa.Table]:
+    """These columns of the units' parts, in order, a few ahead."""
+    return map_ahead(lambda unit: decode(read_object(store, part_key(array, unit)), columns), units, threads=READ_AHEAD)
+
+
+def floats(column: pa.ChunkedArray) -> Floats:
+    """float32 [n]; NaN for null."""
+    found: Floats = np.asarray(column.cast(pa.float32()).fill_null(np.nan), np.float32)
+    return found
+
+
+def integers(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """int64 [n]; −1 for null."""
+    found: NDArray[np.int64] = np.asarray(column.cast(pa.int64()).fill_null(-1), np.int64)
+    return found
+
+
+def small_maps(column: pa.ChunkedArray, cells: tuple[int, int]) -> Floats:
+    """float32 [n, *cells]."""
+    flat = column.combine_chunks().flatten()
+    found: Floats = np.asarray(flat, np.float16).astype(np.float32).reshape(-1, *cells)
+    return found

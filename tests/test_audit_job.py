@@ -1,0 +1,134 @@
+"""The audit as a job: what it leaves in the store, on which runner, and what it does again."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from conftest import content
+from rich.console import Console
+
+from jobs.audit import measure
+from jobs.audit.job import _shared_out, audit
+from jobs.audit.measures import MEASURES, shares
+from jobs.audit.measures import measure as measured
+from jobs.audit.results import AUDIT_JSON, CLASSES, CLUSTERS, ON_OBJECT, ROWS, Audit, class_schema, row_schema
+from jobs.reader import open_store
+from jobs.verify import verify
+from saliency_core.errors import Refused
+
+
+@pytest.fixture
+def store(finished: Path, tmp_path: Path) -> Path:
+    """A copy of ``finished``."""
+    return Path(shutil.copytree(finished, tmp_path / "store"))
+
+
+def run(out: Path, **keys: object) -> tuple[int, str]:
+    console = Console(file=io.StringIO(), width=200)
+    code = audit(str(out), console, **{"runner": "inline", "report": False, **keys})  # type: ignore[arg-type]
+    return code, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_tables_agree_with_the_store(store: Path) -> None:
+    code, told = run(store)
+    assert code == 0 and "40 maps measured" in told, told
+    folder = store / "audit/predicted/gradient"
+    made = Audit.model_validate_json((folder / AUDIT_JSON).read_bytes())
+    assert (made.rows, made.mapped, made.blank) == (43, 40, 0)
+    rows, classes = pq.read_table(folder / ROWS), pq.read_table(folder / CLASSES)
+    assert rows.schema.equals(row_schema()) and classes.schema.equals(class_schema(made.cells))
+    reader = open_store(str(store))
+    explained = reader.lines(columns=["row", "status", "predicted__class", "label"]).to_pylist()
+    explained = [line for line in explained if line["status"] == "ok"]
+    assert rows["row"].to_pylist() == [line["row"] for line in explained]
+    assert rows["class"].to_pylist() == [line["predicted__class"] for line in explained]
+    assert rows["correct"].to_pylist() == [line["predicted__class"] == line["label"] for line in explained]
+    directly = measured(shares(reader.maps("predicted/gradient", rows["row"].to_pylist())))
+    for name in MEASURES:
+        np.testing.assert_array_equal(rows[name], directly[name])
+    assert classes["rank"].to_pylist() == list(range(1, made.classes + 1))
+    for line in classes.to_pylist():
+        mine = rows.filter(pc.equal(rows["class"], line["class"]))["row"].to_pylist()
+        assert line["count"] == len(mine) and {*line["typical"], *line["atypical"]} <= {*mine}
+        assert np.isclose(sum(line["mean_map"]), 1, atol=1e-3)
+    assert (folder / CLUSTERS).exists()
+    assert verify(str(store), Console(file=io.StringIO())) == 0
+
+
+def test_what_was_measured_is_measured_once(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(store)
+    once = content(store)
+    monkeypatch.setattr(measure, "measure", lambda _: pytest.fail("measured again"))
+    code, told = run(store)
+    assert code == 0 and "units by an earlier audit" in told
+    again = content(store)
+    assert {key for key in once if once[key] != again[key]} <= {"audit/predicted/gradient/audit.json"}  # its seconds
+
+
+def test_a_unit_that_was_explained_anew_is_measured_anew(store: Path) -> None:
+    run(store)
+    part = store / "index/unit-00000002.parquet"
+    table = pq.read_table(part)
+    pq.write_table(table, part, compression="none")  # the same lines in other bytes, as of another commit
+    assert "5 units by an earlier audit" in run(store)[1]
+
+
+def test_label_target_groups_by_label(store: Path) -> None:
+    run(store, array="label/input_x_gradient")
+    rows = pq.read_table(store / "audit/label/input_x_gradient" / ROWS)
+    assert rows["class"].to_pylist() == rows["label"].to_pylist()
+
+
+def test_objects(store: Path, tmp_path: Path) -> None:
+    """A box over the whole image holds all relevance, one beside it nothing; without one nothing is said."""
+    lines = open_store(str(store)).lines(columns=["row", "sample_id", "width", "height", "status"]).to_pylist()
+    whole, nothing, _ = (line for line in lines if line["status"] == "ok" and line["row"] in (5, 6, 7))
+    table = tmp_path / "boxes.csv"
+    table.write_text(
+        "sample_id,x0,y0,x1,y1\n"
+        f"{whole['sample_id']},0,0,{whole['width']},{whole['height']}\n"
+        f"{nothing['sample_id']},0,0,1,1\n{nothing['sample_id']},{nothing['width']},0,1000,1000\n"
+    )
+    run(store, objects=str(table))
+    rows = {line["row"]: line for line in pq.read_table(store / "audit/predicted/gradient" / ROWS).to_pylist()}
+    assert rows[whole["row"]]["inside"] == pytest.approx(1) and rows[whole["row"]]["pointing"] == 1
+    assert rows[nothing["row"]]["inside"] is None or rows[nothing["row"]]["inside"] < 0.05
+    assert all(line[name] is None for row, line in rows.items() for name in ON_OBJECT if row not in (5, 6))
+
+
+@pytest.mark.parametrize(
+    "keys, told",
+    [
+        ({"array": "predicted/none"}, "has no array 'predicted/none'"),
+        ({"objects": "/nowhere.csv"}, "--objects"),
+        ({"runner": "other"}, "runner"),
+    ],
+)
+def test_refused(store: Path, keys: dict[str, object], told: str) -> None:
+    with pytest.raises(Refused, match=told):
+        run(store, **keys)
+    assert not (store / "audit").exists()
+
+
+def test_classes_are_shared_out() -> None:
+    counts = np.array([5, 5, 5, 5, 100, 1, 1])
+    groups = _shared_out(counts, tasks=3, most=60)
+    assert np.concatenate(groups).tolist() == list(range(7))
+    assert all(counts[group].sum() <= 60 or len(group) == 1 for group in groups) and len(groups) >= 3
+
+
+@pytest.mark.slow
+def test_ray_equals_inline(store: Path, saliency) -> None:
+    run(store)
+    once = content(store)
+    shutil.rmtree(store / "audit")
+    told = saliency("audit", store, "--no-report")
+    assert told.returncode == 0, told.stderr
+    again = content(store)
+    assert {key for key in once if once[key] != again[key]} <= {"audit/predicted/gradient/audit.json"}
