@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import s3
 from conftest import content
 from rich.console import Console
 
@@ -29,7 +30,7 @@ def store(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "store"))
 
 
-def run(out: Path, **keys: object) -> tuple[int, str]:
+def run(out: Path | str, **keys: object) -> tuple[int, str]:
     console = Console(file=io.StringIO(), width=200)
     code = audit(str(out), console, **{"runner": "inline", "report": False, **keys})  # type: ignore[arg-type]
     return code, console.file.getvalue()  # type: ignore[attr-defined]
@@ -114,6 +115,16 @@ def test_refused(store: Path, keys: dict[str, object], told: str) -> None:
     with pytest.raises(Refused, match=told):
         run(store, **keys)
     assert not (store / "audit").exists()
+
+
+def test_store_on_s3_is_audited_as_a_local_one(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3.server(monkeypatch):
+        assert run(s3.upload(store, "store"))[0] == 0
+        remote = {key: data for key, data in s3.objects("store").items() if key.startswith("audit/")}
+    run(store)
+    local = {key: data for key, data in content(store).items() if key.startswith("audit/")}
+    assert remote.keys() == local.keys() and len(local) > 6
+    assert [key for key in local if key.endswith(".parquet") and local[key] != remote[key]] == []
 
 
 def test_classes_are_shared_out() -> None:
