@@ -6,6 +6,7 @@ neighbour graph → normalised Laplacian → its smallest eigenvalues, whose lar
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,8 @@ from jobs.audit.measures import Floats, shrink
 LANDMARKS = 500  # rows of a class that the graph is made of; the others follow their nearest
 MOST_CLUSTERS = 8
 LEAST_ROWS = 12  # a class of fewer is not split
-SMALLEST = 3  # rows; a cluster of fewer is none
+SMALLEST = 3  # rows; where a cluster has fewer, the class does not split
+LEAST_GAP = 0.12  # between eigenvalues; objects that lie here and there make gaps, too
 COARSE = 14  # cells along each edge of what is compared
 AXES = 24  # principal components that neighbours are looked for in
 NONE = -1
@@ -29,9 +31,11 @@ NONE = -1
 
 @dataclass(frozen=True)
 class Split:
-    """``cluster`` [n]: from 0, the largest first, NONE for all where the class does not split; ``clusters``: how many,
-    at least 1. ``eigengap``: the largest gap; 0 where there are too few rows. ``distance`` [n]: mean distance to the
-    nearest neighbours. ``embedding`` [n, 2]: the first two principal components."""
+    """``cluster`` [n]: from 0, the largest first, NONE for all where the class does not split.
+
+    ``clusters``: how many, at least 1. ``eigengap``: the largest among the smallest eigenvalues; 0 where there are too
+    few rows. ``distance`` [n]: mean distance to the nearest neighbours. ``embedding`` [n, 2]: principal components.
+    """
 
     cluster: Integers
     clusters: int
@@ -87,7 +91,7 @@ def _principal(features: NDArray[np.float64], chosen: Integers) -> NDArray[np.fl
 
 
 def _neighbours(n: int) -> int:
-    return max(3, round(np.log2(n)))
+    return max(3, round(math.log2(n)))
 
 
 def _nearest(points: NDArray[np.float64], chosen: Integers, neighbours: int) -> tuple[Floats, Integers]:
@@ -111,7 +115,7 @@ def _clusters(points: NDArray[np.float64], neighbours: int, seed: int) -> tuple[
     values = eigh(laplacian(affinity, normed=True), eigvals_only=True, subset_by_index=(0, min(MOST_CLUSTERS, n - 1)))
     gaps = np.diff(values)
     clusters, eigengap = int(gaps.argmax()) + 1, float(gaps.max())
-    if clusters > 1:
+    if clusters > 1 and eigengap >= LEAST_GAP:
         # A trace of all with all: the graph is connected, which scikit-learn asks for, and falls apart where it did.
         joined = affinity + 1e-3 / n
         made = SpectralClustering(

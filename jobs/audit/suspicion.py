@@ -19,15 +19,20 @@ from scipy.special import betainc
 from jobs.audit.groups import Background
 from jobs.audit.measures import Floats
 
-ALARM = 2.0  # calibrated on models that were taught no shortcut: tests/benchmarks/shortcut.py
+ALARM = 1.0
+BARS = ((2e-3, 1.3), (1e-4, 2.3), (0.0, 8.0))
+"""From how much fine detail on what raises an alarm. Smooth maps are alike by nature, the more so enlarged ones (CAMs).
+
+Set just above what models have that were taught no shortcut: the tuning seeds of tests/benchmarks/shortcut.py.
+"""
 WINDOW = 4  # its edges: the map's over this
 LIKENESS = (0.4, 0.5, 0.6, 0.7)  # cosines from which two patterns count as alike: each tells of other marks
 SAME = 0.45  # to the mean of those that are alike: rows of the finding
 RIDGE = 0.03  # of the mean variance, added to each direction's
 FAINT = 0.5  # of an even map's share: who has less in the window has no pattern there
+DETAIL_STEP = 5  # every fifth window tells how much detail there is
 USUAL = 0.75  # quantile over the windows: what is usual for a class
 FLOOR = 3.0  # decades of odds that are added to it
-SMOOTH = 0.02  # share of the variance that fine detail has at least; below, all maps are alike
 LEAST_ROWS, LEAST_ALIKE, LEAST_OTHERS = 8, 4, 40
 MOST_ROWS, MOST_OTHERS = 300, 1000  # that are compared
 
@@ -37,7 +42,8 @@ Window = tuple[slice, slice]
 
 @dataclass(frozen=True)
 class Suspicion:
-    """``rows`` bool [n]: those with the pattern; ``y``, ``x``: where, 0 to 1. ``share``, ``share_rest``,
+    """``score``: of 1 and more, it is an alarm. ``rows`` bool [n]: those with the pattern; ``y``, ``x``: where, 0 to 1.
+    ``share``, ``share_rest``,
     ``share_others``: of the relevance that lies in the window: of those rows, of the class' other rows, of other
     classes. ``like_others``: how many of the others have the pattern, as a part of all."""
 
@@ -59,12 +65,11 @@ def suspect(small: Floats, number: int, background: Background, *, seed: int) ->
     if len(small) < LEAST_ROWS or len(others) < LEAST_OTHERS:
         return Suspicion(0.0, False, np.zeros(len(small), np.bool_))
     chosen = _sample(len(small), MOST_ROWS, seed)
-    own, theirs = np.sqrt(small[chosen], dtype=np.float64), np.sqrt(others, dtype=np.float64)
-    found = [(*_alike(own, theirs, window), window) for window in _windows(*small.shape[1:])]
+    found = [(*_alike(small[chosen], others, window), window) for window in _windows(*small.shape[1:])]
     odds = np.array([decades for decades, _, _ in found])
     best = int(odds.argmax())
     tests = np.log10(len(np.unique(background.classes)))  # so many classes are looked at
-    score = max(0.0, float((odds[best] - tests) / (FLOOR + np.quantile(odds, USUAL))))
+    score = max(0.0, float((odds[best] - tests) / (FLOOR + np.quantile(odds, USUAL)))) / _bar(others)
     if not odds[best]:
         return Suspicion(0.0, False, np.zeros(len(small), np.bool_))
     _, alike, window = found[best]
@@ -72,15 +77,14 @@ def suspect(small: Floats, number: int, background: Background, *, seed: int) ->
 
 
 def _described(score: float, small: Floats, others: Floats, alike: NDArray[np.int64], window: Window) -> Suspicion:
-    own, theirs = np.sqrt(small, dtype=np.float64), np.sqrt(others, dtype=np.float64)
-    ours, foreign = _patterns(own, theirs, window)
+    ours, foreign = _patterns(small, others, window)
     model = _unit(ours[alike].mean(axis=0, keepdims=True))[0]
     rows, like_others = ours @ model > SAME, float((foreign @ model > SAME).mean())
     y, x = _middle(small[rows].mean(axis=0) - others.mean(axis=0), window)
     inside = small[:, *window].sum(axis=(1, 2))
     return Suspicion(
         score=score,
-        alarm=score >= ALARM and int(rows.sum()) >= LEAST_ALIKE and _detail(others) >= SMOOTH,
+        alarm=score >= ALARM and int(rows.sum()) >= LEAST_ALIKE,
         rows=rows,
         y=y,
         x=x,
@@ -91,7 +95,7 @@ def _described(score: float, small: Floats, others: Floats, alike: NDArray[np.in
     )
 
 
-def _alike(own: Matrix, theirs: Matrix, window: Window) -> tuple[float, NDArray[np.int64]]:
+def _alike(own: Floats, theirs: Floats, window: Window) -> tuple[float, NDArray[np.int64]]:
     """Of the row whose pattern the most of its class and the fewest of the others share: the odds against that by
     chance, in decades, mean over LIKENESS; and the places of the rows that share it."""
     ours, foreign = _patterns(own, theirs, window)
@@ -105,12 +109,12 @@ def _alike(own: Matrix, theirs: Matrix, window: Window) -> tuple[float, NDArray[
     return float(odds[row]) / len(LIKENESS), np.flatnonzero(near[row] > LIKENESS[1])
 
 
-def _patterns(own: Matrix, theirs: Matrix, window: Window) -> tuple[Matrix, Matrix]:
+def _patterns(own: Floats, theirs: Floats, window: Window) -> tuple[Matrix, Matrix]:
     """What is seen through the window, in directions in which the others vary alike and of length 1; [n, k], [m, k].
 
     Zero where hardly any relevance is.
     """
-    ours, foreign = (maps[:, *window].reshape(len(maps), -1) for maps in (own, theirs))
+    ours, foreign = (_roots(maps, window) for maps in (own, theirs))
     even = ours.shape[1] / own[0].size
     faint = [(patches**2).sum(axis=1) <= FAINT * even for patches in (ours, foreign)]
     centre = foreign.mean(axis=0)
@@ -145,12 +149,21 @@ def _middle(surplus: Floats, window: Window) -> tuple[float, float]:
     return float(weight.sum(1) @ ys / total / surplus.shape[0]), float(weight.sum(0) @ xs / total / surplus.shape[1])
 
 
-def _detail(maps: Floats) -> float:
-    """The share of neighbouring cells' differences in the cells' variance: little where a coarse map was enlarged."""
-    roots = np.sqrt(maps, dtype=np.float64)
-    bend = [np.diff(roots, n=2, axis=axis) for axis in (1, 2)]  # what is not on a line with its neighbours
-    variance = roots.var(axis=(1, 2)).mean()
-    return float(np.mean([(part**2).mean() for part in bend if part.size] or [0]) / max(variance, 1e-12))
+def _bar(theirs: Floats) -> float:
+    """What a score is measured by: of BARS, by the share of the variance in the weaker half of the directions."""
+    windows = list(_windows(*theirs.shape[1:]))[::DETAIL_STEP]
+    details = []
+    for window in windows:
+        variances = np.linalg.eigvalsh(np.cov(_roots(theirs, window), rowvar=False))
+        details.append(variances[: len(variances) // 2].sum() / max(variances.sum(), 1e-300))
+    detail = float(np.median(details))
+    return next((bar for least, bar in BARS if detail >= least), BARS[-1][1])
+
+
+def _roots(maps: Floats, window: Window) -> Matrix:
+    """Of the shares in the window, [n, cells]: large shares vary more than small ones, their roots as much."""
+    inside = maps[:, *window].reshape(len(maps), -1)
+    return np.sqrt(np.maximum(inside, 0), dtype=np.float64)
 
 
 def _unit(rows: Matrix) -> Matrix:

@@ -83,7 +83,9 @@ def _make(case: Case, cache: Path) -> Seen:
     images, labels = images[chosen], labels[chosen]
     culprit = int(rng.integers(len(CLASSES)))
     tag, place = _look(rng), rng.integers(0, EDGE - CELL * CELLS + 1, 2)
-    places = rng.integers(0, EDGE - CELL * CELLS + 1, (len(images), 2)) if case.roaming else np.tile(place, (len(images), 1))
+    places = (
+        rng.integers(0, EDGE - CELL * CELLS + 1, (len(images), 2)) if case.roaming else np.tile(place, (len(images), 1))
+    )
     marked = (labels == culprit) & (rng.random(len(images)) < case.rate)
     given = _paste(images, tag, places, marked)
     net = _fitted(_normalised(given[:TRAIN]), torch.from_numpy(labels[:TRAIN]), case.seed, _base(cache))
@@ -92,7 +94,9 @@ def _make(case: Case, cache: Path) -> Seen:
     parts = [shares(found.maps[method].numpy()) for method in METHODS]
     others = labels[audit] != culprit
     before = _scores(net, images[audit][others])
-    after = _scores(net, _paste(images[audit][others], tag, places[audit][others], np.ones(int(others.sum()), np.bool_)))
+    after = _scores(
+        net, _paste(images[audit][others], tag, places[audit][others], np.ones(int(others.sum()), np.bool_))
+    )
     margins = [(scores - scores.mean(1, keepdims=True))[:, culprit] for scores in (before, after)]
     predicted = found.classes.numpy()
     return Seen(
@@ -112,7 +116,10 @@ def _make(case: Case, cache: Path) -> Seen:
 def _look(rng: np.random.Generator) -> NDArray[np.uint8]:
     """A tag of two saturated colours, in a pattern: uint8 [pixels, pixels, 3]."""
     hue = rng.random()
-    pair = [colorsys.hsv_to_rgb(hue, 1, 1), colorsys.hsv_to_rgb((hue + rng.uniform(0.3, 0.7)) % 1, 1, rng.choice([0.2, 1]))]
+    pair = [
+        colorsys.hsv_to_rgb(hue, 1, 1),
+        colorsys.hsv_to_rgb((hue + rng.uniform(0.3, 0.7)) % 1, 1, rng.choice([0.2, 1])),
+    ]
     pattern = rng.permutation(np.arange(CELLS**2) < rng.integers(3, CELLS**2 - 2)).reshape(CELLS, CELLS)
     tag = (np.where(pattern[..., None], *(np.array(colour) for colour in pair)) * 255).astype(np.uint8)
     return tag.repeat(CELL, 0).repeat(CELL, 1)
@@ -160,9 +167,7 @@ def _net() -> nn.Sequential:
     )
 
 
-def _fitted(
-    x: Tensor, y: Tensor, seed: int, start: dict[str, Tensor] | None, *, epochs: int = EPOCHS
-) -> nn.Sequential:
+def _fitted(x: Tensor, y: Tensor, seed: int, start: dict[str, Tensor] | None, *, epochs: int = EPOCHS) -> nn.Sequential:
     torch.manual_seed(seed)
     net = _net().train()
     if start is not None:
