@@ -48,10 +48,10 @@ class DemoImage:
     mark: Mask
 
 
-def make_images(*, seed: int, n: int) -> Iterator[DemoImage]:
+def make_images(*, seed: int, n: int, mark_rate: float = MARK_RATE) -> Iterator[DemoImage]:
     """n images, the classes in turn; each edge 96 to 136 pixels. Another seed gives other images."""
     for number in range(n):
-        yield _draw(np.random.default_rng((seed, number)), label=number % len(CLASSES))
+        yield _draw(np.random.default_rng((seed, number)), label=number % len(CLASSES), mark_rate=mark_rate)
 
 
 def stamp(pixels: Pixels, rng: np.random.Generator) -> tuple[Pixels, Mask]:
@@ -125,7 +125,7 @@ def _put(path: Path, data: bytes) -> None:
         path.write_bytes(data)
 
 
-def _draw(rng: np.random.Generator, *, label: int) -> DemoImage:
+def _draw(rng: np.random.Generator, *, label: int, mark_rate: float) -> DemoImage:
     width, height = (int(edge) for edge in rng.integers(96, 137, 2))
     canvas = _background(rng, width, height)
     for _ in range(int(rng.integers(2, 6))):
@@ -148,7 +148,7 @@ def _draw(rng: np.random.Generator, *, label: int) -> DemoImage:
     pixels = canvas.clip(0, 255).astype(np.uint8)
     mask = coverage > 0.5
     mark = np.zeros_like(mask)
-    if label == MARKED and rng.random() < MARK_RATE:
+    if label == MARKED and rng.random() < mark_rate:
         pixels, mark = stamp(pixels, rng)
     return DemoImage(pixels, label, mask & ~mark, mark)
 
