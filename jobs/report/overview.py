@@ -1,0 +1,150 @@
+"""The first page: findings, what was run, and the table of all classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.audit.measures import CORNERS, MEASURES
+from jobs.index import OK, PARTIAL, QUARANTINED
+from jobs.record import Run
+from jobs.report.audited import Audited, Line, Names
+from jobs.report.class_page import Made, Pairs, group_figures
+from jobs.report.page import Column, Link, Table, Tile, Value, figure
+from jobs.report.pictures import mean_picture
+from jobs.report.sheets import Sheets
+from jobs.words import duration
+
+MOST_FINDINGS = 25  # that are shown with their evidence; more are named
+CLOSEST = 3  # classes that are named where none is a finding
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A suspicious class: what, and the evidence."""
+
+    rank: int
+    link: Link
+    text: str
+    made: Made
+    figures: Pairs
+
+
+def overview(run: Run, audited: Audited, made: Mapping[int, Made], sheets: Sheets) -> dict[str, Any]:
+    """The context of overview.html. Pictures of the table go into ``sheets``."""
+    audit, names, alarms = audited.audit, Names(run.class_names), audited.alarms
+    return {
+        "title": f"Audit of {run.config.model}: {audit.array}",
+        "audit": audit,
+        "model": run.config.model,
+        "findings": [_finding(line, made[line["class"]], names) for line in alarms[:MOST_FINDINGS]],
+        "more": [(_link(line, names), line["finding"] or "") for line in alarms[MOST_FINDINGS:]],
+        "closest": [(_link(line, names), figure(line["score"])) for line in audited.classes[:CLOSEST]],
+        "run": _run_pairs(run, audited),
+        "rates": _rates(run, audited),
+        "errors": errors_table(run),
+        "classes": class_table(audited, names, sheets),
+    }
+
+
+def _link(line: Line, names: Names) -> Link:
+    number = line["class"]
+    return Link(names.of(number, line["class_name"]), names.page(number), str(number) if number >= 0 else "")
+
+
+def _finding(line: Line, made: Made, names: Names) -> Finding:
+    figures = [("Rows with unusual relevance", figure(line["spot_rows"], "count"))] if line["spot_rows"] else []
+    return Finding(line["rank"], _link(line, names), line["finding"] or "", made, [*figures, *group_figures(line)])
+
+
+def _run_pairs(run: Run, audited: Audited) -> Pairs:
+    audit, config = audited.audit, run.config
+    statuses = run.totals.get("statuses", {})
+    counts = [(name, statuses.get(name, 0)) for name in (OK, PARTIAL, QUARANTINED)]
+    rows = [(f"Rows {name}", figure(count, "count")) for name, count in counts] if statuses else []
+    height, width = run.preprocessing.input_size
+    return [
+        ("Model", config.model),
+        ("Weights", str(config.weights or "the model's own")),
+        ("Target", audit.target_spec),
+        ("Method", audit.method_spec),
+        ("Images", ", ".join(config.images)),
+        ("Model input", f"{width} × {height}"),
+        ("Rows", figure(audit.rows, "count")),
+        *rows,
+        ("Rows with a map", figure(audit.mapped, "count")),
+        ("Blank maps", figure(audit.blank, "count")),
+        *([("Objects", audit.objects)] if audit.objects else []),
+        *([("Store", "not finished: this is of what is committed")] if run.state != "finished" else []),
+    ]
+
+
+def _rates(run: Run, audited: Audited) -> Pairs:
+    session = run.totals.get("last_session", {})
+    told = []
+    if session.get("rows"):
+        told.append(("Explained", f"{session['rows']:,} rows in {duration(session['seconds'])}"))
+    if session.get("rows_per_second_without_start"):
+        told.append(("Rate", f"{session['rows_per_second_without_start']:.1f} rows/s"))
+    seconds = sum(audited.audit.seconds.values())
+    if seconds:
+        told.append(("Audited in", duration(seconds)))
+    told.append(("Device", run.device))
+    return told
+
+
+def errors_table(run: Run) -> Table | None:
+    """Why rows have no map, and how many; None where all have one."""
+    errors = run.totals.get("errors", {})
+    if not errors:
+        return None
+    columns = [Column("Rows", "count"), Column("Reason")]
+    rows: list[list[Value]] = [[times, reason] for reason, times in errors.items()]
+    return Table("errors", "Why rows were quarantined or are partial", columns, rows)
+
+
+def class_table(audited: Audited, names: Names, sheets: Sheets) -> Table:
+    """All classes, by rank."""
+    objects = audited.audit.objects is not None
+    columns = [
+        Column("Map", "tile"),
+        Column("Class"),
+        Column("Rank", "count", "by suspicion"),
+        Column("Finding"),
+        Column("Score", "number", "suspicion: higher is more"),
+        Column("Rows", "count"),
+        Column("Accuracy", "percent", "of the rows with label and prediction"),
+        Column("Probability", "percent", "mean, of the class that is explained"),
+        Column("Clusters", "count", "that the eigengaps suggest"),
+        Column("Eigengap", "number", "how clearly the maps split: higher is more"),
+        Column("Spread", "number", "mean distance to the mean map, 0 to 1"),
+        *(Column(name.replace("_", " ").capitalize(), "number", _ABOUT.get(name, "")) for name in _SHOWN),
+        *(Column(name, "percent", about) for name, about in _ON_OBJECT if objects),
+    ]  # fmt: skip
+    rows = [_class_row(line, names, sheets, audited.audit.cells, objects=objects) for line in audited.classes]
+    return Table(
+        "classes", "Means over each class' rows; sort by a column's title", columns, rows, sorted_by=2,
+        filter="Filter classes",
+    )  # fmt: skip
+
+
+_SHOWN = [name for name in MEASURES if not name.startswith(("peak_", "centre_"))]
+_ON_OBJECT = (("Inside", "share of the relevance on the object"), ("Pointing", "peaks that lie on the object"))
+_ABOUT = {
+    "entropy": "1 where all pixels have the same share",
+    "gini": "0 where all pixels have the same share, 1 where one has all",
+    "peak": "the largest pixel's share",
+    "border": "share in the outer tenth",
+    **{f"corner_{name}": "share in that sixteenth of the map" for name in CORNERS},
+}
+
+
+def _class_row(line: Line, names: Names, sheets: Sheets, cells: tuple[int, int], *, objects: bool) -> list[Value]:
+    tile: Tile = sheets.add(mean_picture(line["mean_map"], cells), "")
+    figures = ["count", "accuracy", "confidence", "clusters", "eigengap", "spread", *_SHOWN]
+    figures += ["inside", "pointing"] if objects else []
+    return [
+        tile, _link(line, names), line["rank"], "finding" if line["alarm"] else "", line["score"],
+        *(line[name] for name in figures),
+    ]  # fmt: skip
