@@ -86,7 +86,7 @@ def write_audit(out: str, array: str, *, alarms: int = 1, names: dict[int, str] 
                         "class": number, "cluster": k, **told(group),
                         "differs": f"{means[k]:.0%} of its relevance lies in the {corner.replace('_', ' ')} corner, "
                         f"{means[1 - k]:.0%} of the rest's.",
-                        "examples": mapped[group[np.argsort(-measures[f"corner_{corner}"][group])]][:MOST_ROWS].tolist(),
+                        "examples": mapped[group[np.argsort(-measures[f"corner_{corner}"][group])][:MOST_ROWS]].tolist(),
                     }
                 )  # fmt: skip
             line["spot_rows"] = int((cluster[own] == line["suspect"]).sum())

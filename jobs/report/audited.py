@@ -40,6 +40,17 @@ class Audited:
         start, stop = self._starts.get(number, (0, 0))
         return self.rows.take(pa.array(self._order[start:stop]))
 
+    def suspect(self, line: Line) -> Line | None:
+        """The cluster that a class is suspected for."""
+        own = self.clusters.get(line["class"], [])
+        return next((one for one in own if one["cluster"] == line["suspect"]), None)
+
+    def median(self) -> Line:
+        """Of each figure of the classes: what is usual."""
+        figures = [name for name, value in self.classes[0].items() if isinstance(value, float | int)]
+        known = {name: [line[name] for line in self.classes if line[name] is not None] for name in self.classes[0]}
+        return {name: float(np.nanmedian(known[name])) for name in figures}
+
     @property
     def alarms(self) -> list[Line]:
         return [line for line in self.classes if line["alarm"]]

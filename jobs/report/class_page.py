@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +12,14 @@ from jobs.audit.measures import CORNERS
 from jobs.audit.results import Audit
 from jobs.reader import open_store
 from jobs.report.audited import Line, Names
-from jobs.report.page import Link, Tile, figure
+from jobs.report.page import Compared, Kind, Link, Tile, figure
 from jobs.report.pictures import RowArtist, RowPicture, difference_picture, mean_picture
 from jobs.report.scatter import scatter
 from jobs.report.sheets import Sheets
 from jobs.report.site import Site
 
-Pairs = list[tuple[str, str]]
+Figures = tuple[tuple[str, str, Kind], ...]  # label, column, kind
+MEDIAN = "Median of the classes"
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,11 @@ class Task:
     """What is needed to make the page of a class.
 
     ``line``, ``clusters``, ``members``: of the audit. ``manifest``, ``index``: of the rows that are shown, in their
-    order. ``before``, ``after``: the pages beside it, by rank.
+    order. ``before``, ``after``: the pages beside it, by rank. ``median``: what is usual for a class.
     """
 
     line: Line
+    median: Line
     clusters: list[Line]
     members: pa.Table
     manifest: pa.Table
@@ -56,7 +58,7 @@ class Group:
     number: int
     suspect: bool
     differs: str
-    figures: Pairs
+    figures: Compared
     mean: Tile
     difference: Tile
     examples: list[Figure]
@@ -106,8 +108,9 @@ class ClassPages:
             "title": name,
             "number": number,
             "line": line,
+            "classes": self._audit.classes,
             "array": self._audit.array,
-            "pairs": class_figures(line),
+            "figures": compared("The class and what is usual", {"This class": line, MEDIAN: task.median}, classes=True),
             "signed": not self._store.arrays[self._audit.array].nonnegative,
             "mean": mean,
             "ringed": spot is not None,
@@ -175,7 +178,7 @@ class ClassPages:
             number,
             suspect,
             cluster["differs"] or "",
-            group_figures(cluster),
+            compared(f"Cluster {number} and its class", {"This cluster": cluster, "The class": line}),
             sheets.add(mean, f"mean map of cluster {number}"),
             sheets.add(difference, f"mean map of cluster {number} minus that of the class"),
             self._chosen(cluster["examples"], figures),
@@ -190,30 +193,26 @@ def _spot(line: Line) -> tuple[float, float] | None:
     return (y, x) if line["alarm"] and y is not None and x is not None and y == y and x == x else None
 
 
-def group_figures(line: Line) -> Pairs:
-    """What is told of any group of rows, as text; what is not known of it is left out."""
-    corner = max(CORNERS, key=lambda name: line[f"corner_{name}"] or 0.0)
-    told = [
-        ("Rows", figure(line["count"], "count")),
-        ("Accuracy", figure(line["accuracy"], "percent")),
-        ("Mean probability", figure(line["confidence"], "percent")),
-        ("Spread", figure(line["spread"])),
-        ("Relevance on the border", figure(line["border"], "percent")),
-        (f"Relevance in the {corner.replace('_', ' ')} corner", figure(line[f"corner_{corner}"], "percent")),
-    ]
-    if line["inside"] is not None:
-        told += [
-            ("Relevance on the object", figure(line["inside"], "percent")),
-            ("Peak on the object", figure(line["pointing"], "percent")),
-        ]
-    return told
+_OF_ANY: Figures = (
+    ("Rows", "count", "count"), ("Accuracy", "accuracy", "percent"), ("Mean probability", "confidence", "percent"),
+    ("Spread of the maps", "spread", "number"), ("Relevance on the border", "border", "percent"),
+)  # fmt: skip
+_ON_OBJECT: Figures = (("Relevance on the object", "inside", "percent"), ("Peak on the object", "pointing", "percent"))
+_OF_CLASSES: Figures = (
+    ("Entropy", "entropy", "number"), ("Gini", "gini", "number"), ("Largest eigengap", "eigengap", "number"),
+    ("Suspicion score", "score", "number"),
+)  # fmt: skip
 
 
-def class_figures(line: Line) -> Pairs:
-    return [
-        *group_figures(line),
-        ("Entropy", figure(line["entropy"])),
-        ("Gini", figure(line["gini"])),
-        ("Largest eigengap", figure(line["eigengap"])),
-        ("Suspicion score", figure(line["score"])),
+def compared(caption: str, things: Mapping[str, Line], *, classes: bool = False) -> Compared:
+    """Figures of groups of rows, by their titles; of the corner in which first and last differ most."""
+    lines = list(things.values())
+    corner = max(CORNERS, key=lambda name: abs((lines[0][f"corner_{name}"] or 0) - (lines[-1][f"corner_{name}"] or 0)))
+    figures: list[tuple[str, str, Kind]] = [
+        *_OF_ANY,
+        (f"In the {corner.replace('_', ' ')} corner", f"corner_{corner}", "percent"),
+        *(_ON_OBJECT if lines[0].get("inside") is not None else ()),
+        *(_OF_CLASSES if classes else ()),
     ]
+    rows = [(label, [figure(line.get(name), kind) for line in lines]) for label, name, kind in figures]
+    return Compared(caption, list(things), rows)

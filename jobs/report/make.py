@@ -57,12 +57,13 @@ def _tasks(store: Store, audited: Audited, examples: int) -> Iterator[Task]:
     chosen = [rows_of(line, audited.clusters.get(line["class"], []), examples) for line in audited.classes]
     rows = [row for own in chosen for row in own]
     manifest, index = store.manifest_lines(rows), store.lines(rows, _INDEX)
-    names, start = Names(store.run.class_names), 0
+    names, median, start = Names(store.run.class_names), audited.median(), 0
     links = [_link(line, names) for line in audited.classes]
     for line, own, before, after in zip(audited.classes, chosen, [None, *links[:-1]], [*links[1:], None], strict=True):
         number = line["class"]
         yield Task(
             line,
+            median,
             audited.clusters.get(number, []),
             audited.members(number),
             _copied(manifest, start, len(own)),

@@ -10,13 +10,14 @@ from jobs.audit.measures import CORNERS, MEASURES
 from jobs.index import OK, PARTIAL, QUARANTINED
 from jobs.record import Run
 from jobs.report.audited import Audited, Line, Names
-from jobs.report.class_page import Made, Pairs, group_figures
-from jobs.report.page import Column, Link, Table, Tile, Value, figure
+from jobs.report.class_page import MEDIAN, Made, compared
+from jobs.report.page import Column, Compared, Link, Table, Tile, Value, figure
 from jobs.report.pictures import mean_picture
 from jobs.report.sheets import Sheets
 from jobs.words import duration
 
 MOST_FINDINGS = 25  # that are shown with their evidence; more are named
+Pairs = list[tuple[str, str]]
 CLOSEST = 3  # classes that are named where none is a finding
 
 
@@ -28,7 +29,7 @@ class Finding:
     link: Link
     text: str
     made: Made
-    figures: Pairs
+    figures: Compared
 
 
 def overview(run: Run, audited: Audited, made: Mapping[int, Made], sheets: Sheets) -> dict[str, Any]:
@@ -38,11 +39,11 @@ def overview(run: Run, audited: Audited, made: Mapping[int, Made], sheets: Sheet
         "title": f"Audit of {run.config.model}: {audit.array}",
         "audit": audit,
         "model": run.config.model,
-        "findings": [_finding(line, made[line["class"]], names) for line in alarms[:MOST_FINDINGS]],
+        "findings": [_finding(line, made[line["class"]], audited, names) for line in alarms[:MOST_FINDINGS]],
         "more": [(_link(line, names), line["finding"] or "") for line in alarms[MOST_FINDINGS:]],
         "closest": [(_link(line, names), figure(line["score"])) for line in audited.classes[:CLOSEST]],
-        "run": _run_pairs(run, audited),
-        "rates": _rates(run, audited),
+        "what": _what(run, audited),
+        "counts": [*_counts(run, audited), *_rates(run, audited)],
         "errors": errors_table(run),
         "classes": class_table(audited, names, sheets),
     }
@@ -53,30 +54,40 @@ def _link(line: Line, names: Names) -> Link:
     return Link(names.of(number, line["class_name"]), names.page(number), str(number) if number >= 0 else "")
 
 
-def _finding(line: Line, made: Made, names: Names) -> Finding:
-    figures = [("Rows with unusual relevance", figure(line["spot_rows"], "count"))] if line["spot_rows"] else []
-    return Finding(line["rank"], _link(line, names), line["finding"] or "", made, [*figures, *group_figures(line)])
+def _finding(line: Line, made: Made, audited: Audited, names: Names) -> Finding:
+    suspect = audited.suspect(line)
+    things = {"Suspected cluster": suspect} if suspect else {}
+    figures = compared("How it differs", {**things, "The class": line, MEDIAN: audited.median()})
+    return Finding(line["rank"], _link(line, names), line["finding"] or "", made, figures)
 
 
-def _run_pairs(run: Run, audited: Audited) -> Pairs:
+def _what(run: Run, audited: Audited) -> Pairs:
+    """Names, which may be long."""
     audit, config = audited.audit, run.config
-    statuses = run.totals.get("statuses", {})
-    counts = [(name, statuses.get(name, 0)) for name in (OK, PARTIAL, QUARANTINED)]
-    rows = [(f"Rows {name}", figure(count, "count")) for name, count in counts] if statuses else []
-    height, width = run.preprocessing.input_size
     return [
         ("Model", config.model),
         ("Weights", str(config.weights or "the model's own")),
+        ("Images", ", ".join(config.images)),
         ("Target", audit.target_spec),
         ("Method", audit.method_spec),
-        ("Images", ", ".join(config.images)),
-        ("Model input", f"{width} × {height}"),
-        ("Rows", figure(audit.rows, "count")),
-        *rows,
-        ("Rows with a map", figure(audit.mapped, "count")),
-        ("Blank maps", figure(audit.blank, "count")),
         *([("Objects", audit.objects)] if audit.objects else []),
         *([("Store", "not finished: this is of what is committed")] if run.state != "finished" else []),
+    ]
+
+
+def _counts(run: Run, audited: Audited) -> Pairs:
+    audit, statuses = audited.audit, run.totals.get("statuses", {})
+    height, width = run.preprocessing.input_size
+    return [
+        ("Rows", figure(audit.rows, "count")),
+        *(
+            (name.capitalize(), figure(statuses.get(name, 0), "count"))
+            for name in (OK, PARTIAL, QUARANTINED)
+            if statuses
+        ),
+        ("With a map", figure(audit.mapped, "count")),
+        ("Blank maps", figure(audit.blank, "count")),
+        ("Model input", f"{width} × {height}"),
     ]
 
 

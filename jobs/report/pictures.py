@@ -115,7 +115,7 @@ def mean_picture(
     """A mean of small maps → uint8 [h, w, 3]: from nothing (black) to its strongest (white). ``spot``: a place (y, x),
     0 to 1, that gets a ring."""
     values = np.asarray(mean, np.float32).reshape(cells)
-    top = np.nanquantile(values, _FULL) if np.isfinite(values).any() else 0.0
+    top = np.float32(np.nanquantile(values, _FULL) if np.isfinite(values).any() else 0)
     scaled = np.clip(values / top, 0, 1) if top > 0 else np.zeros_like(values)
     picture = colour(_enlarged(scaled))
     return picture if spot is None else _ringed(picture, *spot)
