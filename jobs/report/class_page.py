@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+from markupsafe import Markup
 
 from jobs.audit.measures import CORNERS
 from jobs.audit.results import Audit
 from jobs.reader import open_store
 from jobs.report.audited import Line, Names
-from jobs.report.page import Compared, Kind, Link, Tile, figure
+from jobs.report.page import Compared, Kind, Link, Tile, figure, isolated
 from jobs.report.pictures import RowArtist, RowPicture, difference_picture, mean_picture
 from jobs.report.scatter import scatter
 from jobs.report.sheets import Sheets
@@ -20,21 +21,21 @@ from jobs.report.site import Site
 
 Labelled = tuple[tuple[str, str, Kind], ...]  # label, column, kind
 MEDIAN = "Median of the classes"
+KINDS = ("typical", "atypical", "wrong")
 
 
 @dataclass(frozen=True)
 class Task:
     """What is needed to make the page of a class.
 
-    ``line``, ``clusters``, ``members``: of the audit. ``manifest``, ``index``: of the rows that are shown, in their
-    order. ``before``, ``after``: the pages beside it, by rank. ``median``: what is usual for a class. ``examples``: how
-    many rows of each kind are shown.
+    ``line``, ``clusters``, ``members``: of the audit. ``shown``: as ``shown_rows`` gives it. ``manifest``, ``index``: of
+    those rows, ascending. ``before``, ``after``: the pages beside it, by rank. ``median``: what is usual for a class.
     """
 
     line: Line
     median: Line
-    examples: int
     clusters: list[Line]
+    shown: dict[str | int, list[int]]
     members: pa.Table
     manifest: pa.Table
     index: pa.Table
@@ -44,7 +45,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Figure:
-    """A row with its pictures, and what is known of it: ``sample`` is what others named."""
+    """A row with its pictures, and what is known of it: ``sample`` is what others named; ``told`` may be Markup."""
 
     tiles: Sequence[Tile]
     row: int
@@ -80,10 +81,14 @@ class Made:
     examples: list[Figure]
 
 
-def rows_of(line: Line, clusters: Iterable[Line], examples: int) -> list[int]:
-    """The rows of a class that are shown, ascending."""
-    parts = [line["typical"], line["atypical"], line["wrong"], *(one["examples"] for one in clusters)]
-    return sorted({row for part in parts for row in part[:examples]})
+def shown_rows(line: Line, clusters: Iterable[Line], examples: int) -> dict[str | int, list[int]]:
+    """The rows of a class that are shown: typical, atypical, wrong, and by the number of each cluster.
+
+    Twice as many of those that are the evidence of a finding.
+    """
+    found = {kind: line[kind] for kind in KINDS} | {one["cluster"]: one["examples"] for one in clusters}
+    evidence = (line["suspect"] if line["suspect"] in found else "typical") if line["alarm"] else None
+    return {kind: rows[: 2 * examples if kind == evidence else examples] for kind, rows in found.items()}
 
 
 class ClassPages:
@@ -106,8 +111,7 @@ class ClassPages:
         mean = sheets.add(mean_picture(line["mean_map"], self._audit.cells, spot=spot), "mean map of the class")
         figures = self._figures(task, sheets)
         groups = [self._group(one, task, figures, sheets) for one in task.clusters]
-        typical, atypical, wrong = (line[name][: task.examples] for name in ("typical", "atypical", "wrong"))
-        shown = self._chosen(typical, figures)
+        typical = self._chosen(task.shown["typical"], figures)
         written = [self._site.put(name, data) for name, data in sheets.files().items()]
         name = self._names.of(number, line["class_name"])
         context: dict[str, Any] = {
@@ -122,9 +126,9 @@ class ClassPages:
             "ringed": spot is not None,
             "groups": groups,
             "scatter": scatter(task.members, suspect=line["suspect"]),
-            "typical": shown,
-            "atypical": self._chosen(atypical, figures),
-            "wrong": self._chosen(wrong, figures, self._both),
+            "typical": typical,
+            "atypical": self._chosen(task.shown["atypical"], figures),
+            "wrong": self._chosen(task.shown["wrong"], figures, self._both),
             "wrong_of": len(line["wrong"]),
             "both": self._both,
             "before": task.before,
@@ -132,12 +136,12 @@ class ClassPages:
         }
         written.append(self._site.page(self._names.page(number), "class.html", **context))
         suspect = next((group for group in groups if group.suspect), None)
-        return Made(number, written, mean, suspect, suspect.examples if suspect else shown)
+        return Made(number, written, mean, suspect, suspect.examples if suspect else typical)
 
     def _figures(self, task: Task, sheets: Sheets) -> Figures:
         index = {line["row"]: line for line in task.index.to_pylist()}
         known = {line["row"]: line for line in task.members.select(_KNOWN).to_pylist() if line["row"] in index}
-        wrong = set(task.line["wrong"][: task.examples])
+        wrong = set(task.shown["wrong"])
         wanted = {row: list(dict.fromkeys([self._audit.array, *(self._both if row in wrong else [])])) for row in index}
         digests = [line["sha256"] for line in index.values()]
         drawn = self._artist.draw(wanted, sheets, manifest=task.manifest, digests=digests)
@@ -155,15 +159,16 @@ class ClassPages:
             for row, picture in drawn.items()
         }
 
-    def _told(self, line: Line) -> str:
-        parts = []
-        if line.get("predicted") is not None:
-            parts.append(f"predicted {self._names.of(line['predicted'])}")
-        if line.get("probability") is not None:
-            parts.append(f"p {line['probability']:.2f}")
-        if line.get("label") is not None and line.get("label") != line.get("predicted"):
-            parts.append(f"labelled {self._names.of(line['label'])}")
-        return ", ".join(parts)
+    def _told(self, line: Line) -> Markup:
+        predicted, label, probability = (line.get(name) for name in ("predicted", "label", "probability"))
+        parts: list[str] = []
+        if predicted is not None:
+            parts.append("predicted " + isolated(self._names.of(predicted)))
+        if probability is not None:
+            parts.append(f"p {probability:.2f}")
+        if label is not None and label != predicted:
+            parts.append("labelled " + isolated(self._names.of(label)))
+        return Markup(", ").join(parts)
 
     def _chosen(self, rows: Sequence[int], figures: Figures, arrays: Sequence[str] = ()) -> list[Figure]:
         found = []
@@ -185,7 +190,7 @@ class ClassPages:
             compared(f"Cluster {number} and its class", {"This cluster": cluster, "The class": line}),
             sheets.add(mean, f"mean map of cluster {number}"),
             sheets.add(difference, f"mean map of cluster {number} minus that of the class"),
-            self._chosen(cluster["examples"][: task.examples], figures),
+            self._chosen(task.shown[number], figures),
         )
 
 
@@ -208,13 +213,19 @@ _OF_CLASSES: Labelled = (
 )  # fmt: skip
 
 
+def _in_words(corner: str) -> str:
+    """As the findings say it."""
+    return corner.replace("_", " ").replace("top", "upper").replace("bottom", "lower")
+
+
 def compared(caption: str, things: Mapping[str, Line], *, classes: bool = False) -> Compared:
     """Figures of groups of rows, by their titles; of the corner in which first and last differ most."""
     lines = list(things.values())
-    corner = max(CORNERS, key=lambda name: abs((lines[0][f"corner_{name}"] or 0) - (lines[-1][f"corner_{name}"] or 0)))
+    first, last = ({name: line.get(f"corner_{name}") or 0.0 for name in CORNERS} for line in (lines[0], lines[-1]))
+    corner = max(CORNERS, key=lambda name: abs(first[name] - last[name]))
     figures: list[tuple[str, str, Kind]] = [
         *_OF_ANY,
-        (f"In the {corner.replace('_', ' ')} corner", f"corner_{corner}", "percent"),
+        (f"In the {_in_words(corner)} corner", f"corner_{corner}", "percent"),
         *(_ON_OBJECT if lines[0].get("inside") is not None else ()),
         *(_OF_CLASSES if classes else ()),
     ]

@@ -16,7 +16,7 @@ from jobs.audit.results import Audit
 from jobs.console import say
 from jobs.reader import Store, open_store
 from jobs.report.audited import Audited, Line, Names, read_audit
-from jobs.report.class_page import ClassPages, Made, Task, rows_of
+from jobs.report.class_page import ClassPages, Made, Task, shown_rows
 from jobs.report.overview import overview
 from jobs.report.page import Link
 from jobs.report.sheets import SMALL, Sheets
@@ -24,7 +24,7 @@ from jobs.report.site import Site
 from jobs.words import duration
 from saliency_core.errors import Refused
 
-EXAMPLES = 4  # rows of each kind that are shown of a class, which fill a line; twice as many of a finding
+EXAMPLES = 4  # rows of each kind that are shown of a class, which fill a line
 _WORTH_A_PROCESS = 40  # classes: fewer are drawn before another process is up
 _INDEX = ["row", "sample_id", "sha256"]
 
@@ -33,7 +33,7 @@ def make_report(out: str, array: str, console: Console, *, examples: int = EXAMP
     """Writes ``OUT/report/`` from the audit of ``array`` (``predicted/gradient``), and returns where it begins.
 
     ``examples``: how many rows of each kind are shown of a class (typical, atypical, wrong, of each cluster), and twice
-    as many where it is a finding. ``workers``: processes that draw; by default as many as there are CPUs, where there
+    as many as evidence of a finding. ``workers``: processes that draw; by default as many as there are CPUs, where there
     is enough to draw. A report that was there is replaced. Refused where there is no such audit.
     """
     if examples < 1:
@@ -54,30 +54,26 @@ def make_report(out: str, array: str, console: Console, *, examples: int = EXAMP
 
 def _tasks(store: Store, audited: Audited, examples: int) -> Iterator[Task]:
     """One for each class, by rank. Of the rows that are shown, manifest and index are read once."""
-    shown = [2 * examples if line["alarm"] else examples for line in audited.classes]
-    chosen = [
-        rows_of(line, audited.clusters.get(line["class"], []), most)
-        for line, most in zip(audited.classes, shown, strict=True)
-    ]
+    shown = [shown_rows(line, audited.clusters.get(line["class"], []), examples) for line in audited.classes]
+    chosen = [sorted({row for kind in kinds.values() for row in kind}) for kinds in shown]
     rows = [row for own in chosen for row in own]
     manifest, index = store.manifest_lines(rows), store.lines(rows, _INDEX)
     names, median, start = Names(store.run.class_names), audited.median(), 0
-    links = [_link(line, names) for line in audited.classes]
-    beside = zip([None, *links[:-1]], [*links[1:], None], strict=True)
-    for line, most, own, (before, after) in zip(audited.classes, shown, chosen, beside, strict=True):
-        number = line["class"]
+    links = [None, *(_link(line, names) for line in audited.classes), None]
+    for place, line in enumerate(audited.classes):
+        number, own = line["class"], len(chosen[place])
         yield Task(
             line,
             median,
-            most,
             audited.clusters.get(number, []),
+            shown[place],
             audited.members(number),
-            _copied(manifest, start, len(own)),
-            _copied(index, start, len(own)),
-            before,
-            after,
+            _copied(manifest, start, own),
+            _copied(index, start, own),
+            before=links[place],
+            after=links[place + 2],
         )
-        start += len(own)
+        start += own
 
 
 def _copied(table: pa.Table, start: int, rows: int) -> pa.Table:

@@ -43,6 +43,7 @@ def overview(run: Run, audited: Audited, made: Mapping[int, Made], sheets: Sheet
         "more": [(_link(line, names), line["finding"] or "") for line in alarms[MOST_FINDINGS:]],
         "closest": [(_link(line, names), figure(line["score"])) for line in audited.classes[:CLOSEST]],
         "what": _what(run, audited),
+        "statuses": _statuses(run),
         "counts": [*_counts(run, audited), *_rates(run, audited)],
         "errors": errors_table(run),
         "classes": class_table(audited, names, sheets),
@@ -89,6 +90,13 @@ def _counts(run: Run, audited: Audited) -> Pairs:
         ("Blank maps", figure(audit.blank, "count")),
         ("Model input", f"{width} × {height}"),
     ]
+
+
+def _statuses(run: Run) -> str:
+    """``480 images: 476 ok, 4 quarantined``"""
+    statuses = run.totals.get("statuses", {})
+    told = [f"{statuses[name]:,} {name}" for name in (OK, PARTIAL, QUARANTINED) if statuses.get(name)]
+    return f"{run.rows:,} images: {', '.join(told)}" if told else ""
 
 
 def _rates(run: Run, audited: Audited) -> Pairs:
