@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import s3
 from audits import write_audit
 from PIL import Image
 from reports import ARRAY, LONG, NAMES, SCRIPT, Page, pages, report
@@ -186,6 +187,17 @@ def test_a_report_that_is_made_again_is_the_same(store: Path) -> None:
     folder_ = report(store, workers=1)
     first = {path: path.read_bytes() for path in folder_.rglob("*") if path.is_file()}
     assert {path: path.read_bytes() for path in report(store, workers=2).rglob("*") if path.is_file()} == first
+
+
+def test_on_an_object_store_it_is_the_same(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_report(str(store), ARRAY, Console(file=io.StringIO()))
+    with s3.server(monkeypatch):
+        out = s3.upload(store, "maps")
+        s3.put("maps/report/classes/77.html", b"of an earlier audit")
+        assert make_report(out, ARRAY, Console(file=io.StringIO())) == f"{out}/report/index.html"
+        there = s3.objects("maps/report")
+    made = store / "report"
+    assert there == {str(path.relative_to(made)): path.read_bytes() for path in made.rglob("*") if path.is_file()}
 
 
 def test_how_many_examples_are_shown_is_for_the_user_to_say(store: Path) -> None:

@@ -28,8 +28,9 @@ KINDS = ("typical", "atypical", "wrong")
 class Task:
     """What is needed to make the page of a class.
 
-    ``line``, ``clusters``, ``members``: of the audit. ``shown``: as ``shown_rows`` gives it. ``manifest``, ``index``: of
-    those rows, ascending. ``before``, ``after``: the pages beside it, by rank. ``median``: what is usual for a class.
+    ``line``, ``clusters``, ``members``: of the audit. ``median``: what is usual for a class. ``shown``: as
+    ``shown_rows`` gives it. ``manifest``, ``index``: of those rows, ascending. ``before``, ``after``: the pages beside
+    it, by rank.
     """
 
     line: Line

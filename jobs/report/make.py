@@ -33,8 +33,8 @@ def make_report(out: str, array: str, console: Console, *, examples: int = EXAMP
     """Writes ``OUT/report/`` from the audit of ``array`` (``predicted/gradient``), and returns where it begins.
 
     ``examples``: how many rows of each kind are shown of a class (typical, atypical, wrong, of each cluster), and twice
-    as many as evidence of a finding. ``workers``: processes that draw; by default as many as there are CPUs, where there
-    is enough to draw. A report that was there is replaced. Refused where there is no such audit.
+    as many as evidence of a finding. ``workers``: processes that draw; by default as many as there are CPUs, where
+    there is enough to draw. A report that was there is replaced. Refused where there is no such audit.
     """
     if examples < 1:
         raise Refused(f"examples={examples} would show nothing: give at least 1.")
