@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -14,6 +14,7 @@ from rich.console import Console
 
 from jobs.audit.results import Audit
 from jobs.console import say
+from jobs.progress import PLAIN_EVERY
 from jobs.reader import Store, open_store
 from jobs.report.audited import Audited, Line, Names, read_audit
 from jobs.report.class_page import ClassPages, Made, Task, shown_rows
@@ -41,7 +42,8 @@ def make_report(out: str, array: str, console: Console, *, examples: int = EXAMP
     started, store = monotonic(), open_store(out)
     audited, site = read_audit(store, array), Site(out)
     say(console, f"drawing {len(audited.classes):,} classes …")
-    made = _draw_all(out, audited, list(_tasks(store, audited, examples)), workers=workers)
+    tasks = list(_tasks(store, audited, examples))
+    made = list(_told(_draw_all(out, audited, tasks, workers=workers), len(tasks), console))
     thumbnails = Sheets("means", SMALL)
     context = overview(store.run, audited, {one.number: one for one in made}, thumbnails)
     written = {name for one in made for name in one.written} | set(site.put_static())
@@ -86,18 +88,29 @@ def _link(line: Line, names: Names) -> Link:
     return Link(names.of(line["class"], line["class_name"]), names.page(line["class"]).removeprefix("classes/"))
 
 
+def _told(made: Iterable[Made], of: int, console: Console) -> Iterator[Made]:
+    """Says now and then how many classes are done."""
+    last = monotonic()
+    for done, one in enumerate(made, start=1):
+        if monotonic() - last >= PLAIN_EVERY:
+            last = monotonic()
+            say(console, f"{done:,} of {of:,} classes")
+        yield one
+
+
 # -- drawing ---------------------------------------------------------------------------------------------------
 
 
-def _draw_all(out: str, audited: Audited, tasks: list[Task], *, workers: int | None) -> list[Made]:
+def _draw_all(out: str, audited: Audited, tasks: list[Task], *, workers: int | None) -> Iterator[Made]:
     if workers is None:
         workers = min(len(os.sched_getaffinity(0)), len(tasks) // _WORTH_A_PROCESS)
     if workers <= 1:
-        return list(map(ClassPages(out, audited.audit), tasks))
+        yield from map(ClassPages(out, audited.audit), tasks)
+        return
     start = partial(_start, out, audited.audit)
     # Not forked: neither Rust's threads nor locks outlive that.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=start) as pool:
-        return list(pool.map(_draw, tasks, chunksize=4))
+        yield from pool.map(_draw, tasks, chunksize=4)
 
 
 _pages: ClassPages | None = None  # of a process that draws
