@@ -7,6 +7,7 @@ Of any report:
   pictures.py    rows and mean maps as pictures
 Of the audit's:
   audited.py     what an audit left in the store
+  figures.py     figures of groups of rows, side by side
   class_page.py  a class
   scatter.py     its rows as dots
   overview.py    the first page

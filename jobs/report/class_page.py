@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from markupsafe import Markup
 
-from jobs.audit.measures import CORNERS
 from jobs.audit.results import Audit
 from jobs.reader import open_store
 from jobs.report.audited import Line, Names
-from jobs.report.page import Compared, Kind, Link, Tile, figure, isolated
+from jobs.report.figures import MEDIAN, compared
+from jobs.report.page import Compared, Link, Tile, isolated
 from jobs.report.pictures import RowArtist, RowPicture, difference_picture, mean_picture
 from jobs.report.scatter import scatter
 from jobs.report.sheets import Sheets
 from jobs.report.site import Site
 
-Labelled = tuple[tuple[str, str, Kind], ...]  # label, column, kind
-MEDIAN = "Median of the classes"
 KINDS = ("typical", "atypical", "wrong")
 
 
@@ -141,7 +140,8 @@ class ClassPages:
 
     def _figures(self, task: Task, sheets: Sheets) -> Figures:
         index = {line["row"]: line for line in task.index.to_pylist()}
-        known = {line["row"]: line for line in task.members.select(_KNOWN).to_pylist() if line["row"] in index}
+        known = task.members.filter(pc.is_in(task.members["row"], task.index["row"].combine_chunks())).select(_KNOWN)
+        told = {line["row"]: self._told(line) for line in known.to_pylist()}
         wrong = set(task.shown["wrong"])
         wanted = {row: list(dict.fromkeys([self._audit.array, *(self._both if row in wrong else [])])) for row in index}
         digests = [line["sha256"] for line in index.values()]
@@ -153,7 +153,7 @@ class ClassPages:
                     picture.tiles(self._audit.array),
                     row,
                     index[row]["sample_id"],
-                    self._told(known.get(row, {})),
+                    told.get(row, ""),
                     picture.note,
                 ),
             )
@@ -161,7 +161,7 @@ class ClassPages:
         }
 
     def _told(self, line: Line) -> Markup:
-        predicted, label, probability = (line.get(name) for name in ("predicted", "label", "probability"))
+        predicted, label, probability = (line[name] for name in ("predicted", "label", "probability"))
         parts: list[str] = []
         if predicted is not None:
             parts.append("predicted " + isolated(self._names.of(predicted)))
@@ -195,40 +195,9 @@ class ClassPages:
         )
 
 
-_KNOWN = ["row", "label", "predicted", "correct", "probability"]
+_KNOWN = ["row", "label", "predicted", "probability"]
 
 
 def _spot(line: Line) -> tuple[float, float] | None:
     y, x = line["spot_y"], line["spot_x"]
     return (y, x) if line["alarm"] and y is not None and x is not None and y == y and x == x else None
-
-
-_OF_ANY: Labelled = (
-    ("Rows", "count", "count"), ("Accuracy", "accuracy", "percent"), ("Mean probability", "confidence", "percent"),
-    ("Spread of the maps", "spread", "number"), ("Relevance on the border", "border", "percent"),
-)  # fmt: skip
-_ON_OBJECT: Labelled = (("Relevance on the object", "inside", "percent"), ("Peak on the object", "pointing", "percent"))
-_OF_CLASSES: Labelled = (
-    ("Entropy", "entropy", "number"), ("Gini", "gini", "number"), ("Largest eigengap", "eigengap", "number"),
-    ("Suspicion score", "score", "number"),
-)  # fmt: skip
-
-
-def _in_words(corner: str) -> str:
-    """As the findings say it."""
-    return corner.replace("_", " ").replace("top", "upper").replace("bottom", "lower")
-
-
-def compared(caption: str, things: Mapping[str, Line], *, classes: bool = False) -> Compared:
-    """Figures of groups of rows, by their titles; of the corner in which first and last differ most."""
-    lines = list(things.values())
-    first, last = ({name: line.get(f"corner_{name}") or 0.0 for name in CORNERS} for line in (lines[0], lines[-1]))
-    corner = max(CORNERS, key=lambda name: abs(first[name] - last[name]))
-    figures: list[tuple[str, str, Kind]] = [
-        *_OF_ANY,
-        (f"In the {_in_words(corner)} corner", f"corner_{corner}", "percent"),
-        *(_ON_OBJECT if lines[0].get("inside") is not None else ()),
-        *(_OF_CLASSES if classes else ()),
-    ]
-    rows = [(label, [figure(line.get(name), kind) for line in lines]) for label, name, kind in figures]
-    return Compared(caption, list(things), rows)

@@ -10,7 +10,8 @@ from jobs.audit.measures import CORNERS, MEASURES
 from jobs.index import OK, PARTIAL, QUARANTINED
 from jobs.record import Run
 from jobs.report.audited import Audited, Line, Names
-from jobs.report.class_page import MEDIAN, Made, compared
+from jobs.report.class_page import Made
+from jobs.report.figures import MEDIAN, compared
 from jobs.report.page import Column, Compared, Link, Table, Tile, Value, figure
 from jobs.report.pictures import mean_picture
 from jobs.report.sheets import Sheets
