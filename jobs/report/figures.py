@@ -21,8 +21,8 @@ _OF_CLASSES: Labelled = (
 )  # fmt: skip
 
 
-def _in_words(corner: str) -> str:
-    """As the findings say it."""
+def in_words(corner: str) -> str:
+    """``top_left`` → ``upper left``, as the findings say it."""
     return corner.replace("_", " ").replace("top", "upper").replace("bottom", "lower")
 
 
@@ -33,7 +33,7 @@ def compared(caption: str, things: Mapping[str, Line], *, classes: bool = False)
     corner = max(CORNERS, key=lambda name: abs(first[name] - last[name]))
     figures: list[tuple[str, str, Kind]] = [
         *_OF_ANY,
-        (f"In the {_in_words(corner)} corner", f"corner_{corner}", "percent"),
+        (f"In the {in_words(corner)} corner", f"corner_{corner}", "percent"),
         *(_ON_OBJECT if lines[0].get("inside") is not None else ()),
         *(_OF_CLASSES if classes else ()),
     ]
