@@ -79,13 +79,19 @@ def audit(
         mapped=mapped, blank=blank, classes=len(found), alarms=sum(line["alarm"] for line in lines), seed=seed,
         objects=objects, seconds=seconds,
     )  # fmt: skip
-    put(store, f"{folder(array)}/{AUDIT_JSON}", (made.model_dump_json(indent=2) + "\n").encode())
+    _put(store, made)
     _tell(made, lines, console)
     if report:
-        from jobs.report.audit import make_report
+        from jobs.report.make import make_report  # with it comes what draws
 
+        started = monotonic()
         say(console, f"report: {make_report(out, array, console)}")
+        _put(store, made.model_copy(update={"seconds": {**seconds, "report": monotonic() - started}}))
     return DONE
+
+
+def _put(store: ObjectStore, made: Audit) -> None:
+    put(store, f"{folder(made.array)}/{AUDIT_JSON}", (made.model_dump_json(indent=2) + "\n").encode())
 
 
 def _committed_units(out: str, array: str, console: Console) -> list[int]:

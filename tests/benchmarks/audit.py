@@ -26,6 +26,7 @@ from PIL import Image, ImageFilter
 HERE = Path(__file__).resolve().parent
 IMAGES = 200
 ARRAY = "label/input_x_gradient"
+STAGES = ("measure", "examine", "write", "report")
 
 
 def main() -> None:
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--keep", type=Path)
     given = parser.parse_args()
-    print(f"{'rows':>7} | {'measure':>8} {'examine':>8} {'tables':>7} {'report':>7} {'all':>6} s | {'highest':>8} MiB")
+    print(f"{'rows':>7} | {''.join(f'{stage:>8} ' for stage in STAGES)}{'all':>6} s | {'highest':>8} MiB")
     with tempfile.TemporaryDirectory(prefix="saliency-audit-") as scratch:
         work = given.keep or Path(scratch)
         work.mkdir(parents=True, exist_ok=True)
@@ -42,11 +43,8 @@ def main() -> None:
             out = make_store(work, rows, given.classes)
             wall, highest = audit(out)
             told = json.loads((out / "audit" / ARRAY / "audit.json").read_bytes())["seconds"]
-            stages = [told.get(stage, float("nan")) for stage in ("measure", "examine", "write")]
-            report = told.get("report", float("nan"))
-            print(
-                f"{rows:7,} | {stages[0]:8.1f} {stages[1]:8.1f} {stages[2]:7.1f} {report:7.1f} {wall:6.0f}   | {highest:8,.0f}"
-            )
+            stages = "".join(f"{told[stage]:8.1f} " for stage in STAGES)
+            print(f"{rows:7,} | {stages}{wall:6.0f}   | {highest:8,.0f}")
 
 
 def make_store(work: Path, rows: int, classes: int) -> Path:
