@@ -74,7 +74,7 @@ def blur(values: Map, sigma: float) -> NDArray[np.float32]:
     What is not finite stays as it is, and its neighbours are blurred among themselves. Raises ValueError for a sigma
     outside 0..``LARGEST_BLUR``.
     """
-    from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped]
+    from scipy.ndimage import gaussian_filter
 
     if not 0 <= sigma <= LARGEST_BLUR:
         raise ValueError(f"sigma={sigma} pixels is no blur of a map: it must be 0 to {LARGEST_BLUR}")
