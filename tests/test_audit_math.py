@@ -176,6 +176,12 @@ class TestSuspicion:
         found = [suspect(every.small[every.classes == c], c, every, seed=0) for c in (1, 3)]
         assert not any(one.alarm for one in found)
 
+    def test_blank_maps_of_others_do_not_count(self, dataset: Background) -> None:
+        own = dataset.small[dataset.classes == 0]
+        blank = np.full((5, *CELLS), np.nan, np.float32)
+        more = Background(np.concatenate([dataset.small, blank]), np.append(dataset.classes, [1] * 5))
+        assert suspect(own, 0, more, seed=0).score == suspect(own, 0, dataset, seed=0).score
+
     def test_without_others_nothing_is_unusual(self, dataset: Background) -> None:
         alone = Background(dataset.small[:50], np.zeros(50, np.int64))
         assert suspect(alone.small, 0, alone, seed=0).score == 0
