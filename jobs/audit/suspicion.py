@@ -20,10 +20,11 @@ from jobs.audit.groups import Background
 from jobs.audit.measures import Floats
 
 ALARM = 1.0
-BARS = ((2e-3, 1.3), (1e-4, 2.3), (0.0, 8.0))
+BARS = ((2e-3, 1.2), (1e-4, 2.7), (0.0, 10.0))
 """From how much fine detail on what raises an alarm. Smooth maps are alike by nature, the more so enlarged ones (CAMs).
 
-Set just above what models have that were taught no shortcut: the tuning seeds of tests/benchmarks/shortcut.py.
+Set so that at most one in twenty models that were taught no shortcut raises one: the tuning seeds of
+tests/benchmarks/shortcut.py.
 """
 WINDOW = 4  # its edges: the map's over this
 LIKENESS = (0.4, 0.5, 0.6, 0.7)  # cosines from which two patterns count as alike: each tells of other marks
@@ -42,10 +43,11 @@ Window = tuple[slice, slice]
 
 @dataclass(frozen=True)
 class Suspicion:
-    """``score``: of 1 and more, it is an alarm. ``rows`` bool [n]: those with the pattern; ``y``, ``x``: where, 0 to 1.
-    ``share``, ``share_rest``,
-    ``share_others``: of the relevance that lies in the window: of those rows, of the class' other rows, of other
-    classes. ``like_others``: how many of the others have the pattern, as a part of all."""
+    """``score``: of 1 and more, it is an alarm. ``rows`` bool [n]: those with the pattern. ``y``, ``x``: where, 0 to 1.
+
+    ``share``, ``share_rest``, ``share_others``: of the relevance that lies in the window: of those rows, of the class'
+    other rows, of other classes. ``like_others``: how many of the others have the pattern, as a part of all.
+    """
 
     score: float
     alarm: bool
@@ -60,7 +62,8 @@ class Suspicion:
 
 def suspect(small: Floats, number: int, background: Background, *, seed: int) -> Suspicion:
     """``small`` [n, h, w], shares of the class ``number``. The score is 0 where there is too little to judge by."""
-    others = background.small[background.classes != number]
+    usable = (background.classes != number) & np.isfinite(background.small).all(axis=(1, 2))
+    others = background.small[usable]
     others = others[_sample(len(others), MOST_OTHERS, seed)]
     if len(small) < LEAST_ROWS or len(others) < LEAST_OTHERS:
         return Suspicion(0.0, False, np.zeros(len(small), np.bool_))
