@@ -1,0 +1,46 @@
+"""A folder of pages in a store: what belongs to it is written anew, what does not is left alone."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from typing import Any
+
+from jobs.report.page import render
+from jobs.stores import delete, list_keys, open_output, put
+
+STATIC = ("report.css", "report.js")
+_OURS = re.compile(r"(index\.html|report\.css|report\.js|(classes|pairs)/[0-9n-]+\.html|pictures/[a-z0-9-]+\.jpg)")
+
+
+class Site:
+    """``OUT/<folder>/``, OUT local or on an object store. May be pickled."""
+
+    def __init__(self, out: str, folder: str = "report") -> None:
+        self.out, self.folder = out, folder
+
+    @property
+    def address(self) -> str:
+        return f"{self.out.rstrip('/')}/{self.folder}/index.html"
+
+    def page(self, name: str, template: str, **context: Any) -> str:
+        """Renders and writes ``name`` (``index.html``, ``classes/17.html``), and returns it."""
+        return self.put(name, render(template, root="../" * name.count("/"), **context).encode())
+
+    def put(self, name: str, data: bytes) -> str:
+        if not _OURS.fullmatch(name):
+            raise ValueError(f"{name!r} is no name for a file of a report: it would never be taken away")
+        put(open_output(self.out), f"{self.folder}/{name}", data)
+        return name
+
+    def put_static(self) -> list[str]:
+        """The style sheet and the script that every page asks for."""
+        return [self.put(name, files("jobs.report").joinpath("static", name).read_bytes()) for name in STATIC]
+
+    def sweep(self, written: set[str]) -> None:
+        """Takes away what an earlier report of ours left and this one has not written; other files stay."""
+        store = open_output(self.out)
+        for key in list(list_keys(store, self.folder)):
+            name = key.removeprefix(f"{self.folder}/")
+            if _OURS.fullmatch(name) and name not in written:
+                delete(store, key)

@@ -1,0 +1,70 @@
+// Tables that sort by a column's button and filter by text. Without this script the page is whole, but still.
+"use strict";
+
+const COLLATOR = new Intl.Collator(undefined, { numeric: true, sensitivity: "base" });
+
+for (const box of document.querySelectorAll(".table")) {
+  makeSortable(box);
+  if (box.querySelector(".filter")) makeFilterable(box);
+}
+
+function makeSortable(box) {
+  const headers = [...box.querySelectorAll("thead th")];
+  headers.forEach((header, column) => {
+    if (header.dataset.kind === "tile") return;
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...header.childNodes);
+    button.addEventListener("click", () => sort(box, headers, column));
+    header.append(button);
+  });
+}
+
+function sort(box, headers, column) {
+  const header = headers[column];
+  const text = header.dataset.kind === "text";
+  const before = header.getAttribute("aria-sort");
+  // Of figures, the largest are of interest first; of words, the first.
+  const descending = before ? before === "ascending" : !text;
+  for (const other of headers) other.removeAttribute("aria-sort");
+  header.setAttribute("aria-sort", descending ? "descending" : "ascending");
+
+  const body = box.querySelector("tbody");
+  const keyed = [...body.rows].map((row) => ({ row, key: keyOf(row.cells[column], text) }));
+  keyed.sort((a, b) => compare(a.key, b.key, descending));
+  body.append(...keyed.map(({ row }) => row));
+}
+
+function keyOf(cell, text) {
+  if (text) return cell.textContent.trim() || null;
+  return "value" in cell.dataset ? Number(cell.dataset.value) : null;
+}
+
+// What is missing comes last in either direction.
+function compare(a, b, descending) {
+  if (a === null || b === null) return (a === null) - (b === null);
+  const order = typeof a === "string" ? COLLATOR.compare(a, b) : a - b;
+  return descending ? -order : order;
+}
+
+function makeFilterable(box) {
+  const field = box.querySelector("input[type=search]");
+  const told = box.querySelector("[role=status]");
+  const rows = [...box.querySelectorAll("tbody tr")].map((row) => ({ row, text: folded(row.textContent) }));
+  const apply = () => {
+    const words = folded(field.value).split(/\s+/).filter(Boolean);
+    let shown = 0;
+    for (const { row, text } of rows) {
+      row.hidden = !words.every((word) => text.includes(word));
+      shown += !row.hidden;
+    }
+    told.textContent = `${shown.toLocaleString("en")} of ${rows.length.toLocaleString("en")}`;
+  };
+  field.addEventListener("input", apply);
+  box.querySelector(".filter").hidden = false;
+  apply(); // a browser that goes back keeps what was typed
+}
+
+function folded(text) {
+  return text.normalize("NFKD").replace(/\p{M}/gu, "").toLowerCase();
+}
