@@ -86,6 +86,15 @@ class Table:
         return bool(self.filter)
 
 
+@dataclass(frozen=True)
+class Compared:
+    """The same figures of a few things side by side: a title for each thing; rows of a label and a text for each."""
+
+    caption: str
+    titles: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[str]]]
+
+
 def render(template: str, **context: Any) -> str:
     """A template of this package → HTML. ``root``: the way to the site's root (``""``, ``"../"``); ``title``: text."""
     return _environment().get_template(template).render(**context)
@@ -112,7 +121,7 @@ def figure(value: float | None, kind: Kind = "number") -> str:
         return f"{value:,.0f}"
     if kind == "percent":
         return f"{100 * value:.0f} %" if value in (0, 1) else f"{100 * value:.1f} %"
-    return f"{value:.3g}"
+    return f"{value:.3f}" if value == 0 or 0.001 <= abs(value) < 100 else f"{value:.3g}"
 
 
 def _finalize(value: object) -> object:

@@ -10,7 +10,7 @@ from jobs.report.page import render
 from jobs.stores import delete, list_keys, open_output, put
 
 STATIC = ("report.css", "report.js")
-_OURS = re.compile(r"(index\.html|report\.css|report\.js|(classes|pairs)/[0-9n-]+\.html|pictures/[a-z0-9-]+\.jpg)")
+_OURS = re.compile(r"index\.html|report\.(css|js)|[a-z]+/[a-z0-9-]+\.(html|jpg)")
 
 
 class Site:

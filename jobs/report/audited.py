@@ -1,0 +1,104 @@
+"""What an audit left in a store, as the report reads it."""
+
+from __future__ import annotations
+
+import io
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from jobs.audit.results import AUDIT_JSON, CLASSES, CLUSTERS, ROWS, Audit, folder
+from jobs.reader import Store
+from jobs.stores import open_output, read_object
+from saliency_core.errors import Refused
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Audited:
+    """``classes``: lines of classes.parquet, by rank. ``clusters``: those of clusters.parquet, by class number.
+
+    ``rows``: rows.parquet, of which ``members`` gives a class' part.
+    """
+
+    audit: Audit
+    classes: list[Line]
+    clusters: dict[int, list[Line]]
+    rows: pa.Table
+    _order: NDArray[np.int64]
+    _starts: dict[int, tuple[int, int]]
+
+    def members(self, number: int) -> pa.Table:
+        """The lines of rows.parquet of one class, in row order."""
+        start, stop = self._starts.get(number, (0, 0))
+        return self.rows.take(pa.array(self._order[start:stop]))
+
+    def suspect(self, line: Line) -> Line | None:
+        """The cluster that a class is suspected for."""
+        own = self.clusters.get(line["class"], [])
+        return next((one for one in own if one["cluster"] == line["suspect"]), None)
+
+    def median(self) -> Line:
+        """Of each figure of the classes: what is usual."""
+        figures = [name for name, value in self.classes[0].items() if isinstance(value, float | int)]
+        known = {name: [line[name] for line in self.classes if line[name] is not None] for name in self.classes[0]}
+        return {name: float(np.nanmedian(known[name])) for name in figures}
+
+    @property
+    def alarms(self) -> list[Line]:
+        return [line for line in self.classes if line["alarm"]]
+
+
+def read_audit(store: Store, array: str) -> Audited:
+    """The audit of ``array``. Refused where there is none, or where it cannot be read."""
+    out = store.run.config.out
+    store.array(array)  # Refused with the list of them
+    where, objects = folder(array), open_output(out)
+    try:
+        audit = Audit.model_validate_json(read_object(objects, f"{where}/{AUDIT_JSON}"))
+        classes, clusters, rows = (
+            pq.read_table(io.BytesIO(read_object(objects, f"{where}/{name}"))) for name in (CLASSES, CLUSTERS, ROWS)
+        )
+    except FileNotFoundError:
+        raise Refused(
+            f"{out} has no finished audit of {array}, and a report is made of one: run `saliency audit`."
+        ) from None
+    except (ValueError, OSError) as error:  # of pydantic, and of pyarrow
+        first = str(error).splitlines()[0]
+        raise Refused(f"{out}/{where} cannot be read ({first}): run `saliency audit` again.") from error
+    by_class: defaultdict[int, list[Line]] = defaultdict(list)
+    for line in clusters.to_pylist():
+        by_class[line["class"]].append(line)
+    lines = sorted(classes.to_pylist(), key=lambda line: line["rank"])
+    return Audited(audit, lines, dict(by_class), rows, *_by_class(np.asarray(rows["class"])))
+
+
+def _by_class(classes: NDArray[np.int32]) -> tuple[NDArray[np.int64], dict[int, tuple[int, int]]]:
+    """The places of the rows, class by class, and where each class begins and ends there."""
+    order = np.argsort(classes, kind="stable").astype(np.int64)
+    numbers, starts = np.unique(classes[order], return_index=True)
+    ends = [*starts[1:].tolist(), len(order)]
+    return order, dict(zip(numbers.tolist(), zip(starts.tolist(), ends, strict=True), strict=True))
+
+
+class Names:
+    """How a class is called, and where its page is: by its number, for a name may be anything."""
+
+    def __init__(self, names: Sequence[str] | None) -> None:
+        self._names = names or ()
+
+    def of(self, number: int | None, name: str | None = None) -> str:
+        if number is None or number < 0:
+            return "no class"
+        return name or (self._names[number] if number < len(self._names) else "") or f"class {number}"
+
+    @staticmethod
+    def page(number: int) -> str:
+        return f"classes/{number if number >= 0 else 'none'}.html"

@@ -1,0 +1,111 @@
+"""``make_report``: an audit → pages beside it in the store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from time import monotonic
+
+import pyarrow as pa
+from rich.console import Console
+
+from jobs.audit.results import Audit
+from jobs.console import say
+from jobs.reader import Store, open_store
+from jobs.report.audited import Audited, Line, Names, read_audit
+from jobs.report.class_page import ClassPages, Made, Task, rows_of
+from jobs.report.overview import overview
+from jobs.report.page import Link
+from jobs.report.sheets import SMALL, Sheets
+from jobs.report.site import Site
+from jobs.words import duration
+from saliency_core.errors import Refused
+
+EXAMPLES = 6  # rows of each kind that are shown of a class
+_WORTH_A_PROCESS = 40  # classes: fewer are drawn before another process is up
+_INDEX = ["row", "sample_id", "sha256"]
+
+
+def make_report(out: str, array: str, console: Console, *, examples: int = EXAMPLES, workers: int | None = None) -> str:
+    """Writes ``OUT/report/`` from the audit of ``array`` (``predicted/gradient``), and returns where it begins.
+
+    ``examples``: how many rows of each kind are shown of a class (typical, atypical, wrong, of each cluster).
+    ``workers``: processes that draw; by default as many as there are CPUs, where there is enough to draw. A report that
+    was there is replaced. Refused where there is no such audit.
+    """
+    if examples < 1:
+        raise Refused(f"examples={examples} would show nothing: give at least 1.")
+    started, store = monotonic(), open_store(out)
+    audited, site = read_audit(store, array), Site(out)
+    say(console, f"drawing {len(audited.classes):,} classes …")
+    made = _draw_all(out, audited, list(_tasks(store, audited, examples)), examples=examples, workers=workers)
+    thumbnails = Sheets("means", SMALL)
+    context = overview(store.run, audited, {one.number: one for one in made}, thumbnails)
+    written = {name for one in made for name in one.written} | set(site.put_static())
+    written |= {site.put(name, data) for name, data in thumbnails.files().items()}
+    written.add(site.page("index.html", "overview.html", **context))
+    site.sweep(written)
+    say(console, f"{len(written):,} files in {duration(monotonic() - started)}: {site.address}")
+    return site.address
+
+
+def _tasks(store: Store, audited: Audited, examples: int) -> Iterator[Task]:
+    """One for each class, by rank. Of the rows that are shown, manifest and index are read once."""
+    chosen = [rows_of(line, audited.clusters.get(line["class"], []), examples) for line in audited.classes]
+    rows = [row for own in chosen for row in own]
+    manifest, index = store.manifest_lines(rows), store.lines(rows, _INDEX)
+    names, median, start = Names(store.run.class_names), audited.median(), 0
+    links = [_link(line, names) for line in audited.classes]
+    for line, own, before, after in zip(audited.classes, chosen, [None, *links[:-1]], [*links[1:], None], strict=True):
+        number = line["class"]
+        yield Task(
+            line,
+            median,
+            audited.clusters.get(number, []),
+            audited.members(number),
+            _copied(manifest, start, len(own)),
+            _copied(index, start, len(own)),
+            before,
+            after,
+        )
+        start += len(own)
+
+
+def _copied(table: pa.Table, start: int, rows: int) -> pa.Table:
+    """A slice by itself: a pickled one would carry the whole table along."""
+    return table.take(pa.array(range(start, start + rows), pa.int64()))
+
+
+def _link(line: Line, names: Names) -> Link:
+    """To the page of a class, from that of another."""
+    return Link(names.of(line["class"], line["class_name"]), names.page(line["class"]).removeprefix("classes/"))
+
+
+# -- drawing ---------------------------------------------------------------------------------------------------
+
+
+def _draw_all(out: str, audited: Audited, tasks: list[Task], *, examples: int, workers: int | None) -> list[Made]:
+    if workers is None:
+        workers = min(len(os.sched_getaffinity(0)), len(tasks) // _WORTH_A_PROCESS)
+    if workers <= 1:
+        return list(map(ClassPages(out, audited.audit, examples), tasks))
+    start = partial(_start, out, audited.audit, examples)
+    # Not forked: neither Rust's threads nor locks outlive that.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=start) as pool:
+        return list(pool.map(_draw, tasks, chunksize=4))
+
+
+_pages: ClassPages | None = None  # of a process that draws
+
+
+def _start(out: str, audit: Audit, examples: int) -> None:
+    global _pages
+    _pages = ClassPages(out, audit, examples)
+
+
+def _draw(task: Task) -> Made:
+    assert _pages is not None
+    return _pages(task)
