@@ -191,14 +191,14 @@ def test_maps_of_the_same_part_stay_as_they_are() -> None:
 
 def test_stores_of_other_sizes_and_crops_compare(tree: Path, tmp_path: Path) -> None:
     """The same model on larger images sees about the same; a crop is set against its own part of the image."""
-    for name, keys in (("whole", {}), ("larger", {"resize": "20x20"}), ("cropped", {"crop": "12x12"})):
-        run_inline(images=str(tree), out=str(tmp_path / name), targets="class:0", **SAME, **keys)
-    for name, cells in (("larger", 16), ("cropped", 12)):
+    for name, keys in (("whole", {}), ("larger", {"resize": "30x30"}), ("cropped", {"crop": "20x20"})):
+        run_inline(images=str(tree), out=str(tmp_path / name), targets="class:0", **SAME, **{"resize": "24x24", **keys})
+    for name, cells in (("larger", 24), ("cropped", 20)):
         compared(tmp_path / "whole", tmp_path / name, tmp_path / f"to-{name}")
         told = found(tmp_path / f"to-{name}")
         assert told.resampled and told.pairs == 40 and told.cells == (cells, cells)
     # Cropped, the model saw the very same pixels, but for those at the edges.
-    assert told.overall["median_rank_correlation"] > 0.7
+    assert told.overall["median_rank_correlation"] > 0.5
     assert told.overall["median_distance"] < 0.8 * rows_median(tmp_path / "to-cropped", "to_next")
 
 
@@ -269,8 +269,8 @@ def test_the_figures_of_classes_are_those_of_their_rows(moved: Path) -> None:
         changed = [row for row in own if row["changed"]]
         assert line["changed"] == pytest.approx(len(changed) / len(with_figures))
         if changed:
-            became, rows_ = Counter(row["class_name_b"] for row in changed).most_common(1)[0]
-            assert line["mostly_rows"] == rows_ and line["finding"].count(f"are now {line['mostly_to']}") == 1
+            most = Counter(row["class_name_b"] for row in changed).most_common(1)[0][1]
+            assert line["mostly_rows"] == most and line["finding"].count(f"are now {line['mostly_to']}") == 1
         furthest = sorted(with_figures, key=lambda row: -row["distance"])
         assert line["rows"] == [row["row_a"] for row in furthest[:12]]
         assert sum(line["mean_map_a"]) == pytest.approx(1, abs=1e-4)

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from jobs.compare.findings import class_finding, summary
 from jobs.compare.gather import Gathered, gather
+from jobs.compare.page import ReportPages
 from jobs.compare.pairs import make_ledger
 from jobs.compare.plan import choose_sides, claim, make_plan, pair_units
 from jobs.compare.results import CLASSES, COMPARE_JSON, COMPARED, ROWS, Comparison, part_key
@@ -22,6 +23,7 @@ from jobs.exits import DONE, IMPERFECT
 from jobs.job_config import JobConfig, full_path
 from jobs.progress import PLAIN_EVERY
 from jobs.reader import Store, open_store
+from jobs.report.page import shown
 from jobs.stores import list_keys, open_output, put
 from saliency_core.errors import Refused
 
@@ -61,8 +63,8 @@ def compare(
     gathered = gather(ledger, read_units(output, [unit.unit for unit in units]), plan.cells)
     found = _finish(output, plan, gathered, {"match": matched, "compare": worked})
     for sentence in found.summary:
-        say(console, sentence)
-    say(console, f"comparison: {output}")
+        say(console, shown(sentence))
+    say(console, f"report: {ReportPages(output, side_a, side_b).write(found, gathered)}")
     return DONE if set(found.statuses) <= {COMPARED} else IMPERFECT
 
 

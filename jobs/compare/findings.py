@@ -13,6 +13,7 @@ from jobs.compare.places import in_words
 from jobs.compare.results import COMPARED
 
 ROUNDING = 1e-5  # maps whose figures are so near to those of equal ones have not moved
+LONGEST = 60  # characters of a class' name within a sentence
 
 
 def summary(gathered: Gathered, *, top: float) -> tuple[str, ...]:
@@ -43,14 +44,14 @@ def class_finding(line: Mapping[str, Any]) -> str:
     if direction := in_words(line["place_from"], line["place_to"]):
         parts.append(f"it went {direction}")
     if line["mostly_rows"]:
-        parts.append(f"{line['mostly_rows']:,} of {line['count']:,} rows are now {line['mostly_to']}")
+        parts.append(f"{line['mostly_rows']:,} of {line['count']:,} rows are now {_short(line['mostly_to'])}")
     return "; ".join(parts)
 
 
 def class_label(line: Mapping[str, Any]) -> str:
     """How a class is called: ``'star'``, ``7``; −1 is none."""
     if line["class_name"] is not None:
-        return f"'{line['class_name']}'"
+        return f"'{_short(line['class_name'])}'"
     return "without a class" if line["class"] == -1 else str(line["class"])
 
 
@@ -95,7 +96,15 @@ def _class_that_moved_most(classes: pa.Table) -> str:
 def _left_out(rows: pa.Table) -> list[str]:
     """A sentence for each reason why rows have no comparison."""
     counts = {one["values"]: one["counts"] for one in pc.value_counts(rows["status"].combine_chunks()).to_pylist()}
-    return [f"Not compared: {counts[why]:,} rows, {why}." for why in sorted(counts) if why != COMPARED]
+    return [
+        f"Not compared: {counts[why]:,} {'row' if counts[why] == 1 else 'rows'}, {why}."
+        for why in sorted(counts)
+        if why != COMPARED
+    ]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
 def percent(share: float) -> str:
