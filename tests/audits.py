@@ -77,7 +77,8 @@ def write_audit(out: str, array: str, *, alarms: int = 1, names: dict[int, str] 
         if len(own) >= 10:
             cluster[own] = KMeans(2, n_init=2, random_state=0).fit_predict(flat[own])
             line["clusters"], line["eigengap"] = 2, 0.4
-            means = [float(measures[f"corner_{corner}"][own[cluster[own] == k]].mean()) for k in (0, 1)]
+            inside = measures[f"corner_{corner}"]
+            means = [float(inside[own[cluster[own] == k]].mean()) for k in (0, 1)]
             line["suspect"] = int(np.argmax(means))
             for k in (0, 1):
                 group = own[cluster[own] == k]
@@ -86,7 +87,7 @@ def write_audit(out: str, array: str, *, alarms: int = 1, names: dict[int, str] 
                         "class": number, "cluster": k, **told(group),
                         "differs": f"{means[k]:.0%} of its relevance lies in the {corner.replace('_', ' ')} corner, "
                         f"{means[1 - k]:.0%} of the rest's.",
-                        "examples": mapped[group[np.argsort(-measures[f"corner_{corner}"][group])][:MOST_ROWS]].tolist(),
+                        "examples": mapped[group[np.argsort(-inside[group])][:MOST_ROWS]].tolist(),
                     }
                 )  # fmt: skip
             line["spot_rows"] = int((cluster[own] == line["suspect"]).sum())

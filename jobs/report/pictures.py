@@ -116,7 +116,7 @@ def mean_picture(
     0 to 1, that gets a ring."""
     values = np.asarray(mean, np.float32).reshape(cells)
     top = np.float32(np.nanquantile(values, _FULL) if np.isfinite(values).any() else 0)
-    scaled = np.clip(values / top, 0, 1) if top > 0 else np.zeros_like(values)
+    scaled = np.clip(values / top, 0, 1).astype(np.float32) if top > 0 else np.zeros_like(values)
     picture = colour(_enlarged(scaled))
     return picture if spot is None else _ringed(picture, *spot)
 
@@ -125,8 +125,8 @@ def difference_picture(one: Sequence[float], other: Sequence[float], cells: tupl
     """Where ``one`` has more (red) and less (blue) relevance than ``other``."""
     values = (np.asarray(one, np.float32) - np.asarray(other, np.float32)).reshape(cells)
     top = np.nanmax(np.abs(values)) if np.isfinite(values).any() else 0.0
-    scaled = (values / top if top > 0 else np.zeros_like(values)).astype(np.float32)
-    return colour(_enlarged((scaled + 1) / 2), colormap=DIVERGING)
+    scaled = values / top if top > 0 else np.zeros_like(values)
+    return colour(_enlarged(((scaled + 1) / 2).astype(np.float32)), colormap=DIVERGING)
 
 
 def _enlarged(values: NDArray[np.float32]) -> NDArray[np.float32]:
