@@ -114,7 +114,7 @@ class ReportPages:
         ]
         rows: list[list[Value]] = []
         for line in lines:
-            means = mean_tiles(line, told, sheets)[:2] or [None, None]
+            means: list[Value] = [*mean_tiles(line, told, sheets)[:2]] or [None, None]
             text = self._names.of(line["class"], line["class_name"])
             named: Value = Link(text, self._names.page(line["class"])) if line["class"] in paged else text
             rows.append(
