@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +149,34 @@ def test_what_is_not_the_reports_own_stays(made: tuple[Path, str], stores: tuple
     report(*stores, made[0])
     assert (made[0] / "notes.txt").exists() and not (made[0] / "classes/99.html").exists()
     assert {path: path.read_bytes() for path in made[0].rglob("*.html")} == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_it_whole(made: tuple[Path, str], width: int) -> None:
+    """No error, nothing that sticks out, every picture there, and the table sorts and filters."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium is installed")
+    told: list[str] = []
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.on("console", lambda message: told.append(message.text))
+        page.on("pageerror", lambda error: told.append(str(error)))
+        for name in ("classes/0.html", "index.html"):
+            page.goto((made[0] / name).as_uri())
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            page.evaluate("() => { for (const one of document.images) one.loading = 'eager' }")
+            page.wait_for_function("() => [...document.images].every((one) => one.complete)")
+            assert page.evaluate("[...document.images].every((one) => one.naturalWidth > 0)")
+        column = "[...document.querySelectorAll('#classes tbody tr')].map((row) => +row.cells[3].dataset.value)"
+        moved = page.evaluate(column)
+        page.get_by_role("button", name="Moved").click()
+        page.get_by_role("button", name="Moved").click()
+        assert page.evaluate(column) == sorted(moved) and len(set(moved)) > 1
+        page.get_by_role("searchbox").fill("onerror")
+        assert page.locator("#classes tbody tr:visible").count() == 1
+        browser.close()
+    assert told == []

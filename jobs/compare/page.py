@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.compare.findings import class_finding, unmoved
+from jobs.compare.findings import class_finding, percent, unmoved
 from jobs.compare.gather import FEW, Gathered
 from jobs.compare.pairs import Side
 from jobs.compare.pictures import Line, PairArtist, PairFigure, mean_tiles
@@ -60,9 +60,13 @@ class ReportPages:
             "figures": _figures({"All rows": gathered.overall}),
             "findings": [one for one, line in zip(moved, paged, strict=True) if line["pairs"] >= FEW][:FINDINGS],
             "classes": self._table(told, lines, {line["class"] for line in paged}, small),
-            "paged": len(paged),
+            "paged": len(paged) if len(paged) < len(lines) else 0,
             "rows_": rows,
-            "sides": self._sides(told),
+            "top": percent(told.top),
+            "sides": {
+                "A": self._about(self._a, rows=told.rows_a, lacking=told.only_a),
+                "B": self._about(self._b, rows=told.rows_b, lacking=told.only_b),
+            },
             "left_out": [
                 (why, told.statuses[why], ids, told.statuses[why] - len(ids)) for why, ids in told.examples.items()
             ],
@@ -128,20 +132,18 @@ class ReportPages:
         caption = f"Classes of A; those that moved most come first, those with fewer than {FEW} pairs last"
         return Table("classes", caption, columns, rows, filter="Filter classes")
 
-    def _sides(self, told: Comparison) -> Compared:
-        runs = self._a.store.run, self._b.store.run
-        arrays = self._a.array, self._b.array
-        rows = [
-            ("Store", (told.a, told.b)),
-            ("Model", tuple(run.config.model for run in runs)),
-            ("Weights", tuple(str(run.config.weights or "the model's own") for run in runs)),
-            ("Target", tuple(array.target_spec for array in arrays)),
-            ("Method", tuple(array.method_spec for array in arrays)),
-            ("Maps", tuple(" × ".join(map(str, array.item_shape)) + f", {array.dtype}" for array in arrays)),
-            ("Rows", tuple(figure(rows, "count") for rows in (told.rows_a, told.rows_b))),
-            ("Not in the other", tuple(figure(rows, "count") for rows in (told.only_a, told.only_b))),
+    def _about(self, side: Side, *, rows: int, lacking: int) -> list[tuple[str, str]]:
+        config, array = side.store.run.config, side.array
+        return [
+            ("Store", side.where),
+            ("Model", config.model),
+            ("Weights", str(config.weights or "the model's own")),
+            ("Target", array.target_spec),
+            ("Method", array.method_spec),
+            ("Maps", f"{' × '.join(map(str, array.item_shape))}, {array.dtype}"),
+            ("Rows", figure(rows, "count")),
+            ("Rows that the other lacks", figure(lacking, "count")),
         ]
-        return Compared("What was compared", ["A", "B"], rows)
 
 
 def _lines(rows: pa.Table, numbers: list[int]) -> list[Line]:
