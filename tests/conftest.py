@@ -77,6 +77,15 @@ def finished(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished store of images and classes with hostile names. Not to be changed, but for its report."""
+    import reports
+
+    root = tmp_path_factory.mktemp("hostile")
+    return reports.make_store(reports.make_images(root / "images"), root / "store")
+
+
 @pytest.fixture
 def saliency() -> Callable[..., subprocess.CompletedProcess[str]]:
     """The program as a user runs it."""

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reports
 from audits import write_audit
 from PIL import Image
 from reports import ARRAY, LONG, NAMES, SCRIPT, Page, pages, report
@@ -26,13 +25,6 @@ from jobs.report.sheets import ACROSS, Sheets
 from jobs.report.site import Site
 from saliency_core.errors import Refused
 from saliency_core.look import draw_map
-
-
-@pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished store of images and classes with hostile names. Not to be changed: copy it."""
-    root = tmp_path_factory.mktemp("hostile")
-    return reports.make_store(reports.make_images(root / "images"), root / "store")
 
 
 @pytest.fixture(scope="module")

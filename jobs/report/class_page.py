@@ -18,7 +18,7 @@ from jobs.report.scatter import scatter
 from jobs.report.sheets import Sheets
 from jobs.report.site import Site
 
-Figures = tuple[tuple[str, str, Kind], ...]  # label, column, kind
+Labelled = tuple[tuple[str, str, Kind], ...]  # label, column, kind
 MEDIAN = "Median of the classes"
 
 
@@ -27,11 +27,13 @@ class Task:
     """What is needed to make the page of a class.
 
     ``line``, ``clusters``, ``members``: of the audit. ``manifest``, ``index``: of the rows that are shown, in their
-    order. ``before``, ``after``: the pages beside it, by rank. ``median``: what is usual for a class.
+    order. ``before``, ``after``: the pages beside it, by rank. ``median``: what is usual for a class. ``examples``: how
+    many rows of each kind are shown.
     """
 
     line: Line
     median: Line
+    examples: int
     clusters: list[Line]
     members: pa.Table
     manifest: pa.Table
@@ -49,6 +51,9 @@ class Figure:
     sample: str
     told: str
     note: str = ""
+
+
+Figures = dict[int, tuple[RowPicture, Figure]]  # by row
 
 
 @dataclass(frozen=True)
@@ -78,15 +83,15 @@ class Made:
 def rows_of(line: Line, clusters: Iterable[Line], examples: int) -> list[int]:
     """The rows of a class that are shown, ascending."""
     parts = [line["typical"], line["atypical"], line["wrong"], *(one["examples"] for one in clusters)]
-    return sorted({row for part in parts for row in (part or [])[:examples]})
+    return sorted({row for part in parts for row in part[:examples]})
 
 
 class ClassPages:
     """Makes the pages of classes, one after the other."""
 
-    def __init__(self, out: str, audit: Audit, examples: int) -> None:
+    def __init__(self, out: str, audit: Audit) -> None:
         self._store, self._site = open_store(out), Site(out)
-        self._audit, self._examples = audit, examples
+        self._audit = audit
         self._artist = RowArtist(self._store)
         self._names = Names(self._store.run.class_names)
         # Of the audited method, for predicted beside label.
@@ -100,8 +105,9 @@ class ClassPages:
         spot = _spot(line)
         mean = sheets.add(mean_picture(line["mean_map"], self._audit.cells, spot=spot), "mean map of the class")
         figures = self._figures(task, sheets)
-        groups = [self._group(one, line, figures, sheets) for one in task.clusters]
-        shown = self._chosen(line["typical"], figures)
+        groups = [self._group(one, task, figures, sheets) for one in task.clusters]
+        typical, atypical, wrong = (line[name][: task.examples] for name in ("typical", "atypical", "wrong"))
+        shown = self._chosen(typical, figures)
         written = [self._site.put(name, data) for name, data in sheets.files().items()]
         name = self._names.of(number, line["class_name"])
         context: dict[str, Any] = {
@@ -117,9 +123,9 @@ class ClassPages:
             "groups": groups,
             "scatter": scatter(task.members, suspect=line["suspect"]),
             "typical": shown,
-            "atypical": self._chosen(line["atypical"], figures),
-            "wrong": self._chosen(line["wrong"], figures, self._both),
-            "wrong_of": len(line["wrong"] or []),
+            "atypical": self._chosen(atypical, figures),
+            "wrong": self._chosen(wrong, figures, self._both),
+            "wrong_of": len(line["wrong"]),
             "both": self._both,
             "before": task.before,
             "after": task.after,
@@ -128,10 +134,10 @@ class ClassPages:
         suspect = next((group for group in groups if group.suspect), None)
         return Made(number, written, mean, suspect, suspect.examples if suspect else shown)
 
-    def _figures(self, task: Task, sheets: Sheets) -> dict[int, tuple[RowPicture, Figure]]:
+    def _figures(self, task: Task, sheets: Sheets) -> Figures:
         index = {line["row"]: line for line in task.index.to_pylist()}
         known = {line["row"]: line for line in task.members.select(_KNOWN).to_pylist() if line["row"] in index}
-        wrong = set((task.line["wrong"] or [])[: self._examples])
+        wrong = set(task.line["wrong"][: task.examples])
         wanted = {row: list(dict.fromkeys([self._audit.array, *(self._both if row in wrong else [])])) for row in index}
         digests = [line["sha256"] for line in index.values()]
         drawn = self._artist.draw(wanted, sheets, manifest=task.manifest, digests=digests)
@@ -159,18 +165,16 @@ class ClassPages:
             parts.append(f"labelled {self._names.of(line['label'])}")
         return ", ".join(parts)
 
-    def _chosen(
-        self, rows: list[int] | None, figures: dict[int, tuple[RowPicture, Figure]], arrays: Sequence[str] = ()
-    ) -> list[Figure]:
+    def _chosen(self, rows: Sequence[int], figures: Figures, arrays: Sequence[str] = ()) -> list[Figure]:
         found = []
-        for row in (rows or [])[: self._examples]:
+        for row in rows:
             picture, one = figures[row]
             tiles = picture.tiles(*arrays) if arrays else one.tiles
             found.append(Figure(tiles, one.row, one.sample, one.told, one.note))
         return found
 
-    def _group(self, cluster: Line, line: Line, figures: dict[int, tuple[RowPicture, Figure]], sheets: Sheets) -> Group:
-        number, cells = int(cluster["cluster"]), self._audit.cells
+    def _group(self, cluster: Line, task: Task, figures: Figures, sheets: Sheets) -> Group:
+        number, cells, line = int(cluster["cluster"]), self._audit.cells, task.line
         suspect = number == line["suspect"]
         mean = mean_picture(cluster["mean_map"], cells, spot=_spot(line) if suspect else None)
         difference = difference_picture(cluster["mean_map"], line["mean_map"], cells)
@@ -181,7 +185,7 @@ class ClassPages:
             compared(f"Cluster {number} and its class", {"This cluster": cluster, "The class": line}),
             sheets.add(mean, f"mean map of cluster {number}"),
             sheets.add(difference, f"mean map of cluster {number} minus that of the class"),
-            self._chosen(cluster["examples"], figures),
+            self._chosen(cluster["examples"][: task.examples], figures),
         )
 
 
@@ -193,12 +197,12 @@ def _spot(line: Line) -> tuple[float, float] | None:
     return (y, x) if line["alarm"] and y is not None and x is not None and y == y and x == x else None
 
 
-_OF_ANY: Figures = (
+_OF_ANY: Labelled = (
     ("Rows", "count", "count"), ("Accuracy", "accuracy", "percent"), ("Mean probability", "confidence", "percent"),
     ("Spread of the maps", "spread", "number"), ("Relevance on the border", "border", "percent"),
 )  # fmt: skip
-_ON_OBJECT: Figures = (("Relevance on the object", "inside", "percent"), ("Peak on the object", "pointing", "percent"))
-_OF_CLASSES: Figures = (
+_ON_OBJECT: Labelled = (("Relevance on the object", "inside", "percent"), ("Peak on the object", "pointing", "percent"))
+_OF_CLASSES: Labelled = (
     ("Entropy", "entropy", "number"), ("Gini", "gini", "number"), ("Largest eigengap", "eigengap", "number"),
     ("Suspicion score", "score", "number"),
 )  # fmt: skip

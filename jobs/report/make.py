@@ -24,7 +24,7 @@ from jobs.report.site import Site
 from jobs.words import duration
 from saliency_core.errors import Refused
 
-EXAMPLES = 6  # rows of each kind that are shown of a class
+EXAMPLES = 4  # rows of each kind that are shown of a class, which fill a line; twice as many of a finding
 _WORTH_A_PROCESS = 40  # classes: fewer are drawn before another process is up
 _INDEX = ["row", "sample_id", "sha256"]
 
@@ -32,16 +32,16 @@ _INDEX = ["row", "sample_id", "sha256"]
 def make_report(out: str, array: str, console: Console, *, examples: int = EXAMPLES, workers: int | None = None) -> str:
     """Writes ``OUT/report/`` from the audit of ``array`` (``predicted/gradient``), and returns where it begins.
 
-    ``examples``: how many rows of each kind are shown of a class (typical, atypical, wrong, of each cluster).
-    ``workers``: processes that draw; by default as many as there are CPUs, where there is enough to draw. A report that
-    was there is replaced. Refused where there is no such audit.
+    ``examples``: how many rows of each kind are shown of a class (typical, atypical, wrong, of each cluster), and twice
+    as many where it is a finding. ``workers``: processes that draw; by default as many as there are CPUs, where there
+    is enough to draw. A report that was there is replaced. Refused where there is no such audit.
     """
     if examples < 1:
         raise Refused(f"examples={examples} would show nothing: give at least 1.")
     started, store = monotonic(), open_store(out)
     audited, site = read_audit(store, array), Site(out)
     say(console, f"drawing {len(audited.classes):,} classes …")
-    made = _draw_all(out, audited, list(_tasks(store, audited, examples)), examples=examples, workers=workers)
+    made = _draw_all(out, audited, list(_tasks(store, audited, examples)), workers=workers)
     thumbnails = Sheets("means", SMALL)
     context = overview(store.run, audited, {one.number: one for one in made}, thumbnails)
     written = {name for one in made for name in one.written} | set(site.put_static())
@@ -54,16 +54,22 @@ def make_report(out: str, array: str, console: Console, *, examples: int = EXAMP
 
 def _tasks(store: Store, audited: Audited, examples: int) -> Iterator[Task]:
     """One for each class, by rank. Of the rows that are shown, manifest and index are read once."""
-    chosen = [rows_of(line, audited.clusters.get(line["class"], []), examples) for line in audited.classes]
+    shown = [2 * examples if line["alarm"] else examples for line in audited.classes]
+    chosen = [
+        rows_of(line, audited.clusters.get(line["class"], []), most)
+        for line, most in zip(audited.classes, shown, strict=True)
+    ]
     rows = [row for own in chosen for row in own]
     manifest, index = store.manifest_lines(rows), store.lines(rows, _INDEX)
     names, median, start = Names(store.run.class_names), audited.median(), 0
     links = [_link(line, names) for line in audited.classes]
-    for line, own, before, after in zip(audited.classes, chosen, [None, *links[:-1]], [*links[1:], None], strict=True):
+    beside = zip([None, *links[:-1]], [*links[1:], None], strict=True)
+    for line, most, own, (before, after) in zip(audited.classes, shown, chosen, beside, strict=True):
         number = line["class"]
         yield Task(
             line,
             median,
+            most,
             audited.clusters.get(number, []),
             audited.members(number),
             _copied(manifest, start, len(own)),
@@ -87,12 +93,12 @@ def _link(line: Line, names: Names) -> Link:
 # -- drawing ---------------------------------------------------------------------------------------------------
 
 
-def _draw_all(out: str, audited: Audited, tasks: list[Task], *, examples: int, workers: int | None) -> list[Made]:
+def _draw_all(out: str, audited: Audited, tasks: list[Task], *, workers: int | None) -> list[Made]:
     if workers is None:
         workers = min(len(os.sched_getaffinity(0)), len(tasks) // _WORTH_A_PROCESS)
     if workers <= 1:
-        return list(map(ClassPages(out, audited.audit, examples), tasks))
-    start = partial(_start, out, audited.audit, examples)
+        return list(map(ClassPages(out, audited.audit), tasks))
+    start = partial(_start, out, audited.audit)
     # Not forked: neither Rust's threads nor locks outlive that.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=start) as pool:
         return list(pool.map(_draw, tasks, chunksize=4))
@@ -101,9 +107,9 @@ def _draw_all(out: str, audited: Audited, tasks: list[Task], *, examples: int, w
 _pages: ClassPages | None = None  # of a process that draws
 
 
-def _start(out: str, audit: Audit, examples: int) -> None:
+def _start(out: str, audit: Audit) -> None:
     global _pages
-    _pages = ClassPages(out, audit, examples)
+    _pages = ClassPages(out, audit)
 
 
 def _draw(task: Task) -> Made:

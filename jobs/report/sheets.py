@@ -14,7 +14,7 @@ from saliency_core.picture import Pixels
 ACROSS = 8  # tiles along each edge of a sheet: the style sheet knows as many places
 LARGE, SMALL = 128, 48  # pixels: edges of a tile
 _PER_SHEET = ACROSS * ACROSS
-_QUALITY = 80
+_QUALITY = 75  # and colours at half the resolution: maps are noise to JPEG, and a thousand classes of them are many
 
 
 class Sheets:
@@ -66,6 +66,5 @@ def _encode(pictures: list[Pixels], size: int) -> bytes:
         top, left = number // ACROSS * size, number % ACROSS * size
         sheet[top : top + size, left : left + size] = picture
     file = io.BytesIO()
-    # Colours are what a map tells by: they are kept at full resolution.
-    Image.fromarray(sheet).save(file, "JPEG", quality=_QUALITY, subsampling=0, optimize=True)
+    Image.fromarray(sheet).save(file, "JPEG", quality=_QUALITY, subsampling="4:2:0", optimize=True)
     return file.getvalue()
