@@ -216,7 +216,8 @@ def test_a_store_beside_itself_has_not_moved(still: Path, finished: Path) -> Non
     assert ok["rank_correlation"].to_pylist() == ok["overlap"].to_pylist() == [1] * 40
     assert ok["distance"].to_pylist() == ok["score_change"].to_pylist() == [0] * 40
     assert ok["changed"].to_pylist() == [False] * 40
-    assert told.summary[:2] == ("No row changed its class, of 40.", "Nothing moved: all 40 pairs of maps are the same.")
+    assert told.summary[0] == "No row changed its class, of 40; 20 % are right in A, 20 % in B."
+    assert told.summary[1] == "Nothing moved: all 40 pairs of maps are the same."
     assert min(ok["to_next"].to_pylist()) > 0 and not told.resampled
     classes = pq.read_table(still / "classes.parquet")
     assert sum(classes["pairs"].to_pylist()) == 40 and sum(classes["count"].to_pylist()) == 43
@@ -269,8 +270,8 @@ def test_the_figures_of_classes_are_those_of_their_rows(moved: Path) -> None:
         changed = [row for row in own if row["changed"]]
         assert line["changed"] == pytest.approx(len(changed) / len(with_figures))
         if changed:
-            most = Counter(row["class_name_b"] for row in changed).most_common(1)[0][1]
-            assert line["mostly_rows"] == most and line["finding"].count(f"are now {line['mostly_to']}") == 1
+            most = Counter(row["predicted_name_b"] for row in changed).most_common(1)[0][1]
+            assert line["mostly_rows"] == most and line["finding"].count(f"are now predicted {line['mostly_to']}") == 1
         furthest = sorted(with_figures, key=lambda row: -row["distance"])
         assert line["rows"] == [row["row_a"] for row in furthest[:12]]
         assert sum(line["mean_map_a"]) == pytest.approx(1, abs=1e-4)
@@ -281,7 +282,11 @@ def test_the_figures_of_classes_are_those_of_their_rows(moved: Path) -> None:
 def test_the_summary_tells_the_share_of_changed_classes(moved: Path) -> None:
     rows = [line for line in rows_of(moved).to_pylist() if line["status"] == "ok"]
     changed = sum(line["changed"] for line in rows)
-    assert found(moved).summary[0] == (f"In {percent(changed / 40)} of the rows the class changed ({changed} of 40).")
+    right = [percent(sum(line[f"correct_{side}"] for line in rows) / 40) for side in "ab"]
+    assert found(moved).summary[0] == (
+        f"In {percent(changed / 40)} of the rows the class changed ({changed} of 40); "
+        f"{right[0]} are right in A, {right[1]} in B."
+    )
     assert [percent(one) for one in (0, 0.003, 0.0949, 0.12, 1)] == ["0 %", "0.3 %", "9.5 %", "12 %", "100 %"]
 
 
@@ -397,8 +402,9 @@ def test_arrays_of_one_store_compare(finished: Path, tmp_path: Path) -> None:
     for row in rows.to_pylist():
         if row["status"] == "ok":
             line = index[row["row_a"]]
-            assert row["changed"] == (line["predicted__class"] != line["label__class"])
-            assert row["changed"] or row["rank_correlation"] == 1
+            same = line["predicted__class"] == line["label__class"]
+            assert not row["changed"] and row["correct_a"] == row["correct_b"] == same
+            assert (row["rank_correlation"] == 1) == same
 
 
 def test_of_an_unfinished_store_what_is_there_is_compared(tree: Path, finished: Path, tmp_path: Path) -> None:

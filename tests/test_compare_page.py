@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import reports
+from browser import Visit, chromium
 from conftest import run_inline
 from reports import NAMES, Page, pages
 from rich.console import Console
@@ -154,29 +154,17 @@ def test_what_is_not_the_reports_own_stays(made: tuple[Path, str], stores: tuple
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_browser_shows_it_whole(made: tuple[Path, str], width: int) -> None:
-    """No error, nothing that sticks out, every picture there, and the table sorts and filters."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium is installed")
-    told: list[str] = []
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": width, "height": 900})
-        page.on("console", lambda message: told.append(message.text))
-        page.on("pageerror", lambda error: told.append(str(error)))
+    """Nothing to complain of, nothing that sticks out, and the table sorts and filters."""
+    with chromium() as browser:
+        context = browser.new_context(viewport={"width": width, "height": 900})
         for name in ("classes/0.html", "index.html"):
-            page.goto((made[0] / name).as_uri())
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-            page.evaluate("() => { for (const one of document.images) one.loading = 'eager' }")
-            page.wait_for_function("() => [...document.images].every((one) => one.complete)")
-            assert page.evaluate("[...document.images].every((one) => one.naturalWidth > 0)")
+            visit = Visit(context, made[0] / name)
+            visit.scroll_through()
+            assert visit.too_wide() <= 0 and visit.complaints == []
         column = "[...document.querySelectorAll('#classes tbody tr')].map((row) => +row.cells[3].dataset.value)"
-        moved = page.evaluate(column)
-        page.get_by_role("button", name="Moved").click()
-        page.get_by_role("button", name="Moved").click()
-        assert page.evaluate(column) == sorted(moved) and len(set(moved)) > 1
-        page.get_by_role("searchbox").fill("onerror")
-        assert page.locator("#classes tbody tr:visible").count() == 1
-        browser.close()
-    assert told == []
+        moved = visit.page.evaluate(column)
+        for _ in range(2):
+            visit.page.get_by_role("button", name="Moved").click()
+        assert visit.page.evaluate(column) == sorted(moved) and len(set(moved)) > 1
+        visit.page.get_by_role("searchbox").fill("onerror")
+        assert visit.page.locator("#classes tbody tr:visible").count() == 1 and visit.complaints == []

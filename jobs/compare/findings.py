@@ -44,7 +44,7 @@ def class_finding(line: Mapping[str, Any]) -> str:
     if direction := in_words(line["place_from"], line["place_to"]):
         parts.append(f"it went {direction}")
     if line["mostly_rows"]:
-        parts.append(f"{line['mostly_rows']:,} of {line['count']:,} rows are now {_short(line['mostly_to'])}")
+        parts.append(f"{line['mostly_rows']:,} of {line['count']:,} rows are now predicted {_short(line['mostly_to'])}")
     return "; ".join(parts)
 
 
@@ -61,8 +61,13 @@ def _changed(rows: pa.Table) -> str:
         return ""
     changed = pc.sum(known).as_py()
     if not changed:
-        return f"No row changed its class, of {len(known):,}."
-    return f"In {percent(changed / len(known))} of the rows the class changed ({changed:,} of {len(known):,})."
+        told = f"No row changed its class, of {len(known):,}"
+    else:
+        told = f"In {percent(changed / len(known))} of the rows the class changed ({changed:,} of {len(known):,})"
+    right = [pc.mean(rows[f"correct_{side}"].cast("double")).as_py() for side in "ab"]
+    if None in right:
+        return f"{told}."
+    return f"{told}; {percent(right[0])} are right in A, {percent(right[1])} in B."
 
 
 def _moved(overall: Mapping[str, Any], *, top: float) -> str:

@@ -108,6 +108,7 @@ def _class(rows: pa.Table, sums: Sums, cells: tuple[int, int]) -> dict[str, Any]
         "pairs": sums.pairs,
         "changed": pc.mean(rows["changed"].cast(pa.float64())).as_py(),
         **_mostly(rows),
+        **{f"accuracy_{side}": pc.mean(rows[f"correct_{side}"].cast(pa.float64())).as_py() for side in "ab"},
         **{f"mean_{name}": pc.mean(rows[name]).as_py() for name in CHANGES},
         "place_from": place_from,
         "place_to": place_to,
@@ -122,9 +123,9 @@ def _class(rows: pa.Table, sums: Sums, cells: tuple[int, int]) -> dict[str, Any]
 
 
 def _mostly(rows: pa.Table) -> dict[str, Any]:
-    """What most of the rows whose class changed became: its name, else its number."""
+    """What most of the rows whose prediction changed became: its name, else its number."""
     changed = rows.filter(pc.fill_null(rows["changed"], False))
-    names = pc.coalesce(changed["class_name_b"], changed["class_b"].cast(pa.string()))
+    names = pc.coalesce(changed["predicted_name_b"], changed["predicted_b"].cast(pa.string()))
     counts = sorted(
         pc.value_counts(names.combine_chunks()).to_pylist(), key=lambda one: (-one["counts"], one["values"])
     )

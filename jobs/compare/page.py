@@ -12,7 +12,6 @@ from jobs.compare.findings import class_finding, percent, unmoved
 from jobs.compare.gather import FEW, Gathered
 from jobs.compare.pairs import Side
 from jobs.compare.pictures import Line, PairArtist, PairFigure, mean_tiles
-from jobs.compare.places import in_words
 from jobs.compare.results import Comparison
 from jobs.report.audited import Names
 from jobs.report.page import Column, Compared, Link, Table, Tile, Value, figure
@@ -113,6 +112,8 @@ class ReportPages:
             Column("Probability", "number", "mean change, B minus A"),
             Column("Score", "number", "mean change, B minus A"),
             Column("Where to"),
+            Column("Accuracy, A", "percent"),
+            Column("Accuracy, B", "percent"),
             Column("Rows", "count", "of A"),
             Column("Pairs", "count", "rows whose maps were compared"),
         ]
@@ -125,7 +126,7 @@ class ReportPages:
                 [
                     *means, named, *(line[name] for name in ("median_distance", "median_rank_correlation")),
                     line["median_overlap"], line["changed"], line["mostly_to"], line["mean_probability_change"],
-                    line["mean_score_change"], in_words(line["place_from"], line["place_to"]), line["count"],
+                    line["mean_score_change"], _where_to(line), line["accuracy_a"], line["accuracy_b"], line["count"],
                     line["pairs"],
                 ]
             )  # fmt: skip
@@ -153,9 +154,17 @@ def _lines(rows: pa.Table, numbers: list[int]) -> list[Line]:
     return [by_row[number] for number in numbers]
 
 
+def _where_to(line: Line) -> str:
+    """``lower right corner → centre``; with one end only where the other is no one place."""
+    ends = [(line[name] or "").removeprefix("the ") for name in ("place_from", "place_to")]
+    return " → ".join(ends).strip() if any(ends) else ""
+
+
 def _figures(things: dict[str, Line]) -> Compared:
     of = (
         ("Class changed", "changed", "percent"),
+        ("Accuracy of A", "accuracy_a", "percent"),
+        ("Accuracy of B", "accuracy_b", "percent"),
         ("Relevance elsewhere, median", "median_distance", "percent"),
         ("Rank correlation, median", "median_rank_correlation", "number"),
         ("Overlap of the top regions, median", "median_overlap", "number"),

@@ -33,13 +33,27 @@ class Side:
     def where(self) -> str:
         return self.store.run.config.out
 
+    @property
+    def prediction(self) -> str | None:
+        """The target whose class is the model's prediction; None where the store has none."""
+        specs = self.store.run.target_specs
+        return next((target for target, spec in specs.items() if spec in ("predicted", "top:1")), None)
+
     def lines(self) -> pa.Table:
-        """Of every committed row: the columns that are compared, those of the target without its name."""
-        target = f"{self.array.target}__"
-        of_target = [f"{target}{name}" for name in ("status", "class", "class_name", "score", "probability")]
-        columns = ["row", "sample_id", "sha256", "width", "height", "label", "status"]
-        found = self.store.lines(self.store.committed_rows(), [*columns, *of_target])
-        return found.rename_columns([*columns, *(name.replace(target, "target_") for name in of_target)])
+        """Of every committed row, what is compared: ``target_…`` of what was explained, ``predicted_…``."""
+        columns = {name: name for name in ("row", "sample_id", "sha256", "width", "height", "label", "status")}
+        of_target = ("status", "class", "class_name", "score", "probability")
+        columns |= {f"target_{name}": f"{self.array.target}__{name}" for name in of_target}
+        # Without a prediction, these columns are null: they are there, so that nobody need ask.
+        predicted = self.prediction or self.array.target
+        columns |= {f"predicted_{name}": f"{predicted}__{name}" for name in ("class", "class_name")}
+        found = self.store.lines(self.store.committed_rows(), list(dict.fromkeys(columns.values())))
+        table = pa.table({name: found[column] for name, column in columns.items()})
+        if self.prediction is None:
+            for name in ("predicted_class", "predicted_class_name"):
+                place = table.schema.get_field_index(name)
+                table = table.set_column(place, name, pa.nulls(len(table), table.schema.field(place).type))
+        return table
 
 
 @dataclass(frozen=True)
@@ -90,7 +104,7 @@ def make_ledger(a: Side, b: Side) -> Ledger:
 def _rows(a: Side, lines_a: pa.Table, b: Side, lines_b: pa.Table) -> pa.Table:
     names = [side.store.run.class_names for side in (a, b)]
     by_name = None not in names and names[0] != names[1]
-    compared = "target_class_name" if by_name else "target_class"
+    compared = "predicted_class_name" if by_name else "predicted_class"
     numbers = pc.coalesce(lines_a["target_class"], lines_a["label"])
     columns = {
         "row_a": lines_a["row"],
@@ -100,10 +114,14 @@ def _rows(a: Side, lines_a: pa.Table, b: Side, lines_b: pa.Table) -> pa.Table:
         "status": _statuses(lines_a, lines_b),
         "class": pc.fill_null(numbers, -1),
         "class_name": _class_names(numbers, names[0]),
-        "class_b": lines_b["target_class"],
-        "class_name_b": lines_b["target_class_name"],
         "changed": pc.not_equal(lines_a[compared], lines_b[compared]),
     }
+    for side, lines in (("a", lines_a), ("b", lines_b)):
+        columns |= {
+            f"predicted_{side}": lines["predicted_class"],
+            f"predicted_name_{side}": lines["predicted_class_name"],
+            f"correct_{side}": pc.equal(lines["predicted_class"], lines["label"]),
+        }
     for name in ("score", "probability"):
         before, after = lines_a[f"target_{name}"], lines_b[f"target_{name}"]
         columns |= {f"{name}_a": before, f"{name}_b": after, f"{name}_change": pc.subtract(after, before)}

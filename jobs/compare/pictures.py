@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jobs.audit.measures import shrink
 from jobs.compare.findings import percent
 from jobs.compare.pairs import Side
 from jobs.compare.results import Comparison
@@ -60,7 +61,7 @@ def row_told(line: Line) -> str:
     if line["rank_correlation"] is not None:
         parts.append(f"rank correlation {line['rank_correlation']:.2f}")
     if line["changed"]:
-        before, after = (line[f"class_name{side}"] or str(line[f"class{side}"]) for side in ("", "_b"))
+        before, after = (line[f"predicted_name_{side}"] or str(line[f"predicted_{side}"]) for side in "ab")
         parts.append(f"{before} → {after}")
     return ", ".join(parts)
 
@@ -69,11 +70,13 @@ def mean_tiles(line: Line, plan: Comparison, sheets: Sheets) -> list[Tile]:
     """Mean maps of A and of B, and where B's has more (red) or less (blue); none where there is no pair."""
     if not line["mean_map_a"] or not line["pairs"]:
         return []
-    a, b = line["mean_map_a"], line["mean_map_b"]
+    # By their area: where a grid's cells are not all of one size, the larger ones hold more.
+    areas = shrink(np.ones((1, *plan.grid), np.float32), max(plan.cells)).ravel()
+    a, b = (np.asarray(line[f"mean_map_{side}"], np.float32) / areas for side in "ab")
     pictures = [mean_picture(one, plan.cells) for one in (a, b)]
-    difference = np.asarray(b) - np.asarray(a)
     # Rounding alone must not be blown up to full colours.
-    gain, zero = (b, a) if np.abs(difference).max() > 1e-3 * np.max(a) else (a, a)
-    pictures.append(difference_picture(gain, zero, plan.cells))
+    pictures.append(
+        difference_picture((b if np.abs(b - a).max() > 1e-3 * a.max() else a).tolist(), a.tolist(), plan.cells)
+    )
     alts = ("mean map of A", "mean map of B", "mean map of B minus that of A")
     return [sheets.add(picture, alt) for picture, alt in zip(pictures, alts, strict=True)]

@@ -58,6 +58,7 @@ def make_plan(a: Side, b: Side, ledger: Ledger, *, top: float) -> Comparison:
         matched=ledger.matched,
         notes=ledger.notes,
         resampled=a.array.item_shape[-2:] != b.array.item_shape[-2:] or not all(common.same(*size) for size in sizes),
+        grid=common.grid,
         cells=(min(GRID, common.grid[0]), min(GRID, common.grid[1])),
         rows_a=len(a.store),
         rows_b=len(b.store),

@@ -47,28 +47,31 @@ ROW_SCHEMA = pa.schema(
     [
         ("row_a", pa.int64()), ("row_b", pa.int64()), ("sample_id", pa.string()), ("label", pa.int32()),
         ("status", pa.string()),
-        ("class", pa.int32()), ("class_name", pa.string()), ("class_b", pa.int32()), ("class_name_b", pa.string()),
-        ("changed", pa.bool_()),
+        ("class", pa.int32()), ("class_name", pa.string()), ("changed", pa.bool_()),
+        ("predicted_a", pa.int32()), ("predicted_name_a", pa.string()), ("correct_a", pa.bool_()),
+        ("predicted_b", pa.int32()), ("predicted_name_b", pa.string()), ("correct_b", pa.bool_()),
         ("score_a", pa.float32()), ("score_b", pa.float32()), ("score_change", pa.float32()),
         ("probability_a", pa.float32()), ("probability_b", pa.float32()), ("probability_change", pa.float32()),
         *[(name, pa.float32()) for name in (*FIGURES, "to_next", *CENTRES)],
     ]
 )  # fmt: skip
-"""``status``: ``ok``, or why there is no comparison. ``changed``: whether B's class is another; null where one of them
-is not known. ``to_next``: distance from A's map of this row to B's map of the next: what different images do."""
+"""``status``: ``ok``, or why there is no comparison. ``changed``: whether B's model predicts another class; null where
+a store has no target ``predicted``. ``to_next``: distance from A's map of this row to B's map of the next: how far
+different images are apart."""
 
 
 def class_schema(cells: tuple[int, int]) -> pa.Schema:
-    """``pairs``: how many have figures. ``changed``: share, of those whose classes are known; ``mostly_to``: what most
-    of them became, and ``mostly_rows`` how many. ``rows``: those that moved most (of A). ``place_from``, ``place_to``:
-    where relevance went, in words; null where there is no one direction.
+    """``pairs``: how many have figures. ``changed``: share, of those whose predictions are known; ``mostly_to``: what
+    most of these became, and ``mostly_rows`` how many. ``accuracy``: of those with a label too. ``rows``: those that
+    moved most (of A). ``place_from``, ``place_to``: where relevance went, in words; null where it is no one place.
     """
     figures = [(f"{part}_{name}", pa.float32()) for name in FIGURES for part in ("median", "mean")]
     return pa.schema(
         [
             ("rank", pa.int32()), ("class", pa.int32()), ("class_name", pa.string()),
             ("count", pa.int64()), ("pairs", pa.int64()), ("changed", pa.float32()),
-            ("mostly_to", pa.string()), ("mostly_rows", pa.int64()), *figures,
+            ("mostly_to", pa.string()), ("mostly_rows", pa.int64()),
+            ("accuracy_a", pa.float32()), ("accuracy_b", pa.float32()), *figures,
             *[(f"mean_{name}", pa.float32()) for name in CHANGES],
             ("place_from", pa.string()), ("place_to", pa.string()), ("finding", pa.string()),
             ("rows", pa.list_(pa.int64())),
@@ -83,7 +86,7 @@ class Comparison(BaseModel):
     ``matched``: how rows were paired. ``only_a``, ``only_b``: rows that the other lacks. ``pairs``: rows with figures;
     ``statuses``: how many rows have each status, and ``examples`` some sample ids of each but ``ok``. ``flat``: pairs
     without a rank correlation, for a map that is the same everywhere. ``resampled``: whether maps were brought to one
-    grid. ``overall``: as of a class. ``summary``: in words.
+    ``grid``; ``cells``: of the small maps. ``overall``: as of a class. ``summary``: in words.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -99,6 +102,7 @@ class Comparison(BaseModel):
     matched: str
     notes: tuple[str, ...] = ()
     resampled: bool
+    grid: tuple[int, int]
     cells: tuple[int, int]
     rows_a: int
     rows_b: int
