@@ -132,6 +132,7 @@ def test_centres_and_the_words_for_where_relevance_went() -> None:
     assert [float(one[0]) for one in centres(corner)] == pytest.approx([17 / 18, 17 / 18])
     assert in_words(*direction(corner[0], middle[0])) == "from the lower right corner to the centre"
     assert direction(corner[0], corner[0]) == (None, None)
+    assert in_words(*direction(np.array([[1.0, 0]]), np.array([[0, 1.0]]))) == "from the left edge to the right edge"
     assert in_words(*direction(np.full((9, 9), 1 / 81), corner[0])) == (
         "from the upper left corner to the lower right corner"
     )
@@ -395,6 +396,16 @@ def test_blank_maps_have_no_figures_and_are_counted(tree: Path, tmp_path: Path) 
     assert len(blank) == 1 and all(blank[0][name] is None for name in FIGURES) and blank[0]["score_a"] is not None
 
 
+def test_where_no_pair_of_maps_is_left_it_says_so(tmp_path: Path) -> None:
+    (tmp_path / "tree/ant").mkdir(parents=True)
+    (tmp_path / "tree/ant/broken.png").write_bytes(b"no image")
+    for name in ("a", "b"):
+        run_inline(images=str(tmp_path / "tree"), out=str(tmp_path / name))
+    code, told = compared(tmp_path / "a", tmp_path / "b", tmp_path / "c")
+    assert code == 3 and "No pair of maps could be compared." in told and "1 row, quarantined in both" in told
+    assert found(tmp_path / "c").pairs == 0 and len(rows_of(tmp_path / "c")) == 1
+
+
 def test_arrays_of_one_store_compare(finished: Path, tmp_path: Path) -> None:
     compared(finished, finished, tmp_path / "c", array=GRADIENT, array_b="label/gradient")
     rows = rows_of(tmp_path / "c")
@@ -405,6 +416,18 @@ def test_arrays_of_one_store_compare(finished: Path, tmp_path: Path) -> None:
             same = line["predicted__class"] == line["label__class"]
             assert not row["changed"] and row["correct_a"] == row["correct_b"] == same
             assert (row["rank_correlation"] == 1) == same
+
+
+def test_without_predictions_nothing_is_said_of_them(tree: Path, tmp_path: Path) -> None:
+    """The class that a label's map explains is the label, with every model: that is no change to tell of."""
+    for name in ("tiny", "tiny_again"):
+        run_inline(
+            images=str(tree), out=str(tmp_path / name), model=f"python:factories:{name}", targets="label", **SAME
+        )
+    compared(tmp_path / "tiny", tmp_path / "tiny_again", tmp_path / "c")
+    rows, told = rows_of(tmp_path / "c"), found(tmp_path / "c")
+    assert rows["changed"].null_count == rows["correct_a"].null_count == len(rows) and told.pairs == 40
+    assert told.summary[0].startswith("On the median") and told.overall["changed"] is None
 
 
 def test_of_an_unfinished_store_what_is_there_is_compared(tree: Path, finished: Path, tmp_path: Path) -> None:

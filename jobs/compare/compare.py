@@ -57,19 +57,15 @@ def compare(
     plan = make_plan(side_a, side_b, ledger, top=top)
     claim(output, plan)
     units = pair_units(side_a, ledger)
-    matched = time_of(started)
+    matched = monotonic()
     _work(output, plan, units, console, runner=runner, store=side_a.store)
-    worked = time_of(started) - matched
+    worked = monotonic()
     gathered = gather(ledger, read_units(output, [unit.unit for unit in units]), plan.cells)
-    found = _finish(output, plan, gathered, {"match": matched, "compare": worked})
+    found = _finish(output, plan, gathered, seconds={"match": matched - started, "compare": worked - matched})
     for sentence in found.summary:
         say(console, shown(sentence))
     say(console, f"report: {ReportPages(output, side_a, side_b).write(found, gathered)}")
     return DONE if set(found.statuses) <= {COMPARED} else IMPERFECT
-
-
-def time_of(started: float) -> float:
-    return round(monotonic() - started, 3)
 
 
 def _work(
@@ -97,7 +93,7 @@ def _work(
                 say(console, f"{so_far:,} of {of:,} pairs compared")
 
 
-def _finish(output: str, plan: Comparison, gathered: Gathered, seconds: dict[str, float]) -> Comparison:
+def _finish(output: str, plan: Comparison, gathered: Gathered, *, seconds: dict[str, float]) -> Comparison:
     """rows.parquet, classes.parquet and, last, compare.json."""
     store, rows = open_output(output), gathered.rows
     findings = [class_finding(line) for line in gathered.classes.drop_columns(["mean_map_a", "mean_map_b"]).to_pylist()]
@@ -123,7 +119,7 @@ def _finish(output: str, plan: Comparison, gathered: Gathered, seconds: dict[str
             "examples": examples,
             "overall": overall,
             "summary": summary(gathered, top=plan.top),
-            "seconds": seconds,
+            "seconds": {what: round(took, 3) for what, took in seconds.items()},
         }
     )
     put(store, COMPARE_JSON, found.to_json())

@@ -24,7 +24,7 @@ def summary(gathered: Gathered, *, top: float) -> tuple[str, ...]:
     if unmoved(gathered.rows):
         told.append(f"Nothing moved: all {gathered.overall['pairs']:,} pairs of maps are the same.")
     else:
-        told += [_moved(gathered.overall, top=top), _yardstick(gathered.rows), _class_that_moved_most(gathered.classes)]
+        told += [_moved(gathered.overall, top=top), _class_that_moved_most(gathered.classes), _yardstick(gathered.rows)]
     return (*filter(None, told), *_left_out(gathered.rows))
 
 

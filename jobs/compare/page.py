@@ -119,7 +119,7 @@ class ReportPages:
         ]
         rows: list[list[Value]] = []
         for line in lines:
-            means: list[Value] = [*mean_tiles(line, told, sheets)[:2]] or [None, None]
+            means: list[Value] = [*mean_tiles(line, told, sheets, difference=False)] or [None, None]
             text = self._names.of(line["class"], line["class_name"])
             named: Value = Link(text, self._names.page(line["class"])) if line["class"] in paged else text
             rows.append(
@@ -155,9 +155,12 @@ def _lines(rows: pa.Table, numbers: list[int]) -> list[Line]:
 
 
 def _where_to(line: Line) -> str:
-    """``lower right corner → centre``; with one end only where the other is no one place."""
-    ends = [(line[name] or "").removeprefix("the ") for name in ("place_from", "place_to")]
-    return " → ".join(ends).strip() if any(ends) else ""
+    """``lower right corner → centre``, or half of it, or nothing."""
+    ends = {word: line[f"place_{word}"] for word in ("from", "to")}
+    short = {word: place.removeprefix("the ") for word, place in ends.items() if place is not None}
+    return (
+        " → ".join(short.values()) if len(short) == 2 else "".join(f"{word} {place}" for word, place in short.items())
+    )
 
 
 def _figures(things: dict[str, Line]) -> Compared:

@@ -66,7 +66,7 @@ def row_told(line: Line) -> str:
     return ", ".join(parts)
 
 
-def mean_tiles(line: Line, plan: Comparison, sheets: Sheets) -> list[Tile]:
+def mean_tiles(line: Line, plan: Comparison, sheets: Sheets, *, difference: bool = True) -> list[Tile]:
     """Mean maps of A and of B, and where B's has more (red) or less (blue); none where there is no pair."""
     if not line["mean_map_a"] or not line["pairs"]:
         return []
@@ -74,9 +74,9 @@ def mean_tiles(line: Line, plan: Comparison, sheets: Sheets) -> list[Tile]:
     areas = shrink(np.ones((1, *plan.grid), np.float32), max(plan.cells)).ravel()
     a, b = (np.asarray(line[f"mean_map_{side}"], np.float32) / areas for side in "ab")
     pictures = [mean_picture(one, plan.cells) for one in (a, b)]
-    # Rounding alone must not be blown up to full colours.
-    pictures.append(
-        difference_picture((b if np.abs(b - a).max() > 1e-3 * a.max() else a).tolist(), a.tolist(), plan.cells)
-    )
+    if difference:
+        # Rounding alone must not be blown up to full colours.
+        after = b if np.abs(b - a).max() > 1e-3 * a.max() else a
+        pictures.append(difference_picture(after.tolist(), a.tolist(), plan.cells))
     alts = ("mean map of A", "mean map of B", "mean map of B minus that of A")
-    return [sheets.add(picture, alt) for picture, alt in zip(pictures, alts, strict=True)]
+    return [sheets.add(picture, alt) for picture, alt in zip(pictures, alts, strict=False)]

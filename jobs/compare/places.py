@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 
 from jobs.compare.likeness import Doubles
@@ -37,7 +35,6 @@ def in_words(place_from: str | None, place_to: str | None) -> str:
 def _ninths(small: Doubles) -> Doubles:
     """Sums [3, 3] of a map [h, w]. A map with an edge of 1 or 2 cells has empty ninths."""
     for axis in (0, 1):
-        edges = [round(third * small.shape[axis] / 3) for third in range(4)]
-        parts = [small.take(range(*span), axis=axis).sum(axis=axis) for span in pairwise(edges)]
-        small = np.stack(parts, axis=axis)
+        edges = [round(third * small.shape[axis] / 3) for third in (1, 2)]
+        small = np.stack([part.sum(axis=axis) for part in np.split(small, edges, axis=axis)], axis=axis)
     return small
