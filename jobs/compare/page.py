@@ -158,9 +158,9 @@ def _where_to(line: Line) -> str:
     """``lower right corner → centre``, or half of it, or nothing."""
     ends = {word: line[f"place_{word}"] for word in ("from", "to")}
     short = {word: place.removeprefix("the ") for word, place in ends.items() if place is not None}
-    return (
-        " → ".join(short.values()) if len(short) == 2 else "".join(f"{word} {place}" for word, place in short.items())
-    )
+    if len(short) == 2:
+        return " → ".join(short.values())
+    return "".join(f"{word} {place}" for word, place in short.items())
 
 
 def _figures(things: dict[str, Line]) -> Compared:

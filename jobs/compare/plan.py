@@ -106,7 +106,7 @@ def pair_units(a: Side, ledger: Ledger) -> list[PairUnit]:
     columns += [ledger.width[places], ledger.height[places], np.asarray(rows["class"])]
     starts = np.flatnonzero(np.diff(numbers, prepend=-1)).tolist()
     units = []
-    for start, stop in zip(starts, [*starts[1:], len(places)], strict=True):
+    for start, stop in zip(starts, [*starts, len(places)][1:], strict=True):
         span = [*range(start, stop), stop % len(places)]
         units.append(PairUnit(int(numbers[start]), *(column[span] for column in columns)))
     return units
