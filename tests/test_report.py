@@ -9,13 +9,17 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import s3
 from audits import write_audit
 from PIL import Image
 from reports import ARRAY, LONG, NAMES, SCRIPT, Page, pages, report
 from rich.console import Console
 
-from jobs.audit.results import AUDIT_JSON, folder
+from jobs.audit.measures import MEASURES
+from jobs.audit.results import AUDIT_JSON, CLASSES, CLUSTERS, ROWS, folder
 from jobs.reader import open_store
 from jobs.report.make import make_report
 from jobs.report.page import Tile, figure, shown
@@ -185,6 +189,17 @@ def test_a_report_that_is_made_again_is_the_same(store: Path) -> None:
     assert {path: path.read_bytes() for path in report(store, workers=2).rglob("*") if path.is_file()} == first
 
 
+def test_on_an_object_store_it_is_the_same(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_report(str(store), ARRAY, Console(file=io.StringIO()))
+    with s3.server(monkeypatch):
+        out = s3.upload(store, "maps")
+        s3.put("maps/report/classes/77.html", b"of an earlier audit")
+        assert make_report(out, ARRAY, Console(file=io.StringIO())) == f"{out}/report/index.html"
+        there = s3.objects("maps/report")
+    made = store / "report"
+    assert there == {str(path.relative_to(made)): path.read_bytes() for path in made.rglob("*") if path.is_file()}
+
+
 def test_how_many_examples_are_shown_is_for_the_user_to_say(store: Path) -> None:
     few, many = (len(Page(report(store, examples=n) / "classes" / "2.html").all("figure")) for n in (1, 4))
     assert few < many
@@ -197,6 +212,28 @@ def test_without_an_audit_there_is_no_report(store: Path, array: str, told: str)
     with pytest.raises(Refused, match=told):
         make_report(str(store), array, Console(file=io.StringIO()))
     assert not (store / "report").exists()
+
+
+def test_where_nothing_has_a_map_there_is_a_report_that_says_so(store: Path) -> None:
+    where = store / folder(ARRAY)
+    for name in (ROWS, CLASSES, CLUSTERS):
+        pq.write_table(pq.read_table(where / name).slice(0, 0), where / name)
+    make_report(str(store), ARRAY, Console(file=io.StringIO()))
+    assert "No class looks suspicious." in Page(store / "report" / "index.html").text
+
+
+def test_what_an_audit_does_not_know_is_left_open(store: Path) -> None:
+    """A class without a finite map, label or prediction."""
+    where = store / folder(ARRAY) / CLASSES
+    table = pq.read_table(where)
+    lines = table.to_pylist()
+    unknown = ("accuracy", "confidence", "spread", "mean_map", *MEASURES)
+    lines[0] |= {**dict.fromkeys(unknown), "class": -1, "class_name": None, "typical": [], "atypical": [], "wrong": []}
+    lines[1] |= {"spot_y": float("nan"), "spot_x": float("nan"), "eigengap": float("nan")}
+    pq.write_table(pa.Table.from_pylist(lines, schema=table.schema), where)
+    make_report(str(store), ARRAY, Console(file=io.StringIO()))
+    assert "no class" in Page(store / "report" / "index.html").text
+    assert Page(store / "report" / "classes" / "none.html").text.count("–") > 5
 
 
 def test_a_damaged_audit_is_refused(store: Path) -> None:
@@ -263,8 +300,6 @@ def test_a_mean_map_runs_from_nothing_to_its_strongest() -> None:
 
 
 def test_a_scatter_draws_no_more_than_can_be_seen_and_says_so() -> None:
-    import pyarrow as pa
-
     def rows(n: int) -> pa.Table:
         places = np.random.default_rng(0).normal(size=(2, n))
         return pa.table({"embed_x": places[0], "embed_y": places[1], "cluster": [0] * n, "correct": [True] * n})

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -46,10 +48,13 @@ class Audited:
         return next((one for one in own if one["cluster"] == line["suspect"]), None)
 
     def median(self) -> Line:
-        """Of each figure of the classes: what is usual."""
-        figures = [name for name, value in self.classes[0].items() if isinstance(value, float | int)]
-        known = {name: [line[name] for line in self.classes if line[name] is not None] for name in self.classes[0]}
-        return {name: float(np.nanmedian(known[name])) for name in figures}
+        """Of each figure of the classes, where any has it: what is usual."""
+        known: defaultdict[str, list[float]] = defaultdict(list)
+        for line in self.classes:
+            for name, value in line.items():
+                if isinstance(value, float | int) and math.isfinite(value):
+                    known[name].append(value)
+        return {name: median(values) for name, values in known.items()}
 
     @property
     def alarms(self) -> list[Line]:
@@ -83,9 +88,9 @@ def read_audit(store: Store, array: str) -> Audited:
 def _by_class(classes: NDArray[np.int32]) -> tuple[NDArray[np.int64], dict[int, tuple[int, int]]]:
     """The places of the rows, class by class, and where each class begins and ends there."""
     order = np.argsort(classes, kind="stable").astype(np.int64)
-    numbers, starts = np.unique(classes[order], return_index=True)
-    ends = [*starts[1:].tolist(), len(order)]
-    return order, dict(zip(numbers.tolist(), zip(starts.tolist(), ends, strict=True), strict=True))
+    found = np.unique(classes[order], return_index=True, return_counts=True)
+    parts = zip(*(values.tolist() for values in found), strict=True)
+    return order, {number: (start, start + count) for number, start, count in parts}
 
 
 class Names:

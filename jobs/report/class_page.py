@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+from markupsafe import Markup
 
-from jobs.audit.measures import CORNERS
 from jobs.audit.results import Audit
 from jobs.reader import open_store
 from jobs.report.audited import Line, Names
-from jobs.report.page import Compared, Kind, Link, Tile, figure
+from jobs.report.figures import MEDIAN, compared
+from jobs.report.page import Compared, Link, Tile, isolated
 from jobs.report.pictures import RowArtist, RowPicture, difference_picture, mean_picture
 from jobs.report.scatter import scatter
 from jobs.report.sheets import Sheets
 from jobs.report.site import Site
 
-Labelled = tuple[tuple[str, str, Kind], ...]  # label, column, kind
-MEDIAN = "Median of the classes"
+KINDS = ("typical", "atypical", "wrong")
 
 
 @dataclass(frozen=True)
 class Task:
     """What is needed to make the page of a class.
 
-    ``line``, ``clusters``, ``members``: of the audit. ``manifest``, ``index``: of the rows that are shown, in their
-    order. ``before``, ``after``: the pages beside it, by rank. ``median``: what is usual for a class. ``examples``: how
-    many rows of each kind are shown.
+    ``line``, ``clusters``, ``members``: of the audit. ``median``: what is usual for a class. ``shown``: as
+    ``shown_rows`` gives it. ``manifest``, ``index``: of those rows, ascending. ``before``, ``after``: the pages beside
+    it, by rank.
     """
 
     line: Line
     median: Line
-    examples: int
     clusters: list[Line]
+    shown: dict[str | int, list[int]]
     members: pa.Table
     manifest: pa.Table
     index: pa.Table
@@ -44,7 +45,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Figure:
-    """A row with its pictures, and what is known of it: ``sample`` is what others named."""
+    """A row with its pictures, and what is known of it: ``sample`` is what others named; ``told`` may be Markup."""
 
     tiles: Sequence[Tile]
     row: int
@@ -80,10 +81,14 @@ class Made:
     examples: list[Figure]
 
 
-def rows_of(line: Line, clusters: Iterable[Line], examples: int) -> list[int]:
-    """The rows of a class that are shown, ascending."""
-    parts = [line["typical"], line["atypical"], line["wrong"], *(one["examples"] for one in clusters)]
-    return sorted({row for part in parts for row in part[:examples]})
+def shown_rows(line: Line, clusters: Iterable[Line], examples: int) -> dict[str | int, list[int]]:
+    """The rows of a class that are shown: typical, atypical, wrong, and by the number of each cluster.
+
+    Twice as many of those that are the evidence of a finding.
+    """
+    found = {kind: line[kind] for kind in KINDS} | {one["cluster"]: one["examples"] for one in clusters}
+    evidence = (line["suspect"] if line["suspect"] in found else "typical") if line["alarm"] else None
+    return {kind: rows[: 2 * examples if kind == evidence else examples] for kind, rows in found.items()}
 
 
 class ClassPages:
@@ -106,8 +111,7 @@ class ClassPages:
         mean = sheets.add(mean_picture(line["mean_map"], self._audit.cells, spot=spot), "mean map of the class")
         figures = self._figures(task, sheets)
         groups = [self._group(one, task, figures, sheets) for one in task.clusters]
-        typical, atypical, wrong = (line[name][: task.examples] for name in ("typical", "atypical", "wrong"))
-        shown = self._chosen(typical, figures)
+        typical = self._chosen(task.shown["typical"], figures)
         written = [self._site.put(name, data) for name, data in sheets.files().items()]
         name = self._names.of(number, line["class_name"])
         context: dict[str, Any] = {
@@ -122,9 +126,9 @@ class ClassPages:
             "ringed": spot is not None,
             "groups": groups,
             "scatter": scatter(task.members, suspect=line["suspect"]),
-            "typical": shown,
-            "atypical": self._chosen(atypical, figures),
-            "wrong": self._chosen(wrong, figures, self._both),
+            "typical": typical,
+            "atypical": self._chosen(task.shown["atypical"], figures),
+            "wrong": self._chosen(task.shown["wrong"], figures, self._both),
             "wrong_of": len(line["wrong"]),
             "both": self._both,
             "before": task.before,
@@ -132,12 +136,13 @@ class ClassPages:
         }
         written.append(self._site.page(self._names.page(number), "class.html", **context))
         suspect = next((group for group in groups if group.suspect), None)
-        return Made(number, written, mean, suspect, suspect.examples if suspect else shown)
+        return Made(number, written, mean, suspect, suspect.examples if suspect else typical)
 
     def _figures(self, task: Task, sheets: Sheets) -> Figures:
         index = {line["row"]: line for line in task.index.to_pylist()}
-        known = {line["row"]: line for line in task.members.select(_KNOWN).to_pylist() if line["row"] in index}
-        wrong = set(task.line["wrong"][: task.examples])
+        known = task.members.filter(pc.is_in(task.members["row"], task.index["row"].combine_chunks())).select(_KNOWN)
+        told = {line["row"]: self._told(line) for line in known.to_pylist()}
+        wrong = set(task.shown["wrong"])
         wanted = {row: list(dict.fromkeys([self._audit.array, *(self._both if row in wrong else [])])) for row in index}
         digests = [line["sha256"] for line in index.values()]
         drawn = self._artist.draw(wanted, sheets, manifest=task.manifest, digests=digests)
@@ -148,22 +153,23 @@ class ClassPages:
                     picture.tiles(self._audit.array),
                     row,
                     index[row]["sample_id"],
-                    self._told(known.get(row, {})),
+                    told.get(row, ""),
                     picture.note,
                 ),
             )
             for row, picture in drawn.items()
         }
 
-    def _told(self, line: Line) -> str:
-        parts = []
-        if line.get("predicted") is not None:
-            parts.append(f"predicted {self._names.of(line['predicted'])}")
-        if line.get("probability") is not None:
-            parts.append(f"p {line['probability']:.2f}")
-        if line.get("label") is not None and line.get("label") != line.get("predicted"):
-            parts.append(f"labelled {self._names.of(line['label'])}")
-        return ", ".join(parts)
+    def _told(self, line: Line) -> Markup:
+        predicted, label, probability = (line[name] for name in ("predicted", "label", "probability"))
+        parts: list[str] = []
+        if predicted is not None:
+            parts.append("predicted " + isolated(self._names.of(predicted)))
+        if probability is not None:
+            parts.append(f"p {probability:.2f}")
+        if label is not None and label != predicted:
+            parts.append("labelled " + isolated(self._names.of(label)))
+        return Markup(", ").join(parts)
 
     def _chosen(self, rows: Sequence[int], figures: Figures, arrays: Sequence[str] = ()) -> list[Figure]:
         found = []
@@ -185,38 +191,13 @@ class ClassPages:
             compared(f"Cluster {number} and its class", {"This cluster": cluster, "The class": line}),
             sheets.add(mean, f"mean map of cluster {number}"),
             sheets.add(difference, f"mean map of cluster {number} minus that of the class"),
-            self._chosen(cluster["examples"][: task.examples], figures),
+            self._chosen(task.shown[number], figures),
         )
 
 
-_KNOWN = ["row", "label", "predicted", "correct", "probability"]
+_KNOWN = ["row", "label", "predicted", "probability"]
 
 
 def _spot(line: Line) -> tuple[float, float] | None:
     y, x = line["spot_y"], line["spot_x"]
     return (y, x) if line["alarm"] and y is not None and x is not None and y == y and x == x else None
-
-
-_OF_ANY: Labelled = (
-    ("Rows", "count", "count"), ("Accuracy", "accuracy", "percent"), ("Mean probability", "confidence", "percent"),
-    ("Spread of the maps", "spread", "number"), ("Relevance on the border", "border", "percent"),
-)  # fmt: skip
-_ON_OBJECT: Labelled = (("Relevance on the object", "inside", "percent"), ("Peak on the object", "pointing", "percent"))
-_OF_CLASSES: Labelled = (
-    ("Entropy", "entropy", "number"), ("Gini", "gini", "number"), ("Largest eigengap", "eigengap", "number"),
-    ("Suspicion score", "score", "number"),
-)  # fmt: skip
-
-
-def compared(caption: str, things: Mapping[str, Line], *, classes: bool = False) -> Compared:
-    """Figures of groups of rows, by their titles; of the corner in which first and last differ most."""
-    lines = list(things.values())
-    corner = max(CORNERS, key=lambda name: abs((lines[0][f"corner_{name}"] or 0) - (lines[-1][f"corner_{name}"] or 0)))
-    figures: list[tuple[str, str, Kind]] = [
-        *_OF_ANY,
-        (f"In the {corner.replace('_', ' ')} corner", f"corner_{corner}", "percent"),
-        *(_ON_OBJECT if lines[0].get("inside") is not None else ()),
-        *(_OF_CLASSES if classes else ()),
-    ]
-    rows = [(label, [figure(line.get(name), kind) for line in lines]) for label, name, kind in figures]
-    return Compared(caption, list(things), rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -14,9 +14,10 @@ from rich.console import Console
 
 from jobs.audit.results import Audit
 from jobs.console import say
+from jobs.progress import PLAIN_EVERY
 from jobs.reader import Store, open_store
 from jobs.report.audited import Audited, Line, Names, read_audit
-from jobs.report.class_page import ClassPages, Made, Task, rows_of
+from jobs.report.class_page import ClassPages, Made, Task, shown_rows
 from jobs.report.overview import overview
 from jobs.report.page import Link
 from jobs.report.sheets import SMALL, Sheets
@@ -24,7 +25,7 @@ from jobs.report.site import Site
 from jobs.words import duration
 from saliency_core.errors import Refused
 
-EXAMPLES = 4  # rows of each kind that are shown of a class, which fill a line; twice as many of a finding
+EXAMPLES = 4  # rows of each kind that are shown of a class, which fill a line
 _WORTH_A_PROCESS = 40  # classes: fewer are drawn before another process is up
 _INDEX = ["row", "sample_id", "sha256"]
 
@@ -33,15 +34,16 @@ def make_report(out: str, array: str, console: Console, *, examples: int = EXAMP
     """Writes ``OUT/report/`` from the audit of ``array`` (``predicted/gradient``), and returns where it begins.
 
     ``examples``: how many rows of each kind are shown of a class (typical, atypical, wrong, of each cluster), and twice
-    as many where it is a finding. ``workers``: processes that draw; by default as many as there are CPUs, where there
-    is enough to draw. A report that was there is replaced. Refused where there is no such audit.
+    as many as evidence of a finding. ``workers``: processes that draw; by default as many as there are CPUs, where
+    there is enough to draw. A report that was there is replaced. Refused where there is no such audit.
     """
     if examples < 1:
         raise Refused(f"examples={examples} would show nothing: give at least 1.")
     started, store = monotonic(), open_store(out)
     audited, site = read_audit(store, array), Site(out)
     say(console, f"drawing {len(audited.classes):,} classes …")
-    made = _draw_all(out, audited, list(_tasks(store, audited, examples)), workers=workers)
+    tasks = list(_tasks(store, audited, examples))
+    made = list(_told(_draw_all(out, audited, tasks, workers=workers), len(tasks), console))
     thumbnails = Sheets("means", SMALL)
     context = overview(store.run, audited, {one.number: one for one in made}, thumbnails)
     written = {name for one in made for name in one.written} | set(site.put_static())
@@ -54,30 +56,26 @@ def make_report(out: str, array: str, console: Console, *, examples: int = EXAMP
 
 def _tasks(store: Store, audited: Audited, examples: int) -> Iterator[Task]:
     """One for each class, by rank. Of the rows that are shown, manifest and index are read once."""
-    shown = [2 * examples if line["alarm"] else examples for line in audited.classes]
-    chosen = [
-        rows_of(line, audited.clusters.get(line["class"], []), most)
-        for line, most in zip(audited.classes, shown, strict=True)
-    ]
+    shown = [shown_rows(line, audited.clusters.get(line["class"], []), examples) for line in audited.classes]
+    chosen = [sorted({row for kind in kinds.values() for row in kind}) for kinds in shown]
     rows = [row for own in chosen for row in own]
     manifest, index = store.manifest_lines(rows), store.lines(rows, _INDEX)
     names, median, start = Names(store.run.class_names), audited.median(), 0
-    links = [_link(line, names) for line in audited.classes]
-    beside = zip([None, *links[:-1]], [*links[1:], None], strict=True)
-    for line, most, own, (before, after) in zip(audited.classes, shown, chosen, beside, strict=True):
-        number = line["class"]
+    links = [None, *(_link(line, names) for line in audited.classes), None]
+    for place, line in enumerate(audited.classes):
+        number, own = line["class"], len(chosen[place])
         yield Task(
             line,
             median,
-            most,
             audited.clusters.get(number, []),
+            shown[place],
             audited.members(number),
-            _copied(manifest, start, len(own)),
-            _copied(index, start, len(own)),
-            before,
-            after,
+            _copied(manifest, start, own),
+            _copied(index, start, own),
+            before=links[place],
+            after=links[place + 2],
         )
-        start += len(own)
+        start += own
 
 
 def _copied(table: pa.Table, start: int, rows: int) -> pa.Table:
@@ -90,18 +88,29 @@ def _link(line: Line, names: Names) -> Link:
     return Link(names.of(line["class"], line["class_name"]), names.page(line["class"]).removeprefix("classes/"))
 
 
+def _told(made: Iterable[Made], of: int, console: Console) -> Iterator[Made]:
+    """Says now and then how many classes are done."""
+    last = monotonic()
+    for done, one in enumerate(made, start=1):
+        if monotonic() - last >= PLAIN_EVERY:
+            last = monotonic()
+            say(console, f"{done:,} of {of:,} classes")
+        yield one
+
+
 # -- drawing ---------------------------------------------------------------------------------------------------
 
 
-def _draw_all(out: str, audited: Audited, tasks: list[Task], *, workers: int | None) -> list[Made]:
+def _draw_all(out: str, audited: Audited, tasks: list[Task], *, workers: int | None) -> Iterator[Made]:
     if workers is None:
         workers = min(len(os.sched_getaffinity(0)), len(tasks) // _WORTH_A_PROCESS)
     if workers <= 1:
-        return list(map(ClassPages(out, audited.audit), tasks))
+        yield from map(ClassPages(out, audited.audit), tasks)
+        return
     start = partial(_start, out, audited.audit)
     # Not forked: neither Rust's threads nor locks outlive that.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=start) as pool:
-        return list(pool.map(_draw, tasks, chunksize=4))
+        yield from pool.map(_draw, tasks, chunksize=4)
 
 
 _pages: ClassPages | None = None  # of a process that draws

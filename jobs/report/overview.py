@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.audit.measures import CORNERS, MEASURES
+from jobs.audit.measures import CORNERS
+from jobs.audit.results import ON_OBJECT
 from jobs.index import OK, PARTIAL, QUARANTINED
 from jobs.record import Run
 from jobs.report.audited import Audited, Line, Names
-from jobs.report.class_page import MEDIAN, Made, compared
-from jobs.report.page import Column, Compared, Link, Table, Tile, Value, figure
+from jobs.report.class_page import Made
+from jobs.report.figures import MEDIAN, compared, in_words
+from jobs.report.page import Column, Compared, Link, Table, Value, figure
 from jobs.report.pictures import mean_picture
 from jobs.report.sheets import Sheets
 from jobs.words import duration
@@ -43,6 +45,7 @@ def overview(run: Run, audited: Audited, made: Mapping[int, Made], sheets: Sheet
         "more": [(_link(line, names), line["finding"] or "") for line in alarms[MOST_FINDINGS:]],
         "closest": [(_link(line, names), figure(line["score"])) for line in audited.classes[:CLOSEST]],
         "what": _what(run, audited),
+        "statuses": _statuses(run),
         "counts": [*_counts(run, audited), *_rates(run, audited)],
         "errors": errors_table(run),
         "classes": class_table(audited, names, sheets),
@@ -91,6 +94,13 @@ def _counts(run: Run, audited: Audited) -> Pairs:
     ]
 
 
+def _statuses(run: Run) -> str:
+    """``480 images: 476 ok, 4 quarantined``"""
+    statuses = run.totals.get("statuses", {})
+    told = [f"{statuses[name]:,} {name}" for name in (OK, PARTIAL, QUARANTINED) if statuses.get(name)]
+    return f"{run.rows:,} images: {', '.join(told)}" if told else ""
+
+
 def _rates(run: Run, audited: Audited) -> Pairs:
     session = run.totals.get("last_session", {})
     told = []
@@ -115,47 +125,41 @@ def errors_table(run: Run) -> Table | None:
     return Table("errors", "Why rows were quarantined or are partial", columns, rows)
 
 
+_FIGURES: tuple[tuple[str, Column], ...] = (
+    ("score", Column("Score", "number", "how suspicious: higher is more")),
+    ("count", Column("Rows", "count")),
+    ("accuracy", Column("Accuracy", "percent", "of the rows with label and prediction")),
+    ("confidence", Column("Probability", "percent", "mean, of the class that is explained")),
+    ("clusters", Column("Clusters", "count", "that the eigengaps suggest")),
+    ("eigengap", Column("Eigengap", "number", "how clearly the maps split: higher is more")),
+    ("spread", Column("Spread", "number", "mean distance to the mean map, 0 to 1")),
+    ("entropy", Column("Entropy", "number", "1 where all pixels have the same share of the relevance")),
+    ("gini", Column("Gini", "number", "0 where all pixels have the same share, 1 where one has all")),
+    ("peak", Column("Peak", "number", "share of the strongest pixel")),
+    ("border", Column("Border", "percent", "share of the outer tenth")),
+    *(
+        (f"corner_{name}", Column(in_words(name).capitalize(), "percent", f"share of the {in_words(name)} corner"))
+        for name in CORNERS
+    ),
+    ("inside", Column("On object", "percent", "share of the relevance that lies on the object")),
+    ("pointing", Column("Pointing", "percent", "maps whose peak lies on the object")),
+)
+
+
 def class_table(audited: Audited, names: Names, sheets: Sheets) -> Table:
-    """All classes, by rank."""
-    objects = audited.audit.objects is not None
+    """All classes, by rank; with the figures of objects where objects were given."""
+    shown = [one for one in _FIGURES if audited.audit.objects is not None or one[0] not in ON_OBJECT]
     columns = [
         Column("Map", "tile"),
         Column("Class"),
-        Column("Rank", "count", "by suspicion"),
+        Column("Rank", "count", "by how suspicious it is, most first"),
         Column("Finding"),
-        Column("Score", "number", "suspicion: higher is more"),
-        Column("Rows", "count"),
-        Column("Accuracy", "percent", "of the rows with label and prediction"),
-        Column("Probability", "percent", "mean, of the class that is explained"),
-        Column("Clusters", "count", "that the eigengaps suggest"),
-        Column("Eigengap", "number", "how clearly the maps split: higher is more"),
-        Column("Spread", "number", "mean distance to the mean map, 0 to 1"),
-        *(Column(name.replace("_", " ").capitalize(), "number", _ABOUT.get(name, "")) for name in _SHOWN),
-        *(Column(name, "percent", about) for name, about in _ON_OBJECT if objects),
-    ]  # fmt: skip
-    rows = [_class_row(line, names, sheets, audited.audit.cells, objects=objects) for line in audited.classes]
-    return Table(
-        "classes", "Means over each class' rows; sort by a column's title", columns, rows, sorted_by=2,
-        filter="Filter classes",
-    )  # fmt: skip
-
-
-_SHOWN = [name for name in MEASURES if not name.startswith(("peak_", "centre_"))]
-_ON_OBJECT = (("Inside", "share of the relevance on the object"), ("Pointing", "peaks that lie on the object"))
-_ABOUT = {
-    "entropy": "1 where all pixels have the same share",
-    "gini": "0 where all pixels have the same share, 1 where one has all",
-    "peak": "the largest pixel's share",
-    "border": "share in the outer tenth",
-    **{f"corner_{name}": "share in that sixteenth of the map" for name in CORNERS},
-}
-
-
-def _class_row(line: Line, names: Names, sheets: Sheets, cells: tuple[int, int], *, objects: bool) -> list[Value]:
-    tile: Tile = sheets.add(mean_picture(line["mean_map"], cells), "")
-    figures = ["count", "accuracy", "confidence", "clusters", "eigengap", "spread", *_SHOWN]
-    figures += ["inside", "pointing"] if objects else []
-    return [
-        tile, _link(line, names), line["rank"], "finding" if line["alarm"] else "", line["score"],
-        *(line[name] for name in figures),
-    ]  # fmt: skip
+        *(column for _, column in shown),
+    ]
+    rows: list[list[Value]] = []
+    for line in audited.classes:
+        tile = sheets.add(mean_picture(line["mean_map"], audited.audit.cells), "")
+        finding = "finding" if line["alarm"] else ""
+        rows.append([tile, _link(line, names), line["rank"], finding, *(line[name] for name, _ in shown)])
+    caption = "Means over each class' rows; sort by a column's title"
+    return Table("classes", caption, columns, rows, sorted_by=2, filter="Filter classes")

@@ -109,6 +109,11 @@ def _visible(one: str) -> bool:
     return one in _JOINERS or unicodedata.category(one) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
+def isolated(text: str) -> Markup:
+    """What others named, in the middle of our words: in its own direction, which does not turn theirs."""
+    return Markup('<bdi dir="auto">{}</bdi>').format(shown(text))
+
+
 def missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 

@@ -16,7 +16,10 @@ from jobs.reader import Store
 from jobs.report.page import Tile
 from jobs.report.sheets import LARGE, Sheets
 from saliency_core.look import Look
-from saliency_core.picture import DIVERGING, Pixels, colour
+from saliency_core.picture import DIVERGING, UNSEEN, Pixels, colour
+
+Mean = Sequence[float] | NDArray[np.float32] | None
+"""A mean of small maps, row by row; None where there is none."""
 
 IMAGE = "image"
 _FULL = 0.995  # quantile of a mean map's cells that gets the last colour
@@ -109,11 +112,11 @@ class RowArtist:
         return self._look.overlay(image, values, signed=signed)
 
 
-def mean_picture(
-    mean: Sequence[float] | NDArray[np.float32], cells: tuple[int, int], *, spot: tuple[float, float] | None = None
-) -> Pixels:
-    """A mean of small maps → uint8 [h, w, 3]: from nothing (black) to its strongest (white). ``spot``: a place (y, x),
-    0 to 1, that gets a ring."""
+def mean_picture(mean: Mean, cells: tuple[int, int], *, spot: tuple[float, float] | None = None) -> Pixels:
+    """A mean of small maps → uint8 [h, w, 3]: from nothing (black) to its strongest (white); grey where there is no
+    mean. ``spot``: a place (y, x), 0 to 1, that gets a ring."""
+    if mean is None:
+        return np.full((LARGE, LARGE, 3), UNSEEN, np.uint8)
     values = np.asarray(mean, np.float32).reshape(cells)
     top = np.float32(np.nanquantile(values, _FULL) if np.isfinite(values).any() else 0)
     scaled = np.clip(values / top, 0, 1).astype(np.float32) if top > 0 else np.zeros_like(values)
@@ -121,8 +124,10 @@ def mean_picture(
     return picture if spot is None else _ringed(picture, *spot)
 
 
-def difference_picture(one: Sequence[float], other: Sequence[float], cells: tuple[int, int]) -> Pixels:
+def difference_picture(one: Mean, other: Mean, cells: tuple[int, int]) -> Pixels:
     """Where ``one`` has more (red) and less (blue) relevance than ``other``."""
+    if one is None or other is None:
+        return np.full((LARGE, LARGE, 3), UNSEEN, np.uint8)
     values = (np.asarray(one, np.float32) - np.asarray(other, np.float32)).reshape(cells)
     top = np.nanmax(np.abs(values)) if np.isfinite(values).any() else 0.0
     scaled = values / top if top > 0 else np.zeros_like(values)
