@@ -44,7 +44,7 @@ def class_finding(line: Mapping[str, Any]) -> str:
     if direction := in_words(line["place_from"], line["place_to"]):
         parts.append(f"it went {direction}")
     if line["mostly_rows"]:
-        parts.append(f"{line['mostly_rows']:,} of {line['count']:,} rows are now predicted {_short(line['mostly_to'])}")
+        parts.append(f"{percent(line['changed'])} of its rows changed class, most often to {_short(line['mostly_to'])}")
     return "; ".join(parts)
 
 
