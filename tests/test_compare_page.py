@@ -15,6 +15,7 @@ from conftest import run_inline
 from reports import NAMES, Page, pages
 from rich.console import Console
 
+from jobs.compare import page as module
 from jobs.compare.compare import compare
 from jobs.compare.page import FINDINGS
 from jobs.compare.pictures import mean_tiles
@@ -140,6 +141,20 @@ def test_images_that_are_gone_leave_their_maps(stores: tuple[Path, Path], tmp_pa
     alts = [attributes["alt"] for attributes in page.all("img")]
     assert "the image is not to be had" in page.text and not any("as the model saw it" in alt for alt in alts)
     assert any(alt.startswith("B's map of row") for alt in alts)
+
+
+def test_of_many_classes_those_that_moved_most_have_a_page(
+    stores: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PAGES", 2)
+    folder = report(*stores, tmp_path / "few")[0]
+    page = Page(folder / "index.html")
+    first = pq.read_table(folder / "classes.parquet")["class"].to_pylist()
+    assert {path.stem for path in (folder / "classes").iterdir()} == {str(number) for number in first[:2]}
+    assert "the 2 that moved most have a page" in page.text
+    assert {link for link in page.links() if link.startswith("classes/")} == {
+        f"classes/{one}.html" for one in first[:2]
+    }
 
 
 def test_what_is_not_the_reports_own_stays(made: tuple[Path, str], stores: tuple[Path, Path]) -> None:
