@@ -254,6 +254,22 @@ def audit(
 
 
 @_command
+def compare(
+    a: Annotated[str, typer.Argument(help="a store that explain made", metavar="A")],
+    b: Annotated[str, typer.Argument(help="another, of the same images", metavar="B")],
+    output: Annotated[str, typer.Option(help="a new directory, for the report and its tables")],
+    array: Annotated[str | None, typer.Option(help="as predicted/gradient [default: the first that both have]")] = None,
+    array_b: Annotated[str | None, typer.Option(help="B's, where it is another")] = None,
+    top: Annotated[float, typer.Option(help="the share of the pixels that is a map's top region")] = 0.1,
+    runner: Annotated[str, typer.Option(help="ray or inline", metavar="ray|inline")] = "ray",
+) -> int:
+    """Compare two models, methods or releases: whose class changed, whose maps moved, and where to."""
+    from jobs.compare import compare as comparison
+
+    return comparison.compare(a, b, console, output=output, array=array, array_b=array_b, top=top, runner=runner)
+
+
+@_command
 def methods() -> int:
     """The methods, targets and reductions that explain knows."""
     from jobs import methods as known

@@ -90,8 +90,8 @@ def claim(record: Record) -> None:
             refuse_other_fingerprint(other, record.fingerprint, where=out)
 
 
-def refuse_unwritable(out: str) -> None:
-    """Refused where ``out`` is local and could not be made, or written. Makes nothing."""
+def refuse_unwritable(out: str, *, flag: str = "--out") -> None:
+    """Refused where ``out``, which ``flag`` gave, is local and could not be made, or written. Makes nothing."""
     if is_remote(out):
         return
     above = local_path(out).absolute()
@@ -99,8 +99,8 @@ def refuse_unwritable(out: str) -> None:
         while not above.exists():
             above = above.parent
     except OSError as error:  # a name that is too long
-        raise Refused(f"--out {out} cannot be made: {error.strerror}. Choose another.") from error
+        raise Refused(f"{flag} {out} cannot be made: {error.strerror}. Choose another.") from error
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise Refused(
-            f"--out {out} cannot be written: {above} is no directory that this user can write. Choose another."
+            f"{flag} {out} cannot be written: {above} is no directory that this user can write. Choose another."
         )

@@ -130,6 +130,8 @@ def test_filters_by_text(opened: Open) -> None:
     field.fill("ALERT script")
     expect(status).to_have_text("1 of 5")
     assert column(visit, "Class")[0].startswith(SCRIPT)
+    field.fill("12")  # rows has each class, but none is called so
+    expect(status).to_have_text("0 of 5")
     field.fill("nothing is called so")
     expect(status).to_have_text("0 of 5")
     field.fill("")

@@ -31,7 +31,7 @@ _JOINERS = "\u200c\u200d"  # without them Persian words and many emoji fall apar
 
 @dataclass(frozen=True)
 class Link:
-    """``href``: relative to the page. ``about``: more of the text, smaller, which the filter finds as well."""
+    """``href``: relative to the page. ``about``: more of the text, smaller."""
 
     text: str
     href: str
@@ -66,10 +66,11 @@ Value = str | int | float | None | Link | Tile
 
 @dataclass(frozen=True)
 class Table:
-    """A table that sorts by any column, and filters by text where there is much of it.
+    """A table that sorts by any column, and filters by the words in its rows.
 
     ``id``: unique on the page. ``rows``: a value for each column; None (or NaN) where there is none, which sorts last.
     ``sorted_by``: the column, by its place, in whose order the rows come; ``descending``: in which direction.
+    ``filter``: label of the field to filter with; "" for none.
     """
 
     id: str
@@ -79,11 +80,6 @@ class Table:
     sorted_by: int | None = None
     descending: bool = False
     filter: str = ""
-
-    @property
-    def filters(self) -> bool:
-        """Whether there is a field to filter with; ``filter`` is its label."""
-        return bool(self.filter)
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,14 @@ _OURS = re.compile(r"index\.html|report\.(css|js)|[a-z]+/[a-z0-9-]+\.(html|jpg)"
 
 
 class Site:
-    """``OUT/<folder>/``, OUT local or on an object store. May be pickled."""
+    """``OUT/<folder>/``, OUT local or on an object store; OUT itself where ``folder`` is "". May be pickled."""
 
     def __init__(self, out: str, folder: str = "report") -> None:
-        self.out, self.folder = out, folder
+        self.out, self._prefix = out, f"{folder}/" if folder else ""
 
     @property
     def address(self) -> str:
-        return f"{self.out.rstrip('/')}/{self.folder}/index.html"
+        return f"{self.out.rstrip('/')}/{self._prefix}index.html"
 
     def page(self, name: str, template: str, **context: Any) -> str:
         """Renders and writes ``name`` (``index.html``, ``classes/17.html``), and returns it."""
@@ -30,7 +30,7 @@ class Site:
     def put(self, name: str, data: bytes) -> str:
         if not _OURS.fullmatch(name):
             raise ValueError(f"{name!r} is no name for a file of a report: it would never be taken away")
-        put(open_output(self.out), f"{self.folder}/{name}", data)
+        put(open_output(self.out), f"{self._prefix}{name}", data)
         return name
 
     def put_static(self) -> list[str]:
@@ -40,7 +40,7 @@ class Site:
     def sweep(self, written: set[str]) -> None:
         """Takes away what an earlier report of ours left and this one has not written; other files stay."""
         store = open_output(self.out)
-        for key in list(list_keys(store, self.folder)):
-            name = key.removeprefix(f"{self.folder}/")
+        for key in list(list_keys(store, self._prefix.rstrip("/") or None)):
+            name = key.removeprefix(self._prefix)
             if _OURS.fullmatch(name) and name not in written:
                 delete(store, key)

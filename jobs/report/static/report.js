@@ -50,7 +50,7 @@ function compare(a, b, descending) {
 function makeFilterable(box) {
   const field = box.querySelector("input[type=search]");
   const told = box.querySelector("[role=status]");
-  const rows = [...box.querySelectorAll("tbody tr")].map((row) => ({ row, text: folded(row.textContent) }));
+  const rows = [...box.querySelectorAll("tbody tr")].map((row) => ({ row, text: folded(wordsOf(row)) }));
   const apply = () => {
     const words = folded(field.value).split(/\s+/).filter(Boolean);
     let shown = 0;
@@ -63,6 +63,11 @@ function makeFilterable(box) {
   field.addEventListener("input", apply);
   box.querySelector(".filter").hidden = false;
   apply(); // a browser that goes back keeps what was typed
+}
+
+// Figures are not searched: "77" means a class, not 0.774 or 77 rows.
+function wordsOf(row) {
+  return [...row.cells].filter((cell) => !cell.classList.contains("number")).map((cell) => cell.textContent).join(" ");
 }
 
 function folded(text) {

@@ -1,0 +1,126 @@
+"""``saliency compare``: match rows → figures of every pair → classes, findings and a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import monotonic
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from jobs.compare.findings import class_finding, summary
+from jobs.compare.gather import Gathered, gather
+from jobs.compare.page import ReportPages
+from jobs.compare.pairs import make_ledger
+from jobs.compare.plan import choose_sides, claim, make_plan, pair_units
+from jobs.compare.results import CLASSES, COMPARE_JSON, COMPARED, ROWS, Comparison, part_key
+from jobs.compare.stages import PairUnit, compare_stages, read_units
+from jobs.console import say
+from jobs.engine import starting_engine
+from jobs.exits import DONE, IMPERFECT
+from jobs.job_config import JobConfig, full_path
+from jobs.progress import PLAIN_EVERY
+from jobs.reader import Store, open_store
+from jobs.report.page import shown
+from jobs.stores import list_keys, open_output, put
+from saliency_core.errors import Refused
+
+EXAMPLES = 20  # sample ids of each reason why rows have no comparison
+
+
+def compare(
+    a: str,
+    b: str,
+    console: Console,
+    *,
+    output: str,
+    array: str | None = None,
+    array_b: str | None = None,
+    top: float = 0.1,
+    runner: str = "ray",
+) -> int:
+    """The whole comparison → exit code: 3 where a row of either store has none. What is done is not done again.
+
+    ``array``: of both, or of A where ``array_b`` is given; by default the first that both have. ``top``: the share of
+    a map's pixels that is its top region. Refused, with nothing touched, for what cannot be compared.
+    """
+    started = monotonic()
+    output = full_path(output)
+    side_a, side_b = choose_sides(open_store(full_path(a)), open_store(full_path(b)), array, array_b)
+    if not 0 < top < 1:
+        raise Refused(f"--top {top} leaves no region to compare: give a share of the pixels between 0 and 1, as 0.1.")
+    if runner not in ("ray", "inline"):
+        raise Refused(f"--runner {runner} is none: take ray or inline.")
+    ledger = make_ledger(side_a, side_b)
+    plan = make_plan(side_a, side_b, ledger, top=top)
+    claim(output, plan)
+    units = pair_units(side_a, ledger)
+    matched = monotonic()
+    _work(output, plan, units, console, runner=runner, store=side_a.store)
+    worked = monotonic()
+    gathered = gather(ledger, read_units(output, [unit.unit for unit in units]), plan.cells)
+    found = _finish(output, plan, gathered, seconds={"match": matched - started, "compare": worked - matched})
+    for sentence in found.summary:
+        say(console, shown(sentence))
+    say(console, f"report: {ReportPages(output, side_a, side_b).write(found, gathered)}")
+    return DONE if set(found.statuses) <= {COMPARED} else IMPERFECT
+
+
+def _work(
+    output: str, plan: Comparison, units: Sequence[PairUnit], console: Console, *, runner: str, store: Store
+) -> None:
+    """Compares the units that have no part yet."""
+    done = set(list_keys(open_output(output), "units"))
+    pending = [unit for unit in units if part_key(unit.unit) not in done]
+    of = sum(len(unit.rows_a) - 1 for unit in units)
+    so_far = of - sum(len(unit.rows_a) - 1 for unit in pending)
+    say(console, f"A: {plan.a}, {plan.array_a}; B: {plan.b}, {plan.array_b}; matched {plan.matched}")
+    for note in plan.notes:
+        say(console, f"note: {note}")
+    if plan.resampled:
+        say(console, "note: the maps differ in size or crop: compared is what both models saw, on the coarser grid")
+    config = JobConfig(model=store.run.config.model, out=output, runner=runner)  # type: ignore[arg-type]
+    if not pending:
+        return
+    with starting_engine(config) as engine:
+        told = monotonic()
+        for pairs in engine.ready().work(pending, compare_stages(output), stall_seconds=config.stall_seconds):
+            so_far += pairs
+            if so_far == of or monotonic() - told >= PLAIN_EVERY:
+                told = monotonic()
+                say(console, f"{so_far:,} of {of:,} pairs compared")
+
+
+def _finish(output: str, plan: Comparison, gathered: Gathered, *, seconds: dict[str, float]) -> Comparison:
+    """rows.parquet, classes.parquet and, last, compare.json."""
+    store, rows = open_output(output), gathered.rows
+    findings = [class_finding(line) for line in gathered.classes.drop_columns(["mean_map_a", "mean_map_b"]).to_pylist()]
+    place = gathered.classes.schema.get_field_index("finding")
+    classes = gathered.classes.set_column(place, gathered.classes.schema.field(place), pa.array(findings, pa.string()))
+    for key, table in ((ROWS, rows), (CLASSES, classes)):
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+        put(store, key, bytes(sink.getvalue()))
+    counts = {one["values"]: one["counts"] for one in pc.value_counts(rows["status"].combine_chunks()).to_pylist()}
+    examples = {
+        why: rows["sample_id"].filter(pc.equal(rows["status"], why)).slice(0, EXAMPLES).to_pylist()
+        for why in sorted(counts)
+        if why != COMPARED
+    }
+    overall = {name: value for name, value in gathered.overall.items() if not name.startswith(("mean_map", "class"))}
+    found = plan.model_copy(
+        update={
+            "state": "finished",
+            "pairs": gathered.overall["pairs"],
+            "flat": gathered.flat,
+            "statuses": dict(sorted(counts.items())),
+            "examples": examples,
+            "overall": overall,
+            "summary": summary(gathered, top=plan.top),
+            "seconds": {what: round(took, 3) for what, took in seconds.items()},
+        }
+    )
+    put(store, COMPARE_JSON, found.to_json())
+    return found
