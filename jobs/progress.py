@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from time import monotonic
 from types import TracebackType
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -113,10 +114,20 @@ class Meter:
         }
 
 
+class Figures(Protocol):
+    """What a display shows: ``done`` rows of this session, ``done_before`` of earlier ones, ``line`` in words."""
+
+    rows: int
+    done_before: int
+    done: int
+
+    def line(self) -> str: ...
+
+
 class Display:
     """A bar on a terminal; elsewhere a plain line now and then, and one at the end."""
 
-    def __init__(self, meter: Meter, console: Console) -> None:
+    def __init__(self, meter: Figures, console: Console) -> None:
         self._meter = meter
         self._console = console
         self._last = monotonic()
