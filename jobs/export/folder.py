@@ -24,11 +24,12 @@ from pydantic import BaseModel
 from saliency_core.errors import Refused
 
 RECIPE, PARTS, LEFT_OUT = "export.json", "parts", "left_out.csv"
+WHOLE = "row"
 _PARTIAL = ".partial"
 
 
 class LeftOut(BaseModel):
-    """``what``: the array, or the image, that is missing of the row; "row" where there is nothing of it."""
+    """``what``: the array, or the image, that is missing of the row; WHOLE where nothing of it is there."""
 
     row: int
     sample_id: str

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.export.folder import Folder, LeftOut
+from jobs.export.folder import WHOLE, Folder, LeftOut
 from jobs.export.selection import Selection
 
 
@@ -43,5 +43,5 @@ def left_out(line: dict[str, Any], what: str, reason: str) -> LeftOut:
 def lacking(line: dict[str, Any], reasons: dict[str, str | None]) -> list[LeftOut]:
     """What a row lacks, where ``reasons`` tells of every array why it is left out, or None: said once if it is all."""
     if None not in reasons.values() and len(set(reasons.values())) == 1:
-        return [left_out(line, "row", str(next(iter(reasons.values()))))]
+        return [left_out(line, WHOLE, str(next(iter(reasons.values()))))]
     return [left_out(line, array, reason) for array, reason in reasons.items() if reason is not None]

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from jobs.console import say
 from jobs.exits import DONE, IMPERFECT
-from jobs.export.folder import LEFT_OUT, Commit, Folder
+from jobs.export.folder import LEFT_OUT, WHOLE, Commit, Folder
 from jobs.export.format import Format
 from jobs.export.selection import Selection, select
 from jobs.objects import is_remote, local_path
@@ -26,7 +26,7 @@ from saliency_core.look import Look
 FORMAT_VERSION = 1
 TO = ("virelay", "quantus", "webdataset", "png")
 VIEWS = ("map", "overlay")
-NAMED = 3  # rows that the summary names for each reason
+TOLD, NAMED = 10, 3  # reasons in the summary, and rows that it names for each
 
 
 @dataclass
@@ -147,7 +147,8 @@ def _summary(console: Console, selection: Selection, folder: Folder, commits: It
         for one in commit.left_out:
             rows.add(one.row)
             # Without the names of files, equal troubles are counted together.
-            reason = f"{one.what}: {one.reason.replace(one.sample_id or one.reason, 'the file')}"
+            reason = one.reason.replace(one.sample_id, "the file") if one.sample_id else one.reason
+            reason = reason if one.what == WHOLE else f"{one.what}: {reason}"
             reasons[reason] += 1
             if len(examples.setdefault(reason, [])) < NAMED:
                 examples[reason].append(f"{one.row} ({one.sample_id!r})")
@@ -157,8 +158,9 @@ def _summary(console: Console, selection: Selection, folder: Folder, commits: It
         return DONE
     quarantined = selection.quarantined()
     say(console, f"{len(rows):,} rows are left out, in part or as a whole ({quarantined:,} quarantined):")
-    for reason, count in reasons.most_common(10):
+    for reason, count in reasons.most_common(TOLD):
         more = ", …" if count > len(examples[reason]) else ""
         say(console, f"  {count:,} × {reason}: rows {', '.join(examples[reason])}{more}")
-    say(console, f"{folder.path / LEFT_OUT} lists them all.")
+    others = f"  {len(reasons) - TOLD:,} more reasons; " if len(reasons) > TOLD else ""
+    say(console, f"{others}{folder.path / LEFT_OUT} lists them all.")
     return IMPERFECT
