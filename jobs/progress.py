@@ -127,14 +127,14 @@ class Figures(Protocol):
 class Display:
     """A bar on a terminal; elsewhere a plain line now and then, and one at the end."""
 
-    def __init__(self, meter: Figures, console: Console) -> None:
+    def __init__(self, meter: Figures, console: Console, *, at_first: str = "starting workers") -> None:
         self._meter = meter
         self._console = console
         self._last = monotonic()
         self._bar: Progress | None = None
         if console.is_terminal:
             self._bar = Progress(BarColumn(), TextColumn("{task.description}", markup=False), console=console)
-            self._task = self._bar.add_task("starting workers", total=meter.rows, completed=meter.done_before)
+            self._task = self._bar.add_task(at_first, total=meter.rows, completed=meter.done_before)
 
     def __enter__(self) -> Display:
         if self._bar:

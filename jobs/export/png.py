@@ -12,7 +12,6 @@ from PIL import Image
 
 from jobs.export.folder import Folder, LeftOut
 from jobs.export.format import Format, lacking, left_out
-from jobs.export.images import original
 from jobs.export.names import key_of, name_of
 from jobs.export.selection import Selection, why_not
 from jobs.record import ArraySpec
@@ -50,7 +49,7 @@ class Png(Format):
     def _draw(self, line: dict[str, Any], maps: list[tuple[ArraySpec, NDArray[np.float32]]]) -> list[LeftOut]:
         """Every view of a row's maps; a map needs no image to be drawn by itself."""
         views, found = self._views, []
-        image = None if views == ["map"] else original(self.store, line)
+        image = None if views == ["map"] else self.store.original(line["row"], sha256=line["sha256"])
         if isinstance(image, Rejected):
             found.append(left_out(line, "image", image.reason))
             image, views = None, [view for view in views if view == "map"]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from jobs.export.folder import Folder, LeftOut
 from jobs.export.format import Format, lacking
-from jobs.export.images import Inputs
+from jobs.export.inputs import Inputs
 from jobs.export.names import name_of
 from jobs.export.selection import Batch, Selection, why_not
 from jobs.record import ArraySpec

@@ -85,7 +85,7 @@ def export(
     with folder.claimed(recipe):
         pending = [part for part in range(len(cuts)) if not folder.is_committed(part)]
         meter = _Meter(len(selection.rows), len(selection.rows) - sum(len(cuts[part]) for part in pending))
-        with Display(meter, console) as display:
+        with Display(meter, console, at_first=meter.line()) as display:
             for part in pending:
                 lacking = format_.write(part, cuts[part])
                 folder.commit(part, Commit(rows=len(cuts[part]), left_out=lacking))

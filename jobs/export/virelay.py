@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from jobs.export.folder import LEFT_OUT, Folder, LeftOut
 from jobs.export.format import Format, lacking
-from jobs.export.images import Inputs
+from jobs.export.hdf5 import append, joined, point_at
+from jobs.export.inputs import Inputs
 from jobs.export.names import name_of
 from jobs.export.selection import Batch, Selection, why_not
 from jobs.export.virelay_analysis import read_audit, write_analysis
@@ -60,12 +61,12 @@ class ViRelAy(Format):
                     found += lacking(line, own)
                 kept = np.flatnonzero([None in own.values() for own in reasons])
                 images = pixels[kept].transpose(0, 3, 1, 2)
-                _append(inputs, "data", np.broadcast_to(images, (len(kept), 3, *images.shape[2:])))
+                append(inputs, "data", np.broadcast_to(images, (len(kept), 3, *images.shape[2:])))
                 self._append_common(inputs, batch, kept)
                 for array, file in zip(self._arrays, files, strict=True):
                     mapped = np.array([i for i in kept if reasons[i][array.path] is None], np.int64)
-                    _append(file, "attribution", _three_channels(batch.maps[array.path][mapped]))
-                    _append(file, "prediction", self._predictions(batch, array, mapped))
+                    append(file, "attribution", _three_channels(batch.maps[array.path][mapped]))
+                    append(file, "prediction", self._predictions(batch, array, mapped))
                     self._append_common(file, batch, mapped)
         return found
 
@@ -98,9 +99,9 @@ class ViRelAy(Format):
             yield file
 
     def _append_common(self, file: h5py.File, batch: Batch, positions: NDArray[np.int64]) -> None:
-        _append(file, "row", batch.rows[positions])
+        append(file, "row", batch.rows[positions])
         labels = [self._label(batch.lines[position]["label"]) for position in positions]
-        _append(file, "label", np.array(labels, np.uint16))
+        append(file, "label", np.array(labels, np.uint16))
 
     def _predictions(self, batch: Batch, array: ArraySpec, positions: NDArray[np.int64]) -> NDArray[np.float32]:
         """[n, classes]; the index has the probability of the class that was explained, and of no other."""
@@ -125,28 +126,14 @@ class ViRelAy(Format):
 
         ``samples``: those of the inputs; where not all have an attribution, ``index`` tells which.
         """
-        rows, sources = [], []
-        for part in range(parts):
-            with h5py.File(self.folder.path / _part_path(name, part), "r") as file:
-                rows.append(file["row"][:])
-                sources.append({key: (file[key].shape, file[key].dtype) for key in datasets})
-        joined: NDArray[np.int64] = np.concatenate(rows)
-        if not len(joined):
-            return joined
-        with self.folder.making(f"{name}.h5") as path, h5py.File(path, "w") as file:
-            for key in datasets:
-                shape, dtype = sources[0][key]
-                layout, start = h5py.VirtualLayout((len(joined), *shape[1:]), dtype), 0
-                for part, source in enumerate(sources):
-                    own = source[key][0]
-                    if own[0]:
-                        place = h5py.VirtualSource(_part_path(name, part), key, own)
-                        layout[start : start + own[0]] = place
-                        start += own[0]
-                file.create_virtual_dataset(key, layout)
-            if samples is not None and len(joined) < len(samples):
-                file["index"] = np.flatnonzero(np.isin(samples, joined)).astype(np.uint32)
-        return joined
+        files = [self.folder.path / _part_path(name, part) for part in range(parts)]
+        rows = joined(files, "row")
+        if len(rows):
+            with self.folder.making(f"{name}.h5") as path, h5py.File(path, "w") as file:
+                point_at(file, files, datasets, beside=self.folder.path)
+                if samples is not None and len(rows) < len(samples):
+                    file["index"] = np.flatnonzero(np.isin(samples, rows)).astype(np.uint32)
+        return rows
 
     def _category(self, number: int) -> str:
         """ViRelAy finds the name of an analysis' category among the map's WordNet ids."""
@@ -206,15 +193,3 @@ def _three_channels(maps: NDArray[np.float32]) -> NDArray[np.float32]:
         maps = maps[:, None]
     missing = 3 - maps.shape[1]
     return np.pad(maps, ((0, 0), (0, missing), (0, 0), (0, 0))) if missing > 0 else maps
-
-
-def _append(file: h5py.File, key: str, values: NDArray[Any]) -> None:
-    if key not in file:
-        large = values.ndim > 1
-        options = {"chunks": (1, *values.shape[1:]), "compression": "gzip", "compression_opts": 1, "shuffle": True}
-        file.create_dataset(
-            key, (0, *values.shape[1:]), values.dtype, maxshape=(None, *values.shape[1:]), **(options if large else {})
-        )
-    size = len(file[key])
-    file[key].resize(size + len(values), axis=0)
-    file[key][size:] = values

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from jobs.export.folder import Folder, LeftOut
 from jobs.export.format import Format, lacking, left_out
-from jobs.export.images import original
 from jobs.export.names import key_of, name_of
 from jobs.export.selection import Selection, why_not
 from jobs.reject import Rejected
@@ -52,7 +51,7 @@ class WebDataset(Format):
                         continue
                     files["json"] = _json(line)
                     if self._originals:
-                        image = original(self.store, line)
+                        image = self.store.original(line["row"], sha256=line["sha256"])
                         if isinstance(image, Rejected):
                             found.append(left_out(line, "image", image.reason))
                         else:

@@ -1,4 +1,4 @@
-"""The images of rows, from where the manifest found them: as the model saw them, or at their own size."""
+"""What the model saw of rows, made again of the images from where the manifest found them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from jobs.decode import Decode
-from jobs.reader import Store
-from jobs.reject import Rejected
-
-CHANGED = "the image is not the one that was explained: its bytes have changed"
+from jobs.reader import CHANGED, Store
 
 
 class Inputs:
@@ -32,11 +28,3 @@ class Inputs:
             )
         ]
         return decoded.pixels, troubles
-
-
-def original(store: Store, line: dict[str, Any]) -> Image.Image | Rejected:
-    """The upright image of an index line at its own size; rejected where another has taken its place."""
-    image = store.original(line["row"])
-    if isinstance(image, Rejected) or (image.width, image.height) == (line["width"], line["height"]):
-        return image
-    return Rejected(f"{CHANGED} (it has {image.width}×{image.height} pixels, not {line['width']}×{line['height']})")
