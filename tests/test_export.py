@@ -32,6 +32,7 @@ from rich.console import Console
 
 from jobs.audit.results import ROWS, row_schema
 from jobs.audit.results import folder as audit_folder
+from jobs.cli import app
 from jobs.export import selection
 from jobs.export.folder import Commit, Folder
 from jobs.export.names import key_of, name_of
@@ -321,13 +322,14 @@ def test_virelay_without_h5py_says_what_to_install(
         run(finished, "virelay", tmp_path / "e")
 
 
-def test_the_command_is_the_function(finished: Path, tmp_path: Path, saliency: Any) -> None:
-    done = saliency(
-        "export", finished, "--to", "webdataset", "-o", tmp_path / "e", "--highest", "predicted__score", "-n", 2,
-        "--array", GRADIENT,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "2 of 2 rows exported" in done.stdout and len(samples(tmp_path / "e")) == 2
+def test_the_command_is_the_function(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["export", str(finished), "--to", "webdataset", "--output", str(tmp_path / "e"), "--array", GRADIENT]
+    assert app([*flags, "--highest", "predicted__score", "-n", "2"], standalone_mode=False) == 0
+    assert "2 of 2 rows exported" in capsys.readouterr().out
+    scores = open_store(str(finished)).lines(columns=["predicted__score"])[0].drop_null().to_pylist()
+    found = [json.loads(one["json"])["predicted__score"] for one in samples(tmp_path / "e").values()]
+    assert sorted(found) == sorted(scores)[-2:]
+    assert app([*flags, "--view", "map"], standalone_mode=False) == 2
 
 
 # -- names -----------------------------------------------------------------------------------------------------
