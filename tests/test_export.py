@@ -423,6 +423,15 @@ def test_json_lines_are_json(tree: Path, tmp_path: Path) -> None:
     assert json.loads(_json(line)) == {"row": 3, "score": None, "max": None, "label": None, "sample_id": "ü"}
 
 
+def test_an_image_that_no_jpeg_holds_is_told(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (65_501, 1)).save(tmp_path / "in/line.png")
+    run_inline(images=str(tmp_path / "in"), out=str(tmp_path / "s"))
+    assert run(tmp_path / "s", "webdataset", tmp_path / "e", originals=True)[0] == 3
+    assert [one["what"] for one in lacking(tmp_path / "e")] == ["image"]
+    assert [set(one) for one in samples(tmp_path / "e").values()] == [{"json", "predicted__gradient.npy"}]
+
+
 @pytest.mark.parametrize("to", TO)
 def test_an_image_that_is_gone_or_another_is_told(tree: Path, tmp_path: Path, to: str) -> None:
     """Also one of the same size in bytes, pixels and with the same time, which only its hash tells."""
@@ -548,8 +557,27 @@ def test_virelay_has_every_sample_with_its_attribution(
             assert "index" not in found and found["prediction"].shape == (40, 5)
             assert found["attribution"].shape == (40, 3, 16, 16) and found["attribution"].dtype == np.float32
             np.testing.assert_array_equal(found["attribution"][:].sum(axis=1), store.maps(path, rows))
-            column = f"{path.split('/')[0]}__class"
-            np.testing.assert_array_equal(found["prediction"][:].argmax(axis=1), [line[column] for line in explained])
+            predicted = [line["predicted__class"] for line in explained]
+            np.testing.assert_array_equal(found["prediction"][:].argmax(axis=1), predicted)
+            for one, line in zip(found["prediction"][:], explained, strict=True):
+                assert one[line["label__class"]] == np.float32(line["label__probability"])
+
+
+def test_a_grey_model_has_grey_inputs_and_viewable_images(tree: Path, tmp_path: Path) -> None:
+    run_inline(
+        images=str(tree), out=str(tmp_path / "s"), limit=8, unit_size=8, model="python:factories:grey", channels=1,
+        mean="0.5", std="0.25", methods="all=gradient(reduction=none)",
+    )  # fmt: skip
+    for to in ("virelay", "quantus"):
+        run(tmp_path / "s", to, tmp_path / to, rows=[0, 1])
+    part = np.load(tmp_path / "quantus/predicted__all/part-00000.npz")
+    assert part["x_batch"].shape == part["a_batch"].shape == (2, 1, 16, 16)
+    with h5py.File(tmp_path / "virelay/inputs.h5") as inputs:
+        data = inputs["data"][:]
+    assert data.shape == (2, 3, 16, 16) and (data == data[:, :1]).all()
+    np.testing.assert_allclose(part["x_batch"], (data[:, :1] / 255 - 0.5) / 0.25, atol=1e-6)
+    with h5py.File(tmp_path / "virelay/predicted__all.h5") as found:
+        np.testing.assert_array_equal(found["attribution"][:].sum(axis=1), part["a_batch"][:, 0])
 
 
 def test_virelay_learns_which_samples_have_an_attribution(partial: Path, tmp_path: Path) -> None:
@@ -582,6 +610,10 @@ def audited(finished: Path, where: Path) -> Path:
 def test_virelay_shows_what_an_audit_found(finished: Path, tmp_path: Path) -> None:
     copy = audited(finished, tmp_path / "s")
     rows = [40, 0, 1, 2, 3, 6, 7]
+    later = (copy / "audit").rename(tmp_path / "later")
+    run(copy, "virelay", tmp_path / "e", rows=rows, arrays=[GRADIENT, INPUT_X])
+    assert "analyses" not in yaml.safe_load((tmp_path / "e/predicted__gradient.yaml").read_text())["project"]
+    later.rename(copy / "audit")
     run(copy, "virelay", tmp_path / "e", rows=rows, arrays=[GRADIENT, INPUT_X])
     project = yaml.safe_load((tmp_path / "e/predicted__gradient.yaml").read_text())["project"]
     assert project["analyses"] == [

@@ -66,7 +66,7 @@ class ViRelAy(Format):
                 for array, file in zip(self._arrays, files, strict=True):
                     mapped = np.array([i for i in kept if reasons[i][array.path] is None], np.int64)
                     append(file, "attribution", _three_channels(batch.maps[array.path][mapped]))
-                    append(file, "prediction", self._predictions(batch, array, mapped))
+                    append(file, "prediction", self._predictions(batch, mapped))
                     self._append_common(file, batch, mapped)
         return found
 
@@ -103,14 +103,15 @@ class ViRelAy(Format):
         labels = [self._label(batch.lines[position]["label"]) for position in positions]
         append(file, "label", np.array(labels, np.uint16))
 
-    def _predictions(self, batch: Batch, array: ArraySpec, positions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """[n, classes]; the index has the probability of the class that was explained, and of no other."""
+    def _predictions(self, batch: Batch, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """[n, classes]: the probabilities that the index has, of the classes that were explained; the rest is zero."""
         found = np.zeros((len(positions), self.store.run.n_classes), np.float32)
         for i, position in enumerate(positions):
             line = batch.lines[position]
-            number, probability = line[f"{array.target}__class"], line[f"{array.target}__probability"]
-            if number is not None and probability is not None:
-                found[i, number] = probability
+            for target in self.store.run.target_specs:
+                number, probability = line[f"{target}__class"], line[f"{target}__probability"]
+                if number is not None and probability is not None:
+                    found[i, number] = probability
         return found
 
     def _label(self, label: int | None) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from jobs.export.folder import Folder, LeftOut
 from jobs.export.format import Format, lacking, left_out
@@ -18,6 +19,7 @@ from jobs.export.selection import Selection, why_not
 from jobs.reject import Rejected
 
 QUALITY = 95  # of JPEG: near what it was, and far below its size as PNG
+MOST_PIXELS = 65_500  # each way: libjpeg's limit
 
 
 class WebDataset(Format):
@@ -51,13 +53,11 @@ class WebDataset(Format):
                         continue
                     files["json"] = _json(line)
                     if self._originals:
-                        image = self.store.original(line["row"], sha256=line["sha256"])
+                        image = _jpeg(self.store.original(line["row"], sha256=line["sha256"]))
                         if isinstance(image, Rejected):
                             found.append(left_out(line, "image", image.reason))
                         else:
-                            encoded = BytesIO()
-                            image.save(encoded, "JPEG", quality=QUALITY)
-                            files["jpg"] = encoded.getvalue()
+                            files["jpg"] = image
                     for extension, data in files.items():
                         _add(tar, f"{key_of(line['row'], line['sample_id'])}.{extension}", data)
         return found
@@ -66,6 +66,16 @@ class WebDataset(Format):
 def _npy(values: NDArray[np.float32]) -> bytes:
     encoded = BytesIO()
     np.save(encoded, values)
+    return encoded.getvalue()
+
+
+def _jpeg(image: Image.Image | Rejected) -> bytes | Rejected:
+    if isinstance(image, Rejected):
+        return image
+    if max(image.size) > MOST_PIXELS:
+        return Rejected(f"{image.width}×{image.height} pixels are more than JPEG holds, {MOST_PIXELS} each way")
+    encoded = BytesIO()
+    image.save(encoded, "JPEG", quality=QUALITY)
     return encoded.getvalue()
 
 
