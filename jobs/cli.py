@@ -270,6 +270,51 @@ def compare(
 
 
 @_command
+def export(
+    out: Out,
+    to: Annotated[str, typer.Option(help="for which tool", metavar="virelay|quantus|webdataset|png")],
+    output: Annotated[str, typer.Option("-o", "--output", help="a directory, new or of the same export")],
+    array: Annotated[list[str] | None, typer.Option(help="as predicted/gradient; repeatable [default: all]")] = None,
+    rows: Annotated[str | None, typer.Option(help="row numbers, as 0,5,9 [default: all]")] = None,
+    class_: Annotated[str | None, typer.Option("--class", help="only rows of this class, by number or name")] = None,
+    highest: Annotated[str | None, typer.Option(help="by the highest values of this index column")] = None,
+    lowest: Annotated[str | None, typer.Option(help="by the lowest values of this index column")] = None,
+    n: Annotated[int | None, typer.Option("-n", help="how many rows [default: all]")] = None,
+    rows_per_part: Annotated[int | None, typer.Option(help="rows in a file, where it holds several")] = None,
+    originals: Annotated[bool, typer.Option("--originals", help="webdataset: also the images, as .jpg")] = False,
+    view: Annotated[
+        list[str] | None, typer.Option(help="png: repeatable [default: map, overlay]", metavar="map|overlay|mask")
+    ] = None,
+    cmap: Annotated[str | None, typer.Option(help="png: as for show")] = None,
+    clip: Annotated[float, typer.Option(help="png: as for show")] = 99.5,
+    invert: Annotated[bool, typer.Option("--invert", help="png: as for show")] = False,
+    blur: Annotated[float, typer.Option(help="png: as for show")] = 0,
+    alpha: Annotated[float, typer.Option(help="png: as for show")] = 0.9,
+) -> int:
+    """Hand rows of a store over to other tools. Goes on by itself where it was stopped."""
+    from jobs.export import run
+    from jobs.rows import row_numbers
+    from saliency_core.look import Look
+
+    return run.export(
+        out,
+        console,
+        to=to,
+        output=output,
+        arrays=array,
+        rows=None if rows is None else row_numbers(rows),
+        class_=class_,
+        highest=highest,
+        lowest=lowest,
+        n=n,
+        views=view,
+        look=Look(cmap=cmap, clip=clip, invert=invert, blur=blur, alpha=alpha),
+        originals=originals,
+        rows_per_part=rows_per_part,
+    )
+
+
+@_command
 def methods() -> int:
     """The methods, targets and reductions that explain knows."""
     from jobs import methods as known

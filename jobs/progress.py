@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from time import monotonic
 from types import TracebackType
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -113,17 +114,27 @@ class Meter:
         }
 
 
+class Figures(Protocol):
+    """What a display shows: ``done`` rows of this session, ``done_before`` of earlier ones, ``line`` in words."""
+
+    rows: int
+    done_before: int
+    done: int
+
+    def line(self) -> str: ...
+
+
 class Display:
     """A bar on a terminal; elsewhere a plain line now and then, and one at the end."""
 
-    def __init__(self, meter: Meter, console: Console) -> None:
+    def __init__(self, meter: Figures, console: Console, *, at_first: str = "starting workers") -> None:
         self._meter = meter
         self._console = console
         self._last = monotonic()
         self._bar: Progress | None = None
         if console.is_terminal:
             self._bar = Progress(BarColumn(), TextColumn("{task.description}", markup=False), console=console)
-            self._task = self._bar.add_task("starting workers", total=meter.rows, completed=meter.done_before)
+            self._task = self._bar.add_task(at_first, total=meter.rows, completed=meter.done_before)
 
     def __enter__(self) -> Display:
         if self._bar:

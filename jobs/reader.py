@@ -5,6 +5,7 @@ Everything is by row, in the order that is asked for; nothing is loaded before i
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -30,6 +31,8 @@ from jobs.store import MAPS, open_array, unscale_maps
 from jobs.stores import is_remote, open_output
 from jobs.tables import Damaged, open_parquet
 from saliency_core.errors import Refused
+
+CHANGED = "the image is not the one that was explained: its bytes have changed"
 
 Rows = Sequence[int] | NDArray[np.integer[Any]] | slice
 
@@ -179,13 +182,18 @@ class Store:
         # A unit's lines always exist: they lend an empty answer its columns.
         return pa.concat_tables(tables).take(pa.array(places)) if tables else self._manifest.unit_lines(0).slice(0, 0)
 
-    def original(self, row: int) -> Image.Image | Rejected:
-        """The canonical image (upright RGB, 8 bits) from where the manifest found it, or why it cannot be had."""
+    def original(self, row: int, *, sha256: str | None = None) -> Image.Image | Rejected:
+        """The canonical image (upright RGB, 8 bits) from where the manifest found it, or why it cannot be had.
+
+        ``sha256``: of its bytes, as the index has it; others are rejected. Without, the image is taken as it is now.
+        """
         entries: list[Entry] = to_entries(self.manifest_lines([row]))
         config = self.run.config
         data = fetch(entries, max_bytes=config.max_bytes)[0]
         if isinstance(data, Rejected):
             return data
+        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+            return Rejected(CHANGED)
         function = partial(load_canonical, max_pixels=config.max_pixels)
         memory = most_memory(data, max_pixels=config.max_pixels)
         return shared_decoder()(function, data, seconds=config.max_seconds, memory=memory)

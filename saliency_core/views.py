@@ -52,10 +52,7 @@ def view_cells(
     strongest = values.ndim == 3 and len(values) > 1
     if strongest and len(values) == 3 and look.cmap is None:
         as_signal = deprocess_signal(blur(values, look.blur))
-    if strongest:
-        values, signed = np.abs(values).max(axis=0), False
-    elif values.ndim == 3:
-        values = values[0]
+    values, signed = _one_channel(values, signed=signed)
     scaled = look.values(values, signed=signed)
     scale: Scale | None = _scale(look, values, signed=signed)
     cells: list[Cell] = []
@@ -73,6 +70,31 @@ def view_cells(
         cells.append(Cell(told, picture, scale if coloured else None))
         scale = None if coloured else scale
     return cells
+
+
+def view_at_size(
+    view: str, values: Map, photograph: Photograph, *, size: tuple[int, int], signed: bool, look: Look
+) -> Pixels:
+    """One view of a map [H, W] or [C, H, W], without words: uint8 [height, width, 3] of ``size``, (width, height).
+
+    Of kept channels, the strongest |channel|. What the model never saw is grey, in an overlay dimmed. Raises ValueError
+    where the view needs the image, and the photograph has none.
+    """
+    values, signed = _one_channel(values, signed=signed)
+    scaled = look.values(values, signed=signed)
+    if view == "map" and photograph.box is not None:
+        return look.colours(photograph.box.place(scaled, width=size[0], height=size[1]), signed=signed)
+    picture = _on_image(view, scaled, photograph, signed=signed, look=look)
+    if isinstance(picture, str):
+        raise ValueError(f"{view}: {picture}")
+    return picture
+
+
+def _one_channel(values: Map, *, signed: bool) -> tuple[Map, bool]:
+    """[H, W] of [H, W] or [C, H, W], the strongest |channel| of several, and whether it has signs."""
+    if values.ndim == 2:
+        return values, signed
+    return (values[0], signed) if len(values) == 1 else (np.abs(values).max(axis=0), False)
 
 
 def _on_image(

@@ -1,8 +1,11 @@
-"""Other people's tools open the store: the README's snippets, run."""
+"""Other people's tools open the store, as the README says."""
 
 from __future__ import annotations
 
+import gc
+import shlex
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -11,7 +14,9 @@ import pytest
 import xarray as xr
 import zarr
 from conftest import run_inline
+from readme import blocks
 
+from jobs.cli import app
 from jobs.reader import open_store
 
 # xarray cannot know whether somebody consolidated the metadata, and says so; nothing here does.
@@ -55,3 +60,42 @@ def test_duckdb_and_polars_query_the_index(finished: Path, files: str) -> None:
     strongest = frame.sort("predicted__gradient__max", descending=True)[0]
     maps = open_store(str(finished)).maps("predicted/gradient", slice(None))
     assert maps[strongest["row"][0]].max() == np.nanmax(maps)
+
+
+ELSEWHERE = ("import quantus", "import fiftyone")  # test_export_tools.py
+
+
+# webdataset leaves its files to the garbage collector.
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:Exception ignored in.*FileIO:pytest.PytestUnraisableExceptionWarning")
+def test_the_readme_reads_and_hands_over(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every block of the section, one after the other, beside a store that is named as there."""
+    (tmp_path / "maps").symlink_to(finished)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    ran = []
+    for language, text in blocks("Reading a store"):
+        if any(mark in text for mark in ELSEWHERE):
+            continue
+        ran.append(language)
+        if language == "python":
+            exec(text, names)
+        elif language == "sql":
+            rows = duckdb.sql(text).fetchall()
+        else:
+            codes = [app(shlex.split(line)[1:], standalone_mode=False) for line in text.splitlines()]
+    assert ran.count("python") >= 6 and {"sql", "sh"} < set(ran)
+    gc.collect()
+    store = names["store"]
+    maps = store.maps("predicted/gradient", slice(None))
+    np.testing.assert_allclose(names["mean"], np.nanmean(maps, axis=0), rtol=1e-5)
+    classes = np.array([-1 if one is None else one for one in store.lines()["predicted__class"].to_pylist()])
+    for number in names["mean_of_each"]["class"].values:
+        if number >= 0:
+            expected = maps[classes == number].mean(axis=0)
+            np.testing.assert_allclose(names["mean_of_each"].sel({"class": number}), expected, rtol=1e-5)
+    assert sum(count for _, count, _ in rows) == 40
+    assert names["maps"].shape == (10, 16, 16) and np.isfinite(names["maps"]).all()
+    assert names["sample"]["jpg"].ndim == 3 and len(names["shards"]) == 1
+    assert codes == [3, 3, 3, 0]  # three images are broken, and none of them has a score
+    assert {path.name for path in Path("handed").iterdir()} == {"virelay", "quantus", "webdataset", "png"}

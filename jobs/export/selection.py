@@ -1,0 +1,117 @@
+"""What is exported of a store: rows and arrays, in batches that fit into memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from jobs.index import OK, QUARANTINED
+from jobs.reader import Store
+from jobs.record import ArraySpec
+from jobs.rows import choose_rows
+from saliency_core.errors import Refused
+
+BATCH = 32  # rows whose maps are in memory at once
+_TOGETHER = 10_000  # index lines
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``lines``: the index lines. ``maps`` by array path: float32 [n, …] in own units, NaN where there is none."""
+
+    rows: NDArray[np.int64]
+    lines: list[dict[str, Any]]
+    maps: dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """``rows`` in the order of the export, each once."""
+
+    store: Store
+    arrays: list[ArraySpec]
+    rows: NDArray[np.int64]
+
+    def batches(self, rows: NDArray[np.int64]) -> Iterator[Batch]:
+        """Those of ``rows``, which are some of the selection's."""
+        for start in range(0, len(rows), BATCH):
+            some = rows[start : start + BATCH]
+            maps = {array.path: self.store.maps(array.path, some) for array in self.arrays}
+            yield Batch(some, self.store.lines(some).to_pylist(), maps)
+
+    def lines(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """All rows' index lines, some at a time."""
+        for start in range(0, len(self.rows), _TOGETHER):
+            yield self.store.lines(self.rows[start : start + _TOGETHER], columns)
+
+    def quarantined(self) -> int:
+        """How many rows are."""
+        return sum(lines["status"].to_pylist().count(QUARANTINED) for lines in self.lines(["status"]))
+
+    def recipe(self) -> dict[str, Any]:
+        """What makes two exports of rows and arrays the same. The store may have moved; a retry changes its lines."""
+        targets = dict.fromkeys(array.target for array in self.arrays)
+        columns = ["row", "sha256", "status", *(f"{target}__status" for target in targets)]
+        digest = hashlib.sha256()
+        for lines in self.lines(columns):
+            digest.update(json.dumps(lines.to_pydict()).encode())
+        run = json.dumps(self.store.run.fingerprint, sort_keys=True)
+        return {
+            "store": hashlib.sha256(run.encode()).hexdigest(),
+            "rows": f"{len(self.rows)}, sha256 {digest.hexdigest()}",
+            "arrays": [array.path for array in self.arrays],
+        }
+
+
+def select(
+    store: Store,
+    *,
+    arrays: list[str] | None,
+    rows: list[int] | None,
+    class_: str | None,
+    highest: str | None,
+    lowest: str | None,
+    n: int | None,
+) -> Selection:
+    """All rows, or those that ``choose_rows`` finds; all arrays, or these.
+
+    Refused for what does not exist, for a row or array that is named twice, and for all rows of an unfinished store.
+    """
+    specs = [store.array(path).spec for path in dict.fromkeys(arrays)] if arrays else list(store.arrays.values())
+    if rows is None and not store.finished:
+        raise Refused(
+            f"{store.run.config.out} is not finished, and an export of it would be no export of the whole: run "
+            "explain again to go on, or name committed rows with --rows."
+        )
+    chosen = choose_rows(
+        store, target=specs[0].target, rows=rows, class_=class_, highest=highest, lowest=lowest,
+        n=max(1, len(store)) if n is None else n,
+    )  # fmt: skip
+    numbers = np.asarray(chosen, np.int64)
+    unique, counts = np.unique(numbers, return_counts=True)
+    if len(unique) < len(numbers):
+        raise Refused(f"--rows names row {unique[counts > 1][0]} twice, and it can be exported once: name it once.")
+    return Selection(store, specs, numbers)
+
+
+def why_not(line: dict[str, Any], arrays: list[ArraySpec], *, image: str | None = None) -> dict[str, str | None]:
+    """Of every array, by its path: why a row is left out of it; None where it has a map.
+
+    ``image``: for those who need the image, too, why it cannot be had.
+    """
+    trouble = None if image is None else f"no image: {image}"
+    return {array.path: _no_map(line, array) or trouble for array in arrays}
+
+
+def _no_map(line: dict[str, Any], array: ArraySpec) -> str | None:
+    status = line[f"{array.target}__status"]
+    if status == OK:
+        return None
+    return f"{status}: {line['error']}" if line["error"] else str(status)

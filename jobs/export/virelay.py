@@ -1,0 +1,196 @@
+"""A project that ViRelAy opens: ``virelay PATH/predicted__gradient.yaml``, one for each array.
+
+PATH/
+  label_map.json               the classes, and "unknown"
+  inputs.h5                    data uint8 [samples, 3, H, W], what the model saw; label; row, its number in the store
+  predicted__gradient.h5       attribution float32 [samples, 3, H, W]; label; prediction; index, where some have none
+  predicted__gradient.analysis.h5   clusters and embedding of each class, once `saliency audit` has been there
+  predicted__gradient.yaml     the project
+  data/…-00000.h5              a part of each; the files above only point at them
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+import h5py
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from jobs.export.folder import LEFT_OUT, Folder, LeftOut
+from jobs.export.format import Format, lacking
+from jobs.export.hdf5 import append, joined, point_at
+from jobs.export.inputs import Inputs
+from jobs.export.names import name_of
+from jobs.export.selection import Batch, Selection, why_not
+from jobs.export.virelay_analysis import read_audit, write_analysis
+from jobs.record import ArraySpec
+from jobs.stopped import Stopped
+from saliency_core.errors import Refused
+
+INPUTS = "inputs"
+_MOST_CLASSES = 2**16 - 1  # its labels have 16 bits, and one is "unknown"
+
+
+class ViRelAy(Format):
+    """Of three things it takes for granted: attributions have as many channels as their images, and are added up (a map
+    is the first, the others are zero); every sample has a label; without ``index``, sample i has attribution i."""
+
+    rows_per_part = 1024
+
+    def __init__(self, selection: Selection, folder: Folder) -> None:
+        super().__init__(selection, folder)
+        run = selection.store.run
+        if run.n_classes > _MOST_CLASSES:
+            raise Refused(f"{run.n_classes} classes are more than ViRelAy's labels can number ({_MOST_CLASSES}).")
+        self._inputs = Inputs(selection.store)
+
+    def write(self, part: int, rows: NDArray[np.int64]) -> list[LeftOut]:
+        found: list[LeftOut] = []
+        with self._part(INPUTS, part) as inputs, _all(self._part(name_of(a), part) for a in self._arrays) as files:
+            for batch in self.selection.batches(rows):
+                pixels, troubles = self._inputs(batch.lines)
+                reasons = [
+                    why_not(line, self._arrays, image=no) for line, no in zip(batch.lines, troubles, strict=True)
+                ]
+                for line, own in zip(batch.lines, reasons, strict=True):
+                    found += lacking(line, own)
+                kept = np.flatnonzero([None in own.values() for own in reasons])
+                images = pixels[kept].transpose(0, 3, 1, 2)
+                append(inputs, "data", np.broadcast_to(images, (len(kept), 3, *images.shape[2:])))
+                self._append_common(inputs, batch, kept)
+                for array, file in zip(self._arrays, files, strict=True):
+                    mapped = np.array([i for i in kept if reasons[i][array.path] is None], np.int64)
+                    append(file, "attribution", _three_channels(batch.maps[array.path][mapped]))
+                    append(file, "prediction", self._predictions(batch, mapped))
+                    self._append_common(file, batch, mapped)
+        return found
+
+    def finish(self, parts: int) -> None:
+        super().finish(parts)
+        rows = self._join(INPUTS, parts, ["data", "label", "row"])
+        if not len(rows):
+            told = self.folder.path / LEFT_OUT
+            raise Stopped(f"no row has both a map and an image, so there is no project to open: {told} tells why.")
+        self._write_label_map()
+        for array in self._arrays:
+            has = self._join(name_of(array), parts, ["attribution", "label", "prediction", "row"], samples=rows)
+            if not len(has):
+                continue  # left_out.csv tells why
+            audited = read_audit(self.store, array)
+            if audited is not None:
+                with self.folder.making(f"{name_of(array)}.analysis.h5") as path:
+                    audited = audited if write_analysis(path, audited, rows, has, self._category) else None
+            self._write_project(array, analysed=audited is not None)
+
+    # -- a part ------------------------------------------------------------------------------------------------
+
+    @property
+    def _arrays(self) -> list[ArraySpec]:
+        return self.selection.arrays
+
+    @contextmanager
+    def _part(self, name: str, part: int) -> Iterator[h5py.File]:
+        with self.folder.making(_part_path(name, part)) as path, h5py.File(path, "w") as file:
+            yield file
+
+    def _append_common(self, file: h5py.File, batch: Batch, positions: NDArray[np.int64]) -> None:
+        append(file, "row", batch.rows[positions])
+        labels = [self._label(batch.lines[position]["label"]) for position in positions]
+        append(file, "label", np.array(labels, np.uint16))
+
+    def _predictions(self, batch: Batch, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """[n, classes]: the probabilities that the index has, of the classes that were explained; the rest is zero."""
+        found = np.zeros((len(positions), self.store.run.n_classes), np.float32)
+        for i, position in enumerate(positions):
+            line = batch.lines[position]
+            for target in self.store.run.target_specs:
+                number, probability = line[f"{target}__class"], line[f"{target}__probability"]
+                if number is not None and probability is not None:
+                    found[i, number] = probability
+        return found
+
+    def _label(self, label: int | None) -> int:
+        classes = self.store.run.n_classes
+        return label if label is not None and 0 <= label < classes else classes
+
+    # -- the whole ---------------------------------------------------------------------------------------------
+
+    def _join(
+        self, name: str, parts: int, datasets: list[str], samples: NDArray[np.int64] | None = None
+    ) -> NDArray[np.int64]:
+        """One file that shows the parts as one, unless they are empty; returns their rows.
+
+        ``samples``: those of the inputs; where not all have an attribution, ``index`` tells which.
+        """
+        files = [self.folder.path / _part_path(name, part) for part in range(parts)]
+        rows = joined(files, "row")
+        if len(rows):
+            with self.folder.making(f"{name}.h5") as path, h5py.File(path, "w") as file:
+                point_at(file, files, datasets, beside=self.folder.path)
+                if samples is not None and len(rows) < len(samples):
+                    file["index"] = np.flatnonzero(np.isin(samples, rows)).astype(np.uint32)
+        return rows
+
+    def _category(self, number: int) -> str:
+        """ViRelAy finds the name of an analysis' category among the map's WordNet ids."""
+        return f"{self._label(number):05d}"
+
+    def _write_label_map(self) -> None:
+        run = self.store.run
+        names = [*(run.class_names or [f"class {number}" for number in range(run.n_classes)]), "unknown"]
+        entries = [
+            {"index": number, "word_net_id": self._category(number), "name": name} for number, name in enumerate(names)
+        ]
+        with self.folder.writing("label_map.json") as file:
+            file.write(json.dumps(entries, indent=1).encode())
+
+    def _write_project(self, array: ArraySpec, *, analysed: bool) -> None:
+        name, config = name_of(array), self.store.run.config
+        height, width = self.store.run.preprocessing.input_size
+        strategy = {"predicted": "predicted_label", "label": "true_label"}.get(array.target_spec, array.target_spec)
+        project: dict[str, Any] = {
+            "name": array.path,
+            "model": config.model,
+            "label_map": "label_map.json",
+            "dataset": {
+                "name": ", ".join(config.images),
+                "type": "hdf5",
+                "path": f"{INPUTS}.h5",
+                "input_width": width,
+                "input_height": height,
+                "up_sampling_method": "none",
+                "down_sampling_method": "none",
+            },
+            "attributions": {
+                "attribution_method": array.method_spec,
+                "attribution_strategy": strategy,
+                "sources": [f"{name}.h5"],
+            },
+        }
+        if analysed:
+            project["analyses"] = [{"analysis_method": "saliency audit", "sources": [f"{name}.analysis.h5"]}]
+        with self.folder.writing(f"{name}.yaml") as file:
+            file.write(yaml.safe_dump({"project": project}, allow_unicode=True, sort_keys=False).encode())
+
+
+@contextmanager
+def _all(files: Iterable[AbstractContextManager[h5py.File]]) -> Iterator[list[h5py.File]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(file) for file in files]
+
+
+def _part_path(name: str, part: int) -> str:
+    return f"data/{name}-{part:05d}.h5"
+
+
+def _three_channels(maps: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[n, H, W], or [n, C, H, W] → [n, 3, H, W], whose sum over the channels is the map's."""
+    if maps.ndim == 3:
+        maps = maps[:, None]
+    missing = 3 - maps.shape[1]
+    return np.pad(maps, ((0, 0), (0, missing), (0, 0), (0, 0))) if missing > 0 else maps

@@ -1,0 +1,94 @@
+"""Tar shards that WebDataset reads: a sample is a key, its maps, its index line, and its image where asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+import tarfile
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from jobs.export.folder import Folder, LeftOut
+from jobs.export.format import Format, lacking, left_out
+from jobs.export.names import key_of, name_of
+from jobs.export.selection import Selection, why_not
+from jobs.reject import Rejected
+
+QUALITY = 95  # of JPEG: near what it was, and far below its size as PNG
+MOST_PIXELS = 65_500  # each way: libjpeg's limit
+
+
+class WebDataset(Format):
+    """``maps-00000.tar``: KEY.predicted__gradient.npy (float32, own units), KEY.json, KEY.jpg.
+
+    A row without any map is no sample.
+    """
+
+    rows_per_part = 512
+
+    def __init__(self, selection: Selection, folder: Folder, *, originals: bool) -> None:
+        super().__init__(selection, folder)
+        self._originals = originals
+
+    def write(self, part: int, rows: NDArray[np.int64]) -> list[LeftOut]:
+        found = []
+        with (
+            self.folder.writing(f"maps-{part:05d}.tar") as file,
+            tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar,
+        ):
+            for batch in self.selection.batches(rows):
+                for position, line in enumerate(batch.lines):
+                    reasons = why_not(line, self.selection.arrays)
+                    found += lacking(line, reasons)
+                    files = {
+                        f"{name_of(array)}.npy": _npy(batch.maps[array.path][position])
+                        for array in self.selection.arrays
+                        if reasons[array.path] is None
+                    }
+                    if not files:
+                        continue
+                    files["json"] = _json(line)
+                    if self._originals:
+                        image = _jpeg(self.store.original(line["row"], sha256=line["sha256"]))
+                        if isinstance(image, Rejected):
+                            found.append(left_out(line, "image", image.reason))
+                        else:
+                            files["jpg"] = image
+                    for extension, data in files.items():
+                        _add(tar, f"{key_of(line['row'], line['sample_id'])}.{extension}", data)
+        return found
+
+
+def _npy(values: NDArray[np.float32]) -> bytes:
+    encoded = BytesIO()
+    np.save(encoded, values)
+    return encoded.getvalue()
+
+
+def _jpeg(image: Image.Image | Rejected) -> bytes | Rejected:
+    if isinstance(image, Rejected):
+        return image
+    if max(image.size) > MOST_PIXELS:
+        return Rejected(f"{image.width}×{image.height} pixels are more than JPEG holds, {MOST_PIXELS} each way")
+    encoded = BytesIO()
+    image.save(encoded, "JPEG", quality=QUALITY)
+    return encoded.getvalue()
+
+
+def _json(line: dict[str, Any]) -> bytes:
+    """JSON knows neither NaN nor infinities: they become null."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in line.items()
+    }
+    return json.dumps(finite, allow_nan=False).encode()
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Without the time and the user, which would make equal shards differ."""
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, BytesIO(data))

@@ -1,0 +1,146 @@
+"""The tools themselves open what was exported, each in an environment of its own.
+
+ViRelAy wants a Pillow that is older than ours; Quantus brings an OpenCV that needs a display's libraries, and takes the
+place of others' headless one; FiftyOne is a gigabyte, and wants a MongoDB. None of them can live beside our tests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import TESTS
+from readme import block
+from test_export import GRADIENT, audited, run
+
+from jobs.audit.results import ROWS
+from jobs.audit.results import folder as audit_folder
+from jobs.reader import open_store
+from jobs.tables import open_parquet
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+def environment(where: Path, *packages: str, ours: bool) -> Path:
+    """The Python of a new environment with these packages; ``ours``: and with all that is installed here.
+
+    Skips where they cannot be installed, for want of a network.
+    """
+    venv.create(where, with_pip=True)
+    python = where / "bin" / "python"
+    if ours:
+        site = where / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+        (site / "zz_ours.pth").write_text("\n".join(filter(None, {sysconfig.get_path("purelib"), *sys.path[1:]})))
+    done = subprocess.run(
+        [python, "-m", "pip", "install", "-q", *packages], capture_output=True, text=True, timeout=900, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"{' '.join(packages)} cannot be installed: {done.stderr.strip().splitlines()[-1]}")
+    return python
+
+
+def answer(python: Path, *arguments: object, **variables: str) -> Any:
+    """The JSON that a program prints."""
+    done = subprocess.run(
+        [python, *map(str, arguments)], capture_output=True, text=True, timeout=600, check=False, cwd=TESTS.parent,
+        env={**os.environ, **variables},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_virelay_opens_its_projects(finished: Path, tmp_path: Path) -> None:
+    """Its loader, and every page and colour map of its server: with an analysis, and with an array that some lack."""
+    copy = audited(finished, tmp_path / "s")
+    run(copy, "virelay", tmp_path / "e", rows_per_part=16)
+    python = environment(tmp_path / "venv", "virelay", ours=False)
+    projects = sorted((tmp_path / "e").glob("*.yaml"))
+    assert len(projects) == 4
+    found = answer(python, TESTS / "virelay_opens.py", *projects)
+    assert all(set(codes) == {200} for codes in found["answers"])
+    store = open_store(str(copy))
+    lines = [line for line in store.lines().to_pylist() if line["status"] == "ok"]
+    names = store.run.class_names
+    assert names is not None
+    for project in found["projects"]:
+        assert project["labels"] == [names[line["label"]] for line in lines]
+        maps = store.maps(project["name"], [line["row"] for line in lines])
+        sums = np.array([project["attributions"][str(i)]["sum"] for i in range(40)], np.float32)
+        np.testing.assert_array_equal(sums, maps)
+        assert np.array(project["images"]).shape == (40, 16, 16, 3)
+    by_name = {project["name"]: project for project in found["projects"]}
+    with open_parquet(str(copy / audit_folder(GRADIENT) / ROWS)) as file:
+        audit = {line["row"]: line for line in file.read().to_pylist()}
+    analyses = by_name[GRADIENT]["analyses"]
+    assert set(analyses) == {names[0], names[1]} and not by_name["label/gradient"]["analyses"]
+    for name, analysis in analyses.items():
+        own = [audit[lines[position]["row"]] for position in analysis["index"]]
+        assert {line["class"] for line in own} == {names.index(name)}
+        assert analysis["cluster"] == [line["cluster"] for line in own]
+        assert analysis["embedding"] == [[line["embed_x"], line["embed_y"]] for line in own]
+
+
+def test_quantus_measures_its_batches(finished: Path, tmp_path: Path) -> None:
+    """The README's loop; and a metric that asks the model, whose answer to the whole image is its own."""
+    run(finished, "quantus", tmp_path / "handed/quantus", arrays=[GRADIENT], rows_per_part=16)
+    python = environment(tmp_path / "venv", "quantus", ours=True)
+    script = tmp_path / "measure.py"
+    script.write_text(
+        "import json, os\n"
+        "from factories import tiny\n"
+        f"os.chdir({str(tmp_path)!r})\n"
+        "net = tiny().eval()\n"
+        f"{block('Reading a store', 'import quantus')}\n"
+        "named = {name: part[name] for name in ('x_batch', 'y_batch', 'a_batch')}\n"
+        "flipped = quantus.PixelFlipping(features_in_step=256)(model=net, **named)\n"
+        "faithful = quantus.FaithfulnessCorrelation(nr_runs=10, subset_size=32)(model=net, **named)\n"
+        "found = scores, [one[0] for one in flipped], faithful\n"
+        "print(json.dumps([list(map(float, one)) for one in found]))\n"
+    )
+    sparse, flipped, faithful = answer(python, script, PYTHONPATH=f"{TESTS.parent}:{TESTS}")
+    store = open_store(str(finished))
+    maps = store.maps(GRADIENT, [line["row"] for line in store.lines().to_pylist() if line["status"] == "ok"])
+    assert len(sparse) == len(maps) == 40 and all(np.isfinite(sparse)) and all(np.abs(faithful) <= 1)
+    # Sparseness is the Gini index of |map|.
+    values = np.sort(np.abs(maps.reshape(40, -1)).astype(np.float64), axis=1)
+    n = values.shape[1]
+    gini = (values * (2 * np.arange(1, n + 1) - n - 1)).sum(axis=1) / (n * values.sum(axis=1))
+    np.testing.assert_allclose(sparse, gini, atol=1e-3)
+    assert len(flipped) == 10 and all(0 <= one <= 1 for one in flipped)  # of the last file
+
+
+def test_fiftyone_has_its_heat_maps(finished: Path, tmp_path: Path) -> None:
+    """The README's snippet, as far as a MongoDB can be had; the samples need none."""
+    python = environment(tmp_path / "venv", "fiftyone", ours=True)
+    script = tmp_path / "look.py"
+    script.write_text(
+        "import json, os\n"
+        f"os.chdir({str(tmp_path)!r})\n"
+        f"text = {block('Reading a store', 'import fiftyone')!r}\n"
+        "names = {}\n"
+        "kept = True\n"
+        "try:\n"
+        "    exec(text, names)\n"
+        "except Exception as error:\n"
+        "    if 'MongoDB' not in str(error):\n"
+        "        raise\n"
+        "    kept = False\n"
+        "shapes = [list(sample['gradient'].map.shape) for sample in names['samples']]\n"
+        "print(json.dumps([shapes, kept]))\n"
+    )
+    (tmp_path / "maps").symlink_to(finished)
+    shapes, kept = answer(
+        python, script, HOME=str(tmp_path), FIFTYONE_DO_NOT_TRACK="true", PYTHONPATH=str(TESTS.parent)
+    )
+    lines = [line for line in open_store(str(finished)).lines().to_pylist() if line["status"] == "ok"]
+    assert shapes == [[line["height"], line["width"]] for line in lines]
+    if not kept:
+        pytest.skip("the samples are made; FiftyOne has no MongoDB here to keep them in")
