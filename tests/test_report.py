@@ -21,6 +21,7 @@ from rich.console import Console
 from jobs.audit.measures import MEASURES
 from jobs.audit.results import AUDIT_JSON, CLASSES, CLUSTERS, ROWS, folder
 from jobs.reader import open_store
+from jobs.report.audited import read_audit
 from jobs.report.make import make_report
 from jobs.report.page import Tile, figure, shown
 from jobs.report.pictures import RowArtist, mean_picture
@@ -126,6 +127,16 @@ def test_what_is_known_of_a_wrong_prediction_is_shown_beside_its_label(hostile: 
     assert {f"map predicted/gradient on row {line['row']}", f"map label/gradient on row {line['row']}"} <= alts
 
 
+def test_one_can_leaf_through_the_classes_by_rank(hostile: Path, made: Path) -> None:
+    ranked = [line["class"] for line in read_audit(open_store(str(hostile)), ARRAY).classes]
+    for kind, wanted in (("next", ranked), ("prev", ranked[::-1])):
+        page, seen = Page(made / "classes" / f"{wanted[0]}.html"), [wanted[0]]
+        while beside := [one["href"] for one in page.all("a") if one.get("rel") == kind]:
+            page = Page(made / "classes" / beside[0])
+            seen.append(int(page.path.stem))
+        assert seen == wanted
+
+
 def test_without_findings_it_says_so_and_what_was_looked_for(store: Path) -> None:
     text = Page(report(store, alarms=0) / "index.html").text
     assert "No class looks suspicious." in text and "Looked for:" in text and "Closest to a finding" in text
@@ -229,10 +240,13 @@ def test_what_an_audit_does_not_know_is_left_open(store: Path) -> None:
     lines = table.to_pylist()
     unknown = ("accuracy", "confidence", "spread", "mean_map", *MEASURES)
     lines[0] |= {**dict.fromkeys(unknown), "class": -1, "class_name": None, "typical": [], "atypical": [], "wrong": []}
-    lines[1] |= {"spot_y": float("nan"), "spot_x": float("nan"), "eigengap": float("nan")}
+    for line in lines[1:4]:
+        line |= {"spot_y": float("nan"), "spot_x": float("nan"), "eigengap": float("nan")}
     pq.write_table(pa.Table.from_pylist(lines, schema=table.schema), where)
     make_report(str(store), ARRAY, Console(file=io.StringIO()))
     assert "no class" in Page(store / "report" / "index.html").text
+    usual = read_audit(open_store(str(store)), ARRAY).median()
+    assert usual["eigengap"] == pytest.approx(lines[4]["eigengap"]) and 0 < usual["entropy"] < 1
     assert Page(store / "report" / "classes" / "none.html").text.count("–") > 5
 
 
