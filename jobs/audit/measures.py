@@ -72,6 +72,14 @@ def shrink(parts: Floats, grid: int = GRID) -> Floats:
     return parts
 
 
+def density(small: Floats, shape: tuple[int, int]) -> Floats:
+    """A small map [h · w], of maps [H, W] → its shares per pixel: cells that hold a row more than others are no
+    brighter for it."""
+    cells = shrink(np.ones((1, *shape), np.float32))
+    found: Floats = small / cells.ravel()
+    return found
+
+
 def _centres(length: int) -> Floats:
     return ((np.arange(length) + 0.5) / length).astype(np.float32)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.audit.measures import shrink
+from jobs.audit.measures import density
 from jobs.compare.findings import percent
 from jobs.compare.pairs import Side
 from jobs.compare.results import Comparison
@@ -70,9 +70,7 @@ def mean_tiles(line: Line, plan: Comparison, sheets: Sheets, *, difference: bool
     """Mean maps of A and of B, and where B's has more (red) or less (blue); none where there is no pair."""
     if not line["mean_map_a"] or not line["pairs"]:
         return []
-    # By their area: where a grid's cells are not all of one size, the larger ones hold more.
-    areas = shrink(np.ones((1, *plan.grid), np.float32), max(plan.cells)).ravel()
-    a, b = (np.asarray(line[f"mean_map_{side}"], np.float32) / areas for side in "ab")
+    a, b = (density(np.asarray(line[f"mean_map_{side}"], np.float32), plan.grid) for side in "ab")
     pictures = [mean_picture(one, plan.cells) for one in (a, b)]
     if difference:
         # Rounding alone must not be blown up to full colours.

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from jobs.audit.measures import density
 from jobs.audit.results import AUDIT_JSON, CLASSES, CLUSTERS, ROWS, Audit, folder
 from jobs.reader import Store
 from jobs.stores import open_output, read_object
@@ -78,10 +79,14 @@ def read_audit(store: Store, array: str) -> Audited:
     except (ValueError, OSError) as error:  # of pydantic, and of pyarrow
         first = str(error).splitlines()[0]
         raise Refused(f"{out}/{where} cannot be read ({first}): run `saliency audit` again.") from error
+    height, width = store.arrays[array].item_shape[-2:]
+    for line in [*(lines := classes.to_pylist()), *(of_clusters := clusters.to_pylist())]:
+        if line["mean_map"] is not None:
+            line["mean_map"] = density(np.asarray(line["mean_map"], np.float32), (height, width))
     by_class: defaultdict[int, list[Line]] = defaultdict(list)
-    for line in clusters.to_pylist():
+    for line in of_clusters:
         by_class[line["class"]].append(line)
-    lines = sorted(classes.to_pylist(), key=lambda line: line["rank"])
+    lines.sort(key=lambda line: line["rank"])
     return Audited(audit, lines, dict(by_class), rows, *_by_class(np.asarray(rows["class"])))
 
 
