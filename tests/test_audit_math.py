@@ -110,13 +110,13 @@ class TestMeasures:
         assert np.isnan(parts).all()
         assert all(np.isnan(figure).all() for figure in measure(parts).values())
 
-    @pytest.mark.parametrize("size", [(5, 9), (28, 28), (50, 33), (224, 224)])
     @pytest.mark.parametrize("edge", [28, 40, 96, 224])
     def test_an_even_map_is_as_dense_everywhere(self, edge: int) -> None:
         small = shrink(shares(np.ones((1, edge, edge + 3), np.float32)))
         even = density(small.ravel(), (edge, edge + 3))
         np.testing.assert_allclose(even, 1 / (edge * (edge + 3)), rtol=1e-5)
 
+    @pytest.mark.parametrize("size", [(5, 9), (28, 28), (50, 33), (224, 224)])
     def test_shrunk_shares_are_shares(self, size: tuple[int, int]) -> None:
         parts = shares(np.random.default_rng(0).random((3, *size), np.float32))
         small = shrink(parts)

@@ -63,7 +63,7 @@ def class_schema(cells: tuple[int, int]) -> pa.Schema:
     """``score``: how suspicious, higher is more; ``alarm``: whether that is a finding, which takes at least 1.
 
     ``suspect``: the cluster that it is about; −1 for the whole class. ``spot_y``, ``spot_x``: where (0 to 1), and
-    ``spot_rows``: how many rows have unusual relevance there. ``eigengap``: the largest among the first eigenvalues of
+    ``spot_rows``: how many rows show the pattern there. ``eigengap``: the largest among the first eigenvalues of
     the maps' neighbour graph; ``clusters``: how many there are, at least 1; with one, there are no lines of them and
     every row has −1. A finding's rows are a cluster of their own. ``typical``, ``atypical``, ``wrong``: rows.
     """
