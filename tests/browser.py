@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
 
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -40,10 +40,15 @@ class Visit:
         self.asked: list[str] = []
         self.page.on("console", lambda message: self.complaints.append(f"{message.type}: {message.text}"))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("requestfailed", lambda request: self.complaints.append(f"no {request.url}"))
+        self.page.on("requestfailed", self._failed)
         self.page.on("dialog", lambda dialog: (self.complaints.append(dialog.message), dialog.dismiss()))
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.goto(address.as_uri())
+
+    def _failed(self, request: Request) -> None:
+        # What was on its way when a link was followed is called off.
+        if request.failure != "net::ERR_ABORTED":
+            self.complaints.append(f"no {request.url}: {request.failure}")
 
     def scroll_through(self) -> None:
         """To the end, so that every picture is asked for, and has come."""
