@@ -243,7 +243,7 @@ def audit(
     objects: Annotated[
         str | None, typer.Option(help="Parquet or CSV of sample_id and x0, y0, x1, y1 or mask: where objects are")
     ] = None,
-    seed: Annotated[int, typer.Option(help="of what is drawn at random")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="of what is drawn at random")] = 0,
     runner: Annotated[str, typer.Option(help="ray or inline", metavar="ray|inline")] = "ray",
     report: Annotated[bool, typer.Option("--report/--no-report", help="pages to look at, in OUT/report")] = True,
 ) -> int:
@@ -327,7 +327,7 @@ def demo(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="where everything goes")] = Path("saliency-demo"),
     runner: Annotated[str, typer.Option(help="ray or inline", metavar="ray|inline")] = "ray",
 ) -> int:
-    """Make images with a planted artefact, train a small model, explain, verify, show a picture."""
+    """Make images with a planted artefact, train a small model, explain, verify, show a picture, audit, report."""
     # Training threads that wait by spinning crawl where cores are shared (6 times as slow). Torch reads this once.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from jobs import demo as shown

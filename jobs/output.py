@@ -90,6 +90,18 @@ def claim(record: Record) -> None:
             refuse_other_fingerprint(other, record.fingerprint, where=out)
 
 
+def refuse_inside(output: str, out: str) -> None:
+    """Refused where --output lies in the store ``out``."""
+    if is_remote(output) != is_remote(out):
+        return
+    if is_remote(out):
+        inside = f"{output.rstrip('/')}/".startswith(f"{out.rstrip('/')}/")
+    else:
+        inside = local_path(output).resolve().is_relative_to(local_path(out).resolve())
+    if inside:
+        raise Refused(f"--output {output} lies in the store {out}, of which it is no part: choose another.")
+
+
 def refuse_unwritable(out: str, *, flag: str = "--out") -> None:
     """Refused where ``out``, which ``flag`` gave, is local and could not be made, or written. Makes nothing."""
     if is_remote(out):

@@ -113,6 +113,14 @@ class Run(Record):
     totals: dict[str, Any] = {}
 
     @property
+    def prediction(self) -> str | None:
+        """The target whose class is the model's prediction; None where there is none."""
+        for target, spec in self.target_specs.items():
+            if spec == "predicted" or spec.startswith("top:1 "):
+                return target
+        return None
+
+    @property
     def chunk_rows(self) -> int:
         """Rows in one chunk: 8, or what divides the unit."""
         return next(rows for rows in (8, 4, 2, 1) if self.unit_size % rows == 0)

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import s3
-from conftest import content
+from conftest import content, run_inline
+from PIL import Image
 from rich.console import Console
 
 from jobs.audit import measure
@@ -20,6 +21,7 @@ from jobs.audit.measures import MEASURES, shares
 from jobs.audit.measures import measure as measured
 from jobs.audit.results import AUDIT_JSON, CLASSES, CLUSTERS, ON_OBJECT, ROWS, Audit, class_schema, row_schema
 from jobs.reader import open_store
+from jobs.report.make import make_report
 from jobs.verify import verify
 from saliency_core.errors import Refused
 
@@ -38,7 +40,7 @@ def run(out: Path | str, **keys: object) -> tuple[int, str]:
 
 def test_tables_agree_with_the_store(store: Path) -> None:
     code, told = run(store)
-    assert code == 0 and "40 maps measured" in told, told
+    assert code == 3 and "40 maps measured" in told, told
     folder = store / "audit/predicted/gradient"
     made = Audit.model_validate_json((folder / AUDIT_JSON).read_bytes())
     assert (made.rows, made.mapped, made.blank) == (43, 40, 0)
@@ -67,7 +69,7 @@ def test_what_was_measured_is_measured_once(store: Path, monkeypatch: pytest.Mon
     once = content(store)
     monkeypatch.setattr(measure, "measure", lambda _: pytest.fail("measured again"))
     code, told = run(store)
-    assert code == 0 and "units by an earlier audit" in told
+    assert code == 3 and "units by an earlier audit" in told
     again = content(store)
     assert {key for key in once if once[key] != again[key]} <= {"audit/predicted/gradient/audit.json"}  # its seconds
 
@@ -103,6 +105,57 @@ def test_objects(store: Path, tmp_path: Path) -> None:
     assert all(line[name] is None for row, line in rows.items() for name in ON_OBJECT if row not in (5, 6))
 
 
+def test_units_without_maps_and_blank_maps(tmp_path: Path) -> None:
+    """A unit whose images are all broken; a class of black images only, whose maps are zero; and nothing else."""
+    images, rng = tmp_path / "images", np.random.default_rng(0)
+    for row in range(24):
+        path = images / ("ant" if row < 16 else "bee") / f"{row:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (16, 16, 3), np.uint8) if row < 16 else np.zeros((16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(path)
+        if row < 8:
+            path.write_bytes(b"broken")
+    same = {
+        "unit_size": 8,
+        "batch_size": 8,
+        "methods": ("input_x_gradient",),
+        "targets": ("label",),
+        "mean": "0,0,0",
+        "folder_labels": "order",
+    }
+    out = tmp_path / "store"
+    run_inline(images=str(images), out=str(out), **same)
+    code, told = run(out)
+    assert code == 3 and "16 maps measured" in told and "8 maps are zero or not finite" in told
+    classes = pq.read_table(out / "audit/label/input_x_gradient" / CLASSES).to_pylist()
+    assert sorted((line["class"], line["count"], line["mean_map"] is None) for line in classes) == [
+        (0, 8, False), (1, 8, True),
+    ]  # fmt: skip
+    assert make_report(str(out), "label/input_x_gradient", Console(file=io.StringIO()))
+    shutil.rmtree(images / "ant")
+    for left, reason in (("bee", "are zero or not finite"), ("none", "no row has a map")):
+        if left == "none":
+            for path in (images / "bee").iterdir():
+                path.write_bytes(b"broken")
+        run_inline(images=str(images), out=str(tmp_path / left), **same)
+        with pytest.raises(Refused, match=reason):
+            run(tmp_path / left)
+
+
+@pytest.mark.parametrize(
+    "table, told",
+    [
+        ("sample_id,x0,y0,x1,y1\na,left,0,1,1\n", "a box is no numbers"),
+        ("sample_id,x0,y0,x1,y1\na,,0,1,1\n", "x0 is missing in 1 lines"),
+        ("sample_id,x0\na,1\n", "has no column y0, x1, y1"),
+    ],
+)
+def test_objects_that_are_none(store: Path, tmp_path: Path, table: str, told: str) -> None:
+    (tmp_path / "boxes.csv").write_text(table)
+    with pytest.raises(Refused, match=told):
+        run(store, objects=str(tmp_path / "boxes.csv"))
+
+
 @pytest.mark.parametrize(
     "keys, told",
     [
@@ -119,7 +172,7 @@ def test_refused(store: Path, keys: dict[str, object], told: str) -> None:
 
 def test_store_on_s3_is_audited_as_a_local_one(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with s3.server(monkeypatch):
-        assert run(s3.upload(store, "store"))[0] == 0
+        assert run(s3.upload(store, "store"))[0] == 3
         remote = {key: data for key, data in s3.objects("store").items() if key.startswith("audit/")}
     run(store)
     local = {key: data for key, data in content(store).items() if key.startswith("audit/")}
@@ -140,6 +193,6 @@ def test_ray_equals_inline(store: Path, saliency) -> None:
     once = content(store)
     shutil.rmtree(store / "audit")
     told = saliency("audit", store, "--no-report")
-    assert told.returncode == 0, told.stderr
+    assert told.returncode == 3, told.stderr
     again = content(store)
     assert {key for key in once if once[key] != again[key]} <= {"audit/predicted/gradient/audit.json"}

@@ -477,7 +477,7 @@ def test_stores_without_a_common_row_are_refused(tree: Path, finished: Path, tmp
 def test_nothing_of_anybodys_is_overwritten(finished: Path, other: Path, moved: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     before = tables(moved)
-    for output, told in ((tmp_path, "no comparison"), (finished, "no comparison"), (moved, "differ in b, top")):
+    for output, told in ((tmp_path, "no comparison"), (finished, "lies in the store"), (moved, "differ in b, top")):
         with pytest.raises(Refused, match=told):
             compared(finished, finished, output, top=0.2)
     (tmp_path / "file").write_text("")

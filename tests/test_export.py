@@ -30,7 +30,7 @@ from factories import tiny
 from PIL import Image
 from rich.console import Console
 
-from jobs.audit.results import ROWS, row_schema
+from jobs.audit.results import AUDIT_JSON, ROWS, Audit, row_schema
 from jobs.audit.results import folder as audit_folder
 from jobs.cli import app
 from jobs.export import selection
@@ -604,7 +604,20 @@ def audited(finished: Path, where: Path) -> Path:
         values[axis] = [None if i % 3 == 2 else sign * float(line["row"]) for i, line in enumerate(lines)]
     (copy / audit_folder(GRADIENT)).mkdir(parents=True)
     pq.write_table(pa.table(values, schema=row_schema()), copy / audit_folder(GRADIENT) / ROWS)
+    told = Audit(
+        array=GRADIENT, target_spec="predicted", method_spec="gradient", cells=(16, 16), rows=43, mapped=len(lines),
+        blank=0, classes=3, alarms=0, seed=0,
+    )  # fmt: skip
+    (copy / audit_folder(GRADIENT) / AUDIT_JSON).write_text(told.model_dump_json())
     return copy
+
+
+def test_virelay_gets_no_audit_of_fewer_maps(finished: Path, tmp_path: Path) -> None:
+    copy = audited(finished, tmp_path / "s")
+    place = copy / audit_folder(GRADIENT) / AUDIT_JSON
+    place.write_text(place.read_text().replace('"mapped":40', '"mapped":39'))
+    run(copy, "virelay", tmp_path / "e", arrays=[GRADIENT])
+    assert "analyses" not in yaml.safe_load((tmp_path / "e/predicted__gradient.yaml").read_text())["project"]
 
 
 def test_virelay_shows_what_an_audit_found(finished: Path, tmp_path: Path) -> None:

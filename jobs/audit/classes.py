@@ -51,7 +51,7 @@ class Examine:
             seen = np.isfinite(small[:, 0, 0])
             ground = seen & np.isin(rows, classes.background)
             behind.append((small[ground], of[ground]))
-            mine = seen & np.isin(of, classes.numbers)
+            mine = np.isin(of, classes.numbers)
             facts["small"].append(small[mine])
             for name in ("row", "class"):
                 facts[name].append(integers(part[name])[mine])

@@ -31,7 +31,7 @@ def examine(group: Group, background: Background, *, seed: int) -> Examined:
     seen = np.isfinite(group.small).all(axis=(1, 2))
     cluster, outlier = np.full(n, NONE), np.full(n, np.nan, np.float32)
     embedding = np.full((n, 2), np.nan, np.float32)
-    suspicion, suspected, eigengap = Suspicion(0.0, False, np.zeros(0, np.bool_)), NONE, 0.0
+    suspicion, suspected, eigengap = Suspicion(np.nan, False, np.zeros(0, np.bool_)), NONE, 0.0
     if seen.any():
         small = group.small[seen]
         with threadpool_limits(limits=1):  # sums depend on the number of threads
@@ -46,7 +46,7 @@ def examine(group: Group, background: Background, *, seed: int) -> Examined:
         "class": group.number,
         "class_name": group.name,
         **figures(group, np.ones(n, np.bool_)),
-        "score": suspicion.score,
+        "score": None if np.isnan(suspicion.score) else suspicion.score,
         "alarm": suspicion.alarm,
         "suspect": suspected,
         "spot_y": suspicion.y,

@@ -6,6 +6,7 @@ The maps are read once, a few at a time; what is kept of each is a hundredth of 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -18,18 +19,20 @@ from rich.console import Console
 from jobs.audit import tables
 from jobs.audit.classes import GROUP_BYTES, Classes, Examine, ExaminedClass
 from jobs.audit.measure import Measure
+from jobs.audit.objects import ObjectsOf
 from jobs.audit.results import AUDIT_JSON, Audit, folder
 from jobs.audit.unit_parts import integers, made_from, part_key, read_units
 from jobs.config import make_config
 from jobs.console import say
 from jobs.engine import Engine, starting_engine
-from jobs.exits import DONE
+from jobs.exits import DONE, IMPERFECT
 from jobs.objects import is_remote, normal
 from jobs.output import open_run
 from jobs.reader import open_store
 from jobs.record import Run
+from jobs.report.page import shown
 from jobs.stages import Stage
-from jobs.stores import put, read_object
+from jobs.stores import delete, put, read_object
 from jobs.words import duration
 from saliency_core.errors import Refused
 
@@ -47,7 +50,9 @@ def audit(
     runner: str = "ray",
     report: bool = True,
 ) -> int:
-    """→ exit code. ``array``: by default the first; ``objects``: where objects are, as ``ObjectsOf`` reads it.
+    """→ exit code: 3 where a row has no map, or a blank one.
+
+    ``array``: by default the first; ``objects``: where objects are, as ``ObjectsOf`` reads it.
 
     Refused where there is no such array, or no row has a map.
     """
@@ -55,6 +60,7 @@ def audit(
     array = array or next(iter(open_store(out).arrays))
     if objects is not None:
         objects = objects if is_remote(objects) else normal(objects)
+        ObjectsOf(objects)  # refuses what is no such table
     units = _committed_units(out, array, console)
     # Of the run's inputs nothing is needed: a cluster's nodes need not have them.
     config = make_config({**run.config.model_dump(), "runner": runner})
@@ -71,23 +77,28 @@ def audit(
         found, cells, blank = _examine(engine, store, run, units, array, seed, console)
         seconds["examine"] = monotonic() - started
     started = monotonic()
+    with suppress(FileNotFoundError):  # tables of two audits must not pass for one
+        delete(store, f"{folder(array)}/{AUDIT_JSON}")
     lines = tables.put_tables(store, array, units, found, cells)
     seconds["write"] = monotonic() - started
     spec = open_store(out).arrays[array]
     made = Audit(
         array=array, target_spec=spec.target_spec, method_spec=spec.method_spec, cells=cells, rows=run.rows,
-        mapped=mapped, blank=blank, classes=len(found), alarms=sum(line["alarm"] for line in lines), seed=seed,
-        objects=objects, seconds=seconds,
+        mapped=mapped, blank=blank, classes=len(found), alarms=sum(line["alarm"] for line in lines),
+        unjudged=sum(line["score"] is None for line in lines), seed=seed, objects=objects, seconds=seconds,
     )  # fmt: skip
     _put(store, made)
     _tell(made, lines, console)
+    if objects is not None:
+        known = sum(len(part) - part["inside"].null_count for part in read_units(store, array, units, ["inside"]))
+        say(console, f"{known:,} of {mapped:,} maps have an object in sight (--objects; matched by sample_id)")
     if report:
         from jobs.report.make import make_report  # with it comes what draws
 
         started = monotonic()
         say(console, f"report: {make_report(out, array, console)}")
         _put(store, made.model_copy(update={"seconds": {**seconds, "report": monotonic() - started}}))
-    return DONE
+    return DONE if mapped - blank == run.rows else IMPERFECT
 
 
 def _put(store: ObjectStore, made: Audit) -> None:
@@ -129,9 +140,13 @@ def _examine(
 ) -> tuple[list[ExaminedClass], tuple[int, int], int]:
     """→ every class, the cells of the small maps, and how many maps are blank."""
     cells = made_from(read_object(store, part_key(array, units[0])))["cells"]
-    rows, of = _seen(store, array, units)
+    rows, of, blank = _rows(store, array, units)
+    if blank.all():
+        raise Refused(
+            f"{run.config.out}: all {len(rows):,} maps {array} are zero or not finite, so there is nothing to audit."
+        )
     numbers, counts = np.unique(of, return_counts=True)
-    background = np.random.default_rng(seed).permutation(rows)[:BACKGROUND]
+    background = np.random.default_rng(seed).permutation(rows[~blank])[:BACKGROUND]
     tasks = [
         Classes(numbers[places], np.sort(background))
         for places in _shared_out(counts, tasks=int(engine.cpus), most=GROUP_BYTES // (4 * cells[0] * cells[1]))
@@ -142,19 +157,19 @@ def _examine(
     for classes in engine.work(tasks, stages, stall_seconds=run.config.stall_seconds):
         found += classes
     say(console, f"{len(found):,} classes examined in {duration(monotonic() - started)}")
-    blank = sum(len(part) for part in read_units(store, array, units, ["row"])) - len(rows)
-    return sorted(found, key=lambda one: one.examined.line["class"]), (cells[0], cells[1]), blank
+    return sorted(found, key=lambda one: one.examined.line["class"]), (cells[0], cells[1]), int(blank.sum())
 
 
-def _seen(store: ObjectStore, array: str, units: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Row and class of every map that is not blank."""
+def _rows(
+    store: ObjectStore, array: str, units: Sequence[int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Row and class of every map, and whether it is blank."""
     parts = [
-        (integers(part["row"])[seen], integers(part["class"])[seen])
+        (integers(part["row"]), integers(part["class"]), np.asarray(part["entropy"].is_null()))
         for part in read_units(store, array, units, ["row", "class", "entropy"])
-        for seen in [np.asarray(part["entropy"].is_valid())]
     ]
-    rows, of = (np.concatenate(values) for values in zip(*parts, strict=True))
-    return rows, of
+    rows, of, blank = (np.concatenate(values) for values in zip(*parts, strict=True))
+    return rows, of, blank
 
 
 def _shared_out(counts: NDArray[np.int64], *, tasks: int, most: int) -> list[NDArray[np.int64]]:
@@ -172,8 +187,10 @@ def _shared_out(counts: NDArray[np.int64], *, tasks: int, most: int) -> list[NDA
 
 def _tell(made: Audit, lines: Sequence[dict[str, Any]], console: Console) -> None:
     if made.blank:
-        say(console, f"{made.blank:,} maps are zero or not finite, and were left out")
+        say(console, f"{made.blank:,} maps are zero or not finite")
     for line in lines[: made.alarms]:
-        say(console, f"{line['rank']}. {line['class_name'] or line['class']}: {line['finding']}")
+        say(console, shown(f"{line['rank']}. {line['class_name'] or line['class']}: {line['finding']}"))
     if not made.alarms:
         say(console, f"no class of {made.classes:,} is suspicious")
+    if made.unjudged:
+        say(console, f"{made.unjudged:,} classes have too few maps, or too few others beside them, to be judged")

@@ -53,7 +53,8 @@ class Measure:
         }
         lines, _ = load_part(committed, unit)
         lines = lines.filter(pc.equal(lines[f"{self._spec.target}__status"], OK))
-        made = not self._is_there(array, unit, of)
+        # Of masks only the paths are known: what they hold may be new.
+        made = (self._objects is not None and self._objects.masks) or not self._is_there(array, unit, of)
         if made:
             facts = _facts(lines, run, self._spec.target)
             rows = np.asarray(facts["row"], np.int64)
@@ -85,9 +86,7 @@ def _facts(lines: pa.Table, run: Run, target: str) -> pa.Table:
     """What the index knows of each row, under the audit's names."""
     nothing = pa.nulls(len(lines), pa.int32())
     explained = lines[f"{target}__class"]
-    told = next(
-        (name for name, spec in run.target_specs.items() if spec == "predicted" or spec.startswith("top:1 ")), None
-    )
+    told = run.prediction
     predicted = lines[f"{told}__class"] if told else nothing
     label = lines["label"]
     return pa.table(

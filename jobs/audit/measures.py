@@ -40,7 +40,7 @@ def shares(maps: Floats) -> Floats:
 def measure(parts: Floats) -> dict[str, Floats]:
     """Shares [n, H, W] → each of MEASURES, float32 [n]; NaN for a map without shares."""
     n, height, width = parts.shape
-    flat = parts.reshape(n, -1)
+    flat = parts.reshape(n, height * width)
     missing = np.isnan(flat[:, 0])
     rows, columns = parts.sum(axis=2), parts.sum(axis=1)
     ys, xs = _centres(height), _centres(width)

@@ -34,7 +34,7 @@ class ObjectsOf:
     def __init__(self, uri: str) -> None:
         try:
             data = read(uri)
-            table = pq.read_table(pa.BufferReader(data)) if data[:4] == b"PAR1" else pa.csv.read_csv(BytesIO(data))
+            table = pq.read_table(pa.BufferReader(data)) if data[:4] == b"PAR1" else _csv(data)
         except (OSError, pa.ArrowException) as error:
             raise Refused(f"--objects {uri} cannot be read as Parquet or CSV: {error}") from error
         wanted = ("sample_id", *(BOX if "mask" not in table.column_names else ("mask",)))
@@ -43,11 +43,20 @@ class ObjectsOf:
             raise Refused(
                 f"--objects {uri} has no column {', '.join(missing)}: it needs sample_id, and x0, y0, x1, y1 or mask."
             )
+        columns = [table["sample_id"].cast(pa.string())]
+        try:
+            columns += [table[name].cast(pa.string() if name == "mask" else pa.float64()) for name in wanted[1:]]
+        except pa.ArrowException as error:
+            raise Refused(f"--objects {uri}: a box is no numbers ({error}): mend the table.") from error
+        for name, column in zip(wanted, columns, strict=True):
+            if column.null_count:
+                raise Refused(f"--objects {uri}: {name} is missing in {column.null_count} lines: mend or drop them.")
+        self.masks = "mask" in wanted
         self.digest = hashlib.sha256(data).hexdigest()
         self._parent = parent(uri)
         self._objects: dict[str, list[Any]] = defaultdict(list)
-        for sample, *where in zip(*(table[name].to_pylist() for name in wanted), strict=True):
-            self._objects[str(sample)].append(where[0] if len(where) == 1 else where)
+        for sample, *where in zip(*(column.to_pylist() for column in columns), strict=True):
+            self._objects[sample].append(where[0] if len(where) == 1 else where)
 
     def mask(self, sample_id: str, geometry: Geometry, size: tuple[int, int], shape: tuple[int, int]) -> Any:
         """bool [H, W] of a map's pixels: whose centre lies on an object. None where none is known.
@@ -73,7 +82,7 @@ class ObjectsOf:
                 if image.width * image.height > MOST_MASK_PIXELS:
                     raise Refused(f"mask {where} has {image.width} × {image.height} pixels, which is no mask.")
                 pixels = np.asarray(image.convert("L")) > 0
-        except (OSError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise Refused(
                 f"mask {where} cannot be read: {error}. Mend it, or take its line out of --objects."
             ) from error
@@ -83,6 +92,12 @@ class ObjectsOf:
         clipped = pixels[rows.clip(0, pixels.shape[0] - 1)][:, columns.clip(0, pixels.shape[1] - 1)]
         found: NDArray[np.bool_] = clipped & ~outside
         return found
+
+
+def _csv(data: bytes) -> pa.Table:
+    """Sample ids as they are written: 001 is not 1."""
+    as_written = pa.csv.ConvertOptions(column_types={"sample_id": pa.string(), "mask": pa.string()})
+    return pa.csv.read_csv(BytesIO(data), convert_options=as_written)
 
 
 def _box(box: list[float], ys: NDArray[np.float64], xs: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -60,7 +60,8 @@ def group_schema(cells: tuple[int, int]) -> list[tuple[str, pa.DataType]]:
 
 
 def class_schema(cells: tuple[int, int]) -> pa.Schema:
-    """``score``: how suspicious, higher is more; ``alarm``: whether that is a finding, which takes at least 1.
+    """``score``: how suspicious, higher is more; null where there are too few maps to tell.
+    ``alarm``: whether that is a finding, which takes at least 1.
 
     ``suspect``: the cluster that it is about; −1 for the whole class. ``spot_y``, ``spot_x``: where (0 to 1), and
     ``spot_rows``: how many rows show the pattern there. ``eigengap``: the largest among the first eigenvalues of
@@ -90,7 +91,8 @@ def cluster_schema(cells: tuple[int, int]) -> pa.Schema:
 
 
 class Audit(BaseModel):
-    """The content of audit.json. ``cells``: height and width of the small maps. ``alarms``: classes that are findings.
+    """The content of audit.json. ``cells``: height and width of the small maps. ``alarms``: classes that are findings;
+    ``unjudged``: those of which, or beside which, there are too few maps to tell.
 
     ``rows``: of the store; ``mapped``: those that have a map; ``blank``: those whose map is zero or not finite.
     """
@@ -107,6 +109,7 @@ class Audit(BaseModel):
     blank: int
     classes: int
     alarms: int
+    unjudged: int = 0
     seed: int
     objects: str | None = None
     seconds: dict[str, float] = {}

@@ -61,12 +61,12 @@ class Suspicion:
 
 
 def suspect(small: Floats, number: int, background: Background, *, seed: int) -> Suspicion:
-    """``small`` [n, h, w], shares of the class ``number``. The score is 0 where there is too little to judge by."""
+    """``small`` [n, h, w], shares of the class ``number``. The score is NaN where there is too little to judge by."""
     usable = (background.classes != number) & np.isfinite(background.small).all(axis=(1, 2))
     others = background.small[usable]
     others = others[_sample(len(others), MOST_OTHERS, seed)]
     if len(small) < LEAST_ROWS or len(others) < LEAST_OTHERS:
-        return Suspicion(0.0, False, np.zeros(len(small), np.bool_))
+        return Suspicion(np.nan, False, np.zeros(len(small), np.bool_))
     chosen = _sample(len(small), MOST_ROWS, seed)
     found = [(*_alike(small[chosen], others, window), window) for window in _windows(*small.shape[1:])]
     odds = np.array([decades for decades, _, _ in found])

@@ -22,7 +22,7 @@ def put_tables(
 ) -> list[dict[str, Any]]:
     """Ranks the classes, and puts the three tables → the classes' lines, in the order of their rank."""
     # Alarms first; ties in the order of the classes.
-    ranked = sorted(found, key=lambda one: (not one.examined.line["alarm"], -one.examined.line["score"]))
+    ranked = sorted(found, key=lambda one: (not one.examined.line["alarm"], -(one.examined.line["score"] or 0.0)))
     lines = [{"rank": rank, **one.examined.line} for rank, one in enumerate(ranked, start=1)]
     clusters = [cluster for one in ranked for cluster in one.examined.clusters]
     _put_rows(store, array, units, found)

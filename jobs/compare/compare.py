@@ -21,6 +21,7 @@ from jobs.console import say
 from jobs.engine import starting_engine
 from jobs.exits import DONE, IMPERFECT
 from jobs.job_config import JobConfig, full_path
+from jobs.output import refuse_inside
 from jobs.progress import PLAIN_EVERY
 from jobs.reader import Store, open_store
 from jobs.report.page import shown
@@ -49,6 +50,8 @@ def compare(
     started = monotonic()
     output = full_path(output)
     side_a, side_b = choose_sides(open_store(full_path(a)), open_store(full_path(b)), array, array_b)
+    for side in (side_a, side_b):
+        refuse_inside(output, side.where)
     if not 0 < top < 1:
         raise Refused(f"--top {top} leaves no region to compare: give a share of the pixels between 0 and 1, as 0.1.")
     if runner not in ("ray", "inline"):

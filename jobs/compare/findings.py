@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.compare.gather import FEW, Gathered
+from jobs.compare.gather import FEW, Gathered, accuracies
 from jobs.compare.places import in_words
 from jobs.compare.results import COMPARED
 
@@ -64,10 +64,10 @@ def _changed(rows: pa.Table) -> str:
         told = f"No row changed its class, of {len(known):,}"
     else:
         told = f"In {percent(changed / len(known))} of the rows the class changed ({changed:,} of {len(known):,})"
-    right = [pc.mean(rows[f"correct_{side}"].cast("double")).as_py() for side in "ab"]
-    if None in right:
+    right_a, right_b = accuracies(rows)
+    if right_a is None or right_b is None:
         return f"{told}."
-    return f"{told}; {percent(right[0])} are right in A, {percent(right[1])} in B."
+    return f"{told}; {percent(right_a)} are right in A, {percent(right_b)} in B."
 
 
 def _moved(overall: Mapping[str, Any], *, top: float) -> str:

@@ -108,7 +108,7 @@ def _class(rows: pa.Table, sums: Sums, cells: tuple[int, int]) -> dict[str, Any]
         "pairs": sums.pairs,
         "changed": pc.mean(rows["changed"].cast(pa.float64())).as_py(),
         **_mostly(rows),
-        **{f"accuracy_{side}": pc.mean(rows[f"correct_{side}"].cast(pa.float64())).as_py() for side in "ab"},
+        **dict(zip(("accuracy_a", "accuracy_b"), accuracies(rows), strict=True)),
         **{f"mean_{name}": pc.mean(rows[name]).as_py() for name in CHANGES},
         "place_from": place_from,
         "place_to": place_to,
@@ -120,6 +120,12 @@ def _class(rows: pa.Table, sums: Sums, cells: tuple[int, int]) -> dict[str, Any]
     if means:
         found |= {f"mean_map_{side}": one.ravel().tolist() for side, one in zip("ab", means, strict=True)}
     return found
+
+
+def accuracies(rows: pa.Table) -> list[float | None]:
+    """Of A and of B, both of the rows of which both have a prediction and a label."""
+    both = rows.filter(pc.and_(pc.is_valid(rows["correct_a"]), pc.is_valid(rows["correct_b"])))
+    return [pc.mean(both[f"correct_{side}"].cast(pa.float64())).as_py() for side in "ab"]
 
 
 def _mostly(rows: pa.Table) -> dict[str, Any]:

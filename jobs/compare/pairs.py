@@ -36,8 +36,7 @@ class Side:
     @property
     def prediction(self) -> str | None:
         """The target whose class is the model's prediction; None where the store has none."""
-        specs = self.store.run.target_specs
-        return next((target for target, spec in specs.items() if spec in ("predicted", "top:1")), None)
+        return self.store.run.prediction
 
     def lines(self) -> pa.Table:
         """Of every committed row, what is compared: ``target_…`` of what was explained, ``predicted_…``."""

@@ -17,6 +17,7 @@ from jobs.export.folder import LEFT_OUT, WHOLE, Commit, Folder
 from jobs.export.format import Format
 from jobs.export.selection import Selection, select
 from jobs.objects import is_remote, local_path
+from jobs.output import refuse_inside
 from jobs.progress import Display
 from jobs.reader import open_store
 from jobs.words import duration
@@ -98,10 +99,8 @@ def export(
 def _directory(out: str, output: str) -> Path:
     if is_remote(output):
         raise Refused(f"--output {output} is on an object store, and other tools open local files: give a directory.")
-    path = local_path(output)
-    if not is_remote(out) and path.resolve().is_relative_to(local_path(out).resolve()):
-        raise Refused(f"--output {output} lies in the store {out}, of which it is no part: choose another.")
-    return path
+    refuse_inside(output, out)
+    return local_path(output)
 
 
 def _options(to: str, *, views: Sequence[str] | None, look: Look | None, originals: bool) -> dict[str, Any]:

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from jobs.audit.results import ROWS, folder
+from jobs.audit.results import AUDIT_JSON, ROWS, Audit, folder
+from jobs.index import OK
 from jobs.reader import Store
 from jobs.record import ArraySpec
 from jobs.stores import open_output, read_object
+
+log = logging.getLogger(__name__)
 
 CLUSTERING = EMBEDDING = "spectral"
 
 
 def read_audit(store: Store, array: ArraySpec) -> pa.Table | None:
-    """Row, class, cluster, embed_x and embed_y of the array's audit; None where there was none."""
+    """Row, class, cluster, embed_x and embed_y of the array's audit; None where there was none, or of fewer maps."""
+    objects = open_output(store.run.config.out)
     try:
-        data = read_object(open_output(store.run.config.out), f"{folder(array.path)}/{ROWS}")
+        audit = Audit.model_validate_json(read_object(objects, f"{folder(array.path)}/{AUDIT_JSON}"))
+        data = read_object(objects, f"{folder(array.path)}/{ROWS}")
     except FileNotFoundError:
+        return None
+    statuses = store.lines(store.committed_rows(), [f"{array.target}__status"])[0]
+    if audit.mapped != pc.sum(pc.equal(statuses, OK)).as_py():
+        log.warning("the audit of %s is older than the store, and left out: run saliency audit again", array.path)
         return None
     return pq.read_table(pa.BufferReader(data), columns=["row", "class", "cluster", "embed_x", "embed_y"])
 
@@ -45,11 +56,13 @@ def write_analysis(
     rows, classes, clusters = (np.asarray(audited[name], np.int64) for name in ("row", "class", "cluster"))
     usable = np.isin(rows, attributed) & np.isfinite(embedding).all(axis=1)
     order = np.argsort(samples, kind="stable")
+    # Several classes may be one to ViRelAy: those that are none of the model's.
+    categories = np.array([category(int(number)) for number in classes])
     with h5py.File(path, "w") as file:
-        for number in np.unique(classes[usable]):
-            own = np.flatnonzero(usable & (classes == number))
+        for name in np.unique(categories[usable]):
+            own = np.flatnonzero(usable & (categories == name))
             index = order[np.searchsorted(samples, rows[own], sorter=order)]
-            group = file.create_group(category(int(number)))
+            group = file.create_group(str(name))
             group["index"] = index.astype(np.uint32)
             group[f"cluster/{CLUSTERING}"] = clusters[own]
             group[f"embedding/{EMBEDDING}"] = embedding[own]

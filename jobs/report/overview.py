@@ -43,7 +43,11 @@ def overview(run: Run, audited: Audited, made: Mapping[int, Made], sheets: Sheet
         "model": run.config.model,
         "findings": [_finding(line, made[line["class"]], audited, names) for line in alarms[:MOST_FINDINGS]],
         "more": [(_link(line, names), line["finding"] or "") for line in alarms[MOST_FINDINGS:]],
-        "closest": [(_link(line, names), figure(line["score"])) for line in audited.classes[:CLOSEST]],
+        "closest": [
+            (_link(line, names), figure(line["score"]))
+            for line in audited.classes[:CLOSEST]
+            if line["score"] is not None
+        ],
         "what": _what(run, audited),
         "statuses": _statuses(run),
         "counts": [*_counts(run, audited), *_rates(run, audited)],

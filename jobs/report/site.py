@@ -10,7 +10,9 @@ from jobs.report.page import render
 from jobs.stores import delete, list_keys, open_output, put
 
 STATIC = ("report.css", "report.js")
-_OURS = re.compile(r"index\.html|report\.(css|js)|[a-z]+/[a-z0-9-]+\.(html|jpg)")
+_OURS = re.compile(
+    r"index\.html|report\.(css|js)|classes/(\d+|none)\.html|pictures/(class-(\d+|none)|means|overview)-\d+\.jpg"
+)
 
 
 class Site:
