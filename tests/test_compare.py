@@ -467,6 +467,24 @@ def test_what_cannot_be_compared_is_refused(
     assert not (tmp_path / "c").exists()
 
 
+def test_accuracies_are_of_the_same_rows(tree: Path, finished: Path, tmp_path: Path) -> None:
+    """The same model on some of the images: what it says of them is as right; `top:1` is its prediction, too."""
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"{name}\n" for name in sorted(path.name for path in tree.iterdir())))
+    run_inline(images=str(tree), out=str(tmp_path / "b"), unit_size=8, batch_size=4, targets=("top:2", "label"))
+    some = shutil.copytree(tree, tmp_path / "some")
+    shutil.rmtree(some / "bee")
+    run_inline(
+        images=str(some), out=str(tmp_path / "a"), unit_size=8, batch_size=4, targets=("predicted", "label"),
+        class_names=str(names),
+    )  # fmt: skip
+    compared(tmp_path / "a", tmp_path / "b", tmp_path / "c", array="label/gradient")
+    rows = rows_of(tmp_path / "c")
+    assert rows["changed"].null_count < len(rows)
+    overall = found(tmp_path / "c").overall
+    assert overall["accuracy_a"] == overall["accuracy_b"] is not None
+
+
 def test_stores_without_a_common_row_are_refused(tree: Path, finished: Path, tmp_path: Path) -> None:
     run_inline(images=str(tree / "bee"), out=str(tmp_path / "b"))
     with pytest.raises(Refused, match=r"no row in common.*'ant/.*'00"):

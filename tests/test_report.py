@@ -186,11 +186,14 @@ def test_signed_maps_are_drawn_in_two_colours(store: Path) -> None:
 def test_what_is_not_the_reports_own_stays_and_what_is_stale_goes(store: Path) -> None:
     before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
     (store / "report" / "classes").mkdir(parents=True)
-    note, stale = store / "report" / "my notes.txt", store / "report" / "classes" / "77.html"
-    note.write_text("mine")
+    notes = [store / "report" / name for name in ("my notes.txt", "notes/mine.html", "pictures/shot-1.jpg")]
+    stale = store / "report" / "classes" / "77.html"
+    for note in notes:
+        note.parent.mkdir(exist_ok=True)
+        note.write_text("mine")
     stale.write_text("of an earlier audit")
     make_report(str(store), ARRAY, Console(file=io.StringIO()))
-    assert note.read_text() == "mine" and not stale.exists()
+    assert [note.read_text() for note in notes] == ["mine"] * 3 and not stale.exists()
     assert all(path.read_bytes() == data for path, data in before.items())
 
 
