@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +62,7 @@ class Examine:
         background = Background(*(np.concatenate(values) for values in zip(*behind, strict=True)))
         return [self._examined(number, together, background) for number in classes.numbers.tolist()]
 
-    def _examined(self, number: int, facts: dict[str, NDArray], background: Background) -> ExaminedClass:  # type: ignore[type-arg]
+    def _examined(self, number: int, facts: dict[str, NDArray[Any]], background: Background) -> ExaminedClass:
         mine = facts["class"] == number
         names = self._run.class_names
         group = Group(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from time import perf_counter
 
 import numpy as np
 import pyarrow as pa
@@ -26,11 +25,9 @@ AT_ONCE = 64  # maps in memory: 13 MB at 224 × 224, and a few times that on the
 class MeasuredUnit:
     """``rows``: of the unit; ``mapped``: those that have a map. ``made``: now, or by an earlier audit."""
 
-    unit: int
     rows: int
     mapped: int
     made: bool
-    seconds: float
 
 
 class Measure:
@@ -43,7 +40,6 @@ class Measure:
         self._objects = ObjectsOf(objects) if objects else None
 
     def __call__(self, unit: int) -> MeasuredUnit:
-        started = perf_counter()
         array, run = self._spec.path, self._reader.run
         committed = read_object(self._store, index_key(unit))
         of: dict[str, object] = {
@@ -72,7 +68,7 @@ class Measure:
                 small.append(shrink(parts))
             whole = {name: np.concatenate(values) for name, values in figures.items()}
             put(self._store, part_key(array, unit), encode(facts, whole, np.concatenate(small), of=of))
-        return MeasuredUnit(unit, len(run.unit_rows(unit)), len(lines), made, perf_counter() - started)
+        return MeasuredUnit(len(run.unit_rows(unit)), len(lines), made)
 
     def _is_there(self, array: str, unit: int, of: dict[str, object]) -> bool:
         try:

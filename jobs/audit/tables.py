@@ -48,12 +48,10 @@ def _put_rows(store: ObjectStore, array: str, units: Sequence[int], found: Seque
     sink = HashingSink(store, f"{folder(array)}/{ROWS}")
     with pq.ParquetWriter(pa.PythonFile(sink, mode="w"), schema, compression="zstd") as writer:
         for part in read_units(store, array, units, [*FACTS, *FIGURES]):
-            wanted = integers(part["row"])
-            places = np.searchsorted(rows, wanted).clip(0, len(rows) - 1)
-            blank = rows[places] != wanted
-            part = part.append_column("cluster", pa.array(np.where(blank, -1, cluster[places])))
+            places = np.searchsorted(rows, integers(part["row"]))  # every row is of a class
+            part = part.append_column("cluster", pa.array(cluster[places]))
             for column, name in enumerate(("outlier", "embed_x", "embed_y")):
                 values = added[places, column]
-                part = part.append_column(name, pa.array(values, mask=blank | np.isnan(values)))
+                part = part.append_column(name, pa.array(values, mask=np.isnan(values)))
             writer.write_table(part.select(schema.names).cast(schema))
     sink.finish()

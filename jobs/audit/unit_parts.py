@@ -34,7 +34,6 @@ def encode(facts: pa.Table, figures: Mapping[str, Floats], small: Floats, *, of:
     for name in FIGURES:
         values = figures.get(name, np.full(n, np.nan, np.float32))
         table = table.append_column(name, pa.array(values, mask=np.isnan(values)))
-    # A share is of the order of 1/784, where float16 is coarse: its smallest steps are 6e-8 there.
     cells = pa.FixedSizeListArray.from_arrays(pa.array(small.astype(np.float16).ravel()), height * width)
     table = table.append_column("small", cells)
     told = json.dumps({**of, "cells": [height, width]}, sort_keys=True).encode()
