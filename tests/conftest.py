@@ -7,12 +7,13 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from processes import end_all
 from rich.console import Console
 
 from jobs.config import make_config
@@ -84,6 +85,13 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     root = tmp_path_factory.mktemp("hostile")
     return reports.make_store(reports.make_images(root / "images"), root / "store")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    """Else the failure of one test would disturb the next ones."""
+    yield
+    end_all()
 
 
 @pytest.fixture

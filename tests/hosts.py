@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+from processes import launch
 
 TESTS = Path(__file__).parent
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
@@ -25,11 +26,7 @@ class Host:
     def start(self, *command: object) -> subprocess.Popen[str]:
         # The disks are in a mount namespace that one process holds open.
         disks = ["nsenter", f"--mount=/proc/{self._keeper.pid}/ns/mnt", "env", f"--chdir={TESTS.parent}"]
-        return subprocess.Popen(
-            [*disks, "ip", "netns", "exec", self.name, *map(str, command)],
-            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": str(TESTS)},
-        )  # fmt: skip
+        return launch([*disks, "ip", "netns", "exec", self.name, *map(str, command)])
 
     def join(self, head: str | None = None, *, cpus: int) -> None:
         """Ray on this host: the head of a cluster, or a node of that whose head is named."""

@@ -6,19 +6,38 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
 TESTS = Path(__file__).parent
+_started: list[subprocess.Popen[str]] = []
 
 
 def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "jobs", *map(str, arguments)],
-        cwd=TESTS.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    """A job."""
+    return launch([sys.executable, "-m", "jobs", *map(str, arguments)], **environment)
+
+
+def launch(command: Sequence[str], **environment: str) -> subprocess.Popen[str]:
+    """A process whose words, of both streams, wait in its pipe; ``end_all`` knows it."""
+    process = subprocess.Popen(
+        command, cwd=TESTS.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env={**os.environ, "PYTHONPATH": str(TESTS), **environment},
     )  # fmt: skip
+    _started.append(process)
+    return process
+
+
+def end_all() -> None:
+    """What a test that failed half way left behind: a job that runs, a pipe that nobody read."""
+    while _started:
+        process = _started.pop()
+        if process.poll() is None:
+            kill_all(process)
+        if process.stdout:
+            process.stdout.close()
 
 
 def wait_for_commits(process: subprocess.Popen[str], out: Path, number: int) -> None:
