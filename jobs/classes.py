@@ -16,7 +16,6 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 from rich.console import Console
 
@@ -30,6 +29,7 @@ from jobs.exits import DONE, IMPERFECT
 from jobs.index import committed, read_part
 from jobs.output import claim, refuse_unwritable
 from jobs.record import refuse_other_fingerprint
+from jobs.sink import parquet_bytes
 from jobs.store import CLASSES, class_metadata_objects, open_array
 from jobs.stores import open_output, put
 from saliency_core.errors import Refused, Told
@@ -142,9 +142,7 @@ def _finish(run: ClassRun, store: ObjectStore, console: Console) -> int:
     from saliency_core.class_models import as_pictures
 
     lines = pa.concat_tables([read_part(store, unit)[0] for unit in range(run.units)])
-    sink = pa.BufferOutputStream()
-    pq.write_table(lines, sink, compression="zstd")
-    put(store, "classes.parquet", bytes(sink.getvalue()))
+    put(store, "classes.parquet", parquet_bytes(lines))
     images = open_array(store, "image", group=CLASSES)
     for key, rows in page_rows(run.rows).items():
         pictures = as_pictures(torch.from_numpy(images[rows.start : rows.stop]), run.preprocessing)

@@ -14,6 +14,7 @@ from obstore.store import ObjectStore
 
 from jobs.lookahead import map_ahead
 from jobs.record import Run
+from jobs.sink import parquet_bytes
 from jobs.stopped import Stopped
 from jobs.stores import delete, list_keys, read_object
 
@@ -77,9 +78,7 @@ def part_key(unit: int) -> str:
 def encode_part(lines: pa.Table, commit: Commit) -> bytes:
     """One unit's part: its lines, and the commit as JSON in the file's metadata. Equal input, equal bytes."""
     told = json.dumps(asdict(commit), sort_keys=True).encode()
-    sink = pa.BufferOutputStream()
-    pq.write_table(lines.replace_schema_metadata({_COMMIT: told}), sink, compression="zstd", write_page_checksum=True)
-    return bytes(sink.getvalue())
+    return parquet_bytes(lines.replace_schema_metadata({_COMMIT: told}))
 
 
 def decode_part(data: bytes) -> tuple[pa.Table, Commit]:

@@ -27,6 +27,7 @@ from jobs.compare.pairs import Side
 from jobs.compare.places import direction, in_words
 from jobs.compare.results import COMPARE_JSON, FIGURES, Comparison
 from jobs.reader import open_store
+from jobs.retry import retry
 from jobs.stopped import Stopped
 from saliency_core.errors import Refused
 from saliency_core.preprocessing import Preprocessing
@@ -490,6 +491,20 @@ def test_stores_without_a_common_row_are_refused(tree: Path, finished: Path, tmp
     with pytest.raises(Refused, match=r"no row in common.*'ant/.*'00"):
         compared(finished, tmp_path / "b", tmp_path / "c")
     assert not (tmp_path / "c").exists()
+
+
+def test_a_store_that_changed_since_is_compared_anew(tree: Path, tmp_path: Path) -> None:
+    """An image of it was torn, and is whole now."""
+    shutil.copytree(tree / "ant", tmp_path / "tree/ant")
+    out = tmp_path / "store"
+    run_inline(images=str(tmp_path / "tree"), out=str(out))
+    compared(out, out, tmp_path / "c")
+    shutil.copyfile(tree / "ant/000.png", tmp_path / "tree/ant/broken.jpg")
+    assert retry(str(out), Console(file=io.StringIO()), workers="1", runner="inline") == 0
+    with pytest.raises(Refused, match="as they were before rows came or changed"):
+        compared(out, out, tmp_path / "c")
+    compared(out, out, tmp_path / "d")
+    assert found(tmp_path / "d").pairs == found(tmp_path / "c").pairs + 1
 
 
 def test_nothing_of_anybodys_is_overwritten(finished: Path, other: Path, moved: Path, tmp_path: Path) -> None:

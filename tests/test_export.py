@@ -522,10 +522,10 @@ def test_quantus_takes_kept_channels_and_no_target_that_is_no_class(tree: Path, 
         images=str(tree), out=str(tmp_path / "s"), limit=8, unit_size=8, methods="all=gradient(reduction=none)",
         targets=("predicted", "mix=weighted:{0: 1.0, 1: -1.0}"),
     )  # fmt: skip
-    assert run(tmp_path / "s", "quantus", tmp_path / "e", rows=[0, 1])[0] == 3
-    assert np.load(tmp_path / "e/predicted__all/part-00000.npz")["a_batch"].shape == (2, 3, 16, 16)
-    assert len(np.load(tmp_path / "e/mix__all/part-00000.npz")["row"]) == 0
-    assert {(one["what"], "no class" in one["reason"]) for one in lacking(tmp_path / "e")} == {("mix/all", True)}
+    with pytest.raises(Refused, match=r"mix/all explains no class.*leave it out"):
+        run(tmp_path / "s", "quantus", tmp_path / "e", rows=[0, 1])
+    assert run(tmp_path / "s", "quantus", tmp_path / "f", rows=[0, 1], arrays=["predicted/all"])[0] == 0
+    assert np.load(tmp_path / "f/predicted__all/part-00000.npz")["a_batch"].shape == (2, 3, 16, 16)
 
 
 # -- virelay: its format, point by point; test_export_tools.py has its own loader read it -------------------------

@@ -21,7 +21,7 @@ from rich.console import Console
 from jobs.audit.measures import MEASURES
 from jobs.audit.results import AUDIT_JSON, CLASSES, CLUSTERS, ROWS, folder
 from jobs.reader import open_store
-from jobs.report.audited import read_audit
+from jobs.report.audited import read_audited
 from jobs.report.make import make_report
 from jobs.report.page import Tile, figure, shown
 from jobs.report.pictures import RowArtist, mean_picture
@@ -125,10 +125,11 @@ def test_what_is_known_of_a_wrong_prediction_is_shown_beside_its_label(hostile: 
     page = Page(made / "classes" / f"{line['label']}.html")
     alts = {image["alt"] for image in page.all("img")}
     assert {f"map predicted/gradient on row {line['row']}", f"map label/gradient on row {line['row']}"} <= alts
+    assert re.search(rf"\d+ of {sum(one['label'] == line['label'] for one in wrong)}, the surest first", page.text)
 
 
 def test_one_can_leaf_through_the_classes_by_rank(hostile: Path, made: Path) -> None:
-    ranked = [line["class"] for line in read_audit(open_store(str(hostile)), ARRAY).classes]
+    ranked = [line["class"] for line in read_audited(open_store(str(hostile)), ARRAY).classes]
     for kind, wanted in (("next", ranked), ("prev", ranked[::-1])):
         page, seen = Page(made / "classes" / f"{wanted[0]}.html"), [wanted[0]]
         while beside := [one["href"] for one in page.all("a") if one.get("rel") == kind]:
@@ -248,7 +249,7 @@ def test_what_an_audit_does_not_know_is_left_open(store: Path) -> None:
     pq.write_table(pa.Table.from_pylist(lines, schema=table.schema), where)
     make_report(str(store), ARRAY, Console(file=io.StringIO()))
     assert "no class" in Page(store / "report" / "index.html").text
-    usual = read_audit(open_store(str(store)), ARRAY).median()
+    usual = read_audited(open_store(str(store)), ARRAY).median()
     assert usual["eigengap"] == pytest.approx(lines[4]["eigengap"]) and 0 < usual["entropy"] < 1
     assert Page(store / "report" / "classes" / "none.html").text.count("–") > 5
 

@@ -13,9 +13,12 @@ A class is what the target explained; for a target that is no class, the label; 
 from __future__ import annotations
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from jobs.audit.measures import MEASURES
+from jobs.stores import open_output, read_object
+from saliency_core.errors import Refused
 
 AUDIT_JSON = "audit.json"
 ROWS, CLASSES, CLUSTERS = "rows.parquet", "classes.parquet", "clusters.parquet"
@@ -113,6 +116,23 @@ class Audit(BaseModel):
     seed: int
     objects: str | None = None
     seconds: dict[str, float] = {}
+
+
+def read_audit(out: str, array: str, *tables: str) -> tuple[Audit, list[pa.Table]]:
+    """What the audit of an array left in the store ``out``, and those of its tables.
+
+    Raises FileNotFoundError where no audit of it has ended; Refused where one cannot be read.
+    """
+    objects, where = open_output(out), folder(array)
+    try:
+        audit = Audit.model_validate_json(read_object(objects, f"{where}/{AUDIT_JSON}"))
+        found = [pq.read_table(pa.BufferReader(read_object(objects, f"{where}/{name}"))) for name in tables]
+    except FileNotFoundError:
+        raise
+    except (ValueError, OSError) as error:  # of pydantic, and of pyarrow
+        first = str(error).splitlines()[0]
+        raise Refused(f"{out}/{where} cannot be read ({first}): run `saliency audit` again.") from error
+    return audit, found
 
 
 def folder(array: str) -> str:

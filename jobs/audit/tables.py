@@ -13,7 +13,7 @@ from obstore.store import ObjectStore
 from jobs.audit.classes import ExaminedClass
 from jobs.audit.results import CLASSES, CLUSTERS, ROWS, class_schema, cluster_schema, folder, row_schema
 from jobs.audit.unit_parts import FACTS, FIGURES, integers, read_units
-from jobs.sink import HashingSink
+from jobs.sink import HashingSink, parquet_bytes
 from jobs.stores import put
 
 
@@ -26,15 +26,12 @@ def put_tables(
     lines = [{"rank": rank, **one.examined.line} for rank, one in enumerate(ranked, start=1)]
     clusters = [cluster for one in ranked for cluster in one.examined.clusters]
     _put_rows(store, array, units, found)
-    _put(store, f"{folder(array)}/{CLUSTERS}", pa.Table.from_pylist(clusters, cluster_schema(cells)))
-    _put(store, f"{folder(array)}/{CLASSES}", pa.Table.from_pylist(lines, class_schema(cells)))
+    for name, found_lines, schema in (
+        (CLUSTERS, clusters, cluster_schema(cells)),
+        (CLASSES, lines, class_schema(cells)),
+    ):
+        put(store, f"{folder(array)}/{name}", parquet_bytes(pa.Table.from_pylist(found_lines, schema)))
     return lines
-
-
-def _put(store: ObjectStore, key: str, table: pa.Table) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    put(store, key, bytes(sink.getvalue()))
 
 
 def _put_rows(store: ObjectStore, array: str, units: Sequence[int], found: Sequence[ExaminedClass]) -> None:

@@ -15,6 +15,7 @@ from obstore.store import ObjectStore
 from jobs.audit.measures import MEASURES, Floats
 from jobs.audit.results import ON_OBJECT, folder
 from jobs.lookahead import map_ahead
+from jobs.sink import parquet_bytes
 from jobs.stores import read_object
 
 FACTS = ("row", "class", "label", "predicted", "correct", "probability")
@@ -37,9 +38,7 @@ def encode(facts: pa.Table, figures: Mapping[str, Floats], small: Floats, *, of:
     cells = pa.FixedSizeListArray.from_arrays(pa.array(small.astype(np.float16).ravel()), height * width)
     table = table.append_column("small", cells)
     told = json.dumps({**of, "cells": [height, width]}, sort_keys=True).encode()
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({_OF: told}), sink, compression="zstd")
-    return bytes(sink.getvalue())
+    return parquet_bytes(table.replace_schema_metadata({_OF: told}))
 
 
 def made_from(data: bytes) -> dict[str, Any]:

@@ -13,8 +13,14 @@ APART = 0.05  # a difference of shares that is worth a word
 LEAST_RATIO = 1.5  # and the larger over the smaller
 MOST_WORDS = 3  # differences that are told
 
-_WHERE = {f"corner_{name}": f"in the {name.replace('_', ' ').replace('bottom', 'lower').replace('top', 'upper')} corner"
-          for name in CORNERS} | {"border": "along the border"}  # fmt: skip
+
+def corner_in_words(corner: str) -> str:
+    """``top_left`` → ``upper left``."""
+    return corner.replace("_", " ").replace("top", "upper").replace("bottom", "lower")
+
+
+_WHERE = {f"corner_{name}": f"in the {corner_in_words(name)} corner" for name in CORNERS}
+_WHERE["border"] = "along the border"
 
 
 def percent(share: float) -> str:

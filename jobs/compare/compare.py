@@ -7,7 +7,6 @@ from time import monotonic
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from rich.console import Console
 
 from jobs.compare.findings import class_finding, summary
@@ -25,6 +24,7 @@ from jobs.output import refuse_inside
 from jobs.progress import PLAIN_EVERY
 from jobs.reader import Store, open_store
 from jobs.report.page import shown
+from jobs.sink import parquet_bytes
 from jobs.stores import list_keys, open_output, put
 from saliency_core.errors import Refused
 
@@ -103,9 +103,7 @@ def _finish(output: str, plan: Comparison, gathered: Gathered, *, seconds: dict[
     place = gathered.classes.schema.get_field_index("finding")
     classes = gathered.classes.set_column(place, gathered.classes.schema.field(place), pa.array(findings, pa.string()))
     for key, table in ((ROWS, rows), (CLASSES, classes)):
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-        put(store, key, bytes(sink.getvalue()))
+        put(store, key, parquet_bytes(table))
     counts = {one["values"]: one["counts"] for one in pc.value_counts(rows["status"].combine_chunks()).to_pylist()}
     examples = {
         why: rows["sample_id"].filter(pc.equal(rows["status"], why)).slice(0, EXAMPLES).to_pylist()

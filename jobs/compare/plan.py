@@ -89,6 +89,11 @@ def claim(output: str, plan: Comparison) -> None:
         ) from None
     else:
         differing = [key for key in plan.fingerprint if there.fingerprint.get(key) != plan.fingerprint[key]]
+        if differing == ["pairs"]:
+            raise Refused(
+                f"--output {output} holds a comparison of these stores as they were before rows came or changed, and "
+                "nothing is overwritten: choose another directory."
+            )
         if differing:
             raise Refused(
                 f"--output {output} holds a comparison of other things (they differ in {', '.join(differing)}), and "

@@ -17,6 +17,7 @@ from jobs.compare.common import CommonPart
 from jobs.compare.likeness import centres, distance, overlap, rank_correlation, relevance
 from jobs.compare.results import CENTRES, COMPARE_JSON, FIGURE_SCHEMA, Comparison, part_key, sums_key
 from jobs.reader import open_store
+from jobs.sink import parquet_bytes
 from jobs.stages import Stage
 from jobs.stores import open_output, put, read_object
 
@@ -69,8 +70,8 @@ class Compare:
             table, small_a, small_b = self._figures(unit, part)
             tables.append(table)
             sums.add(unit.classes[part], small_a, small_b)
-        put(self._output, sums_key(unit.unit), _parquet(sums.table()))
-        put(self._output, part_key(unit.unit), _parquet(pa.concat_tables(tables)))
+        put(self._output, sums_key(unit.unit), parquet_bytes(sums.table()))
+        put(self._output, part_key(unit.unit), parquet_bytes(pa.concat_tables(tables)))
         return pairs
 
     def _figures(self, unit: PairUnit, part: slice) -> tuple[pa.Table, Floats, Floats]:
@@ -130,9 +131,3 @@ def read_units(directory: str, units: list[int]) -> Iterator[tuple[pa.Table, pa.
     for unit in units:
         figures, sums = (read_object(output, key(unit)) for key in (part_key, sums_key))
         yield pq.read_table(pa.BufferReader(figures)), pq.read_table(pa.BufferReader(sums))
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    return bytes(sink.getvalue())

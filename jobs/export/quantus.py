@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
@@ -13,7 +14,9 @@ from jobs.export.format import Format, lacking
 from jobs.export.inputs import Inputs
 from jobs.export.names import name_of
 from jobs.export.selection import Batch, Selection, why_not
+from jobs.index import OK
 from jobs.record import ArraySpec
+from saliency_core.errors import Refused
 
 Floats = NDArray[np.float32]
 
@@ -28,6 +31,12 @@ class Quantus(Format):
     rows_per_part = 64
 
     def __init__(self, selection: Selection, folder: Folder) -> None:
+        for array in selection.arrays:
+            if _explains_no_class(selection, array):
+                raise Refused(
+                    f"{array.path} explains no class, and Quantus asks for one: leave it out, with --array for each of "
+                    "the others."
+                )
         super().__init__(selection, folder)
         self._inputs = Inputs(selection.store)
 
@@ -56,6 +65,18 @@ class Quantus(Format):
             if reasons[array.path] is None and line[f"{array.target}__class"] is None:
                 reasons[array.path] = "its target is no class, which Quantus asks for"
         return reasons
+
+
+def _explains_no_class(selection: Selection, array: ArraySpec) -> bool:
+    """Whether there are maps, and none is of a class."""
+    mapped = False
+    status, explained = f"{array.target}__status", f"{array.target}__class"
+    for lines in selection.lines([status, explained]):
+        own = lines.filter(pc.equal(lines[status], OK))
+        if own[explained].null_count < len(own):
+            return False
+        mapped = mapped or len(own) > 0
+    return mapped
 
 
 def _piece(batch: Batch, array: ArraySpec, inputs: Floats, positions: list[int]) -> dict[str, NDArray[Any]]:

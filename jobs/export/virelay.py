@@ -27,7 +27,7 @@ from jobs.export.hdf5 import append, joined, point_at
 from jobs.export.inputs import Inputs
 from jobs.export.names import name_of
 from jobs.export.selection import Batch, Selection, why_not
-from jobs.export.virelay_analysis import read_audit, write_analysis
+from jobs.export.virelay_analysis import fresh_audit, write_analysis
 from jobs.record import ArraySpec
 from jobs.stopped import Stopped
 from saliency_core.errors import Refused
@@ -81,7 +81,7 @@ class ViRelAy(Format):
             has = self._join(name_of(array), parts, ["attribution", "label", "prediction", "row"], samples=rows)
             if not len(has):
                 continue  # left_out.csv tells why
-            audited = read_audit(self.store, array)
+            audited = fresh_audit(self.store, array)
             if audited is not None:
                 with self.folder.making(f"{name_of(array)}.analysis.h5") as path:
                     audited = audited if write_analysis(path, audited, rows, has, self._category) else None

@@ -10,33 +10,29 @@ import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from jobs.audit.results import AUDIT_JSON, ROWS, Audit, folder
+from jobs.audit.results import ROWS, read_audit
 from jobs.index import OK
 from jobs.reader import Store
 from jobs.record import ArraySpec
-from jobs.stores import open_output, read_object
 
 log = logging.getLogger(__name__)
 
 CLUSTERING = EMBEDDING = "spectral"
 
 
-def read_audit(store: Store, array: ArraySpec) -> pa.Table | None:
-    """Row, class, cluster, embed_x and embed_y of the array's audit; None where there was none, or of fewer maps."""
-    objects = open_output(store.run.config.out)
+def fresh_audit(store: Store, array: ArraySpec) -> pa.Table | None:
+    """Rows of the array's audit, as ``row_schema`` has them; None where there was none, or of fewer maps."""
     try:
-        audit = Audit.model_validate_json(read_object(objects, f"{folder(array.path)}/{AUDIT_JSON}"))
-        data = read_object(objects, f"{folder(array.path)}/{ROWS}")
+        audit, (rows,) = read_audit(store.run.config.out, array.path, ROWS)
     except FileNotFoundError:
         return None
     statuses = store.lines(store.committed_rows(), [f"{array.target}__status"])[0]
     if audit.mapped != pc.sum(pc.equal(statuses, OK)).as_py():
         log.warning("the audit of %s is older than the store, and left out: run saliency audit again", array.path)
         return None
-    return pq.read_table(pa.BufferReader(data), columns=["row", "class", "cluster", "embed_x", "embed_y"])
+    return rows
 
 
 def write_analysis(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,13 +11,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from jobs.audit.measures import density
-from jobs.audit.results import AUDIT_JSON, CLASSES, CLUSTERS, ROWS, Audit, folder
+from jobs.audit.results import CLASSES, CLUSTERS, ROWS, Audit, read_audit
 from jobs.reader import Store
-from jobs.stores import open_output, read_object
 from saliency_core.errors import Refused
 
 Line = dict[str, Any]
@@ -62,23 +59,16 @@ class Audited:
         return [line for line in self.classes if line["alarm"]]
 
 
-def read_audit(store: Store, array: str) -> Audited:
+def read_audited(store: Store, array: str) -> Audited:
     """The audit of ``array``. Refused where there is none, or where it cannot be read."""
     out = store.run.config.out
     store.array(array)  # Refused with the list of them
-    where, objects = folder(array), open_output(out)
     try:
-        audit = Audit.model_validate_json(read_object(objects, f"{where}/{AUDIT_JSON}"))
-        classes, clusters, rows = (
-            pq.read_table(io.BytesIO(read_object(objects, f"{where}/{name}"))) for name in (CLASSES, CLUSTERS, ROWS)
-        )
+        audit, (classes, clusters, rows) = read_audit(out, array, CLASSES, CLUSTERS, ROWS)
     except FileNotFoundError:
         raise Refused(
             f"{out} has no finished audit of {array}, and a report is made of one: run `saliency audit`."
         ) from None
-    except (ValueError, OSError) as error:  # of pydantic, and of pyarrow
-        first = str(error).splitlines()[0]
-        raise Refused(f"{out}/{where} cannot be read ({first}): run `saliency audit` again.") from error
     height, width = store.arrays[array].item_shape[-2:]
     for line in [*(lines := classes.to_pylist()), *(of_clusters := clusters.to_pylist())]:
         if line["mean_map"] is not None:

@@ -129,7 +129,7 @@ class ClassPages:
             "typical": typical,
             "atypical": self._chosen(task.shown["atypical"], figures),
             "wrong": self._chosen(task.shown["wrong"], figures, self._both),
-            "wrong_of": len(line["wrong"]),
+            "wrong_of": pc.sum(pc.equal(task.members["correct"], False)).as_py() or 0,
             "both": self._both,
             "before": task.before,
             "after": task.after,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from jobs.audit.measures import CORNERS
+from jobs.audit.words import corner_in_words
 from jobs.report.audited import Line
 from jobs.report.page import Compared, Kind, figure
 
@@ -21,11 +22,6 @@ _OF_CLASSES: Labelled = (
 )  # fmt: skip
 
 
-def in_words(corner: str) -> str:
-    """``top_left`` → ``upper left``, as the findings say it."""
-    return corner.replace("_", " ").replace("top", "upper").replace("bottom", "lower")
-
-
 def compared(caption: str, things: Mapping[str, Line], *, classes: bool = False) -> Compared:
     """Figures of groups of rows, by their titles; of the corner in which first and last differ most."""
     lines = list(things.values())
@@ -33,7 +29,7 @@ def compared(caption: str, things: Mapping[str, Line], *, classes: bool = False)
     corner = max(CORNERS, key=lambda name: abs(first[name] - last[name]))
     figures: list[tuple[str, str, Kind]] = [
         *_OF_ANY,
-        (f"In the {in_words(corner)} corner", f"corner_{corner}", "percent"),
+        (f"In the {corner_in_words(corner)} corner", f"corner_{corner}", "percent"),
         *(_ON_OBJECT if lines[0].get("inside") is not None else ()),
         *(_OF_CLASSES if classes else ()),
     ]

@@ -16,7 +16,7 @@ from jobs.audit.results import Audit
 from jobs.console import say
 from jobs.progress import PLAIN_EVERY
 from jobs.reader import Store, open_store
-from jobs.report.audited import Audited, Line, Names, read_audit
+from jobs.report.audited import Audited, Line, Names, read_audited
 from jobs.report.class_page import ClassPages, Made, Task, shown_rows
 from jobs.report.overview import overview
 from jobs.report.page import Link
@@ -40,7 +40,7 @@ def make_report(out: str, array: str, console: Console, *, examples: int = EXAMP
     if examples < 1:
         raise Refused(f"examples={examples} would show nothing: give at least 1.")
     started, store = monotonic(), open_store(out)
-    audited, site = read_audit(store, array), Site(out)
+    audited, site = read_audited(store, array), Site(out)
     say(console, f"drawing {len(audited.classes):,} classes …")
     tasks = list(_tasks(store, audited, examples))
     made = list(_told(_draw_all(out, audited, tasks, workers=workers), len(tasks), console))

@@ -8,11 +8,12 @@ from typing import Any
 
 from jobs.audit.measures import CORNERS
 from jobs.audit.results import ON_OBJECT
+from jobs.audit.words import corner_in_words
 from jobs.index import OK, PARTIAL, QUARANTINED
 from jobs.record import Run
 from jobs.report.audited import Audited, Line, Names
 from jobs.report.class_page import Made
-from jobs.report.figures import MEDIAN, compared, in_words
+from jobs.report.figures import MEDIAN, compared
 from jobs.report.page import Column, Compared, Link, Table, Value, figure
 from jobs.report.pictures import mean_picture
 from jobs.report.sheets import Sheets
@@ -142,7 +143,10 @@ _FIGURES: tuple[tuple[str, Column], ...] = (
     ("peak", Column("Peak", "number", "share of the strongest pixel")),
     ("border", Column("Border", "percent", "share of the outer tenth")),
     *(
-        (f"corner_{name}", Column(in_words(name).capitalize(), "percent", f"share of the {in_words(name)} corner"))
+        (
+            f"corner_{name}",
+            Column(corner_in_words(name).capitalize(), "percent", f"share of the {corner_in_words(name)} corner"),
+        )
         for name in CORNERS
     ),
     ("inside", Column("On object", "percent", "share of the relevance that lies on the object")),
