@@ -182,6 +182,7 @@ class Explainer:
                         rule=rule,
                         watchers=[reader.layer for reader in readers.values()] if single else None,
                     )
+                    self._tell_unreached(replica, target, one)
                     for signal in by_rule[rule]:
                         key = (target.slug, signal)
                         if signal in readers:
@@ -272,6 +273,14 @@ class Explainer:
         )
         choices = {target.slug: target.choose(clean.logits, labels) for target in self.targets}
         return choices, {target.slug: _described(target, clean, choices[target.slug]) for target in self.targets}
+
+    def _tell_unreached(self, replica: Replica, target: Target, one: Pass) -> None:
+        for name, layer in one.activations.items():
+            if not layer.reached:
+                self._tell(
+                    f"target {target.spec!r} does not depend on layer {replica.places[name]!r}, so the CAM of that "
+                    "layer is zero everywhere: name one in front of what the target reads with layer=…."
+                )
 
     def _tell(self, note: str) -> None:
         if note not in self.notes:

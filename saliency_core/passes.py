@@ -20,10 +20,11 @@ from saliency_core.targets import Outputs
 
 @dataclass(frozen=True)
 class LayerPass:
-    """A captured output, and ∂S/∂output [n, …]; zeros where the score does not depend on it."""
+    """A captured output, and ∂S/∂output [n, …]; zeros where the score does not depend on it, so is not ``reached``."""
 
     capture: Capture
     gradient: Tensor
+    reached: bool = True
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Forward:
             hooks=[_hook(capture, watchers) for capture in every] if watchers else [],
         )
         passes = [
-            LayerPass(capture, self._whole(other, capture))
+            LayerPass(capture, self._whole(other, capture), reached=other is not None)
             for capture, other in zip([*layers, *activations.values()], others, strict=True)
         ]
         return Pass(
