@@ -6,10 +6,12 @@ OUT/
   index/unit-*.parquet  the lines of a unit; its existence is the unit's commit
   classes.parquet       all of them: line i is image i
   classes.png           pictures
+  SHA256SUMS            of all of that, once the store is finished
 """
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import fields
@@ -26,7 +28,8 @@ from jobs.class_stages import class_stages
 from jobs.console import say
 from jobs.engine import StartingEngine, starting_engine
 from jobs.exits import DONE, IMPERFECT
-from jobs.index import committed, read_part
+from jobs.finalize import put_sums
+from jobs.index import committed, load_part, part_key, read_parts
 from jobs.output import claim, refuse_unwritable
 from jobs.record import refuse_other_fingerprint
 from jobs.sink import parquet_bytes
@@ -104,9 +107,13 @@ def _plan(config: ClassesConfig, engine: StartingEngine) -> ClassRun:
     else:
         refuse_other_fingerprint(stored, run.fingerprint, where=config.out)
     store = open_output(config.out)
-    for key, data in (class_metadata_objects(run) | {run.KEY: run.to_json()}).items():
+    for key, data in _metadata(run).items():
         put(store, key, data)
     return run
+
+
+def _metadata(run: ClassRun) -> dict[str, bytes]:
+    return class_metadata_objects(run) | {run.KEY: run.to_json()}
 
 
 def _chosen(wanted: Sequence[str], names: Sequence[str] | None, n_classes: int) -> list[int]:
@@ -136,20 +143,33 @@ def _try(model: Model, number: int) -> ClassModels:
 
 
 def _finish(run: ClassRun, store: ObjectStore, console: Console) -> int:
-    """classes.parquet and the pictures → exit code."""
+    """classes.parquet, the pictures and, last, the sums → exit code."""
     import torch
 
     from saliency_core.class_models import as_pictures
 
-    lines = pa.concat_tables([read_part(store, unit)[0] for unit in range(run.units)])
-    put(store, "classes.parquet", parquet_bytes(lines))
+    sums = {key: _digest(data) for key, data in _metadata(run).items()}
+    tables = []
+    for unit, data in read_parts(store, range(run.units)):
+        table, commit = load_part(data, unit)
+        tables.append(table)
+        sums |= {part_key(unit): _digest(data)} | {shard.key: shard.sha256 for shard in commit.shards}
+    lines = pa.concat_tables(tables)
+    made = {"classes.parquet": parquet_bytes(lines)}
     images = open_array(store, "image", group=CLASSES)
     for key, rows in page_rows(run.rows).items():
         pictures = as_pictures(torch.from_numpy(images[rows.start : rows.stop]), run.preprocessing)
-        put(store, key, draw_page(pictures, lines.slice(rows.start, len(rows)).to_pylist()))
+        made[key] = draw_page(pictures, lines.slice(rows.start, len(rows)).to_pylist())
+    for key, data in made.items():
+        put(store, key, data)
+    put_sums(store, sums | {key: _digest(data) for key, data in made.items()})
     astray = run.rows - lines["error"].null_count
     say(console, f"store: {run.config.out}, pictures: {', '.join(page_rows(run.rows))}")
     if astray:
         first = next(filter(None, lines["error"].to_pylist()))
         say(console, f"{astray:,} of {run.rows:,} classes have no image: {first}")
     return IMPERFECT if astray else DONE
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -104,17 +104,22 @@ def finalize(store: ObjectStore, run: Run, *, session: dict[str, Any]) -> Totals
     finished = run.model_copy(update={"state": "finished", "totals": {**totals.to_dict(), "last_session": told}})
     put(store, RUN_JSON, finished.to_json())
     # Last: a store with its sums is complete.
-    _put_sums(store, sums)
+    _put_last_sums(store, sums)
     return totals
 
 
-def _put_sums(store: ObjectStore, sums: dict[str, str]) -> None:
+def put_sums(store: ObjectStore, sums: dict[str, str]) -> None:
+    """SHA256SUMS, as ``sha256sum --check`` reads it."""
+    put(store, SHA256SUMS, "".join(f"{digest}  {key}\n" for key, digest in sorted(sums.items())).encode())
+
+
+def _put_last_sums(store: ObjectStore, sums: dict[str, str]) -> None:
     """Another driver may finalize the same run, with a run.json of its own: whoever puts the sums last has seen the
     last one."""
     there = _digest(read_object(store, RUN_JSON))
     while sums.get(RUN_JSON) != there:
         sums[RUN_JSON] = there
-        put(store, SHA256SUMS, "".join(f"{digest}  {key}\n" for key, digest in sorted(sums.items())).encode())
+        put_sums(store, sums)
         there = _digest(read_object(store, RUN_JSON))
 
 

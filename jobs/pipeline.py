@@ -239,8 +239,16 @@ def _attempt(stage: Stage, make: Callable[[], Callable[[Any], Any]], record: Any
         with noted(_Board(), stage.name, record):
             return make()(record)
     except Exception as error:  # noqa: BLE001 - whatever it is, the driver tells it
-        message = str(error) if isinstance(error, Stopped | Refused) else f"{type(error).__name__}: {error}"
-        return Failed(message, traceback.format_exc())
+        return Failed(_told(error), traceback.format_exc())
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, Refused):  # the plan was not: this node sees something else, and may have joined since
+        return (
+            f"on node {ray.util.get_node_ip_address()}: {error} The plan found it in order: every node must reach what "
+            "the run reads, and --out, at the same place."
+        )
+    return str(error) if isinstance(error, Stopped) else f"{type(error).__name__}: {error}"
 
 
 class _Items(Datasource):

@@ -12,6 +12,7 @@ from obstore.store import ObjectStore
 from rich.console import Console
 
 from jobs.checks import Compacted, check_listing, check_manifest, check_metadata, check_run, load_sums
+from jobs.class_verify import is_class_store, verify_classes
 from jobs.console import say
 from jobs.contents import AGAIN, RESTORE, Objects, Problem, collected
 from jobs.exits import DAMAGED, DONE, NOT_FINISHED
@@ -77,6 +78,10 @@ def verify(out: str, console: Console, *, recompute: int = 0, seed: int = 0) -> 
     """Checks the whole store, and explains ``recompute`` random rows again → 0; 1 where it is sound but unfinished; 4
     where anything is damaged. Refused where ``out`` is no store, or the model cannot be had for ``recompute``."""
     report = Report(console)
+    if is_class_store(out):
+        if recompute:
+            raise Refused(f"{out} holds class images, of which none is explained again: leave --recompute out.")
+        return verify_classes(out, report, console)
     opened = _open(out)
     if isinstance(opened, Problem):
         report.take([opened])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -21,8 +21,15 @@ SALIENCY = [sys.executable, "-m", "jobs"]
 
 
 @pytest.fixture
-def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Host, Host]]:
-    """Both run Ray with one processor each; the second joined the first, and RAY_ADDRESS names it."""
+def hosts(host_and_late: tuple[Host, Callable[[], Host]]) -> tuple[Host, Host]:
+    """Both are there from the beginning."""
+    first, join_second = host_and_late
+    return first, join_second()
+
+
+@pytest.fixture
+def host_and_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Host, Callable[[], Host]]]:
+    """One that runs Ray with one processor, RAY_ADDRESS names it; and what makes another one join it."""
     for check in ("health_check_period", "health_check_timeout", "health_check_initial_delay"):
         monkeypatch.setenv(f"RAY_{check}_ms", "1000")  # a host that is cut off is missed sooner
     for ping in ("grpc_client_keepalive_time", "grpc_client_keepalive_timeout"):
@@ -37,8 +44,12 @@ def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Hos
         first, second = (stack.enter_context(Host(f"saliency{i}", f"10.77.0.{i}", disks)) for i in (1, 2))
         first.join(cpus=1)
         monkeypatch.setenv("RAY_ADDRESS", f"{first.address}:6379")
-        second.join(f"{first.address}:6379", cpus=1)
-        yield first, second
+
+        def join_second() -> Host:
+            second.join(f"{first.address}:6379", cpus=1)
+            return second
+
+        yield first, join_second
 
 
 @pytest.mark.parametrize("loss", [Host.kill, Host.cut_off], ids=["killed", "cut off"])
@@ -62,6 +73,23 @@ def test_host_is_lost_in_the_middle(tree: Path, hosts: tuple[Host, Host], loss) 
         for name in ("lost", "whole")
     )
     assert lost == whole
+
+
+def test_host_that_joins_later_with_a_disk_of_its_own_ends_the_run(tree: Path, tmp_path: Path, host_and_late) -> None:
+    """Nobody could ask it when the run was planned; what it would write is lost to all others."""
+    first, join_second = host_and_late
+    out = tmp_path / "disk/store"
+    process = first.start(
+        *SALIENCY, "explain",
+        *flags(images=tree, out=out, device="cpu", workers=2, methods="smoothgrad(n=20)", **{**SLOW, "runner": "ray"}),
+    )  # fmt: skip
+    while first.start("test", "-e", out / "run.json").wait():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.2)
+    join_second()
+    told, _ = process.communicate(timeout=280)
+    assert process.returncode == 1, told
+    assert f"on node 10.77.0.2: {out} holds no run.json" in told and "every node must reach" in told, told
 
 
 def test_disk_of_one_host_is_refused(tree: Path, tmp_path: Path, hosts: tuple[Host, Host]) -> None:

@@ -1,0 +1,95 @@
+"""``saliency verify`` of a store of class images: every damage is found, and its object named."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from test_classes_job import run
+
+from jobs.exits import DAMAGED, DONE, NOT_FINISHED
+from jobs.verify import verify
+from saliency_core.errors import Refused
+
+
+def check(out: Path) -> tuple[int, str]:
+    console = Console(file=io.StringIO(), width=400)
+    code = verify(str(out), console)
+    return code, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes, two at once. Not to be changed: copy it."""
+    out = tmp_path_factory.mktemp("made") / "store"
+    assert run(out, classes=["0", "2", "4"])[0] == 0
+    return out
+
+
+@pytest.fixture
+def store(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "store"))
+
+
+def objects(store: Path) -> list[Path]:
+    return sorted(path for path in store.rglob("*") if path.is_file())
+
+
+def test_a_whole_store_is_sound_for_us_and_for_sha256sum(made: Path) -> None:
+    code, told = check(made)
+    assert code == DONE and f"verified: {len(objects(made)) - 1} objects" in told
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=made, check=True)
+
+
+def test_a_flipped_bit_anywhere_is_found_and_its_object_named(store: Path) -> None:
+    for path in objects(store):
+        whole = path.read_bytes()
+        for place in {0, len(whole) // 2, len(whole) - 1}:
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+            code, told = check(store)
+            assert code == DAMAGED and str(path.relative_to(store)) in told, (path, place, told)
+        path.write_bytes(whole)
+    assert check(store)[0] == DONE
+
+
+def test_missing_torn_and_foreign_objects_are_found(store: Path) -> None:
+    for path in objects(store):
+        if path.name in ("SHA256SUMS", "classes.json"):  # without them it is unfinished, or no store
+            continue
+        whole = path.read_bytes()
+        for left in (None, whole[: len(whole) // 2]):
+            path.unlink() if left is None else path.write_bytes(left)
+            code, told = check(store)
+            assert code == DAMAGED and str(path.relative_to(store)) in told, (path, told)
+            path.write_bytes(whole)
+    (store / "classes.zarr/image/c/7").write_bytes(b"a shard of nobody's")
+    code, told = check(store)
+    assert code == DAMAGED and "classes.zarr/image/c/7: is nothing that this run makes" in told
+
+
+def test_what_it_says_mends_the_store(store: Path) -> None:
+    (store / "classes.zarr/score/c/1").write_bytes(b"torn")
+    (store / "classes.png").unlink()
+    code, told = check(store)
+    assert code == DAMAGED and "delete index/unit-00000001.parquet" in told and "run the same classes command" in told
+    (store / "index/unit-00000001.parquet").unlink()
+    assert run(store, classes=["0", "2", "4"])[0] == 0
+    assert check(store)[0] == DONE
+
+
+def test_an_unfinished_store_is_no_damaged_one(store: Path) -> None:
+    for key in ("SHA256SUMS", "index/unit-00000001.parquet"):
+        (store / key).unlink()
+    code, told = check(store)
+    assert code == NOT_FINISHED and "1 of 2 units are pending" in told
+    (store / "classes.zarr/score/c/0").write_bytes(b"torn")
+    assert check(store)[0] == DAMAGED
+
+
+def test_no_class_is_explained_again(made: Path) -> None:
+    with pytest.raises(Refused, match="--recompute"):
+        verify(str(made), Console(file=io.StringIO()), recompute=1)
