@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 
+from jobs.durable import settle
 from jobs.stores import address, refusals
 
 
@@ -23,7 +24,7 @@ class HashingSink:
     """A file object that pyarrow can write to; the object appears whole, when it is finished."""
 
     def __init__(self, store: ObjectStore, key: str) -> None:
-        self._where = f"{address(store)}/{key}"
+        self._store, self._key, self._where = store, key, f"{address(store)}/{key}"
         self._writer = obstore.open_writer(store, key)
         self.digest = hashlib.sha256()
         self.closed = False
@@ -44,3 +45,4 @@ class HashingSink:
     def finish(self) -> None:
         with refusals(self._where):
             self._writer.close()
+            settle(self._store, self._key)

@@ -17,6 +17,7 @@ from urllib.parse import unquote_to_bytes
 import obstore
 from obstore.store import LocalStore, from_url
 
+from jobs.durable import settle
 from jobs.failures import RAISED, failures, status_of
 from jobs.patience import FIRST_PAUSE, LONGEST_PAUSE, Tries, patience, patiently
 from jobs.stopped import Unusable
@@ -136,11 +137,12 @@ def address(store: ObjectStore) -> str:
 
 
 def put(store: ObjectStore, key: str, data: bytes, *, create: bool = False) -> None:
-    """Puts an object, whole or not at all. With ``create``, raises FileExistsError where there is one."""
+    """Puts an object, whole or not at all, and for good. With ``create``, raises FileExistsError where there is one."""
     uri = f"{address(store)}/{key}"
     with refusals(uri):
         try:
             patiently(lambda: obstore.put(store, key, data, mode="create" if create else "overwrite"), uri)
+            settle(store, key)
         except FileNotFoundError:
             raise Unusable(f"{uri} cannot be written: there is no such bucket or container.") from None
 
