@@ -9,15 +9,19 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from processes import end_all
 from rich.console import Console
 
 from jobs.config import make_config
+from jobs.exits import NOT_FINISHED
 from jobs.job import explain
+from jobs.reader import Store, open_store
 
 TESTS = Path(__file__).parent
 CLASSES = ("ant", "bee", "cat", "dog", "elk")
@@ -28,6 +32,8 @@ TINY = {
     "std": "0.25,0.25,0.25",
     "runner": "inline",
 }
+# As ``finished`` is made.
+SAME = {"unit_size": 8, "batch_size": 4, "methods": ("gradient", "input_x_gradient"), "targets": ("predicted", "label")}
 
 
 @pytest.fixture(scope="session")
@@ -78,6 +84,55 @@ def finished(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def store(finished: Path) -> Store:
+    """``finished``, open."""
+    return open_store(str(finished))
+
+
+@pytest.fixture(scope="module")
+def explained(store: Store) -> list[dict[str, Any]]:
+    """The lines of ``store`` that have maps. Not to be changed."""
+    return [line for line in store.lines().to_pylist() if line["status"] == "ok"]
+
+
+@pytest.fixture(scope="session")
+def unfinished(finished: Path, tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``finished``, of whose six units four are committed. Not to be changed: copy it."""
+    out = tmp_path_factory.mktemp("unfinished") / "store"
+    code, told = run_inline(
+        images=str(tree), out=str(out), unit_size=8, batch_size=4, limit=32,
+        methods=("gradient", "input_x_gradient"), targets=("predicted", "label"),
+    )  # fmt: skip
+    assert code == NOT_FINISHED, told
+    return out
+
+
+@pytest.fixture(scope="session")
+def small(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """9 rows in 2 units, one row quarantined: few objects, each kind among them. Not to be changed: copy it."""
+    out = tmp_path_factory.mktemp("small") / "store"
+    code, told = run_inline(
+        images=(str(tree / "ant"),), out=str(out), unit_size=6, batch_size=3, map_dtype="int8", methods=("gradient",)
+    )
+    assert code == 3, told
+    return out
+
+
+@pytest.fixture(scope="session")
+def partial(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store in which no row has a label, but for the classes ant and bee: others have no map of it."""
+    root = tmp_path_factory.mktemp("partial")
+    rng = np.random.default_rng(1)
+    lines = []
+    for row in range(20):
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(root / f"{row}.png")
+        lines.append(f"{root / f'{row}.png'},{row % 5 if row % 5 < 2 else ''}")
+    (root / "list.csv").write_text("uri,label\n" + "\n".join(lines) + "\n")
+    run_inline(images=str(root / "list.csv"), out=str(root / "s"), unit_size=8, targets=("predicted", "label"))
+    return root / "s"
+
+
 @pytest.fixture(scope="session")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished store of images and classes with hostile names. Not to be changed, but for its report."""
@@ -85,6 +140,15 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     root = tmp_path_factory.mktemp("hostile")
     return reports.make_store(reports.make_images(root / "images"), root / "store")
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Nets this small only wait for a second one, above all on a machine that has other work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

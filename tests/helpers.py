@@ -1,4 +1,4 @@
-"""Real images and tars for the tests of what reads them."""
+"""Real images, tars and tables for the tests of what reads them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import io
 import tarfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 Members = list[tuple[str, bytes]]
@@ -39,3 +41,24 @@ def extracted(path: Path) -> Members:
     with tarfile.open(path) as tar:
         files = [(member.name, tar.extractfile(member)) for member in tar if member.isreg()]
         return [(name, file.read()) for name, file in files if file]
+
+
+FOUR: Members = [(f"{name}.png", picture(i)) for i, name in enumerate("abcd")]
+
+
+def offsets(tar: Path) -> dict[str, tuple[int, int]]:
+    """Name → where the header and the data begin."""
+    with tarfile.open(tar) as opened:
+        return {member.name: (member.offset, member.offset_data) for member in opened}
+
+
+def overwrite(path: Path, at: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(data)
+
+
+def write_parquet(path: Path, columns: dict[str, object], **options: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path, **options)
+    return path

@@ -1,8 +1,7 @@
-"""Comparing two stores: what is the same is told to be, what differs by how much, and no row gets lost."""
+"""Comparing two stores: what is the same is told to be, what differs by how much; again, to the byte; refusals."""
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from collections import Counter
@@ -14,44 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from comparisons import GRADIENT, SAME, compared, found, rows_of, tables
 from conftest import run_inline
-from PIL import Image
-from rich.console import Console
 from scipy.stats import spearmanr
 
-from jobs.compare.common import CommonPart
-from jobs.compare.compare import compare
 from jobs.compare.findings import percent
-from jobs.compare.likeness import centres, distance, overlap, rank_correlation
-from jobs.compare.pairs import Side
-from jobs.compare.places import direction, in_words
-from jobs.compare.results import COMPARE_JSON, FIGURES, Comparison
+from jobs.compare.results import COMPARE_JSON, FIGURES
 from jobs.reader import open_store
-from jobs.retry import retry
 from jobs.stopped import Stopped
 from saliency_core.errors import Refused
-from saliency_core.preprocessing import Preprocessing
-
-GRADIENT = "predicted/gradient"
-SAME = {"unit_size": 8, "batch_size": 4}
-
-
-def compared(a: Path, b: Path, output: Path, **options: Any) -> tuple[int, str]:
-    console = Console(file=io.StringIO(), width=200)
-    code = compare(str(a), str(b), console, output=str(output), **{"runner": "inline", **options})
-    return code, console.file.getvalue()  # type: ignore[attr-defined]
-
-
-def found(output: Path) -> Comparison:
-    return Comparison.model_validate_json((output / COMPARE_JSON).read_bytes())
-
-
-def rows_of(output: Path) -> pa.Table:
-    return pq.read_table(output / "rows.parquet")
-
-
-def tables(output: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(output)): path.read_bytes() for path in sorted(output.rglob("*.parquet"))}
 
 
 @pytest.fixture(scope="module")
@@ -76,136 +46,6 @@ def still(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("still") / "comparison"
     compared(finished, finished, output)
     return output
-
-
-# -- measures ------------------------------------------------------------------------------------------------
-
-
-def test_rank_correlation_is_scipys_also_with_ties() -> None:
-    rng = np.random.default_rng(0)
-    a = np.abs(rng.normal(size=(12, 9, 7))).astype(np.float32)
-    b = (a + np.abs(rng.normal(size=a.shape))).astype(np.float32)
-    a[:4], b[2:6] = np.round(a[:4]), np.round(3 * b[2:6]) / 3
-    b[6], b[7] = a[6], a[7].max() - a[7]
-    b[8, 0, 0], a[8, 1] = 100, 0
-    expected = [spearmanr(one.ravel(), other.ravel()).statistic for one, other in zip(a, b, strict=True)]
-    np.testing.assert_allclose(rank_correlation(a, b), expected, atol=1e-12)
-    assert rank_correlation(a, b)[6] == 1 and rank_correlation(a, b)[7] == pytest.approx(-1)
-
-
-@pytest.mark.parametrize("value", [0.0, 7.0, float("nan"), float("inf")])
-def test_a_map_without_an_order_has_no_rank_correlation(value: float) -> None:
-    maps = np.random.default_rng(0).random((3, 4, 4), np.float32)
-    flat = maps.copy()
-    flat[1] = value
-    for one, other in ((maps, flat), (flat, maps), (flat, flat)):
-        assert np.isnan(rank_correlation(one, other)).tolist() == [False, True, False]
-    flat[1, 0, 0], flat[1, 1, 1] = 1, 2
-    assert np.isnan(rank_correlation(maps, flat)[1]) == (not np.isfinite(value))
-
-
-def test_overlap_is_that_of_the_top_regions() -> None:
-    a = np.arange(20, dtype=np.float32).reshape(1, 4, 5)
-    assert overlap(a, a, top=0.1) == overlap(a, 7 * a, top=0.25) == 1
-    assert overlap(a, a[:, ::-1, ::-1], top=0.5) == 0
-    b = a.copy()
-    b[0, 3, 4], b[0, 0, 0] = 0, 30  # the first pixel takes the place of the last
-    assert overlap(a, b, top=0.2) == overlap(b, a, top=0.2) == 3 / 5
-
-
-def test_ties_belong_to_the_top_region_and_zeros_never() -> None:
-    a, b = np.zeros((2, 1, 4, 5), np.float32)
-    a[0, 0, :3] = 1  # three pixels tie for the two places
-    b[0, 0, :2] = 1  # the others are zero, and there are places left
-    assert overlap(a, b, top=0.1) == 2 / 3 and overlap(a, b, top=0.9) == 2 / 3
-    assert np.isnan(overlap(np.zeros_like(a), np.zeros_like(a), top=0.1))
-
-
-def test_distance_is_the_share_that_lies_elsewhere() -> None:
-    a, b, c = np.zeros((3, 1, 2, 2), np.float32)
-    a[0, 0], b[0, 0, 0], c[0, 1] = 0.5, 1, 0.5
-    assert [float(distance(a, one)[0]) for one in (a, b, c)] == [0, 0.5, 1]
-
-
-def test_centres_and_the_words_for_where_relevance_went() -> None:
-    corner, middle = np.zeros((2, 1, 9, 9), np.float32)
-    corner[0, 8, 8], middle[0, 4, 4] = 1, 1
-    assert [float(one[0]) for one in centres(corner)] == pytest.approx([17 / 18, 17 / 18])
-    assert in_words(*direction(corner[0], middle[0])) == "from the lower right corner to the centre"
-    assert direction(corner[0], corner[0]) == (None, None)
-    assert in_words(*direction(np.array([[1.0, 0]]), np.array([[0, 1.0]]))) == "from the left edge to the right edge"
-    assert in_words(*direction(np.full((9, 9), 1 / 81), corner[0])) == (
-        "from the upper left corner to the lower right corner"
-    )
-
-
-# -- maps of other sizes and crops -----------------------------------------------------------------------------
-
-
-def geometry(resize: Any, crop: Any) -> Preprocessing:
-    return Preprocessing(resize=resize, crop=crop, interpolation="bilinear", mean=(0,), std=(1,), channels=1)
-
-
-class Fake:
-    """As much of a run, and of an array, as the common part asks for."""
-
-    def __init__(self, resize: Any, crop: Any) -> None:
-        self.preprocessing = geometry(resize, crop)
-        self.item_shape = self.preprocessing.input_size
-
-    def maps(self, sizes: list[tuple[int, int]]) -> np.ndarray:
-        """A landscape in the images' own coordinates, as a model with this crop would see it."""
-        rows, columns = self.item_shape
-        found = []
-        for width, height in sizes:
-            box = self.preprocessing.geometry(width, height)
-            x = (box.left + (np.arange(columns) + 0.5) / columns * (box.right - box.left)) / width
-            y = (box.top + (np.arange(rows) + 0.5) / rows * (box.bottom - box.top)) / height
-            found.append(3 + np.sin(2.5 * x)[None] + np.cos(3 * y)[:, None] + x[None] * y[:, None])
-        return np.array(found, np.float32)
-
-
-SIZES = [(40, 40), (40, 64), (100, 57), (33, 32)]
-
-
-@pytest.mark.parametrize("b", [
-    Fake((48, 48), None), Fake((32, 24), None), Fake(40, (32, 32)), Fake(36, (20, 28)), Fake(30, (36, 30)),
-])  # fmt: skip
-def test_what_both_models_saw_is_compared_wherever_their_crops_lie(b: Fake) -> None:
-    a = Fake((32, 32), None)
-    common = CommonPart(a, a, b, b)  # type: ignore[arg-type]
-    widths, heights = (np.array(one, np.int32) for one in zip(*SIZES, strict=True))
-    placed_a, placed_b = common(a.maps(SIZES), b.maps(SIZES), widths, heights)
-    assert placed_a.shape == placed_b.shape == (4, min(32, b.item_shape[0]), min(32, b.item_shape[1]))
-    # Half a cell at the edges is repeated; elsewhere bilinear resampling follows so smooth a landscape.
-    np.testing.assert_allclose(placed_a[:, 2:-2, 2:-2], placed_b[:, 2:-2, 2:-2], atol=0.03)
-    assert rank_correlation(placed_a, placed_b).min() > 0.998
-
-
-def test_maps_of_the_same_part_stay_as_they_are() -> None:
-    a, b = Fake((16, 16), None), Fake((16, 16), (16, 16))
-    maps = np.random.default_rng(0).random((4, 16, 16), np.float32)
-    widths, heights = (np.array(one, np.int32) for one in zip(*SIZES, strict=True))
-    placed = CommonPart(a, a, b, b)(maps, 2 * maps, widths, heights)  # type: ignore[arg-type]
-    np.testing.assert_array_equal(placed[0], maps)
-    np.testing.assert_array_equal(placed[1], 2 * maps)
-
-
-def test_stores_of_other_sizes_and_crops_compare(tree: Path, tmp_path: Path) -> None:
-    """The same model on larger images sees about the same; a crop is set against its own part of the image."""
-    for name, keys in (("whole", {}), ("larger", {"resize": "30x30"}), ("cropped", {"crop": "20x20"})):
-        run_inline(images=str(tree), out=str(tmp_path / name), targets="class:0", **SAME, **{"resize": "24x24", **keys})
-    for name, cells in (("larger", 24), ("cropped", 20)):
-        compared(tmp_path / "whole", tmp_path / name, tmp_path / f"to-{name}")
-        told = found(tmp_path / f"to-{name}")
-        assert told.resampled and told.pairs == 40 and told.cells == (cells, cells)
-    # Cropped, the model saw the very same pixels, but for those at the edges.
-    assert told.overall["median_rank_correlation"] > 0.5
-    assert told.overall["median_distance"] < 0.8 * rows_median(tmp_path / "to-cropped", "to_next")
-
-
-def rows_median(output: Path, column: str) -> float:
-    return float(np.nanmedian(rows_of(output)[column].to_numpy(zero_copy_only=False)))
 
 
 # -- stores ----------------------------------------------------------------------------------------------------
@@ -332,115 +172,6 @@ def test_a_broken_off_comparison_goes_on(finished: Path, other: Path, moved: Pat
     assert (output / "units/unit-00000000.parquet").stat().st_mtime_ns == kept
 
 
-def listed(tree: Path, path: Path, names: list[str]) -> Path:
-    path.write_text("uri\n" + "".join(f"{tree / name}\n" for name in names))
-    return path
-
-
-def test_rows_are_matched_by_sample_id_where_the_order_differs(tree: Path, tmp_path: Path) -> None:
-    names = sorted(str(path.relative_to(tree)) for path in tree.rglob("*.png") if path.stat().st_size > 100)[:24]
-    shuffled = [names[i] for i in np.random.default_rng(0).permutation(24)]
-    for name, chosen in (("a", names[:20]), ("b", shuffled)):
-        images = listed(tree, tmp_path / f"{name}.csv", chosen)
-        assert run_inline(images=str(images), out=str(tmp_path / name), batch_size=1)[0] in (0, 3)
-    code, told = compared(tmp_path / "a", tmp_path / "b", tmp_path / "c")
-    summary, rows = found(tmp_path / "c"), rows_of(tmp_path / "c").to_pylist()
-    assert code == 3 and "matched by sample id" in told and (summary.only_a, summary.only_b) == (0, 4)
-    assert len(rows) == 24 and [row["row_a"] for row in rows[:20]] == list(range(20))
-    stores = [open_store(str(tmp_path / name)) for name in "ab"]
-    for row in rows:
-        ids = [
-            store.lines([row[f"row_{side}"]], ["sample_id"])[0][0].as_py()
-            for side, store in zip("ab", stores, strict=True)
-            if row[f"row_{side}"] is not None
-        ]
-        assert {*ids} == {row["sample_id"]}
-        if row["status"] == "ok":
-            assert row["rank_correlation"] == 1 and row["distance"] == 0
-    assert summary.statuses["only in B"] == 4 and len(summary.examples["only in B"]) == 4
-    assert summary.summary[1].startswith("Nothing moved")
-
-
-def test_ids_that_occur_twice_are_not_matched(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, last in (("a", "elk/004.png"), ("b", "elk/009.png")):
-        images = listed(tree, tmp_path / f"{name}.csv", ["ant/000.png", "bee/001.png", "dog/008.png", last])
-        run_inline(images=str(images), out=str(tmp_path / name))
-    lines = Side.lines
-
-    def twice(side: Side) -> pa.Table:
-        table = lines(side)
-        ids = table["sample_id"].to_pylist()
-        return table if side.name == "A" else table.set_column(1, "sample_id", pa.array([ids[1], *ids[1:]]))
-
-    monkeypatch.setattr(Side, "lines", twice)
-    told = compared(tmp_path / "a", tmp_path / "b", tmp_path / "c")[1]
-    assert "2 rows of B share their sample id with others" in told
-    assert found(tmp_path / "c").statuses == {"ok": 1, "only in A": 3, "only in B": 3}
-
-
-def test_another_image_of_the_same_name_is_not_compared(tree: Path, finished: Path, tmp_path: Path) -> None:
-    shutil.copytree(tree, tmp_path / "tree")
-    Image.new("RGB", (30, 20), "red").save(tmp_path / "tree/ant/000.png")
-    run_inline(images=str(tmp_path / "tree"), out=str(tmp_path / "b"), **SAME)
-    compared(finished, tmp_path / "b", tmp_path / "c")
-    told = found(tmp_path / "c")
-    assert told.examples["another image in B than in A"] == ["ant/000.png"] and told.pairs == 39
-
-
-def test_blank_maps_have_no_figures_and_are_counted(tree: Path, tmp_path: Path) -> None:
-    """Input × gradient of a black image is zero everywhere, where black is zero."""
-    shutil.copytree(tree / "ant", tmp_path / "tree/ant")
-    Image.new("RGB", (16, 16)).save(tmp_path / "tree/ant/black.png")
-    for name, mean in (("a", "0,0,0"), ("b", "0.5,0.5,0.5")):
-        run_inline(images=str(tmp_path / "tree"), out=str(tmp_path / name), mean=mean, methods="input_x_gradient")
-    compared(tmp_path / "a", tmp_path / "b", tmp_path / "c")
-    told = found(tmp_path / "c")
-    assert told.examples["blank in A"] == ["ant/black.png"] and told.statuses["ok"] == told.pairs == 8
-    blank = [row for row in rows_of(tmp_path / "c").to_pylist() if row["status"] == "blank in A"]
-    assert len(blank) == 1 and all(blank[0][name] is None for name in FIGURES) and blank[0]["score_a"] is not None
-
-
-def test_where_no_pair_of_maps_is_left_it_says_so(tmp_path: Path) -> None:
-    (tmp_path / "tree/ant").mkdir(parents=True)
-    (tmp_path / "tree/ant/broken.png").write_bytes(b"no image")
-    for name in ("a", "b"):
-        run_inline(images=str(tmp_path / "tree"), out=str(tmp_path / name))
-    code, told = compared(tmp_path / "a", tmp_path / "b", tmp_path / "c")
-    assert code == 3 and "No pair of maps could be compared." in told and "1 row, quarantined in both" in told
-    assert found(tmp_path / "c").pairs == 0 and len(rows_of(tmp_path / "c")) == 1
-
-
-def test_arrays_of_one_store_compare(finished: Path, tmp_path: Path) -> None:
-    compared(finished, finished, tmp_path / "c", array=GRADIENT, array_b="label/gradient")
-    rows = rows_of(tmp_path / "c")
-    index = open_store(str(finished)).lines(columns=["predicted__class", "label__class"]).to_pylist()
-    for row in rows.to_pylist():
-        if row["status"] == "ok":
-            line = index[row["row_a"]]
-            same = line["predicted__class"] == line["label__class"]
-            assert not row["changed"] and row["correct_a"] == row["correct_b"] == same
-            assert (row["rank_correlation"] == 1) == same
-
-
-def test_without_predictions_nothing_is_said_of_them(tree: Path, tmp_path: Path) -> None:
-    """The class that a label's map explains is the label, with every model: that is no change to tell of."""
-    for name in ("tiny", "tiny_again"):
-        run_inline(
-            images=str(tree), out=str(tmp_path / name), model=f"python:factories:{name}", targets="label", **SAME
-        )
-    compared(tmp_path / "tiny", tmp_path / "tiny_again", tmp_path / "c")
-    rows, told = rows_of(tmp_path / "c"), found(tmp_path / "c")
-    assert rows["changed"].null_count == rows["correct_a"].null_count == len(rows) and told.pairs == 40
-    assert told.summary[0].startswith("On the median") and told.overall["changed"] is None
-
-
-def test_of_an_unfinished_store_what_is_there_is_compared(tree: Path, finished: Path, tmp_path: Path) -> None:
-    run_inline(images=str(tree), out=str(tmp_path / "part"), limit=16, **SAME)
-    told = compared(tmp_path / "part", finished, tmp_path / "c")[1]
-    assert "A is not finished: 16 of its 43 rows" in told
-    assert found(tmp_path / "c").only_b == 27 and found(tmp_path / "c").summary[1].startswith("Nothing moved")
-
-
 def test_lost_maps_end_it(finished: Path, other: Path, tmp_path: Path) -> None:
     shutil.copytree(other, tmp_path / "b")
     (tmp_path / "b/maps.zarr/predicted/gradient/c/2/0/0").unlink()
@@ -466,45 +197,6 @@ def test_what_cannot_be_compared_is_refused(
     with pytest.raises(Refused, match=told):
         compared(finished, other, tmp_path / "c", **options)
     assert not (tmp_path / "c").exists()
-
-
-def test_accuracies_are_of_the_same_rows(tree: Path, finished: Path, tmp_path: Path) -> None:
-    """The same model on some of the images: what it says of them is as right; `top:1` is its prediction, too."""
-    names = tmp_path / "names.txt"
-    names.write_text("".join(f"{name}\n" for name in sorted(path.name for path in tree.iterdir())))
-    run_inline(images=str(tree), out=str(tmp_path / "b"), unit_size=8, batch_size=4, targets=("top:2", "label"))
-    some = shutil.copytree(tree, tmp_path / "some")
-    shutil.rmtree(some / "bee")
-    run_inline(
-        images=str(some), out=str(tmp_path / "a"), unit_size=8, batch_size=4, targets=("predicted", "label"),
-        class_names=str(names),
-    )  # fmt: skip
-    compared(tmp_path / "a", tmp_path / "b", tmp_path / "c", array="label/gradient")
-    rows = rows_of(tmp_path / "c")
-    assert rows["changed"].null_count < len(rows)
-    overall = found(tmp_path / "c").overall
-    assert overall["accuracy_a"] == overall["accuracy_b"] is not None
-
-
-def test_stores_without_a_common_row_are_refused(tree: Path, finished: Path, tmp_path: Path) -> None:
-    run_inline(images=str(tree / "bee"), out=str(tmp_path / "b"))
-    with pytest.raises(Refused, match=r"no row in common.*'ant/.*'00"):
-        compared(finished, tmp_path / "b", tmp_path / "c")
-    assert not (tmp_path / "c").exists()
-
-
-def test_a_store_that_changed_since_is_compared_anew(tree: Path, tmp_path: Path) -> None:
-    """An image of it was torn, and is whole now."""
-    shutil.copytree(tree / "ant", tmp_path / "tree/ant")
-    out = tmp_path / "store"
-    run_inline(images=str(tmp_path / "tree"), out=str(out))
-    compared(out, out, tmp_path / "c")
-    shutil.copyfile(tree / "ant/000.png", tmp_path / "tree/ant/broken.jpg")
-    assert retry(str(out), Console(file=io.StringIO()), workers="1", runner="inline") == 0
-    with pytest.raises(Refused, match="as they were before rows came or changed"):
-        compared(out, out, tmp_path / "c")
-    compared(out, out, tmp_path / "d")
-    assert found(tmp_path / "d").pairs == found(tmp_path / "c").pairs + 1
 
 
 def test_nothing_of_anybodys_is_overwritten(finished: Path, other: Path, moved: Path, tmp_path: Path) -> None:

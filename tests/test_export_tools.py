@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import TESTS
+from exports import GRADIENT, audited, run
 from readme import block
-from test_export import GRADIENT, audited, run
 
 from jobs.audit.results import ROWS
 from jobs.audit.results import folder as audit_folder

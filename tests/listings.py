@@ -1,0 +1,27 @@
+"""What an input lists, in a word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from helpers import picture
+
+from jobs.sources import Entry, Source, list_entries, open_sources
+
+PNG = picture()
+
+
+def listed(*paths: Path | str, **columns: str) -> list[Entry]:
+    return list(list_entries(open_sources([str(path) for path in paths], **columns)))
+
+
+def ids(*paths: Path | str, **columns: str) -> list[str]:
+    return [entry.sample_id for entry in listed(*paths, **columns)]
+
+
+def labels(*paths: Path | str, **columns: str) -> list[int | str | None]:
+    return [entry.label for entry in listed(*paths, **columns)]
+
+
+def one(path: Path | str) -> Source:
+    return open_sources([str(path)])[0]

@@ -1,0 +1,74 @@
+"""Names in an export: of samples and arrays, safe and unique, however hostile."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import run_inline
+from exports import GRADIENT, run, samples
+from PIL import Image
+
+from jobs.export.names import key_of, name_of
+from jobs.export.run import TO
+from jobs.reader import Store
+
+HOSTILE = (
+    "../../etc/passwd",
+    "/root/.ssh",
+    "a.b/c.tar.gz.png",
+    "<b>&\"'`$(x)",
+    "صورة.png",
+    "x" * 300,
+    "",
+    "nul\0\n\x1b[2J",
+)
+
+
+def test_keys_are_safe_and_unique() -> None:
+    keys = [key_of(row, name) for row in (0, 7, 10**9) for name in HOSTILE]
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{9,80}", key) for key in keys)
+    assert len({key_of(row, "same") for row in range(100)}) == 100
+    assert key_of(17, "ant/003.png") == "00000017_ant_003_png"
+
+
+def test_names_of_arrays_stay_apart_and_in_their_folder(store: Store) -> None:
+    spec = store.array(GRADIENT).spec
+    assert name_of(spec) == "predicted__gradient"
+    assert name_of(spec.model_copy(update={"method": "gradcam++"})) == "predicted__gradcam++"
+    pairs = [(target, method) for target in (*HOSTILE, "..", "a%2Fb", "a/b") for method in ("x", "../x", ".")]
+    names = [name_of(spec.model_copy(update={"target": target, "method": method})) for target, method in pairs]
+    assert len(set(names)) == len(names)
+    assert not any("/" in name or "\0" in name or name in (".", "..") for name in names)
+
+
+@pytest.mark.parametrize("to", TO)
+def test_hostile_names_stay_in_the_folder(tmp_path: Path, to: str) -> None:
+    rng = np.random.default_rng(0)
+    names = [
+        "up..%2F..%2Fup.png",
+        "a.b.c/d.e.png",
+        "a b/<i>&'.png",
+        "صورة/\u202eغلط.png",
+        f"{'y' * 120}/{'x' * 200}.png",
+    ]
+    for name in names:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / "in" / name)
+    run_inline(images=str(tmp_path / "in"), out=str(tmp_path / "s"))
+    others = set(tmp_path.rglob("*"))
+    assert run(tmp_path / "s", to, tmp_path / "e")[0] == 0
+    assert all(path.is_relative_to(tmp_path / "e") for path in set(tmp_path.rglob("*")) - others)
+    if to == "webdataset":
+        assert sorted(json.loads(one["json"])["sample_id"] for one in samples(tmp_path / "e").values()) == sorted(names)
+        with tarfile.open(tmp_path / "e/maps-00000.tar") as tar:
+            assert all("/" not in member.name and ".." not in member.name for member in tar)
+    if to == "png":
+        with (tmp_path / "e/pictures.csv").open(newline="") as file:
+            table = list(csv.DictReader(file))
+        assert {line["sample_id"] for line in table} == set(names) and len({line["file"] for line in table}) == 10

@@ -1,0 +1,126 @@
+"""verify --recompute: rows explained again are what the store has, or it is said why not."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from conftest import run_inline
+from damage import (
+    check,
+    copied,  # noqa: F401  the fixture ``store``
+    forge_shard,
+    load,
+    make_sums_again,
+    put_part,
+    replace,
+)
+from factories import tiny
+from obstore.store import LocalStore
+
+from jobs.exits import DAMAGED, DONE
+from jobs.index import Commit, encode_part, part_key, read_part
+from saliency_core.errors import Refused
+
+
+def test_rows_explained_again_are_the_same_to_the_bit(finished: Path) -> None:
+    code, told = check(finished, recompute=100)
+    assert code == DONE
+    assert "40 rows explained again, 40 of them to the bit" in told
+
+
+def test_only_recompute_finds_a_store_that_agrees_with_itself(store: Path) -> None:
+    """Every map negated and every statistic with it: as a run with another model would have written them."""
+    run = load(store)
+    for unit in range(run.units):
+        for array in run.arrays:
+            forge_shard(store, unit, array.path, np.negative)
+            put_part(store, unit, lambda lines, column=array.column: _negated(lines, column))
+    make_sums_again(store)
+    assert check(store)[0] == DONE
+    code, told = check(store, recompute=2)
+    assert code == DAMAGED
+    assert "relative L2 2" in told
+
+
+def _negated(lines: pa.Table, column: str) -> pa.Table:
+    low, high = ([None if v is None else -v for v in lines[f"{column}__{name}"].to_pylist()] for name in ("min", "max"))
+    return replace(replace(lines, f"{column}__min", high), f"{column}__max", low)
+
+
+def test_another_class_is_found(store: Path) -> None:
+    def other(lines: pa.Table) -> pa.Table:
+        return replace(
+            lines,
+            "predicted__class",
+            [None if v is None else (v + 1) % 5 for v in lines["predicted__class"].to_pylist()],
+        )
+
+    for unit in range(load(store).units):
+        put_part(store, unit, other)
+    make_sums_again(store)
+    assert check(store)[0] == DONE
+    code, told = check(store, recompute=1)
+    assert code == DAMAGED
+    assert "predicted__class is" in told
+
+
+@pytest.fixture
+def own(tree: Path, tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A store whose images and weights file may be changed: store, images, weights."""
+    images, weights, out = tmp_path / "images", tmp_path / "tiny.pt", tmp_path / "store"
+    shutil.copytree(tree / "bee", images)
+    torch.save(tiny().state_dict(), weights)
+    code, told = run_inline(images=str(images), out=str(out), weights=str(weights), unit_size=4, batch_size=4)
+    assert code == DONE, told
+    return out, images, weights
+
+
+def test_changed_weights_are_refused(own: tuple[Path, Path, Path]) -> None:
+    out, _, weights = own
+    torch.save({key: value + 1 for key, value in tiny().state_dict().items()}, weights)
+    assert check(out)[0] == DONE
+    with pytest.raises(Refused, match="other weights"):
+        check(out, recompute=1)
+
+
+def test_changed_and_vanished_images_are_told_and_are_no_damage(own: tuple[Path, Path, Path]) -> None:
+    out, images, _ = own
+    gone, touched = sorted(images.iterdir())[:2]
+    gone.unlink()
+    data = bytearray(touched.read_bytes())
+    data[-20] ^= 1
+    touched.write_bytes(bytes(data))
+    os.utime(touched)
+    code, told = check(out, recompute=8)
+    assert code == DONE, told
+    assert "row 0 was not compared" in told
+    assert "row 1 was not compared" in told
+    assert "6 rows explained again, 6 of them to the bit" in told
+
+
+def test_a_halved_micro_batch_is_mentioned(tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    run_inline(images=str(tree / "bee"), out=str(out), unit_size=4, batch_size=4)
+    lines, commit = read_part(LocalStore(prefix=out), 0)
+    (out / part_key(0)).write_bytes(encode_part(lines, Commit(commit.shards, [2])))
+    make_sums_again(out)
+    code, told = check(out, recompute=8)
+    assert code == DONE
+    assert "unit 0 ran out of memory" in told
+
+
+def test_the_same_seed_takes_the_same_rows(tree: Path, own: tuple[Path, Path, Path]) -> None:
+    out, images, _ = own
+    for image in images.iterdir():
+        image.unlink()
+    first, second = check(out, recompute=3, seed=7)[1], check(out, recompute=3, seed=7)[1]
+    rows = re.findall(r"row (\d+) was not compared", first)
+    assert len(rows) == 3
+    assert rows == re.findall(r"row (\d+) was not compared", second)
