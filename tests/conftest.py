@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import s3
 import torch
 from PIL import Image
 from processes import end_all
@@ -84,6 +85,13 @@ def finished(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty one, on an S3 server of its own."""
+    with s3.server(monkeypatch) as uri:
+        yield uri
+
+
 @pytest.fixture(scope="module")
 def store(finished: Path) -> Store:
     """``finished``, open."""
@@ -97,7 +105,7 @@ def explained(store: Store) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def unfinished(finished: Path, tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unfinished(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``finished``, of whose six units four are committed. Not to be changed: copy it."""
     out = tmp_path_factory.mktemp("unfinished") / "store"
     code, told = run_inline(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from references import built
-from test_core import own
+from subjects import own
 from torch import Tensor, nn
 
 from saliency_core import Explainer

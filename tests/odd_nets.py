@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from references import built
-from test_core import own
+from subjects import own
 from torch import Tensor, nn
 
 from saliency_core import Explainer

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from captum.attr import LayerAttribution, LayerGradCam
 from references import built, gated, gradient, integrated, noisy_gradients, of_class, out_of_place
-from test_core import GEOMETRY, distance, network, own, photographs
+from subjects import GEOMETRY, distance, network, own, photographs
 from torch import Tensor, nn
 from torchvision import models
 

@@ -51,7 +51,7 @@ def still(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # -- stores ----------------------------------------------------------------------------------------------------
 
 
-def test_a_store_beside_itself_has_not_moved(still: Path, finished: Path) -> None:
+def test_a_store_beside_itself_has_not_moved(still: Path) -> None:
     rows, told = rows_of(still), found(still)
     ok = rows.filter(pa.compute.equal(rows["status"], "ok"))
     assert len(rows) == 43 and len(ok) == told.pairs == 40
@@ -67,7 +67,7 @@ def test_a_store_beside_itself_has_not_moved(still: Path, finished: Path) -> Non
         assert line["mean_map_a"] == line["mean_map_b"] and (line["place_from"], line["place_to"]) == (None, None)
 
 
-def test_quarantined_rows_are_counted_and_named(still: Path, finished: Path) -> None:
+def test_quarantined_rows_are_counted_and_named(still: Path) -> None:
     told = found(still)
     assert told.statuses == {"ok": 40, "quarantined in both": 3}
     assert sorted(told.examples["quarantined in both"]) == ["ant/broken.jpg", "cat/empty.png", "dog/torn.png"]
@@ -147,7 +147,7 @@ def test_scaled_maps_are_nearly_those_that_they_were_made_of(
     assert found(tmp_path / "c").overall["changed"] == 0
 
 
-def test_unit_sizes_change_no_row(tree: Path, finished: Path, other: Path, moved: Path, tmp_path: Path) -> None:
+def test_unit_sizes_change_no_row(tree: Path, other: Path, moved: Path, tmp_path: Path) -> None:
     for name, model, unit_size in (("a", "tiny", 12), ("b", "tiny_again", 4)):
         model = f"python:factories:{model}"
         run_inline(images=str(tree), out=str(tmp_path / name), model=model, unit_size=unit_size, batch_size=4)

@@ -130,7 +130,7 @@ def test_of_an_unfinished_store_what_is_there_is_compared(tree: Path, finished: 
     assert found(tmp_path / "c").only_b == 27 and found(tmp_path / "c").summary[1].startswith("Nothing moved")
 
 
-def test_accuracies_are_of_the_same_rows(tree: Path, finished: Path, tmp_path: Path) -> None:
+def test_accuracies_are_of_the_same_rows(tree: Path, tmp_path: Path) -> None:
     """The same model on some of the images: what it says of them is as right; `top:1` is its prediction, too."""
     names = tmp_path / "names.txt"
     names.write_text("".join(f"{name}\n" for name in sorted(path.name for path in tree.iterdir())))

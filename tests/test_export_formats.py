@@ -50,7 +50,7 @@ def test_webdataset_reads_what_the_store_has(
     gc.collect()
 
 
-def test_json_lines_are_json(tree: Path, tmp_path: Path) -> None:
+def test_json_lines_are_json() -> None:
     """What is not finite in the index has no word in JSON."""
     from jobs.export.webdataset import _json
 

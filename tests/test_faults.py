@@ -30,7 +30,7 @@ SLOW = {"unit_size": 2, "batch_size": 2, "model": "python:factories:slow"}
 
 
 @pytest.fixture
-def slow(tree: Path, tmp_path: Path) -> Callable[..., list[str]]:
+def slow(tree: Path) -> Callable[..., list[str]]:
     """Flags of a run that takes some seconds: 22 units of two rows, a tenth of a second each."""
     same = {"images": tree, **SLOW, "runner": "ray"}
     return lambda out, **keys: flags(out=out, **{**same, **keys})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -213,12 +212,6 @@ def test_decoding_needs_no_torch() -> None:
 
 
 # -- over the S3 protocol ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    with s3.server(monkeypatch) as uri:
-        yield uri
 
 
 def test_remote_sources_give_the_same_bytes(everything: Path, bucket: str) -> None:

@@ -84,7 +84,7 @@ def test_disk_full_when_the_index_is_compacted(tree: Path, disk, undisturbed, tm
         ("ulimit -f 2", "takes no file so large"),
     ],
 )
-def test_disk_that_takes_no_writes(hurdle: str, message: str, tree: Path, disk) -> None:
+def test_disk_that_takes_no_writes(hurdle: str, message: str, disk) -> None:
     put = 'import sys; from jobs.stores import open_output, put; put(open_output(sys.argv[1]), "a/b", bytes(5000))'
     told = disk(
         f'mount -o remount,size=1m "$DISK"; mkdir "$DISK/store"; {hurdle}; '

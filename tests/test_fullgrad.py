@@ -6,7 +6,7 @@ import pytest
 import torch
 from odd_nets import Odd, explain, images_of, parts_of, saturating, twin
 from references import built, full_gradient, gradient, of_class, residual
-from test_core import distance, own
+from subjects import distance, own
 from torch import Tensor
 
 from saliency_core.decompose import decompose

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from odd_nets import Odd, explain, images_of, parts_of, saturating
 from references import biased_outputs, built, full_gradient, of_class, out_of_place, residual
-from test_core import own
+from subjects import own
 from torch import Tensor, nn
 from torchvision import models
 
@@ -189,7 +189,7 @@ def test_torchvision_nets_are_complete(name: str, precision: str) -> None:
     assert_complete(module.to(dtype), images.to(dtype), most=BOUNDS[precision], precision=precision)
 
 
-# Smooth gates, normalisation and attention are not piecewise linear. METHODS.md lets the residual say so; but what an
+# Smooth gates, normalisation and attention are not piecewise linear. The residual could just say so; but what an
 # operation leaves over, y − J·u, telescopes to the score in any network, and with it the sum is complete here too.
 def small_vit() -> nn.Module:
     return models.VisionTransformer(

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from odd_nets import Odd, explain, images_of, saturating, twin
 from references import built, full_gradient, fullgrad_map, noisy, of_class, out_of_place, psi, residual
-from test_core import distance, own
+from subjects import distance, own
 from torch import Tensor, nn
 from torchvision import models
 

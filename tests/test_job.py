@@ -175,7 +175,7 @@ def test_kept_channels_and_grey_models(tree: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.abs(kept[:, 0]), mine[:])
 
 
-def test_out_of_memory_halves_the_micro_batch_and_goes_on(tree: Path, finished: Path, tmp_path: Path) -> None:
+def test_out_of_memory_halves_the_micro_batch_and_goes_on(tree: Path, tmp_path: Path) -> None:
     run_inline(images=str(tree), out=str(tmp_path / "s"), model="python:factories:greedy", unit_size=8, batch_size=2)
     run_inline(images=str(tree), out=str(tmp_path / "t"), model="python:factories:greedy", unit_size=8, batch_size=8)
     small, store = open_run(str(tmp_path / "s"))[0], open_run(str(tmp_path / "t"))[0]

@@ -116,7 +116,7 @@ def test_retry_finds_the_repaired_image_where_it_is_now(tree: Path, tmp_path: Pa
     assert saliency("verify", out).returncode == 0
 
 
-def test_moved_data_are_found_where_they_are_now(tree: Path, finished: Path, tmp_path: Path) -> None:
+def test_moved_data_are_found_where_they_are_now(tree: Path, tmp_path: Path) -> None:
     """Also by a run that is resumed: identity is the sample id, not the path."""
     shutil.copytree(tree, tmp_path / "before")
     run_inline(images=str(tmp_path / "before"), out=str(tmp_path / "s"), limit=16, **SAME)

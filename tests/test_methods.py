@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from nets import LABELS, METHODS, Net, close, explain, images_of, net
 from references import built, gradient, of_class, out_of_place
-from test_core import SMALL, own
+from subjects import SMALL, own
 from torch import Tensor, nn
 from torch.overrides import _len_torch_function_stack
 

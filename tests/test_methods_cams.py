@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import product
 
 import pytest
@@ -12,6 +13,8 @@ from nets import Net, close, explain, images_of, net
 from references import CAMS, built, captured, of_class, out_of_place, upsampled
 from torch import Tensor, nn
 from torchvision import models
+
+from saliency_core.errors import Told
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -147,3 +150,13 @@ def test_cams_of_swin() -> None:
     assert found["gradcam"].shape == (2, 64, 96) and found["gradcam"].any()
     a, g = captured(module, "features.5", images, of_class(module(images).argmax(1)))
     close(found["named"], upsampled(CAMS["gradcam"](a.permute(0, 3, 1, 2), g.permute(0, 3, 1, 2)), images))
+
+
+def test_a_cam_behind_what_the_target_reads_is_zero_and_told() -> None:
+    module, images = net(), images_of()
+    with pytest.warns(Told, match=r"'layer:one\[2\]' does not depend on layer 'relu2', so the CAM .* zero everywhere"):
+        found = explain(module, images, "cam=gradcam(layer=relu2)", target="unit=layer:one[2]").maps["cam"]
+    assert not found.any()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert explain(module, images, "cam=gradcam(layer=one)", target="unit=layer:one[2]").maps["cam"].any()

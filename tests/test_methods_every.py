@@ -6,7 +6,7 @@ import pytest
 import torch
 from nets import LABELS, METHODS, ROWS, Net, close, explain, images_of, net
 from references import CAMS, built
-from test_core import distance, own
+from subjects import distance, own
 from torch import Tensor, nn
 
 from saliency_core import Explainer, Refused

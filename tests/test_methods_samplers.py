@@ -6,7 +6,7 @@ import pytest
 import torch
 from nets import ROWS, close, draws, explain, images_of, net
 from references import noisy_gradients, of_class, out_of_place
-from test_core import SMALL, distance
+from subjects import SMALL, distance
 from torch import Tensor, nn
 
 from saliency_core.samplers import noise_for

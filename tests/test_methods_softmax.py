@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from nets import METHODS, ROWS, Net, close, explain, images_of
 from references import built, gradient, of_class
-from test_core import own
+from subjects import own
 from torch import Tensor, nn
 
 from saliency_core import Explainer

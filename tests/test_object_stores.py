@@ -203,7 +203,7 @@ def test_outage_that_lasts_ends_the_run_and_the_same_command_goes_on(
 
 
 @pytest.mark.slow
-def test_outage_as_the_user_sees_it(inputs: Path, proxy: FaultProxy, saliency, monkeypatch) -> None:
+def test_outage_as_the_user_sees_it(inputs: Path, proxy: FaultProxy, saliency) -> None:
     images, out = s3.upload(inputs / "folder", "folder"), f"s3://{s3.BUCKET}/store"
     command = ["explain", *flags(images=images, out=out, **job("folder"))]
     proxy.script = lambda method, path, times: "503" if method == "PUT" and "index/" in path else None
@@ -307,7 +307,7 @@ def test_patience_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("fault", [None, "lost", "reset"])
-def test_two_runs_on_one_new_store(fault: str | None, tree: Path, finished: Path, proxy: FaultProxy) -> None:
+def test_two_runs_on_one_new_store(fault: str | None, finished: Path, proxy: FaultProxy) -> None:
     """The claim is a conditional put; its answer lost, who has the store must not think another has it."""
     run = Run.model_validate_json((finished / RUN_JSON).read_bytes())
     ours = run.model_copy(update={"config": run.config.model_copy(update={"out": f"s3://{s3.BUCKET}/new"})})

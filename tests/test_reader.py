@@ -29,11 +29,6 @@ from tests import s3
 GRADIENT = "predicted/gradient"
 
 
-@pytest.fixture(scope="module")
-def store(finished: Path) -> Store:
-    return open_store(str(finished))
-
-
 @pytest.fixture
 def unfinished(tree: Path, tmp_path: Path) -> Store:
     """Rows 0 to 15 of 43 are committed."""
@@ -106,7 +101,7 @@ def test_lines_are_the_index(store: Store, finished: Path) -> None:
     assert store.lines([]).schema.equals(whole.schema)
 
 
-def test_lines_of_many_row_groups(store: Store, finished: Path, tmp_path: Path) -> None:
+def test_lines_of_many_row_groups(finished: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(finished, tmp_path / "copy")
     whole = pq.read_table(finished / "index.parquet")
     pq.write_table(whole, copy / "index.parquet", row_group_size=5)

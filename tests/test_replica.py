@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_core import own
+from subjects import own
 from torch import Tensor, nn
 from torchvision import models
 

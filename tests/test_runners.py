@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import content, flags
+from conftest import SAME, content, flags
 from processes import kill_all, start, wait_for_commits
-
-SAME = {"unit_size": 8, "batch_size": 4, "methods": ("gradient", "input_x_gradient"), "targets": ("predicted", "label")}
 
 
 def test_ray_equals_inline(tree: Path, finished: Path, tmp_path: Path, saliency) -> None:

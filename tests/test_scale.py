@@ -70,6 +70,6 @@ pipeline.stop()
 
 
 @pytest.mark.slow
-def test_items_beyond_what_ray_takes_at_once_follow(tmp_path: Path) -> None:
+def test_items_beyond_what_ray_takes_at_once_follow() -> None:
     told = subprocess.run([sys.executable, "-c", IN_SLICES], capture_output=True, text=True, timeout=240)
     assert told.stdout.splitlines()[-1:] == ["[0, 1, 2, 3, 4] []"], told.stderr

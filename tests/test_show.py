@@ -27,11 +27,6 @@ from saliency_core.look import Look, draw_map
 SCALE = (1, 257, 3)
 
 
-@pytest.fixture(scope="module")
-def store(finished: Path) -> Store:
-    return open_store(str(finished))
-
-
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Every figure that is drawn, still whole."""
@@ -224,9 +219,7 @@ def test_the_suffix_chooses_the_format(finished: Path, tmp_path: Path, kind: str
     assert output.read_bytes().startswith(start)
 
 
-def test_a_photograph_is_drawn_small_with_its_map_in_place(
-    tmp_path: Path, figures: list[Figure], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_photograph_is_drawn_small_with_its_map_in_place(tmp_path: Path, figures: list[Figure]) -> None:
     """What the crop cut off is dimmed, also where the image is shrunk to be drawn."""
     (tmp_path / "in").mkdir()
     Image.new("RGB", (3000, 1000), (200, 200, 200)).save(tmp_path / "in/0.png")

@@ -198,7 +198,7 @@ def test_missing_empty_and_foreign_paths_are_refused(tmp_path: Path) -> None:
 
 def test_a_source_without_an_image_is_refused_after_listing(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [("x.txt", b"1")])
-    with pytest.raises(SourceError, match=r"a\.tar|holds no images.*1 \.txt"):
+    with pytest.raises(SourceError, match=r"holds no images, only other files \(1 \.txt\)"):
         listed(tmp_path / "a.tar")
 
 

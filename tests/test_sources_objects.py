@@ -50,12 +50,6 @@ def test_open_output_makes_the_directory(tmp_path: Path) -> None:
 # -- over the S3 protocol ------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    with s3.server(monkeypatch) as uri:
-        yield uri
-
-
 def test_remote_sources_list_as_local_ones_do(tmp_path: Path, bucket: str) -> None:
     for key in ("dog/a#1.png", "dog/b%20 c.png", "cat!/ü.png", "cat/x/y.png", "cat/.hidden.png", "notes.txt"):
         write(tmp_path / "folder" / key, PNG)

@@ -177,8 +177,15 @@ def test_a_compacted_index_that_is_not_of_the_parts(store: Path) -> None:
     assert "index.parquet: has not the lines of unit 2" in told
 
 
-@pytest.mark.parametrize("column", ["sample_id", "label", "row"])
-def test_a_manifest_that_is_not_the_plans(store: Path, column: str) -> None:
+@pytest.mark.parametrize(
+    "column, what",
+    [
+        ("sample_id", "manifest: has other sample ids than the run was planned with"),
+        ("label", "manifest: has other labels than the run was planned with"),
+        ("row", f"{MANIFEST}: does not hold rows 24 to 31 as unit 3"),
+    ],
+)
+def test_a_manifest_that_is_not_the_plans(store: Path, column: str, what: str) -> None:
     manifest, run = Manifest(LocalStore(prefix=store)), load(store)
     units = [manifest.unit_lines(unit) for unit in range(run.units)]
     values = units[3][column].to_pylist()
@@ -189,7 +196,7 @@ def test_a_manifest_that_is_not_the_plans(store: Path, column: str) -> None:
     make_sums_again(store)
     code, told = check(store)
     assert code == DAMAGED
-    assert "manifest" in told
+    assert what in told
 
 
 @pytest.mark.parametrize("key", ["unit_size", "rows", "micro_batch", "device"])

@@ -116,7 +116,7 @@ def test_a_halved_micro_batch_is_mentioned(tree: Path, tmp_path: Path) -> None:
     assert "unit 0 ran out of memory" in told
 
 
-def test_the_same_seed_takes_the_same_rows(tree: Path, own: tuple[Path, Path, Path]) -> None:
+def test_the_same_seed_takes_the_same_rows(own: tuple[Path, Path, Path]) -> None:
     out, images, _ = own
     for image in images.iterdir():
         image.unlink()
