@@ -1,35 +1,59 @@
-"""What was put on a local disk is still there when the power fails: else a commit could outlive what it stands for."""
+"""Objects on a local disk: whole or not there, and still there when the power fails.
+
+Else a commit could outlive what it stands for, or a file be there without its bytes. (An object store sees to that.)
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from obstore.store import LocalStore, ObjectStore
+# What file systems say that do not sync directories, or not for us, or that lost one meanwhile.
+_CANNOT = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.ENOENT}
 
-_CANNOT = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}  # what file systems say that do not sync directories
 
-
-def settle(store: ObjectStore, key: str) -> None:
-    """Returns when the object is on the disk, and the directories that name it. An object store has it when it says so.
-
-    Raises OSError where the disk fails to take it.
-    """
-    if not isinstance(store, LocalStore) or store.prefix is None:
-        return
-    root = Path(store.prefix)
+def write_whole(root: Path, key: str, data: bytes, *, create: bool = False, lasting: bool = True) -> None:
+    """Writes ``root/key`` under another name and renames it. Raises OSError; FileExistsError where it is there and
+    ``create``."""
     path = root / key
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f"{path.name}#{secrets.randbits(60)}")  # as obstore names what it is writing
+    try:
+        with staged.open("xb") as file:
+            file.write(data)
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())
+        if create:
+            os.link(staged, path)
+        else:
+            staged.replace(path)
+    finally:
+        with suppress(FileNotFoundError):
+            staged.unlink()
+    if lasting:
+        settle_names(root, key)
+
+
+def settle(root: Path, key: str) -> None:
+    """Returns when ``root/key``, which somebody else wrote, is on the disk under that name."""
     with suppress(FileNotFoundError):  # somebody took it away again
-        _sync(path)
-    for above in path.parents:
+        _sync(root / key)
+    settle_names(root, key)
+
+
+def settle_names(root: Path, key: str) -> None:
+    """Returns when the directories from ``root/key`` up to the one that names ``root`` are on the disk."""
+    for above in (root / key).parents:
         try:
             _sync(above)
         except OSError as error:
             if error.errno not in _CANNOT:
                 raise
-        if above == root:
+        if above == root.parent:
             return
 
 

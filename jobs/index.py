@@ -9,12 +9,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 
 from jobs.lookahead import map_ahead
 from jobs.record import Run
-from jobs.sink import parquet_bytes
+from jobs.sink import parquet_bytes, parquet_table
 from jobs.stopped import Stopped
 from jobs.stores import delete, list_keys, read_object
 
@@ -83,8 +82,7 @@ def encode_part(lines: pa.Table, commit: Commit) -> bytes:
 
 def decode_part(data: bytes) -> tuple[pa.Table, Commit]:
     """Raises ValueError or pyarrow's errors (also ValueErrors, or OSErrors) where the part is damaged."""
-    # A part is small: pyarrow's threads, and its machinery for data sets, would take longer than reading does.
-    table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
+    table = parquet_table(data)
     told = json.loads((table.schema.metadata or {})[_COMMIT])
     commit = Commit([ShardRecord(**one) for one in told["shards"]], told["micro_batches"])
     return table.replace_schema_metadata(None), commit

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 # Of every record that it begins with or has done, Ray Data keeps some 8 KB in the driver until all are done: more
 # than these go through one after the other, for the price of starting the workers again.
 AT_ONCE = 32_768
+LOOPBACK = "127.0.0.1"  # where embedded nodes are
 ANSWER_SECONDS = 120.0  # for a node of a cluster to start a process and look for some files
 
 
@@ -243,12 +244,11 @@ def _attempt(stage: Stage, make: Callable[[], Callable[[Any], Any]], record: Any
 
 
 def _told(error: Exception) -> str:
-    if isinstance(error, Refused):  # the plan was not: this node sees something else, and may have joined since
-        return (
-            f"on node {ray.util.get_node_ip_address()}: {error} The plan found it in order: every node must reach what "
-            "the run reads, and --out, at the same place."
-        )
-    return str(error) if isinstance(error, Stopped) else f"{type(error).__name__}: {error}"
+    if not isinstance(error, Stopped | Refused):
+        return f"{type(error).__name__}: {error}"
+    node = ray.util.get_node_ip_address()
+    # What the plan had not to refuse: that node sees something else.
+    return f"on node {node}: {error}" if isinstance(error, Refused) and node != LOOPBACK else str(error)
 
 
 class _Items(Datasource):

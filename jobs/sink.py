@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from pathlib import Path
 
 import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
-from obstore.store import ObjectStore
+from obstore.store import LocalStore, ObjectStore
 
 from jobs.durable import settle
 from jobs.stores import address, refusals
@@ -18,6 +20,13 @@ def parquet_bytes(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return bytes(sink.getvalue())
+
+
+def parquet_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table of ``parquet_bytes``. Raises pyarrow's errors (ValueErrors, or OSErrors) where it is damaged."""
+    # Most are small: pyarrow's threads, and its machinery for data sets, would take longer than reading does.
+    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+    return file.read(columns=None if columns is None else list(columns), use_threads=False)
 
 
 class HashingSink:
@@ -45,4 +54,5 @@ class HashingSink:
     def finish(self) -> None:
         with refusals(self._where):
             self._writer.close()
-            settle(self._store, self._key)
+            if isinstance(self._store, LocalStore):
+                settle(Path(str(self._store.prefix)), self._key)

@@ -11,6 +11,7 @@ from jobs.decode import Decode
 from jobs.output import open_run
 from jobs.record import Record, Run
 from jobs.write import Write
+from saliency_core.errors import Refused
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,25 @@ def explain_stages(run: Run, *, workers: int) -> list[Stage]:
 # Each stage reads run.json where it works: what travels with every task stays as small as a path.
 
 
+def _planned(out: str) -> Run:
+    """Refused where the run is not to be seen, as by a node that joined since and has a disk of its own there."""
+    try:
+        return open_run(out)[1]
+    except Refused as refused:
+        raise Refused(
+            f"{refused} It was there when the run was planned: all nodes must reach the same --out."
+        ) from None
+
+
 def _decode(out: str) -> Callable[[Any], Any]:
-    return Decode(open_run(out)[1])
+    return Decode(_planned(out))
 
 
 def _explain(out: str) -> Callable[[Any], Any]:
     from jobs.worker import Explain  # with it comes torch, which the driver and the other stages can do without
 
-    return Explain(open_run(out)[1])
+    return Explain(_planned(out))
 
 
 def _write(out: str) -> Callable[[Any], Any]:
-    return Write(open_run(out)[1])
+    return Write(_planned(out))

@@ -17,7 +17,7 @@ from urllib.parse import unquote_to_bytes
 import obstore
 from obstore.store import LocalStore, from_url
 
-from jobs.durable import settle
+from jobs.durable import settle_names, write_whole
 from jobs.failures import RAISED, failures, status_of
 from jobs.patience import FIRST_PAUSE, LONGEST_PAUSE, Tries, patience, patiently
 from jobs.stopped import Unusable
@@ -136,13 +136,18 @@ def address(store: ObjectStore) -> str:
     return "/".join(filter(None, [f"{scheme}://{root}", str(getattr(store, "prefix", None) or "")]))
 
 
-def put(store: ObjectStore, key: str, data: bytes, *, create: bool = False) -> None:
-    """Puts an object, whole or not at all, and for good. With ``create``, raises FileExistsError where there is one."""
+def put(store: ObjectStore, key: str, data: bytes, *, create: bool = False, lasting: bool = True) -> None:
+    """Puts an object, whole or not at all. With ``create``, raises FileExistsError where there is one.
+
+    ``lasting``: it is there also if the power fails now.
+    """
     uri = f"{address(store)}/{key}"
     with refusals(uri):
         try:
-            patiently(lambda: obstore.put(store, key, data, mode="create" if create else "overwrite"), uri)
-            settle(store, key)
+            if isinstance(store, LocalStore):
+                write_whole(Path(str(store.prefix)), key, data, create=create, lasting=lasting)
+            else:
+                patiently(lambda: obstore.put(store, key, data, mode="create" if create else "overwrite"), uri)
         except FileNotFoundError:
             raise Unusable(f"{uri} cannot be written: there is no such bucket or container.") from None
 
@@ -151,6 +156,8 @@ def delete(store: ObjectStore, key: str) -> None:
     uri = f"{address(store)}/{key}"
     with refusals(uri):
         patiently(lambda: obstore.delete(store, key), uri)
+        if isinstance(store, LocalStore):
+            settle_names(Path(str(store.prefix)), key)
 
 
 def read_object(store: ObjectStore, key: str) -> bytes:

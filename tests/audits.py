@@ -33,6 +33,7 @@ def write_audit(out: str, array: str, *, alarms: int = 1, names: dict[int, str] 
     flat = np.nan_to_num(small.reshape(len(small), -1))
     classes = np.array([-1 if one is None else one for one in table[f"{target}__class"][mapped]], np.int64)
     predicted = np.array(store.lines(mapped, ["predicted__class"])[0].to_pylist(), object)
+    sure_of = np.array(store.lines(mapped, ["predicted__probability"])[0].to_pylist(), object)
     labels = table["label"][mapped]
     correct = np.array(
         [None if a is None or b is None else a == b for a, b in zip(labels, predicted, strict=True)], object
@@ -104,8 +105,9 @@ def write_audit(out: str, array: str, *, alarms: int = 1, names: dict[int, str] 
             line |= {"finding": None, "spot_y": None, "spot_x": None, "suspect": -1}
     rows = {
         "row": mapped, "class": classes, "label": labels, "predicted": predicted, "correct": correct,
-        "probability": probability, **{name: measures[name] for name in MEASURES}, "pointing": [None] * n,
-        "inside": [None] * n, "cluster": cluster, "outlier": outlier, "embed_x": embed[:, 0], "embed_y": embed[:, 1],
+        "probability": probability, "sure": sure_of, **{name: measures[name] for name in MEASURES},
+        "pointing": [None] * n, "inside": [None] * n, "cluster": cluster, "outlier": outlier,
+        "embed_x": embed[:, 0], "embed_y": embed[:, 1],
     }  # fmt: skip
     spec = store.array(array).spec
     audit = Audit(

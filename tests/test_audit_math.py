@@ -52,6 +52,7 @@ def group_of(small: Floats, *, number: int = 0, correct: float = 1.0, name: str 
         small=small,
         correct=np.full(n, correct, np.float32),
         probability=np.linspace(0.5, 0.9, n, dtype=np.float32),
+        sure=np.linspace(0.5, 0.9, n, dtype=np.float32),
         measures=measure(small) | {on: np.full(n, np.nan, np.float32) for on in ON_OBJECT},
     )
 

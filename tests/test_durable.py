@@ -3,55 +3,93 @@
 from __future__ import annotations
 
 import errno
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import run_inline
 from obstore.store import LocalStore
 
-from jobs import durable
 from jobs.index import part_key
 from jobs.stopped import Unusable
-from jobs.stores import put
+from jobs.stores import delete, put
 
 SMALL = {"unit_size": 8, "batch_size": 4}
 
 
-def test_shards_are_on_the_disk_before_their_unit_is_committed(tree: Path, tmp_path: Path, monkeypatch) -> None:
-    out, synced, sync = tmp_path / "store", [], durable._sync
+@pytest.fixture
+def syncs(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], None]], None]:
+    """Sets what is called with each file or directory that is about to be synced, in place of that if it raises."""
+
+    def watch(seen: Callable[[Path], None]) -> None:
+        fsync = os.fsync
+
+        def sync(descriptor: int) -> None:
+            seen(Path(f"/proc/self/fd/{descriptor}").readlink())
+            fsync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", sync)
+
+    return watch
+
+
+def named(path: Path) -> Path:
+    """What a file is to be called that is being written."""
+    return path.with_name(path.name.partition("#")[0])
+
+
+def test_shards_are_on_the_disk_before_their_unit_is_committed(tree: Path, tmp_path: Path, syncs) -> None:
+    out, synced = tmp_path / "store", set()
 
     def seen(path: Path) -> None:
         if path.is_file() and "/c/" in str(path):
             unit = int(str(path).partition("/c/")[2].partition("/")[0])
             assert not (out / part_key(unit)).exists(), path
-        if path.name == "SHA256SUMS":
-            assert {one for one in out.rglob("*") if one != path} <= {*synced}
-        synced.append(path)
-        sync(path)
+        if named(path).name == "SHA256SUMS":
+            assert {one for one in out.rglob("*") if one != path} <= synced, "the store is called complete too early"
+        assert path.is_dir() or path != named(path) or path.name == "index.parquet", f"{path} before its bytes"
+        synced.add(named(path))
 
-    monkeypatch.setattr(durable, "_sync", seen)
+    syncs(seen)
     code, told = run_inline(images=str(tree), out=str(out), methods=("gradient", "input_x_gradient"), **SMALL)
     assert code == 3, told
-    assert {out, *out.rglob("*")} <= {*synced}, "an object, or a directory that names one, is only in memory"
+    assert {tmp_path, out, *out.rglob("*")} <= synced, "an object, or a directory that names one, is only in memory"
 
 
-def test_a_disk_that_fails_to_take_it_ends_the_run(tmp_path: Path, monkeypatch) -> None:
+def test_what_was_taken_away_stays_away(tmp_path: Path, syncs) -> None:
+    store, synced = LocalStore(prefix=tmp_path), set()
+    put(store, "some/key", b"bytes")
+    syncs(synced.add)
+    delete(store, "some/key")
+    assert tmp_path / "some" in synced
+
+
+def test_a_disk_that_fails_to_take_it_ends_the_run_and_leaves_nothing(tmp_path: Path, syncs) -> None:
     def fails(path: Path) -> None:
-        raise OSError(errno.EIO, "Input/output error", str(path))
+        raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(durable, "_sync", fails)
+    syncs(fails)
     with pytest.raises(Unusable, match="Input/output error"):
         put(LocalStore(prefix=tmp_path), "some/key", b"bytes")
+    assert [*(tmp_path / "some").iterdir()] == []
 
 
-def test_file_systems_that_do_not_sync_directories_are_used_as_they_are(tmp_path: Path, monkeypatch) -> None:
-    sync = durable._sync
-
+def test_file_systems_that_do_not_sync_directories_are_used_as_they_are(tmp_path: Path, syncs) -> None:
     def files_alone(path: Path) -> None:
         if path.is_dir():
-            raise OSError(errno.EINVAL, "Invalid argument", str(path))
-        sync(path)
+            raise OSError(errno.EINVAL, "Invalid argument")
 
-    monkeypatch.setattr(durable, "_sync", files_alone)
+    syncs(files_alone)
     put(LocalStore(prefix=tmp_path), "some/key", b"bytes")
     assert (tmp_path / "some/key").read_bytes() == b"bytes"
+
+
+def test_of_several_who_create_one_object_one_does(tmp_path: Path) -> None:
+    store = LocalStore(prefix=tmp_path)
+    put(store, "some/key", b"first", create=True)
+    with pytest.raises(FileExistsError):
+        put(store, "some/key", b"second", create=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "some").iterdir()} == {"key": b"first"}
+    put(store, "some/key", b"third")
+    assert (tmp_path / "some/key").read_bytes() == b"third"

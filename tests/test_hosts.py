@@ -89,7 +89,7 @@ def test_host_that_joins_later_with_a_disk_of_its_own_ends_the_run(tree: Path, t
     join_second()
     told, _ = process.communicate(timeout=280)
     assert process.returncode == 1, told
-    assert f"on node 10.77.0.2: {out} holds no run.json" in told and "every node must reach" in told, told
+    assert f"on node 10.77.0.2: {out} holds no run.json" in told and "all nodes must reach the same --out" in told, told
 
 
 def test_disk_of_one_host_is_refused(tree: Path, tmp_path: Path, hosts: tuple[Host, Host]) -> None:

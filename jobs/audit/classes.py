@@ -56,7 +56,7 @@ class Examine:
             facts["small"].append(small[mine])
             for name in ("row", "class"):
                 facts[name].append(integers(part[name])[mine])
-            for name in ("correct", "probability", *FIGURES):
+            for name in ("correct", "probability", "sure", *FIGURES):
                 facts[name].append(floats(part[name])[mine])
         together = {name: np.concatenate(values) for name, values in facts.items() if values}
         background = Background(*(np.concatenate(values) for values in zip(*behind, strict=True)))
@@ -72,6 +72,7 @@ class Examine:
             small=facts["small"][mine],
             correct=facts["correct"][mine],
             probability=facts["probability"][mine],
+            sure=facts["sure"][mine],
             measures={name: facts[name][mine] for name in FIGURES},
         )
         return ExaminedClass(group.rows, examine(group, background, seed=self._seed))

@@ -15,7 +15,7 @@ from jobs.audit.spectral import NONE, by_size, split
 from jobs.audit.suspicion import Suspicion, suspect
 from jobs.audit.words import differences, finding
 
-TYPICAL, WRONG, EXAMPLES = 6, 12, 6
+TYPICAL, WRONG, EXAMPLES = 8, 12, 8
 WHOLE = 0.8  # of a class' rows: a finding about so many is about the class
 MOST_UNUSUAL = 1e6  # usual distances; also where the usual one is zero
 
@@ -103,8 +103,8 @@ def _told(suspicion: Suspicion, lines: list[dict[str, Any]], suspected: int) -> 
 
 
 def _wrong(group: Group) -> list[int]:
-    """The most confident first."""
+    """Those first of which the model is surest."""
     wrong = np.flatnonzero(group.correct == 0)
-    sure: NDArray[np.float32] = np.nan_to_num(group.probability[wrong], nan=-1)
+    sure: NDArray[np.float32] = np.nan_to_num(group.sure[wrong], nan=-1)
     rows: list[int] = group.rows[wrong[np.argsort(-sure, kind="stable")[:WRONG]]].tolist()
     return rows

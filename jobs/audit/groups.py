@@ -18,8 +18,8 @@ Integers = NDArray[np.int64]
 class Group:
     """The rows of one class: ``rows`` [n], ascending; ``small`` [n, h, w], their small maps.
 
-    ``correct`` [n]: 1, 0, or NaN where that is not known. ``probability`` [n]: NaN where there is none. ``measures``:
-    MEASURES and ON_OBJECT, each [n]; NaN where there is none.
+    ``correct`` [n]: 1, 0, or NaN where that is not known. ``probability`` [n] of the class, ``sure`` [n] of what is
+    predicted: NaN where there is none. ``measures``: MEASURES and ON_OBJECT, each [n]; NaN where there is none.
     """
 
     number: int
@@ -28,6 +28,7 @@ class Group:
     small: Floats
     correct: Floats
     probability: Floats
+    sure: Floats
     measures: Mapping[str, Floats]
 
 

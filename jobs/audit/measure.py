@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from jobs.audit.measures import CORNER, FRAME, GRID, Floats, measure, shares, shrink
 from jobs.audit.objects import ObjectsOf, on_objects
-from jobs.audit.unit_parts import encode, made_from, part_key
+from jobs.audit.unit_parts import FACTS, encode, made_from, part_key
 from jobs.index import OK, load_part
 from jobs.index import part_key as index_key
 from jobs.reader import open_store
@@ -45,7 +45,7 @@ class Measure:
         of: dict[str, object] = {
             "commit": hashlib.sha256(committed).hexdigest(),
             "objects": self._objects.digest if self._objects else None,
-            "how": [GRID, FRAME, CORNER],
+            "how": [GRID, FRAME, CORNER, *FACTS],
         }
         lines, _ = load_part(committed, unit)
         lines = lines.filter(pc.equal(lines[f"{self._spec.target}__status"], OK))
@@ -93,5 +93,6 @@ def _facts(lines: pa.Table, run: Run, target: str) -> pa.Table:
             "predicted": predicted,
             "correct": pc.equal(label, predicted),
             "probability": lines[f"{target}__probability"],
+            "sure": lines[f"{told}__probability"] if told else nothing.cast(pa.float32()),
         }
     )

@@ -13,10 +13,10 @@ A class is what the target explained; for a target that is no class, the label; 
 from __future__ import annotations
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from jobs.audit.measures import MEASURES
+from jobs.sink import parquet_table
 from jobs.stores import open_output, read_object
 from saliency_core.errors import Refused
 
@@ -36,14 +36,15 @@ def small_map_type(cells: tuple[int, int]) -> pa.DataType:
 
 
 def row_schema() -> pa.Schema:
-    """``correct``: null where label or prediction are unknown. ``cluster``: within its class, from 0; −1 for none.
+    """``probability``: of ``class``; ``sure``: of ``predicted``. ``correct``: null where label or prediction are
+    unknown. ``cluster``: within its class, from 0; −1 for none.
 
     ``outlier``: how far from its class, in its class' usual distances. ``embed_…``: for a picture of the class.
     """
     return pa.schema(
         [
             ("row", pa.int64()), ("class", pa.int32()), ("label", pa.int32()), ("predicted", pa.int32()),
-            ("correct", pa.bool_()), ("probability", pa.float32()),
+            ("correct", pa.bool_()), ("probability", pa.float32()), ("sure", pa.float32()),
             *_figures(MEASURES), *_figures(ON_OBJECT),
             ("cluster", pa.int32()), ("outlier", pa.float32()), ("embed_x", pa.float32()), ("embed_y", pa.float32()),
         ]
@@ -126,7 +127,7 @@ def read_audit(out: str, array: str, *tables: str) -> tuple[Audit, list[pa.Table
     objects, where = open_output(out), folder(array)
     try:
         audit = Audit.model_validate_json(read_object(objects, f"{where}/{AUDIT_JSON}"))
-        found = [pq.read_table(pa.BufferReader(read_object(objects, f"{where}/{name}"))) for name in tables]
+        found = [parquet_table(read_object(objects, f"{where}/{name}")) for name in tables]
     except FileNotFoundError:
         raise
     except (ValueError, OSError) as error:  # of pydantic, and of pyarrow

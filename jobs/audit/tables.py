@@ -43,7 +43,9 @@ def _put_rows(store: ObjectStore, array: str, units: Sequence[int], found: Seque
     added = np.concatenate([np.column_stack([one.examined.outlier, one.examined.embedding]) for one in found])[order]
     schema = row_schema()
     sink = HashingSink(store, f"{folder(array)}/{ROWS}")
-    with pq.ParquetWriter(pa.PythonFile(sink, mode="w"), schema, compression="zstd") as writer:
+    with pq.ParquetWriter(
+        pa.PythonFile(sink, mode="w"), schema, compression="zstd", write_page_checksum=True
+    ) as writer:
         for part in read_units(store, array, units, [*FACTS, *FIGURES]):
             places = np.searchsorted(rows, integers(part["row"]))  # every row is of a class
             part = part.append_column("cluster", pa.array(cluster[places]))

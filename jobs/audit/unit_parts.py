@@ -8,17 +8,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from obstore.store import ObjectStore
 
 from jobs.audit.measures import MEASURES, Floats
 from jobs.audit.results import ON_OBJECT, folder
 from jobs.lookahead import map_ahead
-from jobs.sink import parquet_bytes
+from jobs.sink import parquet_bytes, parquet_table
 from jobs.stores import read_object
 
-FACTS = ("row", "class", "label", "predicted", "correct", "probability")
+FACTS = ("row", "class", "label", "predicted", "correct", "probability", "sure")
 FIGURES = (*MEASURES, *ON_OBJECT)
 READ_AHEAD = 4  # parts
 _OF = b"saliency.audit"
@@ -42,16 +41,16 @@ def encode(facts: pa.Table, figures: Mapping[str, Floats], small: Floats, *, of:
 
 
 def made_from(data: bytes) -> dict[str, Any]:
-    """``of`` of ``encode``, and ``cells``; empty where the bytes are none of its."""
+    """``of`` of ``encode``, and ``cells``; empty where the bytes are not as it made them."""
     try:
-        found: dict[str, Any] = json.loads((pq.read_schema(pa.BufferReader(data)).metadata or {})[_OF])
-    except (pa.ArrowException, OSError, KeyError, ValueError):
+        found: dict[str, Any] = json.loads((parquet_table(data).schema.metadata or {})[_OF])
+    except (OSError, KeyError, ValueError):
         return {}
     return found
 
 
 def decode(data: bytes, columns: Sequence[str]) -> pa.Table:
-    return pq.ParquetFile(pa.BufferReader(data)).read(columns=list(columns), use_threads=False)
+    return parquet_table(data, columns)
 
 
 def read_units(store: ObjectStore, array: str, units: Iterable[int], columns: Sequence[str]) -> Iterator[pa.Table]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from jobs.audit.measures import Floats, shares, shrink
@@ -17,7 +16,7 @@ from jobs.compare.common import CommonPart
 from jobs.compare.likeness import centres, distance, overlap, rank_correlation, relevance
 from jobs.compare.results import CENTRES, COMPARE_JSON, FIGURE_SCHEMA, Comparison, part_key, sums_key
 from jobs.reader import open_store
-from jobs.sink import parquet_bytes
+from jobs.sink import parquet_bytes, parquet_table
 from jobs.stages import Stage
 from jobs.stores import open_output, put, read_object
 
@@ -130,4 +129,4 @@ def read_units(directory: str, units: list[int]) -> Iterator[tuple[pa.Table, pa.
     output = open_output(directory)
     for unit in units:
         figures, sums = (read_object(output, key(unit)) for key in (part_key, sums_key))
-        yield pq.read_table(pa.BufferReader(figures)), pq.read_table(pa.BufferReader(sums))
+        yield parquet_table(figures), parquet_table(sums)

@@ -16,10 +16,11 @@ from jobs.audit.results import ROWS, read_audit
 from jobs.index import OK
 from jobs.reader import Store
 from jobs.record import ArraySpec
+from saliency_core.errors import Refused
 
 log = logging.getLogger(__name__)
 
-CLUSTERING = EMBEDDING = "spectral"
+CLUSTERING, EMBEDDING = "spectral", "pca"
 
 
 def fresh_audit(store: Store, array: ArraySpec) -> pa.Table | None:
@@ -27,6 +28,9 @@ def fresh_audit(store: Store, array: ArraySpec) -> pa.Table | None:
     try:
         audit, (rows,) = read_audit(store.run.config.out, array.path, ROWS)
     except FileNotFoundError:
+        return None
+    except Refused as refused:  # all the rest is written by now, and good
+        log.warning("without the audit of %s: %s", array.path, refused)
         return None
     statuses = store.lines(store.committed_rows(), [f"{array.target}__status"])[0]
     if audit.mapped != pc.sum(pc.equal(statuses, OK)).as_py():

@@ -21,6 +21,7 @@ from jobs.report.sheets import Sheets
 from jobs.report.site import Site
 
 KINDS = ("typical", "atypical", "wrong")
+BOTH = ("predicted", "label")  # targets whose maps are shown side by side where they differ
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,9 @@ class ClassPages:
         self._artist = RowArtist(self._store)
         self._names = Names(self._store.run.class_names)
         # Of the audited method, for predicted beside label.
-        method = audit.array.partition("/")[2]
-        both = [f"{target}/{method}" for target in ("predicted", "label")]
-        self._both = both if all(path in self._store.arrays for path in both) else []
+        method, targets = audit.array.partition("/")[2], self._store.run.target_specs
+        both = [f"{slug}/{method}" for wanted in BOTH for slug, spec in targets.items() if spec == wanted]
+        self._both = both if len(both) == len(BOTH) else []
 
     def __call__(self, task: Task) -> Made:
         line, number = task.line, int(task.line["class"])
@@ -161,7 +162,8 @@ class ClassPages:
         }
 
     def _told(self, line: Line) -> Markup:
-        predicted, label, probability = (line[name] for name in ("predicted", "label", "probability"))
+        predicted, label = line["predicted"], line["label"]
+        probability = line["probability"] if predicted is None else line["sure"]
         parts: list[str] = []
         if predicted is not None:
             parts.append("predicted " + isolated(self._names.of(predicted)))
@@ -195,7 +197,7 @@ class ClassPages:
         )
 
 
-_KNOWN = ["row", "label", "predicted", "probability"]
+_KNOWN = ["row", "label", "predicted", "probability", "sure"]
 
 
 def _spot(line: Line) -> tuple[float, float] | None:

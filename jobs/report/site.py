@@ -32,7 +32,7 @@ class Site:
     def put(self, name: str, data: bytes) -> str:
         if not _OURS.fullmatch(name):
             raise ValueError(f"{name!r} is no name for a file of a report: it would never be taken away")
-        put(open_output(self.out), f"{self._prefix}{name}", data)
+        put(open_output(self.out), f"{self._prefix}{name}", data, lasting=False)  # a report is soon made again
         return name
 
     def put_static(self) -> list[str]:

@@ -57,6 +57,7 @@ def audit(seen: Seen, method: int) -> Outcome:
             small=small[rows],
             correct=(seen.labels[rows] == number).astype(np.float32),
             probability=seen.probability[rows],
+            sure=seen.probability[rows],
             measures={name: values[rows] for name, values in measures.items()},
         )
         started = time.process_time()
