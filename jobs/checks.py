@@ -134,7 +134,7 @@ def check_manifest(objects: Objects, run: Run) -> Iterator[Problem]:
 
 def _check_part(data: bytes, run: Run, part: int, digests: Digests) -> str | None:
     units = range(part * PART_UNITS, min((part + 1) * PART_UNITS, run.units))
-    with pq.ParquetFile(pa.BufferReader(data)) as file:
+    with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
         if file.num_row_groups != len(units):
             return f"has {file.num_row_groups} row groups instead of one for each of {len(units)} units"
         for group, unit in enumerate(units):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from obstore.store import ObjectStore
@@ -15,23 +15,38 @@ from jobs.console import say
 from jobs.contents import Objects, Problem, collected
 from jobs.exits import DONE, NOT_FINISHED
 from jobs.finalize import SHA256SUMS
-from jobs.index import DamagedError, committed, load_part, part_key
+from jobs.index import DamagedError, committed, load_part, part_key, unit_of
 from jobs.objects import is_remote, local_path
+from jobs.record import RUN_JSON
+from jobs.stopped import Unusable
+from jobs.store import CLASSES, class_metadata_objects
 from jobs.stores import list_keys, open_output, read_object
 from saliency_core.errors import Refused
 
 if TYPE_CHECKING:
     from jobs.verify import Report
 
-AGAIN = "run the same classes command again, it writes this object anew"
+NEXT = "run the same classes command again"
+AGAIN = f"{NEXT}, it writes this object anew"
+RESTORE = "nothing can make this object again, so restore it from a copy, or take a new --out"
 
 
 def is_class_store(out: str) -> bool:
-    """Whether there is a classes.json, sound or not."""
-    if not is_remote(out):
-        return (local_path(out) / ClassRun.KEY).is_file()
+    """Whether it is plainly one, sound or not. Refused where it cannot be looked at."""
+    if not is_remote(out) and not local_path(out).is_dir():
+        return False
     try:
-        read_object(open_output(out), ClassRun.KEY)
+        store = open_output(out)
+        if _has(store, RUN_JSON):
+            return False
+        return _has(store, ClassRun.KEY) or any(True for _ in list_keys(store, CLASSES))
+    except Unusable as error:
+        raise Refused(f"--out {error}") from error
+
+
+def _has(store: ObjectStore, key: str) -> bool:
+    try:
+        read_object(store, key)
     except FileNotFoundError:
         return False
     return True
@@ -39,52 +54,68 @@ def is_class_store(out: str) -> bool:
 
 def verify_classes(out: str, report: Report, console: Console) -> int:
     """As ``verify`` ends."""
+    store = open_output(out)
+    there = set(list_keys(store))
+    problems, sums = collected(load_sums(store)) if SHA256SUMS in there else ([], None)
+    report.take(problems)
+    objects = Objects(store, sums)
+    # What classes.json says decides what all else should be.
+    if not report.take(objects.read(ClassRun.KEY, remedy=RESTORE)):
+        return report.end("Nothing else was checked.")
     try:
         run = existing_class_run(out)
-        assert run is not None
     except Refused as refused:
-        report.take([Problem(ClassRun.KEY, f"is damaged: restore it from a copy, or take a new --out. ({refused})")])
+        report.take([Problem(ClassRun.KEY, f"is damaged: {RESTORE}. ({refused})")])
         return report.end("Nothing else was checked.")
-    store = open_output(out)
-    problems, objects = collected(_check(store, run))
-    report.take(problems)
+    assert run is not None
+    done = committed(store) & {*range(run.units)}
+    report.take(_check(objects, run, sorted(done) if sums is None else range(run.units), there))
     if report.problems:
         return report.end("Nothing was changed: what to do stands beside each.")
     read = f"{objects.count:,} objects, {objects.bytes / 2**20:,.1f} MiB"
-    if objects.sums is not None:
+    if sums is not None:
         say(console, f"verified: {read}: commits, arrays and hashes agree")
         return DONE
-    pending = run.units - len(committed(store))
-    say(console, f"not finished, and nothing is damaged: {read}; {pending:,} of {run.units:,} units are pending")
+    pending = f"{run.units - len(done):,} of {run.units:,} units are pending" if len(done) < run.units else "its end is"
+    say(console, f"not finished, and nothing is damaged: {read}; {pending}. Next: {NEXT}")
     return NOT_FINISHED
 
 
-def _check(store: ObjectStore, run: ClassRun) -> Generator[Problem, None, Objects]:
-    """Of an unfinished store: what is committed."""
-    there = set(list_keys(store))
-    sums = (yield from load_sums(store)) if SHA256SUMS in there else None
-    objects = Objects(store, sums)
-    seen = {SHA256SUMS}
-    units = range(run.units) if sums is not None else sorted(committed(store))
+def _check(objects: Objects, run: ClassRun, units: Iterable[int], there: set[str]) -> Iterator[Problem]:
+    metadata = class_metadata_objects(run)
+    seen = {ClassRun.KEY, SHA256SUMS, *metadata}
+    for key in sorted(metadata):
+        data = yield from objects.read(key, remedy=AGAIN)
+        if data not in (None, metadata[key]):
+            yield Problem(key, f"is not what {ClassRun.KEY} describes: {AGAIN}")
     for unit in units:
-        redo = f"delete {part_key(unit)}, which withdraws unit {unit}, and run the same classes command again"
-        seen.add(part_key(unit))
-        data = yield from objects.read(part_key(unit), remedy=redo)
-        if data is None:
-            continue
-        try:
-            shards = load_part(data, unit)[1].shards
-        except DamagedError:
-            yield Problem(part_key(unit), f"is damaged: {redo}")
-            continue
-        for shard in shards:
-            seen.add(shard.key)
-            yield from objects.read(shard.key, remedy=redo, record=shard)
-    if sums is None:  # what is on its way has no witness yet
-        return objects
-    for key in sorted(sums.keys() - seen):
-        yield from objects.scan(key, remedy=AGAIN)
-    for key in sorted(there - seen - sums.keys()):
-        if re.sub(r"#\d+$", "", key) not in seen | sums.keys():  # but what a kill cut short on its way to a local disk
-            yield Problem(key, "is nothing that this run makes: take it away")
-    return objects
+        seen |= yield from _check_unit(objects, run, unit)
+    if objects.sums is None:  # what is on its way has no witness yet
+        foreign = {key for key in there if (unit_of(key) or 0) >= run.units}
+    else:
+        for key in sorted(objects.sums.keys() - seen):
+            yield from objects.scan(key, remedy=AGAIN)
+        known = objects.sums.keys() | seen
+        # But what a kill cut short on its way to a local disk.
+        foreign = {key for key in there - known if re.sub(r"#\d+$", "", key) not in known}
+    for key in sorted(foreign):
+        yield Problem(key, "is nothing that this run makes: take it away")
+
+
+def _check_unit(objects: Objects, run: ClassRun, unit: int) -> Generator[Problem, None, set[str]]:
+    """The unit's part is of its classes, and each of its shards as it was committed → their keys."""
+    key = part_key(unit)
+    redo = f"delete {key}, which withdraws unit {unit}, and {NEXT}"
+    data = yield from objects.read(key, remedy=redo, if_missing=f"so unit {unit} is not done; {NEXT}")
+    if data is None:
+        return {key}
+    try:
+        lines, commit = load_part(data, unit)
+    except DamagedError:
+        yield Problem(key, f"is damaged: {redo}")
+        return {key}
+    if lines["class"].to_pylist() != [run.classes[row] for row in run.unit_rows(unit)]:
+        yield Problem(key, f"is not of the classes of unit {unit}: {redo}")
+    for shard in commit.shards:
+        yield from objects.read(shard.key, remedy=redo, record=shard)
+    return {key, *(shard.key for shard in commit.shards)}

@@ -34,7 +34,7 @@ from jobs.output import claim, refuse_unwritable
 from jobs.record import refuse_other_fingerprint
 from jobs.sink import parquet_bytes
 from jobs.store import CLASSES, class_metadata_objects, open_array
-from jobs.stores import open_output, put
+from jobs.stores import open_output, put, read_object
 from saliency_core.errors import Refused, Told
 from saliency_core.recipe import Recipe
 
@@ -107,13 +107,9 @@ def _plan(config: ClassesConfig, engine: StartingEngine) -> ClassRun:
     else:
         refuse_other_fingerprint(stored, run.fingerprint, where=config.out)
     store = open_output(config.out)
-    for key, data in _metadata(run).items():
+    for key, data in class_metadata_objects(run).items():
         put(store, key, data)
     return run
-
-
-def _metadata(run: ClassRun) -> dict[str, bytes]:
-    return class_metadata_objects(run) | {run.KEY: run.to_json()}
 
 
 def _chosen(wanted: Sequence[str], names: Sequence[str] | None, n_classes: int) -> list[int]:
@@ -148,7 +144,9 @@ def _finish(run: ClassRun, store: ObjectStore, console: Console) -> int:
 
     from saliency_core.class_models import as_pictures
 
-    sums = {key: _digest(data) for key, data in _metadata(run).items()}
+    # The record is of the session that claimed the store: what lies there, not what this one would have written.
+    sums = {run.KEY: _digest(read_object(store, run.KEY))}
+    sums |= {key: _digest(data) for key, data in class_metadata_objects(run).items()}
     tables = []
     for unit, data in read_parts(store, range(run.units)):
         table, commit = load_part(data, unit)

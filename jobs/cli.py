@@ -18,7 +18,7 @@ from rich.logging import RichHandler
 
 from jobs.class_config import ClassesConfig
 from jobs.config import REPEATED, Config, flag_of, read_config
-from jobs.console import say
+from jobs.console import Plain, say
 from jobs.exits import DONE, INTERRUPTED, NOT_FINISHED, REFUSED
 from jobs.job_config import JobConfig
 from jobs.stopped import Stopped
@@ -39,9 +39,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ? for what it lacks
-    logging.basicConfig(
-        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=errors, show_path=False)]
-    )
+    told = RichHandler(console=errors, show_path=False)
+    told.setFormatter(Plain("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[told])
     app()
 
 

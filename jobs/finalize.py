@@ -29,7 +29,7 @@ from jobs.index import (
     schema,
 )
 from jobs.manifest import part_key as manifest_key
-from jobs.manifest import parts_of
+from jobs.manifest import parts_of, sound
 from jobs.record import RUN_JSON, Run
 from jobs.sink import HashingSink
 from jobs.store import metadata_objects
@@ -96,7 +96,8 @@ def finalize(store: ObjectStore, run: Run, *, session: dict[str, Any]) -> Totals
     sums: dict[str, str] = {}
     totals = _compact(store, run, sums)
     for part in range(parts_of(run)):
-        sums[manifest_key(part)] = _digest(read_object(store, manifest_key(part)))
+        # What is damaged must not get a hash that calls it good.
+        sums[manifest_key(part)] = _digest(sound(part, read_object(store, manifest_key(part))))
     for key in metadata_objects(run):
         sums[key] = _digest(read_object(store, key))
     # A session that found nothing to do has no figures worth keeping.

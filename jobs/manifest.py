@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 
 from jobs.entries import Entry
+from jobs.index import DamagedError
 from jobs.record import Run
+from jobs.sink import parquet_table
 from jobs.stopped import Stopped
 from jobs.stores import list_keys, put, read_object
 
@@ -39,6 +41,8 @@ SCHEMA = pa.schema(
         "error": pa.string(),
     }
 )
+UNREADABLE = (OSError, ValueError)
+"""What pyarrow raises over damaged bytes."""
 PART_UNITS = 64
 PLACE = ("uri", "member", "offset", "length", "row_group", "row_in_group", "size", "etag", "error")
 """Where a sample is; a retry may find it elsewhere."""
@@ -169,7 +173,28 @@ class Manifest:
                     f"{part_key(part)} is missing: the run was stopped while it was planned. Run explain again, which "
                     "puts it there."
                 ) from None
-        return self._part[1].read_row_group(group)
+            except UNREADABLE as error:
+                raise _damaged(part, error) from error
+        try:
+            return self._part[1].read_row_group(group)
+        except UNREADABLE as error:
+            raise _damaged(part, error) from error
+
+
+def sound(part: int, data: bytes) -> bytes:
+    """``data``, if it is a whole part. Raises DamagedError."""
+    try:
+        parquet_table(data)
+    except UNREADABLE as error:
+        raise _damaged(part, error) from error
+    return data
+
+
+def _damaged(part: int, error: Exception) -> DamagedError:
+    return DamagedError(
+        f"{part_key(part)} is damaged ({str(error).splitlines()[0]}). Delete it, and run explain again: it lists the "
+        "inputs again, and puts it there."
+    )
 
 
 def _open(part: bytes) -> pq.ParquetFile:

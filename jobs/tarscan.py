@@ -16,6 +16,7 @@ from typing import BinaryIO
 from jobs.objects import ObjectInfo
 
 BLOCK = tarfile.BLOCKSIZE
+LONGEST_HEADER = 1 << 20  # bytes, of a name or of other facts that come before a member
 # Raised on bytes that are no header; an OSError is not among them: a failing disk is no damaged archive.
 UNREADABLE = (tarfile.TarError, ValueError, LookupError, OverflowError)
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -66,13 +67,26 @@ def _members(file: BinaryIO, start: int) -> Generator[tarfile.TarInfo, None, int
     stop = start
     file.seek(start)
     with suppress(*UNREADABLE):
-        tar = tarfile.TarFile(fileobj=file, encoding="utf-8", errors="backslashreplace")
+        tar = tarfile.TarFile(fileobj=_Headers(file), encoding="utf-8", errors="backslashreplace")  # type: ignore[arg-type]
         while (member := tar.next()) is not None:
             if tar.offset < member.offset_data:  # a negative size would go round for ever
                 break
             stop = tar.offset
             yield member
     return stop
+
+
+class _Headers:
+    """The archive, of which headers alone are read: one that claims to be long must not fill the memory."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if size > LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self._file.read(size)
 
 
 def _next_header(file: BinaryIO, stop: int) -> tuple[int | None, bool]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import unicodedata
+
+_JOINERS = "\u200c\u200d"  # without them Persian words and many emoji fall apart
 
 
 def duration(seconds: float) -> str:
@@ -28,3 +31,17 @@ def ranges(numbers: list[int], *, most: int = 10) -> str:
 def quoted(path: str) -> str:
     """As a shell wants it."""
     return shlex.quote(path)
+
+
+def shown(text: str) -> str:
+    """Text with what no eye would see, or what turns the direction of its surroundings, as ``\\n`` or ``\\u202e``."""
+    return "".join(one if _visible(one) else one.encode("unicode_escape", "surrogatepass").decode() for one in text)
+
+
+def shown_lines(text: str) -> str:
+    """The same of text whose lines are ours."""
+    return "\n".join(map(shown, text.split("\n")))
+
+
+def _visible(one: str) -> bool:
+    return one in _JOINERS or unicodedata.category(one) not in ("Cc", "Cf", "Cs", "Zl", "Zp")

@@ -58,7 +58,7 @@ def test_a_flipped_bit_anywhere_is_found_and_its_object_named(store: Path) -> No
 
 def test_missing_torn_and_foreign_objects_are_found(store: Path) -> None:
     for path in objects(store):
-        if path.name in ("SHA256SUMS", "classes.json"):  # without them it is unfinished, or no store
+        if path.name == "SHA256SUMS":  # without it the store is unfinished
             continue
         whole = path.read_bytes()
         for left in (None, whole[: len(whole) // 2]):
@@ -85,9 +85,24 @@ def test_an_unfinished_store_is_no_damaged_one(store: Path) -> None:
     for key in ("SHA256SUMS", "index/unit-00000001.parquet"):
         (store / key).unlink()
     code, told = check(store)
-    assert code == NOT_FINISHED and "1 of 2 units are pending" in told
-    (store / "classes.zarr/score/c/0").write_bytes(b"torn")
-    assert check(store)[0] == DAMAGED
+    assert code == NOT_FINISHED and "1 of 2 units are pending. Next: run the same classes command again" in told
+    for key in ("classes.zarr/score/c/0", "classes.zarr/zarr.json", "index/unit-00000000.parquet"):
+        whole = (store / key).read_bytes()
+        (store / key).write_bytes(b"{}")
+        code, told = check(store)
+        assert code == DAMAGED and key in told, told
+        (store / key).write_bytes(whole)
+    shutil.copy(store / "index/unit-00000000.parquet", store / "index/unit-00000007.parquet")
+    shutil.copy(store / "index/unit-00000000.parquet", store / "index/unit-00000001.parquet")
+    code, told = check(store)
+    assert code == DAMAGED and "index/unit-00000007.parquet: is nothing" in told
+    assert "index/unit-00000001.parquet: is not of the classes of unit 1" in told
+
+
+def test_another_session_changes_nothing_of_a_finished_store(store: Path) -> None:
+    """What may differ between sessions stands in classes.json, which is as the first one put it."""
+    assert run(store, classes=["0", "2", "4"], stall_seconds=77)[0] == 0
+    assert check(store)[0] == DONE
 
 
 def test_no_class_is_explained_again(made: Path) -> None:

@@ -23,11 +23,12 @@ from jobs.audit.results import AUDIT_JSON, CLASSES, CLUSTERS, ROWS, folder
 from jobs.reader import open_store
 from jobs.report.audited import read_audited
 from jobs.report.make import make_report
-from jobs.report.page import Tile, figure, shown
+from jobs.report.page import Tile, figure
 from jobs.report.pictures import RowArtist, mean_picture
 from jobs.report.scatter import MOST, scatter
 from jobs.report.sheets import ACROSS, Sheets
 from jobs.report.site import Site
+from jobs.words import shown
 from saliency_core.errors import Refused
 from saliency_core.look import draw_map
 

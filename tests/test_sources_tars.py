@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -216,3 +217,20 @@ def test_a_file_that_is_no_tar_is_one_entry_with_an_error(tmp_path: Path, data: 
     assert (broken.sample_id, good.sample_id) == ("x.tar/@0", "y.tar/a.png")
     assert broken.error is not None and says in broken.error
     assert broken.size == len(data)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_that_claims_to_be_long_does_not_fill_the_memory(tmp_path: Path, kind: bytes) -> None:
+    tar = write_tar(tmp_path / "x.tar", FOUR)
+    claim = tarfile.TarInfo("long")
+    claim.type, claim.size = kind, 200 << 20
+    where = offsets(tar)["c.png"][0]
+    tar.write_bytes(tar.read_bytes()[:where] + claim.tobuf(tarfile.GNU_FORMAT))
+    with tar.open("r+b") as file:
+        file.truncate(256 << 20)  # what it claims is there, and takes no room on the disk
+    tracemalloc.start()
+    entries = listed(tar)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [entry.sample_id for entry in entries] == ["x.tar/a.png", "x.tar/b.png", f"x.tar/@{where}"]
+    assert most < 32 << 20

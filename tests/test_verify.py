@@ -8,8 +8,9 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
-from conftest import run_inline
+from conftest import SAME, run_inline
 from damage import (
     check,
     copied,  # noqa: F401  the fixture ``store``
@@ -19,7 +20,7 @@ from damage import (
 )
 
 from jobs.exits import DAMAGED, DONE, NOT_FINISHED
-from jobs.index import part_key
+from jobs.index import DamagedError, part_key
 from jobs.verify import MOST_PRINTED
 from saliency_core.errors import Refused
 
@@ -209,3 +210,24 @@ def test_printed_problems_are_capped_and_all_counted(store: Path) -> None:
     assert code == DAMAGED
     assert told.count("is no object of this run") == MOST_PRINTED
     assert "70 problems (20 of them not printed)" in told
+
+
+def test_a_damaged_manifest_is_not_called_good_by_the_next_session(finished: Path, tree, tmp_path: Path) -> None:
+    """It hashes what it finds, so it looks at it first. (In a file's footer, a flip may change nothing.)"""
+    out = Path(shutil.copytree(finished, tmp_path / "store"))
+    manifest = out / "manifest/part-00000.parquet"
+    whole, lines = manifest.read_bytes(), pq.read_table(manifest)
+    stopped = 0
+    for place in range(8, len(whole) - 8, len(whole) // 24):
+        manifest.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            run_inline(**{**SAME, "images": str(tree), "out": str(out)})
+        except DamagedError as error:
+            stopped += 1
+            assert "manifest/part-00000.parquet is damaged" in str(error)
+        else:
+            assert pq.read_table(manifest).equals(lines), f"a flip at {place} was called good"
+    assert stopped > 8
+    manifest.unlink()  # as it was told
+    assert run_inline(**{**SAME, "images": str(tree), "out": str(out)})[0] == 3
+    assert check(out)[0] == DONE and pq.read_table(manifest).equals(lines)

@@ -23,9 +23,9 @@ from jobs.job_config import JobConfig, full_path
 from jobs.output import refuse_inside
 from jobs.progress import PLAIN_EVERY
 from jobs.reader import Store, open_store
-from jobs.report.page import shown
 from jobs.sink import parquet_bytes
 from jobs.stores import list_keys, open_output, put
+from jobs.words import shown
 from saliency_core.errors import Refused
 
 EXAMPLES = 20  # sample ids of each reason why rows have no comparison

@@ -15,7 +15,6 @@ and usable: no ``|safe``, no inline script or style (the page's policy forbids b
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,9 +23,10 @@ from typing import Any, Literal
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from jobs.words import shown
+
 Kind = Literal["text", "count", "number", "percent", "tile"]
 NOTHING = "–"
-_JOINERS = "\u200c\u200d"  # without them Persian words and many emoji fall apart
 
 
 @dataclass(frozen=True)
@@ -94,15 +94,6 @@ class Compared:
 def render(template: str, **context: Any) -> str:
     """A template of this package → HTML. ``root``: the way to the site's root (``""``, ``"../"``); ``title``: text."""
     return _environment().get_template(template).render(**context)
-
-
-def shown(text: str) -> str:
-    """Text with what no eye would see, or what turns the direction of its surroundings, as ``\\n`` or ``\\u202e``."""
-    return "".join(one if _visible(one) else one.encode("unicode_escape", "surrogatepass").decode() for one in text)
-
-
-def _visible(one: str) -> bool:
-    return one in _JOINERS or unicodedata.category(one) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def isolated(text: str) -> Markup:
