@@ -3,12 +3,12 @@
     python tests/chaos.py [--kills 100] [--seed 0] [--images 240]
 
 A job on a small tree (some images broken) is started; after a random while a random part of it gets a SIGKILL: the
-driver with everything below it, the driver alone, Ray's raylet, GCS or an agent, a replica, a worker that decodes or
-writes, an idle one, a process that decodes images, an actor of Ray Data's own. Where the job survives, the next kill
-meets the same job; where it does not, the same command is started again, as its user would. When it has ended, its
-store must be byte for byte the undisturbed one, `verify` must find nothing, and a new store is begun, until there were
-enough kills. Prints what each kind cost; exits with 1 at the first difference. The least that a kill can cost is the
-work of the units in flight.
+driver with everything below it, the driver alone, Ray's raylet, GCS or an agent, a replica, a worker that decodes, one
+that writes, an idle one, a process that decodes images, an actor of Ray Data's own. Where the job survives, the next
+kill meets the same job; where it does not, the same command is started again, as its user would. When it has ended,
+its store must be byte for byte the undisturbed one, `verify` must find nothing, and a new store is begun, until there
+were enough kills. Prints what each kind cost; exits with 1 at the first difference. The least that a kill can cost is
+the work of the units in flight.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from PIL import Image
 from processes import kill_all, parts, start
 
 FATAL = ("everything", "driver", "raylet", "gcs", "agent")
-KINDS = (*FATAL, "replica", "task worker", "idle worker", "decoder", "Ray Data's own")
+KINDS = (*FATAL, "replica", "reader", "writer", "idle worker", "decoder", "Ray Data's own")
 UNIT, MICRO_BATCH, PER_BATCH = 4, 2, 0.1  # rows, rows, seconds (python:factories:slow)
 WORKERS = 2
 

@@ -123,8 +123,13 @@ def greedy() -> nn.Module:
     return Greedy()
 
 
+def _well() -> bool:
+    """Whether the trouble that a model makes has been mended since."""
+    return "WELL" in os.environ
+
+
 class Raises(nn.Module):
-    """Like ``tiny``, but gives up on images by whose pixels ``told`` comes to more than a tenth."""
+    """Like ``tiny``, but gives up on images whose pixels ``told`` brings to more than a tenth, until it is ``WELL``."""
 
     def __init__(self, told: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -132,7 +137,7 @@ class Raises(nn.Module):
         self.told = told
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.told(images.detach()).abs() > 0.1:
+        if not _well() and self.told(images.detach()).abs() > 0.1:
             raise RuntimeError("too bright")
         return self.body(images)
 
@@ -147,7 +152,7 @@ def raises_on_noise() -> nn.Module:
 
 
 class Bright(nn.Module):
-    """Like ``tiny``, but something happens on images that are bright or dark (noise is neither)."""
+    """Like ``tiny``, but until it is ``WELL`` something happens on images that are bright or dark (noise is not)."""
 
     def __init__(self, happens: Callable[[], None]) -> None:
         super().__init__()
@@ -155,7 +160,7 @@ class Bright(nn.Module):
         self.happens = happens
 
     def forward(self, images: Tensor) -> Tensor:
-        if (images.detach().mean(dim=(1, 2, 3)).abs() > 0.5).any():
+        if not _well() and (images.detach().mean(dim=(1, 2, 3)).abs() > 0.5).any():
             self.happens()
         return self.body(images)
 

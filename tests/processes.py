@@ -85,8 +85,10 @@ def _kind(command: str) -> str | None:
         doing = command.removeprefix("ray::").strip()
         if doing.startswith("MapWorker"):
             return "replica"
-        if doing.startswith(("Read_Items", "MapBatches")):
-            return "task worker"
+        if doing.startswith("Read_Items"):
+            return "reader"
+        if doing.startswith("MapBatches"):
+            return "writer"
         if doing.endswith("Agent"):
             return "agent"
         return "idle worker" if doing == "IDLE" else "Ray Data's own"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pyarrow as pa
@@ -38,7 +41,7 @@ from jobs.retry import retry
 from jobs.sources import list_entries, open_sources
 from jobs.status import status
 from jobs.stopped import Unreachable, Unusable
-from jobs.stores import delete, list_keys, open_output, put, read_object
+from jobs.stores import address, delete, list_keys, open_output, put, read_object
 from jobs.verify import verify
 from saliency_core.errors import Refused
 
@@ -164,6 +167,16 @@ def test_outage_that_is_waited_out(method: str, inputs: Path, local, proxy: Faul
     timer = cut_off(proxy, method, after=10, back=3.0)
     assert run_inline(images=images, out=out, **job("folder"))[0] == 3
     assert timer.is_set()
+    assert comparable(remote(out)) == comparable(local("folder"))
+
+
+@pytest.mark.slow
+def test_outage_of_a_minute_is_waited_out_as_it_comes(inputs: Path, local, proxy: FaultProxy, saliency) -> None:
+    """On Ray, with the patience that there is by default."""
+    images, out = s3.upload(inputs / "folder", "folder"), f"s3://{s3.BUCKET}/store"
+    gone = cut_off(proxy, "PUT", after=10, back=60.0)
+    told = saliency("explain", *flags(images=images, out=out, **job("folder") | {"runner": "ray"}), timeout=400)
+    assert told.returncode == 3 and gone.is_set(), told.stdout + told.stderr
     assert comparable(remote(out)) == comparable(local("folder"))
 
 
@@ -370,3 +383,47 @@ def test_finalizer_overtaken_between_run_json_and_sums(finished: Path, tmp_path:
     monkeypatch.setattr(finalizing, "put", overtaking)
     finalize(store, run, session={"rows": 1})
     assert said(verify, str(out))[0] == 0
+
+
+def test_other_clouds_are_opened_from_their_own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a request: where they would be sent, and as whom."""
+    for name, value in {
+        "GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps({
+            "private_key": "", "private_key_id": "", "client_email": "", "disable_oauth": True,
+        }),
+        "AZURE_STORAGE_ACCOUNT_NAME": "somebody", "AZURE_STORAGE_ACCOUNT_KEY": "a2V5",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    stores._bucket.cache_clear()
+    kinds = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
+    for scheme, kind in kinds.items():
+        store, key = stores.locate(f"{scheme}://bucket/some/key")
+        assert (type(store).__name__, key, address(store)) == (kind, "some/key", f"{scheme}://bucket")
+    stores._bucket.cache_clear()
+
+
+def test_region_and_endpoint_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    signed = []
+
+    class Listening(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            signed.append(self.headers["Authorization"])
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
+    with HTTPServer(("127.0.0.1", 0), Listening) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name, value in {
+            "AWS_REGION": "eu-central-1", "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
+            "AWS_ALLOW_HTTP": "true", "AWS_ACCESS_KEY_ID": "WHO", "AWS_SECRET_ACCESS_KEY": "x",
+        }.items():  # fmt: skip
+            monkeypatch.setenv(name, value)
+        stores._bucket.cache_clear()
+        with pytest.raises(FileNotFoundError):
+            read("s3://bucket/some/key")
+        server.shutdown()
+    stores._bucket.cache_clear()
+    assert re.search(r"Credential=WHO/\d+/eu-central-1/s3/", signed[0])

@@ -74,13 +74,16 @@ def test_interrupt_stops_cleanly_and_tells_how_to_go_on(tree: Path, tmp_path: Pa
 @pytest.mark.slow
 def test_failing_replica_is_told_in_its_own_words(tree: Path, tmp_path: Path, saliency) -> None:
     """A model that raises on some images ends the run with unit and rows named; what was committed stays."""
-    told = saliency(
+    command = [
         "explain",
         *flags(images=tree, out=tmp_path / "s", model="python:factories:raises", runner="ray", workers=1, unit_size=8),
-    )
-    assert told.returncode == 1, told.stdout
+    ]
+    told = saliency(*command)
+    assert told.returncode == 1 and "run the same command again" in told.stderr, told.stdout + told.stderr
     # Which unit fails first is a matter of scheduling; that it is named with its own rows is not.
     named = re.search(r"failed on unit (\d), rows (\d+) to (\d+): RuntimeError: too bright", told.stderr)
     assert named, told.stderr
     unit, first, last = map(int, named.groups())
     assert (first, last) == (8 * unit, min(8 * unit + 7, 42))
+    assert saliency(*command, WELL="yes").returncode == 3
+    assert saliency("verify", tmp_path / "s").returncode == 0
