@@ -145,7 +145,7 @@ def test_last_words_are_said_of_the_dead_alone() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["replica", "reader", "idle worker", "Ray Data's own"])
+@pytest.mark.parametrize("kind", ["replica", "idle worker", "Ray Data's own"])
 def test_killed_worker_costs_nothing_but_time(tmp_path: Path, slow, undisturbed, kind: str) -> None:
     out = tmp_path / "store"
     process = start("explain", *slow(out, workers=2))
@@ -160,18 +160,16 @@ def test_killed_worker_costs_nothing_but_time(tmp_path: Path, slow, undisturbed,
 
 
 @pytest.mark.slow
-def test_killed_writer_costs_nothing_but_time(tmp_path: Path, slow, undisturbed) -> None:
+@pytest.mark.parametrize("kind", ["reader", "writer"])
+def test_worker_that_is_killed_at_work_costs_nothing_but_time(tmp_path: Path, slow, undisturbed, kind: str) -> None:
     """With maps that take a while to write: else it would hardly be met at work."""
-    keys = {
-        "resize": "384x384",
-        "unit_size": 8,
-        "methods": ("gradient(reduction=none)", "input_x_gradient(reduction=none)"),
-    }
+    methods = ("gradient(reduction=none)", "input_x_gradient(reduction=none)")
+    keys = {"resize": "384x384", "unit_size": 8, "methods": methods}
     out = tmp_path / "store"
     process = start("explain", *slow(out, workers=1, **keys))
     deadline = time.monotonic() + 200
-    while not (victims := parts(process).get("writer")):
-        assert time.monotonic() < deadline and process.poll() is None, "nobody was seen writing"
+    while not (victims := parts(process).get(kind)):
+        assert time.monotonic() < deadline and process.poll() is None, f"no {kind} was seen at work"
     victims[0].kill()
     told, _ = process.communicate(timeout=240)
     assert process.returncode == 3, told
