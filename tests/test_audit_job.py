@@ -17,9 +17,19 @@ from rich.console import Console
 
 from jobs.audit import measure
 from jobs.audit.job import _shared_out, audit
-from jobs.audit.measures import MEASURES, shares
+from jobs.audit.measures import MEASURES, shares, shrink
 from jobs.audit.measures import measure as measured
-from jobs.audit.results import AUDIT_JSON, CLASSES, CLUSTERS, ON_OBJECT, ROWS, Audit, class_schema, row_schema
+from jobs.audit.results import (
+    AUDIT_JSON,
+    CLASSES,
+    CLUSTERS,
+    ON_OBJECT,
+    ROWS,
+    Audit,
+    class_schema,
+    group_schema,
+    row_schema,
+)
 from jobs.reader import open_store
 from jobs.report.make import make_report
 from jobs.verify import verify
@@ -47,12 +57,14 @@ def test_tables_agree_with_the_store(store: Path) -> None:
     rows, classes = pq.read_table(folder / ROWS), pq.read_table(folder / CLASSES)
     assert rows.schema.equals(row_schema()) and classes.schema.equals(class_schema(made.cells))
     reader = open_store(str(store))
-    explained = reader.lines(columns=["row", "status", "predicted__class", "label"]).to_pylist()
+    columns = ["row", "status", "predicted__class", "predicted__probability", "label"]
+    explained = reader.lines(columns=columns).to_pylist()
     explained = [line for line in explained if line["status"] == "ok"]
     assert rows["row"].to_pylist() == [line["row"] for line in explained]
     assert rows["class"].to_pylist() == [line["predicted__class"] for line in explained]
     assert rows["correct"].to_pylist() == [line["predicted__class"] == line["label"] for line in explained]
-    directly = measured(shares(reader.maps("predicted/gradient", rows["row"].to_pylist())))
+    maps = reader.maps("predicted/gradient", rows["row"].to_pylist())
+    directly = measured(shares(maps))
     for name in MEASURES:
         np.testing.assert_array_equal(rows[name], directly[name])
     assert classes["rank"].to_pylist() == list(range(1, made.classes + 1))
@@ -60,6 +72,20 @@ def test_tables_agree_with_the_store(store: Path) -> None:
         mine = rows.filter(pc.equal(rows["class"], line["class"]))["row"].to_pylist()
         assert line["count"] == len(mine) and {*line["typical"], *line["atypical"]} <= {*mine}
         assert np.isclose(sum(line["mean_map"]), 1, atol=1e-3)
+    assert set(made.overall) == {name for name, _ in group_schema(made.cells)}
+    small = shrink(shares(maps)).astype(np.float16).astype(np.float64)  # as they are kept
+    mean_map = small.mean(axis=0)
+    reference = {
+        "count": len(rows),
+        "accuracy": np.mean([line["predicted__class"] == line["label"] for line in explained]),
+        "confidence": np.mean([line["predicted__probability"] for line in explained]),
+        "spread": np.abs(small - mean_map).sum(axis=(1, 2)).mean() / 2,
+        "mean_map": mean_map.ravel(),
+        **{name: values.mean(dtype=np.float64) for name, values in directly.items()},
+    }
+    for name, value in reference.items():
+        np.testing.assert_allclose(made.overall[name], value, rtol=1e-6, err_msg=name)
+    assert all(made.overall[name] is None for name in ON_OBJECT)
     assert (folder / CLUSTERS).exists()
     assert verify(str(store), Console(file=io.StringIO())) == 0
 

@@ -117,6 +117,16 @@ def test_findings_come_first_with_their_evidence(made: Path) -> None:
     assert "1\nno image" not in text and "Rows without a map" in text
 
 
+def test_all_rows_together_are_told_beside_what_is_usual(hostile: Path, made: Path) -> None:
+    page = Page(made / "index.html")
+    assert "mean map of all rows" in {image["alt"] for image in page.all("img")}
+    audited = read_audited(open_store(str(hostile)), ARRAY)
+    told = page.text[page.text.index("All rows together") :]
+    for label, name in (("Accuracy", "accuracy"), ("Spread of the maps", "spread")):
+        kind = "percent" if name == "accuracy" else "number"
+        assert f"{label}{figure(audited.overall[name], kind)}{figure(audited.median()[name], kind)}" in told
+
+
 def test_what_is_known_of_a_wrong_prediction_is_shown_beside_its_label(hostile: Path, made: Path) -> None:
     lines = open_store(str(hostile)).lines(columns=["row", "label", "predicted__class"]).to_pylist()
     wrong = [line for line in lines if line["predicted__class"] not in (line["label"], None)]
