@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,11 +23,13 @@ from jobs.audit.measures import MEASURES
 from jobs.audit.results import AUDIT_JSON, CLASSES, CLUSTERS, ROWS, folder
 from jobs.reader import open_store
 from jobs.report.audited import read_audited
+from jobs.report.class_page import Figure, Made
 from jobs.report.make import make_report
-from jobs.report.page import Tile, figure, shown
+from jobs.report.overview import overview
+from jobs.report.page import Tile, figure, render, shown
 from jobs.report.pictures import RowArtist, mean_picture
 from jobs.report.scatter import MOST, scatter
-from jobs.report.sheets import ACROSS, Sheets
+from jobs.report.sheets import ACROSS, LARGE, SMALL, Sheets
 from jobs.report.site import Site
 from saliency_core.errors import Refused
 from saliency_core.look import draw_map
@@ -170,6 +173,26 @@ def test_many_findings_are_named_after_the_first(store: Path, monkeypatch: pytes
     monkeypatch.setattr("jobs.report.overview.MOST_FINDINGS", 2)
     page = Page(report(store, alarms=5) / "index.html")
     assert len(page.all("article")) == 2 and "And 3 more" in page.text
+
+
+@pytest.mark.usefixtures("made")
+def test_the_first_page_of_a_thousand_classes_is_no_burden(hostile: Path) -> None:
+    """Nor where all of them are findings, and have long names."""
+    store = open_store(str(hostile))
+    audited = read_audited(store, ARRAY)
+    lines = [
+        {**audited.classes[0], "class": n, "class_name": f"{n} {'w' * 60}", "rank": n + 1, "alarm": True}
+        for n in range(1000)
+    ]
+    tile = Tile("pictures/class-0-0.jpg", 0, 0, LARGE, "map label/gradient on row 0")
+    examples = [Figure([tile, tile], row, "x" * 60, "predicted", "") for row in range(8)]
+    evidence = {n: Made(n, [], tile, None, examples) for n in range(1000)}
+    sheets, thumbnails = Sheets("overview", LARGE), Sheets("means", SMALL)
+    context = overview(store.run, replace(audited, classes=lines), evidence, sheets, thumbnails)
+    html = render("overview.html", root="", **context)
+    assert html.count('<tr><td class="tile">') == 1000
+    assert len(html.encode()) < 4e6, len(html.encode())
+    assert sum(map(len, thumbnails.files().values())) < 4e6
 
 
 # -- what it is made from ---------------------------------------------------------------------------------------
