@@ -131,6 +131,70 @@ def test_objects(store: Path, tmp_path: Path) -> None:
     assert all(line[name] is None for row, line in rows.items() for name in ON_OBJECT if row not in (5, 6))
 
 
+@pytest.fixture(scope="module", params=["16x16", "20", "14"])
+def framed(request: pytest.FixtureRequest, tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store whose model saw the whole of each image, a crop of it, or more than it: the crop pads. Not to be changed
+    but by audits."""
+    out = tmp_path_factory.mktemp("framed") / "store"
+    crop = {} if request.param == "16x16" else {"crop": "16"}
+    run_inline(images=str(tree / "bee"), out=str(out), resize=request.param, methods=("gradient",), **crop)
+    return out
+
+
+def centres(width: int, height: int, resize: int | tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Where the 16 columns and rows of a map have their centres in the original, by torchvision's rules: the shorter
+    edge becomes ``resize``, and the middle is cut out."""
+    short, found = min(width, height), []
+    for edge in (width, height):
+        new = 16 if isinstance(resize, tuple) else int(resize * edge / short)
+        start = -((16 - new) // 2) if new < 16 else round((new - 16) / 2)
+        found.append((np.arange(start, start + 16) + 0.5) * edge / new)
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("kind", ["boxes", "masks"])
+def test_objects_agree_with_a_look_at_every_pixel(framed: Path, tmp_path: Path, kind: str) -> None:
+    """Two objects of every sample, masks of another size than the image's; of one sample none."""
+    reader, rng = open_store(str(framed)), np.random.default_rng(0)
+    resize = reader.run.preprocessing.resize
+    (tmp_path / "masks").mkdir()
+    lines = reader.lines(columns=["row", "sample_id", "width", "height"]).to_pylist()
+    table, wanted = ["sample_id,x0,y0,x1,y1" if kind == "boxes" else "sample_id,mask"], {}
+    for line in lines[1:]:
+        width, height = line["width"], line["height"]
+        xs, ys = centres(width, height, resize)
+        on = np.zeros((16, 16), np.bool_)
+        for number in range(2):
+            x0, x1 = np.sort(rng.uniform(0, width, 2))
+            y0, y1 = np.sort(rng.uniform(0, height, 2))
+            mask = rng.random((41, 37)) > 0.8
+            for i, y in enumerate(ys):
+                for j, x in enumerate(xs):
+                    inside = 0 <= x < width and 0 <= y < height
+                    here = x0 <= x < x1 and y0 <= y < y1
+                    on[i, j] |= here if kind == "boxes" else inside and mask[int(y * 41 / height), int(x * 37 / width)]
+            name = f"masks/{line['row']}-{number}.png"
+            Image.fromarray(mask.astype(np.uint8) * 7).save(tmp_path / name)  # what is not black is object
+            table.append(f"{line['sample_id']},{name if kind == 'masks' else f'{x0},{y0},{x1},{y1}'}")
+        part = shares(reader.maps("predicted/gradient", [line["row"]]))[0]
+        wanted[line["row"]] = (float(on.ravel()[part.argmax()]), part[on].sum()) if on.any() else (None, None)
+    (tmp_path / "objects.csv").write_text("\n".join(table) + "\n")
+    run(framed, objects=str(tmp_path / "objects.csv"))
+    rows = {line["row"]: line for line in pq.read_table(framed / "audit/predicted/gradient" / ROWS).to_pylist()}
+    assert rows[lines[0]["row"]]["inside"] is None
+    assert len({pointing for pointing, _ in wanted.values()}) > 1, "objects that are under all peaks prove nothing"
+    for row, (pointing, inside) in wanted.items():
+        assert rows[row]["pointing"] == pointing
+        assert rows[row]["inside"] == (inside if inside is None else pytest.approx(inside, rel=1e-6))
+
+
+def test_a_mask_that_cannot_be_read_is_named(store: Path, tmp_path: Path) -> None:
+    sample = open_store(str(store)).lines(columns=["sample_id", "status"]).to_pylist()[0]["sample_id"]
+    (tmp_path / "masks.csv").write_text(f"sample_id,mask\n{sample},gone.png\n")
+    with pytest.raises(Refused, match=f"mask {tmp_path}/gone.png cannot be read"):
+        run(store, objects=str(tmp_path / "masks.csv"))
+
+
 def test_units_without_maps_and_blank_maps(tmp_path: Path) -> None:
     """A unit whose images are all broken; a class of black images only, whose maps are zero; and nothing else."""
     images, rng = tmp_path / "images", np.random.default_rng(0)
