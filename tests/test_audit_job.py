@@ -30,7 +30,7 @@ from jobs.audit.results import (
     group_schema,
     row_schema,
 )
-from jobs.reader import open_store
+from jobs.reader import Store, open_store
 from jobs.report.make import make_report
 from jobs.verify import verify
 from saliency_core.errors import Refused
@@ -98,6 +98,30 @@ def test_what_was_measured_is_measured_once(store: Path, monkeypatch: pytest.Mon
     assert code == 3 and "units by an earlier audit" in told
     again = content(store)
     assert {key for key in once if once[key] != again[key]} <= {"audit/predicted/gradient/audit.json"}  # its seconds
+
+
+def test_maps_are_read_a_few_at_a_time_and_once(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are read at once, objects and all come to the same."""
+    sample = open_store(str(store)).lines(columns=["sample_id", "status"]).to_pylist()[4]["sample_id"]
+    (store.parent / "boxes.csv").write_text(f"sample_id,x0,y0,x1,y1\n{sample},0,0,9,9\n")
+    run(store, objects=str(store.parent / "boxes.csv"))
+    once = content(store)
+    shutil.rmtree(store / "audit")
+    asked: list[list[int]] = []
+    maps = Store.maps
+
+    def spied(self: Store, path: str, rows: list[int]) -> np.ndarray:
+        asked.append(list(rows))
+        return maps(self, path, rows)
+
+    monkeypatch.setattr(Store, "maps", spied)
+    monkeypatch.setattr(measure, "AT_ONCE", 3)
+    run(store, objects=str(store.parent / "boxes.csv"))
+    assert max(map(len, asked)) == 3
+    mapped = pq.read_table(store / "audit/predicted/gradient" / ROWS)["row"].to_pylist()
+    assert sorted(row for rows in asked for row in rows) == mapped
+    again = content(store)
+    assert {key for key in once if once[key] != again[key]} <= {"audit/predicted/gradient/audit.json"}
 
 
 def test_a_unit_that_was_explained_anew_is_measured_anew(store: Path) -> None:
