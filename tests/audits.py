@@ -113,7 +113,7 @@ def write_audit(out: str, array: str, *, alarms: int = 1, names: dict[int, str] 
     audit = Audit(
         array=array, target_spec=spec.target_spec, method_spec=spec.method_spec, cells=cells, rows=len(store),
         mapped=n, blank=int(np.isnan(parts[:, 0, 0]).sum()), classes=len(found), alarms=min(alarms, len(found)), seed=0,
-        seconds={"measure": 3.0, "cluster": 2.0},
+        seconds={"measure": 3.0, "cluster": 2.0}, overall=told(np.arange(n)),
     )  # fmt: skip
     objects, where = open_output(out), folder(array)
     schema = schema_of_rows()

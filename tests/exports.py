@@ -80,7 +80,7 @@ def audited(finished: Path, where: Path) -> Path:
     pq.write_table(pa.table(values, schema=row_schema()), copy / audit_folder(GRADIENT) / ROWS)
     told = Audit(
         array=GRADIENT, target_spec="predicted", method_spec="gradient", cells=(16, 16), rows=43, mapped=len(lines),
-        blank=0, classes=3, alarms=0, seed=0,
+        blank=0, classes=3, alarms=0, seed=0, overall={},
     )  # fmt: skip
     (copy / audit_folder(GRADIENT) / AUDIT_JSON).write_text(told.model_dump_json())
     return copy

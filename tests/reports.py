@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +14,8 @@ from conftest import run_inline
 from PIL import Image
 from rich.console import Console
 
+from jobs.audit.job import audit
+from jobs.exits import IMPERFECT
 from jobs.report.make import make_report
 
 ARRAY = "label/gradient"
@@ -57,6 +60,16 @@ def report(out: Path | str, array: str = ARRAY, *, alarms: int = 3, **options: i
     write_audit(str(out), array, alarms=alarms, names=OVER)
     make_report(str(out), array, Console(file=io.StringIO()), **options)
     return Path(out) / "report"
+
+
+def audit_and_report(store: Path, out: Path) -> Path:
+    """What ``saliency audit`` makes of a copy of the store, ``out`` → the report's folder."""
+    shutil.copytree(store, out, ignore=shutil.ignore_patterns("audit", "report"))
+    console = Console(file=io.StringIO(), width=200)
+    assert audit(str(out), console, array=ARRAY, runner="inline") == IMPERFECT  # one image is broken
+    told = console.file.getvalue()  # type: ignore[attr-defined]
+    assert told.replace("\n", "").isprintable(), "a hostile name would have the terminal do things"
+    return out / "report"
 
 
 @dataclass

@@ -17,10 +17,20 @@ from rich.console import Console
 
 from jobs.audit import measure
 from jobs.audit.job import _shared_out, audit
-from jobs.audit.measures import MEASURES, shares
+from jobs.audit.measures import MEASURES, shares, shrink
 from jobs.audit.measures import measure as measured
-from jobs.audit.results import AUDIT_JSON, CLASSES, CLUSTERS, ON_OBJECT, ROWS, Audit, class_schema, row_schema
-from jobs.reader import open_store
+from jobs.audit.results import (
+    AUDIT_JSON,
+    CLASSES,
+    CLUSTERS,
+    ON_OBJECT,
+    ROWS,
+    Audit,
+    class_schema,
+    group_schema,
+    row_schema,
+)
+from jobs.reader import Store, open_store
 from jobs.report.make import make_report
 from jobs.verify import verify
 from saliency_core.errors import Refused
@@ -47,12 +57,14 @@ def test_tables_agree_with_the_store(store: Path) -> None:
     rows, classes = pq.read_table(folder / ROWS), pq.read_table(folder / CLASSES)
     assert rows.schema.equals(row_schema()) and classes.schema.equals(class_schema(made.cells))
     reader = open_store(str(store))
-    explained = reader.lines(columns=["row", "status", "predicted__class", "label"]).to_pylist()
+    columns = ["row", "status", "predicted__class", "predicted__probability", "label"]
+    explained = reader.lines(columns=columns).to_pylist()
     explained = [line for line in explained if line["status"] == "ok"]
     assert rows["row"].to_pylist() == [line["row"] for line in explained]
     assert rows["class"].to_pylist() == [line["predicted__class"] for line in explained]
     assert rows["correct"].to_pylist() == [line["predicted__class"] == line["label"] for line in explained]
-    directly = measured(shares(reader.maps("predicted/gradient", rows["row"].to_pylist())))
+    maps = reader.maps("predicted/gradient", rows["row"].to_pylist())
+    directly = measured(shares(maps))
     for name in MEASURES:
         np.testing.assert_array_equal(rows[name], directly[name])
     assert classes["rank"].to_pylist() == list(range(1, made.classes + 1))
@@ -60,6 +72,20 @@ def test_tables_agree_with_the_store(store: Path) -> None:
         mine = rows.filter(pc.equal(rows["class"], line["class"]))["row"].to_pylist()
         assert line["count"] == len(mine) and {*line["typical"], *line["atypical"]} <= {*mine}
         assert np.isclose(sum(line["mean_map"]), 1, atol=1e-3)
+    assert set(made.overall) == {name for name, _ in group_schema(made.cells)}
+    small = shrink(shares(maps)).astype(np.float16).astype(np.float64)  # as they are kept
+    mean_map = small.mean(axis=0)
+    reference = {
+        "count": len(rows),
+        "accuracy": np.mean([line["predicted__class"] == line["label"] for line in explained]),
+        "confidence": np.mean([line["predicted__probability"] for line in explained]),
+        "spread": np.abs(small - mean_map).sum(axis=(1, 2)).mean() / 2,
+        "mean_map": mean_map.ravel(),
+        **{name: values.mean(dtype=np.float64) for name, values in directly.items()},
+    }
+    for name, value in reference.items():
+        np.testing.assert_allclose(made.overall[name], value, rtol=1e-6, err_msg=name)
+    assert all(made.overall[name] is None for name in ON_OBJECT)
     assert (folder / CLUSTERS).exists()
     assert verify(str(store), Console(file=io.StringIO())) == 0
 
@@ -72,6 +98,30 @@ def test_what_was_measured_is_measured_once(store: Path, monkeypatch: pytest.Mon
     assert code == 3 and "units by an earlier audit" in told
     again = content(store)
     assert {key for key in once if once[key] != again[key]} <= {"audit/predicted/gradient/audit.json"}  # its seconds
+
+
+def test_maps_are_read_a_few_at_a_time_and_once(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are read at once, objects and all come to the same."""
+    sample = open_store(str(store)).lines(columns=["sample_id", "status"]).to_pylist()[4]["sample_id"]
+    (store.parent / "boxes.csv").write_text(f"sample_id,x0,y0,x1,y1\n{sample},0,0,9,9\n")
+    run(store, objects=str(store.parent / "boxes.csv"))
+    once = content(store)
+    shutil.rmtree(store / "audit")
+    asked: list[list[int]] = []
+    maps = Store.maps
+
+    def spied(self: Store, path: str, rows: list[int]) -> np.ndarray:
+        asked.append(list(rows))
+        return maps(self, path, rows)
+
+    monkeypatch.setattr(Store, "maps", spied)
+    monkeypatch.setattr(measure, "AT_ONCE", 3)
+    run(store, objects=str(store.parent / "boxes.csv"))
+    assert max(map(len, asked)) == 3
+    mapped = pq.read_table(store / "audit/predicted/gradient" / ROWS)["row"].to_pylist()
+    assert sorted(row for rows in asked for row in rows) == mapped
+    again = content(store)
+    assert {key for key in once if once[key] != again[key]} <= {"audit/predicted/gradient/audit.json"}
 
 
 def test_a_unit_that_was_explained_anew_is_measured_anew(store: Path) -> None:
@@ -103,6 +153,70 @@ def test_objects(store: Path, tmp_path: Path) -> None:
     assert rows[whole["row"]]["inside"] == pytest.approx(1) and rows[whole["row"]]["pointing"] == 1
     assert rows[nothing["row"]]["inside"] is None or rows[nothing["row"]]["inside"] < 0.05
     assert all(line[name] is None for row, line in rows.items() for name in ON_OBJECT if row not in (5, 6))
+
+
+@pytest.fixture(scope="module", params=["16x16", "20", "14"])
+def framed(request: pytest.FixtureRequest, tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store whose model saw the whole of each image, a crop of it, or more than it: the crop pads. Not to be changed
+    but by audits."""
+    out = tmp_path_factory.mktemp("framed") / "store"
+    crop = {} if request.param == "16x16" else {"crop": "16"}
+    run_inline(images=str(tree / "bee"), out=str(out), resize=request.param, methods=("gradient",), **crop)
+    return out
+
+
+def centres(width: int, height: int, resize: int | tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Where the 16 columns and rows of a map have their centres in the original, by torchvision's rules: the shorter
+    edge becomes ``resize``, and the middle is cut out."""
+    short, found = min(width, height), []
+    for edge in (width, height):
+        new = 16 if isinstance(resize, tuple) else int(resize * edge / short)
+        start = -((16 - new) // 2) if new < 16 else round((new - 16) / 2)
+        found.append((np.arange(start, start + 16) + 0.5) * edge / new)
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("kind", ["boxes", "masks"])
+def test_objects_agree_with_a_look_at_every_pixel(framed: Path, tmp_path: Path, kind: str) -> None:
+    """Two objects of every sample, masks of another size than the image's; of one sample none."""
+    reader, rng = open_store(str(framed)), np.random.default_rng(0)
+    resize = reader.run.preprocessing.resize
+    (tmp_path / "masks").mkdir()
+    lines = reader.lines(columns=["row", "sample_id", "width", "height"]).to_pylist()
+    table, wanted = ["sample_id,x0,y0,x1,y1" if kind == "boxes" else "sample_id,mask"], {}
+    for line in lines[1:]:
+        width, height = line["width"], line["height"]
+        xs, ys = centres(width, height, resize)
+        on = np.zeros((16, 16), np.bool_)
+        for number in range(2):
+            x0, x1 = np.sort(rng.uniform(0, width, 2))
+            y0, y1 = np.sort(rng.uniform(0, height, 2))
+            mask = rng.random((41, 37)) > 0.8
+            for i, y in enumerate(ys):
+                for j, x in enumerate(xs):
+                    inside = 0 <= x < width and 0 <= y < height
+                    here = x0 <= x < x1 and y0 <= y < y1
+                    on[i, j] |= here if kind == "boxes" else inside and mask[int(y * 41 / height), int(x * 37 / width)]
+            name = f"masks/{line['row']}-{number}.png"
+            Image.fromarray(mask.astype(np.uint8) * 7).save(tmp_path / name)  # what is not black is object
+            table.append(f"{line['sample_id']},{name if kind == 'masks' else f'{x0},{y0},{x1},{y1}'}")
+        part = shares(reader.maps("predicted/gradient", [line["row"]]))[0]
+        wanted[line["row"]] = (float(on.ravel()[part.argmax()]), part[on].sum()) if on.any() else (None, None)
+    (tmp_path / "objects.csv").write_text("\n".join(table) + "\n")
+    run(framed, objects=str(tmp_path / "objects.csv"))
+    rows = {line["row"]: line for line in pq.read_table(framed / "audit/predicted/gradient" / ROWS).to_pylist()}
+    assert rows[lines[0]["row"]]["inside"] is None
+    assert len({pointing for pointing, _ in wanted.values()}) > 1, "objects that are under all peaks prove nothing"
+    for row, (pointing, inside) in wanted.items():
+        assert rows[row]["pointing"] == pointing
+        assert rows[row]["inside"] == (inside if inside is None else pytest.approx(inside, rel=1e-6))
+
+
+def test_a_mask_that_cannot_be_read_is_named(store: Path, tmp_path: Path) -> None:
+    sample = open_store(str(store)).lines(columns=["sample_id", "status"]).to_pylist()[0]["sample_id"]
+    (tmp_path / "masks.csv").write_text(f"sample_id,mask\n{sample},gone.png\n")
+    with pytest.raises(Refused, match=f"mask {tmp_path}/gone.png cannot be read"):
+        run(store, objects=str(tmp_path / "masks.csv"))
 
 
 def test_units_without_maps_and_blank_maps(tmp_path: Path) -> None:

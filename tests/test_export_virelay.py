@@ -111,5 +111,5 @@ def test_virelay_shows_what_an_audit_found(finished: Path, tmp_path: Path) -> No
             seen += own
             assert all(audit[row]["class"] == names[category] for row in own)
             assert group["cluster/spectral"][:].tolist() == [audit[row]["cluster"] for row in own]
-            assert group["embedding/spectral"][:].tolist() == [[row, -row] for row in own]
+            assert group["embedding/pca"][:].tolist() == [[row, -row] for row in own]
         assert sorted(seen) == sorted(row for row in rows if audit[row]["class"] < 2)

@@ -175,7 +175,12 @@ def test_outage_of_a_minute_is_waited_out_as_it_comes(inputs: Path, local, proxy
     """On Ray, with the patience that there is by default."""
     images, out = s3.upload(inputs / "folder", "folder"), f"s3://{s3.BUCKET}/store"
     gone = cut_off(proxy, "PUT", after=10, back=60.0)
-    told = saliency("explain", *flags(images=images, out=out, **job("folder") | {"runner": "ray"}), timeout=400)
+    told = saliency(
+        "explain",
+        *flags(images=images, out=out, **job("folder") | {"runner": "ray"}),
+        timeout=400,
+        SALIENCY_STORE_SECONDS="180",
+    )
     assert told.returncode == 3 and gone.is_set(), told.stdout + told.stderr
     assert comparable(remote(out)) == comparable(local("folder"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,18 +16,20 @@ import pytest
 import s3
 from audits import write_audit
 from PIL import Image
-from reports import ARRAY, LONG, NAMES, SCRIPT, Page, pages, report
+from reports import ARRAY, NAMES, OVER, Page, audit_and_report, pages, report
 from rich.console import Console
 
 from jobs.audit.measures import MEASURES
 from jobs.audit.results import AUDIT_JSON, CLASSES, CLUSTERS, ROWS, folder
 from jobs.reader import open_store
 from jobs.report.audited import read_audited
+from jobs.report.class_page import Figure, Made
 from jobs.report.make import make_report
-from jobs.report.page import Tile, figure
+from jobs.report.overview import overview
+from jobs.report.page import Tile, figure, render
 from jobs.report.pictures import RowArtist, mean_picture
 from jobs.report.scatter import MOST, scatter
-from jobs.report.sheets import ACROSS, Sheets
+from jobs.report.sheets import ACROSS, LARGE, SMALL, Sheets
 from jobs.report.site import Site
 from jobs.words import shown
 from saliency_core.errors import Refused
@@ -37,6 +40,19 @@ from saliency_core.look import draw_map
 def made(hostile: Path) -> Path:
     """Its report's folder."""
     return report(hostile)
+
+
+@pytest.fixture(scope="module")
+def audited(hostile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report's folder of a true audit."""
+    return audit_and_report(hostile, tmp_path_factory.mktemp("audited") / "store")
+
+
+@pytest.fixture(scope="module", params=["made", "audited"])
+def either(request: pytest.FixtureRequest) -> Path:
+    """The folder of a report, be its audit made up or true."""
+    folder_: Path = request.getfixturevalue(request.param)
+    return folder_
 
 
 @pytest.fixture
@@ -50,8 +66,8 @@ def store(hostile: Path, tmp_path: Path) -> Path:
 # -- pages ----------------------------------------------------------------------------------------------------
 
 
-def test_every_link_leads_somewhere_in_the_folder(made: Path) -> None:
-    found = pages(made)
+def test_every_link_leads_somewhere_in_the_folder(either: Path) -> None:
+    found = pages(either)
     assert len(found) == 1 + len(NAMES)
     for page in found:
         ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
@@ -60,12 +76,12 @@ def test_every_link_leads_somewhere_in_the_folder(made: Path) -> None:
             assert not re.match(r"[a-z]+:|/", link), link
             way, _, fragment = link.partition("#")
             target = (page.path.parent / way).resolve() if way else page.path
-            assert target.is_file() and target.is_relative_to(made.resolve()), (page.path, link)
+            assert target.is_file() and target.is_relative_to(either.resolve()), (page.path, link)
             assert not fragment or fragment in ids
 
 
-def test_pages_are_made_for_those_who_do_not_see_them(made: Path) -> None:
-    for page in pages(made):
+def test_pages_are_made_for_those_who_do_not_see_them(either: Path) -> None:
+    for page in pages(either):
         assert [one["lang"] for one in page.all("html")] == ["en"]
         assert len(page.all("h1")) == len(page.all("main")) == 1
         ids = {attributes.get("id") for _, attributes in page.tags}
@@ -78,8 +94,8 @@ def test_pages_are_made_for_those_who_do_not_see_them(made: Path) -> None:
         assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
-def test_nothing_from_outside_is_allowed_and_nothing_inline_is_there(made: Path) -> None:
-    for page in pages(made):
+def test_nothing_from_outside_is_allowed_and_nothing_inline_is_there(either: Path) -> None:
+    for page in pages(either):
         policy = next(one["content"] for one in page.all("meta") if one.get("http-equiv") == "Content-Security-Policy")
         allowed = {word for part in policy.split(";") for word in part.split()[1:]}
         assert allowed == {"'none'", "'self'", "file:", "data:"}
@@ -88,23 +104,23 @@ def test_nothing_from_outside_is_allowed_and_nothing_inline_is_there(made: Path)
         assert not [name for _, attributes in page.tags for name in attributes if name == "style" or name[:2] == "on"]
 
 
-def test_hostile_names_are_text_everywhere(made: Path) -> None:
-    overview = Page(made / "index.html")
-    names = [LONG, SCRIPT, *(shown(name) for name in NAMES[2:])]
+def test_hostile_names_are_text_everywhere(either: Path, made: Path) -> None:
+    overview = Page(either / "index.html")
+    names = [shown(OVER.get(number, name) if either == made else name) for number, name in enumerate(NAMES)]
     for number, name in enumerate(names):
         assert name in overview.text
-        page = Page(made / "classes" / f"{number}.html")
+        page = Page(either / "classes" / f"{number}.html")
         assert name in page.text
         assert {tag for tag, _ in page.tags}.isdisjoint({"b", "i"})
-    assert "onerror" not in {name for page in pages(made) for _, attributes in page.tags for name in attributes}
-    everything = "".join(path.read_text() for path in made.rglob("*.html"))
+    assert "onerror" not in {name for page in pages(either) for _, attributes in page.tags for name in attributes}
+    everything = "".join(path.read_text() for path in either.rglob("*.html"))
     assert not re.search(r"[\x00-\x09\x0b-\x1f\u202a-\u202e\u2066-\u2069]", everything)
-    assert shown("03<b onclick=alert(1)> \u202e.png") in "".join(page.text for page in pages(made))
+    assert shown("03<b onclick=alert(1)> \u202e.png") in "".join(page.text for page in pages(either))
     assert "{{ 7*7 }}" in everything and "49 <title>" not in everything
 
 
-def test_files_are_named_by_numbers(made: Path) -> None:
-    names = {str(path.relative_to(made)) for path in made.rglob("*") if path.is_file()}
+def test_files_are_named_by_numbers(either: Path) -> None:
+    names = {str(path.relative_to(either)) for path in either.rglob("*") if path.is_file()}
     assert {"index.html", "report.css", "report.js", *(f"classes/{n}.html" for n in range(5))} <= names
     assert all(re.fullmatch(r"[a-z0-9./-]+", name) for name in names)
 
@@ -116,6 +132,16 @@ def test_findings_come_first_with_their_evidence(made: Path) -> None:
     assert text.count("rows have unusual relevance in the") == 3
     assert overview.text.count("Suspected cluster") == 3
     assert "1\nno image" not in text and "Rows without a map" in text
+
+
+def test_all_rows_together_are_told_beside_what_is_usual(hostile: Path, made: Path) -> None:
+    page = Page(made / "index.html")
+    assert "mean map of all rows" in {image["alt"] for image in page.all("img")}
+    audited = read_audited(open_store(str(hostile)), ARRAY)
+    told = page.text[page.text.index("All rows together") :]
+    for label, name in (("Accuracy", "accuracy"), ("Spread of the maps", "spread")):
+        kind = "percent" if name == "accuracy" else "number"
+        assert f"{label}{figure(audited.overall[name], kind)}{figure(audited.median()[name], kind)}" in told
 
 
 def test_what_is_known_of_a_wrong_prediction_is_shown_beside_its_label(hostile: Path, made: Path) -> None:
@@ -148,6 +174,26 @@ def test_many_findings_are_named_after_the_first(store: Path, monkeypatch: pytes
     monkeypatch.setattr("jobs.report.overview.MOST_FINDINGS", 2)
     page = Page(report(store, alarms=5) / "index.html")
     assert len(page.all("article")) == 2 and "And 3 more" in page.text
+
+
+@pytest.mark.usefixtures("made")
+def test_the_first_page_of_a_thousand_classes_is_no_burden(hostile: Path) -> None:
+    """Nor where all of them are findings, and have long names."""
+    store = open_store(str(hostile))
+    audited = read_audited(store, ARRAY)
+    lines = [
+        {**audited.classes[0], "class": n, "class_name": f"{n} {'w' * 60}", "rank": n + 1, "alarm": True}
+        for n in range(1000)
+    ]
+    tile = Tile("pictures/class-0-0.jpg", 0, 0, LARGE, "map label/gradient on row 0")
+    examples = [Figure([tile, tile], row, "x" * 60, "predicted", "") for row in range(8)]
+    evidence = {n: Made(n, [], tile, None, examples) for n in range(1000)}
+    sheets, thumbnails = Sheets("overview", LARGE), Sheets("means", SMALL)
+    context = overview(store.run, replace(audited, classes=lines), evidence, sheets, thumbnails)
+    html = render("overview.html", root="", **context)
+    assert html.count('<tr><td class="tile">') == 1000
+    assert len(html.encode()) < 4e6, len(html.encode())
+    assert sum(map(len, thumbnails.files().values())) < 4e6
 
 
 # -- what it is made from ---------------------------------------------------------------------------------------

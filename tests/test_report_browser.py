@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from browser import Visit, chromium
 from playwright.sync_api import Browser, expect
-from reports import LONG, SCRIPT, report
+from reports import LONG, SCRIPT, audit_and_report, report
 
 Open = Callable[..., Visit]
 CONTRAST = """(selector) => {
@@ -73,6 +73,19 @@ def column(visit: Visit, title: str) -> list[str]:
         }""",
         title,
     )
+
+
+def test_report_of_a_true_audit_loads_as_well(
+    browser: Browser, hostile: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    made = audit_and_report(hostile, tmp_path_factory.mktemp("audited") / "store")
+    context = browser.new_context(viewport={"width": 360, "height": 740})
+    for name in ("index.html", "classes/2.html"):
+        visit = Visit(context, made / name)
+        visit.scroll_through()
+        assert visit.page.evaluate("[...document.images].every((image) => image.naturalWidth > 0)")
+        assert visit.too_wide() <= 0 and visit.complaints == []
+    context.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -20,6 +20,7 @@ from jobs.audit import tables
 from jobs.audit.classes import GROUP_BYTES, Classes, Examine, ExaminedClass
 from jobs.audit.measure import Measure
 from jobs.audit.objects import ObjectsOf
+from jobs.audit.overall import overall
 from jobs.audit.results import AUDIT_JSON, Audit, folder
 from jobs.audit.unit_parts import integers, made_from, part_key, read_units
 from jobs.config import make_config
@@ -79,12 +80,14 @@ def audit(
     with suppress(FileNotFoundError):  # tables of two audits must not pass for one
         delete(store, f"{folder(array)}/{AUDIT_JSON}")
     lines = tables.put_tables(store, array, units, found, cells)
+    together = overall(store, array, units, cells)
     seconds["write"] = monotonic() - started
     spec = open_store(out).arrays[array]
     made = Audit(
         array=array, target_spec=spec.target_spec, method_spec=spec.method_spec, cells=cells, rows=run.rows,
         mapped=mapped, blank=blank, classes=len(found), alarms=sum(line["alarm"] for line in lines),
         unjudged=sum(line["score"] is None for line in lines), seed=seed, objects=objects, seconds=seconds,
+        overall=together,
     )  # fmt: skip
     _put(store, made)
     _tell(made, lines, console)

@@ -5,7 +5,7 @@ OUT/audit/<target>/<method>/
   rows.parquet                 of every row that has a map, in row order: ``row_schema``
   classes.parquet              of every class, in the order of their rank: ``class_schema``
   clusters.parquet             of every cluster of every class that splits: ``cluster_schema``
-  audit.json                   ``Audit``: what was audited, how, and the findings
+  audit.json                   ``Audit``: what was audited, how, and what is told of all rows together
 
 A class is what the target explained; for a target that is no class, the label; −1 where there is neither.
 """
@@ -24,6 +24,9 @@ AUDIT_JSON = "audit.json"
 ROWS, CLASSES, CLUSTERS = "rows.parquet", "classes.parquet", "clusters.parquet"
 ON_OBJECT = ("pointing", "inside")
 """Where objects are given: 1 if the peak lies on one, else 0; the share that lies on them. Null without."""
+
+Figures = dict[str, int | float | list[float] | None]
+"""The columns of ``group_schema`` by their names."""
 
 
 def _figures(names: tuple[str, ...]) -> list[tuple[str, pa.DataType]]:
@@ -99,6 +102,7 @@ class Audit(BaseModel):
     ``unjudged``: those of which, or beside which, there are too few maps to tell.
 
     ``rows``: of the store; ``mapped``: those that have a map; ``blank``: those whose map is zero or not finite.
+    ``overall``: of all those that have a map, the columns of ``group_schema``.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -117,6 +121,7 @@ class Audit(BaseModel):
     seed: int
     objects: str | None = None
     seconds: dict[str, float] = {}
+    overall: Figures  # the last: a small map is long
 
 
 def read_audit(out: str, array: str, *tables: str) -> tuple[Audit, list[pa.Table]]:

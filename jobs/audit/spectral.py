@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 from scipy.sparse.csgraph import laplacian
 from sklearn.cluster import SpectralClustering
+from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
 from jobs.audit.groups import Integers
@@ -79,14 +80,12 @@ def _features(small: Floats) -> NDArray[np.float64]:
 
 def _principal(features: NDArray[np.float64], chosen: Integers) -> NDArray[np.float64]:
     """Principal components of the chosen rows, of all rows [n, at least 2]; their signs are fixed."""
-    centre = features[chosen].mean(axis=0)
-    covariance = np.cov(features[chosen] - centre, rowvar=False) if len(chosen) > 1 else np.eye(features.shape[1])
-    size = features.shape[1]
-    axes = min(AXES, size)
-    _, vectors = eigh(covariance, subset_by_index=(size - axes, size - 1))
-    vectors = vectors[:, ::-1]
-    strongest = np.abs(vectors).argmax(axis=0)
-    points = (features - centre) @ (vectors * np.sign(vectors[strongest, np.arange(axes)]))
+    if len(chosen) == 1:  # no axis is before another
+        return np.zeros((len(features), 2))
+    axes = min(AXES, len(chosen), features.shape[1])
+    with np.errstate(invalid="ignore"):  # of identical rows the ratio of variances is 0 / 0; nobody asks for it
+        found = PCA(axes, svd_solver="full").fit(features[chosen])
+    points = found.transform(features)
     return np.pad(points, ((0, 0), (0, max(0, 2 - axes))))
 
 

@@ -25,10 +25,11 @@ Line = dict[str, Any]
 class Audited:
     """``classes``: lines of classes.parquet, by rank. ``clusters``: those of clusters.parquet, by class number.
 
-    ``rows``: rows.parquet, of which ``members`` gives a class' part.
+    ``overall``: of all rows. ``rows``: rows.parquet, of which ``members`` gives a class' part.
     """
 
     audit: Audit
+    overall: Line
     classes: list[Line]
     clusters: dict[int, list[Line]]
     rows: pa.Table
@@ -70,14 +71,15 @@ def read_audited(store: Store, array: str) -> Audited:
             f"{out} has no finished audit of {array}, and a report is made of one: run `saliency audit`."
         ) from None
     height, width = store.arrays[array].item_shape[-2:]
-    for line in [*(lines := classes.to_pylist()), *(of_clusters := clusters.to_pylist())]:
+    overall: Line = dict(audit.overall)
+    for line in [overall, *(lines := classes.to_pylist()), *(of_clusters := clusters.to_pylist())]:
         if line["mean_map"] is not None:
             line["mean_map"] = density(np.asarray(line["mean_map"], np.float32), (height, width))
     by_class: defaultdict[int, list[Line]] = defaultdict(list)
     for line in of_clusters:
         by_class[line["class"]].append(line)
     lines.sort(key=lambda line: line["rank"])
-    return Audited(audit, lines, dict(by_class), rows, *_by_class(np.asarray(rows["class"])))
+    return Audited(audit, overall, lines, dict(by_class), rows, *_by_class(np.asarray(rows["class"])))
 
 
 def _by_class(classes: NDArray[np.int32]) -> tuple[NDArray[np.int64], dict[int, tuple[int, int]]]:

@@ -20,7 +20,7 @@ from jobs.report.audited import Audited, Line, Names, read_audited
 from jobs.report.class_page import ClassPages, Made, Task, shown_rows
 from jobs.report.overview import overview
 from jobs.report.page import Link
-from jobs.report.sheets import SMALL, Sheets
+from jobs.report.sheets import LARGE, SMALL, Sheets
 from jobs.report.site import Site
 from jobs.words import duration
 from saliency_core.errors import Refused
@@ -44,10 +44,10 @@ def make_report(out: str, array: str, console: Console, *, examples: int = EXAMP
     say(console, f"drawing {len(audited.classes):,} classes …")
     tasks = list(_tasks(store, audited, examples))
     made = list(_told(_draw_all(out, audited, tasks, workers=workers), len(tasks), console))
-    thumbnails = Sheets("means", SMALL)
-    context = overview(store.run, audited, {one.number: one for one in made}, thumbnails)
+    sheets, thumbnails = Sheets("overview", LARGE), Sheets("means", SMALL)
+    context = overview(store.run, audited, {one.number: one for one in made}, sheets, thumbnails)
     written = {name for one in made for name in one.written} | set(site.put_static())
-    written |= {site.put(name, data) for name, data in thumbnails.files().items()}
+    written |= {site.put(name, data) for name, data in (sheets.files() | thumbnails.files()).items()}
     written.add(site.page("index.html", "overview.html", **context))
     site.sweep(written)
     say(console, f"{len(written):,} files in {duration(monotonic() - started)}: {site.address}")

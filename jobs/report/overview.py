@@ -14,7 +14,7 @@ from jobs.record import Run
 from jobs.report.audited import Audited, Line, Names
 from jobs.report.class_page import Made
 from jobs.report.figures import MEDIAN, compared
-from jobs.report.page import Column, Compared, Link, Table, Value, figure
+from jobs.report.page import Column, Compared, Link, Table, Tile, Value, figure
 from jobs.report.pictures import mean_picture
 from jobs.report.sheets import Sheets
 from jobs.words import duration
@@ -35,8 +35,18 @@ class Finding:
     figures: Compared
 
 
-def overview(run: Run, audited: Audited, made: Mapping[int, Made], sheets: Sheets) -> dict[str, Any]:
-    """The context of overview.html. Pictures of the table go into ``sheets``."""
+@dataclass(frozen=True)
+class Overall:
+    """All rows together, beside what is usual for a class."""
+
+    mean: Tile
+    figures: Compared
+
+
+def overview(
+    run: Run, audited: Audited, made: Mapping[int, Made], sheets: Sheets, thumbnails: Sheets
+) -> dict[str, Any]:
+    """The context of overview.html. Pictures of the table go into ``thumbnails``, others into ``sheets``."""
     audit, names, alarms = audited.audit, Names(run.class_names), audited.alarms
     return {
         "title": f"Audit of {run.config.model}: {audit.array}",
@@ -49,11 +59,12 @@ def overview(run: Run, audited: Audited, made: Mapping[int, Made], sheets: Sheet
             for line in audited.classes[:CLOSEST]
             if line["score"] is not None
         ],
+        "overall": _overall(audited, sheets),
         "what": _what(run, audited),
         "statuses": _statuses(run),
         "counts": [*_counts(run, audited), *_rates(run, audited)],
         "errors": errors_table(run),
-        "classes": class_table(audited, names, sheets),
+        "classes": class_table(audited, names, thumbnails),
     }
 
 
@@ -67,6 +78,12 @@ def _finding(line: Line, made: Made, audited: Audited, names: Names) -> Finding:
     things = {"Suspected cluster": suspect} if suspect else {}
     figures = compared("How it differs", {**things, "The class": line, MEDIAN: audited.median()})
     return Finding(line["rank"], _link(line, names), line["finding"] or "", made, figures)
+
+
+def _overall(audited: Audited, sheets: Sheets) -> Overall:
+    mean = sheets.add(mean_picture(audited.overall["mean_map"], audited.audit.cells), "mean map of all rows")
+    things = {"All rows": audited.overall, MEDIAN: audited.median()}
+    return Overall(mean, compared("All rows and what is usual for a class", things))
 
 
 def _what(run: Run, audited: Audited) -> Pairs:
