@@ -1,0 +1,38 @@
+"""What others named reaches a terminal as text: no name moves the cursor, clears the screen or hides a line."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+
+from conftest import flags
+from PIL import Image
+from rich.console import Console
+
+from jobs.console import say
+
+EVIL = "\x1b[2J\x1b]0;owned\x07\r\u202efdp"
+
+
+def test_hidden_characters_are_shown() -> None:
+    console = Console(file=io.StringIO(), width=20)
+    say(console, f"[bold]{EVIL}[/bold]\nsecond line, far longer than the terminal is wide")
+    assert console.file.getvalue() == (  # type: ignore[attr-defined]
+        r"[bold]\x1b[2J\x1b]0;owned\x07\r\u202efdp[/bold]" + "\nsecond line, far longer than the terminal is wide\n"
+    )
+
+
+def test_no_command_tells_a_terminal_what_a_name_says(finished: Path, tmp_path: Path, saliency) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "store"))
+    (out / "maps.zarr" / EVIL).write_bytes(b"")
+    images = tmp_path / f"in{EVIL}"
+    images.mkdir()
+    Image.new("RGB", (8, 8)).save(images / f"a{EVIL}.png")
+    (images / f"b{EVIL}.png").write_bytes(b"no image")
+    naming = [("verify", out), ("explain", *flags(images=tmp_path / EVIL, out=tmp_path / "other", model=EVIL))]
+    counting = [("explain", *flags(images=images, out=tmp_path / "new")), ("status", tmp_path / "new")]
+    for command in naming + counting:
+        told = saliency(*command)
+        assert command in counting or r"\x1b[2J" in told.stdout + told.stderr, (command, told.stdout, told.stderr)
+        assert not [one for one in "\x1b\x07\u202e" if one in told.stdout + told.stderr], command
