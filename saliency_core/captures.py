@@ -96,6 +96,22 @@ class Captures(TorchFunctionMode):
         if self._watches_functions:
             super().__exit__(*error)  # type: ignore[no-untyped-call]
 
+    def refuse_missing(self) -> None:
+        """Refused where a layer that somebody wants to read was not called in the forward."""
+        read = [name for name in self._modules if self._modules[name] not in self.activations]
+        for name in (*read, *sorted(self._read - self.live.keys())):
+            raise Refused(
+                f"layer {name!r} exists, but the model never calls it for these images, so there is nothing to read "
+                "from it: choose another layer."
+            )
+        for name, wanted in self._called.items():
+            if wanted not in self.activations:
+                function = name.partition("#")[0]
+                raise Refused(
+                    f"layer {name!r}: the model calls {function} {self._numbers[function]} times for these images, so "
+                    "there is nothing to read there: choose a call that it makes, or a module by its name."
+                )
+
     def _unhook(self) -> None:
         while self._handles:
             self._handles.pop().remove()
