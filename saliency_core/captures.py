@@ -20,9 +20,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from saliency_core.calls import call_name, made_by
 from saliency_core.errors import Refused
 from saliency_core.layouts import Layouts
-from saliency_core.leftovers import Left, Leftover, made_by
+from saliency_core.leftovers import Left, Leftover
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class Captures(TorchFunctionMode):
         result = made_by(func, args, kwargs)
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.requires_grad]
         if made:
-            function = getattr(func, "__name__", "function")
+            function = call_name(func)
             self._numbers[function] += 1
             name = f"{function}#{self._numbers[function]}"
             self._layouts.see(func, made[0])
