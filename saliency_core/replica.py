@@ -89,7 +89,11 @@ def _folded(model: Model, probe: Tensor, *, biased: bool, keep: Collection[str])
 def _source(model: Model, images: Tensor) -> tuple[object, ...]:
     """Changes when a weight is edited or replaced (not through ``.data``, which torch itself does not see)."""
     values = [*model.module.parameters(), *model.module.buffers()]
-    return images.shape[1:], images.device, *((value.data_ptr(), value._version) for value in values)
+    return images.shape[1:], images.device, *((value.data_ptr(), _version(value)) for value in values)
+
+
+def _version(value: Tensor) -> int:
+    return 0 if value.is_inference() else value._version  # what was made in inference mode counts none
 
 
 def copy_frozen(module: nn.Module, *, device: torch.device, dtype: torch.dtype) -> nn.Module:

@@ -151,6 +151,7 @@ def test_targets_share_a_forward_and_keep_to_themselves() -> None:
             close(maps, together[slug])
 
 
+@pytest.mark.filterwarnings("ignore:target .* does not depend on layer:saliency_core.errors.Told")
 def test_every_method_takes_every_target() -> None:
     module, images = net(), images_of(2)
     targets = ["label", "top:2", "contrast:label", "unit=layer:two[5]", "ce=loss:test_methods:cross_entropy"]
@@ -210,6 +211,7 @@ def left_as_found(module: nn.Module) -> Iterator[None]:
         assert after[key] == value, key
 
 
+@pytest.mark.filterwarnings("ignore:target .* does not depend on layer:saliency_core.errors.Told")
 @pytest.mark.parametrize(("wants_gradients", "grad_mode"), [(False, True), (True, False)])
 def test_everything_is_left_as_it_was_also_when_it_fails(wants_gradients: bool, grad_mode: bool) -> None:
     module, images = built(Touchy).requires_grad_(wants_gradients), images_of(3)
