@@ -111,10 +111,11 @@ def _try(explainer: Explainer, blank: Tensor) -> dict[str, Explanation]:
         return explainer(blank, labels=torch.zeros(len(blank), dtype=torch.int64), trial=True)
     except Refused:
         raise
-    except RuntimeError as error:
+    except Exception as error:  # whatever the user's model or loss raises
+        where = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
         raise Refused(
-            f"{explainer.model.spec} gives no gradient of its scores by its input, on made-up images "
-            f"({error}): there is nothing to map."
+            f"{explainer.model.spec} could not be explained on made-up images, nor could it in the run: "
+            f"{type(error).__name__}: {error}.{where}"
         ) from error
 
 
