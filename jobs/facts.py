@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,8 +40,9 @@ class ModelFacts:
     needs_labels: bool
 
 
-def model_facts(config: Config, *, folders: Sequence[str] | None) -> ModelFacts:
-    """Builds the model and explains blank images with it. ``folders``: the sources' class folders, sorted.
+def model_facts(config: Config, *, folders: Sequence[str] | None, device: Callable[[], str]) -> ModelFacts:
+    """Builds the model and explains blank images with it. ``folders``: the sources' class folders, sorted; ``device``
+    tells where the run will be, cpu or cuda, and is asked only where that matters: it may not be known at once.
 
     Refused where the model, a method or a target cannot work, or replicas would not be the same.
     """
@@ -58,7 +59,7 @@ def model_facts(config: Config, *, folders: Sequence[str] | None) -> ModelFacts:
         warnings.simplefilter("ignore", Told)  # its notes say the same
         explanations = _try(explainer, blank)
     image_bytes = _saved_bytes(explainer.replica(blank).model, blank) // len(blank)
-    agreed = agreement(model, config.precision) if config.precision in LESS_EXACT else {}
+    agreed, agreement_note = _agreement(model, config.precision, device)
     arrays = tuple(
         ArraySpec(
             target=target.slug,
@@ -90,20 +91,30 @@ def model_facts(config: Config, *, folders: Sequence[str] | None) -> ModelFacts:
         parameter_bytes=sum(value.nbytes for value in model.module.state_dict().values() if isinstance(value, Tensor)),
         image_bytes=image_bytes,
         passes=explainer.passes,
-        notes=(*explainer.notes, *_agreement_note(config, agreed)),
+        notes=(*explainer.notes, *agreement_note),
         agreement=agreed,
         needs_labels=any(target.needs_labels for target in explainer.targets),
     )
 
 
-def _agreement_note(config: Config, agreed: dict[str, float]) -> list[str]:
-    if not agreed:
-        return []
-    return [
-        f"{config.precision}: gradient maps have a cosine of {agreed['cosine']:.3f} and a rank correlation of "
+def _agreement(model: Model, precision: str, device: Callable[[], str]) -> tuple[dict[str, float], list[str]]:
+    """Of a faster precision with float32, on the run's device where this machine has it; and what to tell of it."""
+    if precision not in LESS_EXACT:
+        return {}, []
+    wanted = device()
+    here = wanted if wanted == "cpu" or torch.cuda.is_available() else "cpu"
+    if precision == "tf32" and here != wanted:  # a processor has none, and would agree perfectly
+        return {}, ["tf32: how near its maps are to float32's was not measured, as this machine has no GPU."]
+    agreed = agreement(model, precision, device=here)
+    if here == "cuda":
+        torch.cuda.empty_cache()  # a replica may want the memory
+    where = "GPU" if here == "cuda" else "processor" if here == wanted else "processor, not on the run's GPUs"
+    note = (
+        f"{precision}: gradient maps have a cosine of {agreed['cosine']:.3f} and a rank correlation of "
         f"{agreed['rank']:.3f} with float32's, and {agreed['same_class']:.0%} the same class (a few made-up images, "
-        "on this machine's processor)."
-    ]
+        f"on this machine's {where})."
+    )
+    return agreed, [note]
 
 
 def _try(explainer: Explainer, blank: Tensor) -> dict[str, Explanation]:
