@@ -13,10 +13,12 @@ from jobs.config import Config, MapDtype
 from jobs.model import blank_images, try_model
 from jobs.record import ArraySpec
 from saliency_core.agreement import agreement
+from saliency_core.cam import AUTO
 from saliency_core.errors import Refused, Told
 from saliency_core.explain import LESS_EXACT, Explainer, Explanation
 from saliency_core.models import Model
 from saliency_core.preprocessing import Preprocessing
+from saliency_core.replica import Replica
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ def model_facts(config: Config, *, folders: Sequence[str] | None, device: Callab
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Told)  # its notes say the same
         explanations = _try(explainer, blank)
-    image_bytes = _saved_bytes(explainer.replica(blank).model, blank) // len(blank)
+    replica = explainer.replica(blank)
+    image_bytes = _saved_bytes(replica.model, blank) // len(blank)
     agreed, agreement_note = _agreement(model, config.precision, device)
     arrays = tuple(
         ArraySpec(
@@ -91,10 +94,18 @@ def model_facts(config: Config, *, folders: Sequence[str] | None, device: Callab
         parameter_bytes=sum(value.nbytes for value in model.module.state_dict().values() if isinstance(value, Tensor)),
         image_bytes=image_bytes,
         passes=explainer.passes,
-        notes=(*explainer.notes, *agreement_note),
+        notes=(*explainer.notes, *_layer_note(explainer, replica), *agreement_note),
         agreement=agreed,
         needs_labels=any(target.needs_labels for target in explainer.targets),
     )
+
+
+def _layer_note(explainer: Explainer, replica: Replica) -> list[str]:
+    """Which layer a CAM reads that was given none."""
+    cams = [
+        method.slug for method in explainer.methods if any(signal.readout.layer == AUTO for signal in method.signals)
+    ]
+    return [f"{', '.join(cams)}: layer auto is {replica.found}."] if cams else []
 
 
 def _agreement(model: Model, precision: str, device: Callable[[], str]) -> tuple[dict[str, float], list[str]]:

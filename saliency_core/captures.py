@@ -33,6 +33,7 @@ class Capture:
 
     ``axes``: of height and width in its ``shape`` [n, …], ``grid`` of its tokens; None where it has none. ``left``:
     what the call leaves over its linearisation. ``value``: the output itself, detached, where it was asked for.
+    ``owner``: the module that made the call, where ``everything`` is watched; empty for the model's own forward.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Capture:
     grid: tuple[int, int] | None
     left: Left | None = None
     value: Tensor | None = None
+    owner: str = ""
 
 
 class Captures(TorchFunctionMode):
@@ -71,6 +73,7 @@ class Captures(TorchFunctionMode):
         self._numbers: Counter[str] = Counter()
         self._layouts = Layouts(size)
         self._handles: list[RemovableHandle] = []
+        self._inside: list[str] = []
         self.layers: list[Capture] = []
         self.calls: list[Capture] = []
         self.activations: dict[str, Capture] = {}
@@ -85,6 +88,8 @@ class Captures(TorchFunctionMode):
         try:
             for name in sorted({*self._modules, *self._read}):
                 self._handles.append(self._submodule(name).register_forward_hook(self._keeper(name)))
+            if self._everything:
+                self._follow_modules()
         except BaseException:
             self._unhook()
             raise
@@ -116,6 +121,20 @@ class Captures(TorchFunctionMode):
     def _unhook(self) -> None:
         while self._handles:
             self._handles.pop().remove()
+
+    def _follow_modules(self) -> None:
+        """Keeps the names of the modules that are being called, the innermost last."""
+
+        def enter(name: str) -> Callable[[nn.Module, Any], None]:
+            return lambda *_: self._inside.append(name)
+
+        def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+            del module, inputs, output
+            self._inside.pop()
+
+        for name, part in self._module.named_modules():
+            self._handles.append(part.register_forward_pre_hook(enter(name)))
+            self._handles.append(part.register_forward_hook(leave))
 
     def _submodule(self, name: str) -> nn.Module:
         try:
@@ -178,4 +197,5 @@ class Captures(TorchFunctionMode):
             self._layouts.tokens(shape),
             left,
             output.detach().clone() if value else None,
+            self._inside[-1] if self._inside else "",
         )

@@ -78,6 +78,17 @@ def test_another_argument_is_another_run(many: Path, tree: Path, saliency) -> No
     assert told.returncode == 2 and "methods" in told.stdout + told.stderr
 
 
+def test_run_json_tells_which_layer_auto_is(tree: Path, tmp_path: Path) -> None:
+    """By the call that made it, and the module that made the call; where a layer was given, nothing is to be told.
+    It is no part of what two runs must agree in."""
+    methods = ("gradcam", "guided_gradcam", "named=hirescam(layer=3)")
+    run_inline(images=str(tree / "ant"), out=str(tmp_path / "s"), methods=methods)
+    run = open_store(str(tmp_path / "s")).run
+    assert "gradcam, guided_gradcam: layer auto is relu#2 (5)." in run.notes
+    assert not any("named" in note for note in run.notes)
+    assert "relu#2" not in str(run.fingerprint)
+
+
 def test_what_is_made_again_is_the_same(many: Path, saliency) -> None:
     told = saliency("verify", many, "--recompute", 5)
     assert told.returncode == 0, told.stdout + told.stderr
