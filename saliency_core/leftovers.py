@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from saliency_core.calls import call_name, is_in_place, made_by
+from saliency_core.errors import Refused
 
 _CONVOLUTIONS = (*(f"{kind}{d}d" for kind in ("conv", "conv_transpose") for d in (1, 2, 3)), "convolution")
 # Of the arguments of what is affine in its input. torch.batch_norm and those of exported graphs begin otherwise than
@@ -112,7 +113,7 @@ class Leftover:
                 yield output, Left(output.detach() - tangent, 1, explicit=False)
 
     def _along_its_inputs(self) -> list[Tensor]:
-        """J·u of every output."""
+        """J·u of every output. Refused where torch cannot tell it."""
         places = [position for position, leaf in enumerate(self._leaves) if _is_float(leaf)]
 
         def call(*inputs: Tensor) -> list[Tensor]:
@@ -130,7 +131,16 @@ class Leftover:
         # Of attention's kernels only the plain arithmetic knows forward-mode differentiation.
         with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # the first time, torch compiles rules in a way it regrets
-            tangents: list[Tensor] = torch.func.jvp(call, point, along)[1]
+            try:
+                tangents: list[Tensor] = torch.func.jvp(call, point, along)[1]
+            except RuntimeError as error:
+                if not any(word in str(error) for word in ("forward", "functorch")):
+                    raise  # memory, for one
+                raise Refused(
+                    f"{call_name(self._func)}: torch knows no forward-mode differentiation of it, so what it adds to "
+                    "the score cannot be told from what it passes on, and FullGrad would be wrong. Choose another "
+                    f"method, or build the model without it. ({str(error).splitlines()[0]})"
+                ) from error
         return tangents
 
 
