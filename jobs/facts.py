@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +13,12 @@ from jobs.config import Config, MapDtype
 from jobs.model import blank_images, try_model
 from jobs.record import ArraySpec
 from saliency_core.agreement import agreement
+from saliency_core.cam import AUTO
 from saliency_core.errors import Refused, Told
 from saliency_core.explain import LESS_EXACT, Explainer, Explanation
 from saliency_core.models import Model
 from saliency_core.preprocessing import Preprocessing
+from saliency_core.replica import Replica
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ class ModelFacts:
     needs_labels: bool
 
 
-def model_facts(config: Config, *, folders: Sequence[str] | None) -> ModelFacts:
-    """Builds the model and explains blank images with it. ``folders``: the sources' class folders, sorted.
+def model_facts(config: Config, *, folders: Sequence[str] | None, device: Callable[[], str]) -> ModelFacts:
+    """Builds the model and explains blank images with it. ``folders``: the sources' class folders, sorted; ``device``
+    tells where the run will be, cpu or cuda, and is asked only where that matters: it may not be known at once.
 
     Refused where the model, a method or a target cannot work, or replicas would not be the same.
     """
@@ -57,8 +60,9 @@ def model_facts(config: Config, *, folders: Sequence[str] | None) -> ModelFacts:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Told)  # its notes say the same
         explanations = _try(explainer, blank)
-    image_bytes = _saved_bytes(explainer.replica(blank).model, blank) // len(blank)
-    agreed = agreement(model, config.precision) if config.precision in LESS_EXACT else {}
+    replica = explainer.replica(blank)
+    image_bytes = _saved_bytes(replica.model, blank) // len(blank)
+    agreed, agreement_note = _agreement(model, config.precision, device)
     arrays = tuple(
         ArraySpec(
             target=target.slug,
@@ -90,20 +94,38 @@ def model_facts(config: Config, *, folders: Sequence[str] | None) -> ModelFacts:
         parameter_bytes=sum(value.nbytes for value in model.module.state_dict().values() if isinstance(value, Tensor)),
         image_bytes=image_bytes,
         passes=explainer.passes,
-        notes=(*explainer.notes, *_agreement_note(config, agreed)),
+        notes=(*explainer.notes, *_layer_note(explainer, replica), *agreement_note),
         agreement=agreed,
         needs_labels=any(target.needs_labels for target in explainer.targets),
     )
 
 
-def _agreement_note(config: Config, agreed: dict[str, float]) -> list[str]:
-    if not agreed:
-        return []
-    return [
-        f"{config.precision}: gradient maps have a cosine of {agreed['cosine']:.3f} and a rank correlation of "
-        f"{agreed['rank']:.3f} with float32's, and {agreed['same_class']:.0%} the same class (a few made-up images, "
-        "on this machine's processor)."
+def _layer_note(explainer: Explainer, replica: Replica) -> list[str]:
+    """Which layer a CAM reads that was given none."""
+    cams = [
+        method.slug for method in explainer.methods if any(signal.readout.layer == AUTO for signal in method.signals)
     ]
+    return [f"{', '.join(cams)}: layer auto is {replica.found}."] if cams else []
+
+
+def _agreement(model: Model, precision: str, device: Callable[[], str]) -> tuple[dict[str, float], list[str]]:
+    """Of a faster precision with float32, on the run's device where this machine has it; and what to tell of it."""
+    if precision not in LESS_EXACT:
+        return {}, []
+    wanted = device()
+    here = wanted if wanted == "cpu" or torch.cuda.is_available() else "cpu"
+    if precision == "tf32" and here != wanted:  # a processor has none, and would agree perfectly
+        return {}, ["tf32: how near its maps are to float32's was not measured, as this machine has no GPU."]
+    agreed = agreement(model, precision, device=here)
+    if here == "cuda":
+        torch.cuda.empty_cache()  # a replica may want the memory
+    where = "GPU" if here == "cuda" else "processor" if here == wanted else "processor, not on the run's GPUs"
+    note = (
+        f"{precision}: gradient maps have a cosine of {agreed['cosine']:.3f} and a rank correlation of "
+        f"{agreed['rank']:.3f} with float32's, and {agreed['same_class']:.0%} the same class (a few made-up images, "
+        f"on this machine's {where})."
+    )
+    return agreed, [note]
 
 
 def _try(explainer: Explainer, blank: Tensor) -> dict[str, Explanation]:
@@ -111,10 +133,11 @@ def _try(explainer: Explainer, blank: Tensor) -> dict[str, Explanation]:
         return explainer(blank, labels=torch.zeros(len(blank), dtype=torch.int64), trial=True)
     except Refused:
         raise
-    except RuntimeError as error:
+    except Exception as error:  # whatever the user's model or loss raises
+        where = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
         raise Refused(
-            f"{explainer.model.spec} gives no gradient of its scores by its input, on made-up images "
-            f"({error}): there is nothing to map."
+            f"{explainer.model.spec} could not be explained on made-up images, nor could it in the run: "
+            f"{type(error).__name__}: {error}.{where}"
         ) from error
 
 

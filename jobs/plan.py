@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -65,7 +65,7 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False) -> P
     # The manifest waits beside: only when all is listed is it known whether OUT is this run's to write.
     with TemporaryDirectory(prefix="saliency-plan-") as aside:
         with ThreadPoolExecutor(1) as pool, prefetched(list_entries(sources)) as entries:
-            facts = pool.submit(_facts, config, folders).result()
+            facts = pool.submit(_facts, config, folders, lambda: engine.ready().device(config)).result()
             if facts.needs_labels:
                 refuse_unmatched_folders(config, class_names=facts.class_names, folders=folders)
             unit_size = _unit_size(config, facts.arrays, facts.preprocessing.input_size, facts.preprocessing.channels)
@@ -132,10 +132,10 @@ def set_up(run: Run) -> None:
     put(store, RUN_JSON, run.to_json())
 
 
-def _facts(config: Config, folders: Sequence[str] | None) -> Any:
+def _facts(config: Config, folders: Sequence[str] | None, device: Callable[[], str]) -> Any:
     from jobs.facts import model_facts  # torch takes seconds to import; the listing has begun by now
 
-    return model_facts(config, folders=folders)
+    return model_facts(config, folders=folders, device=device)
 
 
 def _folders(sources: Sequence[Source]) -> list[str] | None:

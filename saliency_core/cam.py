@@ -112,7 +112,7 @@ def find_layer(model: Model, images: Tensor) -> Capture:
     captures = Captures(model.module, (images.shape[2], images.shape[3]), everything=True)
     forward = Forward(model.logits, images, captures=captures, open_views=True)
     names = [call.name.partition("#")[0] for call in captures.calls]
-    heads = [place for place, name in enumerate(names) if name.startswith(("conv", "linear"))]
+    heads = [place for place, name in enumerate(names) if name.startswith(("conv", "linear", "addmm"))]
     candidates = [
         call
         for call, name in zip(captures.calls[: heads[-1] if heads else None], names, strict=False)
@@ -129,7 +129,7 @@ def find_layer(model: Model, images: Tensor) -> Capture:
 
 
 def _gradients(forward: Forward, candidates: Sequence[Capture]) -> list[Tensor]:
-    return forward.gradients(forward.outputs.amax(dim=1), candidates)
+    return forward.gradients(forward.outputs.amax(dim=1), candidates) if candidates else []
 
 
 def _lies_over_the_image(call: Capture) -> bool:

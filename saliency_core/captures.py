@@ -20,9 +20,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from saliency_core.calls import call_name, made_by
 from saliency_core.errors import Refused
 from saliency_core.layouts import Layouts
-from saliency_core.leftovers import Left, Leftover, made_by
+from saliency_core.leftovers import Left, Leftover
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Capture:
 
     ``axes``: of height and width in its ``shape`` [n, …], ``grid`` of its tokens; None where it has none. ``left``:
     what the call leaves over its linearisation. ``value``: the output itself, detached, where it was asked for.
+    ``owner``: the module that made the call, where ``everything`` is watched; empty for the model's own forward.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Capture:
     grid: tuple[int, int] | None
     left: Left | None = None
     value: Tensor | None = None
+    owner: str = ""
 
 
 class Captures(TorchFunctionMode):
@@ -70,6 +73,7 @@ class Captures(TorchFunctionMode):
         self._numbers: Counter[str] = Counter()
         self._layouts = Layouts(size)
         self._handles: list[RemovableHandle] = []
+        self._inside: list[str] = []
         self.layers: list[Capture] = []
         self.calls: list[Capture] = []
         self.activations: dict[str, Capture] = {}
@@ -84,6 +88,8 @@ class Captures(TorchFunctionMode):
         try:
             for name in sorted({*self._modules, *self._read}):
                 self._handles.append(self._submodule(name).register_forward_hook(self._keeper(name)))
+            if self._everything:
+                self._follow_modules()
         except BaseException:
             self._unhook()
             raise
@@ -96,9 +102,39 @@ class Captures(TorchFunctionMode):
         if self._watches_functions:
             super().__exit__(*error)  # type: ignore[no-untyped-call]
 
+    def refuse_missing(self) -> None:
+        """Refused where a layer that somebody wants to read was not called in the forward."""
+        read = [name for name in self._modules if self._modules[name] not in self.activations]
+        for name in (*read, *sorted(self._read - self.live.keys())):
+            raise Refused(
+                f"layer {name!r} exists, but the model never calls it for these images, so there is nothing to read "
+                "from it: choose another layer."
+            )
+        for name, wanted in self._called.items():
+            if wanted not in self.activations:
+                function = name.partition("#")[0]
+                raise Refused(
+                    f"layer {name!r}: the model calls {function} {self._numbers[function]} times for these images, so "
+                    "there is nothing to read there: choose a call that it makes, or a module by its name."
+                )
+
     def _unhook(self) -> None:
         while self._handles:
             self._handles.pop().remove()
+
+    def _follow_modules(self) -> None:
+        """Keeps the names of the modules that are being called, the innermost last."""
+
+        def enter(name: str) -> Callable[[nn.Module, Any], None]:
+            return lambda *_: self._inside.append(name)
+
+        def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+            del module, inputs, output
+            self._inside.pop()
+
+        for name, part in self._module.named_modules():
+            self._handles.append(part.register_forward_pre_hook(enter(name)))
+            self._handles.append(part.register_forward_hook(leave))
 
     def _submodule(self, name: str) -> nn.Module:
         try:
@@ -139,7 +175,7 @@ class Captures(TorchFunctionMode):
         result = made_by(func, args, kwargs)
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.requires_grad]
         if made:
-            function = getattr(func, "__name__", "function")
+            function = call_name(func)
             self._numbers[function] += 1
             name = f"{function}#{self._numbers[function]}"
             self._layouts.see(func, made[0])
@@ -161,4 +197,5 @@ class Captures(TorchFunctionMode):
             self._layouts.tokens(shape),
             left,
             output.detach().clone() if value else None,
+            self._inside[-1] if self._inside else "",
         )

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from saliency_core.arithmetic import arithmetic
 from saliency_core.deprocess import deprocess
 from saliency_core.errors import Refused, Told
 from saliency_core.models import Model
@@ -58,30 +59,35 @@ def visualise_classes(
     Raises Refused for no class or one that the model does not have, and where scores have no gradient; warns with Told.
     """
     recipe, device = recipe or Recipe(), torch.device(device)
+    # cuDNN chooses among algorithms that add up in another order each time.
+    cudnn = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, deterministic=True, allow_tf32=False)
+    with cudnn, arithmetic("float32", device):
+        found = _ascend(model, classes, recipe, seed, device)
+    for note in found.notes:
+        warnings.warn(note, Told, stacklevel=2)
+    return found
+
+
+def _ascend(model: Model, classes: Sequence[int], recipe: Recipe, seed: int, device: torch.device) -> ClassModels:
     shape = (model.preprocessing.channels, *model.preprocessing.input_size)
     images = torch.zeros(len(classes), *shape, device=device)
     made = make_replica(model, images, dtype=torch.float32)
     replica = made.model
-    for note in made.notes:
-        warnings.warn(note, Told, stacklevel=2)
+    _refuse_hopeless(replica, images, classes)
     chosen = torch.tensor(classes, dtype=torch.int64, device=device)[:, None]
     shifts = [_shifts(recipe, seed, number) for number in classes]
-    # TF32, which cuDNN takes where it can, rounds to three digits.
-    cudnn = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, deterministic=True, allow_tf32=False)
-    with torch.enable_grad(), cudnn:
-        _refuse_hopeless(replica, images, classes)
-        for step in range(recipe.steps):
-            forward = Forward(partial(_penalised, replica, recipe, [shift[step] for shift in shifts]), images)
-            scores = forward.outputs.gather(1, chosen)[:, 0]
-            direction = _normed(forward.backward(scores, last=True).input_gradient)
-            for row in (~direction.flatten(1).any(dim=1)).nonzero()[:, 0].tolist():
-                # No slope at all: a net may be blind to plain images. A random step leads away from there.
-                direction[row] = noise_for([classes[row]], step, shape, seed=seed, device=device)[0]
-            images = images + recipe.learning_rate * (1 - step / recipe.steps) * direction
-            if recipe.blur_every and (step + 1) % recipe.blur_every == 0:
-                images = blur(images, recipe.blur_sigma)
-        with torch.no_grad():
-            outputs = replica.logits(images)
+    for step in range(recipe.steps):
+        forward = Forward(partial(_penalised, replica, recipe, [shift[step] for shift in shifts]), images)
+        scores = forward.outputs.gather(1, chosen)[:, 0]
+        direction = _normed(forward.backward(scores, last=True).input_gradient)
+        for row in (~direction.flatten(1).any(dim=1)).nonzero()[:, 0].tolist():
+            # No slope at all: a net may be blind to plain images. A random step leads away from there.
+            direction[row] = noise_for([classes[row]], step, shape, seed=seed, device=device)[0]
+        images = images + recipe.learning_rate * (1 - step / recipe.steps) * direction
+        if recipe.blur_every and (step + 1) % recipe.blur_every == 0:
+            images = blur(images, recipe.blur_sigma)
+    with torch.no_grad():
+        outputs = replica.logits(images)
     scores, probabilities = (values.gather(1, chosen)[:, 0] for values in (outputs, outputs.softmax(dim=1)))
     return ClassModels(images, scores, probabilities, made.notes)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
 from torch import Tensor
 
+from saliency_core.arithmetic import arithmetic, usable
 from saliency_core.captures import Captures
 from saliency_core.errors import Refused, Told
 from saliency_core.methods import Signal, parse_method
@@ -123,16 +123,16 @@ class Explainer:
         images' permanent numbers (randomness is keyed by them; 0..n−1 by default) → by target slug.
 
         ``trial``: of samplers only the first pass, to see that and in what shapes everything comes, not the values."""
-        images, labels, rows = self._checked(images, labels, rows)
-        if not len(images):
-            raise Refused("there are no images in the batch: at least one is needed.")
-        with self._arithmetic(), torch.enable_grad():  # also where the caller has switched gradients off
+        with arithmetic(self.precision, self.device):
+            images, labels, rows = self._checked(images, labels, rows)
+            if not len(images):
+                raise Refused("there are no images in the batch: at least one is needed.")
             return self._explain(self.replica(images), images, labels, rows.tolist(), trial=trial)
 
     def single_pass(self, images: Tensor, *, labels: Tensor | None = None) -> Pass:
         """The plain pass of the first target at the images themselves, with all that the methods' readouts read."""
-        images, labels, _ = self._checked(images, labels, None)
-        with self._arithmetic(), torch.enable_grad():
+        with arithmetic(self.precision, self.device):
+            images, labels, _ = self._checked(images, labels, None)
             replica = self.replica(images)
             forward = self._forward(replica, images, self._groups[0][1])
             target = self.targets[0]
@@ -145,7 +145,8 @@ class Explainer:
         rows = torch.arange(n) if rows is None else rows
         if len(labels) != n or len(rows) != n:
             raise Refused(f"{n} images came with {len(labels)} labels and {len(rows)} rows: they must be as many.")
-        return images.to(self.device, self.dtype), labels.to(self.device, torch.int64), rows
+        images, labels = images.to(self.device, self.dtype), labels.to(self.device, torch.int64)
+        return usable(images), usable(labels), rows
 
     def _explain(
         self, replica: Replica, images: Tensor, labels: Tensor, rows: Sequence[int], *, trial: bool
@@ -286,20 +287,6 @@ class Explainer:
         if note not in self.notes:
             self.notes.append(note)
             warnings.warn(note, Told, stacklevel=2)
-
-    @contextmanager
-    def _arithmetic(self) -> Iterator[None]:
-        """The precision asked for, whatever the process was set to; as found afterwards."""
-        kind = self.device.type
-        low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
-        cast: AbstractContextManager[object] = torch.autocast(kind, low) if low else nullcontext()
-        matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
-        try:
-            with cast:
-                yield
-        finally:
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
 
 
 def group_by_sampler(signals: Sequence[Signal]) -> list[tuple[Sampler, list[Signal]]]:

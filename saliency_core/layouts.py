@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from saliency_core.calls import call_name
+
 _SPATIAL = ("conv", "pool", "interpolate", "upsample", "pad")
 _HALVINGS = 8
 _EXTRA_TOKENS = 16  # class, distillation and register tokens
@@ -23,7 +25,7 @@ class Layouts:
 
     def see(self, func: Callable[..., Any], result: Tensor) -> None:
         """Notes the grid that a call made."""
-        name = getattr(func, "__name__", "")
+        name = call_name(func)
         if result.dim() == 4 and any(word in name for word in _SPATIAL):
             grid = (result.shape[2], result.shape[3])
             if grid not in self._grids:

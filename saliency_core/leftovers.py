@@ -15,13 +15,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import batch_norm
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
-from saliency_core.rules import is_in_place
+from saliency_core.calls import call_name, is_in_place, made_by
+from saliency_core.errors import Refused
 
-_WEIGHTED = {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear"}
+_CONVOLUTIONS = (*(f"{kind}{d}d" for kind in ("conv", "conv_transpose") for d in (1, 2, 3)), "convolution")
+# Of the arguments of what is affine in its input. torch.batch_norm and those of exported graphs begin otherwise than
+# nn.functional's.
+_NORM = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps")
+_FUNCTIONAL_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+_ORDERS = {
+    **dict.fromkeys((*_CONVOLUTIONS, "linear"), ("input", "weight", "bias")),
+    **dict.fromkeys(("batch_norm", "native_batch_norm"), _NORM),
+    "native_batch_norm_legit_no_training": tuple(name for name in _NORM if name != "training"),
+}
 _HOMOGENEOUS = {
     *(
         "clone",
@@ -92,7 +102,7 @@ class Leftover:
         """Of each tensor that the call made and that depends on the image."""
         args, kwargs = tree_unflatten(self._leaves, self._spec)
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        if len(outputs) == 1 and (known := _parameter(self._func, args, kwargs)) is not None:
+        if (known := _parameter(self._func, args, kwargs)) is not None:
             if known.bias.numel() and outputs[0].requires_grad:
                 yield outputs[0], known
             return
@@ -103,7 +113,7 @@ class Leftover:
                 yield output, Left(output.detach() - tangent, 1, explicit=False)
 
     def _along_its_inputs(self) -> list[Tensor]:
-        """J·u of every output."""
+        """J·u of every output. Refused where torch cannot tell it."""
         places = [position for position, leaf in enumerate(self._leaves) if _is_float(leaf)]
 
         def call(*inputs: Tensor) -> list[Tensor]:
@@ -121,18 +131,21 @@ class Leftover:
         # Of attention's kernels only the plain arithmetic knows forward-mode differentiation.
         with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # the first time, torch compiles rules in a way it regrets
-            tangents: list[Tensor] = torch.func.jvp(call, point, along)[1]
+            try:
+                tangents: list[Tensor] = torch.func.jvp(call, point, along)[1]
+            except RuntimeError as error:
+                if not any(word in str(error) for word in ("forward", "functorch")):
+                    raise  # memory, for one
+                raise Refused(
+                    f"{call_name(self._func)}: torch knows no forward-mode differentiation of it, so what it adds to "
+                    "the score cannot be told from what it passes on, and FullGrad would be wrong. Choose another "
+                    f"method, or build the model without it. ({str(error).splitlines()[0]})"
+                ) from error
         return tangents
 
 
 def _name(func: Callable[..., Any]) -> str:
-    return getattr(func, "__name__", "").strip("_")
-
-
-def made_by(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """What the call makes, also where it returns nothing and writes into its first argument."""
-    result = func(*args, **kwargs)
-    return args[0] if getattr(func, "__name__", "") == "__setitem__" else result
+    return call_name(func).strip("_")
 
 
 def _is_float(leaf: object) -> bool:
@@ -158,32 +171,25 @@ def _homogeneous(name: str, floats: Sequence[Tensor], args: Sequence[Any], kwarg
 
 def _parameter(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Left | None:
     """The bias of a call that is affine in its first argument; empty where it has none. None for all other calls."""
-    given = [*args[1:], *kwargs.values()]
-    if any(_moves(leaf) for leaf in tree_leaves(given)):
-        return None  # weights that are made from the image
     name = _name(func)
-    if name in _WEIGHTED:
-        bias = args[2] if len(args) > 2 else kwargs.get("bias")
-        axis = -1 if name == "linear" else 1
-        return Left(args[0].new_empty(0) if bias is None else bias.detach(), axis, explicit=True)
-    if func is batch_norm:
-        return _batch_norm(*args, **kwargs)
-    return None
-
-
-def _batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Left | None:
-    del momentum
-    if training or running_mean is None or running_var is None:
+    order = _FUNCTIONAL_NORM if func is functional.batch_norm else _ORDERS.get(name)
+    if order is None:
         return None
-    scale = (running_var + eps).rsqrt() * (1 if weight is None else weight)
-    shift = -running_mean * scale + (0 if bias is None else bias)
-    return Left(shift.detach().to(input.dtype), 1, explicit=True)
+    given: dict[str, Any] = dict(zip(order, args, strict=False)) | dict(kwargs)
+    image = given.pop("input")
+    if any(_moves(leaf) for leaf in given.values()):
+        return None  # weights that are made from the image
+    if "running_mean" in order:
+        return _batch_norm(image, given)
+    bias = given.get("bias")
+    axis = -1 if name == "linear" else 1
+    return Left(image.new_empty(0) if bias is None else bias.detach(), axis, explicit=True)
+
+
+def _batch_norm(image: Tensor, given: Mapping[str, Any]) -> Left | None:
+    mean, variance, weight, bias = (given.get(key) for key in ("running_mean", "running_var", "weight", "bias"))
+    if given.get("training") or mean is None or variance is None:
+        return None
+    scale = (variance + given.get("eps", 1e-5)).rsqrt() * (1 if weight is None else weight)
+    shift = -mean * scale + (0 if bias is None else bias)
+    return Left(shift.detach().to(image.dtype), 1, explicit=True)

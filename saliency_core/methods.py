@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from saliency_core.baselines import BASELINES
 from saliency_core.cam import AUTO, GradCam, GradCamPlusPlus, HiResCam, LayerCam, XGradCam
@@ -94,34 +95,50 @@ def compose(
     readout: Argument = "gradient",
     moment: Argument = MEAN,
     n: Argument | None = None,
-    spread: Argument = 0.15,
-    baseline: Argument = "zero",
-    layer: Argument = AUTO,
+    spread: Argument | None = None,
+    baseline: Argument | None = None,
+    layer: Argument | None = None,
 ) -> tuple[Signal, ...]:
-    """Any rule × sampler × readout. Refused where an argument is none of those that there are."""
+    """Any rule × sampler × readout. Refused where an argument is none of those that there are, or where the sampler or
+    the readout has no use for it: somebody counts on it."""
     for value, known, what in (
         (rule, RULES, "rule"),
         (sampler, ("once", "noise", "path"), "sampler"),
         (readout, READOUTS, "readout"),
         (moment, MOMENTS, "moment"),
-        (baseline, BASELINES, "baseline"),
+        (baseline, (None, *BASELINES), "baseline"),
     ):
         if value not in known:
-            raise Refused(f"{what}={value}: choose one of {', '.join(known)}.")
+            raise Refused(f"{what}={value}: choose one of {', '.join(filter(None, known))}.")
+    cam = "cam" in str(readout)
+    for what, value, useful, needed in (
+        ("n", n, sampler != "once", "sampler=noise or sampler=path"),
+        ("spread", spread, sampler == "noise", "sampler=noise"),
+        ("baseline", baseline, sampler == "path", "sampler=path"),
+        ("moment", None if moment == MEAN else moment, sampler != "once", "sampler=noise or sampler=path"),
+        ("layer", layer, cam, "a readout that is a CAM"),
+    ):
+        if value is not None and not useful:
+            raise Refused(f"{what}={value} has no effect without {needed}: add that, or drop it.")
     if not isinstance(n, int | None) or (n is not None and n < 1):
         raise Refused(f"n={n}: a whole number of draws is needed, 1 or more.")
-    if isinstance(spread, str) or not 0 <= spread < float("inf"):
+    if isinstance(spread, str) or not 0 <= (spread or 0) < float("inf"):
         raise Refused(f"spread={spread}: a number is needed, 0 or more.")
-    made = READOUTS[str(readout)](*([str(layer)] if "cam" in str(readout) else []))
     samplers: dict[str, Callable[[], Sampler]] = {
         "once": Once,
-        "noise": lambda: Noise(n or 25, float(spread)),
-        "path": lambda: Path(n or 50, str(baseline)),
+        "noise": lambda: Noise(**_given(n=n, spread=spread)),
+        "path": lambda: Path(**_given(n=n, start=baseline)),
     }
+    made = READOUTS[str(readout)](**_given(layer=layer))
     return (Signal(RULES[str(rule)], samplers[str(sampler)](), made, str(moment)),)
 
 
-def guided_gradcam(*, layer: Argument) -> tuple[Signal, ...]:
+def _given(**arguments: Any) -> dict[str, Any]:
+    """Those that are not left to their defaults."""
+    return {key: value for key, value in arguments.items() if value is not None}
+
+
+def guided_gradcam(*, layer: Argument = AUTO) -> tuple[Signal, ...]:
     """The product of two signals under two rules."""
     return (*once("gradient", "guided"), *once("gradcam", layer=layer))
 
@@ -180,7 +197,7 @@ REGISTRY: dict[str, Entry] = {
             "sampler": "once",
             "readout": "gradient",
             "moment": MEAN,
-            "n": 0,
+            "n": "25 or 50",
             "spread": 0.15,
             "baseline": "zero",
             "layer": AUTO,
@@ -204,9 +221,8 @@ def parse_method(spec: str) -> Method:
     # Arguments that equal the defaults say nothing: both spellings are the same array.
     arguments |= {key: float(value) for key, value in arguments.items() if key == "spread" and isinstance(value, int)}
     told = {key: value for key, value in arguments.items() if value != entry.arguments[key]}
-    defaults = {key: value for key, value in entry.arguments.items() if key != "n" or value}
     try:
-        signals = entry.make(**{**defaults, **told})
+        signals = entry.make(**arguments)
     except Refused as error:
         raise Refused(f"method {spec!r}: {error}") from error
     usual = signals[0].readout.reduction

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from saliency_core.errors import Refused
 from saliency_core.targets import (
@@ -74,7 +74,8 @@ class Weighted(Target):
 class Loss(Target):
     """What a callable makes of ``(logits [n, classes], labels int64 [n])``, or of the logits alone → [n], per image.
 
-    One that takes labels does not apply to images without a label; they come to it as class 0.
+    Labels are given where ``_takes_labels``. One that takes them does not apply to images without a label, which come
+    to it as class 0.
     """
 
     is_class = False
@@ -82,7 +83,7 @@ class Loss(Target):
     def __init__(self, function: Callable[..., Any], *, spec: str, slug: str) -> None:
         super().__init__(spec=spec, slug=slug)
         self.function = function
-        self.needs_labels = _required(function, spec) > 1
+        self.needs_labels = _takes_labels(function, spec)
 
     def choose(self, logits: Tensor, labels: Tensor) -> Choice:
         if self.needs_labels:
@@ -91,7 +92,11 @@ class Loss(Target):
 
     def scores(self, outputs: Outputs, choice: Choice) -> Tensor:
         logits = outputs.logits
-        result = self.function(logits, choice.classes) if self.needs_labels else self.function(logits)
+        try:
+            result = self.function(logits, choice.classes) if self.needs_labels else self.function(logits)
+        except Exception as error:
+            error.add_note(f"It was raised in target {self.spec!r}.")
+            raise
         if not isinstance(result, Tensor) or result.shape != logits.shape[:1]:
             found = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
             raise Refused(
@@ -139,12 +144,19 @@ class LayerUnit(Target):
         return unit.reshape(len(unit), -1).mean(dim=1)
 
 
-def _required(function: Callable[..., Any], spec: str) -> int:
-    """How many positional arguments it must have."""
+def _takes_labels(function: Callable[..., Any], spec: str) -> bool:
+    """Whether it is called with labels: it has ``*args``, or a second argument without a default or with None."""
+    # A module's own call takes anything; its forward tells what it wants.
+    seen = function.forward if isinstance(function, nn.Module) else function
     try:
-        parameters = inspect.signature(function).parameters.values()
-    except ValueError as error:
+        parameters = list(inspect.signature(seen).parameters.values())
+    except (TypeError, ValueError) as error:
         raise Refused(f"target {spec!r}: what it takes cannot be seen ({error}): wrap it in a def.") from error
-    return sum(
-        one.default is one.empty and one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in parameters
-    )
+    given = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    needed = [one.name for one in given[2:] if one.default is one.empty]
+    needed += [one.name for one in parameters if one.kind is one.KEYWORD_ONLY and one.default is one.empty]
+    anything = any(one.kind is one.VAR_POSITIONAL for one in parameters)
+    if needed or not (given or anything):
+        wanted = f"needs {', '.join(needed)}, too" if needed else "takes none of them"
+        raise Refused(f"target {spec!r} is called with (logits, labels), and {wanted}: wrap it in a def.")
+    return anything if len(given) < 2 else given[1].default in (inspect.Parameter.empty, None)

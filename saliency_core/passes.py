@@ -44,7 +44,7 @@ class Forward:
     """One forward over ``inputs`` [n, C, H, W] that keeps its graph for the targets and rules that share it.
 
     ``outputs``: float [n, classes] before softmax. ``captures`` watches it, where readouts or targets want more;
-    ``open_views``: where a rule is to hold.
+    ``open_views``: where a rule is to hold. Refused where a layer that is wanted was not called.
     """
 
     def __init__(
@@ -65,6 +65,8 @@ class Forward:
         copied = self._inputs.clone()
         with watching, opening:  # what is done beside a view is seen, too
             self.outputs = model(copied)
+        if captures is not None:
+            captures.refuse_missing()
         self._relus: list[Node] | None = None
 
     @property

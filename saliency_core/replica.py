@@ -20,12 +20,14 @@ from saliency_core.softmax import bypass_softmax
 @dataclass(frozen=True)
 class Replica:
     """``model`` runs. ``places``: where the activations that were asked for come from, a module or a call by its name;
-    ``notes``: what its user should know."""
+    ``found``: what ``auto`` among them turned out to be, with the module that makes it; ``notes``: what its user should
+    know."""
 
     model: Model
     places: Mapping[str, str]
     notes: tuple[str, ...]
     source: tuple[object, ...]
+    found: str = ""
 
     def is_of(self, model: Model, images: Tensor) -> bool:
         """Whether it was made of the model as it is now, for images like these."""
@@ -64,10 +66,12 @@ def make_replica(
     if channels_last:
         module.to(memory_format=torch.channels_last)
     places = {name: name for name in activations}
+    told = ""
     if AUTO in places:
         found = find_layer(copied, probe)
         places[AUTO] = found.name
-    return Replica(copied, places, notes, _source(model, images))
+        told = f"{found.name} ({found.owner})" if found.owner else found.name
+    return Replica(copied, places, notes, _source(model, images), told)
 
 
 def _folded(model: Model, probe: Tensor, *, biased: bool, keep: Collection[str]) -> nn.Module:
@@ -89,7 +93,11 @@ def _folded(model: Model, probe: Tensor, *, biased: bool, keep: Collection[str])
 def _source(model: Model, images: Tensor) -> tuple[object, ...]:
     """Changes when a weight is edited or replaced (not through ``.data``, which torch itself does not see)."""
     values = [*model.module.parameters(), *model.module.buffers()]
-    return images.shape[1:], images.device, *((value.data_ptr(), value._version) for value in values)
+    return images.shape[1:], images.device, *((value.data_ptr(), _version(value)) for value in values)
+
+
+def _version(value: Tensor) -> int:
+    return 0 if value.is_inference() else value._version  # what was made in inference mode counts none
 
 
 def copy_frozen(module: nn.Module, *, device: torch.device, dtype: torch.dtype) -> nn.Module:

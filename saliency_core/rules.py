@@ -17,6 +17,8 @@ from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from saliency_core.calls import is_in_place
+
 Gradients = tuple[Tensor, ...]
 
 
@@ -105,14 +107,6 @@ class OutOfViews(TorchFunctionMode):
         func(beside, *args[1:], **kwargs)
         first.copy_(beside)
         return first
-
-
-def is_in_place(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call writes into its first argument."""
-    name = getattr(func, "__name__", "")
-    dunder = name.startswith("__")
-    named = name == "__setitem__" or (name.startswith("__i") and name != "__invert__") if dunder else name.endswith("_")
-    return bool(kwargs.get("inplace")) or named
 
 
 _FLOORS = {

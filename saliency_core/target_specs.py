@@ -21,7 +21,8 @@ TARGETS = {
     "contrast": "predicted minus runner-up; contrast:label, predicted minus label",
     "NAME=weighted:{K: W, …}": "a weighted sum of classes' scores",
     "NAME=loss:package.module:function": "any (logits, labels) → one value per image",
-    "layer:MODULE[INDEX]": "the mean activation of a channel or unit of any layer; NAME=… where it cannot be a name",
+    "layer:MODULE[INDEX]": "the mean activation of a channel or unit of any layer, INDEX of its axes after the images' "
+    "(channels first in a CNN, tokens first in a ViT's [n, tokens, C]); NAME=… where it cannot be a name",
 }
 
 

@@ -7,9 +7,10 @@ import torch
 from odd_nets import Odd, explain, images_of, parts_of, saturating, twin
 from references import built, full_gradient, gradient, of_class, residual
 from subjects import distance, own
-from torch import Tensor
+from torch import Tensor, nn
 
 from saliency_core.decompose import decompose
+from saliency_core.errors import Refused
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -88,6 +89,20 @@ def test_residuals_are_as_defined_and_go_with_the_map() -> None:
     assert complete.shape == (5,) and (complete >= 0).all() and complete.max() <= 1e-12
     single = explain(built(Odd), images.float(), "fullgrad", precision="float32").residuals["fullgrad"]
     assert single.max() <= 1e-5
+
+
+class Distances(nn.Module):
+    """Of all rows to each other, of which torch knows no forward-mode differentiation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cdist(x, x).mean((1, 2, 3))[:, None].expand(-1, 6)
+
+
+def test_a_call_that_cannot_be_taken_apart_is_named() -> None:
+    module, images = built(Distances), images_of(2, 12, 16)
+    with pytest.raises(Refused, match="cdist: torch knows no forward-mode differentiation of it"):
+        explain(module, images, "fullgrad")
+    assert explain(module, images, "gradient").maps["gradient"].any()
 
 
 def test_a_batch_is_its_images() -> None:

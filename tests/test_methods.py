@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -100,6 +101,64 @@ def test_a_loss_of_the_users_own() -> None:
     close(found.scores, cross_entropy(module(images), LABELS))
 
 
+def optional(outputs: Tensor, labels: Tensor | None = None) -> Tensor:
+    assert labels is not None
+    return cross_entropy(outputs, labels)
+
+
+def anything(*given: Tensor) -> Tensor:
+    return cross_entropy(*given)
+
+
+def alone(outputs: Tensor, temperature: float = 2.0) -> Tensor:
+    return outputs.logsumexp(1) / temperature
+
+
+per_image = nn.CrossEntropyLoss(reduction="none")
+in_part = partial(F.cross_entropy, reduction="none")
+
+
+@pytest.mark.parametrize("function", ["per_image", "in_part", "optional", "anything"])
+def test_whatever_takes_labels_gets_them(function: str) -> None:
+    """Also a module, whose own call takes anything."""
+    module, images = net(), images_of()
+    found = explain(module, images, "gradient", target=f"ce=loss:test_methods:{function}", labels=LABELS)
+    close(found.scores, cross_entropy(module(images), LABELS))
+    with_none = torch.where(LABELS == 3, -1, LABELS)
+    found = explain(module, images, "gradient", target=f"ce=loss:test_methods:{function}", labels=with_none)
+    assert torch.equal(found.applies, LABELS != 3)
+
+
+def test_an_option_of_a_loss_is_no_label() -> None:
+    module, images = net(), images_of()
+    close(
+        explain(module, images, "gradient", target="mine=loss:test_methods:alone", labels=LABELS).scores,
+        module(images).logsumexp(1) / 2,
+    )
+
+
+def fails(outputs: Tensor, labels: Tensor) -> Tensor:
+    raise TypeError("not for me")
+
+
+def three(outputs: Tensor, labels: Tensor, third: Tensor) -> Tensor:
+    return outputs[:, 0]
+
+
+def by_keyword(outputs: Tensor, *, margin: float) -> Tensor:
+    return outputs[:, 0]
+
+
+def nothing() -> None:
+    return None
+
+
+@pytest.mark.parametrize(("function", "named"), [("three", "third"), ("by_keyword", "margin"), ("nothing", "none")])
+def test_a_loss_that_wants_something_else_is_refused(function: str, named: str) -> None:
+    with pytest.raises(Refused, match=rf"{function}' is called with .*{named}"):
+        Explainer(own(net()), targets=[f"bad=loss:test_methods:{function}"])
+
+
 @pytest.mark.parametrize(("function", "number"), [("mean_loss", 5), ("mean_loss", 1), ("column", 5), ("squeezed", 1)])
 def test_a_loss_of_another_shape_is_refused(function: str, number: int) -> None:
     with pytest.raises(Refused, match=r"one value|shape"):
@@ -151,6 +210,7 @@ def test_targets_share_a_forward_and_keep_to_themselves() -> None:
             close(maps, together[slug])
 
 
+@pytest.mark.filterwarnings("ignore:target .* does not depend on layer:saliency_core.errors.Told")
 def test_every_method_takes_every_target() -> None:
     module, images = net(), images_of(2)
     targets = ["label", "top:2", "contrast:label", "unit=layer:two[5]", "ce=loss:test_methods:cross_entropy"]
@@ -210,6 +270,7 @@ def left_as_found(module: nn.Module) -> Iterator[None]:
         assert after[key] == value, key
 
 
+@pytest.mark.filterwarnings("ignore:target .* does not depend on layer:saliency_core.errors.Told")
 @pytest.mark.parametrize(("wants_gradients", "grad_mode"), [(False, True), (True, False)])
 def test_everything_is_left_as_it_was_also_when_it_fails(wants_gradients: bool, grad_mode: bool) -> None:
     module, images = built(Touchy).requires_grad_(wants_gradients), images_of(3)

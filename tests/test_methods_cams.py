@@ -14,7 +14,7 @@ from references import CAMS, built, captured, of_class, out_of_place, upsampled
 from torch import Tensor, nn
 from torchvision import models
 
-from saliency_core.errors import Told
+from saliency_core.errors import Refused, Told
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -109,6 +109,20 @@ def test_the_default_layer_is_the_last_spatial_one_before_the_head(factory, laye
     default, named = explain(module, images, "gradcam", f"named=gradcam(layer={layer})").maps.values()
     assert default.any()
     close(default, named)
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "message"),
+    [
+        ("gradcam(layer=never)", "predicted", "layer 'never' exists, but the model never calls it"),
+        ("m=guided_gradcam(layer=relu#99)", "predicted", r"layer 'relu#99': the model calls relu \d+ times"),
+        ("m=gradcam(layer=reul#1)", "predicted", "the model calls reul 0 times"),
+        ("gradient", "unit=layer:never[1]", "layer 'never' exists, but the model never calls it"),
+    ],
+)
+def test_a_layer_that_is_never_called_is_refused(method: str, target: str, message: str) -> None:
+    with pytest.raises(Refused, match=message):
+        explain(built(Reordered), images_of(2), method, target=target)
 
 
 def test_guided_gradcam_is_a_product() -> None:

@@ -10,6 +10,7 @@ import pytest
 from conftest import content, flags, run_inline
 
 from jobs.reader import open_store
+from saliency_core.methods import REGISTRY
 from saliency_core.specs import is_class_spec
 from saliency_core.target_specs import parse_targets
 
@@ -76,6 +77,29 @@ def test_another_argument_is_another_run(many: Path, tree: Path, saliency) -> No
     other = {**SAME, "methods": ("smoothgrad(n=4)", *METHODS[1:])}
     told = saliency("explain", *flags(images=tree, out=many, **{**other, "runner": "inline"}))
     assert told.returncode == 2 and "methods" in told.stdout + told.stderr
+
+
+def test_every_method_through_the_job(tree: Path, tmp_path: Path) -> None:
+    """In one run, each by its bare name."""
+    names = tuple(name for name in REGISTRY if name != "compose")
+    code, told = run_inline(images=str(tree / "bee"), out=str(tmp_path / "s"), methods=names, batch_size=4)
+    assert code == 0, told
+    store = open_store(str(tmp_path / "s"))
+    assert [array.method for array in store.run.arrays] == list(names)
+    for name in names:
+        maps = store.maps(f"predicted/{name}", range(store.run.rows))
+        assert maps.shape == (8, 16, 16) and np.isfinite(maps).all() and maps.any(), name
+
+
+def test_run_json_tells_which_layer_auto_is(tree: Path, tmp_path: Path) -> None:
+    """By the call that made it, and the module that made the call; where a layer was given, nothing is to be told.
+    It is no part of what two runs must agree in."""
+    methods = ("gradcam", "guided_gradcam", "named=hirescam(layer=3)")
+    run_inline(images=str(tree / "ant"), out=str(tmp_path / "s"), methods=methods)
+    run = open_store(str(tmp_path / "s")).run
+    assert "gradcam, guided_gradcam: layer auto is relu#2 (5)." in run.notes
+    assert not any("named" in note for note in run.notes)
+    assert "relu#2" not in str(run.fingerprint)
 
 
 def test_what_is_made_again_is_the_same(many: Path, saliency) -> None:

@@ -11,7 +11,8 @@ from nets import ROWS, close, draws, explain, images_of, net
 from references import built, full_gradient, fullgrad_map, gated, gradient, noisy_gradients, of_class, out_of_place
 from torch import Tensor, nn
 
-from saliency_core.errors import Told
+from saliency_core.errors import Refused, Told
+from saliency_core.methods import parse_method
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -120,6 +121,23 @@ def test_names_are_compositions() -> None:
     for name, composed in pairs.items():
         one, two = explain(module, images, f"a={name}", f"b={composed}").maps.values()
         close(two, one)
+
+
+@pytest.mark.parametrize(
+    ("spec", "needed"),
+    [
+        ("compose(rule=guided, n=10)", "n=10 has no effect without sampler=noise or sampler=path"),
+        ("compose(sampler=noise, n=0)", "n=0: a whole number"),
+        ("compose(spread=0.15)", "spread=0.15 has no effect without sampler=noise"),
+        ("compose(sampler=path, spread=1)", "spread=1.0 has no effect without sampler=noise"),
+        ("compose(sampler=noise, baseline=black)", "baseline=black has no effect without sampler=path"),
+        ("compose(moment=variance)", "moment=variance has no effect without sampler=noise"),
+        ("compose(readout=fullgrad, layer=relu1)", "layer=relu1 has no effect without a readout that is a CAM"),
+    ],
+)
+def test_what_a_composition_has_no_use_for_is_refused(spec: str, needed: str) -> None:
+    with pytest.raises(Refused, match=needed):
+        parse_method(spec)
 
 
 def test_guided_noise_gradient_and_fullgrad() -> None:

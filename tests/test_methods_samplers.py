@@ -9,7 +9,7 @@ from references import noisy_gradients, of_class, out_of_place
 from subjects import SMALL, distance
 from torch import Tensor, nn
 
-from saliency_core.samplers import noise_for
+from saliency_core.samplers import Batch, Noise, Path, Sampler, noise_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -29,6 +29,25 @@ def test_noise_is_of_seed_row_and_draw_alone() -> None:
     many = noise_for(list(range(40)), 0, (3, 32, 32), seed=0, device="cpu").double()
     assert abs(many.mean()) < 0.01 and abs(many.var() - 1) < 0.02 and abs((many**4).mean() - 3) < 0.1
     assert abs(torch.corrcoef(many.flatten(1)).triu(1)).max() < 0.1
+
+
+@pytest.mark.parametrize("sampler", [Noise(7, 0.2), Path(7)])
+def test_draws_do_not_depend_on_how_many_fit_into_a_pass(sampler: Sampler) -> None:
+    """To the bit, and in order; no pass is larger than asked for, but for one draw of each image."""
+    batch = Batch(images_of(3), rows=[4, 0, 99], seed=1)
+
+    def drawn(most: int) -> tuple[list[int], list[Tensor]]:
+        samples = list(sampler.samples(batch, most=most))
+        whole = [torch.cat([getattr(one, part) for one in samples]) for part in ("inputs", "displacement")]
+        weights = torch.tensor([weight for one in samples for weight in one.weights], dtype=torch.float64)
+        return [len(one.inputs) for one in samples], [*whole, weights]
+
+    sizes, whole = drawn(21)
+    assert sizes == [21] and len(whole[2]) == 7 and abs(whole[2].sum() - 1) < 1e-12
+    for most, expected in ((1, [3] * 7), (3, [3] * 7), (8, [6, 6, 6, 3]), (9, [9, 9, 3]), (100, [21])):
+        sizes, parts = drawn(most)
+        assert sizes == expected
+        assert all(torch.equal(one, two) for one, two in zip(parts, whole, strict=True))
 
 
 def test_smoothgrad_and_its_relatives_are_loops() -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import pickle
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from factories import tiny
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from torchvision import models
 
-from saliency_core import Explainer, Preprocessing, Refused, load_model
+from saliency_core import Explainer, Model, Preprocessing, Refused, load_model
 from saliency_core.models import weights_digest
 
 SMALL = Preprocessing((32, 32), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
@@ -76,6 +80,68 @@ def test_googlenet_is_built_as_its_weights_need_it(tmp_path: Path) -> None:
     assert model.logits(torch.zeros(2, 3, 64, 64)).shape == (2, 1000)
 
 
+def test_inception_is_built_as_its_weights_need_it(tmp_path: Path) -> None:
+    """Its file's scores are those of a net with the transform, and not those without."""
+    whole = models.inception_v3(weights=None, init_weights=False, aux_logits=True, transform_input=True).eval()
+    torch.save(whole.state_dict(), tmp_path / "i.pt")
+    model = load_model("torchvision:inception_v3", weights=str(tmp_path / "i.pt"))
+    assert model.module.transform_input is True and model.preprocessing.input_size == (299, 299)
+    images = torch.randn(2, 3, 80, 80)
+    with torch.no_grad():
+        scores, expected = model.logits(images), whole(images)
+        whole.transform_input = False
+        assert torch.equal(scores, expected) and not torch.allclose(scores, whole(images))
+
+
+class Pair(NamedTuple):
+    logits: Tensor
+    doubled: Tensor
+
+
+@dataclass
+class Data:
+    logits: Tensor
+    doubled: Tensor
+
+
+class ModelOutput(OrderedDict[str, Any]):
+    """As Hugging Face's: a mapping, with attributes, and positions."""
+
+    def __init__(self, logits: Tensor, doubled: Tensor) -> None:
+        super().__init__(logits=logits, doubled=doubled, loss=None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        (lambda *both: both, (0, 1)),
+        (lambda *both: list(both), (0, 1)),
+        (Pair, ("logits", "doubled")),
+        (Data, ("logits", "doubled")),
+        (ModelOutput, ("logits", "doubled")),
+    ],
+    ids=["tuple", "list", "namedtuple", "dataclass", "ModelOutput"],
+)
+def test_one_of_several_outputs(kind: Callable[..., object], names: tuple[int | str, int | str]) -> None:
+    class Several(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = tiny().eval().requires_grad_(False)
+
+        def forward(self, images: Tensor) -> object:
+            logits = self.net(images)
+            return kind(logits, 2 * logits)
+
+    module, images = Several(), torch.randn(2, 3, 32, 32)
+    first, second = (Explainer(Model("own", module, SMALL, output=name))(images)["predicted"] for name in names)
+    torch.testing.assert_close(first.scores, module.net(images).amax(1))
+    torch.testing.assert_close(second.scores, 2 * first.scores)
+    torch.testing.assert_close(second.maps["gradient"], 2 * first.maps["gradient"])
+    for wrong in (None, "missing", 2):
+        with pytest.raises(Refused, match=f"{names[0]}, {names[1]}"):
+            Model("own", module, SMALL, output=wrong).logits(images)
+
+
 def test_pretrained_weights_that_cannot_be_fetched_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(Refused, match="--weights"):
@@ -113,8 +179,6 @@ def test_graph_files_explain_as_the_module_does(kind: str, tmp_path: Path) -> No
         torch.jit.save(torch.jit.script(module), path)
     images = torch.randn(5, 3, 32, 32)
     model = load_model(f"file:{path}", preprocessing=SMALL)
-    from saliency_core import Model
-
     found = Explainer(model)(images)["predicted"].maps["gradient"]
     expected = Explainer(Model("own", module.requires_grad_(False), SMALL))(images)["predicted"].maps["gradient"]
     torch.testing.assert_close(found, expected)

@@ -115,7 +115,7 @@ def plan(images: str, out: str, unit_size: str) -> Figures:
             "model": "python:factories:tiny", "resize": "16x16", "mean": "0.5,0.5,0.5", "std": "0.25,0.25,0.25",
         }
     )  # fmt: skip
-    model_facts(config, folders=None)
+    model_facts(config, folders=None, device=lambda: "cpu")
 
     def planned() -> None:
         with starting_engine(config, inline=True) as engine:

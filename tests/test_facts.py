@@ -1,0 +1,53 @@
+"""What the plan knows of the model before any worker starts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import TINY
+
+from jobs import facts
+from jobs.config import make_config
+from jobs.facts import ModelFacts, model_facts
+from saliency_core.models import Model
+
+
+def facts_of(device: str, **keys: object) -> ModelFacts:
+    return model_facts(
+        make_config({**TINY, "images": "x", "out": "y", **keys}),
+        folders=None,
+        device=lambda: device,
+    )
+
+
+def test_the_agreement_of_a_faster_precision_is_of_the_runs_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def agreement(model: Model, precision: str, *, device: str) -> dict[str, float]:
+        asked.append((precision, device))
+        return {"cosine": 0.5, "rank": 0.5, "same_class": 1.0}
+
+    monkeypatch.setattr(facts, "agreement", agreement)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    for precision in ("tf32", "bf16"):
+        assert facts_of("cuda", precision=precision).notes[-1].endswith("on this machine's GPU).")
+    assert facts_of("cpu", precision="bf16").notes[-1].endswith("on this machine's processor).")
+    assert asked == [("tf32", "cuda"), ("bf16", "cuda"), ("bf16", "cpu")]
+
+
+def test_where_the_driver_has_no_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor has no TF32: it would agree perfectly, and say nothing."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    tf32 = facts_of("cuda", precision="tf32")
+    assert tf32.agreement == {} and "was not measured" in tf32.notes[-1]
+    bf16 = facts_of("cuda", precision="bf16")
+    assert 0.5 < bf16.agreement["cosine"] < 1 and bf16.notes[-1].endswith("not on the run's GPUs).")
+
+
+def test_the_device_is_asked_for_only_where_it_matters() -> None:
+    def unknown() -> str:
+        raise AssertionError("nobody needs it")
+
+    config = make_config({**TINY, "images": "x", "out": "y"})
+    assert model_facts(config, folders=None, device=unknown).agreement == {}
