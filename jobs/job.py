@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 
@@ -12,7 +12,6 @@ from jobs.console import say
 from jobs.engine import Engine, starting_engine
 from jobs.exits import DONE, INTERRUPTED, NOT_FINISHED
 from jobs.finalize import NotFinishedError, exit_code, finalize
-from jobs.index import committed
 from jobs.last_words import last_words
 from jobs.plan import make_plan
 from jobs.progress import Display, Meter
@@ -26,17 +25,17 @@ def explain(config: Config, console: Console, *, dry_run: bool = False) -> int:
     with starting_engine(config, inline=dry_run) as engine:
         plan = make_plan(config, engine=engine, dry=dry_run)
         say(console, summary.plan_text(plan))
-        return DONE if dry_run else work(plan.run, plan.pending, engine.ready(), console)
+        return DONE if dry_run else work(plan.run, plan.done, plan.pending, engine.ready(), console)
 
 
-def work(run: Run, pending: Sequence[int], engine: Engine, console: Console) -> int:
-    """Explains the pending units and, when no unit is left, finalizes → exit code."""
+def work(run: Run, done: Iterable[int], pending: Sequence[int], engine: Engine, console: Console) -> int:
+    """Explains the pending units and, when none is left, finalizes → exit code. ``done``: what is committed already."""
     workers = engine.workers(run.config, run.device)
     stages = explain_stages(run, workers=workers)
     store = open_output(run.config.out)
     meter = Meter(
         rows=run.rows,
-        done_before=sum(len(run.unit_rows(unit)) for unit in committed(store)),
+        done_before=sum(len(run.unit_rows(unit)) for unit in done),
         pending=sum(len(run.unit_rows(unit)) for unit in pending),
         slots=_slots(stages, engine),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -38,9 +38,11 @@ MICRO_BATCH = {"cpu": (16, 2**30), "cuda": (64, 8 * 2**30)}
 
 @dataclass(frozen=True)
 class Plan:
-    """``pending``: the units that this run will do. ``device_bytes``: what a worker's device must hold, about."""
+    """``done``: the units that were committed before; ``pending``: those that this run will do. ``device_bytes``: what
+    a worker's device must hold, about."""
 
     run: Run
+    done: Set[int]
     pending: list[int]
     device_bytes: int
 
@@ -100,13 +102,14 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False) -> P
         if stored is not None:
             refuse_other_fingerprint(stored, run.fingerprint, where=config.out)
             run = run.model_copy(update={"totals": stored.totals})
-        pending = _pending(run, set() if stored is None else committed(open_output(config.out)))
+        done = set() if stored is None else committed(open_output(config.out))
+        pending = _pending(run, done)
         if not dry:
             if stored is None:
                 claim(run)
             complete_manifest(open_output(config.out), run, LocalStore(aside), set(pending))
             set_up(run)
-    return Plan(run, pending, facts.parameter_bytes + micro_batch * facts.image_bytes)
+    return Plan(run, done, pending, facts.parameter_bytes + micro_batch * facts.image_bytes)
 
 
 def sources_of(config: Config) -> list[Source]:
@@ -203,7 +206,7 @@ def _fingerprint(
     }
 
 
-def _pending(run: Run, done: set[int]) -> list[int]:
+def _pending(run: Run, done: Set[int]) -> list[int]:
     """The units without a commit, in row order; with a limit, of those that hold the first rows."""
     last = run.units if run.config.limit is None else min(run.units, -(-run.config.limit // run.unit_size))
     return [unit for unit in range(last) if unit not in done]

@@ -66,7 +66,7 @@ def retry(
         found = _listed_again(run, store, pending)
         _reopen(store, run, again)
         _rewrite_manifest(store, run, pending, found)
-        return work(run, pending, engine.ready(), console)
+        return work(run, done - {*again}, pending, engine.ready(), console)
 
 
 def _listed_again(run: Run, store: ObjectStore, units: Sequence[int]) -> dict[str, Entry]:
