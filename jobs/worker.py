@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
 from time import perf_counter
 
 import numpy as np
@@ -117,22 +118,29 @@ class Explain:
         numbers = torch.arange(size) + unit.lines["row"][rows.start].as_py()
         images = self._run.preprocessing.normalise(torch.from_numpy(pixels).to(self._run.device), torch.float32)
         explanations = self._explainer(images, labels=labels, rows=numbers)
+        columns: dict[str, Tensor] = {}
         for array in self._run.arrays:
             maps = explanations[array.target].maps[array.method]
             results.maps[array.path][rows] = maps[:n].cpu().numpy()
             for name, values in zip(STATISTICS, _statistics(maps), strict=True):
-                results.columns[f"{array.column}__{name}"][rows] = values[:n].cpu().numpy()
+                columns[f"{array.column}__{name}"] = values
             if array.residual:
-                residual = explanations[array.target].residuals[array.method]
-                results.columns[f"{array.column}__residual"][rows] = residual[:n].cpu().numpy()
+                columns[f"{array.column}__residual"] = explanations[array.target].residuals[array.method]
         for slug, explanation in explanations.items():
-            results.applies[slug][rows] = explanation.applies[:n].cpu().numpy() & good
-            for name, values in (
-                ("class", explanation.classes),
-                ("score", explanation.scores),
-                ("probability", explanation.probabilities),
-            ):
-                results.columns[f"{slug}__{name}"][rows] = values[:n].cpu().numpy()
+            columns[f"{slug}__class"] = explanation.classes
+            columns[f"{slug}__score"], columns[f"{slug}__probability"] = explanation.scores, explanation.probabilities
+        applies = {slug: explanation.applies for slug, explanation in explanations.items()}
+        found = _to_host(columns | applies, n)
+        for name in columns:
+            results.columns[name][rows] = found[name]
+        for slug in applies:
+            results.applies[slug][rows] = found[slug].astype(np.bool_) & good
+
+
+def _to_host(columns: Mapping[str, Tensor], n: int) -> dict[str, NDArray[np.float64]]:
+    """The first ``n`` of each [≥ n], in one copy: each by itself would wait for the device. float64 holds them all."""
+    together = torch.stack([values[:n].double() for values in columns.values()]).cpu().numpy()
+    return dict(zip(columns, together, strict=True))
 
 
 def _statistics(maps: Tensor) -> tuple[Tensor, ...]:
