@@ -292,3 +292,5 @@ class TestWords:
         assert "5 % in the rest of the class" in finding(some)
         every = Suspicion(3.0, True, np.ones(10, np.bool_), 0.1, 0.9, 0.4, 0.0, 0.02, 0.0)
         assert finding(every).startswith("All 10 maps") and "rest of the class" not in finding(every)
+        nearly = Suspicion(3.0, True, np.arange(10) < 9, 0.1, 0.9, 0.4, 0.5, 0.02, 0.0)
+        assert finding(nearly).startswith("9 of 10 maps") and "rest of the class" not in finding(nearly)

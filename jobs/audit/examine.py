@@ -16,7 +16,6 @@ from jobs.audit.suspicion import Suspicion, suspect
 from jobs.audit.words import differences, finding
 
 TYPICAL, WRONG, EXAMPLES = 8, 12, 8
-WHOLE = 0.8  # of a class' rows: a finding about so many is about the class
 MOST_UNUSUAL = 1e6  # usual distances; also where the usual one is zero
 
 
@@ -64,7 +63,7 @@ def examine(group: Group, background: Background, *, seed: int) -> Examined:
 
 def _with_finding(cluster: Integers, suspicion: Suspicion) -> tuple[Integers, int]:
     """The clusters with the finding's rows as one of their own, and its number; NONE where there is none."""
-    if not suspicion.alarm or suspicion.rows.mean() > WHOLE:
+    if not suspicion.alarm or suspicion.of_the_class:
         return cluster, NONE
     numbered = by_size(np.where(suspicion.rows, cluster.max() + 1, cluster))
     return numbered, int(numbered[suspicion.rows][0])

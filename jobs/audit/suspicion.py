@@ -33,6 +33,7 @@ RIDGE = 0.03  # of the mean variance, added to each direction's
 FAINT = 0.5  # of an even map's share: who has less in the window has no pattern there
 DETAIL_STEP = 5  # every fifth window tells how much detail there is
 USUAL = 0.75  # quantile over the windows: what is usual for a class
+WHOLE = 0.8  # of a class' rows
 FLOOR = 3.0  # decades of odds that are added to it
 LEAST_ROWS, LEAST_ALIKE, LEAST_OTHERS = 8, 4, 40
 MOST_ROWS, MOST_OTHERS = 300, 1000  # that are compared
@@ -58,6 +59,11 @@ class Suspicion:
     share_rest: float = 0.0
     share_others: float = 0.0
     like_others: float = 0.0
+
+    @property
+    def of_the_class(self) -> bool:
+        """Whether it is about the class as a whole: the few other rows are then no measure of anything."""
+        return bool(self.rows.mean() > WHOLE)
 
 
 def suspect(small: Floats, number: int, background: Background, *, seed: int) -> Suspicion:

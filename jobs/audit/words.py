@@ -39,7 +39,7 @@ def place(y: float, x: float) -> str:
 def finding(suspicion: Suspicion) -> str:
     """Of an alarm: how many rows are alike, where, and how much of their relevance lies there."""
     alike, n = int(suspicion.rows.sum()), len(suspicion.rows)
-    rest = f"{percent(suspicion.share_rest)} in the rest of the class, " if alike < n else ""
+    rest = f"{percent(suspicion.share_rest)} in the rest of the class, " if not suspicion.of_the_class else ""
     return (
         f"{'All' if alike == n else f'{alike} of'} {n} maps ({percent(alike / n)}) show nearly the same pattern at one "
         f"place {place(suspicion.y, suspicion.x)}, as do {percent(suspicion.like_others)} of other classes' maps. "
