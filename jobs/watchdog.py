@@ -7,15 +7,19 @@ import threading
 from collections.abc import Callable, Sequence
 from time import monotonic
 from types import TracebackType
+from typing import Any, cast
 
 from jobs.doing import Doing
 from jobs.words import duration
 
+OURS = signal.SIGUSR2
+
 
 class Watchdog:
-    """Interrupts the main thread, as Ctrl-C does, when ``fed`` was not called for so many seconds.
+    """Raises KeyboardInterrupt in the main thread, as Ctrl-C does, when ``fed`` was not called for so many seconds.
 
     ``report`` is then what each stage was doing; None as long as all is well. Seconds of a clock that nobody sets.
+    Entered in another thread, it interrupts the main one by SIGINT.
     """
 
     def __init__(self, seconds: float, doing: Callable[[], Sequence[Doing]]) -> None:
@@ -24,19 +28,27 @@ class Watchdog:
         self._doing = doing
         self._fed = monotonic()
         self._over = threading.Event()
+        self._lock = threading.Lock()
+        self._signal, self._before = signal.SIGINT, cast("Any", None)
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def fed(self) -> None:
         self._fed = monotonic()
 
     def __enter__(self) -> Watchdog:
+        # Not by SIGINT, if it can be helped: what a script starts in the background ignores that.
+        if threading.current_thread() is threading.main_thread():
+            self._signal, self._before = OURS, signal.signal(OURS, signal.default_int_handler)
         self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
+        with self._lock:
+            self._over.set()
+            if self._signal == OURS and self.report is None:  # else it may still be on its way
+                signal.signal(OURS, self._before)
 
     def _watch(self) -> None:
         while (left := self._fed + self._seconds - monotonic()) > 0:
@@ -46,6 +58,8 @@ class Watchdog:
             lines = [one.line() for one in self._doing()] or ["no stage has a unit in hand"]
         except Exception as error:  # noqa: BLE001 - what it would ask may be what hangs
             lines = [f"what the stages do cannot be told ({type(error).__name__}: {error})"]
-        self.report = "\n  ".join([f"nothing was committed for {duration(self._seconds)} (--stall-seconds):", *lines])
-        if not self._over.is_set():
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        with self._lock:
+            if not self._over.is_set():
+                told = [f"nothing was committed for {duration(self._seconds)} (--stall-seconds):", *lines]
+                self.report = "\n  ".join(told)
+                signal.pthread_kill(threading.main_thread().ident or 0, self._signal)

@@ -83,10 +83,13 @@ def test_workers_that_cannot_be_made_end_the_run(tree: Path, tmp_path: Path, sal
 # -- standing still -------------------------------------------------------------------------------------------
 
 
-def test_watchdog_tells_what_is_being_done_and_interrupts() -> None:
+@pytest.mark.parametrize("interrupt", [signal.default_int_handler, signal.SIG_IGN], ids=["", "in the background"])
+def test_watchdog_tells_what_is_being_done_and_interrupts(interrupt) -> None:
     board = LocalBoard()
+    before = signal.signal(signal.SIGINT, interrupt)
     with pytest.raises(KeyboardInterrupt), noted(board, "explain", 7), Watchdog(0.2, lambda: on(board)) as watchdog:
         time.sleep(60)
+    signal.signal(signal.SIGINT, before)
     assert watchdog.report is not None
     assert "nothing was committed for 0 s (--stall-seconds):\n  explain: unit 7 for" in watchdog.report
 
