@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,7 +10,8 @@ from contextlib import contextmanager, suppress
 
 @contextmanager
 def last_words(text: str) -> Iterator[None]:
-    """Should this process die within the ``with``, by whatever hand, ``text`` comes on its standard error.
+    """Should this process die within the ``with``, by whatever hand, ``text`` comes on its standard error. So it
+    does where it dies later, after an error has left the ``with``, and before its own end.
 
     A driver that is killed (out of memory, a batch system's limit), or that Ray's library ends because Ray's daemons
     are gone, would end without a word. A shell waits for the end of a pipe, and knows by a line in it that all is well.
@@ -24,6 +26,13 @@ def last_words(text: str) -> Iterator[None]:
     starting.wait()
     try:
         yield
-    finally:
-        with suppress(BrokenPipeError):
-            starting.communicate(b"well\n")
+    except BaseException:
+        # Ray, whose daemons are gone, may end this process on its way out, before it could tell why it goes.
+        atexit.register(_all_is_well, starting)
+        raise
+    _all_is_well(starting)
+
+
+def _all_is_well(waiting: subprocess.Popen[bytes]) -> None:
+    with suppress(BrokenPipeError):
+        waiting.communicate(b"well\n")

@@ -139,7 +139,10 @@ def test_limited_gives_results_errors_and_up() -> None:
 
 def test_last_words_are_said_of_the_dead_alone() -> None:
     script = "import os, sys; from jobs.last_words import last_words\nwith last_words('gone'):\n    {}"
-    for ending, words in (("pass", ""), ("raise SystemExit(0)", ""), ("os.kill(os.getpid(), 9)", "gone\n")):
+    on_its_way_out = "sys.excepthook = lambda *_: os._exit(1); raise ValueError"
+    for ending, words in (
+        ("pass", ""), ("raise SystemExit(0)", ""), ("os.kill(os.getpid(), 9)", "gone\n"), (on_its_way_out, "gone\n"),
+    ):  # fmt: skip
         told = subprocess.run([sys.executable, "-c", script.format(ending)], capture_output=True, text=True, timeout=60)
         assert told.stderr == words, ending
 
