@@ -76,8 +76,9 @@ def verify_classes(out: str, report: Report, console: Console) -> int:
     if sums is not None:
         say(console, f"verified: {read}: commits, arrays and hashes agree")
         return DONE
-    pending = f"{run.units - len(done):,} of {run.units:,} units are pending" if len(done) < run.units else "its end is"
-    say(console, f"not finished, and nothing is damaged: {read}; {pending}. Next: {NEXT}")
+    pending = run.units - len(done)
+    what = f"{pending:,} of {run.units:,} units are pending" if pending else "what follows the last unit is missing"
+    say(console, f"not finished, and nothing is damaged: {read}; {what}. Next: {NEXT}")
     return NOT_FINISHED
 
 

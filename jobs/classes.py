@@ -11,7 +11,6 @@ OUT/
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import fields
@@ -28,7 +27,7 @@ from jobs.class_stages import class_stages
 from jobs.console import say
 from jobs.engine import StartingEngine, starting_engine
 from jobs.exits import DONE, IMPERFECT
-from jobs.finalize import put_sums
+from jobs.finalize import digest, put_sums
 from jobs.index import committed, load_part, part_key, read_parts
 from jobs.output import claim, refuse_unwritable
 from jobs.record import refuse_other_fingerprint
@@ -145,13 +144,13 @@ def _finish(run: ClassRun, store: ObjectStore, console: Console) -> int:
     from saliency_core.class_models import as_pictures
 
     # The record is of the session that claimed the store: what lies there, not what this one would have written.
-    sums = {run.KEY: _digest(read_object(store, run.KEY))}
-    sums |= {key: _digest(data) for key, data in class_metadata_objects(run).items()}
+    sums = {run.KEY: digest(read_object(store, run.KEY))}
+    sums |= {key: digest(data) for key, data in class_metadata_objects(run).items()}
     tables = []
     for unit, data in read_parts(store, range(run.units)):
         table, commit = load_part(data, unit)
         tables.append(table)
-        sums |= {part_key(unit): _digest(data)} | {shard.key: shard.sha256 for shard in commit.shards}
+        sums |= {part_key(unit): digest(data)} | {shard.key: shard.sha256 for shard in commit.shards}
     lines = pa.concat_tables(tables)
     made = {"classes.parquet": parquet_bytes(lines)}
     images = open_array(store, "image", group=CLASSES)
@@ -160,14 +159,10 @@ def _finish(run: ClassRun, store: ObjectStore, console: Console) -> int:
         made[key] = draw_page(pictures, lines.slice(rows.start, len(rows)).to_pylist())
     for key, data in made.items():
         put(store, key, data)
-    put_sums(store, sums | {key: _digest(data) for key, data in made.items()})
+    put_sums(store, sums | {key: digest(data) for key, data in made.items()})
     astray = run.rows - lines["error"].null_count
     say(console, f"store: {run.config.out}, pictures: {', '.join(page_rows(run.rows))}")
     if astray:
         first = next(filter(None, lines["error"].to_pylist()))
         say(console, f"{astray:,} of {run.rows:,} classes have no image: {first}")
     return IMPERFECT if astray else DONE
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -97,9 +97,9 @@ def finalize(store: ObjectStore, run: Run, *, session: dict[str, Any]) -> Totals
     totals = _compact(store, run, sums)
     for part in range(parts_of(run)):
         # What is damaged must not get a hash that calls it good.
-        sums[manifest_key(part)] = _digest(sound(part, read_object(store, manifest_key(part))))
+        sums[manifest_key(part)] = digest(sound(part, read_object(store, manifest_key(part))))
     for key in metadata_objects(run):
-        sums[key] = _digest(read_object(store, key))
+        sums[key] = digest(read_object(store, key))
     # A session that found nothing to do has no figures worth keeping.
     told = session if session.get("rows") else run.totals.get("last_session", session)
     finished = run.model_copy(update={"state": "finished", "totals": {**totals.to_dict(), "last_session": told}})
@@ -111,17 +111,17 @@ def finalize(store: ObjectStore, run: Run, *, session: dict[str, Any]) -> Totals
 
 def put_sums(store: ObjectStore, sums: dict[str, str]) -> None:
     """SHA256SUMS, as ``sha256sum --check`` reads it."""
-    put(store, SHA256SUMS, "".join(f"{digest}  {key}\n" for key, digest in sorted(sums.items())).encode())
+    put(store, SHA256SUMS, "".join(f"{hexadecimal}  {key}\n" for key, hexadecimal in sorted(sums.items())).encode())
 
 
 def _put_last_sums(store: ObjectStore, sums: dict[str, str]) -> None:
     """Another driver may finalize the same run, with a run.json of its own: whoever puts the sums last has seen the
     last one."""
-    there = _digest(read_object(store, RUN_JSON))
+    there = digest(read_object(store, RUN_JSON))
     while sums.get(RUN_JSON) != there:
         sums[RUN_JSON] = there
         put_sums(store, sums)
-        there = _digest(read_object(store, RUN_JSON))
+        there = digest(read_object(store, RUN_JSON))
 
 
 def _compact(store: ObjectStore, run: Run, sums: dict[str, str]) -> Totals:
@@ -138,7 +138,7 @@ def _compact(store: ObjectStore, run: Run, sums: dict[str, str]) -> Totals:
 
 def _parts(store: ObjectStore, run: Run, totals: Totals, sums: dict[str, str]) -> Iterator[pa.Table]:
     for unit, data in read_parts(store, range(run.units)):
-        sums[part_key(unit)] = _digest(data)
+        sums[part_key(unit)] = digest(data)
         lines, commit = load_part(data, unit)
         check_rows(run, unit, lines)
         sums.update((shard.key, shard.sha256) for shard in commit.shards)
@@ -160,5 +160,5 @@ def is_range(numbers: pa.ChunkedArray, wanted: range) -> bool:
     return bool(numbers.equals(pa.chunked_array([np.arange(wanted.start, wanted.stop)])))
 
 
-def _digest(data: bytes) -> str:
+def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()

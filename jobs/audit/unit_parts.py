@@ -49,13 +49,11 @@ def made_from(data: bytes) -> dict[str, Any]:
     return found
 
 
-def decode(data: bytes, columns: Sequence[str]) -> pa.Table:
-    return parquet_table(data, columns)
-
-
 def read_units(store: ObjectStore, array: str, units: Iterable[int], columns: Sequence[str]) -> Iterator[pa.Table]:
     """These columns of the units' parts, in order, a few ahead."""
-    return map_ahead(lambda unit: decode(read_object(store, part_key(array, unit)), columns), units, threads=READ_AHEAD)
+    return map_ahead(
+        lambda unit: parquet_table(read_object(store, part_key(array, unit)), columns), units, threads=READ_AHEAD
+    )
 
 
 def floats(column: pa.ChunkedArray) -> Floats:
