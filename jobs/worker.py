@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Sequence
 from time import perf_counter
 
 import numpy as np
@@ -87,60 +87,79 @@ class Explain:
         return explained
 
     def _fill(self, unit: DecodedUnit, results: Results) -> list[int]:
-        """Explains the unit in micro-batches; returns those that an out-of-memory forced, if any did."""
+        """Explains the unit in micro-batches; returns those that an out-of-memory forced, if any did.
+
+        On a GPU nothing waits for a batch before all are under way.
+        """
         good = np.array([status == OK for status in unit.lines["status"].to_pylist()])
         size, start, forced = self._run.micro_batch, 0, []
+        found: list[tuple[slice, Tensor]] = []
         while start < len(good):
             rows = slice(start, min(start + size, len(good)))
             if good[rows].any():
                 first = unit.lines["row"][start].as_py()
                 self._at = f"unit {unit.unit}, rows {first} to {first + rows.stop - rows.start - 1}"
                 try:
-                    self._batch(unit, rows, size, good[rows], results)
+                    found.append((rows, self._batch(unit, rows, size, results)))
                 except Exception as error:
                     if not _out_of_memory(error) or size == 1:
-                        told = f"{type(error).__name__}: {error}"
-                        raise ExplainError(f"the model failed on {self._at}: {told}") from error
+                        raise self._failed(error) from error
                     size = max(1, size // 2)
                     forced.append(size)
                     log.warning("unit %d: out of memory, going on with micro-batches of %d", unit.unit, size)
                     continue
             start = rows.stop
+        self._at = f"unit {unit.unit}"  # a GPU tells of what went wrong on it when it is waited for, not before
+        try:
+            _take(results, found, good)
+        except Exception as error:
+            raise self._failed(error) from error
         return forced
 
-    def _batch(self, unit: DecodedUnit, rows: slice, size: int, good: NDArray[np.bool_], results: Results) -> None:
+    def _failed(self, error: Exception) -> ExplainError:
+        return ExplainError(f"the model failed on {self._at}: {type(error).__name__}: {error}")
+
+    def _batch(self, unit: DecodedUnit, rows: slice, size: int, results: Results) -> Tensor:
+        """Sends the rows' maps on their way to the host → their columns of ``results``, still on the device, see
+        `_take`."""
         n = rows.stop - rows.start
         # Short batches are filled up with zeros: which kernels run, and so the last bits, depend on the batch's size.
-        pixels = np.zeros((size, *unit.pixels.shape[1:]), np.uint8)
-        pixels[:n] = unit.pixels[rows]
+        pixels = torch.zeros((size, *unit.pixels.shape[1:]), dtype=torch.uint8, pin_memory=self._run.device == "cuda")
+        pixels[:n] = torch.from_numpy(unit.pixels[rows])
         labels = torch.full((size,), NO_LABEL)
         labels[:n] = torch.from_numpy(unit.lines["label"].fill_null(NO_LABEL).to_numpy()[rows].astype(np.int64))
         numbers = torch.arange(size) + unit.lines["row"][rows.start].as_py()
-        images = self._run.preprocessing.normalise(torch.from_numpy(pixels).to(self._run.device), torch.float32)
-        explanations = self._explainer(images, labels=labels, rows=numbers)
+        on_device = pixels.to(self._run.device, non_blocking=True)
+        explanations = self._explainer(
+            self._run.preprocessing.normalise(on_device, torch.float32), labels=labels, rows=numbers
+        )
         columns: dict[str, Tensor] = {}
         for array in self._run.arrays:
             maps = explanations[array.target].maps[array.method]
-            results.maps[array.path][rows] = maps[:n].cpu().numpy()
+            torch.from_numpy(results.maps[array.path][rows]).copy_(maps[:n], non_blocking=True)
             for name, values in zip(STATISTICS, _statistics(maps), strict=True):
                 columns[f"{array.column}__{name}"] = values
             if array.residual:
                 columns[f"{array.column}__residual"] = explanations[array.target].residuals[array.method]
         for slug, explanation in explanations.items():
-            columns[f"{slug}__class"] = explanation.classes
+            columns[f"{slug}__class"], columns[slug] = explanation.classes, explanation.applies
             columns[f"{slug}__score"], columns[f"{slug}__probability"] = explanation.scores, explanation.probabilities
-        applies = {slug: explanation.applies for slug, explanation in explanations.items()}
-        found = _to_host(columns | applies, n)
-        for name in columns:
-            results.columns[name][rows] = found[name]
-        for slug in applies:
-            results.applies[slug][rows] = found[slug].astype(np.bool_) & good
+        return torch.stack([columns[name][:n].double() for name in (*results.columns, *results.applies)])
 
 
-def _to_host(columns: Mapping[str, Tensor], n: int) -> dict[str, NDArray[np.float64]]:
-    """The first ``n`` of each [≥ n], in one copy: each by itself would wait for the device. float64 holds them all."""
-    together = torch.stack([values[:n].double() for values in columns.values()]).cpu().numpy()
-    return dict(zip(columns, together, strict=True))
+def _take(results: Results, found: Sequence[tuple[slice, Tensor]], good: NDArray[np.bool_]) -> None:
+    """The columns that `_batch` found of some rows each, float64 [columns, rows], which holds them all.
+
+    In one copy: it waits until the device has done all that it was given, and so the maps are here then, too.
+    """
+    if not found:
+        return
+    rows = np.concatenate([np.arange(len(good))[one] for one, _ in found])
+    values = iter(torch.cat([columns for _, columns in found], dim=1).cpu().numpy())
+    for column in results.columns.values():
+        column[rows] = next(values)
+    for applies in results.applies.values():
+        applies[rows] = next(values).astype(np.bool_) & good[rows]
 
 
 def _statistics(maps: Tensor) -> tuple[Tensor, ...]:

@@ -64,3 +64,20 @@ def test_node_is_lost_in_the_middle(tree: Path, tmp_path: Path, cluster: Cluster
             kill_all(process)
     assert process.returncode == 3, told
     assert content(out) == undisturbed(**SLOW)
+
+
+def test_nodes_come_and_go_all_the_time(tree: Path, tmp_path: Path, cluster: Cluster, undisturbed) -> None:
+    """As on a spot market: one is taken back, another comes, five times during one run."""
+    out = tmp_path / "store"
+    process = start("explain", *flags(images=tree, out=out, device="cpu", workers=2, **{**SLOW, "runner": "ray"}))
+    try:
+        for commits in (2, 5, 8, 11, 14):
+            wait_for_commits(process, out, commits)
+            cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+            cluster.add_node(num_cpus=1)
+        told, _ = process.communicate(timeout=280)
+    finally:
+        if process.poll() is None:
+            kill_all(process)
+    assert process.returncode == 3, told
+    assert content(out) == undisturbed(**SLOW)

@@ -16,9 +16,11 @@ give medians over rounds, of times and of the rounds' ratios:
 - **c** SmoothGrad and integrated gradients: passes per second against the gradient's.
 - **d** bf16 and tf32: rate, and how near their gradient maps are to float32's, by cosine and rank correlation.
 
-float32 is float32: TF32 is off but where it is asked for. Memory: on CUDA the allocator's peak over what was held
-before; on a CPU the growth of the resident set at its peak, each in a process of its own (``--no-memory`` skips it).
-Asserts no times. Wants a quiet machine; captum, grad-cam, scikit-learn and scikit-image if they are there.
+float32 is float32: TF32 is off but where it is asked for. On a CPU everything runs with the allocator as the job's
+replicas set it; else fresh pages would be a quarter of the times, and most of their noise. Memory: on CUDA the
+allocator's peak over what was held before; on a CPU the growth of the resident set at its peak, each in a process of
+its own (``--no-memory`` skips it). Asserts no times. Wants a quiet machine; captum, grad-cam, scikit-learn and
+scikit-image if they are there.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ from torchvision import models
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from jobs.memory import keep_freed_memory  # noqa: E402
 from saliency_core import Explainer, Model, Preprocessing  # noqa: E402
 
 GEOMETRY = Preprocessing(256, (224, 224), "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 3)
@@ -92,6 +95,8 @@ def main() -> None:
         things = Bench(name, given).things(part)
         print(json.dumps(memory_here(next(thing for thing in things if thing.name == given.memory_of))))
         return
+    if given.device == "cpu":
+        keep_freed_memory()
     chip = torch.cuda.get_device_name() if given.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{chip}, torch {torch.__version__}, batches of {given.batch}, {given.size} px, {given.rounds} rounds")
     for name in given.models:

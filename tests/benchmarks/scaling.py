@@ -4,10 +4,11 @@
 
 The model sleeps for 50 ms a micro-batch, as the host does beside a GPU, so that any number of replicas fits into any
 machine's processor. A unit is ``--batches`` micro-batches of one small image: 40 are 2 s. The real job runs on a Ray
-cluster of its own with as many CPUs as it is told to have. The rate is that of the commits in a window that begins
-when every replica has had its first units, and ends before any of them runs dry; then the job is interrupted. Ideal is
-a unit after the other in every worker, with nothing in between. Where the machine's own cores are all used by the
-replicas' passes (a few ms each), fewer and longer micro-batches show what Ray alone would do.
+cluster of its own with as many CPUs as it is told to have. The rate is the slope of a straight line through the
+commits in a window that begins when every replica has had its first units and the tasks have their processes, and ends
+before any of them runs dry; then the job is interrupted. Ideal is a unit after the other in every worker, with nothing
+in between but the sleep; efficiency is the rate beside as many times that of one worker, whose passes cost a few ms
+each. Where these use all of the machine's own cores, fewer and longer micro-batches show what Ray alone would do.
 
 Prints a table, with the CPU (cores) of each part of the job in that window: what is near 1 there, or all together near
 the machine's own, is the limit. Asserts no times. Memory: some 300 MiB a worker.
@@ -34,6 +35,7 @@ ROOT = HERE.parents[1]
 TASK_SLOTS = 6  # decode and write tasks at once
 MOST_UNITS = 8000
 START_SECONDS = 240
+SETTLE_SECONDS = 20  # tasks' processes start, too, a few seconds of processor each
 IMAGES = 40
 Row = dict[str, float]
 
@@ -46,19 +48,22 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0, help="of the window")
     given = parser.parse_args()
     print(
-        f"{'unit s':>6} {'workers':>7} {'units/s':>8} {'ideal':>7} {'part':>5} | cores: {'driver':>6} {'actors':>6} "
-        f"{'tasks':>6} {'raylet':>6} {'gcs':>5} {'others':>6} | all ready after s"
+        f"{'unit s':>6} {'workers':>7} {'units/s':>8} {'ideal':>7} {'part':>5} {'efficiency':>10} | "
+        f"cores: {'driver':>6} {'actors':>6} {'tasks':>6} {'raylet':>6} {'gcs':>5} {'others':>6} | all ready after s"
     )
     for batches in given.batches:
+        one = None  # worker's rate
         for workers in given.workers:
             with tempfile.TemporaryDirectory(prefix="scaling-") as scratch:
                 told = measure(Path(scratch), workers, batches, given.batch_ms / 1000, given.seconds)
             unit_seconds = batches * given.batch_ms / 1000
             ideal = workers / unit_seconds
+            one = told["rate"] if workers == 1 else one
+            efficiency = f"{told['rate'] / workers / one:10.2f}" if one else f"{'–':>10}"
             tasks = sum(told[role] for role in ("task workers", "idle workers", "decoders"))
             print(
                 f"{unit_seconds:6.2f} {workers:7} {told['rate']:8.2f} {ideal:7.1f} "
-                f"{told['rate'] / ideal:5.2f} |        {told['driver']:6.2f} {told['actors']:6.2f} "
+                f"{told['rate'] / ideal:5.2f} {efficiency} |        {told['driver']:6.2f} {told['actors']:6.2f} "
                 f"{tasks:6.2f} {told['raylet']:6.2f} {told['gcs']:5.2f} {told['others']:6.2f} | {told['ready']:.0f}",
                 flush=True,
             )
@@ -119,7 +124,7 @@ def watch(job: subprocess.Popen[bytes], work: Path, workers: int, unit_seconds: 
     while len(list((work / "ready").iterdir())) < workers + 1:  # the driver tries the model, too
         alive(job, started)
     ready = time.time() - started
-    time.sleep(2 * unit_seconds + 2)
+    time.sleep(2 * unit_seconds + SETTLE_SECONDS)
     tree = CpuTree(os.getpid(), driver=job.pid)
     tree.sample()
     begin = time.time()
@@ -127,10 +132,11 @@ def watch(job: subprocess.Popen[bytes], work: Path, workers: int, unit_seconds: 
         alive(job, started)
         tree.sample()
     end = time.time()
-    times = [path.stat().st_mtime for path in (work / "out/index").iterdir()]
-    done = sum(begin <= one < end for one in times)
+    times = sorted(path.stat().st_mtime for path in (work / "out/index").iterdir())
+    inside = [one for one in times if begin <= one < end]
+    seconds_each = np.polyfit(range(len(inside)), inside, 1)[0]  # counting would err by a unit of every worker
     used = {role: cpu / (end - begin) for role, cpu in tree.between(begin, end).items()}
-    return {**used, "rate": done / (end - begin), "ready": ready, "others": tree.others(begin, end) / (end - begin)}
+    return {**used, "rate": 1 / seconds_each, "ready": ready, "others": tree.others(begin, end) / (end - begin)}
 
 
 def alive(job: subprocess.Popen[bytes], started: float) -> None:

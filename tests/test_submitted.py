@@ -1,0 +1,68 @@
+"""Runs that `ray job submit` hands to a cluster, as the README says, with the words that Ray has for their ends."""
+
+from __future__ import annotations
+
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from conftest import content, flags
+from hosts import RAY
+from processes import kill_all, launch
+
+pytestmark = pytest.mark.slow
+
+SLOW = {"unit_size": 2, "batch_size": 2, "model": "python:factories:slow"}
+
+
+@pytest.fixture
+def submit(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What is put in front of a command to submit it to a head that `ray start` made."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef" * 4)
+    ports = {name: free_port() for name in ("port", "dashboard-port", "dashboard-agent-listen-port")}
+    head = launch([
+        *RAY, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1",
+        *(f"--{name}={port}" for name, port in ports.items()),
+    ])  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while not answers(ports["dashboard-port"]):
+            assert head.poll() is None and time.monotonic() < deadline, head.communicate()
+            time.sleep(0.2)
+        yield [*RAY, "job", "submit", "--address", f"http://127.0.0.1:{ports['dashboard-port']}", "--"]
+    finally:
+        kill_all(head)
+
+
+def test_run_is_submitted(tree: Path, tmp_path: Path, submit: list[str], undisturbed) -> None:
+    """Ray calls what ends with quarantined rows failed; as the README says, it need not."""
+    out = tmp_path / "store"
+    keys = flags(images=tree, out=out, device="cpu", **{**SLOW, "runner": "ray"})
+    explain = [*map(str, (sys.executable, "-m", "jobs", "explain", *keys))]
+    told = run([*submit, *explain])
+    assert told.returncode == 1 and "exit code 3" in told.stdout + told.stderr, told.stdout + told.stderr
+    assert content(out) == undisturbed(**SLOW)
+    told = run([*submit, "sh", "-c", f"{shlex.join(explain)} || [ $? = 3 ]"])
+    assert told.returncode == 0 and "succeeded" in told.stdout, told.stdout + told.stderr
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=280)
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def answers(port: int) -> bool:
+    with closing(socket.socket()) as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
