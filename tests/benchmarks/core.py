@@ -1,6 +1,7 @@
 """The Explainer against captum, against what a forward costs, and against itself. CPU or CUDA; no Ray.
 
     python tests/benchmarks/core.py [--models resnet50 resnet18] [--batch 16] [--rounds 5] [--threads N] [--device cuda]
+        [--allocator replica]
 
 Same process, same images, same weights (drawn, batch norms' statistics too). Each part is measured interleaved: a
 round times each of its things once (several calls, where they are short), each round in another order, and the tables
@@ -16,11 +17,11 @@ give medians over rounds, of times and of the rounds' ratios:
 - **c** SmoothGrad and integrated gradients: passes per second against the gradient's.
 - **d** bf16 and tf32: rate, and how near their gradient maps are to float32's, by cosine and rank correlation.
 
-float32 is float32: TF32 is off but where it is asked for. On a CPU everything runs with the allocator as the job's
-replicas set it; else fresh pages would be a quarter of the times, and most of their noise. Memory: on CUDA the
-allocator's peak over what was held before; on a CPU the growth of the resident set at its peak, each in a process of
-its own (``--no-memory`` skips it). Asserts no times. Wants a quiet machine; captum, grad-cam, scikit-learn and
-scikit-image if they are there.
+float32 is float32: TF32 is off but where it is asked for. On a CPU fresh pages are a quarter of the times, and most of
+their noise, unless the allocator is set, for all alike, as the job's replicas set it: ``--allocator replica``. Memory:
+on CUDA the allocator's peak over what was held before; on a CPU the growth of the resident set at its peak, each in a
+process of its own (``--no-memory`` skips it). Asserts no times. Wants a quiet machine; captum, grad-cam, scikit-learn
+and scikit-image if they are there.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--allocator", default="system", choices=["system", "replica"])
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
@@ -95,7 +97,7 @@ def main() -> None:
         things = Bench(name, given).things(part)
         print(json.dumps(memory_here(next(thing for thing in things if thing.name == given.memory_of))))
         return
-    if given.device == "cpu":
+    if given.allocator == "replica":
         keep_freed_memory()
     chip = torch.cuda.get_device_name() if given.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{chip}, torch {torch.__version__}, batches of {given.batch}, {given.size} px, {given.rounds} rounds")
