@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from jobs.index import OK, PARTIAL, QUARANTINED, schema
@@ -22,11 +21,7 @@ class Results:
     """
 
     def __init__(self, run: Run, n: int) -> None:
-        # Page-locked beside a GPU: only there do maps come over while it computes the next.
-        self.maps = {
-            array.path: torch.full((n, *array.item_shape), torch.nan, pin_memory=run.device == "cuda").numpy()
-            for array in run.arrays
-        }
+        self.maps = {array.path: np.full((n, *array.item_shape), np.nan, np.float32) for array in run.arrays}
         self.applies = {target: np.zeros(n, np.bool_) for target in run.target_specs}
         self.columns: dict[str, NDArray[np.generic]] = {}
         self.errors: dict[int, str] = {}

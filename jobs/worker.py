@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
@@ -26,6 +27,7 @@ from saliency_core.explain import Explainer
 from saliency_core.targets import NO_LABEL
 
 log = logging.getLogger(__name__)
+_OF_A_GPU: type[Exception] | tuple[()] = getattr(torch, "AcceleratorError", ())  # torch 2.8 has it
 
 
 class ExplainError(Stopped):
@@ -89,18 +91,18 @@ class Explain:
     def _fill(self, unit: DecodedUnit, results: Results) -> list[int]:
         """Explains the unit in micro-batches; returns those that an out-of-memory forced, if any did.
 
-        On a GPU nothing waits for a batch before all are under way.
+        A GPU gets them one after the other; nobody waits for it before the last.
         """
         good = np.array([status == OK for status in unit.lines["status"].to_pylist()])
         size, start, forced = self._run.micro_batch, 0, []
-        found: list[tuple[slice, Tensor]] = []
+        found: list[Found] = []
         while start < len(good):
             rows = slice(start, min(start + size, len(good)))
             if good[rows].any():
                 first = unit.lines["row"][start].as_py()
                 self._at = f"unit {unit.unit}, rows {first} to {first + rows.stop - rows.start - 1}"
                 try:
-                    found.append((rows, self._batch(unit, rows, size, results)))
+                    found.append(self._batch(unit, rows, size, results))
                 except Exception as error:
                     if not _out_of_memory(error) or size == 1:
                         raise self._failed(error) from error
@@ -109,7 +111,7 @@ class Explain:
                     log.warning("unit %d: out of memory, going on with micro-batches of %d", unit.unit, size)
                     continue
             start = rows.stop
-        self._at = f"unit {unit.unit}"  # a GPU tells of what went wrong on it when it is waited for, not before
+        self._at = f"unit {unit.unit}"
         try:
             _take(results, found, good)
         except Exception as error:
@@ -117,26 +119,24 @@ class Explain:
         return forced
 
     def _failed(self, error: Exception) -> ExplainError:
-        return ExplainError(f"the model failed on {self._at}: {type(error).__name__}: {error}")
+        late = isinstance(error, _OF_A_GPU)  # which tells of it when it is asked for something else
+        at = self._at.partition(",")[0] if late else self._at
+        return ExplainError(f"the model failed on {at}: {type(error).__name__}: {error}")
 
-    def _batch(self, unit: DecodedUnit, rows: slice, size: int, results: Results) -> Tensor:
-        """Sends the rows' maps on their way to the host → their columns of ``results``, still on the device, see
-        `_take`."""
-        n = rows.stop - rows.start
+    def _batch(self, unit: DecodedUnit, rows: slice, size: int, results: Results) -> Found:
+        n, device = rows.stop - rows.start, self._run.device
         # Short batches are filled up with zeros: which kernels run, and so the last bits, depend on the batch's size.
-        pixels = torch.zeros((size, *unit.pixels.shape[1:]), dtype=torch.uint8, pin_memory=self._run.device == "cuda")
+        pixels = torch.zeros((size, *unit.pixels.shape[1:]), dtype=torch.uint8, pin_memory=device == "cuda")
         pixels[:n] = torch.from_numpy(unit.pixels[rows])
-        labels = torch.full((size,), NO_LABEL)
+        labels = torch.full((size,), NO_LABEL, pin_memory=device == "cuda")
         labels[:n] = torch.from_numpy(unit.lines["label"].fill_null(NO_LABEL).to_numpy()[rows].astype(np.int64))
         numbers = torch.arange(size) + unit.lines["row"][rows.start].as_py()
-        on_device = pixels.to(self._run.device, non_blocking=True)
-        explanations = self._explainer(
-            self._run.preprocessing.normalise(on_device, torch.float32), labels=labels, rows=numbers
-        )
-        columns: dict[str, Tensor] = {}
+        images = self._run.preprocessing.normalise(pixels.to(device, non_blocking=True), torch.float32)
+        explanations = self._explainer(images, labels=labels.to(device, non_blocking=True), rows=numbers)
+        under_way, columns = dict[str, Tensor](), dict[str, Tensor]()
         for array in self._run.arrays:
             maps = explanations[array.target].maps[array.method]
-            torch.from_numpy(results.maps[array.path][rows]).copy_(maps[:n], non_blocking=True)
+            under_way[array.path] = maps[:n].to("cpu", non_blocking=True)  # to page-locked memory
             for name, values in zip(STATISTICS, _statistics(maps), strict=True):
                 columns[f"{array.column}__{name}"] = values
             if array.residual:
@@ -144,22 +144,34 @@ class Explain:
         for slug, explanation in explanations.items():
             columns[f"{slug}__class"], columns[slug] = explanation.classes, explanation.applies
             columns[f"{slug}__score"], columns[f"{slug}__probability"] = explanation.scores, explanation.probabilities
-        return torch.stack([columns[name][:n].double() for name in (*results.columns, *results.applies)])
+        names = (*results.columns, *results.applies)
+        return Found(rows, under_way, torch.stack([columns[name][:n].double() for name in names]))
 
 
-def _take(results: Results, found: Sequence[tuple[slice, Tensor]], good: NDArray[np.bool_]) -> None:
-    """The columns that `_batch` found of some rows each, float64 [columns, rows], which holds them all.
+@dataclass(frozen=True)
+class Found:
+    """Of some rows: maps by array path, on their way to the host, and ``columns`` float64 [names, n] on the device,
+    for the results' columns and then their ``applies``. float64 holds them all."""
 
-    In one copy: it waits until the device has done all that it was given, and so the maps are here then, too.
-    """
+    rows: slice
+    maps: dict[str, Tensor]
+    columns: Tensor
+
+
+def _take(results: Results, found: Sequence[Found], good: NDArray[np.bool_]) -> None:
+    """The columns come to the host in one copy. It waits until the device has done all that it was given: the maps are
+    here then, too."""
     if not found:
         return
-    rows = np.concatenate([np.arange(len(good))[one] for one, _ in found])
-    values = iter(torch.cat([columns for _, columns in found], dim=1).cpu().numpy())
+    rows = np.concatenate([np.arange(len(good))[one.rows] for one in found])
+    values = iter(torch.cat([one.columns for one in found], dim=1).cpu().numpy())
     for column in results.columns.values():
         column[rows] = next(values)
     for applies in results.applies.values():
         applies[rows] = next(values).astype(np.bool_) & good[rows]
+    for one in found:
+        for path, maps in one.maps.items():
+            results.maps[path][one.rows] = maps.numpy()
 
 
 def _statistics(maps: Tensor) -> tuple[Tensor, ...]:

@@ -101,10 +101,15 @@ class Preprocessing:
 
         work = torch.float64 if dtype == torch.float64 else torch.float32
         x = images.permute(0, 3, 1, 2).to(work, memory_format=torch.contiguous_format)
-        # A tensor, for CUDA multiplies by the reciprocal of a number, which is not quite a division by it.
-        x /= torch.tensor(255, dtype=work, device=x.device)
-        x -= torch.tensor(self.mean, dtype=work, device=x.device).view(-1, 1, 1)
-        x /= torch.tensor(self.std, dtype=work, device=x.device).view(-1, 1, 1)
+
+        def constant(*values: float) -> torch.Tensor:
+            """[values, 1, 1]. Made there: a copy would wait until the device has done all that it was given."""
+            return torch.stack([x.new_full((1, 1), value) for value in values])
+
+        # By tensors, for CUDA multiplies by the reciprocal of a number, which is not quite a division by it.
+        x /= constant(255)
+        x -= constant(*self.mean)
+        x /= constant(*self.std)
         return x.to(dtype)
 
     def resized_size(self, width: int, height: int) -> tuple[int, int]:

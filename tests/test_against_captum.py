@@ -25,12 +25,19 @@ from saliency_core.samplers import noise_for
 pytestmark = pytest.mark.filterwarnings("ignore:Setting backward hooks on ReLU activations")
 
 N, SPREAD, SEED = 5, 0.2, 3
-PLAIN = {
-    "gradient": "gradient(reduction=none)",
-    "input_x_gradient": "input_x_gradient(reduction=none)",
-    "integrated_gradients": f"integrated_gradients(n={N}, reduction=none)",
-    "smoothgrad": f"smoothgrad(n={N}, spread={SPREAD}, reduction=none)",
-}
+FEW = 2  # with more passes in a map of float32, most maps would have a gate flipped by chance, and so their median
+
+
+def plain_methods(n: int) -> dict[str, str]:
+    return {
+        "gradient": "gradient(reduction=none)",
+        "input_x_gradient": "input_x_gradient(reduction=none)",
+        "integrated_gradients": f"integrated_gradients(n={n}, reduction=none)",
+        "smoothgrad": f"smoothgrad(n={n}, spread={SPREAD}, reduction=none)",
+    }
+
+
+PLAIN = plain_methods(N)
 RULES = {name: f"{name}(reduction=none)" for name in ("guided_backprop", "deconvnet")}
 
 
@@ -89,9 +96,11 @@ def images_of(number: int, height: int, width: int) -> Tensor:
     return images * torch.linspace(0.5, 2, number, dtype=torch.float64).view(-1, 1, 1, 1)
 
 
-def by_captum(module: nn.Module, images: Tensor, classes: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
-    """Signals [n, C, H, W]."""
-    return {name: _by_captum(module, images.clone().requires_grad_(), classes, name).detach() for name in names}
+def by_captum(
+    module: nn.Module, images: Tensor, classes: Tensor, names: Iterable[str], *, n: int = N
+) -> dict[str, Tensor]:
+    """Signals [n, C, H, W]; ``n`` passes where a method has several."""
+    return {name: _by_captum(module, images.clone().requires_grad_(), classes, name, n).detach() for name in names}
 
 
 def exactly(module: nn.Module, images: Tensor, classes: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
@@ -103,21 +112,21 @@ def exactly(module: nn.Module, images: Tensor, classes: Tensor, names: Iterable[
     return found
 
 
-def _by_captum(module: nn.Module, images: Tensor, classes: Tensor, name: str) -> Tensor:
+def _by_captum(module: nn.Module, images: Tensor, classes: Tensor, name: str, n: int) -> Tensor:
     if name == "gradient":
         return captum.attr.Saliency(module).attribute(images, target=classes, abs=False)
     if name == "integrated_gradients":
         return captum.attr.IntegratedGradients(module).attribute(
-            images, target=classes, n_steps=N, method="gausslegendre", internal_batch_size=len(images)
+            images, target=classes, n_steps=n, method="gausslegendre", internal_batch_size=len(images)
         )
     if name == "smoothgrad":  # captum's gradient in a loop, with our draws injected
         images = images.detach()
         sigma = SPREAD * (images.flatten(1).amax(1) - images.flatten(1).amin(1)).view(-1, 1, 1, 1)
         total = torch.zeros_like(images)
-        for draw in range(N):
+        for draw in range(n):
             noise = noise_for(list(range(len(images))), draw, images.shape[1:], seed=SEED, device="cpu")
-            total += _by_captum(module, (images + sigma * noise).requires_grad_(), classes, "gradient")
-        return total / N
+            total += _by_captum(module, (images + sigma * noise).requires_grad_(), classes, "gradient", n)
+        return total / n
     kind = {"input_x_gradient": "InputXGradient", "guided_backprop": "GuidedBackprop", "deconvnet": "Deconvolution"}
     return getattr(captum.attr, kind[name])(module).attribute(images, target=classes)
 
@@ -229,11 +238,15 @@ def test_vit_b_16() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)  # some 60 passes over each photograph, a quarter of them in float64
-@pytest.mark.parametrize("name", [*BIG, "vit"])
-def test_float32_is_no_further_from_float64_than_captum_is(name: str, tmp_path: Path) -> None:
-    """32 cuts of photographs, 112 × 112; medians, because single images flip gates by chance. A ViT has neither ReLUs
-    nor a layer of which captum would make a CAM."""
+@pytest.mark.timeout(3600)  # some 30 passes over each photograph, a third of them in float64
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [("squeezenet1_1", 112), ("resnet18", 112), ("vgg11_bn", 64), ("densenet121", 112), ("vit", 112)],
+)
+def test_float32_is_no_further_from_float64_than_captum_is(name: str, side: int, tmp_path: Path) -> None:
+    """32 cuts of photographs; medians, because single images flip gates by chance, and cuts small enough that most do
+    not: of VGG's at 112 × 112 a third to a half do, with captum as with us. A ViT has neither ReLUs nor a layer that
+    captum would make a CAM of."""
     module = photographed_vit() if name == "vit" else models.get_model(name, weights=None)
     if name != "vit":
         module.load_state_dict(torch.load(network(name, tmp_path), weights_only=True))
@@ -242,19 +255,22 @@ def test_float32_is_no_further_from_float64_than_captum_is(name: str, tmp_path: 
     if name == "densenet121":
         plain = ModuleReluDenseNet(plain).eval()
     exact = copy.deepcopy(plain).double()
-    signals, cam = (PLAIN, {}) if name == "vit" else (PLAIN | RULES, {"gradcam": f"gradcam(layer={BIG[name][1]})"})
+    signals, cam = plain_methods(FEW), {}
+    if name != "vit":
+        signals, cam = signals | RULES, {"gradcam": f"gradcam(layer={BIG[name][1]})"}
     methods = signals | cam
     explainer = Explainer(
         own(copy.deepcopy(module), GEOMETRY), methods=[f"{key}={spec}" for key, spec in methods.items()], seed=SEED
     )
     mine: dict[str, list[Tensor]] = {key: [] for key in methods}
     theirs: dict[str, list[Tensor]] = {key: [] for key in methods}
-    for pixels in photographs(32)[:, 56:168, 56:168].split(8):
+    cut = slice(112 - side // 2, 112 + side // 2)
+    for pixels in photographs(32)[:, cut, cut].split(8):
         in32, in64 = GEOMETRY.normalise(pixels, torch.float32), GEOMETRY.normalise(pixels, torch.float64)
         found = explainer(in32)["predicted"]
         assert torch.equal(found.classes, plain(in32).argmax(1))
         captum32, captum64 = (
-            by_captum(net, images, found.classes, signals)
+            by_captum(net, images, found.classes, signals, n=FEW)
             | {key: cam_by_captum(net, BIG[name][1], images, found.classes) for key in cam}
             for net, images in ((plain, in32), (exact, in64))
         )
@@ -276,5 +292,5 @@ def photographed_vit() -> nn.Module:
         made = models.VisionTransformer(
             image_size=112, patch_size=16, num_layers=6, num_heads=4, hidden_dim=256, mlp_dim=1024
         )
-        made.heads.head.weight.normal_(0, 0.02)
+        nn.init.normal_(made.heads.head.weight, std=0.02)
     return made

@@ -73,6 +73,7 @@ def test_nodes_come_and_go_all_the_time(tree: Path, tmp_path: Path, cluster: Clu
     try:
         for commits in (2, 5, 8, 11, 14):
             wait_for_commits(process, out, commits)
+            assert process.poll() is None, "it ended before"
             cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
             cluster.add_node(num_cpus=1)
         told, _ = process.communicate(timeout=280)

@@ -26,19 +26,21 @@ def submit(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """What is put in front of a command to submit it to a head that `ray start` made."""
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef" * 4)
-    ports = {name: free_port() for name in ("port", "dashboard-port", "dashboard-agent-listen-port")}
+    names = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
+    ports = {name: free_port() for name in names}
     head = launch([
         *RAY, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1",
         *(f"--{name}={port}" for name, port in ports.items()),
     ])  # fmt: skip
     try:
-        deadline = time.monotonic() + 120
-        while not answers(ports["dashboard-port"]):
-            assert head.poll() is None and time.monotonic() < deadline, head.communicate()
+        deadline = time.monotonic() + 200
+        while not (answers(ports["dashboard-port"]) and answers(ports["dashboard-agent-listen-port"])):
+            assert head.poll() is None and time.monotonic() < deadline, "the head did not start"
             time.sleep(0.2)
         yield [*RAY, "job", "submit", "--address", f"http://127.0.0.1:{ports['dashboard-port']}", "--"]
     finally:
-        kill_all(head)
+        if head.poll() is None:
+            kill_all(head)
 
 
 def test_run_is_submitted(tree: Path, tmp_path: Path, submit: list[str], undisturbed) -> None:

@@ -20,8 +20,8 @@ give medians over rounds, of times and of the rounds' ratios:
 float32 is float32: TF32 is off but where it is asked for. On a CPU fresh pages are a quarter of the times, and most of
 their noise, unless the allocator is set, for all alike, as the job's replicas set it: ``--allocator replica``. Memory:
 on CUDA the allocator's peak over what was held before; on a CPU the growth of the resident set at its peak, each in a
-process of its own (``--no-memory`` skips it). Asserts no times. Wants a quiet machine; captum, grad-cam, scikit-learn
-and scikit-image if they are there.
+process of its own, with the system's allocator (``--no-memory`` skips it). Asserts no times. Wants a quiet machine;
+captum, grad-cam, scikit-learn and scikit-image if they are there.
 """
 
 from __future__ import annotations

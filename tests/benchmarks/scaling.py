@@ -134,6 +134,8 @@ def watch(job: subprocess.Popen[bytes], work: Path, workers: int, unit_seconds: 
     end = time.time()
     times = sorted(path.stat().st_mtime for path in (work / "out/index").iterdir())
     inside = [one for one in times if begin <= one < end]
+    if len(inside) < 5:
+        raise SystemExit(f"{len(inside)} commits in {seconds:g} s tell no rate: a longer window would (--seconds)")
     seconds_each = np.polyfit(range(len(inside)), inside, 1)[0]  # counting would err by a unit of every worker
     used = {role: cpu / (end - begin) for role, cpu in tree.between(begin, end).items()}
     return {**used, "rate": 1 / seconds_each, "ready": ready, "others": tree.others(begin, end) / (end - begin)}
