@@ -25,7 +25,8 @@ from saliency_core.samplers import noise_for
 pytestmark = pytest.mark.filterwarnings("ignore:Setting backward hooks on ReLU activations")
 
 N, SPREAD, SEED = 5, 0.2, 3
-FEW = 2  # with more passes in a map of float32, most maps would have a gate flipped by chance, and so their median
+FEW = 2  # with more passes in a map of float32, most maps would have a gate flipped by chance
+FLIPPED = 1e-5  # relative L2 that rounding alone does not reach, and a single flipped gate exceeds
 
 
 def plain_methods(n: int) -> dict[str, str]:
@@ -239,14 +240,11 @@ def test_vit_b_16() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)  # some 30 passes over each photograph, a third of them in float64
-@pytest.mark.parametrize(
-    ("name", "side"),
-    [("squeezenet1_1", 112), ("resnet18", 112), ("vgg11_bn", 64), ("densenet121", 112), ("vit", 112)],
-)
+@pytest.mark.parametrize(("name", "side"), [*((name, 64) for name in BIG), ("vit", 112)])
 def test_float32_is_no_further_from_float64_than_captum_is(name: str, side: int, tmp_path: Path) -> None:
-    """32 cuts of photographs; medians, because single images flip gates by chance, and cuts small enough that most do
-    not: of VGG's at 112 × 112 a third to a half do, with captum as with us. A ViT has neither ReLUs nor a layer that
-    captum would make a CAM of."""
+    """32 cuts of photographs. Where a gate flips, with captum or with us, the distance depends on which: such maps are
+    compared by their number, the others by their medians. Small cuts, for in large ones nearly always one flips. A ViT
+    has neither ReLUs nor a layer that captum would make a CAM of."""
     module = photographed_vit() if name == "vit" else models.get_model(name, weights=None)
     if name != "vit":
         module.load_state_dict(torch.load(network(name, tmp_path), weights_only=True))
@@ -278,11 +276,17 @@ def test_float32_is_no_further_from_float64_than_captum_is(name: str, side: int,
             some = captum64[key].flatten(1).any(1)  # a CAM may be zero everywhere
             mine[key].append(distance(found.maps[key][some], captum64[key][some]))
             theirs[key].append(distance(captum32[key][some], captum64[key][some]))
-    medians = {key: (torch.cat(mine[key]).median(), torch.cat(theirs[key]).median()) for key in methods}
-    for key, (we, they) in medians.items():
-        print(f"{name} {key}: captum {they:.2e}, ours ÷ captum {we / they:.3f}, of {len(torch.cat(mine[key]))} images")
-    for key, (we, they) in medians.items():
-        assert len(torch.cat(mine[key])) >= 16 and we / they <= 1.2, key
+    for key in methods:
+        we, they = torch.cat(mine[key]), torch.cat(theirs[key])
+        same = (we < FLIPPED) & (they < FLIPPED)
+        ratio = we[same].median() / they[same].median()
+        our_flips, their_flips = (int((one >= FLIPPED).sum()) for one in (we, they))
+        print(
+            f"{name} {key}: captum {they[same].median():.2e}, ours ÷ captum {ratio:.3f} of {same.sum()}; "
+            f"flipped: ours {our_flips}, captum {their_flips} of {len(same)}"
+        )
+        assert same.sum() >= 8 and ratio <= 1.2, key
+        assert our_flips <= their_flips + 3 * (our_flips + their_flips) ** 0.5, key
 
 
 def photographed_vit() -> nn.Module:
