@@ -48,34 +48,25 @@ def test_embedded_ray_listens_on_loopback_alone(tree: Path, tmp_path: Path) -> N
     assert not outside
 
 
-@pytest.mark.parametrize("replaced", [True, False], ids=["replaced", "not replaced"])
-def test_node_is_lost_in_the_middle(tree: Path, tmp_path: Path, cluster: Cluster, undisturbed, replaced: bool) -> None:
-    """Where no other node comes, its replica has no room before that of the other node has ended."""
+@pytest.mark.parametrize(
+    ("losses", "replaced"),
+    [((3,), True), ((3,), False), ((2, 5, 8, 11, 14), True)],
+    ids=["replaced", "not replaced", "again and again"],
+)
+def test_nodes_are_lost_in_the_middle(
+    tree: Path, tmp_path: Path, cluster: Cluster, undisturbed, losses: tuple[int, ...], replaced: bool
+) -> None:
+    """After so many commits each. Where no other node comes, its replica has no room before that of the other node has
+    ended; again and again is how a spot market takes them back."""
     out = tmp_path / "store"
     process = start("explain", *flags(images=tree, out=out, device="cpu", workers=2, **{**SLOW, "runner": "ray"}))
     try:
-        wait_for_commits(process, out, 3)
-        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
-        if replaced:
-            cluster.add_node(num_cpus=1)
-        told, _ = process.communicate(timeout=280)
-    finally:
-        if process.poll() is None:
-            kill_all(process)
-    assert process.returncode == 3, told
-    assert content(out) == undisturbed(**SLOW)
-
-
-def test_nodes_come_and_go_all_the_time(tree: Path, tmp_path: Path, cluster: Cluster, undisturbed) -> None:
-    """As on a spot market: one is taken back, another comes, five times during one run."""
-    out = tmp_path / "store"
-    process = start("explain", *flags(images=tree, out=out, device="cpu", workers=2, **{**SLOW, "runner": "ray"}))
-    try:
-        for commits in (2, 5, 8, 11, 14):
+        for commits in losses:
             wait_for_commits(process, out, commits)
             assert process.poll() is None, "it ended before"
             cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
-            cluster.add_node(num_cpus=1)
+            if replaced:
+                cluster.add_node(num_cpus=1)
         told, _ = process.communicate(timeout=280)
     finally:
         if process.poll() is None:
