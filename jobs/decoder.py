@@ -9,13 +9,14 @@ import the caller's ``__main__``) and imports little more than Pillow and numpy.
 from __future__ import annotations
 
 import os
+import pickle
 import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, lru_cache
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from threading import Lock
@@ -57,7 +58,7 @@ class Decoder:
         with self._lock:
             for _ in range(ATTEMPTS):
                 try:
-                    found, cpu_seconds = self._living().ask(decode, data, seconds, memory)
+                    found, cpu_seconds = self._living().ask(_pickled(decode), data, seconds, memory)
                 except _ChildDied as death:
                     if death.code == -signal.SIGALRM:
                         return Rejected(
@@ -127,7 +128,7 @@ class _Child:
 
     def ask(self, *request: object) -> Any:
         try:
-            self._line.send(request)
+            _send(self._line, request)
         except OSError:  # it died since it was last seen: what it left to be read tells nothing else
             raise self._death() from None
         except BaseException:
@@ -137,7 +138,7 @@ class _Child:
 
     def _said(self) -> Any:
         try:
-            return self._line.recv()
+            return _received(self._line)
         except (EOFError, OSError):
             raise self._death() from None
         except BaseException:  # an interrupt: the answer would come, and be taken for the next image's
@@ -171,6 +172,30 @@ def _started() -> _Child:
     )
 
 
+# -- the line between them ------------------------------------------------------------------------------------
+# Connection's own ``send`` builds a pickler for every message.
+
+
+def _send(line: Connection, message: object) -> None:
+    line.send_bytes(pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL))
+
+
+def _received(line: Connection) -> Any:
+    return pickle.loads(line.recv_bytes())  # noqa: S301 - our own, from the other end
+
+
+@lru_cache(maxsize=1)
+def _pickled(decode: Callable[[bytes], object]) -> bytes:
+    """Not again for every image."""
+    return pickle.dumps(decode)
+
+
+@lru_cache(maxsize=1)
+def _unpickled(decode: bytes) -> Callable[[bytes], object]:
+    function: Callable[[bytes], object] = pickle.loads(decode)  # noqa: S301 - our own, from the parent
+    return function
+
+
 # -- the child ------------------------------------------------------------------------------------------------
 
 
@@ -185,14 +210,15 @@ def main(descriptor: int) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     with Connection(descriptor) as line, suppress(EOFError, ConnectionError):
-        line.send("ready")
+        _send(line, "ready")
         while True:
-            line.send(_answer(*line.recv()))
+            _send(line, _answer(*_received(line)))
 
 
-def _answer(decode: Callable[[bytes], object], data: bytes, seconds: float, memory: int) -> tuple[object, float]:
-    """What ``decode`` makes of it, or what it raises, and the CPU seconds that it took."""
+def _answer(pickled: bytes, data: bytes, seconds: float, memory: int) -> tuple[object, float]:
+    """What the function makes of it, or what it raises, and the CPU seconds that it took."""
     before = process_time()
+    decode = _unpickled(pickled)
     found: object
     try:
         with _limited_time(seconds), _limited_memory(memory):

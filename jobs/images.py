@@ -33,7 +33,7 @@ _TURNS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Decoded:
     """pixels: uint8 [H, W, C] at the model's input size; width, height: of the canonical image."""
 

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 # Of every record that it begins with or has done, Ray Data keeps some 8 KB in the driver until all are done: more
 # than these go through one after the other, for the price of starting the workers again.
 AT_ONCE = 32_768
+# Of an embedded Ray nobody reads metrics and events: on a small machine they cost as much as a stage does.
+EMBEDDED = {"enable_metrics_collection": False, "task_events_report_interval_ms": 0}
 LOOPBACK = "127.0.0.1"  # where embedded nodes are
 ANSWER_SECONDS = 120.0  # for a node of a cluster to start a process and look for some files
 
@@ -70,9 +72,7 @@ def _start_here() -> None:
             "local",  # not one that happens to run on this machine
             include_dashboard=False,
             logging_level=logging.ERROR,
-            # A worker that decoded also writes, but for the first units later than Ray waits before it ends idle
-            # workers: another would have to start, which takes seconds.
-            _system_config={"idle_worker_killing_time_threshold_ms": 600_000},
+            _system_config=EMBEDDED,
         )
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = clusters
@@ -146,6 +146,7 @@ def _run(items: Sequence[Any], stages: Sequence[Stage]) -> Iterator[Any]:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.log_internal_stack_trace = False
+    context.memory_usage_poll_interval_s = None  # nobody reads it, and it costs every task a thread
     # Ray would end a run that waits for nodes, or for a long unit, after half an hour; our own watchdog knows more.
     context.execution_no_progress_timeout_s = -1
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # a failed stage raises; it need not be told twice
@@ -311,5 +312,16 @@ class _Actor:
 
 @cache
 def _made(make: bytes) -> Callable[[Any], Any]:
+    _stay()
     function: Callable[[Any], Any] = pickle.loads(make)()  # noqa: S301 - our own, from the driver
     return function
+
+
+@cache
+def _stay() -> Any:
+    """Keeps this process until the job ends: Ray ends none that owns an object.
+
+    Of processes beyond one a core it ends those that had nothing to do for a second, and starts others with the next
+    units, each for seconds of processor.
+    """
+    return ray.put(None)

@@ -48,6 +48,7 @@ class Explain:
         model = build_model(run.config, class_names=run.class_names)
         refuse_other_weights(run, model)
         self._run = run
+        self._preprocessing = run.preprocessing
         self._explainer = Explainer(
             model,
             methods=list(run.config.methods),
@@ -94,15 +95,17 @@ class Explain:
         A GPU gets them one after the other; nobody waits for it before the last.
         """
         good = np.array([status == OK for status in unit.lines["status"].to_pylist()])
+        numbers = unit.lines["row"].to_numpy()
+        labels = unit.lines["label"].fill_null(NO_LABEL).to_numpy().astype(np.int64)
+        asked = Asked(unit.pixels, labels, numbers, (*results.columns, *results.applies))
         size, start, forced = self._run.micro_batch, 0, []
         found: list[Found] = []
         while start < len(good):
             rows = slice(start, min(start + size, len(good)))
             if good[rows].any():
-                first = unit.lines["row"][start].as_py()
-                self._at = f"unit {unit.unit}, rows {first} to {first + rows.stop - rows.start - 1}"
+                self._at = f"unit {unit.unit}, rows {numbers[start]} to {numbers[rows.stop - 1]}"
                 try:
-                    found.append(self._batch(unit, rows, size, results))
+                    found.append(self._batch(asked, rows, size))
                 except Exception as error:
                     if not _out_of_memory(error) or size == 1:
                         raise self._failed(error) from error
@@ -123,16 +126,14 @@ class Explain:
         at = self._at.partition(",")[0] if late else self._at
         return ExplainError(f"the model failed on {at}: {type(error).__name__}: {error}")
 
-    def _batch(self, unit: DecodedUnit, rows: slice, size: int, results: Results) -> Found:
-        n, device = rows.stop - rows.start, self._run.device
-        # Short batches are filled up with zeros: which kernels run, and so the last bits, depend on the batch's size.
-        pixels = torch.zeros((size, *unit.pixels.shape[1:]), dtype=torch.uint8, pin_memory=device == "cuda")
-        pixels[:n] = torch.from_numpy(unit.pixels[rows])
-        labels = torch.full((size,), NO_LABEL, pin_memory=device == "cuda")
-        labels[:n] = torch.from_numpy(unit.lines["label"].fill_null(NO_LABEL).to_numpy()[rows].astype(np.int64))
-        numbers = torch.arange(size) + unit.lines["row"][rows.start].as_py()
-        images = self._run.preprocessing.normalise(pixels.to(device, non_blocking=True), torch.float32)
-        explanations = self._explainer(images, labels=labels.to(device, non_blocking=True), rows=numbers)
+    def _batch(self, asked: Asked, rows: slice, size: int) -> Found:
+        # Short batches are filled up: which kernels run, and so the last bits, depend on the batch's size.
+        pixels = self._on_device(asked.pixels[rows], size, fill=0)
+        labels = self._on_device(asked.labels[rows], size, fill=NO_LABEL)
+        first = int(asked.numbers[rows.start])
+        images = self._preprocessing.normalise(pixels, torch.float32)
+        explanations = self._explainer(images, labels=labels, rows=torch.arange(first, first + size))
+        n = rows.stop - rows.start
         under_way, columns = dict[str, Tensor](), dict[str, Tensor]()
         for array in self._run.arrays:
             maps = explanations[array.target].maps[array.method]
@@ -144,14 +145,33 @@ class Explain:
         for slug, explanation in explanations.items():
             columns[f"{slug}__class"], columns[slug] = explanation.classes, explanation.applies
             columns[f"{slug}__score"], columns[f"{slug}__probability"] = explanation.scores, explanation.probabilities
-        names = (*results.columns, *results.applies)
-        return Found(rows, under_way, torch.stack([columns[name][:n].double() for name in names]))
+        return Found(rows, under_way, torch.stack([columns[name].double() for name in asked.names])[:, :n])
+
+    def _on_device(self, values: NDArray[np.generic], size: int, *, fill: int) -> Tensor:
+        """``values`` [n, …] → [size, …]; nobody waits for the copy."""
+        given = torch.from_numpy(values)
+        if len(given) < size:
+            given = torch.cat([given, given.new_full((size - len(given), *given.shape[1:]), fill)])
+        if self._run.device == "cuda":
+            given = given.pin_memory()
+        return given.to(self._run.device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Of a unit's n rows: ``pixels`` uint8 [n, H, W, C], ``labels`` int64 [n], ``numbers`` int64 [n], and what is to be
+    found out, ``names`` of the results' columns and then of their ``applies``."""
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    numbers: NDArray[np.int64]
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Found:
-    """Of some rows: maps by array path, on their way to the host, and ``columns`` float64 [names, n] on the device,
-    for the results' columns and then their ``applies``. float64 holds them all."""
+    """Of some rows: maps by array path, on their way to the host, and ``columns`` float64 [names, n] on the device.
+    float64 holds them all."""
 
     rows: slice
     maps: dict[str, Tensor]
@@ -179,8 +199,7 @@ def _statistics(maps: Tensor) -> tuple[Tensor, ...]:
     flat = maps.flatten(1)
     magnitude = flat.abs()
     return (
-        flat.amin(1),
-        flat.amax(1),
+        *torch.aminmax(flat, dim=1),
         flat.mean(1, dtype=torch.float64),
         magnitude.sum(1, dtype=torch.float64),
         torch.linalg.vector_norm(magnitude, dim=1, dtype=torch.float64),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,18 +19,34 @@ def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
     The caller's autocast would make bf16 of float32, silently; its ``no_grad`` or ``inference_mode`` would leave no
     graph. What was made in inference mode must come in through ``usable``.
     """
+    with ExitStack() as stack:
+        for change in _changes(precision, device):
+            stack.enter_context(change)
+        yield
+
+
+def _changes(precision: str, device: torch.device) -> Iterator[AbstractContextManager[Any]]:
+    """Those that are needed: entered in vain, they would cost a small pass a tenth of its time."""
+    if torch.is_inference_mode_enabled():
+        yield torch.inference_mode(False)
+    if not torch.is_grad_enabled():
+        yield torch.enable_grad()
     low = _LOW.get(precision)
-    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    if low is not None or torch.is_autocast_enabled(device.type):
+        yield torch.autocast(device.type, low, enabled=low is not None)
+    if device.type == "cuda":
+        yield _tf32(allowed=precision == "tf32")
+
+
+@contextmanager
+def _tf32(*, allowed: bool) -> Iterator[None]:
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = allowed
     try:
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autocast(device.type, low, enabled=low is not None),
-        ):
-            yield
+        yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def usable(values: Tensor) -> Tensor:

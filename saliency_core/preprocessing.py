@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,15 +102,10 @@ class Preprocessing:
 
         work = torch.float64 if dtype == torch.float64 else torch.float32
         x = images.permute(0, 3, 1, 2).to(work, memory_format=torch.contiguous_format)
-
-        def constant(*values: float) -> torch.Tensor:
-            """[values, 1, 1]. Made there: a copy would wait until the device has done all that it was given."""
-            return torch.stack([x.new_full((1, 1), value) for value in values])
-
         # By tensors, for CUDA multiplies by the reciprocal of a number, which is not quite a division by it.
-        x /= constant(255)
-        x -= constant(*self.mean)
-        x /= constant(*self.std)
+        x /= _constant((255,), work, x.device)
+        x -= _constant(self.mean, work, x.device)
+        x /= _constant(self.std, work, x.device)
         return x.to(dtype)
 
     def resized_size(self, width: int, height: int) -> tuple[int, int]:
@@ -246,6 +242,14 @@ def _along(low: float, high: float, *, cells: int, pixels: int) -> tuple[slice, 
 def _crop_start(size: int, crop: int) -> int:
     """Where a centre crop begins on one axis, by torchvision's rounding; negative where it pads."""
     return -((crop - size) // 2) if crop > size else round((size - crop) / 2)
+
+
+@lru_cache(maxsize=16)
+def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """[values, 1, 1]. Made there, and once: a copy would wait until the device has done all that it was given."""
+    import torch
+
+    return torch.stack([torch.full((1, 1), value, dtype=dtype, device=device) for value in values])
 
 
 def _check_pair(name: str, pair: tuple[int, ...]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -10,6 +12,9 @@ import pytest
 from conftest import content, flags
 from processes import kill_all, start, wait_for_commits
 from ray.cluster_utils import Cluster
+
+from jobs import pipeline
+from jobs.stages import Stage
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +33,31 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
         yield made
     finally:
         made.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")  # about defaults of its own
+def test_processes_stay_that_have_nothing_to_do(cluster: Cluster) -> None:
+    """Ray ends those beyond one a core after a second, and each costs seconds of processor to start."""
+    stages = [Stage("told", told_process, cpus=0.5)]
+    pipeline.start()
+    try:
+        before = set(pipeline.run_stages(range(4), stages))
+        time.sleep(10)
+        after = set(pipeline.run_stages(range(4), stages))
+    finally:
+        pipeline.stop()
+    assert len(before) == 4
+    assert after == before
+
+
+def told_process() -> Callable[[int], int]:
+    return slow_process
+
+
+def slow_process(item: int) -> int:
+    del item
+    time.sleep(5)  # so that nobody takes two
+    return os.getpid()
 
 
 def test_embedded_ray_listens_on_loopback_alone(tree: Path, tmp_path: Path) -> None:

@@ -16,10 +16,14 @@ class Delayed(nn.Module):
         super().__init__()
         self.head = nn.Linear(3, 3, bias=False)
         nn.init.eye_(self.head.weight)
+        self.seconds = float(os.environ["SCALING_SECONDS"])
+        self.seen = False
 
     def forward(self, images: Tensor) -> Tensor:
-        (Path(os.environ["SCALING_READY"]) / str(os.getpid())).touch()
-        time.sleep(float(os.environ["SCALING_SECONDS"]))
+        if not self.seen:
+            (Path(os.environ["SCALING_READY"]) / str(os.getpid())).touch()
+            self.seen = True
+        time.sleep(self.seconds)
         return self.head(images.mean(dim=(2, 3)))
 
 
