@@ -34,8 +34,7 @@ def _changes(precision: str, device: torch.device) -> Iterator[AbstractContextMa
     low = _LOW.get(precision)
     if low is not None or torch.is_autocast_enabled(device.type):
         yield torch.autocast(device.type, low, enabled=low is not None)
-    if device.type == "cuda":
-        yield _tf32(allowed=precision == "tf32")
+    yield _tf32(allowed=precision == "tf32")
 
 
 @contextmanager
