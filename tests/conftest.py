@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import s3
 import torch
+from fault_proxy import FaultProxy, faulty
 from PIL import Image
 from processes import end_all
 from rich.console import Console
@@ -22,9 +23,11 @@ from rich.console import Console
 from jobs.config import make_config
 from jobs.exits import NOT_FINISHED
 from jobs.job import explain
+from jobs.patience import VARIABLE
 from jobs.reader import Store, open_store
 
 TESTS = Path(__file__).parent
+SECRET = "SECRET-KEY-OF-TESTS"
 CLASSES = ("ant", "bee", "cat", "dog", "elk")
 TINY = {
     "model": "python:factories:tiny",
@@ -61,6 +64,11 @@ def run_inline(**keys: object) -> tuple[int, str]:
     return code, console.file.getvalue()  # type: ignore[attr-defined]
 
 
+def said(command: Callable[..., int], *arguments: object, **more: object) -> tuple[int, str]:
+    console = Console(file=io.StringIO(), width=200)
+    return command(*arguments, console, **more), console.file.getvalue()  # type: ignore[attr-defined]
+
+
 @pytest.fixture(scope="session")
 def undisturbed(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, bytes]]:
     """What a run over ``tree`` with these keys makes when nothing happens to it; made once."""
@@ -90,6 +98,15 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An empty one, on an S3 server of its own."""
     with s3.server(monkeypatch) as uri:
         yield uri
+
+
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """In front of a fresh S3 server; the environment leads to it. A store may fail for some seconds only."""
+    with s3.server(monkeypatch, secret=SECRET), faulty(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        monkeypatch.setenv(VARIABLE, "20")
+        yield proxy
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,8 @@ from rich.console import Console
 from jobs.audit.job import audit
 from jobs.exits import IMPERFECT
 from jobs.report.make import make_report
+from jobs.report.page import Tile
+from jobs.report.sheets import Sheets
 
 ARRAY = "label/gradient"
 SCRIPT = "<script>alert(1)</script>"
@@ -105,3 +107,15 @@ class Page(HTMLParser):
 
 def pages(folder: Path) -> list[Page]:
     return [Page(path) for path in sorted(folder.rglob("*.html"))]
+
+
+class Recorder(Sheets):
+    """Keeps pictures as they were given."""
+
+    def __init__(self) -> None:
+        super().__init__("recorded")
+        self.pictures: list[np.ndarray] = []
+
+    def add(self, picture: np.ndarray, alt: str) -> Tile:
+        self.pictures.append(picture)
+        return super().add(picture, alt)

@@ -2,60 +2,34 @@
 
 from __future__ import annotations
 
-import io
-import json
-import os
-import re
-import shutil
 import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import s3
-from conftest import content, flags, run_inline
-from fault_proxy import FAULTS, FaultProxy, faulty, seeded
+from conftest import SECRET, content, flags, run_inline, said
+from fault_proxy import FAULTS, FaultProxy, seeded
 from helpers import write_tar
-from rich.console import Console
 
-from jobs import finalize as finalizing
 from jobs import stores
-from jobs.failures import RENEW
-from jobs.fetch import fetch
-from jobs.finalize import SHA256SUMS, finalize
-from jobs.objects import open_file, read, stat, walk
-from jobs.output import claim, open_run
+from jobs.finalize import SHA256SUMS
 from jobs.patience import VARIABLE
 from jobs.reader import open_store
-from jobs.record import RUN_JSON, Run
+from jobs.record import RUN_JSON
 from jobs.reject import Rejected
 from jobs.retry import retry
-from jobs.sources import list_entries, open_sources
 from jobs.status import status
-from jobs.stopped import Unreachable, Unusable
-from jobs.stores import address, delete, list_keys, open_output, put, read_object
+from jobs.stopped import Unreachable
+from jobs.stores import list_keys, open_output, read_object
 from jobs.verify import verify
-from saliency_core.errors import Refused
 
-JOB = {"unit_size": 8, "batch_size": 4, "targets": ("predicted", "label"), "class_names": None}
-SECRETS = ("SECRET-KEY-OF-TESTS", "Signature=", "X-Amz-Signature")
-
-
-@pytest.fixture
-def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """In front of a fresh S3 server; the environment leads to it. A store may fail for some seconds only."""
-    with s3.server(monkeypatch, secret=SECRETS[0]), faulty(os.environ["AWS_ENDPOINT_URL"]) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        monkeypatch.setenv(VARIABLE, "20")
-        yield proxy
+SECRETS = (SECRET, "Signature=", "X-Amz-Signature")
 
 
 @pytest.fixture(scope="module")
@@ -110,14 +84,6 @@ def remote(out: str) -> dict[str, bytes]:
     """Every object of a remote store that does not tell how long it took."""
     store = open_output(out)
     return {key: read_object(store, key) for key in sorted(list_keys(store)) if key not in (RUN_JSON, SHA256SUMS)}
-
-
-def said(command: Callable[..., int], *arguments: object, **more: object) -> tuple[int, str]:
-    console = Console(file=io.StringIO(), width=200)
-    return command(*arguments, console, **more), console.file.getvalue()  # type: ignore[attr-defined]
-
-
-# -- whole jobs -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["folder", "tars", "parquet"])
@@ -253,90 +219,6 @@ def test_ray_on_a_failing_store(inputs: Path, local, proxy: FaultProxy, saliency
     assert comparable(remote(out)) == comparable(local("tars"))
 
 
-# -- one object, or the whole store ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("fault", ["403 AccessDenied", "403 InvalidObjectState", "400 KeyTooLongError"])
-def test_refused_object_is_a_row(fault: str, inputs: Path, proxy: FaultProxy) -> None:
-    images = s3.upload(inputs / "folder", "folder")
-    entries = list(list_entries(open_sources([images])))[:4]
-    proxy.script = lambda method, path, times: fault if entries[2].sample_id in path else None
-    results = fetch(entries, max_bytes=1 << 20)
-    assert [isinstance(one, Rejected) for one in results] == [False, False, True, False]
-    assert fault.split()[1] in results[2].reason  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize("code", [*RENEW, "503"])
-def test_refused_asker_is_nobodys_row(code: str, inputs: Path, proxy: FaultProxy, monkeypatch) -> None:
-    images = s3.upload(inputs / "folder", "folder")
-    entries = list(list_entries(open_sources([images])))[:4]
-    monkeypatch.setenv(VARIABLE, "1")
-    stores._bucket.cache_clear()
-    proxy.script = lambda *asked: code if code == "503" else f"{400 if 'Token' in code else 403} {code}"
-    with pytest.raises(Unreachable, match=code):
-        fetch(entries, max_bytes=1 << 20)
-
-
-def test_every_request_is_tried_again(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever fails at first, in whichever way; obstore by itself does not do so for all."""
-    s3.put("in/a.bin", bytes(range(256)) * 5000)
-    store, uri = open_output(f"s3://{s3.BUCKET}/out"), f"s3://{s3.BUCKET}/in/a.bin"
-    large = bytes(6 << 20)  # goes in parts
-    requests: dict[str, Callable[[], object]] = {
-        "stat": lambda: stat(uri).size == 1_280_000,
-        "read": lambda: read(uri) == bytes(range(256)) * 5000,
-        "part": lambda: open_file(uri).read(3) == b"\0\1\2",
-        "walk": lambda: len(list(walk(f"s3://{s3.BUCKET}/in"))) == 1,
-        "put": lambda: put(store, "b", b"1") is None and read_object(store, "b") == b"1",
-        "large put": lambda: put(store, "c", large) is None and read_object(store, "c") == large,
-        "list": lambda: sorted(list_keys(store)) == ["b", "c"],
-        "delete": lambda: delete(store, "b") is None and delete(store, "c") is None,
-    }
-    for fault in FAULTS:
-        proxy.forget()
-        proxy.script = lambda method, path, times, fault=fault: fault if times < 2 else None
-        assert [name for name, ask in requests.items() if not ask()] == []
-    monkeypatch.setenv(VARIABLE, "3")
-    proxy.script = lambda method, path, times: "hang"
-    with pytest.raises(Unreachable, match="no answer in time"):
-        read_object(open_output(f"s3://{s3.BUCKET}/out"), "b")
-
-
-def test_bucket_that_is_not_there_is_refused(tree: Path, proxy: FaultProxy) -> None:
-    with pytest.raises(Refused, match=r"s3://nowhere/x.*NoSuchBucket"):
-        run_inline(images=str(tree), out="s3://nowhere/x", **job("folder"))
-    with pytest.raises(Unusable, match="no such bucket"):
-        put(open_output("s3://nowhere/x"), "a", b"1")
-
-
-def test_endpoint_without_encryption_must_be_allowed(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("AWS_ALLOW_HTTP")
-    with pytest.raises(Unusable, match="AWS_ALLOW_HTTP=true"):
-        read_object(open_output(f"s3://{s3.BUCKET}/out"), "x")
-
-
-def test_patience_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "long")
-    with pytest.raises(Refused, match=f"{VARIABLE}=long is no number"):
-        open_output("s3://anywhere/x")
-
-
-# -- two drivers ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("fault", [None, "lost", "reset"])
-def test_two_runs_on_one_new_store(fault: str | None, finished: Path, proxy: FaultProxy) -> None:
-    """The claim is a conditional put; its answer lost, who has the store must not think another has it."""
-    run = Run.model_validate_json((finished / RUN_JSON).read_bytes())
-    ours = run.model_copy(update={"config": run.config.model_copy(update={"out": f"s3://{s3.BUCKET}/new"})})
-    theirs = ours.model_copy(update={"fingerprint": {**ours.fingerprint, "seed": 1}})
-    proxy.script = lambda method, path, times: fault if method == "PUT" and not times else None
-    claim(ours)
-    claim(ours)
-    with pytest.raises(Refused, match="seed"):
-        claim(theirs)
-
-
 @pytest.mark.slow
 def test_the_same_run_twice_at_once(inputs: Path, local, proxy: FaultProxy) -> None:
     images, out = s3.upload(inputs / "folder", "folder"), f"s3://{s3.BUCKET}/store"
@@ -351,84 +233,3 @@ def test_the_same_run_twice_at_once(inputs: Path, local, proxy: FaultProxy) -> N
     assert [one.returncode for one in both] == [3, 3], told
     assert said(verify, out)[0] == 0
     assert comparable(remote(out)) == comparable(local("folder"))
-
-
-def test_two_drivers_finalize_at_once(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each puts a run.json of its own; in whichever order their puts come, the sums are those of the last one."""
-    for order in range(20):
-        out = tmp_path / str(order)
-        shutil.copytree(finished, out)
-        store, run = open_run(str(out))
-        barrier = threading.Barrier(2)
-
-        def meeting(store, key, data, *, barrier=barrier, order=order):
-            if key in (RUN_JSON, SHA256SUMS):
-                with suppress(threading.BrokenBarrierError):  # the other has ended, or does not come here
-                    barrier.wait(0.05)
-            put(store, key, data)
-
-        monkeypatch.setattr(finalizing, "put", meeting)
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda n: finalize(store, run, session={"rows": n}), (1, 2)))  # noqa: B023
-        assert said(verify, str(out))[0] == 0, order
-
-
-def test_finalizer_overtaken_between_run_json_and_sums(finished: Path, tmp_path: Path, monkeypatch) -> None:
-    out = tmp_path / "store"
-    shutil.copytree(finished, out)
-    store, run = open_run(str(out))
-    overtaken = []
-
-    def overtaking(store, key, data):
-        if key == SHA256SUMS and not overtaken:
-            overtaken.append(True)
-            finalize(store, run, session={"rows": 2})  # the other, from beginning to end
-        put(store, key, data)
-
-    monkeypatch.setattr(finalizing, "put", overtaking)
-    finalize(store, run, session={"rows": 1})
-    assert said(verify, str(out))[0] == 0
-
-
-def test_other_clouds_are_opened_from_their_own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a request: where they would be sent, and as whom."""
-    for name, value in {
-        "GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps({
-            "private_key": "", "private_key_id": "", "client_email": "", "disable_oauth": True,
-        }),
-        "AZURE_STORAGE_ACCOUNT_NAME": "somebody", "AZURE_STORAGE_ACCOUNT_KEY": "a2V5",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    stores._bucket.cache_clear()
-    kinds = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
-    for scheme, kind in kinds.items():
-        store, key = stores.locate(f"{scheme}://bucket/some/key")
-        assert (type(store).__name__, key, address(store)) == (kind, "some/key", f"{scheme}://bucket")
-    stores._bucket.cache_clear()
-
-
-def test_region_and_endpoint_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    signed = []
-
-    class Listening(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            signed.append(self.headers["Authorization"])
-            self.send_error(404)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
-    with HTTPServer(("127.0.0.1", 0), Listening) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        for name, value in {
-            "AWS_REGION": "eu-central-1", "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
-            "AWS_ALLOW_HTTP": "true", "AWS_ACCESS_KEY_ID": "WHO", "AWS_SECRET_ACCESS_KEY": "x",
-        }.items():  # fmt: skip
-            monkeypatch.setenv(name, value)
-        stores._bucket.cache_clear()
-        with pytest.raises(FileNotFoundError):
-            read("s3://bucket/some/key")
-        server.shutdown()
-    stores._bucket.cache_clear()
-    assert re.search(r"Credential=WHO/\d+/eu-central-1/s3/", signed[0])

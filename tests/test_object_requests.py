@@ -1,0 +1,135 @@
+"""What is asked of an object store, one request at a time, through a proxy that fails: a row, or nobody's fault."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+import s3
+from conftest import run_inline
+from fault_proxy import FAULTS, FaultProxy
+
+from jobs import stores
+from jobs.failures import RENEW
+from jobs.fetch import fetch
+from jobs.objects import open_file, read, stat, walk
+from jobs.patience import VARIABLE
+from jobs.reject import Rejected
+from jobs.sources import list_entries, open_sources
+from jobs.stopped import Unreachable, Unusable
+from jobs.stores import address, delete, list_keys, open_output, put, read_object
+from saliency_core.errors import Refused
+
+
+@pytest.mark.parametrize("fault", ["403 AccessDenied", "403 InvalidObjectState", "400 KeyTooLongError"])
+def test_refused_object_is_a_row(fault: str, tree: Path, proxy: FaultProxy) -> None:
+    images = s3.upload(tree, "folder")
+    entries = list(list_entries(open_sources([images])))[:4]
+    proxy.script = lambda method, path, times: fault if entries[2].sample_id in path else None
+    results = fetch(entries, max_bytes=1 << 20)
+    assert [isinstance(one, Rejected) for one in results] == [False, False, True, False]
+    assert fault.split()[1] in results[2].reason  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("code", [*RENEW, "503"])
+def test_refused_asker_is_nobodys_row(code: str, tree: Path, proxy: FaultProxy, monkeypatch) -> None:
+    images = s3.upload(tree, "folder")
+    entries = list(list_entries(open_sources([images])))[:4]
+    monkeypatch.setenv(VARIABLE, "1")
+    stores._bucket.cache_clear()
+    proxy.script = lambda *asked: code if code == "503" else f"{400 if 'Token' in code else 403} {code}"
+    with pytest.raises(Unreachable, match=code):
+        fetch(entries, max_bytes=1 << 20)
+
+
+def test_every_request_is_tried_again(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever fails at first, in whichever way; obstore by itself does not do so for all."""
+    s3.put("in/a.bin", bytes(range(256)) * 5000)
+    store, uri = open_output(f"s3://{s3.BUCKET}/out"), f"s3://{s3.BUCKET}/in/a.bin"
+    large = bytes(6 << 20)  # goes in parts
+    requests: dict[str, Callable[[], object]] = {
+        "stat": lambda: stat(uri).size == 1_280_000,
+        "read": lambda: read(uri) == bytes(range(256)) * 5000,
+        "part": lambda: open_file(uri).read(3) == b"\0\1\2",
+        "walk": lambda: len(list(walk(f"s3://{s3.BUCKET}/in"))) == 1,
+        "put": lambda: put(store, "b", b"1") is None and read_object(store, "b") == b"1",
+        "large put": lambda: put(store, "c", large) is None and read_object(store, "c") == large,
+        "list": lambda: sorted(list_keys(store)) == ["b", "c"],
+        "delete": lambda: delete(store, "b") is None and delete(store, "c") is None,
+    }
+    for fault in FAULTS:
+        proxy.forget()
+        proxy.script = lambda method, path, times, fault=fault: fault if times < 2 else None
+        assert [name for name, ask in requests.items() if not ask()] == []
+    monkeypatch.setenv(VARIABLE, "3")
+    proxy.script = lambda method, path, times: "hang"
+    with pytest.raises(Unreachable, match="no answer in time"):
+        read_object(open_output(f"s3://{s3.BUCKET}/out"), "b")
+
+
+def test_bucket_that_is_not_there_is_refused(tree: Path, proxy: FaultProxy) -> None:
+    with pytest.raises(Refused, match=r"s3://nowhere/x.*NoSuchBucket"):
+        run_inline(images=str(tree), out="s3://nowhere/x", unit_size=8)
+    with pytest.raises(Unusable, match="no such bucket"):
+        put(open_output("s3://nowhere/x"), "a", b"1")
+
+
+def test_endpoint_without_encryption_must_be_allowed(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ALLOW_HTTP")
+    with pytest.raises(Unusable, match="AWS_ALLOW_HTTP=true"):
+        read_object(open_output(f"s3://{s3.BUCKET}/out"), "x")
+
+
+def test_patience_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "long")
+    with pytest.raises(Refused, match=f"{VARIABLE}=long is no number"):
+        open_output("s3://anywhere/x")
+
+
+def test_other_clouds_are_opened_from_their_own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a request: where they would be sent, and as whom."""
+    for name, value in {
+        "GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps({
+            "private_key": "", "private_key_id": "", "client_email": "", "disable_oauth": True,
+        }),
+        "AZURE_STORAGE_ACCOUNT_NAME": "somebody", "AZURE_STORAGE_ACCOUNT_KEY": "a2V5",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    stores._bucket.cache_clear()
+    kinds = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
+    for scheme, kind in kinds.items():
+        store, key = stores.locate(f"{scheme}://bucket/some/key")
+        assert (type(store).__name__, key, address(store)) == (kind, "some/key", f"{scheme}://bucket")
+    stores._bucket.cache_clear()
+
+
+def test_region_and_endpoint_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    signed = []
+
+    class Listening(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            signed.append(self.headers["Authorization"])
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
+    with HTTPServer(("127.0.0.1", 0), Listening) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name, value in {
+            "AWS_REGION": "eu-central-1", "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
+            "AWS_ALLOW_HTTP": "true", "AWS_ACCESS_KEY_ID": "WHO", "AWS_SECRET_ACCESS_KEY": "x",
+        }.items():  # fmt: skip
+            monkeypatch.setenv(name, value)
+        stores._bucket.cache_clear()
+        with pytest.raises(FileNotFoundError):
+            read("s3://bucket/some/key")
+        server.shutdown()
+    stores._bucket.cache_clear()
+    assert re.search(r"Credential=WHO/\d+/eu-central-1/s3/", signed[0])

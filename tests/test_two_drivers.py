@@ -1,0 +1,72 @@
+"""Two drivers on one store, step against step."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import s3
+from conftest import said
+from fault_proxy import FaultProxy
+
+from jobs import finalize as finalizing
+from jobs.finalize import SHA256SUMS, finalize
+from jobs.output import claim, open_run
+from jobs.record import RUN_JSON, Run
+from jobs.stores import put
+from jobs.verify import verify
+from saliency_core.errors import Refused
+
+
+@pytest.mark.parametrize("fault", [None, "lost", "reset"])
+def test_two_runs_on_one_new_store(fault: str | None, finished: Path, proxy: FaultProxy) -> None:
+    """The claim is a conditional put; its answer lost, who has the store must not think another has it."""
+    run = Run.model_validate_json((finished / RUN_JSON).read_bytes())
+    ours = run.model_copy(update={"config": run.config.model_copy(update={"out": f"s3://{s3.BUCKET}/new"})})
+    theirs = ours.model_copy(update={"fingerprint": {**ours.fingerprint, "seed": 1}})
+    proxy.script = lambda method, path, times: fault if method == "PUT" and not times else None
+    claim(ours)
+    claim(ours)
+    with pytest.raises(Refused, match="seed"):
+        claim(theirs)
+
+
+def test_two_drivers_finalize_at_once(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each puts a run.json of its own; in whichever order their puts come, the sums are those of the last one."""
+    for order in range(20):
+        out = tmp_path / str(order)
+        shutil.copytree(finished, out)
+        store, run = open_run(str(out))
+        barrier = threading.Barrier(2)
+
+        def meeting(store, key, data, *, barrier=barrier, order=order):
+            if key in (RUN_JSON, SHA256SUMS):
+                with suppress(threading.BrokenBarrierError):  # the other has ended, or does not come here
+                    barrier.wait(0.05)
+            put(store, key, data)
+
+        monkeypatch.setattr(finalizing, "put", meeting)
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda n: finalize(store, run, session={"rows": n}), (1, 2)))  # noqa: B023
+        assert said(verify, str(out))[0] == 0, order
+
+
+def test_finalizer_overtaken_between_run_json_and_sums(finished: Path, tmp_path: Path, monkeypatch) -> None:
+    out = tmp_path / "store"
+    shutil.copytree(finished, out)
+    store, run = open_run(str(out))
+    overtaken = []
+
+    def overtaking(store, key, data):
+        if key == SHA256SUMS and not overtaken:
+            overtaken.append(True)
+            finalize(store, run, session={"rows": 2})  # the other, from beginning to end
+        put(store, key, data)
+
+    monkeypatch.setattr(finalizing, "put", overtaking)
+    finalize(store, run, session={"rows": 1})
+    assert said(verify, str(out))[0] == 0
