@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
+from conftest import said
 
 from jobs.compare.compare import compare
 from jobs.compare.results import COMPARE_JSON, Comparison
@@ -18,9 +17,7 @@ SAME = {"unit_size": 8, "batch_size": 4}
 
 
 def compared(a: Path, b: Path, output: Path, **options: Any) -> tuple[int, str]:
-    console = Console(file=io.StringIO(), width=200)
-    code = compare(str(a), str(b), console, output=str(output), **{"runner": "inline", **options})
-    return code, console.file.getvalue()  # type: ignore[attr-defined]
+    return said(compare, str(a), str(b), output=str(output), **{"runner": "inline", **options})
 
 
 def found(output: Path) -> Comparison:

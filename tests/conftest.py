@@ -59,12 +59,11 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_inline(**keys: object) -> tuple[int, str]:
     """The job in this process → exit code and what it printed."""
-    console = Console(file=io.StringIO(), width=200)
-    code = explain(make_config({**TINY, **keys}), console)
-    return code, console.file.getvalue()  # type: ignore[attr-defined]
+    return said(explain, make_config({**TINY, **keys}))
 
 
 def said(command: Callable[..., int], *arguments: object, **more: object) -> tuple[int, str]:
+    """A command in this process → its exit code and what it printed."""
     console = Console(file=io.StringIO(), width=200)
     return command(*arguments, console, **more), console.file.getvalue()  # type: ignore[attr-defined]
 

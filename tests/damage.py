@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from conftest import said
 from obstore.store import LocalStore
-from rich.console import Console
 
 from jobs.finalize import finalize
 from jobs.index import Commit, ShardRecord, encode_part, part_key, read_part
@@ -22,9 +21,7 @@ from jobs.verify import verify
 
 
 def check(out: Path | str, **options: int) -> tuple[int, str]:
-    console = Console(file=io.StringIO(), width=200)
-    code = verify(str(out), console, **options)
-    return code, console.file.getvalue()  # type: ignore[attr-defined]
+    return said(verify, str(out), **options)
 
 
 def objects(out: Path) -> list[str]:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import s3
-from conftest import content, run_inline
+from conftest import content, run_inline, said
 from PIL import Image
 from rich.console import Console
 
@@ -43,9 +43,7 @@ def store(finished: Path, tmp_path: Path) -> Path:
 
 
 def run(out: Path | str, **keys: object) -> tuple[int, str]:
-    console = Console(file=io.StringIO(), width=200)
-    code = audit(str(out), console, **{"runner": "inline", "report": False, **keys})  # type: ignore[arg-type]
-    return code, console.file.getvalue()  # type: ignore[attr-defined]
+    return said(audit, str(out), **{"runner": "inline", "report": False, **keys})
 
 
 def test_tables_agree_with_the_store(store: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from pathlib import Path
@@ -14,10 +13,9 @@ import s3
 import torch
 import xarray
 import yaml
-from conftest import CLASSES, TINY
+from conftest import CLASSES, TINY, said
 from factories import tiny
 from PIL import Image
-from rich.console import Console
 
 from jobs.class_config import ClassesConfig
 from jobs.class_pictures import page_rows
@@ -37,9 +35,7 @@ GEOMETRY = Preprocessing((12, 10), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
 
 def run(out: Path | str, **keys: object) -> tuple[int, str]:
     """In this process → exit code and what it printed."""
-    console = Console(file=io.StringIO(), width=200)
-    code = visualise(read_config(ClassesConfig, {**KEYS, "out": str(out), **keys}), console)
-    return code, console.file.getvalue()  # type: ignore[attr-defined]
+    return said(visualise, read_config(ClassesConfig, {**KEYS, "out": str(out), **keys}))
 
 
 def as_flags(**keys: object) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import reports
 from browser import Visit, chromium
-from conftest import run_inline
+from conftest import run_inline, said
 from reports import NAMES, Page, pages
-from rich.console import Console
 
 from jobs.compare import page as module
 from jobs.compare.compare import compare
@@ -37,9 +35,8 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def report(a: Path, b: Path, output: Path, **options: Any) -> tuple[Path, str]:
     """The report's folder, and what the command told."""
-    console = Console(file=io.StringIO(), width=200)
-    compare(str(a), str(b), console, output=str(output), runner="inline", **{"array": ARRAY, **options})
-    return output, console.file.getvalue()  # type: ignore[attr-defined]
+    _, told = said(compare, str(a), str(b), output=str(output), runner="inline", **{"array": ARRAY, **options})
+    return output, told
 
 
 @pytest.fixture(scope="module")
