@@ -218,9 +218,9 @@ def main(descriptor: int) -> None:
 def _answer(pickled: bytes, data: bytes, seconds: float, memory: int) -> tuple[object, float]:
     """What the function makes of it, or what it raises, and the CPU seconds that it took."""
     before = process_time()
-    decode = _unpickled(pickled)
     found: object
     try:
+        decode = _unpickled(pickled)
         with _limited_time(seconds), _limited_memory(memory):
             found = decode(data)
     except MemoryError:

@@ -319,9 +319,10 @@ def _made(make: bytes) -> Callable[[Any], Any]:
 
 @cache
 def _stay() -> Any:
-    """Keeps this process until the job ends: Ray ends none that owns an object.
+    """Keeps this process, and its memory, until the driver ends: Ray ends none that refers to an object.
 
     Of processes beyond one a core it ends those that had nothing to do for a second, and starts others with the next
-    units, each for seconds of processor.
+    units, each for seconds of processor. The object does not exist: one that did would keep an autoscaler from giving
+    the node back.
     """
-    return ray.put(None)
+    return ray.ObjectRef.from_random()

@@ -249,7 +249,8 @@ def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.devic
     """[values, 1, 1]. Made there, and once: a copy would wait until the device has done all that it was given."""
     import torch
 
-    return torch.stack([torch.full((1, 1), value, dtype=dtype, device=device) for value in values])
+    with torch.inference_mode(False):  # somebody else's is not for all that follow
+        return torch.stack([torch.full((1, 1), value, dtype=dtype, device=device) for value in values])
 
 
 def _check_pair(name: str, pair: tuple[int, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import psutil
 import pytest
 from conftest import content, flags
 from processes import kill_all, start, wait_for_commits
+from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.cluster_utils import Cluster
 
 from jobs import pipeline
@@ -44,10 +46,15 @@ def test_processes_stay_that_have_nothing_to_do(cluster: Cluster) -> None:
         before = set(pipeline.run_stages(range(4), stages))
         time.sleep(10)
         after = set(pipeline.run_stages(range(4), stages))
+        gc.collect()  # what Ray Data kept of the records
+        time.sleep(5)
+        told = get_cluster_status(cluster.address)
     finally:
         pipeline.stop()
     assert len(before) == 4
     assert after == before
+    busy = {one.node_id for one in told.active_nodes}
+    assert busy <= {cluster.head_node.node_id}, "an autoscaler would never give them back"
 
 
 def told_process() -> Callable[[int], int]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from jobs.memory import keep_freed_memory
 from saliency_core import Explainer, Model
+from saliency_core.arithmetic import arithmetic
 
 
 def main() -> None:
@@ -59,10 +60,11 @@ def main() -> None:
 
 
 def gradient(net: nn.Module, images: Tensor) -> Tensor:
-    inputs = images.clone().requires_grad_()
-    logits = net(inputs)
-    best = logits.detach().argmax(1, keepdim=True)
-    return torch.autograd.grad(logits.gather(1, best).sum(), inputs)[0]
+    with arithmetic("float32", images.device):
+        inputs = images.clone().requires_grad_()
+        logits = net(inputs)
+        best = logits.detach().argmax(1, keepdim=True)
+        return torch.autograd.grad(logits.gather(1, best).sum(), inputs)[0]
 
 
 def clocked(net: nn.Module, images: Tensor) -> float:
