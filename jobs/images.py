@@ -33,7 +33,7 @@ _TURNS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True)  # without slots, with which each would be unpickled field by field, in Python
 class Decoded:
     """pixels: uint8 [H, W, C] at the model's input size; width, height: of the canonical image."""
 
