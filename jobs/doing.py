@@ -11,7 +11,7 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from time import time
 from typing import Any, Protocol
 
@@ -26,6 +26,9 @@ MOST_ATTEMPTS = 6
 class Board(Protocol):
     """What every process of a run can write to and read."""
 
+    def add(self, key: str, value: bytes) -> bool:
+        """Puts it there where there is nothing; whether there was nothing."""
+
     def put(self, key: str, value: bytes) -> None: ...
 
     def get(self, key: str) -> bytes | None: ...
@@ -37,6 +40,12 @@ class Board(Protocol):
 
 class LocalBoard(dict[str, bytes]):
     """The board of a run that is one process."""
+
+    def add(self, key: str, value: bytes) -> bool:
+        if key in self:
+            return False
+        self[key] = value
+        return True
 
     def put(self, key: str, value: bytes) -> None:
         self[key] = value
@@ -59,6 +68,9 @@ class Doing:
     process: int
     since: float
 
+    def note(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
     def line(self) -> str:
         """For people."""
         again = f", attempt {self.attempt}" if self.attempt > 1 else ""
@@ -71,16 +83,19 @@ def noted(board: Board, stage: str, record: Any) -> Iterator[None]:
     """While the ``with`` lasts, the board tells of it. Raises Stopped where too many workers died over the record."""
     unit = str(getattr(record, "unit", record))
     key = f"{stage}/{unit}"
-    left = board.get(key)
-    attempt = 1 if left is None else json.loads(left)["attempt"] + 1
-    if attempt > MOST_ATTEMPTS:
-        raise Stopped(
-            f"{MOST_ATTEMPTS} workers one after the other died over unit {unit} in the stage {stage} (killed from "
-            "outside, out of memory, or a crash inside a library): the unit is left undone. What one of them said "
-            "last is in Ray's log files of its node; a smaller --batch-size or fewer --workers need less memory."
-        )
-    doing = Doing(stage, unit, attempt, platform.node(), os.getpid(), time())
-    board.put(key, json.dumps(asdict(doing)).encode())
+    doing = Doing(stage, unit, 1, platform.node(), os.getpid(), time())
+    note = doing.note()
+    if not board.add(key, note):
+        left = board.get(key)
+        # It may be our own, whose answer was lost on the way so that it was sent again.
+        attempt = 1 if left in (None, note) else json.loads(left)["attempt"] + 1
+        if attempt > MOST_ATTEMPTS:
+            raise Stopped(
+                f"{MOST_ATTEMPTS} workers one after the other died over unit {unit} in the stage {stage} (killed from "
+                "outside, out of memory, or a crash inside a library): the unit is left undone. What one of them said "
+                "last is in Ray's log files of its node; a smaller --batch-size or fewer --workers need less memory."
+            )
+        board.put(key, replace(doing, attempt=attempt).note())
     try:
         yield
     finally:

@@ -212,6 +212,9 @@ class _Board:
     def __init__(self) -> None:
         self._namespace = f"saliency-{ray.get_runtime_context().get_job_id()}"
 
+    def add(self, key: str, value: bytes) -> bool:
+        return not internal_kv._internal_kv_put(key, value, overwrite=False, namespace=self._namespace)
+
     def put(self, key: str, value: bytes) -> None:
         internal_kv._internal_kv_put(key, value, overwrite=True, namespace=self._namespace)
 

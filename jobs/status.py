@@ -10,7 +10,7 @@ from jobs.finalize import SHA256SUMS, Totals, exit_code
 from jobs.index import OK, PARTIAL, QUARANTINED, committed, load_part, read_parts
 from jobs.output import open_run
 from jobs.stores import list_keys
-from jobs.summary import error_table
+from jobs.summary import error_table, halved_text
 from jobs.words import quoted, ranges
 
 
@@ -30,11 +30,8 @@ def status(out: str, console: Console) -> int:
         f"{rows:,} of {run.rows:,} rows committed ({rows / run.rows:.1%}), {len(done):,} of {run.units:,} units",
         ", ".join(f"{totals.statuses[name]:,} {name}" for name in (OK, PARTIAL, QUARANTINED)),
         *error_table(totals.errors),
+        *halved_text(totals),
     ]
-    if totals.halved_units:
-        lines_.append(
-            f"{totals.halved_units} units ran out of memory and took smaller micro-batches: their last bits may differ"
-        )
     if finished:
         lines_.append(f"finished. Next: saliency verify {quoted(out)}")
     else:

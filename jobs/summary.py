@@ -37,7 +37,7 @@ def finished_text(run: Run, meter: Meter, totals: Totals) -> str:
         "",
         f"{run.rows:,} rows: " + ", ".join(f"{totals.statuses[name]:,} {name}" for name in (OK, PARTIAL, QUARANTINED)),
     ]
-    lines += error_table(totals.errors)
+    lines += [*error_table(totals.errors), *halved_text(totals)]
     lines += ["", f"store: {run.config.out}", *_next(run, totals)]
     return "\n".join(lines)
 
@@ -99,6 +99,15 @@ def error_table(errors: Counter[str]) -> list[str]:
     if len(errors) > MOST_LINES:
         lines.append(f"  and {len(errors) - MOST_LINES} other reasons, in the index")
     return lines
+
+
+def halved_text(totals: Totals) -> list[str]:
+    """Of units for which the memory did not do, if there were any."""
+    if not totals.halved_units:
+        return []
+    return [
+        f"{totals.halved_units:,} units ran out of memory and took smaller micro-batches: their last bits may differ"
+    ]
 
 
 def told(counts: dict[str, int]) -> str:

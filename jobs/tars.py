@@ -44,11 +44,11 @@ class Tars(Source):
 
     def _list(self, named: tuple[str, ObjectInfo]) -> tuple[list[Entry], Counter[str]]:
         key, info = named
-        contents = _Contents(key, info)
+        contents = _Contents(key, info, self._label_column)
         with open_file(info.uri) as file:
             for found in scan(file, info):
                 contents.add(found, file)
-        return contents.entries(self._label_column), contents.ignored
+        return contents.entries(), contents.ignored
 
 
 @dataclass
@@ -57,10 +57,11 @@ class _Contents:
 
     tar: str  # its sample ids' first part
     info: ObjectInfo
+    label_column: str | None
     found: list[tarfile.TarInfo | Broken] = field(default_factory=list)
     exact: set[str] = field(default_factory=set)  # keys with an image `key.jpg`, not only `key.other.jpg`
     cls: defaultdict[str, list[int | str | None]] = field(default_factory=lambda: defaultdict(list))
-    json: defaultdict[str, list[dict[str, object]]] = field(default_factory=lambda: defaultdict(list))
+    json: defaultdict[str, list[int | str | None]] = field(default_factory=lambda: defaultdict(list))
     ignored: Counter[str] = field(default_factory=Counter)
 
     def add(self, item: tarfile.TarInfo | Broken, file: BinaryIO) -> None:
@@ -88,11 +89,12 @@ class _Contents:
         elif suffix == "cls":
             self.cls[key].append(integer_or_text(_text(file, member)))
         elif suffix == "json":
-            self.json[key].append(_json(_text(file, member)))
+            names = LABEL_KEYS if self.label_column is None else (self.label_column,)
+            self.json[key].append(_json_label(_text(file, member), names))
         else:
             self.ignored[f".{suffix}" if suffix else "(none)"] += 1
 
-    def entries(self, label_column: str | None) -> list[Entry]:
+    def entries(self) -> list[Entry]:
         entries: list[Entry] = []
         seen: Counter[str] = Counter()
         for item in self.found:
@@ -109,7 +111,7 @@ class _Contents:
                 self._entry(
                     item.name if nth == 1 else f"{item.name}~{nth}",
                     member=item,
-                    label=self._label(key, nth - 1, label_column),
+                    label=self._label(key, nth - 1),
                     error=self._fault(item),
                 )
             )
@@ -135,15 +137,11 @@ class _Contents:
             error=error,
         )
 
-    def _label(self, key: str, occurrence: int, label_column: str | None) -> int | str | None:
+    def _label(self, key: str, occurrence: int) -> int | str | None:
         """The label of a name's n-th occurrence is in the n-th `.cls` of its key."""
-        if label_column is None and occurrence < len(self.cls.get(key, ())):
+        if self.label_column is None and occurrence < len(self.cls.get(key, ())):
             return self.cls[key][occurrence]
-        if occurrence >= len(self.json.get(key, ())):
-            return None
-        values = self.json[key][occurrence]
-        wanted = LABEL_KEYS if label_column is None else (label_column,)
-        return next((plain_label(values[name]) for name in wanted if name in values), None)
+        return self.json[key][occurrence] if occurrence < len(self.json.get(key, ())) else None
 
     def _is_cut(self, member: tarfile.TarInfo) -> bool:
         return member.offset_data + member.size > self.info.size
@@ -177,9 +175,11 @@ def _text(file: BinaryIO, member: tarfile.TarInfo) -> str:
         return ""
 
 
-def _json(text: str) -> dict[str, object]:
+def _json_label(text: str, names: tuple[str, ...]) -> int | str | None:
+    """What the first of the names says; None for what is no JSON object, or has none of them."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
+        return None
+    values = values if isinstance(values, dict) else {}
+    return next((plain_label(values[name]) for name in names if name in values), None)

@@ -94,15 +94,15 @@ class Explain:
 
         A GPU gets them one after the other; nobody waits for it before the last.
         """
-        good = np.array([status == OK for status in unit.lines["status"].to_pylist()])
+        statuses = unit.lines["status"].to_pylist()
         numbers = unit.lines["row"].to_numpy()
         labels = unit.lines["label"].fill_null(NO_LABEL).to_numpy().astype(np.int64)
         asked = Asked(unit.pixels, labels, numbers, (*results.columns, *results.applies))
         size, start, forced = self._run.micro_batch, 0, []
         found: list[Found] = []
-        while start < len(good):
-            rows = slice(start, min(start + size, len(good)))
-            if good[rows].any():
+        while start < len(statuses):
+            rows = slice(start, min(start + size, len(statuses)))
+            if OK in statuses[rows]:
                 self._at = f"unit {unit.unit}, rows {numbers[start]} to {numbers[rows.stop - 1]}"
                 try:
                     found.append(self._batch(asked, rows, size))
@@ -116,7 +116,7 @@ class Explain:
             start = rows.stop
         self._at = f"unit {unit.unit}"
         try:
-            _take(results, found, good)
+            _take(results, found, np.array([status == OK for status in statuses]))
         except Exception as error:
             raise self._failed(error) from error
         return forced
@@ -124,7 +124,10 @@ class Explain:
     def _failed(self, error: Exception) -> ExplainError:
         late = isinstance(error, _OF_A_GPU)  # which tells of it when it is asked for something else
         at = self._at.partition(",")[0] if late else self._at
-        return ExplainError(f"the model failed on {at}: {type(error).__name__}: {error}")
+        remedy = ". Its memory is too small: let fewer workers share the device, or take a larger one"
+        return ExplainError(
+            f"the model failed on {at}: {type(error).__name__}: {error}{remedy if _out_of_memory(error) else ''}"
+        )
 
     def _batch(self, asked: Asked, rows: slice, size: int) -> Found:
         # Short batches are filled up: which kernels run, and so the last bits, depend on the batch's size.

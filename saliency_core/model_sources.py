@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 from zipfile import ZipFile
 
@@ -14,6 +15,10 @@ from torch import Tensor, nn
 
 from saliency_core.errors import Refused
 from saliency_core.preprocessing import Preprocessing
+from saliency_core.weights import tensors_only
+
+# In an exported archive: what torch.export would unpickle, and what it would link into this process.
+_PROGRAMS = ("data/constants/opaque_obj", "data/constants/custom_obj", "data/aotinductor/")
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,13 @@ def _pretrained(
         raise Refused(f"weights {wanted!r} are neither a file nor one of {name}'s: {', '.join(presets)}.")
     chosen = models.get_model_weights(name)[wanted]
     try:
-        module = models.get_model(name, weights=chosen)
+        with tensors_only():
+            module = models.get_model(name, weights=chosen)
+    except UnpicklingError as error:
+        raise Refused(
+            f"{name}'s weights {chosen.name}, as they lie in {torch.hub.get_dir()}, hold more than tensors, and "
+            "loading them could run code, so they are not loaded. Delete them, to fetch them again, or give --weights."
+        ) from error
     except OSError as error:
         raise Refused(
             f"{name}'s weights {chosen.name} could not be downloaded ({error}). Give a local file with --weights."
@@ -128,17 +139,25 @@ def build_timm(name: str, *, pretrained: bool, num_classes: int | None, geometry
 
 
 def build_file(path: Path) -> Built:
-    """A TorchScript or torch.export file: graph and weights in one. Refused where it is neither."""
+    """A TorchScript or torch.export file: graph and weights in one. Refused where it is neither, or holds more."""
     if not path.is_file():
         raise Refused(f"model file {str(path)!r}: no such file.")
     try:
         with ZipFile(path) as archive:
             members = [name.partition("/")[2] for name in archive.namelist()]
         if "archive_format" in members:
+            if any(name.startswith(_PROGRAMS) for name in members):
+                raise UnpicklingError("it holds pickled objects or compiled programs beside its graph")
             # An exported graph is of the mode it was exported in: there is no eval() to call.
-            return Built(torch.export.load(path).module(), loaded=True)
+            with tensors_only():
+                return Built(torch.export.load(path).module(), loaded=True)
         if any(name.startswith("code/") for name in members):
             return Built(torch.jit.load(str(path), map_location="cpu").eval(), loaded=True)
+    except UnpicklingError as error:
+        raise Refused(
+            f"model file {str(path)!r} holds more than a graph and tensors, and loading it could run code, so it is "
+            f"not loaded ({str(error).partition('.')[0]}). Export the module alone, with plain tensors as examples."
+        ) from error
     except Exception as error:
         raise Refused(f"model file {str(path)!r} cannot be read ({type(error).__name__}: {error}).") from error
     raise Refused(

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from saliency_core.errors import Refused
+
+
+@contextmanager
+def tensors_only() -> Iterator[None]:
+    """Inside it ``torch.load`` reads tensors and nothing else, whatever it is asked for.
+
+    torchvision and torch.export ask it for all that a file holds, and so would run it.
+    """
+    wanted = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def load_state(path: Path) -> dict[str, Tensor]:

@@ -169,6 +169,15 @@ def hangs() -> nn.Module:
     return Bright(partial(time.sleep, 3600))
 
 
+def hungry() -> nn.Module:
+    """One of these fills its device, as many do."""
+    return Bright(_full)
+
+
+def _full() -> None:
+    raise torch.OutOfMemoryError("device is full")
+
+
 def dies() -> nn.Module:
     return Bright(partial(os.kill, os.getpid(), signal.SIGKILL))
 

@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 
 FAULTS = ("503", "500", "reset", "lost", "cut", "trickle")
 """Refused for now; failed; reset instead of being passed on; passed on, and its answer lost; the answer reset in the
-middle of its body; the answer's body in small pieces, slowly. Also ``hang``: no answer for as long as the proxy lasts,
-and ``<status> <code>``, such as ``403 RequestTimeTooSkewed``."""
+middle of its body; the answer's body in small pieces, slowly. Also ``late``: passed on after a while; ``hang``: no
+answer for as long as the proxy lasts; and ``<status> <code>``, such as ``403 RequestTimeTooSkewed``."""
 
 Script = Callable[[str, str, int], str | None]
 """Method, path with query, how often such a path was asked for before → which fault, or None."""
@@ -38,13 +38,15 @@ def seeded(share: float, faults: Sequence[str] = FAULTS, *, seed: int = 0) -> Sc
 
 
 class FaultProxy:
-    """Transparent until ``script`` is set. ``seen`` counts requests by method, ``failed`` by fault."""
+    """Transparent until ``script`` is set. ``seen`` counts requests by method, ``failed`` by fault; ``most``: that were
+    kept waiting (``late``) at once."""
 
     def __init__(self, upstream: str) -> None:
         self.upstream = urlsplit(upstream).netloc
         self.script: Script | None = None
         self.seen: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
+        self.most = self._waiting = 0
         self.over = threading.Event()
         self._times: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
@@ -97,6 +99,14 @@ class FaultProxy:
             if fault is not None:
                 self.failed[fault] += 1
         return fault
+
+    def keep_waiting(self) -> None:
+        with self._lock:
+            self._waiting += 1
+            self.most = max(self.most, self._waiting)
+        time.sleep(0.2)
+        with self._lock:
+            self._waiting -= 1
 
     def close(self) -> None:
         self.over.set()
@@ -155,6 +165,8 @@ class _Handler(BaseHTTPRequestHandler):
         fault = proxy.fault(self.command, self.path)
         if fault == "hang":
             proxy.over.wait()
+        if fault == "late":
+            proxy.keep_waiting()
         if fault in ("hang", "reset"):
             self._reset()
         elif fault is not None and fault[0].isdigit():

@@ -15,14 +15,13 @@ from typing import Any
 
 import pytest
 from conftest import content, flags, run_inline
+from PIL import Image
 from processes import parts, start, wait_for_commits
 
 from jobs import plan
 from jobs.doing import MOST_ATTEMPTS, LocalBoard, noted, on
-from jobs.limited import Limited
 from jobs.output import claim
 from jobs.record import Run
-from jobs.stopped import Stopped
 from jobs.watchdog import Watchdog
 from saliency_core.errors import Refused
 
@@ -57,6 +56,29 @@ def test_model_that_hangs_ends_the_run(tree: Path, tmp_path: Path, saliency, run
     assert told.returncode == 1, told.stdout + told.stderr
     assert "the model hangs on unit" in told.stderr and "no end after 2 s for the unit (--unit-seconds)" in told.stderr
     assert "the same command goes on" in told.stderr and "Traceback" not in told.stderr
+    ends_well(saliency, command, tmp_path / "s")
+
+
+@pytest.mark.parametrize("runner", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
+def test_device_that_is_full(tree: Path, tmp_path: Path, saliency, runner: str) -> None:
+    """Of three images at a time, and of any."""
+    same = {"images": tree, "runner": runner, "unit_size": 8, "batch_size": 8}
+    told = saliency("explain", *flags(out=tmp_path / "halved", model="python:factories:greedy", **same))
+    assert told.returncode == 3, told.stderr
+    halved = "6 units ran out of memory and took smaller micro-batches: their last bits may differ"
+    assert halved in told.stdout and halved in saliency("status", tmp_path / "halved").stdout
+    assert saliency("verify", tmp_path / "halved").returncode == 0
+    shutil.copytree(tree, tmp_path / "images")
+    Image.new("RGB", (20, 20), "white").save(tmp_path / "images/white.png")
+    same["images"] = tmp_path / "images"
+    command = ["explain", *flags(out=tmp_path / "s", model="python:factories:hungry", **same)]
+    told = saliency(*command)
+    assert told.returncode == 1, told.stdout + told.stderr
+    assert (
+        "OutOfMemoryError" in told.stderr
+        and "Its memory is too small: let fewer workers share the device" in told.stderr
+    )
+    assert "run the same command again" in told.stderr and "Traceback" not in told.stderr
     ends_well(saliency, command, tmp_path / "s")
 
 
@@ -113,38 +135,6 @@ def test_stalled_run_reports_and_stops(tree: Path, tmp_path: Path, saliency, run
     assert "explain: unit" in told.stderr and "Traceback" not in told.stderr
     assert "run the same command again" in told.stderr
     ends_well(saliency, ["explain", *hanging], tmp_path / "s")
-
-
-# -- attempts -------------------------------------------------------------------------------------------------
-
-
-def test_record_is_given_up_after_so_many_deaths() -> None:
-    board, killed = LocalBoard(), []
-    for _ in range(MOST_ATTEMPTS):
-        killed.append(noted(board, "decode", 3))
-        killed[-1].__enter__()  # and never left, as when the process is killed
-    assert [one.attempt for one in on(board)] == [MOST_ATTEMPTS]
-    with pytest.raises(Stopped, match=f"{MOST_ATTEMPTS} workers one after the other died over unit 3"):
-        noted(board, "decode", 3).__enter__()
-
-
-def test_limited_gives_results_errors_and_up() -> None:
-    limited = Limited(lambda seconds: time.sleep(seconds) or 1 / seconds, 1.0)
-    assert limited(0.5) == 2.0
-    with pytest.raises(ZeroDivisionError):
-        limited(0.0)
-    with pytest.raises(TimeoutError, match="no end after 1 s"):
-        limited(60.0)
-
-
-def test_last_words_are_said_of_the_dead_alone() -> None:
-    script = "import os, sys; from jobs.last_words import last_words\nwith last_words('gone'):\n    {}"
-    on_its_way_out = "sys.excepthook = lambda *_: os._exit(1); raise ValueError"
-    for ending, words in (
-        ("pass", ""), ("raise SystemExit(0)", ""), ("os.kill(os.getpid(), 9)", "gone\n"), (on_its_way_out, "gone\n"),
-    ):  # fmt: skip
-        told = subprocess.run([sys.executable, "-c", script.format(ending)], capture_output=True, text=True, timeout=60)
-        assert told.stderr == words, ending
 
 
 # -- kills ----------------------------------------------------------------------------------------------------

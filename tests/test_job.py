@@ -101,8 +101,8 @@ def test_nan_gradients_quarantine_their_row_alone(tmp_path: Path) -> None:
         "mean": "0.5,0.5,0.5",
         "std": "0.5,0.5,0.5",
     }
-    code, _ = run_inline(**keys, out=str(tmp_path / "store"))
-    assert code == 3
+    code, told = run_inline(**keys, out=str(tmp_path / "store"))
+    assert code == 3 and "1 × the map predicted/gradient is not finite" in told and "saliency retry" in told
     index = pq.read_table(tmp_path / "store/index.parquet").to_pylist()
     assert [line["status"] for line in index] == ["ok"] * 3 + ["quarantined"] + ["ok"] * 2
     assert "not finite" in index[3]["error"]

@@ -34,7 +34,7 @@ REFUSALS = [
     ({"targets": "class:9"}, "class:9"),
     ({"targets": "class:yak"}, "yak"),
     ({"targets": "loudest"}, "loudest"),
-    ({"targets": "bad=loss:test_methods:fails"}, "TypeError.*raised in target 'loss:test_methods:fails'"),
+    ({"targets": "bad=loss:test_targets:fails"}, "TypeError.*raised in target 'loss:test_targets:fails'"),
     ({"mean": None}, "mean"),
     ({"crop": "0"}, "crop"),
     ({"resize": "16"}, "size"),

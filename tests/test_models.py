@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
+import shutil
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -193,21 +198,76 @@ def test_file_that_is_no_graph_is_refused(tmp_path: Path) -> None:
 class Opens:
     """What a hostile pickle does: runs code when loaded."""
 
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
     def __reduce__(self):
-        return (open, ("/tmp/should-not-exist-saliency", "w"))
+        return (open, (str(self._path), "w"))
 
 
-def test_weights_never_run_code(tmp_path: Path) -> None:
-    torch.save({"state_dict": Opens()}, tmp_path / "hostile.pt")
-    (tmp_path / "bare.pkl").write_bytes(pickle.dumps(Opens()))
+@pytest.fixture
+def opens(tmp_path: Path) -> Iterator[Opens]:
+    yield Opens(tmp_path / "opened")
+    assert not (tmp_path / "opened").exists(), "its code was run"
+
+
+def saved(content: object) -> bytes:
+    torch.save(content, buffer := BytesIO())
+    return buffer.getvalue()
+
+
+def test_weights_never_run_code(tmp_path: Path, opens: Opens) -> None:
+    torch.save({"state_dict": opens}, tmp_path / "hostile.pt")
+    (tmp_path / "bare.pkl").write_bytes(pickle.dumps(opens))
     for name in ("hostile.pt", "bare.pkl"):
         with pytest.raises(Refused):
             load_model("python:factories:tiny", weights=str(tmp_path / name), preprocessing=SMALL)
-    assert not Path("/tmp/should-not-exist-saliency").exists()
     whole_module = tmp_path / "module.pt"
     torch.save(tiny(), whole_module)
     with pytest.raises(Refused, match="state dict"):
         load_model("python:factories:tiny", weights=str(whole_module), preprocessing=SMALL)
+
+
+def test_what_torchvision_has_fetched_before_is_read_and_never_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, squeezenet: Path, opens: Opens
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # as some set it for other programs
+    fetched = tmp_path / "hub/checkpoints" / models.SqueezeNet1_1_Weights.DEFAULT.url.rpartition("/")[2]
+    fetched.parent.mkdir(parents=True)
+    shutil.copy(squeezenet, fetched)
+    model, own = load_model("torchvision:squeezenet1_1"), load_model("torchvision:squeezenet1_1", weights=squeezenet)
+    assert weights_digest(model.module) == weights_digest(own.module)
+    torch.save({"features.0.weight": opens}, fetched)
+    with pytest.raises(Refused, match=f"IMAGENET1K_V1, as they lie in {tmp_path}/hub, hold more than tensors"):
+        load_model("torchvision:squeezenet1_1")
+    assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1" and "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("place", ["weight", "sample inputs", "opaque object", "compiled program"])
+def test_exported_graphs_never_run_code(tmp_path: Path, opens: Opens, place: str) -> None:
+    torch.export.save(torch.export.export(tiny().eval(), (torch.randn(2, 3, 32, 32),)), tmp_path / "sound.pt2")
+    with ZipFile(tmp_path / "sound.pt2") as sound:
+        members = {name: sound.read(name) for name in sound.namelist()}
+    if place == "weight":
+        config = json.loads(members["sound/data/weights/model_weights_config.json"])
+        config["config"]["0.weight"]["use_pickle"] = True
+        members["sound/data/weights/model_weights_config.json"] = json.dumps(config).encode()
+        members["sound/data/weights/weight_0"] = saved(opens)
+    elif place == "sample inputs":
+        members["sound/data/sample_inputs/model.pt"] = saved((opens, {}))
+    elif place == "opaque object":
+        config = {"config": {"x": {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True}}}
+        members["sound/data/constants/model_constants_config.json"] = json.dumps(config).encode()
+        members["sound/data/constants/opaque_obj_0"] = pickle.dumps(opens)
+    else:
+        members["sound/data/aotinductor/model/model.so"] = b"what would be linked"
+    with ZipFile(tmp_path / "hostile.pt2", "w") as hostile:
+        for name, content in members.items():
+            hostile.writestr(name, content)
+    with pytest.raises(Refused, match="more than a graph and tensors"):
+        load_model(f"file:{tmp_path / 'hostile.pt2'}", preprocessing=SMALL)
 
 
 def test_wrong_and_missing_keys_are_named(tmp_path: Path) -> None:

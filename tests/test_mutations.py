@@ -117,9 +117,13 @@ def test_mutated_images(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_mutated_tars(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """300 tars, each hit anywhere or in its headers. What is lost is told, by a row of its own or a warning."""
+    """300 tars, each hit anywhere or in its headers. What is lost is told, by a row of its own or a warning.
+
+    What is not has the maps that it has in the tars as they were.
+    """
     draw = np.random.default_rng(12)
-    (tmp_path / "tars").mkdir()
+    for folder in ("tars", "whole"):
+        (tmp_path / folder).mkdir()
     for i in range(300):
         members = [(f"{k}.{name}", encoded(draw, name)) for k, name in enumerate(draw.permutation(list(FORMS))[:6])]
         form = (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT)[i % 3]
@@ -127,14 +131,21 @@ def test_mutated_tars(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
             members.append((f"{'long ' * 30}.png", encoded(draw, "png")))
         path = write_tar(tmp_path / f"tars/{i:03d}.tar", members, form=form)
         data = path.read_bytes()
+        (tmp_path / "whole" / path.name).write_bytes(data)
         path.write_bytes(hit_headers(draw, data) if i % 2 else mutated(draw, data, data))
         hold_tar(path, [data for _, data in members], caplog)
     write_tar(tmp_path / "tars/sound.tar", [("0.png", encoded(draw, "png"))])
     code, told = run_inline(images=str(tmp_path / "tars"), out=str(tmp_path / "s"), **KEYS)
     assert code == 3, told
-    lines, _ = explained(tmp_path / "s")
+    lines, maps = explained(tmp_path / "s")
     print(Counter(line["status"] for line in lines))
     assert len(lines) == sum(len(listed(path)[0]) for path in (tmp_path / "tars").iterdir())
+    assert run_inline(images=str(tmp_path / "whole"), out=str(tmp_path / "w"), **KEYS)[0] == 0
+    whole = {line["sha256"]: one for line, one in zip(*explained(tmp_path / "w"), strict=True)}
+    unharmed = [(line, one) for line, one in zip(lines, maps, strict=True) if line["sha256"] in whole]
+    assert len(unharmed) > 1000
+    for line, one in unharmed:
+        np.testing.assert_array_equal(one, whole[line["sha256"]], err_msg=line["sample_id"])
 
 
 def listed(path: Path) -> tuple[list[Entry], int]:

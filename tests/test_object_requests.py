@@ -16,7 +16,7 @@ from fault_proxy import FAULTS, FaultProxy
 
 from jobs import stores
 from jobs.failures import RENEW
-from jobs.fetch import fetch
+from jobs.fetch import REMOTE_THREADS, fetch
 from jobs.objects import open_file, read, stat, walk
 from jobs.patience import VARIABLE
 from jobs.reject import Rejected
@@ -34,6 +34,14 @@ def test_refused_object_is_a_row(fault: str, tree: Path, proxy: FaultProxy) -> N
     results = fetch(entries, max_bytes=1 << 20)
     assert [isinstance(one, Rejected) for one in results] == [False, False, True, False]
     assert fault.split()[1] in results[2].reason  # type: ignore[union-attr]
+
+
+def test_a_process_asks_for_few_objects_at_once(tree: Path, proxy: FaultProxy) -> None:
+    images = s3.upload(tree, "tree")
+    entries = list(list_entries(open_sources([images])))
+    proxy.script = lambda *asked: "late"
+    assert len([one for one in fetch(entries, max_bytes=2**20) if isinstance(one, bytes)]) >= 40
+    assert REMOTE_THREADS // 2 < proxy.most <= REMOTE_THREADS
 
 
 @pytest.mark.parametrize("code", [*RENEW, "503"])

@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -205,16 +206,23 @@ def test_outage_as_the_user_sees_it(inputs: Path, proxy: FaultProxy, saliency) -
 
 @pytest.mark.slow
 def test_ray_on_a_failing_store(inputs: Path, local, proxy: FaultProxy, saliency) -> None:
-    """Some requests fail, then all do, then some."""
+    """Some requests fail, then all do, then some. Whatever is said of it, the credentials are in no file of Ray's."""
     images, out = s3.upload(inputs / "tars", "tars"), f"s3://{s3.BUCKET}/store"
     command = ["explain", *flags(images=images, out=out, **job("tars") | {"runner": "ray"})]
     some = seeded(0.2)
     proxy.script = lambda *asked: "503" if "index/unit-00000003" in asked[1] else some(*asked)
-    told = saliency(*command, SALIENCY_STORE_SECONDS="5")
+    with TemporaryDirectory() as ray:  # short enough for the names of sockets
+        told = saliency(*command, SALIENCY_STORE_SECONDS="5", RAY_TMPDIR=ray)
+        written = [path.read_bytes() for path in Path(ray).rglob("*") if path.is_file()]
     assert told.returncode == 1 and "stopped: s3://pictures/store/index/unit-00000003" in told.stderr, told.stderr
     proxy.script = some
-    assert saliency(*command, SALIENCY_STORE_SECONDS="60").returncode == 3
+    again = saliency(*command, SALIENCY_STORE_SECONDS="60")
+    assert again.returncode == 3, again.stderr
     proxy.script = None
+    assert len(written) > 20, "Ray's logs are elsewhere"
+    written += [read_object(open_output(out), RUN_JSON), *(one.encode() for one in (told.stdout, told.stderr))]
+    written += [one.encode() for one in (again.stdout, again.stderr)]
+    assert not [secret for secret in SECRETS for one in written if secret.encode() in one]
     assert said(verify, out)[0] == 0
     assert comparable(remote(out)) == comparable(local("tars"))
 

@@ -1,4 +1,4 @@
-"""`saliency show`: which rows are drawn, that nothing is cut off, and what is refused."""
+"""`saliency show`: what is drawn, and that nothing is cut off."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CLASSES, run_inline
+from conftest import run_inline
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
 from jobs import show as module
 from jobs.reader import Store, open_store
-from jobs.rows import choose_rows
 from jobs.show import show
 from saliency_core.deprocess import deprocess_signal
-from saliency_core.errors import Refused
 from saliency_core.lettering import printable
 from saliency_core.look import Look, draw_map
 
@@ -266,78 +264,3 @@ def test_the_command_takes_flags_and_refuses_what_shows_nothing(
         "--view", "mask", "--view", "map",
     )  # fmt: skip
     assert done.returncode == 0 and output.exists(), done.stderr
-
-
-# -- which rows ------------------------------------------------------------------------------------------------
-
-
-def test_without_a_choice_the_first_rows(store: Store) -> None:
-    assert choose_rows(store, target="predicted") == [0, 1, 2, 3, 4, 5]
-    assert choose_rows(store, target="predicted", n=100) == list(range(43))
-    assert choose_rows(store, target="predicted", rows=[9, 0, 9]) == [9, 0, 9]
-
-
-@pytest.mark.parametrize("target", ["predicted", "label"])
-def test_rows_of_a_class_by_number_or_name(store: Store, target: str) -> None:
-    classes = store.lines(columns=[f"{target}__class"])[0].to_pylist()
-    for number in set(classes) - {None}:
-        expected = [row for row, found in enumerate(classes) if found == number]
-        assert choose_rows(store, target=target, class_=str(number), n=99) == expected
-        assert choose_rows(store, target=target, class_=CLASSES[number], n=99) == expected
-
-
-def test_rows_by_a_column(store: Store) -> None:
-    values = np.array(store.lines(columns=["predicted__gradient__l1"])[0].to_pylist(), float)
-    known = np.flatnonzero(~np.isnan(values))
-    order = known[np.argsort(values[known])].tolist()
-    assert choose_rows(store, target="predicted", lowest="predicted__gradient__l1", n=99) == order
-    assert choose_rows(store, target="predicted", highest="predicted__gradient__l1", n=4) == order[::-1][:4]
-    # Equal values stand in row order, at both ends.
-    assert choose_rows(store, target="predicted", highest="unit", n=3) == [40, 41, 42]
-    assert choose_rows(store, target="predicted", lowest="unit", n=3) == [0, 1, 2]
-    bees = choose_rows(store, target="label", class_="bee", n=99)
-    assert choose_rows(store, target="label", class_="bee", highest="row", n=99) == bees[::-1]
-
-
-def test_an_unfinished_store_shows_what_is_committed(tree: Path, tmp_path: Path) -> None:
-    out = str(tmp_path / "store")
-    run_inline(images=str(tree), out=out, unit_size=8, limit=8)
-    assert choose_rows(open_store(out), target="predicted", highest="row", n=2) == [7, 6]
-    assert show(out, n=2, output=tmp_path / "grid.png").exists()
-    with pytest.raises(Refused, match="not finished"):
-        show(out, rows=[20], output=tmp_path / "other.png")
-
-
-@pytest.mark.parametrize(
-    "asked, told",
-    [
-        ({"rows": [43]}, "row 43.*0 to 42"),
-        ({"rows": [-1]}, "row -1"),
-        ({"rows": []}, "at least one"),
-        ({"rows": [1], "class_": "ant"}, "drop it"),
-        ({"highest": "row", "lowest": "row"}, "exclude"),
-        ({"highest": "nope"}, "'nope'.*predicted__score"),
-        ({"lowest": "sample_id"}, "no numbers"),
-        ({"class_": "unicorn"}, "'unicorn' is no class"),
-        ({"class_": "5"}, "class 5.*5 classes"),
-        ({"arrays": ["predicted/nope"]}, "predicted/gradient"),
-        ({"n": 0}, "at least 1"),
-        ({"views": []}, "no view"),
-        ({"views": ["map", "maps"]}, "'maps'.*map, overlay, mask"),
-        ({"rows": [0] * 5000}, "fewer rows"),
-    ],
-)
-def test_what_cannot_be_shown_is_refused_and_nothing_written(
-    finished: Path, tmp_path: Path, asked: dict[str, object], told: str
-) -> None:
-    with pytest.raises(Refused, match=told):
-        show(str(finished), output=tmp_path / "grid.png", **asked)  # type: ignore[arg-type]
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    "name, told", [("grid.xyz", "kind of picture"), ("none/grid.png", "cannot be written"), (".", "writ|kind")]
-)
-def test_an_output_that_cannot_be_is_refused(finished: Path, tmp_path: Path, name: str, told: str) -> None:
-    with pytest.raises(Refused, match=told):
-        show(str(finished), rows=[0], output=tmp_path / name)

@@ -234,3 +234,17 @@ def test_a_header_that_claims_to_be_long_does_not_fill_the_memory(tmp_path: Path
     tracemalloc.stop()
     assert [entry.sample_id for entry in entries] == ["x.tar/a.png", "x.tar/b.png", f"x.tar/@{where}"]
     assert most < 32 << 20
+
+
+def test_of_a_json_only_the_label_is_kept(tmp_path: Path) -> None:
+    """Captions and embeddings are often beside it."""
+    beside = json.dumps({"class": 3, "embedding": [0.5] * 20_000}).encode()
+    tar = write_tar(
+        tmp_path / "x.tar", [member for i in range(50) for member in ((f"{i}.png", PNG), (f"{i}.json", beside))]
+    )
+    tracemalloc.start()
+    entries = listed(tar)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [entry.label for entry in entries] == [3] * 50
+    assert most < 4 << 20

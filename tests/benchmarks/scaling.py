@@ -1,18 +1,22 @@
 """How the job's rate grows with its workers, and where it stops growing, when arithmetic is not the limit.
 
     python tests/benchmarks/scaling.py [--workers 1 2 4 8 16 32] [--batches 40 10 2 1] [--seconds 30] [--batch-ms 50]
+                                       [--passes]
 
-The model sleeps for 50 ms a micro-batch, as the host does beside a GPU, so that any number of replicas fits into any
-machine's processor. A unit is ``--batches`` micro-batches of one small image: 40 are 2 s. The real job runs on a Ray
-cluster of its own, set as the program sets an embedded one, with as many CPUs as it is told to have. The rate is the
-slope of a straight line through the commits in a window that begins when every replica has had its first units and the
-tasks have their processes, and ends before any of them runs dry; then the job is interrupted. Ideal is a unit after the
-other in every worker, with nothing in between but the sleep; efficiency is the rate beside as many times that of one
-worker, whose passes cost a few ms each. Where these use all of the machine's own cores, fewer and longer micro-batches
-show what Ray alone would do.
+A unit is ``--batches`` micro-batches of one small image. In place of each one's arithmetic a replica sleeps for 50 ms,
+so that any number of replicas fits into any machine's processor; 40 are 2 s. All else is the real job. With
+``--passes`` it sleeps inside the forward of the smallest model there is, and does the arithmetic, too: a pass that
+finds the caches cold costs some ms, and of many replicas the processor is the limit again.
 
-Prints a table, with the CPU (cores) of each part of the job in that window: what is near 1 there, or all together near
-the machine's own, is the limit. Asserts no times. Memory: some 300 MiB a worker.
+The job runs on a Ray cluster of its own, set as the program sets an embedded one, with as many CPUs as it is told to
+have. The rate is the slope of a straight line through the commits in a window that begins when every replica has had
+its first units and the tasks have their processes, and ends before any of them runs dry; then the job is interrupted.
+Ideal is a unit after the other in every worker, with nothing in between but the sleep; efficiency is the rate beside as
+many times that of one worker.
+
+Prints a table, with the CPU (cores) of each part of the job in that window (``rest``: Ray's agents, and this program;
+``others``: what else the machine does): what is near 1 there, or all together near the machine's own, is the limit.
+Asserts no times. Memory: some 300 MiB a worker.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
 
@@ -45,32 +50,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--batches", type=int, nargs="+", default=[40, 10, 2, 1], help="of a unit")
-    parser.add_argument("--batch-ms", type=float, default=50.0, help="that the model sleeps for a micro-batch")
+    parser.add_argument("--batch-ms", type=float, default=50.0, help="that a replica sleeps for a micro-batch")
     parser.add_argument("--seconds", type=float, default=30.0, help="of the window")
+    parser.add_argument("--passes", action="store_true", help="of a tiny model, beside the sleep")
     given = parser.parse_args()
     print(
         f"{'unit s':>6} {'workers':>7} {'units/s':>8} {'ideal':>7} {'part':>5} {'efficiency':>10} | "
-        f"cores: {'driver':>6} {'actors':>6} {'tasks':>6} {'raylet':>6} {'gcs':>5} {'others':>6} | all ready after s"
+        f"cores: {'driver':>6} {'actors':>6} {'tasks':>6} {'raylet':>6} {'gcs':>5} {'rest':>5} {'others':>6} | "
+        "all ready after s"
     )
     for batches in given.batches:
         one = None  # worker's rate
         for workers in given.workers:
             with tempfile.TemporaryDirectory(prefix="scaling-") as scratch:
-                told = measure(Path(scratch), workers, batches, given.batch_ms / 1000, given.seconds)
+                program = ["-m", "jobs"] if given.passes else [HERE / "scaling_delay.py"]
+                told = measure(Path(scratch), program, workers, batches, given.batch_ms / 1000, given.seconds)
             unit_seconds = batches * given.batch_ms / 1000
             ideal = workers / unit_seconds
             one = told["rate"] if workers == 1 else one
             efficiency = f"{told['rate'] / workers / one:10.2f}" if one else f"{'–':>10}"
             tasks = sum(told[role] for role in ("task workers", "idle workers", "decoders"))
+            rest = told["Ray's agents"]
             print(
                 f"{unit_seconds:6.2f} {workers:7} {told['rate']:8.2f} {ideal:7.1f} "
                 f"{told['rate'] / ideal:5.2f} {efficiency} |        {told['driver']:6.2f} {told['actors']:6.2f} "
-                f"{tasks:6.2f} {told['raylet']:6.2f} {told['gcs']:5.2f} {told['others']:6.2f} | {told['ready']:.0f}",
+                f"{tasks:6.2f} {told['raylet']:6.2f} {told['gcs']:5.2f} {rest:5.2f} "
+                f"{told['others']:6.2f} | {told['ready']:.0f}",
                 flush=True,
             )
 
 
-def measure(work: Path, workers: int, batches: int, batch_seconds: float, seconds: float) -> Row:
+def measure(
+    work: Path, program: Sequence[str | Path], workers: int, batches: int, batch_seconds: float, seconds: float
+) -> Row:
     """One run of the job on a cluster of its own."""
     from ray.cluster_utils import Cluster
 
@@ -90,7 +102,7 @@ def measure(work: Path, workers: int, batches: int, batch_seconds: float, second
     try:
         with (work / "job.log").open("w") as log:
             wanted = min(MOST_UNITS, ceil(workers * (START_SECONDS / 2 + 2 * seconds) / (batches * batch_seconds)))
-            job = start_job(work, workers, batches, wanted, address=cluster.address, log=log)
+            job = start_job(work, program, workers, batches, wanted, address=cluster.address, log=log)
             try:
                 return watch(job, work, workers, batches * batch_seconds, seconds)
             finally:
@@ -103,9 +115,11 @@ def measure(work: Path, workers: int, batches: int, batch_seconds: float, second
         cluster.shutdown()
 
 
-def start_job(work: Path, workers: int, batches: int, units: int, *, address: str, log) -> subprocess.Popen[bytes]:
+def start_job(
+    work: Path, program: Sequence[str | Path], workers: int, batches: int, units: int, *, address: str, log
+) -> subprocess.Popen[bytes]:
     command = [
-        sys.executable, "-m", "jobs", "explain", "--images", make_list(work, units * batches),
+        sys.executable, *program, "explain", "--images", make_list(work, units * batches),
         "--out", work / "out", "--model", "python:scaling_model:delayed", "--resize", "16x16", "--mean", "0.5,0.5,0.5",
         "--std", "0.25,0.25,0.25", "--unit-size", batches, "--batch-size", 1, "--workers", workers, "--device", "cpu",
     ]  # fmt: skip
@@ -136,7 +150,7 @@ def watch(job: subprocess.Popen[bytes], work: Path, workers: int, unit_seconds: 
             alive(job, started)
         tree.sample()
     end = time.time()
-    times = sorted(path.stat().st_mtime for path in (work / "out/index").iterdir())
+    times = sorted(path.stat().st_mtime for path in (work / "out/index").glob("*.parquet"))
     inside = [one for one in times if begin <= one < end]
     if len(inside) < 5:
         raise SystemExit(f"{len(inside)} commits in {seconds:g} s tell no rate: a longer window would (--seconds)")

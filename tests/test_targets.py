@@ -1,26 +1,20 @@
-"""What is explained, and what a call leaves behind: targets by their definitions, all else as it was found."""
+"""What is explained: every target by its definition."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import LABELS, METHODS, Net, close, explain, images_of, net
-from references import built, gradient, of_class, out_of_place
-from subjects import SMALL, own
+from nets import LABELS, METHODS, close, explain, images_of, net
+from references import gradient, of_class, out_of_place
+from subjects import own
 from torch import Tensor, nn
-from torch.overrides import _len_torch_function_stack
 
-from saliency_core import Explainer, Model, Refused
+from saliency_core import Explainer, Refused
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-# -- targets -------------------------------------------------------------------------------------------------
 
 
 def gradients(module: nn.Module, images: Tensor, *targets: str, labels: Tensor | None = None) -> dict[str, Tensor]:
@@ -95,7 +89,7 @@ def squeezed(outputs: Tensor, labels: Tensor) -> Tensor:
 def test_a_loss_of_the_users_own() -> None:
     module, images = net(), images_of()
     found = explain(
-        module, images, "gradient(reduction=none)", target="ce=loss:test_methods:cross_entropy", labels=LABELS
+        module, images, "gradient(reduction=none)", target="ce=loss:test_targets:cross_entropy", labels=LABELS
     )
     close(found.maps["gradient_none"], gradient(module, images, lambda outputs: cross_entropy(outputs, LABELS)))
     close(found.scores, cross_entropy(module(images), LABELS))
@@ -122,17 +116,17 @@ in_part = partial(F.cross_entropy, reduction="none")
 def test_whatever_takes_labels_gets_them(function: str) -> None:
     """Also a module, whose own call takes anything."""
     module, images = net(), images_of()
-    found = explain(module, images, "gradient", target=f"ce=loss:test_methods:{function}", labels=LABELS)
+    found = explain(module, images, "gradient", target=f"ce=loss:test_targets:{function}", labels=LABELS)
     close(found.scores, cross_entropy(module(images), LABELS))
     with_none = torch.where(LABELS == 3, -1, LABELS)
-    found = explain(module, images, "gradient", target=f"ce=loss:test_methods:{function}", labels=with_none)
+    found = explain(module, images, "gradient", target=f"ce=loss:test_targets:{function}", labels=with_none)
     assert torch.equal(found.applies, LABELS != 3)
 
 
 def test_an_option_of_a_loss_is_no_label() -> None:
     module, images = net(), images_of()
     close(
-        explain(module, images, "gradient", target="mine=loss:test_methods:alone", labels=LABELS).scores,
+        explain(module, images, "gradient", target="mine=loss:test_targets:alone", labels=LABELS).scores,
         module(images).logsumexp(1) / 2,
     )
 
@@ -156,7 +150,7 @@ def nothing() -> None:
 @pytest.mark.parametrize(("function", "named"), [("three", "third"), ("by_keyword", "margin"), ("nothing", "none")])
 def test_a_loss_that_wants_something_else_is_refused(function: str, named: str) -> None:
     with pytest.raises(Refused, match=rf"{function}' is called with .*{named}"):
-        Explainer(own(net()), targets=[f"bad=loss:test_methods:{function}"])
+        Explainer(own(net()), targets=[f"bad=loss:test_targets:{function}"])
 
 
 @pytest.mark.parametrize(("function", "number"), [("mean_loss", 5), ("mean_loss", 1), ("column", 5), ("squeezed", 1)])
@@ -164,13 +158,13 @@ def test_a_loss_of_another_shape_is_refused(function: str, number: int) -> None:
     with pytest.raises(Refused, match=r"one value|shape"):
         explain(
             net(), images_of(number), "gradient",
-            target=f"bad=loss:test_methods:{function}", labels=LABELS[:number],
+            target=f"bad=loss:test_targets:{function}", labels=LABELS[:number],
         )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "target",
-    ["sharp=loss:test_methods:no_such", "sharp=loss:no_such_module:f", "sharp=loss:test_methods", "w=weighted:{9: 1}",
+    ["sharp=loss:test_targets:no_such", "sharp=loss:no_such_module:f", "sharp=loss:test_targets", "w=weighted:{9: 1}",
      "w=weighted:{}", "w=weighted:1", "top:0", "layer:no_such[1]", "u=layer:two[99]", "class:5", "contrast:top"],
 )  # fmt: skip
 def test_targets_that_cannot_work_are_refused(target: str) -> None:
@@ -213,7 +207,7 @@ def test_targets_share_a_forward_and_keep_to_themselves() -> None:
 @pytest.mark.filterwarnings("ignore:target .* does not depend on layer:saliency_core.errors.Told")
 def test_every_method_takes_every_target() -> None:
     module, images = net(), images_of(2)
-    targets = ["label", "top:2", "contrast:label", "unit=layer:two[5]", "ce=loss:test_methods:cross_entropy"]
+    targets = ["label", "top:2", "contrast:label", "unit=layer:two[5]", "ce=loss:test_targets:cross_entropy"]
     explainer = Explainer(own(module), methods=METHODS, targets=targets, precision="float64")
     found = explainer(images, labels=torch.tensor([2, -1]))
     for slug in ("label", "contrast_label", "ce"):
@@ -221,95 +215,3 @@ def test_every_method_takes_every_target() -> None:
     for one in found.values():
         for maps in one.maps.values():
             assert maps[one.applies].isfinite().all() and maps[~one.applies].isnan().all()
-
-
-# -- as found ------------------------------------------------------------------------------------------------
-
-
-class Touchy(nn.Module):
-    """Raises in the middle where an image is very bright."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two, self.dropout = nn.Conv2d(3, 8, 3), Net(), nn.Dropout(0.5)
-        self.two.one = nn.Conv2d(8, 8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.one(x), inplace=True)
-        if x.amax() > 1e4:
-            raise RuntimeError("too bright")
-        return self.two(self.dropout(x))
-
-
-def state_of(module: nn.Module) -> dict[str, object]:
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return {
-        "hooks": [len(getattr(part, kind)) for part in module.modules() for kind in hooks],
-        "global hooks": [len(getattr(nn.modules.module, f"_global{kind}")) for kind in hooks],
-        "modes": [part.training for part in module.modules()],
-        "forwards": ["forward" in vars(part) for part in module.modules()],
-        "kinds": [(name, type(part)) for name, part in module.named_modules()],
-        "wants gradients": [value.requires_grad for value in module.parameters()],
-        "gradients": [value.grad for value in module.parameters()],
-        "values": [(name, value.data_ptr(), value._version) for name, value in module.state_dict().items()],
-        "grad mode": torch.is_grad_enabled(),
-        "function modes": _len_torch_function_stack(),
-        "functions": (F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, Tensor.clamp, nn.ReLU.forward),
-        "generator": torch.get_rng_state().tolist(),
-        "precision": (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32),
-        "dtype": torch.get_default_dtype(),
-    }
-
-
-@contextmanager
-def left_as_found(module: nn.Module) -> Iterator[None]:
-    before = state_of(module)
-    yield
-    after = state_of(module)
-    for key, value in before.items():
-        assert after[key] == value, key
-
-
-@pytest.mark.filterwarnings("ignore:target .* does not depend on layer:saliency_core.errors.Told")
-@pytest.mark.parametrize(("wants_gradients", "grad_mode"), [(False, True), (True, False)])
-def test_everything_is_left_as_it_was_also_when_it_fails(wants_gradients: bool, grad_mode: bool) -> None:
-    module, images = built(Touchy).requires_grad_(wants_gradients), images_of(3)
-    bright, untouched = images * 1e6, images.clone()
-    explainer = Explainer(
-        Model("own", module, SMALL),
-        methods=METHODS,
-        targets=["predicted", "unit=layer:two.two[1]"],
-        precision="float64",
-    )
-    with torch.set_grad_enabled(grad_mode):
-        with left_as_found(module):
-            first = explainer(images)
-        for _ in range(2):  # at the first pass, and with every method's hooks in place
-            with left_as_found(module), pytest.raises(RuntimeError, match="too bright"):
-                explainer(bright)
-        with left_as_found(module), pytest.raises(Refused):
-            Explainer(Model("own", module, SMALL), methods=METHODS, targets=["class:99"])(images)
-        with left_as_found(module), pytest.raises(Refused):
-            Explainer(Model("own", module, SMALL), methods=["guided_gradcam(layer=two.nothing)"])(images)
-        again = explainer(images)
-    assert torch.equal(images, untouched) and not images.requires_grad
-    for slug, one in first.items():
-        for name, maps in one.maps.items():
-            assert torch.equal(again[slug].maps[name], maps), name
-
-
-def test_a_failing_target_leaves_the_next_call_whole() -> None:
-    """The loss fails in the midst of a rule, after the forward."""
-    module, images = net(), images_of()
-    explainer = Explainer(own(module), methods=METHODS, targets=["picky=loss:test_methods:picky"], precision="float64")
-    first = explainer(images, labels=LABELS)["picky"].maps
-    with left_as_found(module), pytest.raises(ValueError, match="no threes"):
-        explainer(images, labels=torch.full((5,), 3))
-    again = explainer(images, labels=LABELS)["picky"].maps
-    assert all(torch.equal(again[name], first[name]) for name in METHODS)
-
-
-def picky(outputs: Tensor, labels: Tensor) -> Tensor:
-    if (labels == 3).all():
-        raise ValueError("no threes")
-    return outputs[:, 0] * (1 + labels)

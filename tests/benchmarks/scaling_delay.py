@@ -1,0 +1,40 @@
+"""The job with a delay in place of arithmetic: ``python scaling_delay.py explain …``, flags as of the job itself."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from jobs import cli, stages
+from jobs.output import open_run
+from jobs.worker import Asked, Explain, Found
+
+
+class Delay(Explain):
+    """Works out its first micro-batch. For every other one it sleeps for SCALING_SECONDS, and finds the same again.
+
+    They must all be of as many rows.
+    """
+
+    _first: Found | None = None
+
+    def _batch(self, asked: Asked, rows: slice, size: int) -> Found:
+        if self._first is None:
+            self._first = super()._batch(asked, rows, size)
+        else:
+            time.sleep(float(os.environ["SCALING_SECONDS"]))
+        return replace(self._first, rows=rows)
+
+
+def explain(out: str) -> Callable[[Any], Any]:
+    return Delay(open_run(out)[1])
+
+
+if __name__ == "__main__":
+    import scaling_delay  # as the replicas know it
+
+    stages._explain = scaling_delay.explain
+    cli.main()
