@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pytest
@@ -206,9 +206,28 @@ def flags(**keys: object) -> list[str]:
 
 
 def content(out: Path) -> dict[str, bytes]:
-    """Every object of a store that does not tell how long it took."""
+    """Every object of a store that does not tell how long it took.
+
+    What a killed process was writing lies beside them under a name with ``#``; it never became an object.
+    """
     return {
         str(path.relative_to(out)): path.read_bytes()
         for path in sorted(out.rglob("*"))
-        if path.is_file() and path.name not in ("run.json", "SHA256SUMS")
+        if path.is_file() and path.name not in ("run.json", "SHA256SUMS") and "#" not in path.name
     }
+
+
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+    """Of two stores' contents, the names that differ; the bytes would fill a log and tell nobody anything."""
+    if op != "==" or not (_is_content(left) and _is_content(right)):
+        return None
+    return [
+        "two stores' contents differ",
+        *(f"only on the left: {key}" for key in sorted(left.keys() - right.keys())),
+        *(f"only on the right: {key}" for key in sorted(right.keys() - left.keys())),
+        *(f"other bytes: {key}" for key in sorted(left.keys() & right.keys()) if left[key] != right[key]),
+    ]
+
+
+def _is_content(value: object) -> TypeGuard[dict[str, bytes]]:
+    return isinstance(value, dict) and bool(value) and all(isinstance(one, bytes) for one in value.values())
