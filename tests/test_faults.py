@@ -212,7 +212,6 @@ def test_killed_while_planning_starts_anew(tree: Path, tmp_path: Path, finished:
         assert (out / "run.json").exists()
     (out / "run.json#1").write_bytes(b"{")  # half of a put, which a kill left behind
     assert run_inline(images=str(tree), out=str(out), **same)[0] == 3
-    (out / "run.json#1").unlink()
     assert content(out) == content(finished)
 
 
@@ -279,6 +278,23 @@ def test_one_run_started_twice_is_harmless(tmp_path: Path, slow, saliency, undis
         assert process.returncode == 3, told
     assert content(out) == undisturbed(**SLOW)
     assert saliency("verify", out).returncode == 0
+
+
+@pytest.mark.slow
+def test_of_different_runs_started_together_one_is_refused(tree: Path, tmp_path: Path, saliency, undisturbed) -> None:
+    """Whoever puts run.json first has the store; nothing of the other is ever in it. (How far each has come by then is
+    up to the machine: again and again.)"""
+    keys, methods = {"unit_size": 8, "batch_size": 4}, ("gradient", "input_x_gradient")
+    for attempt in range(3):
+        out = tmp_path / f"store-{attempt}"
+        both = [start("explain", *flags(images=tree, out=out, methods=method, **keys)) for method in methods]
+        told = {process.communicate(timeout=240)[0]: process.returncode for process in both}
+        assert sorted(told.values()) == [2, 3], told
+        (refusal,) = [words for words, code in told.items() if code == 2]
+        assert "holds another run" in refusal and "methods: the store has" in refusal and "Traceback" not in refusal
+        won = methods[list(told.values()).index(3)]
+        assert content(out) == undisturbed(methods=won, **keys)
+        assert saliency("verify", out).returncode == 0
 
 
 # -- the user -------------------------------------------------------------------------------------------------
