@@ -1,0 +1,42 @@
+"""A store that fails is asked again, ever more rarely, and not for ever."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from obstore.exceptions import GenericError
+
+from jobs import patience
+from jobs.patience import FIRST_PAUSE, LONGEST_PAUSE, VARIABLE, patiently
+from jobs.stopped import Unreachable
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What it waits for, which is all the time that passes."""
+    found: list[float] = []
+    monkeypatch.setenv(VARIABLE, "60")
+    monkeypatch.setattr(patience, "sleep", found.append)
+    monkeypatch.setattr(patience, "monotonic", lambda: sum(found))
+    return found
+
+
+def test_pauses_grow_until_it_gives_up(pauses: list[float]) -> None:
+    def ask() -> None:
+        raise GenericError("Generic S3 error: Server returned non-2xx status code: 503 Service Unavailable")
+
+    with pytest.raises(Unreachable, match="s3://bucket/key"):
+        patiently(ask, "s3://bucket/key")
+    assert pauses[0] == FIRST_PAUSE and set(pauses[6:]) == {LONGEST_PAUSE}
+    assert all(later == min(LONGEST_PAUSE, 2 * pause) for pause, later in pairwise(pauses))
+    assert 60 < sum(pauses) <= 60 + LONGEST_PAUSE
+
+
+def test_what_will_not_change_is_not_asked_again(pauses: list[float]) -> None:
+    def ask() -> None:
+        raise FileNotFoundError("404")
+
+    with pytest.raises(FileNotFoundError):
+        patiently(ask, "s3://bucket/key")
+    assert pauses == []
