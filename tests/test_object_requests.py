@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import s3
@@ -42,6 +44,26 @@ def test_a_process_asks_for_few_objects_at_once(tree: Path, proxy: FaultProxy) -
     proxy.script = lambda *asked: "late"
     assert len([one for one in fetch(entries, max_bytes=2**20) if isinstance(one, bytes)]) >= 40
     assert REMOTE_THREADS // 2 < proxy.most <= REMOTE_THREADS
+
+
+def test_commits_are_listed_for_a_run_and_not_for_a_unit(tree: Path, proxy: FaultProxy) -> None:
+    listed: list[str] = []
+
+    def script(method: str, path: str, times: int) -> None:
+        del method, times
+        query = parse_qs(urlsplit(path).query)
+        if "list-type" in query:
+            listed.extend(query.get("prefix", [""]))
+
+    proxy.script = script
+    asked = {}
+    for size in (2, 16):  # 22 units, or 3
+        for _ in range(2):  # and again, when there is nothing to do
+            assert run_inline(images=str(tree), out=f"s3://{s3.BUCKET}/out-{size}", unit_size=size)[0] == 3
+        asked[size] = Counter(prefix.removeprefix(f"out-{size}") for prefix in listed)
+        listed.clear()
+    assert asked[2] == asked[16]
+    assert asked[2]["/index/"] == 3  # once by each finalize, and for what is done already
 
 
 @pytest.mark.parametrize("code", [*RENEW, "503"])
@@ -91,12 +113,6 @@ def test_endpoint_without_encryption_must_be_allowed(proxy: FaultProxy, monkeypa
     monkeypatch.delenv("AWS_ALLOW_HTTP")
     with pytest.raises(Unusable, match="AWS_ALLOW_HTTP=true"):
         read_object(open_output(f"s3://{s3.BUCKET}/out"), "x")
-
-
-def test_patience_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "long")
-    with pytest.raises(Refused, match=f"{VARIABLE}=long is no number"):
-        open_output("s3://anywhere/x")
 
 
 def test_other_clouds_are_opened_from_their_own_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,8 @@ from obstore.exceptions import GenericError
 from jobs import patience
 from jobs.patience import FIRST_PAUSE, LONGEST_PAUSE, VARIABLE, patiently
 from jobs.stopped import Unreachable
+from jobs.stores import open_output
+from saliency_core.errors import Refused
 
 
 @pytest.fixture
@@ -40,3 +42,9 @@ def test_what_will_not_change_is_not_asked_again(pauses: list[float]) -> None:
     with pytest.raises(FileNotFoundError):
         patiently(ask, "s3://bucket/key")
     assert pauses == []
+
+
+def test_patience_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "long")
+    with pytest.raises(Refused, match=f"{VARIABLE}=long is no number"):
+        open_output("s3://anywhere/x")
