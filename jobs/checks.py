@@ -17,13 +17,12 @@ from jobs.index import INDEX_PARQUET
 from jobs.manifest import PART_UNITS, SCHEMA, Digests, parts_of
 from jobs.manifest import part_key as manifest_key
 from jobs.record import RUN_JSON, Run
+from jobs.sink import UNREADABLE
 from jobs.store import metadata_objects
 from jobs.stores import read_object
 from jobs.tables import Damaged, open_parquet
 
 STATES = ("running", "finished")
-UNREADABLE = (ValueError, OSError, KeyError, TypeError, pa.ArrowException)
-"""What decoding damaged bytes raises."""
 _SUM = re.compile(r"([0-9a-f]{64})  (.+)")
 
 

@@ -20,9 +20,11 @@ from jobs.index import (
     OK,
     PARTIAL,
     QUARANTINED,
+    Commit,
     add_errors,
     committed,
     count_errors,
+    damaged_part,
     load_part,
     part_key,
     read_parts,
@@ -88,7 +90,7 @@ def exit_code(totals: Totals) -> int:
 def finalize(store: ObjectStore, run: Run, *, session: dict[str, Any]) -> Totals:
     """Reconciles, compacts, and puts run.json and SHA256SUMS.
 
-    Raises NotFinishedError where a unit has no commit, and ValueError where a part does not hold its unit's rows.
+    Raises NotFinishedError where a unit has no commit, and DamagedError where a part does not hold its unit's rows.
     """
     missing = sorted(set(range(run.units)) - committed(store))
     if missing:
@@ -137,22 +139,30 @@ def _compact(store: ObjectStore, run: Run, sums: dict[str, str]) -> Totals:
 
 
 def _parts(store: ObjectStore, run: Run, totals: Totals, sums: dict[str, str]) -> Iterator[pa.Table]:
+    columns = schema(run)
     for unit, data in read_parts(store, range(run.units)):
         sums[part_key(unit)] = digest(data)
-        lines, commit = load_part(data, unit)
-        check_rows(run, unit, lines)
+        lines, commit = whole_part(run, unit, data, columns)
         sums.update((shard.key, shard.sha256) for shard in commit.shards)
         totals.add(lines, commit.micro_batches, run)
         yield lines
 
 
+def whole_part(run: Run, unit: int, data: bytes, columns: pa.Schema) -> tuple[pa.Table, Commit]:
+    """``load_part``, and its rows are the unit's. Raises DamagedError."""
+    lines, commit = load_part(data, unit, columns)
+    try:
+        check_rows(run, unit, lines)
+    except ValueError as error:
+        raise damaged_part(unit, error) from error
+    return lines, commit
+
+
 def check_rows(run: Run, unit: int, lines: pa.Table) -> None:
-    """ValueError unless ``lines`` are the unit's rows, each once and in order, with the run's columns."""
-    if lines.schema != schema(run):
-        raise ValueError(f"{part_key(unit)} has other columns than run.json says")
+    """ValueError unless ``lines`` are the unit's rows, each once and in order."""
     rows = run.unit_rows(unit)
     if not is_range(lines["row"], rows):
-        raise ValueError(f"{part_key(unit)} does not hold rows {rows.start} to {rows.stop - 1}, each once and in order")
+        raise ValueError(f"it does not hold rows {rows.start} to {rows.stop - 1}, each once and in order")
 
 
 def is_range(numbers: pa.ChunkedArray, wanted: range) -> bool:

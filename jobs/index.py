@@ -13,9 +13,10 @@ from obstore.store import ObjectStore
 
 from jobs.lookahead import map_ahead
 from jobs.record import Run
-from jobs.sink import parquet_bytes, parquet_table
+from jobs.sink import UNREADABLE, parquet_bytes, parquet_table
 from jobs.stopped import Stopped
 from jobs.stores import delete, list_keys, read_object
+from jobs.words import first_line
 
 OK, PARTIAL, QUARANTINED = "ok", "partial", "quarantined"
 INDEX_PARQUET = "index.parquet"
@@ -80,9 +81,11 @@ def encode_part(lines: pa.Table, commit: Commit) -> bytes:
     return parquet_bytes(lines.replace_schema_metadata({_COMMIT: told}))
 
 
-def decode_part(data: bytes) -> tuple[pa.Table, Commit]:
-    """Raises ValueError or pyarrow's errors (also ValueErrors, or OSErrors) where the part is damaged."""
+def decode_part(data: bytes, columns: pa.Schema) -> tuple[pa.Table, Commit]:
+    """Raises one of UNREADABLE where the part is damaged, or has other ``columns``."""
     table = parquet_table(data)
+    if table.schema != columns:
+        raise ValueError("it has other columns than the run's record says")
     told = json.loads((table.schema.metadata or {})[_COMMIT])
     commit = Commit([ShardRecord(**one) for one in told["shards"]], told["micro_batches"])
     return table.replace_schema_metadata(None), commit
@@ -92,9 +95,9 @@ class DamagedError(Stopped):
     """An object of the store cannot be read; the message tells what to do."""
 
 
-def read_part(store: ObjectStore, unit: int) -> tuple[pa.Table, Commit]:
+def read_part(store: ObjectStore, unit: int, columns: pa.Schema) -> tuple[pa.Table, Commit]:
     """A committed unit's lines and commit. Raises DamagedError."""
-    return load_part(read_object(store, part_key(unit)), unit)
+    return load_part(read_object(store, part_key(unit)), unit, columns)
 
 
 def read_parts(store: ObjectStore, units: Iterable[int]) -> Iterator[tuple[int, bytes]]:
@@ -106,15 +109,18 @@ def read_parts(store: ObjectStore, units: Iterable[int]) -> Iterator[tuple[int, 
     return map_ahead(read, units, threads=READ_AHEAD)
 
 
-def load_part(data: bytes, unit: int) -> tuple[pa.Table, Commit]:
+def load_part(data: bytes, unit: int, columns: pa.Schema) -> tuple[pa.Table, Commit]:
     """``decode_part`` for those who cannot go on without: raises DamagedError."""
     try:
-        return decode_part(data)
-    except (ValueError, KeyError, OSError) as error:
-        raise DamagedError(
-            f"{part_key(unit)} is damaged ({str(error).splitlines()[0]}). Delete it, and run explain again: "
-            "the unit is done anew."
-        ) from error
+        return decode_part(data, columns)
+    except UNREADABLE as error:
+        raise damaged_part(unit, error) from error
+
+
+def damaged_part(unit: int, error: Exception) -> DamagedError:
+    return DamagedError(
+        f"{part_key(unit)} is damaged ({first_line(error)}). Delete it, and run explain again: the unit is done anew."
+    )
 
 
 def count_errors(lines: pa.Table) -> Counter[str]:

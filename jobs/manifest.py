@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
@@ -19,9 +20,10 @@ from obstore.store import ObjectStore
 from jobs.entries import Entry
 from jobs.index import DamagedError
 from jobs.record import Run
-from jobs.sink import parquet_table
+from jobs.sink import UNREADABLE
 from jobs.stopped import Stopped
 from jobs.stores import list_keys, put, read_object
+from jobs.words import first_line
 
 SCHEMA = pa.schema(
     {
@@ -41,8 +43,6 @@ SCHEMA = pa.schema(
         "error": pa.string(),
     }
 )
-UNREADABLE = (OSError, ValueError)
-"""What pyarrow raises over damaged bytes."""
 PART_UNITS = 64
 PLACE = ("uri", "member", "offset", "length", "row_group", "row_in_group", "size", "etag", "error")
 """Where a sample is; a retry may find it elsewhere."""
@@ -167,34 +167,43 @@ class Manifest:
         part, group = divmod(unit, PART_UNITS)
         if self._part is None or self._part[0] != part:
             try:
-                self._part = part, _open(read_object(self._store, part_key(part)))
+                data = read_object(self._store, part_key(part))
             except FileNotFoundError:
                 raise Stopped(
                     f"{part_key(part)} is missing: the run was stopped while it was planned. Run explain again, which "
                     "puts it there."
                 ) from None
-            except UNREADABLE as error:
-                raise _damaged(part, error) from error
-        try:
-            return self._part[1].read_row_group(group)
-        except UNREADABLE as error:
-            raise _damaged(part, error) from error
+            with _whole(part):
+                self._part = part, _open(data)
+        with _whole(part):
+            return _lines(self._part[1].read_row_group(group))
 
 
 def sound(part: int, data: bytes) -> bytes:
     """``data``, if it is a whole part. Raises DamagedError."""
-    try:
-        parquet_table(data)
-    except UNREADABLE as error:
-        raise _damaged(part, error) from error
+    with _whole(part):
+        file = _open(data)
+        for group in range(file.num_row_groups):
+            _lines(file.read_row_group(group))
     return data
 
 
-def _damaged(part: int, error: Exception) -> DamagedError:
-    return DamagedError(
-        f"{part_key(part)} is damaged ({str(error).splitlines()[0]}). Delete it, and run explain again: it lists the "
-        "inputs again, and puts it there."
-    )
+def _lines(table: pa.Table) -> pa.Table:
+    if table.schema != SCHEMA:
+        raise ValueError("it has other columns than a manifest")
+    return table
+
+
+@contextmanager
+def _whole(part: int) -> Iterator[None]:
+    """Turns what reading the part raises into DamagedError."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise DamagedError(
+            f"{part_key(part)} is damaged ({first_line(error)}). Delete it, and run explain again: it lists the "
+            "inputs again, and puts it there."
+        ) from error
 
 
 def _open(part: bytes) -> pq.ParquetFile:

@@ -252,9 +252,9 @@ class Store:
 
     def _from_parts(self, rows: NDArray[np.int64], columns: list[str]) -> pa.Table:
         """``rows`` ascending."""
-        size = self.run.unit_size
+        size, whole = self.run.unit_size, schema(self.run)
         return pa.concat_tables(
-            read_part(self._objects, unit)[0].select(columns).take(pa.array(part - unit * size))
+            read_part(self._objects, unit, whole)[0].select(columns).take(pa.array(part - unit * size))
             for unit, part in _by_unit(rows, size)
         )
 

@@ -14,7 +14,7 @@ from jobs.engine import starting_engine
 from jobs.entries import Entry
 from jobs.exits import DONE
 from jobs.finalize import SHA256SUMS
-from jobs.index import INDEX_PARQUET, QUARANTINED, committed, load_part, read_parts, withdraw
+from jobs.index import INDEX_PARQUET, QUARANTINED, committed, load_part, read_parts, schema, withdraw
 from jobs.job import work
 from jobs.manifest import PART_UNITS, PLACE, Manifest, encode_part, part_key
 from jobs.model import build_model, refuse_other_weights
@@ -54,7 +54,8 @@ def retry(
     run = run.model_copy(update={"config": config, "state": "running"})
     done = committed(store)
     parts = read_parts(store, sorted(done))
-    again = [unit for unit, data in parts if QUARANTINED in load_part(data, unit)[0]["status"].unique().to_pylist()]
+    columns = schema(run)
+    again = [unit for unit, data in parts if QUARANTINED in load_part(data, unit, columns)[0]["status"].to_pylist()]
     pending = sorted({*range(run.units)} - done | {*again})
     say(console, f"{len(again)} units hold quarantined rows: {ranges(again) or 'none'}")
     if not pending:

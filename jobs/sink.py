@@ -14,6 +14,9 @@ from obstore.store import LocalStore, ObjectStore
 from jobs.durable import settle
 from jobs.stores import address, refusals
 
+UNREADABLE = (ValueError, OSError, LookupError, TypeError, pa.ArrowException)
+"""What reading damaged bytes raises: pyarrow has errors of all kinds for them, and may let pass what lacks a name."""
+
 
 def parquet_bytes(table: pa.Table) -> bytes:
     """A Parquet file whose pages tell when a bit of them flips. Equal input, equal bytes."""
@@ -23,7 +26,7 @@ def parquet_bytes(table: pa.Table) -> bytes:
 
 
 def parquet_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table of ``parquet_bytes``. Raises pyarrow's errors (ValueErrors, or OSErrors) where it is damaged."""
+    """The table of ``parquet_bytes``. Raises one of UNREADABLE where it is damaged."""
     # Most are small: pyarrow's threads, and its machinery for data sets, would take longer than reading does.
     file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
     return file.read(columns=None if columns is None else list(columns), use_threads=False)

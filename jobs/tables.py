@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from jobs.entries import SourceError
 from jobs.objects import BUFFER, open_file
+from jobs.words import first_line
 
 LABEL_COLUMNS = ("label", "cls", "class")
 URI_COLUMNS = ("uri", "url", "path", "image", "file", "filename", "file_name")
@@ -26,11 +27,11 @@ def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
         try:
             yield pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False)
         except pa.ArrowException as error:
-            raise Damaged(_first_line(error)) from error
+            raise Damaged(first_line(error)) from error
         except OSError as error:
             if error.errno is not None:
                 raise
-            raise Damaged(_first_line(error)) from error  # pyarrow reports a damaged page or footer so
+            raise Damaged(first_line(error)) from error  # pyarrow reports a damaged page or footer so
 
 
 def bytes_columns(schema: pa.Schema) -> dict[str, str]:
@@ -58,7 +59,3 @@ def choose(names: Sequence[str], wanted: str | None, usual: Iterable[str], *, wh
 
 def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

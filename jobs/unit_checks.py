@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from jobs.checks import UNREADABLE
 from jobs.contents import Objects, Problem, redo, unit_objects
 from jobs.finalize import check_rows
-from jobs.index import OK, PARTIAL, QUARANTINED, ShardRecord, decode_part, part_key
+from jobs.index import OK, PARTIAL, QUARANTINED, ShardRecord, decode_part, part_key, schema
 from jobs.record import ArraySpec, Run
+from jobs.sink import UNREADABLE
 from jobs.store import decode_shard, fill_value
 from jobs.words import ranges
 from saliency_core.specs import is_class_spec
@@ -36,7 +36,7 @@ def check_unit(
     if data is None:
         return None
     try:
-        lines, commit = decode_part(data)
+        lines, commit = decode_part(data, schema(run))
         lines.validate(full=True)  # damaged text would else be noticed only where it is used
         check_rows(run, unit, lines)
     except UNREADABLE as error:

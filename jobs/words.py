@@ -16,6 +16,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def first_line(error: Exception) -> str:
+    """Libraries tell more than anybody wants in the middle of a sentence."""
+    return str(error).partition("\n")[0]
+
+
 def ranges(numbers: list[int], *, most: int = 10) -> str:
     """``[0, 1, 2, 7]`` → ``0–2, 7``."""
     spans: list[list[int]] = []

@@ -16,8 +16,9 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from jobs.audit.measures import MEASURES
-from jobs.sink import parquet_table
+from jobs.sink import UNREADABLE, parquet_table
 from jobs.stores import open_output, read_object
+from jobs.words import first_line
 from saliency_core.errors import Refused
 
 AUDIT_JSON = "audit.json"
@@ -135,9 +136,8 @@ def read_audit(out: str, array: str, *tables: str) -> tuple[Audit, list[pa.Table
         found = [parquet_table(read_object(objects, f"{where}/{name}")) for name in tables]
     except FileNotFoundError:
         raise
-    except (ValueError, OSError) as error:  # of pydantic, and of pyarrow
-        first = str(error).splitlines()[0]
-        raise Refused(f"{out}/{where} cannot be read ({first}): run `saliency audit` again.") from error
+    except UNREADABLE as error:
+        raise Refused(f"{out}/{where} cannot be read ({first_line(error)}): run `saliency audit` again.") from error
     return audit, found
 
 

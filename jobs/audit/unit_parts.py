@@ -14,7 +14,7 @@ from obstore.store import ObjectStore
 from jobs.audit.measures import MEASURES, Floats
 from jobs.audit.results import ON_OBJECT, folder
 from jobs.lookahead import map_ahead
-from jobs.sink import parquet_bytes, parquet_table
+from jobs.sink import UNREADABLE, parquet_bytes, parquet_table
 from jobs.stores import read_object
 
 FACTS = ("row", "class", "label", "predicted", "correct", "probability", "sure")
@@ -44,7 +44,7 @@ def made_from(data: bytes) -> dict[str, Any]:
     """``of`` of ``encode``, and ``cells``; empty where the bytes are not as it made them."""
     try:
         found: dict[str, Any] = json.loads((parquet_table(data).schema.metadata or {})[_OF])
-    except (OSError, KeyError, ValueError):
+    except UNREADABLE:
         return {}
     return found
 

@@ -17,6 +17,7 @@ from jobs.objects import is_remote, local_path
 from jobs.output import refuse_unwritable
 from jobs.reader import Store
 from jobs.stores import list_keys, open_output, put, read_object
+from jobs.words import first_line
 from saliency_core.errors import Refused
 
 
@@ -84,9 +85,7 @@ def claim(output: str, plan: Comparison) -> None:
                 "overwritten: choose another, or empty it yourself."
             ) from None
     except ValueError as error:
-        raise Refused(
-            f"{output}/{COMPARE_JSON} cannot be read ({str(error).splitlines()[0]}): choose another."
-        ) from None
+        raise Refused(f"{output}/{COMPARE_JSON} cannot be read ({first_line(error)}): choose another.") from None
     else:
         differing = [key for key in plan.fingerprint if there.fingerprint.get(key) != plan.fingerprint[key]]
         if differing == ["pairs"]:
