@@ -1,15 +1,18 @@
-"""An audit's files with plausible content for a real store, as the report's tests need them."""
+"""Audits, real ones, and files with plausible content for a real store, as the report's tests need them."""
 
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from conftest import said
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
+from jobs.audit.job import audit
 from jobs.audit.measures import CORNERS, MEASURES, measure, shares, shrink
 from jobs.audit.results import AUDIT_JSON, CLASSES, CLUSTERS, ROWS, Audit, class_schema, cluster_schema, folder
 from jobs.audit.results import row_schema as schema_of_rows
@@ -18,6 +21,11 @@ from jobs.stores import open_output, put
 
 CORNER_PLACES = {"top_left": (0.12, 0.12), "top_right": (0.12, 0.88), "bottom_left": (0.88, 0.12)}
 MOST_ROWS = 12
+
+
+def run(out: Path | str, **keys: object) -> tuple[int, str]:
+    """An audit without a report → exit code, and what it said."""
+    return said(audit, str(out), **{"runner": "inline", "report": False, **keys})
 
 
 def write_audit(out: str, array: str, *, alarms: int = 1, names: dict[int, str] | None = None) -> Audit:
