@@ -53,9 +53,9 @@ def retry(
     config = make_config({**run.config.model_dump(), **told})
     run = run.model_copy(update={"config": config, "state": "running"})
     done = committed(store)
-    parts = read_parts(store, sorted(done))
     columns = schema(run)
-    again = [unit for unit, data in parts if QUARANTINED in load_part(data, unit, columns)[0]["status"].to_pylist()]
+    parts = ((unit, load_part(data, unit, columns)[0]) for unit, data in read_parts(store, sorted(done)))
+    again = [unit for unit, lines in parts if QUARANTINED in lines["status"].unique().to_pylist()]
     pending = sorted({*range(run.units)} - done | {*again})
     say(console, f"{len(again)} units hold quarantined rows: {ranges(again) or 'none'}")
     if not pending:
