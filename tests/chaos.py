@@ -87,6 +87,7 @@ def chaos(scratch: Path, *, kills: int, seed: int, images: int, kinds: Sequence[
         assert content(out) == expected, f"{out} differs from the undisturbed store"
         assert run(["verify", str(out)]) == 0, f"verify finds damage in {out}"
         tally.stores += 1
+        print(f"{tally.kills} kills, {tally.stores} stores, all as undisturbed", flush=True)
     return tally
 
 
@@ -204,6 +205,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=240)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     given = parser.parse_args()
+    if given.kills < 1:
+        parser.error(f"--kills {given.kills}: without a kill there is nothing to compare")
     with tempfile.TemporaryDirectory(prefix="saliency-chaos-") as scratch:
         began = time.monotonic()
         tally = chaos(Path(scratch), kills=given.kills, seed=given.seed, images=given.images, kinds=given.kinds)
