@@ -8,16 +8,15 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 
-from jobs.contents import AGAIN, RESTORE, Objects, Problem, foreign, is_expected
+from jobs.contents import AGAIN, RELIST, RESTORE, Objects, Problem, foreign, is_expected
 from jobs.finalize import SHA256SUMS, is_range
 from jobs.index import INDEX_PARQUET
 from jobs.manifest import PART_UNITS, SCHEMA, Digests, parts_of
 from jobs.manifest import part_key as manifest_key
 from jobs.record import RUN_JSON, Run
-from jobs.sink import UNREADABLE
+from jobs.sink import UNREADABLE, parquet_file
 from jobs.store import metadata_objects
 from jobs.stores import read_object
 from jobs.tables import Damaged, open_parquet
@@ -115,13 +114,13 @@ def check_manifest(objects: Objects, run: Run) -> Iterator[Problem]:
     digests, whole = Digests(), True
     for part in range(parts_of(run)):
         key = manifest_key(part)
-        data = yield from objects.read(key, remedy=RESTORE)
+        data = yield from objects.read(key, remedy=RELIST)
         try:
             trouble = None if data is None else _check_part(data, run, part, digests)
         except UNREADABLE as error:
             trouble = f"cannot be read ({error})"
         if trouble is not None:
-            yield Problem(key, f"{trouble}: {RESTORE}")
+            yield Problem(key, f"{trouble}: {RELIST}")
         whole = whole and data is not None and trouble is None
     if not whole:
         return
@@ -133,7 +132,7 @@ def check_manifest(objects: Objects, run: Run) -> Iterator[Problem]:
 
 def _check_part(data: bytes, run: Run, part: int, digests: Digests) -> str | None:
     units = range(part * PART_UNITS, min((part + 1) * PART_UNITS, run.units))
-    with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+    with parquet_file(data) as file:
         if file.num_row_groups != len(units):
             return f"has {file.num_row_groups} row groups instead of one for each of {len(units)} units"
         for group, unit in enumerate(units):

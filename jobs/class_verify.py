@@ -11,7 +11,6 @@ from rich.console import Console
 
 from jobs.checks import load_sums
 from jobs.class_run import ClassRun, existing_class_run
-from jobs.class_stages import SCHEMA
 from jobs.console import say
 from jobs.contents import Objects, Problem, collected
 from jobs.exits import DONE, NOT_FINISHED
@@ -112,7 +111,7 @@ def _check_unit(objects: Objects, run: ClassRun, unit: int) -> Generator[Problem
     if data is None:
         return {key}
     try:
-        lines, commit = load_part(data, unit, SCHEMA)
+        lines, commit = load_part(data, unit)
     except DamagedError:
         yield Problem(key, f"is damaged: {redo}")
         return {key}

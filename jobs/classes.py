@@ -23,7 +23,7 @@ from rich.console import Console
 from jobs.class_config import ALL, ClassesConfig
 from jobs.class_pictures import draw_page, page_rows
 from jobs.class_run import ClassRun, existing_class_run
-from jobs.class_stages import SCHEMA, class_stages
+from jobs.class_stages import class_stages
 from jobs.console import say
 from jobs.engine import StartingEngine, starting_engine
 from jobs.exits import DONE, IMPERFECT
@@ -148,7 +148,7 @@ def _finish(run: ClassRun, store: ObjectStore, console: Console) -> int:
     sums |= {key: digest(data) for key, data in class_metadata_objects(run).items()}
     tables = []
     for unit, data in read_parts(store, range(run.units)):
-        table, commit = load_part(data, unit, SCHEMA)
+        table, commit = load_part(data, unit)
         tables.append(table)
         sums |= {part_key(unit): digest(data)} | {shard.key: shard.sha256 for shard in commit.shards}
     lines = pa.concat_tables(tables)

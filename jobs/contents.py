@@ -110,6 +110,10 @@ class Objects:
 
 
 AGAIN = "run the same explain command again, it writes this object anew"
+RELIST = (
+    "restore it from a copy, or delete it and run the same explain command again: it lists the inputs again, as they "
+    "are now"
+)
 RESTORE = "nothing can make this object again, so restore it from a copy, or explain into a new --out"
 
 

@@ -20,7 +20,6 @@ from jobs.index import (
     OK,
     PARTIAL,
     QUARANTINED,
-    Commit,
     add_errors,
     committed,
     count_errors,
@@ -129,7 +128,8 @@ def _put_last_sums(store: ObjectStore, sums: dict[str, str]) -> None:
 def _compact(store: ObjectStore, run: Run, sums: dict[str, str]) -> Totals:
     totals = Totals()
     sink = HashingSink(store, INDEX_PARQUET)
-    with pq.ParquetWriter(pa.PythonFile(sink, mode="w"), schema(run), compression="zstd") as writer:
+    file, how = pa.PythonFile(sink, mode="w"), {"compression": "zstd", "write_page_checksum": True}
+    with pq.ParquetWriter(file, schema(run), **how) as writer:
         parts = _parts(store, run, totals, sums)
         while group := list(islice(parts, max(1, GROUP_ROWS // run.unit_size))):
             writer.write_table(pa.concat_tables(group))
@@ -139,27 +139,22 @@ def _compact(store: ObjectStore, run: Run, sums: dict[str, str]) -> Totals:
 
 
 def _parts(store: ObjectStore, run: Run, totals: Totals, sums: dict[str, str]) -> Iterator[pa.Table]:
-    columns = schema(run)
     for unit, data in read_parts(store, range(run.units)):
         sums[part_key(unit)] = digest(data)
-        lines, commit = whole_part(run, unit, data, columns)
+        lines, commit = load_part(data, unit)
+        try:
+            check_rows(run, unit, lines)
+        except ValueError as error:
+            raise damaged_part(unit, error) from error
         sums.update((shard.key, shard.sha256) for shard in commit.shards)
         totals.add(lines, commit.micro_batches, run)
         yield lines
 
 
-def whole_part(run: Run, unit: int, data: bytes, columns: pa.Schema) -> tuple[pa.Table, Commit]:
-    """``load_part``, and its rows are the unit's. Raises DamagedError."""
-    lines, commit = load_part(data, unit, columns)
-    try:
-        check_rows(run, unit, lines)
-    except ValueError as error:
-        raise damaged_part(unit, error) from error
-    return lines, commit
-
-
 def check_rows(run: Run, unit: int, lines: pa.Table) -> None:
-    """ValueError unless ``lines`` are the unit's rows, each once and in order."""
+    """ValueError unless ``lines`` are the unit's rows, each once and in order, with the run's columns."""
+    if lines.schema != schema(run):
+        raise ValueError("it has other columns than run.json says")
     rows = run.unit_rows(unit)
     if not is_range(lines["row"], rows):
         raise ValueError(f"it does not hold rows {rows.start} to {rows.stop - 1}, each once and in order")

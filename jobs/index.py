@@ -81,11 +81,9 @@ def encode_part(lines: pa.Table, commit: Commit) -> bytes:
     return parquet_bytes(lines.replace_schema_metadata({_COMMIT: told}))
 
 
-def decode_part(data: bytes, columns: pa.Schema) -> tuple[pa.Table, Commit]:
-    """Raises one of UNREADABLE where the part is damaged, or has other ``columns``."""
+def decode_part(data: bytes) -> tuple[pa.Table, Commit]:
+    """Raises one of UNREADABLE where the part is damaged."""
     table = parquet_table(data)
-    if table.schema != columns:
-        raise ValueError("it has other columns than the run's record says")
     told = json.loads((table.schema.metadata or {})[_COMMIT])
     commit = Commit([ShardRecord(**one) for one in told["shards"]], told["micro_batches"])
     return table.replace_schema_metadata(None), commit
@@ -95,9 +93,9 @@ class DamagedError(Stopped):
     """An object of the store cannot be read; the message tells what to do."""
 
 
-def read_part(store: ObjectStore, unit: int, columns: pa.Schema) -> tuple[pa.Table, Commit]:
+def read_part(store: ObjectStore, unit: int) -> tuple[pa.Table, Commit]:
     """A committed unit's lines and commit. Raises DamagedError."""
-    return load_part(read_object(store, part_key(unit)), unit, columns)
+    return load_part(read_object(store, part_key(unit)), unit)
 
 
 def read_parts(store: ObjectStore, units: Iterable[int]) -> Iterator[tuple[int, bytes]]:
@@ -109,17 +107,18 @@ def read_parts(store: ObjectStore, units: Iterable[int]) -> Iterator[tuple[int, 
     return map_ahead(read, units, threads=READ_AHEAD)
 
 
-def load_part(data: bytes, unit: int, columns: pa.Schema) -> tuple[pa.Table, Commit]:
+def load_part(data: bytes, unit: int) -> tuple[pa.Table, Commit]:
     """``decode_part`` for those who cannot go on without: raises DamagedError."""
     try:
-        return decode_part(data, columns)
+        return decode_part(data)
     except UNREADABLE as error:
         raise damaged_part(unit, error) from error
 
 
 def damaged_part(unit: int, error: Exception) -> DamagedError:
     return DamagedError(
-        f"{part_key(unit)} is damaged ({first_line(error)}). Delete it, and run explain again: the unit is done anew."
+        f"{part_key(unit)} is damaged ({first_line(error)}). Delete it, and run the command that makes this store "
+        "again: the unit is done anew."
     )
 
 

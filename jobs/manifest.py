@@ -20,7 +20,7 @@ from obstore.store import ObjectStore
 from jobs.entries import Entry
 from jobs.index import DamagedError
 from jobs.record import Run
-from jobs.sink import UNREADABLE
+from jobs.sink import UNREADABLE, parquet_file, parquet_table, sealed
 from jobs.stopped import Stopped
 from jobs.stores import list_keys, put, read_object
 from jobs.words import first_line
@@ -145,7 +145,7 @@ def encode_part(units: list[pa.Table]) -> bytes:
     with pq.ParquetWriter(sink, SCHEMA, compression="zstd", write_page_checksum=True) as writer:
         for table in units:
             writer.write_table(table, row_group_size=max(1, len(table)))
-    return bytes(sink.getvalue())
+    return sealed(bytes(sink.getvalue()))
 
 
 def scan(lines: Lines) -> Summary:
@@ -174,24 +174,16 @@ class Manifest:
                     "puts it there."
                 ) from None
             with _whole(part):
-                self._part = part, _open(data)
+                self._part = part, parquet_file(data)
         with _whole(part):
-            return _lines(self._part[1].read_row_group(group))
+            return self._part[1].read_row_group(group)
 
 
 def sound(part: int, data: bytes) -> bytes:
     """``data``, if it is a whole part. Raises DamagedError."""
     with _whole(part):
-        file = _open(data)
-        for group in range(file.num_row_groups):
-            _lines(file.read_row_group(group))
+        parquet_table(data)
     return data
-
-
-def _lines(table: pa.Table) -> pa.Table:
-    if table.schema != SCHEMA:
-        raise ValueError("it has other columns than a manifest")
-    return table
 
 
 @contextmanager
@@ -204,10 +196,6 @@ def _whole(part: int) -> Iterator[None]:
             f"{part_key(part)} is damaged ({first_line(error)}). Delete it, and run explain again: it lists the "
             "inputs again, and puts it there."
         ) from error
-
-
-def _open(part: bytes) -> pq.ParquetFile:
-    return pq.ParquetFile(pa.BufferReader(part), page_checksum_verification=True)
 
 
 def complete_manifest(store: ObjectStore, run: Run, listed: ObjectStore, pending: Set[int]) -> None:

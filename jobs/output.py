@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 
 from obstore.store import ObjectStore
@@ -59,6 +60,8 @@ def _record_or_nothing(kind: type[Record], out: str) -> bytes | None:
     except FileNotFoundError:
         foreign = list(islice(_entries(out, store, kind), 3))
     if foreign:
+        with suppress(FileNotFoundError):  # unless another run has just begun there
+            return read_object(store, kind.KEY)
         raise Refused(
             f"--out {out} is not empty and not a store of ours (it holds {', '.join(foreign)} …), and nothing is "
             "overwritten: choose another, or empty it yourself."

@@ -247,14 +247,14 @@ class Store:
                     tables.append(file.read_row_group(group, columns=columns).select(columns).take(pa.array(inside)))
                     start += count
                 return pa.concat_tables(tables)
-        except Damaged as error:
+        except (Damaged, LookupError, UnicodeDecodeError) as error:  # names and text that damage left
             raise Refused(f"{where} is damaged ({error}): run `saliency verify {self.run.config.out}`.") from error
 
     def _from_parts(self, rows: NDArray[np.int64], columns: list[str]) -> pa.Table:
         """``rows`` ascending."""
-        size, whole = self.run.unit_size, schema(self.run)
+        size = self.run.unit_size
         return pa.concat_tables(
-            read_part(self._objects, unit, whole)[0].select(columns).take(pa.array(part - unit * size))
+            read_part(self._objects, unit)[0].select(columns).take(pa.array(part - unit * size))
             for unit, part in _by_unit(rows, size)
         )
 

@@ -18,7 +18,7 @@ from obstore.store import ObjectStore
 
 from jobs.contents import Problem, redo, unit_objects
 from jobs.decode import Decode
-from jobs.index import OK, QUARANTINED, read_part, schema
+from jobs.index import OK, QUARANTINED, read_part
 from jobs.manifest import Manifest
 from jobs.record import ArraySpec, Run
 from jobs.store import decode_shard, unscale_maps
@@ -79,7 +79,7 @@ class Recompute:
         first = run.unit_rows(unit).start
         # Aligned as the run had it: what else is in a batch may move the last bits.
         start = (row - first) // run.micro_batch * run.micro_batch
-        lines, commit = read_part(self._store, unit, schema(run))
+        lines, commit = read_part(self._store, unit)
         line = lines.slice(row - first, 1).to_pylist()[0]
         decoded = self._decode.lines(unit, self._manifest.unit_lines(unit).slice(start, run.micro_batch))
         position = row - first - start

@@ -14,7 +14,7 @@ from jobs.engine import starting_engine
 from jobs.entries import Entry
 from jobs.exits import DONE
 from jobs.finalize import SHA256SUMS
-from jobs.index import INDEX_PARQUET, QUARANTINED, committed, load_part, read_parts, schema, withdraw
+from jobs.index import INDEX_PARQUET, QUARANTINED, committed, load_part, read_parts, withdraw
 from jobs.job import work
 from jobs.manifest import PART_UNITS, PLACE, Manifest, encode_part, part_key
 from jobs.model import build_model, refuse_other_weights
@@ -53,8 +53,7 @@ def retry(
     config = make_config({**run.config.model_dump(), **told})
     run = run.model_copy(update={"config": config, "state": "running"})
     done = committed(store)
-    columns = schema(run)
-    parts = ((unit, load_part(data, unit, columns)[0]) for unit, data in read_parts(store, sorted(done)))
+    parts = ((unit, load_part(data, unit)[0]) for unit, data in read_parts(store, sorted(done)))
     again = [unit for unit, lines in parts if QUARANTINED in lines["status"].unique().to_pylist()]
     pending = sorted({*range(run.units)} - done | {*again})
     say(console, f"{len(again)} units hold quarantined rows: {ranges(again) or 'none'}")

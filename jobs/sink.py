@@ -14,22 +14,46 @@ from obstore.store import LocalStore, ObjectStore
 from jobs.durable import settle
 from jobs.stores import address, refusals
 
-UNREADABLE = (ValueError, OSError, LookupError, TypeError, pa.ArrowException)
-"""What reading damaged bytes raises: pyarrow has errors of all kinds for them, and may let pass what lacks a name."""
+UNREADABLE = (ValueError, OSError, LookupError, TypeError, pa.ArrowNotImplementedError)
+"""What reading damaged bytes raises."""
+_SEAL = b"sha256: "
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """A Parquet file whose pages tell when a bit of them flips. Equal input, equal bytes."""
+    """A Parquet file that tells when a bit of it flips. Equal input, equal bytes."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    return bytes(sink.getvalue())
+    return sealed(bytes(sink.getvalue()))
+
+
+def sealed(data: bytes) -> bytes:
+    """A Parquet file with the SHA-256 of its bytes in front of its footer, where no reader looks.
+
+    The format itself has checksums only of what is in a page: elsewhere many a flip is read as other names or nulls.
+    """
+    footer = _footer(data)
+    return data[:footer] + _SEAL + hashlib.sha256(data).digest() + data[footer:]
+
+
+def parquet_file(data: bytes) -> pq.ParquetFile:
+    """What ``sealed`` made, or earlier versions did. Raises one of UNREADABLE where a bit flipped."""
+    footer = _footer(data)
+    start = max(0, footer - len(_SEAL) - hashlib.sha256().digest_size)
+    seal = data[start:footer]
+    if seal.startswith(_SEAL) and seal != _SEAL + hashlib.sha256(data[:start] + data[footer:]).digest():
+        raise ValueError("its bytes are not those that were written")
+    return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
 
 
 def parquet_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table of ``parquet_bytes``. Raises one of UNREADABLE where it is damaged."""
+    """The table of ``parquet_bytes``. Raises one of UNREADABLE where a bit flipped."""
     # Most are small: pyarrow's threads, and its machinery for data sets, would take longer than reading does.
-    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-    return file.read(columns=None if columns is None else list(columns), use_threads=False)
+    return parquet_file(data).read(columns=None if columns is None else list(columns), use_threads=False)
+
+
+def _footer(data: bytes) -> int:
+    """Where it begins: its length stands behind it, and then the format's name."""
+    return max(0, len(data) - 8 - int.from_bytes(data[-8:-4], "little"))
 
 
 class HashingSink:

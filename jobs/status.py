@@ -7,7 +7,7 @@ from rich.console import Console
 from jobs.console import say
 from jobs.exits import NOT_FINISHED
 from jobs.finalize import SHA256SUMS, Totals, exit_code
-from jobs.index import OK, PARTIAL, QUARANTINED, committed, load_part, read_parts, schema
+from jobs.index import OK, PARTIAL, QUARANTINED, committed, load_part, read_parts
 from jobs.output import open_run
 from jobs.stores import list_keys
 from jobs.summary import error_table, halved_text
@@ -19,9 +19,9 @@ def status(out: str, console: Console) -> int:
     unfinished."""
     store, run = open_run(out)
     done = sorted(committed(store))
-    totals, columns = Totals(), schema(run)
+    totals = Totals()
     for unit, data in read_parts(store, done):
-        lines, commit = load_part(data, unit, columns)
+        lines, commit = load_part(data, unit)
         totals.add(lines, commit.micro_batches, run)
     finished = len(done) == run.units and SHA256SUMS in set(list_keys(store))
     rows = totals.statuses.total()

@@ -25,7 +25,7 @@ def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
     """A Parquet file, read in pieces of 1 MiB. Raises Damaged, also for what is read inside the `with`."""
     with open_file(uri) as file:
         try:
-            yield pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False)
+            yield pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False, page_checksum_verification=True)
         except pa.ArrowException as error:
             raise Damaged(first_line(error)) from error
         except OSError as error:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from jobs.contents import Objects, Problem, redo, unit_objects
 from jobs.finalize import check_rows
-from jobs.index import OK, PARTIAL, QUARANTINED, ShardRecord, decode_part, part_key, schema
+from jobs.index import OK, PARTIAL, QUARANTINED, ShardRecord, decode_part, part_key
 from jobs.record import ArraySpec, Run
 from jobs.sink import UNREADABLE
 from jobs.store import decode_shard, fill_value
@@ -36,7 +36,7 @@ def check_unit(
     if data is None:
         return None
     try:
-        lines, commit = decode_part(data, schema(run))
+        lines, commit = decode_part(data)
         lines.validate(full=True)  # damaged text would else be noticed only where it is used
         check_rows(run, unit, lines)
     except UNREADABLE as error:

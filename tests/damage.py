@@ -14,7 +14,7 @@ from conftest import said
 from obstore.store import LocalStore
 
 from jobs.finalize import finalize
-from jobs.index import Commit, ShardRecord, encode_part, part_key, read_part, schema
+from jobs.index import Commit, ShardRecord, encode_part, part_key, read_part
 from jobs.record import Run, parse_record
 from jobs.store import decode_shard, encode_shards
 from jobs.verify import verify
@@ -42,7 +42,7 @@ def make_sums_again(out: Path) -> None:
 
 
 def put_part(out: Path, unit: int, edit: Callable[[pa.Table], pa.Table]) -> None:
-    lines, commit = read_part(LocalStore(prefix=out), unit, schema(load(out)))
+    lines, commit = read_part(LocalStore(prefix=out), unit)
     (out / part_key(unit)).write_bytes(encode_part(edit(lines), commit))
 
 
@@ -55,7 +55,7 @@ def forge_shard(out: Path, unit: int, path: str, edit: Callable[[np.ndarray], np
     """Another map in the shard, and a commit that knows it."""
     store, run = LocalStore(prefix=out), load(out)
     array = next(one for one in run.arrays if path in (one.path, f"{one.path}_scale"))
-    lines, commit = read_part(store, unit, schema(run))
+    lines, commit = read_part(store, unit)
     paths = [array.path] + [f"{array.path}_scale"] * array.scaled
     keys = [next(r.key for r in commit.shards if r.key.startswith(f"maps.zarr/{one}/c/")) for one in paths]
     values = [decode_shard(run, one, unit, (out / key).read_bytes()) for one, key in zip(paths, keys, strict=True)]

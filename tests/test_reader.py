@@ -18,7 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from jobs.dataset import MapDataset
-from jobs.index import read_part, schema, withdraw
+from jobs.index import read_part, withdraw
 from jobs.output import open_run
 from jobs.reader import Store, open_store
 from jobs.reject import Rejected
@@ -140,7 +140,7 @@ def test_a_stale_index_is_not_believed(finished: Path, tmp_path: Path) -> None:
     found = open_store(str(copy))
     with pytest.raises(Refused, match="rows 8 to 15"):
         found.lines([9])
-    assert found.lines([7]).equals(read_part(objects, 0, schema(run))[0].slice(7, 1))
+    assert found.lines([7]).equals(read_part(objects, 0)[0].slice(7, 1))
 
 
 @pytest.mark.parametrize(

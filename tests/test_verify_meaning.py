@@ -25,7 +25,7 @@ from damage import (
 from obstore.store import LocalStore
 
 from jobs.exits import DAMAGED, DONE
-from jobs.index import Commit, encode_part, part_key, read_part, schema
+from jobs.index import Commit, encode_part, part_key, read_part
 from jobs.manifest import Manifest
 from jobs.manifest import encode_part as encode_manifest
 from saliency_core.errors import Refused
@@ -59,7 +59,7 @@ def test_maps_that_are_not_of_their_lines(store: Path) -> None:
 
 def quarantined_row(out: Path) -> int:
     for unit in range(load(out).units):
-        lines, _ = read_part(LocalStore(prefix=out), unit, schema(load(out)))
+        lines, _ = read_part(LocalStore(prefix=out), unit)
         for row, status in zip(lines["row"].to_pylist(), lines["status"].to_pylist(), strict=True):
             if status == "quarantined":
                 return int(row)
@@ -159,7 +159,7 @@ def test_index_lines_that_are_not_the_units(
 
 
 def test_a_commit_of_other_shards(store: Path) -> None:
-    lines, commit = read_part(LocalStore(prefix=store), 1, schema(load(store)))
+    lines, commit = read_part(LocalStore(prefix=store), 1)
     (store / part_key(1)).write_bytes(encode_part(lines, Commit(commit.shards[1:], [])))
     make_sums_again(store)
     code, told = check(store)

@@ -25,7 +25,7 @@ from factories import tiny
 from obstore.store import LocalStore
 
 from jobs.exits import DAMAGED, DONE
-from jobs.index import Commit, encode_part, part_key, read_part, schema
+from jobs.index import Commit, encode_part, part_key, read_part
 from saliency_core.errors import Refused
 
 
@@ -108,7 +108,7 @@ def test_changed_and_vanished_images_are_told_and_are_no_damage(own: tuple[Path,
 def test_a_halved_micro_batch_is_mentioned(tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "store"
     run_inline(images=str(tree / "bee"), out=str(out), unit_size=4, batch_size=4)
-    lines, commit = read_part(LocalStore(prefix=out), 0, schema(load(out)))
+    lines, commit = read_part(LocalStore(prefix=out), 0)
     (out / part_key(0)).write_bytes(encode_part(lines, Commit(commit.shards, [2])))
     make_sums_again(out)
     code, told = check(out, recompute=8)

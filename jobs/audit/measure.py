@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from jobs.audit.measures import CORNER, FRAME, GRID, Floats, measure, shares, shrink
 from jobs.audit.objects import ObjectsOf, on_objects
 from jobs.audit.unit_parts import FACTS, encode, made_from, part_key
-from jobs.index import OK, load_part, schema
+from jobs.index import OK, load_part
 from jobs.index import part_key as index_key
 from jobs.reader import open_store
 from jobs.record import Run
@@ -47,7 +47,7 @@ class Measure:
             "objects": self._objects.digest if self._objects else None,
             "how": [GRID, FRAME, CORNER, *FACTS],
         }
-        lines, _ = load_part(committed, unit, schema(run))
+        lines, _ = load_part(committed, unit)
         lines = lines.filter(pc.equal(lines[f"{self._spec.target}__status"], OK))
         # Of masks only the paths are known: what they hold may be new.
         made = (self._objects is not None and self._objects.masks) or not self._is_there(array, unit, of)

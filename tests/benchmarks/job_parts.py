@@ -81,18 +81,18 @@ def decode(run: Run) -> Part:
 
 def write(run: Run) -> Part:
     """The same maps into the same store again: equal input, equal bytes."""
-    from jobs.index import read_part, schema
+    from jobs.index import read_part
     from jobs.store import open_array
     from jobs.stores import open_output
     from jobs.write import Write
 
-    writer, store, columns = Write(run), open_output(run.config.out), schema(run)
+    writer, store = Write(run), open_output(run.config.out)
 
     def prepare(unit: int) -> ExplainedUnit:
         rows = run.unit_rows(unit)
         maps = {array.path: open_array(store, array.path)[rows.start : rows.stop] for array in run.arrays}
         return ExplainedUnit(
-            unit, read_part(store, unit, columns)[0], {path: np.asarray(map_) for path, map_ in maps.items()}, {}, []
+            unit, read_part(store, unit)[0], {path: np.asarray(map_) for path, map_ in maps.items()}, {}, []
         )
 
     return prepare, lambda unit: writer(unit).statuses.total()
