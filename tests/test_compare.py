@@ -19,6 +19,7 @@ from scipy.stats import spearmanr
 
 from jobs.compare.findings import percent
 from jobs.compare.results import COMPARE_JSON, FIGURES
+from jobs.index import DamagedError
 from jobs.reader import open_store
 from jobs.stopped import Stopped
 from saliency_core.errors import Refused
@@ -170,6 +171,22 @@ def test_a_broken_off_comparison_goes_on(finished: Path, other: Path, moved: Pat
     told = compared(finished, other, output)[1]
     assert "40 of 40 pairs compared" in told and tables(output) == tables(moved)
     assert (output / "units/unit-00000000.parquet").stat().st_mtime_ns == kept
+
+
+@pytest.mark.parametrize("name", ["unit", "maps"])
+def test_damage_is_told_and_its_remedy_helps(
+    finished: Path, other: Path, moved: Path, tmp_path: Path, name: str
+) -> None:
+    output = Path(shutil.copytree(moved, tmp_path / "c"))
+    part = output / f"units/{name}-00000002.parquet"
+    data = bytearray(part.read_bytes())
+    data[-40] ^= 1  # of the footer, which has no checksum of its own
+    part.write_bytes(data)
+    with pytest.raises(DamagedError, match=f"{part.name}.*is damaged") as told:
+        compared(finished, other, output)
+    (output / str(told.value).partition(" or ")[0]).unlink()
+    compared(finished, other, output)
+    assert tables(output) == tables(moved)
 
 
 def test_lost_maps_end_it(finished: Path, other: Path, tmp_path: Path) -> None:

@@ -15,10 +15,12 @@ from jobs.audit.measures import Floats, shares, shrink
 from jobs.compare.common import CommonPart
 from jobs.compare.likeness import centres, distance, overlap, rank_correlation, relevance
 from jobs.compare.results import CENTRES, COMPARE_JSON, FIGURE_SCHEMA, Comparison, part_key, sums_key
+from jobs.index import DamagedError
 from jobs.reader import open_store
-from jobs.sink import parquet_bytes, parquet_table
+from jobs.sink import UNREADABLE, parquet_bytes, parquet_table
 from jobs.stages import Stage
 from jobs.stores import open_output, put, read_object
+from jobs.words import first_line
 
 PAIRS = 32  # that are worked on at once: of 224 × 224 pixels, some 100 MiB
 
@@ -125,8 +127,15 @@ class _Sums:
 
 
 def read_units(directory: str, units: list[int]) -> Iterator[tuple[pa.Table, pa.Table]]:
-    """Figures and sums of done units, in order."""
+    """Figures and sums of done units, in order. Raises DamagedError."""
     output = open_output(directory)
     for unit in units:
         figures, sums = (read_object(output, key(unit)) for key in (part_key, sums_key))
-        yield parquet_table(figures), parquet_table(sums)
+        try:
+            pair = parquet_table(figures), parquet_table(sums)
+        except UNREADABLE as error:
+            raise DamagedError(
+                f"{part_key(unit)} or {sums_key(unit)} is damaged ({first_line(error)}). Delete the first, and run the "
+                "same command again: the unit is compared anew."
+            ) from error
+        yield pair
