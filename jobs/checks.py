@@ -111,16 +111,16 @@ def check_metadata(objects: Objects, run: Run) -> Iterator[Problem]:
 
 def check_manifest(objects: Objects, run: Run) -> Iterator[Problem]:
     """Rows 0 to N − 1 in order, each in its unit; sample ids and labels are those that the run was planned with."""
-    digests, whole = Digests(), True
+    digests, whole, anew = Digests(), True, f"restore it from a copy, or delete it and {RELIST}"
     for part in range(parts_of(run)):
         key = manifest_key(part)
-        data = yield from objects.read(key, remedy=RELIST)
+        data = yield from objects.read(key, remedy=anew, if_missing=RELIST)
         try:
             trouble = None if data is None else _check_part(data, run, part, digests)
         except UNREADABLE as error:
             trouble = f"cannot be read ({error})"
         if trouble is not None:
-            yield Problem(key, f"{trouble}: {RELIST}")
+            yield Problem(key, f"{trouble}: {anew}")
         whole = whole and data is not None and trouble is None
     if not whole:
         return
@@ -173,7 +173,7 @@ class Compacted:
 
 def _units(uri: str, run: Run) -> Iterator[pa.Table]:
     waiting = []
-    with open_parquet(uri) as file:
+    with open_parquet(uri, checksums=True) as file:
         for group in range(file.num_row_groups):
             waiting.append(file.read_row_group(group))
             lines = pa.concat_tables(waiting)

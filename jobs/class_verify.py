@@ -11,6 +11,7 @@ from rich.console import Console
 
 from jobs.checks import load_sums
 from jobs.class_run import ClassRun, existing_class_run
+from jobs.class_stages import SCHEMA
 from jobs.console import say
 from jobs.contents import Objects, Problem, collected
 from jobs.exits import DONE, NOT_FINISHED
@@ -115,7 +116,7 @@ def _check_unit(objects: Objects, run: ClassRun, unit: int) -> Generator[Problem
     except DamagedError:
         yield Problem(key, f"is damaged: {redo}")
         return {key}
-    if lines["class"].to_pylist() != [run.classes[row] for row in run.unit_rows(unit)]:
+    if lines.schema != SCHEMA or lines["class"].to_pylist() != [run.classes[row] for row in run.unit_rows(unit)]:
         yield Problem(key, f"is not of the classes of unit {unit}: {redo}")
     for shard in commit.shards:
         yield from objects.read(shard.key, remedy=redo, record=shard)

@@ -110,10 +110,7 @@ class Objects:
 
 
 AGAIN = "run the same explain command again, it writes this object anew"
-RELIST = (
-    "restore it from a copy, or delete it and run the same explain command again: it lists the inputs again, as they "
-    "are now"
-)
+RELIST = "run the same explain command again, over inputs that are where they were: it lists them again"
 RESTORE = "nothing can make this object again, so restore it from a copy, or explain into a new --out"
 
 

@@ -20,7 +20,7 @@ from obstore.store import ObjectStore
 from jobs.entries import Entry
 from jobs.index import DamagedError
 from jobs.record import Run
-from jobs.sink import UNREADABLE, parquet_file, parquet_table, sealed
+from jobs.sink import UNREADABLE, parquet_file, sealed
 from jobs.stopped import Stopped
 from jobs.stores import list_keys, put, read_object
 from jobs.words import first_line
@@ -174,7 +174,7 @@ class Manifest:
                     "puts it there."
                 ) from None
             with _whole(part):
-                self._part = part, parquet_file(data)
+                self._part = part, _open(data)
         with _whole(part):
             return self._part[1].read_row_group(group)
 
@@ -182,8 +182,15 @@ class Manifest:
 def sound(part: int, data: bytes) -> bytes:
     """``data``, if it is a whole part. Raises DamagedError."""
     with _whole(part):
-        parquet_table(data)
+        _open(data).read()
     return data
+
+
+def _open(data: bytes) -> pq.ParquetFile:
+    file = parquet_file(data)
+    if file.schema_arrow != SCHEMA:
+        raise ValueError("it has other columns than a manifest")
+    return file
 
 
 @contextmanager

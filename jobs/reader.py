@@ -237,7 +237,7 @@ class Store:
         """Only the row groups that hold ``rows``, ascending."""
         where = f"{self.run.config.out.rstrip('/')}/{INDEX_PARQUET}"
         try:
-            with open_parquet(where) as file:
+            with open_parquet(where, checksums=True) as file:
                 sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
                 ends = np.cumsum(sizes)
                 groups, counts = np.unique(np.searchsorted(ends, rows, side="right"), return_counts=True)

@@ -14,8 +14,11 @@ from obstore.store import LocalStore, ObjectStore
 from jobs.durable import settle
 from jobs.stores import address, refusals
 
-UNREADABLE = (ValueError, OSError, LookupError, TypeError, pa.ArrowNotImplementedError)
-"""What reading damaged bytes raises."""
+UNREADABLE = (
+    ValueError, OSError, LookupError, TypeError,
+    pa.ArrowNotImplementedError, pa.ArrowCapacityError, pa.ArrowSerializationError,
+)  # fmt: skip
+"""What reading damaged bytes raises, of pyarrow's errors all but a lack of memory."""
 _SEAL = b"sha256: "
 
 
@@ -40,8 +43,11 @@ def parquet_file(data: bytes) -> pq.ParquetFile:
     footer = _footer(data)
     start = max(0, footer - len(_SEAL) - hashlib.sha256().digest_size)
     seal = data[start:footer]
-    if seal.startswith(_SEAL) and seal != _SEAL + hashlib.sha256(data[:start] + data[footer:]).digest():
-        raise ValueError("its bytes are not those that were written")
+    if seal.startswith(_SEAL):
+        digest = hashlib.sha256(memoryview(data)[:start])
+        digest.update(memoryview(data)[footer:])
+        if seal != _SEAL + digest.digest():
+            raise ValueError("its bytes are not those that were written")
     return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
 
 

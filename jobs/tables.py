@@ -21,11 +21,16 @@ class Damaged(Exception):
 
 
 @contextmanager
-def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
-    """A Parquet file, read in pieces of 1 MiB. Raises Damaged, also for what is read inside the `with`."""
+def open_parquet(uri: str, *, checksums: bool = False) -> Iterator[pq.ParquetFile]:
+    """A Parquet file, read in pieces of 1 MiB. Raises Damaged, also for what is read inside the `with`.
+
+    ``checksums``: hold pages against them. Of other people's files they may be wrong, since few readers look.
+    """
     with open_file(uri) as file:
         try:
-            yield pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False, page_checksum_verification=True)
+            yield pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False, page_checksum_verification=checksums)
+        except pa.ArrowMemoryError:
+            raise
         except pa.ArrowException as error:
             raise Damaged(first_line(error)) from error
         except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from obstore.store import MemoryStore
 from jobs import index, manifest
 from jobs.index import DamagedError, load_part
 from jobs.manifest import Manifest, sound
+from jobs.reader import open_store
 from jobs.sink import _SEAL, parquet_table
+from saliency_core.errors import Refused
 
 UNITS = 6  # of ``finished``
 
@@ -52,6 +55,19 @@ def test_every_flipped_bit_is_told(finished: Path, key: str, read: Callable[[byt
     for length in range(0, end, 7):
         with pytest.raises(DamagedError, match="is damaged"):
             read(whole[:length])
+
+
+def test_whoever_reads_index_parquet_is_told(finished: Path, tmp_path: Path) -> None:
+    """In its pages, and of names that are gone. (It is made in a stream, and has no digest of its own.)"""
+    store = Path(shutil.copytree(finished, tmp_path / "store"))
+    path, found = store / "index.parquet", pq.read_metadata(finished / "index.parquet").row_group(0)
+    whole, columns = path.read_bytes(), [found.column(number) for number in range(found.num_columns)]
+    ends = [one.data_page_offset for one in columns[1:]]  # each behind the last page of another
+    damaged = [whole[: end - 1] + bytes([whole[end - 1] ^ 1]) + whole[end:] for end in ends]
+    for data in (*damaged, whole.replace(b"sample_id", b"rample_id")):
+        path.write_bytes(data)
+        with pytest.raises(Refused, match=r"index\.parquet is damaged.*saliency verify"):
+            open_store(str(store)).lines()
 
 
 def test_other_readers_do_not_mind_the_digest(finished: Path) -> None:

@@ -213,7 +213,7 @@ def test_printed_problems_are_capped_and_all_counted(store: Path) -> None:
 
 
 def test_a_damaged_manifest_is_not_called_good_by_the_next_session(finished: Path, tree, tmp_path: Path) -> None:
-    """It hashes what it finds, so it looks at it first. (In a file's footer, a flip may change nothing.)"""
+    """It hashes what it finds, so it looks at it first."""
     out = Path(shutil.copytree(finished, tmp_path / "store"))
     manifest = out / "manifest/part-00000.parquet"
     whole, lines = manifest.read_bytes(), pq.read_table(manifest)

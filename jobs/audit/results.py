@@ -13,11 +13,10 @@ A class is what the target explained; for a target that is no class, the label; 
 from __future__ import annotations
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from jobs.audit.measures import MEASURES
-from jobs.sink import UNREADABLE
+from jobs.sink import UNREADABLE, parquet_table
 from jobs.stores import open_output, read_object
 from jobs.words import first_line
 from saliency_core.errors import Refused
@@ -134,17 +133,12 @@ def read_audit(out: str, array: str, *tables: str) -> tuple[Audit, list[pa.Table
     objects, where = open_output(out), folder(array)
     try:
         audit = Audit.model_validate_json(read_object(objects, f"{where}/{AUDIT_JSON}"))
-        found = [_table(read_object(objects, f"{where}/{name}")) for name in tables]
+        found = [parquet_table(read_object(objects, f"{where}/{name}")) for name in tables]
     except FileNotFoundError:
         raise
     except UNREADABLE as error:
         raise Refused(f"{out}/{where} cannot be read ({first_line(error)}): run `saliency audit` again.") from error
     return audit, found
-
-
-def _table(data: bytes) -> pa.Table:
-    """As it was written, or as somebody has written it since."""
-    return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
 
 
 def folder(array: str) -> str:

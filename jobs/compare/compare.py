@@ -14,7 +14,7 @@ from jobs.compare.gather import Gathered, gather
 from jobs.compare.page import ReportPages
 from jobs.compare.pairs import make_ledger
 from jobs.compare.plan import choose_sides, claim, make_plan, pair_units
-from jobs.compare.results import CLASSES, COMPARE_JSON, COMPARED, ROWS, Comparison, part_key
+from jobs.compare.results import CLASSES, COMPARE_JSON, COMPARED, ROWS, Comparison, part_key, sums_key
 from jobs.compare.stages import PairUnit, compare_stages, read_units
 from jobs.console import say
 from jobs.engine import starting_engine
@@ -74,9 +74,9 @@ def compare(
 def _work(
     output: str, plan: Comparison, units: Sequence[PairUnit], console: Console, *, runner: str, store: Store
 ) -> None:
-    """Compares the units that have no part yet."""
+    """Compares the units that are not done."""
     done = set(list_keys(open_output(output), "units"))
-    pending = [unit for unit in units if part_key(unit.unit) not in done]
+    pending = [unit for unit in units if not {part_key(unit.unit), sums_key(unit.unit)} <= done]
     of = sum(len(unit.rows_a) - 1 for unit in units)
     so_far = of - sum(len(unit.rows_a) - 1 for unit in pending)
     say(console, f"A: {plan.a}, {plan.array_a}; B: {plan.b}, {plan.array_b}; matched {plan.matched}")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from obstore.store import ObjectStore
 
 from jobs.audit.measures import Floats, shares, shrink
 from jobs.compare.common import CommonPart
@@ -130,12 +131,15 @@ def read_units(directory: str, units: list[int]) -> Iterator[tuple[pa.Table, pa.
     """Figures and sums of done units, in order. Raises DamagedError."""
     output = open_output(directory)
     for unit in units:
-        figures, sums = (read_object(output, key(unit)) for key in (part_key, sums_key))
-        try:
-            pair = parquet_table(figures), parquet_table(sums)
-        except UNREADABLE as error:
-            raise DamagedError(
-                f"{part_key(unit)} or {sums_key(unit)} is damaged ({first_line(error)}). Delete the first, and run the "
-                "same command again: the unit is compared anew."
-            ) from error
-        yield pair
+        yield _read(output, part_key(unit)), _read(output, sums_key(unit))
+
+
+def _read(output: ObjectStore, key: str) -> pa.Table:
+    data = read_object(output, key)
+    try:
+        return parquet_table(data)
+    except UNREADABLE as error:
+        raise DamagedError(
+            f"{key} is damaged ({first_line(error)}). Delete it, and run the same command again: its unit is compared "
+            "anew."
+        ) from error
