@@ -144,22 +144,23 @@ def wait_for_a_commit(process: subprocess.Popen[str], out: Path, before: int) ->
 
 
 def kill_one(process: subprocess.Popen[str], draw: random.Random, kinds: Sequence[str]) -> str | None:
-    """Kills a part of a kind that is there; which, or None where none is, or it had ended by itself."""
-    if process.poll() is not None:
-        return None
-    there = parts(process)
-    found = [kind for kind in kinds if kind == "everything" or there.get(kind)]
-    if not found:
-        return None
-    kind = draw.choice(found)
-    if kind == "everything":
-        kill_all(process)
-        return kind
-    try:
-        draw.choice(there[kind]).kill()
-    except psutil.NoSuchProcess:
-        return None
-    return kind
+    """Kills a part of a kind drawn; which, or None where none came up for a while, or the job had ended by itself.
+
+    Some are there for moments only: a worker that decodes is one for as long as its unit takes.
+    """
+    kind, until = draw.choice(kinds), time.monotonic() + 5
+    while process.poll() is None and time.monotonic() < until:
+        if kind == "everything":
+            kill_all(process)
+            return kind
+        there = parts(process).get(kind)
+        if there:
+            try:
+                draw.choice(there).kill()
+            except psutil.NoSuchProcess:
+                continue
+            return kind
+    return None
 
 
 def said(process: subprocess.Popen[str]) -> str:
@@ -187,12 +188,12 @@ def run(given: list[str]) -> int:
 
 
 def make_tree(root: Path, images: int) -> Path:
-    """Some of them broken."""
+    """Some of them broken; all of them large, so that a worker that decodes is one for long enough to be struck."""
     rng = np.random.default_rng(0)
     for i in range(images):
-        path = root / f"{i % 5}" / f"{i:05d}.png"
+        path = root / f"{i % 5}" / f"{i:05d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).save(path)
+        Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).resize((1600, 1200)).save(path)
         if i % 37 == 5:
             path.write_bytes(path.read_bytes()[:100])
     return root
