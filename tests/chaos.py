@@ -97,13 +97,15 @@ def torment(tree: Path, out: Path, draw: random.Random, tally: Tally, most: int,
     process, kind = start(*given), ""
     while process.poll() is None or process.returncode != 3:
         process = revived(process, given, kind, tally)  # a kill may take a while to end the job
-        wait(process, out, draw)
-        struck = kill_one(process, draw, kinds) if tally.kills < most else None
-        if struck is None:
-            if tally.kills >= most:
-                process.wait(timeout=300)
+        if tally.kills >= most:
+            process.wait(timeout=300)
             continue
-        kind = struck
+        drawn = draw.choice(kinds)
+        if drawn != "reader":  # those are there at the beginning, and most are gone when the first unit is committed
+            wait(process, out, draw)
+        if not kill_one(process, draw, drawn):
+            continue
+        kind = drawn
         tally.kills += 1
         since, before = time.monotonic(), commits(out)
         wait_for_a_commit(process, out, before)
@@ -143,24 +145,19 @@ def wait_for_a_commit(process: subprocess.Popen[str], out: Path, before: int) ->
         time.sleep(0.02)
 
 
-def kill_one(process: subprocess.Popen[str], draw: random.Random, kinds: Sequence[str]) -> str | None:
-    """Kills a part of a kind drawn; which, or None where none came up for a while, or the job had ended by itself.
-
-    Some are there for moments only: a worker that decodes is one for as long as its unit takes.
-    """
-    kind, until = draw.choice(kinds), time.monotonic() + 5
+def kill_one(process: subprocess.Popen[str], draw: random.Random, kind: str) -> bool:
+    """Kills a part of that kind, as soon as there is one; False where none came, or the job had ended by itself."""
+    until = time.monotonic() + 20
     while process.poll() is None and time.monotonic() < until:
         if kind == "everything":
             kill_all(process)
-            return kind
+            return True
         there = parts(process).get(kind)
         if there:
-            try:
+            with suppress(psutil.NoSuchProcess):
                 draw.choice(there).kill()
-            except psutil.NoSuchProcess:
-                continue
-            return kind
-    return None
+                return True
+    return False
 
 
 def said(process: subprocess.Popen[str]) -> str:
