@@ -15,6 +15,8 @@ from saliency_core.errors import Refused
 from saliency_core.folding import fold_batch_norms
 from saliency_core.models import Model
 from saliency_core.softmax import bypass_softmax
+from saliency_core.stem import lay_out_stem
+from saliency_core.strides import unstride
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,12 @@ def make_replica(
             f"{model.spec} is TorchScript, whose layers cannot be watched: FullGrad, CAMs and layer targets need the "
             "model itself (python:package.module:factory). Gradient methods and rules work."
         )
-    module = _folded(copied, probe, biased=fold_biased, keep={*activations, *live})
+    module = _faster(copied, probe, biased=fold_biased, keep={*activations, *live})
     copied = replace(copied, module=module)
     if channels_last:
         module.to(memory_format=torch.channels_last)
+    elif probe.device.type == "cpu":
+        lay_out_stem(copied, probe)
     places = {name: name for name in activations}
     told = ""
     if AUTO in places:
@@ -74,15 +78,18 @@ def make_replica(
     return Replica(copied, places, notes, _source(model, images), told)
 
 
-def _folded(model: Model, probe: Tensor, *, biased: bool, keep: Collection[str]) -> nn.Module:
-    """The module, with batch norms folded where that changes nothing: a model may read their weights by itself."""
+def _faster(model: Model, probe: Tensor, *, biased: bool, keep: Collection[str]) -> nn.Module:
+    """The module, its batch norms folded and, on a CPU, its convolutions without strides, where that changes nothing: a
+    model may read their weights by itself."""
     if isinstance(model.module, torch.jit.ScriptModule):
         return model.module
     plain = copy.deepcopy(model.module)
     with torch.no_grad():
         before = model.logits(probe.clone())
         try:
-            if not fold_batch_norms(model.module, probe, biased=biased, keep=keep):
+            changed = bool(fold_batch_norms(model.module, probe, biased=biased, keep=keep))
+            changed |= probe.device.type == "cpu" and unstride(model.module)  # elsewhere nobody has measured it
+            if not changed:
                 return model.module
             after = model.logits(probe.clone())
         except AttributeError:  # it wanted a batch norm that is no longer there
