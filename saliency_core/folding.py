@@ -13,6 +13,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from saliency_core.parts import is_plain
+
 
 def fold_batch_norms(
     module: nn.Module, images: Tensor, *, biased: bool = True, keep: Collection[str] = ()
@@ -39,10 +41,7 @@ def fold_batch_norms(
 def _pairs(module: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     flow = _Flow()
     handles = [
-        part.register_forward_hook(flow.seen)
-        for part in module.modules()
-        # Exactly these: a subclass may do something else with its weights, and so may hooks.
-        if type(part) in (nn.Conv2d, nn.BatchNorm2d) and not _hooked(part)
+        part.register_forward_hook(flow.seen) for part in module.modules() if is_plain(part, nn.Conv2d, nn.BatchNorm2d)
     ]
     try:
         with torch.no_grad(), flow:
@@ -65,10 +64,6 @@ def _pairs(module: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d, nn.BatchN
 def _divides(conv: str, norm: str, keep: Collection[str]) -> bool:
     """Whether somebody wants the output of a module that holds the convolution, and not its batch norm."""
     return any(f"{conv}.".startswith(f"{name}.") and not f"{norm}.".startswith(f"{name}.") for name in keep)
-
-
-def _hooked(part: nn.Module) -> bool:
-    return bool(part._forward_pre_hooks or part._forward_hooks)
 
 
 def _of_inference(norm: nn.BatchNorm2d) -> bool:

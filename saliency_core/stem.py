@@ -1,7 +1,7 @@
 """The stem: the convolution that reads the image, and the max pool behind it, channels-last, on a CPU.
 
-Max pools are ten times as fast there, and such a convolution rounds the same in both layouts. Those behind it do not,
-so the layout ends at the pool.
+Max pools are ten times as fast there, and a convolution that reads few channels in strides rounds the same in both
+layouts. Others do not: without strides the gradient comes out twice as coarse. So the layout ends at the pool.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from saliency_core.calls import call_name
 from saliency_core.models import Model
+from saliency_core.parts import is_plain
 from saliency_core.strides import OfPhases
 
 _WELCOME = {"relu", "relu_", "max_pool2d", "contiguous"}  # what makes the same of it in either layout
@@ -24,17 +25,14 @@ _WELCOME = {"relu", "relu_", "max_pool2d", "contiguous"}  # what makes the same 
 def lay_out_stem(model: Model, images: Tensor) -> None:
     """Lays the stem out in place, if running ``model`` on ``images`` [n, C, H, W] shows that nobody else meets it."""
     module = model.module
-    readers = [
-        part
-        for part in module.modules()
-        if type(part) in (nn.Conv2d, OfPhases) and part.in_channels == images.shape[1] and _unhooked(part)
-    ]
-    pools = [part for part in module.modules() if type(part) is nn.MaxPool2d and not part.return_indices]
-    if len(readers) != 1 or not any(map(_unhooked, pools)):
+    convs = [part for part in module.modules() if is_plain(part, nn.Conv2d, OfPhases)]
+    readers = [conv for conv in convs if conv.in_channels == images.shape[1] and min(conv.stride) > 1]
+    pools = [part for part in module.modules() if is_plain(part, nn.MaxPool2d) and not part.return_indices]
+    if len(readers) != 1 or not pools:
         return
     (stem,) = readers
     stem.to(memory_format=torch.channels_last)
-    for pool in filter(_unhooked, pools):
+    for pool in pools:
         pool.__class__ = OfTheStem
     spread = _Spread(of=[*stem.parameters(), *stem.buffers()])
     try:
@@ -99,7 +97,3 @@ class _Spread(TorchFunctionMode):
 
 def _is_channels_last(value: Tensor) -> bool:
     return value.dim() == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
-
-
-def _unhooked(part: nn.Module) -> bool:
-    return not (part._forward_pre_hooks or part._forward_hooks)

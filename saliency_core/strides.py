@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from saliency_core.parts import is_plain
+
 _FEW_CHANNELS = 4
 _WASTE = 1.5  # of products with padding's zeros, what is put up with
 
@@ -16,8 +18,7 @@ def unstride(module: nn.Module) -> bool:
     """Gives the convolutions inside ``module`` the faster form, in place; whether there were any."""
     found = False
     for part in list(module.modules()):
-        # Exactly these: a subclass may do something else with its weights, and so may hooks.
-        if type(part) is not nn.Conv2d or part._forward_pre_hooks or part._forward_hooks:
+        if not (isinstance(part, nn.Conv2d) and is_plain(part, nn.Conv2d)):
             continue
         if max(part.stride) > 1 and part.kernel_size == (1, 1) and part.padding == (0, 0):
             part.__class__ = OfEveryNth

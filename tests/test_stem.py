@@ -1,0 +1,135 @@
+"""The stem may lie channels-last as far as the pool, never further, and computes the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from references import built, gradient, of_class
+from subjects import own
+from torch import Tensor, nn
+from torchvision import models
+
+from saliency_core import Explainer
+from saliency_core.stem import OfTheStem
+
+
+class Net(nn.Module):
+    """A stem, something between, a pool, a body."""
+
+    def __init__(self, between: nn.Module | None = None, *, kernel: int = 3, beside: bool = False) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, kernel, stride=2, padding=1)
+        self.between, self.beside = between or nn.ReLU(), nn.Conv2d(8, 8, 1) if beside else None
+        self.pool, self.body, self.head = nn.MaxPool2d(3, 2, 1), nn.Conv2d(8, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.between(self.stem(x))
+        x = self.body(self.pool(y)).relu().mean((2, 3))
+        return self.head(x if self.beside is None else x + self.beside(y).mean((2, 3)))
+
+
+class Viewed(nn.Module):
+    """Wants its input's rows one after the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(len(x), -1).view(x.shape).relu()
+
+
+class FunctionalPool(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.stem(x), inplace=True), 3, 2, 1)
+        return self.head(self.body(x).relu().mean((2, 3)))
+
+
+LAID_OUT = {
+    "small kernel": Net,
+    "by phases": lambda: Net(kernel=7),
+    "ReLU in place": lambda: Net(nn.ReLU(inplace=True)),
+    "nothing between": lambda: Net(nn.Identity()),
+}
+AS_IT_IS = {
+    "read by a convolution, too": lambda: Net(beside=True),
+    "a convolution before the pool": lambda: Net(nn.Conv2d(8, 8, 3, padding=1)),
+    "a view": lambda: Net(Viewed()),
+    "a pool that is no module": FunctionalPool,
+    "sums over places": lambda: Net(nn.Softmax(dim=1)),
+}
+
+
+def laid_out(module: nn.Module, images: Tensor) -> tuple[Explainer, nn.Module, list[Tensor]]:
+    """The Explainer, its replica, and the inputs of its convolutions in a forward of it."""
+    explainer = Explainer(own(module), methods=["gradient(reduction=none)"], precision="float64")
+    replica = explainer.replica(images).model.module
+    inputs: list[Tensor] = []
+    handles = [
+        part.register_forward_pre_hook(lambda part, given: inputs.append(given[0]))
+        for part in replica.modules()
+        if isinstance(part, nn.Conv2d)
+    ]
+    replica(images)
+    for handle in handles:
+        handle.remove()
+    return explainer, replica, inputs
+
+
+def is_channels_last(value: Tensor) -> bool:
+    return not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("factory", "expected"),
+    [*((factory, True) for factory in LAID_OUT.values()), *((factory, False) for factory in AS_IT_IS.values())],
+    ids=[*LAID_OUT, *AS_IT_IS],
+)
+def test_as_far_as_the_pool_or_not_at_all(factory: Callable[[], nn.Module], expected: bool) -> None:
+    module = built(factory)
+    images = torch.randn(3, 3, 26, 31, dtype=torch.float64)
+    explainer, replica, inputs = laid_out(module, images)
+    assert is_channels_last(replica.stem(images)) == expected
+    assert inputs
+    assert all(value.is_contiguous() for value in inputs)
+    found = explainer(images)["predicted"]
+    reference = gradient(module, images, of_class(found.classes))
+    torch.testing.assert_close(found.maps["gradient_none"], reference, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "squeezenet1_1", "googlenet"])
+def test_torchvision_stems_are_laid_out(name: str) -> None:
+    options = {"init_weights": False} if name == "googlenet" else {}
+    module = built(lambda: models.get_model(name, weights=None, num_classes=7, **options))
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    _, replica, inputs = laid_out(module, images)
+    stem = next(part for part in replica.modules() if isinstance(part, nn.Conv2d))
+    assert is_channels_last(stem(images))
+    assert sum(isinstance(part, OfTheStem) for part in replica.modules()) >= 1
+    assert all(value.is_contiguous() for value in inputs)
+
+
+def test_ties_go_to_the_same_place() -> None:
+    """On flat regions all values of a window are one; which of them gets the gradient must not depend on layouts."""
+    module = built(Net)
+    with torch.no_grad():
+        module.stem.bias.add_(5)  # far from the ReLUs' gates
+    images = torch.zeros(2, 3, 40, 40, dtype=torch.float64)
+    images[1, :, 10:30, 5:35] = 1
+    explainer, replica, _ = laid_out(module, images)
+    assert is_channels_last(replica.stem(images))
+    found = explainer(images)["predicted"]
+    reference = gradient(module, images, of_class(found.classes))
+    torch.testing.assert_close(found.maps["gradient_none"], reference, rtol=1e-10, atol=1e-12)
+
+
+def test_gradients_come_to_the_pool_in_its_own_layout() -> None:
+    """Else its backward copies whatever it writes, which costs more than the layout saves."""
+    pool = OfTheStem(3, 2, 1)
+    x = torch.randn(2, 4, 9, 9).contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = pool(x)
+    assert y.is_contiguous()
+    seen: list[Tensor] = []
+    y.grad_fn.next_functions[0][0].register_prehook(lambda gradients: seen.append(gradients[0]))
+    (found,) = torch.autograd.grad(y, x, torch.randn(y.shape))
+    assert is_channels_last(seen[0])
+    assert is_channels_last(found)
