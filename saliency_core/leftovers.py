@@ -62,7 +62,7 @@ _HOMOGENEOUS = {
         "neg",
     ),
     *("mean", "sum", "amax", "amin", "relu", "leaky_relu", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"),
-    *("adaptive_max_pool2d", "interpolate", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle"),
+    *("adaptive_max_pool2d", "interpolate", "pixel_shuffle", "channel_shuffle"),
 }
 _SUMS = {"add", "iadd", "radd", "sub", "isub"}
 _PRODUCTS = {"mul", "imul", "rmul", "div", "truediv", "itruediv"}
@@ -161,8 +161,6 @@ def _homogeneous(name: str, floats: Sequence[Tensor], args: Sequence[Any], kwarg
     moving = sum(leaf.requires_grad for leaf in floats)
     if name in _HOMOGENEOUS or (name == "dropout" and not kwargs.get("training", True)):
         return moving == len(floats)  # something fixed that is joined in would be left
-    if name == "pad":
-        return moving == len(floats) and not kwargs.get("value", args[3] if len(args) > 3 else None)
     operands = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor | int | float)]
     if name in _SUMS:
         return moving == len(operands)

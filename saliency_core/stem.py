@@ -25,12 +25,12 @@ _WELCOME = {"relu", "relu_", "max_pool2d", "contiguous"}  # what makes the same 
 def lay_out_stem(model: Model, images: Tensor) -> None:
     """Lays the stem out in place, if running ``model`` on ``images`` [n, C, H, W] shows that nobody else meets it."""
     module = model.module
-    convs = [part for part in module.modules() if is_plain(part, nn.Conv2d, OfPhases)]
-    readers = [conv for conv in convs if conv.in_channels == images.shape[1] and min(conv.stride) > 1]
+    convs = [part for part in module.modules() if isinstance(part, nn.Conv2d) and is_plain(part, nn.Conv2d, OfPhases)]
+    stems = [conv for conv in convs if conv.in_channels == images.shape[1] and min(conv.stride) > 1]
     pools = [part for part in module.modules() if is_plain(part, nn.MaxPool2d) and not part.return_indices]
-    if len(readers) != 1 or not pools:
+    if len(stems) != 1 or not pools:
         return
-    (stem,) = readers
+    (stem,) = stems
     stem.to(memory_format=torch.channels_last)
     for pool in pools:
         pool.__class__ = OfTheStem

@@ -5,6 +5,9 @@ By the image, the backward of a 7 × 7 stem takes five times as long as its forw
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -34,8 +37,8 @@ class OfEveryNth(nn.Conv2d):
     """A 1 × 1 convolution that steps over pixels: they are left out before."""
 
     def forward(self, input: Tensor) -> Tensor:
-        vertical, horizontal = self.stride
-        return F.conv2d(input[..., ::vertical, ::horizontal], self.weight, self.bias, groups=self.groups)
+        every: Tensor = _EveryNth.apply(input, self.stride)
+        return F.conv2d(every, self.weight, self.bias, groups=self.groups)
 
 
 class OfPhases(nn.Conv2d):
@@ -55,8 +58,35 @@ class OfPhases(nn.Conv2d):
             if steps < 0:
                 return super().forward(input)  # torch says that the image is too small
             missing += [margin, step * (steps + self.phases.shape[axis]) - size - margin]
-        padded = F.pad(input, missing) if any(missing) else input
-        return F.conv2d(F.pixel_unshuffle(padded, step), self.phases, self.bias)
+        phases: Tensor = _Phases.apply(input, missing, step)
+        return F.conv2d(phases, self.phases, self.bias)
+
+
+# Functions of their own: who watches the calls of a forward sees the convolution, as if nothing had changed.
+
+
+class _EveryNth(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, stride: tuple[int, int]) -> Tensor:
+        ctx.shape, ctx.stride = input.shape, stride
+        return input[..., :: stride[0], :: stride[1]].contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        whole = gradient.new_zeros(ctx.shape)
+        whole[..., :: ctx.stride[0], :: ctx.stride[1]] = gradient
+        return whole, None
+
+
+class _Phases(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, missing: list[int], step: int) -> Tensor:
+        ctx.missing, ctx.step = missing, step
+        return F.pixel_unshuffle(F.pad(input, missing), step)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return F.pad(F.pixel_shuffle(gradient, ctx.step), [-width for width in ctx.missing]), None, None
 
 
 def _of_few_channels(conv: nn.Conv2d) -> bool:

@@ -116,22 +116,16 @@ def test_maps_and_completeness_of_a_net() -> None:
     assert found.residuals["fullgrad"].max() <= 1e-12
 
 
-def test_padding_with_zeros_leaves_nothing_over() -> None:
-    """So FullGrad looks at the biases alone; padding with ones does leave something."""
-
-    class Padded(nn.Module):
-        def __init__(self, value: float) -> None:
-            super().__init__()
-            self.conv, self.value = nn.Conv2d(3, 5, 7, stride=2), value
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.conv(nn.functional.pad(x, (1, 2, 3, 4), value=self.value)).mean((2, 3))
-
-    names = {}
-    for value in (0.0, 1.0):
-        model = built(lambda value=value: Padded(value))
-        assert unstride(model)
-        captures = Captures(model, (20, 20), leftovers=True)
-        Forward(model, torch.randn(1, 3, 20, 20, dtype=torch.float64), captures=captures)
-        names[value] = [layer.name for layer in captures.layers]
-    assert names == {0.0: ["conv2d#1"], 1.0: ["pad#1", "conv2d#1"]}
+def test_who_watches_sees_the_calls_of_the_model() -> None:
+    """FullGrad the biases, a CAM the numbers of its calls."""
+    watched = []
+    for rewritten in (False, True):
+        module = built(Strided)
+        assert not rewritten or unstride(module)
+        captures = Captures(module, (30, 23), leftovers=True, everything=True)
+        Forward(module, torch.randn(1, 3, 30, 23, dtype=torch.float64), captures=captures)
+        watched.append(
+            [[(one.name, one.shape, one.axes) for one in kept] for kept in (captures.layers, captures.calls)]
+        )
+    assert watched[0] == watched[1]
+    assert [name for name, *_ in watched[0][0]][:2] == ["conv2d#1", "batch_norm#1"]
