@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -63,12 +64,16 @@ def make_replica(
             f"{model.spec} is TorchScript, whose layers cannot be watched: FullGrad, CAMs and layer targets need the "
             "model itself (python:package.module:factory). Gradient methods and rules work."
         )
-    module = _faster(copied, probe, biased=fold_biased, keep={*activations, *live})
-    copied = replace(copied, module=module)
+    keep = {*activations, *live}
+    folding = partial(fold_batch_norms, images=probe, biased=fold_biased, keep=keep)
+    copied = _changed(copied, probe, lambda one: bool(folding(one.module)))
+    if probe.device.type == "cpu":  # elsewhere nobody has measured it
+        if not channels_last:
+            pair = torch.cat([probe, 2 * probe])  # a model may do something else with one image
+            copied = _changed(copied, probe, lambda one: lay_out_stem(one, pair))
+        copied = _changed(copied, probe, lambda one: unstride(one.module))
     if channels_last:
-        module.to(memory_format=torch.channels_last)
-    elif probe.device.type == "cpu":
-        lay_out_stem(copied, probe)
+        copied.module.to(memory_format=torch.channels_last)
     places = {name: name for name in activations}
     told = ""
     if AUTO in places:
@@ -78,23 +83,24 @@ def make_replica(
     return Replica(copied, places, notes, _source(model, images), told)
 
 
-def _faster(model: Model, probe: Tensor, *, biased: bool, keep: Collection[str]) -> nn.Module:
-    """The module, its batch norms folded and, on a CPU, its convolutions without strides, where that changes nothing: a
-    model may read their weights by itself."""
+def _changed(model: Model, probe: Tensor, change: Callable[[Model], bool]) -> Model:
+    """The model with ``change`` made to it, where its logits stay what they were; else as it was.
+
+    A model may read its parts' weights by itself, or want them of a certain kind.
+    """
     if isinstance(model.module, torch.jit.ScriptModule):
-        return model.module
-    plain = copy.deepcopy(model.module)
+        return model
+    plain = replace(model, module=copy.deepcopy(model.module))
     with torch.no_grad():
         before = model.logits(probe.clone())
         try:
-            changed = bool(fold_batch_norms(model.module, probe, biased=biased, keep=keep))
-            changed |= probe.device.type == "cpu" and unstride(model.module)  # elsewhere nobody has measured it
-            if not changed:
-                return model.module
+            if not change(model):
+                return model
             after = model.logits(probe.clone())
-        except AttributeError:  # it wanted a batch norm that is no longer there
+        except Exception:  # noqa: BLE001 - whatever it says, it said nothing before
             return plain
-    return model.module if torch.allclose(before, after, rtol=1e-3, atol=1e-3 * float(before.abs().max())) else plain
+    near = 1e-9 if before.dtype == torch.float64 else 1e-3
+    return model if torch.allclose(before, after, rtol=near, atol=near * float(before.abs().max())) else plain
 
 
 def _source(model: Model, images: Tensor) -> tuple[object, ...]:

@@ -7,6 +7,7 @@ layouts. Others do not: without strides the gradient comes out twice as coarse. 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,52 +18,50 @@ from torch.utils._pytree import tree_leaves
 from saliency_core.calls import call_name
 from saliency_core.models import Model
 from saliency_core.parts import is_plain
-from saliency_core.strides import OfPhases
-
-_WELCOME = {"relu", "relu_", "max_pool2d", "contiguous"}  # what makes the same of it in either layout
+from saliency_core.strides import convolve, reads_few_channels
 
 
-def lay_out_stem(model: Model, images: Tensor) -> None:
-    """Lays the stem out in place, if running ``model`` on ``images`` [n, C, H, W] shows that nobody else meets it."""
-    module = model.module
-    convs = [part for part in module.modules() if isinstance(part, nn.Conv2d) and is_plain(part, nn.Conv2d, OfPhases)]
-    stems = [conv for conv in convs if conv.in_channels == images.shape[1] and min(conv.stride) > 1]
-    pools = [part for part in module.modules() if is_plain(part, nn.MaxPool2d) and not part.return_indices]
-    if len(stems) != 1 or not pools:
-        return
+def lay_out_stem(model: Model, images: Tensor) -> bool:
+    """Lays the stem out in place; whether there is one.
+
+    Running ``model`` on ``images`` [n, C, H, W] must show that its convolution is read by ReLUs and max pools alone.
+    """
+    parts = list(model.module.modules())
+    stems = [part for part in parts if isinstance(part, nn.Conv2d) and reads_few_channels(part)]
+    if len(stems) != 1 or any(isinstance(part, torch.jit.ScriptModule) for part in parts):  # nobody sees what these do
+        return False
     (stem,) = stems
-    stem.to(memory_format=torch.channels_last)
-    for pool in pools:
-        pool.__class__ = OfTheStem
-    spread = _Spread(of=[*stem.parameters(), *stem.buffers()])
-    try:
-        with torch.no_grad(), spread:
-            model.logits(images.clone())
-    except RuntimeError:  # a view, for one, that this layout does not allow
-        spread.far = True
-    if spread.far:
-        stem.to(memory_format=torch.contiguous_format)
+    pools = [part for part in parts if isinstance(part, nn.MaxPool2d) and is_plain(part, nn.MaxPool2d)]
+    readers = _Readers(stem, [pool for pool in pools if not pool.return_indices])
+    with torch.no_grad(), readers:
+        model.logits(images.clone())
+    if readers.others or not readers.pools:
+        return False
+    stem.forward = partial(convolve, stem, layout=torch.channels_last)  # type: ignore[method-assign]
+    for pool in readers.pools:
+        pool.forward = partial(_pool, pool)  # type: ignore[method-assign]
+    return True
 
 
-class OfTheStem(nn.MaxPool2d):
-    """A max pool that takes its input in either layout, and gives on contiguous values."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        pooled: Tensor = super().forward(input)
-        if pooled.is_contiguous():
-            return pooled
-        contiguous: Tensor = _Contiguous.apply(pooled)
-        return contiguous
+def _pool(pool: nn.MaxPool2d, input: Tensor) -> Tensor:
+    pooled: Tensor = nn.MaxPool2d.forward(pool, input)
+    if input.is_contiguous():
+        return pooled
+    contiguous: Tensor = _Contiguous.apply(pooled)
+    return contiguous
 
 
 class _Contiguous(torch.autograd.Function):
     """Channels-last in, contiguous out, and so its gradients the other way, where autograd would let them be as they
-    are: the pool's backward would copy all that it writes."""
+    are: the pool's backward would copy all that it writes. Under vmap, which knows no layouts, it raises."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        del ctx
-        return value.contiguous()
+    def forward(value: Tensor) -> Tensor:
+        return value.clone(memory_format=torch.contiguous_format)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
@@ -70,13 +69,41 @@ class _Contiguous(torch.autograd.Function):
         return gradient.contiguous(memory_format=torch.channels_last)
 
 
-class _Spread(TorchFunctionMode):
-    """Whether a channels-last tensor, but for the weights ``of`` the stem, comes to what might round otherwise."""
+class _Readers(TorchFunctionMode):
+    """Who reads what ``stem`` makes, and what ReLUs make of that: which of ``pools``, and whether any ``others``."""
 
-    def __init__(self, of: Sequence[Tensor]) -> None:
+    def __init__(self, stem: nn.Module, pools: Sequence[nn.MaxPool2d]) -> None:
         super().__init__()
-        self.far = False
-        self._weights = set(map(id, of))
+        self.pools: list[nn.MaxPool2d] = []
+        self.others = False
+        self._stem, self._known = stem, pools
+        self._made: list[Tensor] = []
+        self._handles: list[Any] = []
+        self._inside: nn.MaxPool2d | None = None
+
+    def __enter__(self) -> _Readers:
+        self._handles = [self._stem.register_forward_hook(self._see)]
+        for pool in self._known:
+            self._handles += [pool.register_forward_pre_hook(self._enter), pool.register_forward_hook(self._leave)]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _see(self, stem: nn.Module, inputs: Any, output: Tensor) -> None:
+        del stem, inputs
+        self._made.append(output)
+
+    def _enter(self, pool: nn.MaxPool2d, inputs: Any) -> None:
+        del inputs
+        self._inside = pool
+
+    def _leave(self, pool: nn.Module, inputs: Any, output: Any) -> None:
+        del pool, inputs, output
+        self._inside = None
 
     def __torch_function__(
         self,
@@ -87,13 +114,15 @@ class _Spread(TorchFunctionMode):
     ) -> Any:
         del types
         kwargs = kwargs or {}
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        met = any(_is_channels_last(value) for value in given if id(value) not in self._weights)
+        reads = any(leaf is one for leaf in tree_leaves((args, kwargs)) for one in self._made)
         result = func(*args, **kwargs)
-        if met and any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):  # a size moves no values
-            self.far = self.far or call_name(func) not in _WELCOME
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if reads and made:  # a size moves no values
+            name = call_name(func)
+            if name in ("relu", "relu_"):
+                self._made += made
+            elif name == "max_pool2d" and self._inside is not None:
+                self.pools.append(self._inside)
+            else:
+                self.others = True
         return result
-
-
-def _is_channels_last(value: Tensor) -> bool:
-    return value.dim() == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)

@@ -1,10 +1,13 @@
 """Strides: strided convolutions whose backward is slow on a CPU, as ones without strides that compute the same.
 
 By the image, the backward of a 7 × 7 stem takes five times as long as its forward: few input channels fill no vector.
+The modules stay what they are, with another ``forward``, which takes their weights as they are at each call. What is
+rearranged is so in functions of its own: who watches the calls of a forward sees the convolution alone, as before.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,61 +18,86 @@ from saliency_core.parts import is_plain
 
 _FEW_CHANNELS = 4
 _WASTE = 1.5  # of products with padding's zeros, what is put up with
+_TAPS = 4  # longer sums round more coarsely than the plain convolution's
 
 
 def unstride(module: nn.Module) -> bool:
     """Gives the convolutions inside ``module`` the faster form, in place; whether there were any."""
     found = False
-    for part in list(module.modules()):
-        if not (isinstance(part, nn.Conv2d) and is_plain(part, nn.Conv2d)):
+    for part in module.modules():
+        if not isinstance(part, nn.Conv2d) or not _is_as_built(part):
             continue
-        if max(part.stride) > 1 and part.kernel_size == (1, 1) and part.padding == (0, 0):
-            part.__class__ = OfEveryNth
+        if part.kernel_size == (1, 1) and part.padding == (0, 0) and max(part.stride) > 1:
+            part.forward = partial(_of_every_nth, part)  # type: ignore[method-assign]
             found = True
-        elif _of_few_channels(part):
-            part.__class__ = OfPhases
-            part.register_buffer("phases", _phases(part.weight.detach(), part.stride[0]), persistent=False)
+        elif reads_few_channels(part) and _has_phases(part):
+            part.forward = partial(convolve, part)  # type: ignore[method-assign]
             found = True
     return found
 
 
-class OfEveryNth(nn.Conv2d):
-    """A 1 × 1 convolution that steps over pixels: they are left out before."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        every: Tensor = _EveryNth.apply(input, self.stride)
-        return F.conv2d(every, self.weight, self.bias, groups=self.groups)
+def reads_few_channels(conv: nn.Conv2d) -> bool:
+    """Whether it is a plain one of few channels in strides."""
+    plain = _is_as_built(conv) and conv.dilation == (1, 1) and conv.groups == 1 and conv.padding_mode == "zeros"
+    return plain and conv.in_channels <= _FEW_CHANNELS and conv.stride[0] == conv.stride[1] > 1
 
 
-class OfPhases(nn.Conv2d):
-    """A convolution of few channels with stride s: of s² times as many, the phases of the pixels, without stride.
+def convolve(conv: nn.Conv2d, input: Tensor, *, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """What ``conv``, of few channels, makes of ``input`` [n, C, H, W], in ``layout``.
 
-    Pixel s·i + r of a channel becomes pixel i of its r-th phase, so the kernel's k taps become ⌈k ÷ s⌉ of each phase.
+    A convolution with stride s is one without of the s² phases of the pixels: pixel s·i + r of a channel becomes pixel
+    i of its r-th phase, and the k taps of the kernel ⌈k ÷ s⌉ of each phase.
     """
+    if input.dim() != 4 or not len(input):
+        return nn.Conv2d.forward(conv, input)
+    step, kernel = conv.stride[0], conv.kernel_size
+    sizes, margins = input.shape[2:], [int(margin) for margin in conv.padding]
+    steps = [(sizes[axis] + 2 * margins[axis] - kernel[axis]) // step for axis in (0, 1)]
+    if min(steps) < 0 or not _has_phases(conv):  # torch says where an image is too small
+        weight = conv.weight.contiguous(memory_format=layout)
+        return F.conv2d(input, weight, conv.bias, conv.stride, conv.padding)
+    weight = F.pixel_unshuffle(F.pad(conv.weight, (0, -kernel[1] % step, 0, -kernel[0] % step)), step)
+    missing = []  # before and after, of the last axis first, as F.pad wants it
+    for axis in (1, 0):
+        reach = step * (steps[axis] + weight.shape[2 + axis])
+        missing += [margins[axis], reach - sizes[axis] - margins[axis]]
+    phases: Tensor = _Phases.apply(input, missing, step)
+    return F.conv2d(phases, weight.contiguous(memory_format=layout), conv.bias)
 
-    phases: Tensor  # [channels out, channels in · s², ⌈k ÷ s⌉, ⌈k ÷ s⌉], the weights once more
 
-    def forward(self, input: Tensor) -> Tensor:
-        step = self.stride[0]
-        missing = []  # before and after, of the last axis first, as F.pad wants it
-        for axis in (3, 2):
-            size, kernel, margin = input.shape[axis], self.kernel_size[axis - 2], int(self.padding[axis - 2])
-            steps = (size + 2 * margin - kernel) // step
-            if steps < 0:
-                return super().forward(input)  # torch says that the image is too small
-            missing += [margin, step * (steps + self.phases.shape[axis]) - size - margin]
-        phases: Tensor = _Phases.apply(input, missing, step)
-        return F.conv2d(phases, self.phases, self.bias)
+def _of_every_nth(conv: nn.Conv2d, input: Tensor) -> Tensor:
+    """A 1 × 1 convolution that steps over pixels: they are left out before."""
+    every: Tensor = _EveryNth.apply(input, conv.stride)
+    return F.conv2d(every, conv.weight, conv.bias, groups=conv.groups)
 
 
-# Functions of their own: who watches the calls of a forward sees the convolution, as if nothing had changed.
+def _is_as_built(conv: nn.Conv2d) -> bool:
+    """Whether its attributes tell what it does: they may have been written over."""
+    pairs = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+    return (
+        is_plain(conv, nn.Conv2d)
+        and all(isinstance(pair, tuple) for pair in pairs)
+        and conv.weight.shape[1:] == (conv.in_channels // conv.groups, *conv.kernel_size)
+    )
+
+
+def _has_phases(conv: nn.Conv2d) -> bool:
+    step, (height, width) = conv.stride[0], conv.kernel_size
+    high, wide = -(-height // step), -(-width // step)
+    return max(high, wide) <= _TAPS and step * high * step * wide <= _WASTE * height * width
 
 
 class _EveryNth(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, input: Tensor, stride: tuple[int, int]) -> Tensor:
-        ctx.shape, ctx.stride = input.shape, stride
+    def forward(input: Tensor, stride: tuple[int, int]) -> Tensor:
         return input[..., :: stride[0], :: stride[1]].contiguous()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        del output
+        ctx.shape, ctx.stride = inputs[0].shape, inputs[1]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -79,24 +107,17 @@ class _EveryNth(torch.autograd.Function):
 
 
 class _Phases(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, input: Tensor, missing: list[int], step: int) -> Tensor:
-        ctx.missing, ctx.step = missing, step
+    def forward(input: Tensor, missing: list[int], step: int) -> Tensor:
         return F.pixel_unshuffle(F.pad(input, missing), step)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        del output
+        _, ctx.missing, ctx.step = inputs
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return F.pad(F.pixel_shuffle(gradient, ctx.step), [-width for width in ctx.missing]), None, None
-
-
-def _of_few_channels(conv: nn.Conv2d) -> bool:
-    step, (height, width) = conv.stride[0], conv.kernel_size
-    plain = conv.dilation == (1, 1) and conv.groups == 1 and conv.padding_mode == "zeros"
-    fits = conv.in_channels <= _FEW_CHANNELS and conv.stride[1] == step > 1 and not isinstance(conv.padding, str)
-    taps = step * -(-height // step) * step * -(-width // step)
-    return plain and fits and taps <= _WASTE * height * width
-
-
-def _phases(weight: Tensor, step: int) -> Tensor:
-    height, width = weight.shape[2:]
-    return F.pixel_unshuffle(F.pad(weight, (0, -width % step, 0, -height % step)), step).contiguous()

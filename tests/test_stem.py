@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from saliency_core import Explainer
-from saliency_core.stem import OfTheStem
+from saliency_core.stem import lay_out_stem
 
 
 class Net(nn.Module):
@@ -44,6 +45,12 @@ class FunctionalPool(Net):
         return self.head(self.body(x).relu().mean((2, 3)))
 
 
+def scripted(module: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is about to go
+        return torch.jit.script(module)
+
+
 LAID_OUT = {
     "small kernel": Net,
     "by phases": lambda: Net(kernel=7),
@@ -55,7 +62,8 @@ AS_IT_IS = {
     "a convolution before the pool": lambda: Net(nn.Conv2d(8, 8, 3, padding=1)),
     "a view": lambda: Net(Viewed()),
     "a pool that is no module": FunctionalPool,
-    "sums over places": lambda: Net(nn.Softmax(dim=1)),
+    "sums over channels": lambda: Net(nn.Softmax(dim=1)),
+    "a script between": lambda: Net(scripted(nn.ReLU())),
 }
 
 
@@ -104,7 +112,7 @@ def test_torchvision_stems_are_laid_out(name: str) -> None:
     _, replica, inputs = laid_out(module, images)
     stem = next(part for part in replica.modules() if isinstance(part, nn.Conv2d))
     assert is_channels_last(stem(images))
-    assert sum(isinstance(part, OfTheStem) for part in replica.modules()) >= 1
+    assert sum("forward" in vars(part) for part in replica.modules() if isinstance(part, nn.MaxPool2d)) == 1
     assert all(value.is_contiguous() for value in inputs)
 
 
@@ -124,12 +132,28 @@ def test_ties_go_to_the_same_place() -> None:
 
 def test_gradients_come_to_the_pool_in_its_own_layout() -> None:
     """Else its backward copies whatever it writes, which costs more than the layout saves."""
-    pool = OfTheStem(3, 2, 1)
-    x = torch.randn(2, 4, 9, 9).contiguous(memory_format=torch.channels_last).requires_grad_()
-    y = pool(x)
+    module = built(Net)
+    images = torch.randn(2, 3, 26, 31, dtype=torch.float64)
+    assert lay_out_stem(own(module), images)
+    x = torch.randn(2, 8, 9, 9).contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = module.pool(x)
     assert y.is_contiguous()
     seen: list[Tensor] = []
     y.grad_fn.next_functions[0][0].register_prehook(lambda gradients: seen.append(gradients[0]))
     (found,) = torch.autograd.grad(y, x, torch.randn(y.shape))
     assert is_channels_last(seen[0])
     assert is_channels_last(found)
+
+
+def test_what_is_done_with_several_images_alone_is_seen() -> None:
+    """One image is no sample of a batch."""
+
+    class OfBatches(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.between(self.stem(x))
+            y = y if len(x) == 1 else y.view(len(x), -1).view(y.shape)
+            return self.head(self.body(self.pool(y)).relu().mean((2, 3)))
+
+    images = torch.randn(3, 3, 26, 31, dtype=torch.float64)
+    _, replica, _ = laid_out(built(OfBatches), images)
+    assert not is_channels_last(replica.stem(images))
