@@ -91,7 +91,8 @@ def _changed(model: Model, probe: Tensor, change: Callable[[Model], bool]) -> Mo
     if isinstance(model.module, torch.jit.ScriptModule):
         return model
     plain = replace(model, module=copy.deepcopy(model.module))
-    with torch.no_grad():
+    # Not in half precision, in which any change shows.
+    with torch.no_grad(), torch.autocast(probe.device.type, enabled=False):
         before = model.logits(probe.clone())
         try:
             if not change(model):

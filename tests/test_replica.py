@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from saliency_core import Explainer, Refused
+from saliency_core.explain import PRECISIONS
 from saliency_core.replica import copy_frozen, fold_batch_norms
 
 
@@ -169,6 +170,15 @@ def test_coarser_sums_are_by_choice_and_near() -> None:
     exact, coarse = (Explainer(model, precision=precision)(images)["predicted"] for precision in ("float32", "tf32"))
     torch.testing.assert_close(coarse.scores, exact.scores, rtol=1e-3, atol=1e-4)
     assert torch.equal(coarse.classes, exact.classes)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_folds_in_every_precision(precision: str) -> None:
+    explainer = Explainer(own(randomised(models.resnet18(num_classes=5))), precision=precision)
+    explainer(torch.randn(1, 3, 64, 64))
+    replica = explainer.replica(torch.randn(1, 3, 64, 64)).model.module
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in replica.modules())
+    assert "forward" in vars(replica.conv1)
 
 
 class WrittenInto(nn.Module):
