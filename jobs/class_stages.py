@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from jobs.class_run import ClassRun, open_class_run
 from jobs.index import Commit, ShardRecord, encode_part, part_key
-from jobs.memory import keep_freed_memory
 from jobs.stages import TASK_CPUS, Stage, replica_stage
 from jobs.stopped import Stopped
 from jobs.store import encode_class_shards
 from jobs.stores import open_output, put
+from saliency_core.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from saliency_core.models import Model

@@ -16,7 +16,6 @@ from torch import Tensor
 from jobs.index import OK
 from jobs.limited import Limited
 from jobs.lines import Results, index_lines, take_back_nonfinite
-from jobs.memory import keep_freed_memory
 from jobs.model import build_model, refuse_other_weights
 from jobs.record import STATISTICS, Run
 from jobs.stopped import Stopped
@@ -24,6 +23,7 @@ from jobs.store import scale_maps
 from jobs.units import DecodedUnit, ExplainedUnit
 from saliency_core.errors import Told
 from saliency_core.explain import Explainer
+from saliency_core.memory import keep_freed_memory
 from saliency_core.targets import NO_LABEL
 
 log = logging.getLogger(__name__)

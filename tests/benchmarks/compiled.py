@@ -19,9 +19,9 @@ import torch
 from core import GEOMETRY, draw, pictures, wait
 from torch import Tensor, nn
 
-from jobs.memory import keep_freed_memory
 from saliency_core import Explainer, Model
 from saliency_core.arithmetic import arithmetic
+from saliency_core.memory import keep_freed_memory
 
 
 def main() -> None:

@@ -53,9 +53,9 @@ def kernel(run: Run) -> Part:
     """The Explainer alone, on micro-batches that are normalised already."""
     import torch
 
-    from jobs.memory import keep_freed_memory
     from jobs.model import build_model
     from saliency_core.explain import Explainer
+    from saliency_core.memory import keep_freed_memory
 
     torch.set_num_threads(run.config.threads)
     keep_freed_memory()  # as the job's workers do
