@@ -71,7 +71,7 @@ def make_replica(
         if not channels_last:
             pair = torch.cat([probe, 2 * probe])  # a model may do something else with one image
             copied = _changed(copied, probe, lambda one: lay_out_stem(one, pair))
-        copied = _changed(copied, probe, lambda one: unstride(one.module))
+        copied = _changed(copied, probe, lambda one: unstride(one.module, points=not channels_last))
     if channels_last:
         copied.module.to(memory_format=torch.channels_last)
     places = {name: name for name in activations}

@@ -21,13 +21,16 @@ _WASTE = 1.5  # of products with padding's zeros, what is put up with
 _TAPS = 4  # longer sums round more coarsely than the plain convolution's
 
 
-def unstride(module: nn.Module) -> bool:
-    """Gives the convolutions inside ``module`` the faster form, in place; whether there were any."""
+def unstride(module: nn.Module, *, points: bool = True) -> bool:
+    """Gives the convolutions inside ``module`` the faster form, in place; whether there were any.
+
+    ``points``: 1 × 1 convolutions, too, which are slow where activations are contiguous.
+    """
     found = False
     for part in module.modules():
         if not isinstance(part, nn.Conv2d) or not _is_as_built(part):
             continue
-        if part.kernel_size == (1, 1) and part.padding == (0, 0) and max(part.stride) > 1:
+        if points and part.kernel_size == (1, 1) and part.padding == (0, 0) and max(part.stride) > 1:
             part.forward = partial(_of_every_nth, part)  # type: ignore[method-assign]
             found = True
         elif reads_few_channels(part) and _has_phases(part):
@@ -42,14 +45,15 @@ def reads_few_channels(conv: nn.Conv2d) -> bool:
     return plain and conv.in_channels <= _FEW_CHANNELS and conv.stride[0] == conv.stride[1] > 1
 
 
-def convolve(conv: nn.Conv2d, input: Tensor, *, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
-    """What ``conv``, of few channels, makes of ``input`` [n, C, H, W], in ``layout``.
+def convolve(conv: nn.Conv2d, input: Tensor, *, layout: torch.memory_format | None = None) -> Tensor:
+    """What ``conv``, of few channels, makes of ``input`` [n, C, H, W], in ``layout``; by default in its weights'.
 
     A convolution with stride s is one without of the s² phases of the pixels: pixel s·i + r of a channel becomes pixel
     i of its r-th phase, and the k taps of the kernel ⌈k ÷ s⌉ of each phase.
     """
     if input.dim() != 4 or not len(input):
         return nn.Conv2d.forward(conv, input)
+    layout = layout or (torch.contiguous_format if conv.weight.is_contiguous() else torch.channels_last)
     step, kernel = conv.stride[0], conv.kernel_size
     sizes, margins = input.shape[2:], [int(margin) for margin in conv.padding]
     steps = [(sizes[axis] + 2 * margins[axis] - kernel[axis]) // step for axis in (0, 1)]
