@@ -146,7 +146,8 @@ class Explainer:
         rows = torch.arange(n) if rows is None else rows
         if len(labels) != n or len(rows) != n:
             raise Refused(f"{n} images came with {len(labels)} labels and {len(rows)} rows: they must be as many.")
-        images, labels = images.to(self.device, self.dtype), labels.to(self.device, torch.int64)
+        # Contiguous: a network runs in the layout of its images, and rounds by it.
+        images, labels = images.to(self.device, self.dtype).contiguous(), labels.to(self.device, torch.int64)
         return usable(images), usable(labels), rows
 
     def _explain(

@@ -172,6 +172,16 @@ def test_coarser_sums_are_by_choice_and_near() -> None:
     assert torch.equal(coarse.classes, exact.classes)
 
 
+def test_maps_do_not_depend_on_the_layout_of_the_images() -> None:
+    images = torch.randn(2, 3, 32, 32)
+    explainer = Explainer(own(randomised(models.mobilenet_v2(num_classes=5))))
+    one, other = (
+        explainer(images.contiguous(memory_format=layout))["predicted"].maps["gradient"]
+        for layout in (torch.contiguous_format, torch.channels_last)
+    )
+    assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_folds_in_every_precision(precision: str) -> None:
     explainer = Explainer(own(randomised(models.resnet18(num_classes=5))), precision=precision)
