@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -65,8 +64,7 @@ def make_replica(
             "model itself (python:package.module:factory). Gradient methods and rules work."
         )
     keep = {*activations, *live}
-    folding = partial(fold_batch_norms, images=probe, biased=fold_biased, keep=keep)
-    copied = _changed(copied, probe, lambda one: bool(folding(one.module)))
+    copied = _changed(copied, probe, lambda one: fold_batch_norms(one.module, probe, biased=fold_biased, keep=keep))
     if probe.device.type == "cpu":  # elsewhere nobody has measured it
         if not channels_last:
             pair = torch.cat([probe, 2 * probe])  # a model may do something else with one image
@@ -83,10 +81,11 @@ def make_replica(
     return Replica(copied, places, notes, _source(model, images), told)
 
 
-def _changed(model: Model, probe: Tensor, change: Callable[[Model], bool]) -> Model:
-    """The model with ``change`` made to it, where its logits stay what they were; else as it was.
+def _changed(model: Model, probe: Tensor, change: Callable[[Model], object]) -> Model:
+    """The model with ``change``, where its logits stay what they were; else as it was.
 
-    A model may read its parts' weights by itself, or want them of a certain kind.
+    ``change`` works in place, and gives something true if it did. A model may read its parts' weights by itself, or want
+    them of a certain kind.
     """
     if isinstance(model.module, torch.jit.ScriptModule):
         return model
