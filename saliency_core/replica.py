@@ -84,8 +84,8 @@ def make_replica(
 def _changed(model: Model, probe: Tensor, change: Callable[[Model], object]) -> Model:
     """The model with ``change``, where its logits stay what they were; else as it was.
 
-    ``change`` works in place, and gives something true if it did. A model may read its parts' weights by itself, or want
-    them of a certain kind.
+    ``change`` works in place, and gives something true if it did. A model may read its parts' weights by itself, or
+    want them of a certain kind.
     """
     if isinstance(model.module, torch.jit.ScriptModule):
         return model
