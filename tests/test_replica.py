@@ -189,8 +189,9 @@ def test_folds_in_every_precision(precision: str) -> None:
     replica = explainer.replica(torch.randn(1, 3, 64, 64)).model.module
     assert not any(isinstance(part, nn.BatchNorm2d) for part in replica.modules())
     stem = replica.conv1(torch.randn(1, 3, 64, 64, dtype=explainer.dtype))
-    assert "forward" in vars(replica.conv1)
-    assert stem.is_contiguous(memory_format=torch.channels_last)  # as far as the pool, or all of it
+    faster = precision != "float64"
+    assert ("forward" in vars(replica.conv1)) == faster
+    assert stem.is_contiguous(memory_format=torch.channels_last) == faster  # as far as the pool, or all of it
 
 
 class WrittenInto(nn.Module):

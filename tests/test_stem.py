@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from saliency_core import Explainer
+from saliency_core.replica import speed_up
 from saliency_core.stem import lay_out_stem
 
 
@@ -67,20 +69,23 @@ AS_IT_IS = {
 }
 
 
-def laid_out(module: nn.Module, images: Tensor) -> tuple[Explainer, nn.Module, list[Tensor]]:
-    """The Explainer, its replica, and the inputs of its convolutions in a forward of it."""
-    explainer = Explainer(own(module), methods=["gradient(reduction=none)"], precision="float64")
-    replica = explainer.replica(images).model.module
+def laid_out(module: nn.Module, images: Tensor) -> nn.Module:
+    """A copy that was sped up."""
+    return speed_up(own(copy.deepcopy(module)), images[:1]).module
+
+
+def read_by_convolutions(module: nn.Module, images: Tensor) -> list[Tensor]:
+    """In a forward."""
     inputs: list[Tensor] = []
     handles = [
         part.register_forward_pre_hook(lambda part, given: inputs.append(given[0]))
-        for part in replica.modules()
+        for part in module.modules()
         if isinstance(part, nn.Conv2d)
     ]
-    replica(images)
+    module(images)
     for handle in handles:
         handle.remove()
-    return explainer, replica, inputs
+    return inputs
 
 
 def is_channels_last(value: Tensor) -> bool:
@@ -95,37 +100,49 @@ def is_channels_last(value: Tensor) -> bool:
 def test_as_far_as_the_pool_or_not_at_all(factory: Callable[[], nn.Module], expected: bool) -> None:
     module = built(factory)
     images = torch.randn(3, 3, 26, 31, dtype=torch.float64)
-    explainer, replica, inputs = laid_out(module, images)
+    replica = laid_out(module, images)
     assert is_channels_last(replica.stem(images)) == expected
+    inputs = read_by_convolutions(replica, images)
     assert inputs
     assert all(value.is_contiguous() for value in inputs)
-    found = explainer(images)["predicted"]
-    reference = gradient(module, images, of_class(found.classes))
-    torch.testing.assert_close(found.maps["gradient_none"], reference, rtol=1e-10, atol=1e-12)
+    score = of_class(module(images).argmax(1))
+    found, reference = (gradient(one, images, score) for one in (replica, module))
+    torch.testing.assert_close(found, reference, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "squeezenet1_1", "googlenet"])
 def test_torchvision_stems_are_laid_out(name: str) -> None:
     options = {"init_weights": False} if name == "googlenet" else {}
     module = built(lambda: models.get_model(name, weights=None, num_classes=7, **options))
-    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
-    _, replica, inputs = laid_out(module, images)
+    images = torch.randn(2, 3, 64, 64)
+    replica = Explainer(own(module)).replica(images).model.module
     stem = next(part for part in replica.modules() if isinstance(part, nn.Conv2d))
     assert is_channels_last(stem(images))
     assert sum("forward" in vars(part) for part in replica.modules() if isinstance(part, nn.MaxPool2d)) == 1
-    assert all(value.is_contiguous() for value in inputs)
+    assert all(value.is_contiguous() for value in read_by_convolutions(replica, images))
 
 
-def test_ties_go_to_the_same_place() -> None:
-    """On flat regions all values of a window are one; which of them gets the gradient must not depend on layouts."""
-    module = built(Net)
-    with torch.no_grad():
-        module.stem.bias.add_(5)  # far from the ReLUs' gates
-    images = torch.zeros(2, 3, 40, 40, dtype=torch.float64)
-    images[1, :, 10:30, 5:35] = 1
-    explainer, replica, _ = laid_out(module, images)
-    assert is_channels_last(replica.stem(images))
-    found = explainer(images)["predicted"]
+def flat_pictures(dtype: torch.dtype) -> Tensor:
+    """Of one colour, and of two: all values of a window are one."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, 3, 1, 1, generator=generator, dtype=dtype).repeat(1, 1, 224, 224)
+    images[2:, :, 40:90, 60:200] = torch.randn(2, 3, 1, 1, generator=generator, dtype=dtype)
+    return images
+
+
+@pytest.mark.parametrize("kernel", [3, 7])
+def test_of_equals_the_pool_chooses_the_same(kernel: int) -> None:
+    """Which of them gets the gradient must not depend on layouts."""
+    module, images = built(lambda: Net(nn.Identity(), kernel=kernel)).float(), flat_pictures(torch.float32)
+    made = [one.stem(images) for one in (laid_out(module, images), module)]
+    assert [is_channels_last(one) for one in made] == [True, False]
+    assert torch.equal(*(F.max_pool2d(one, 3, 2, 1, return_indices=True)[1] for one in made))
+
+
+@pytest.mark.parametrize("kernel", [3, 7])
+def test_of_equals_the_same_gets_the_gradient_in_float64(kernel: int) -> None:
+    module, images = built(lambda: Net(kernel=kernel)), flat_pictures(torch.float64)
+    found = Explainer(own(module), methods=["gradient(reduction=none)"], precision="float64")(images)["predicted"]
     reference = gradient(module, images, of_class(found.classes))
     torch.testing.assert_close(found.maps["gradient_none"], reference, rtol=1e-10, atol=1e-12)
 
@@ -155,5 +172,5 @@ def test_what_is_done_with_several_images_alone_is_seen() -> None:
             return self.head(self.body(self.pool(y)).relu().mean((2, 3)))
 
     images = torch.randn(3, 3, 26, 31, dtype=torch.float64)
-    _, replica, _ = laid_out(built(OfBatches), images)
+    replica = laid_out(built(OfBatches), images)
     assert not is_channels_last(replica.stem(images))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from saliency_core import Explainer
 from saliency_core.captures import Captures
 from saliency_core.passes import Forward
-from saliency_core.replica import copy_frozen
+from saliency_core.replica import copy_frozen, speed_up
 from saliency_core.strides import unstride
 
 FASTER = {
@@ -116,7 +116,8 @@ class Strided(nn.Module):
 def test_maps_and_completeness_of_a_net() -> None:
     module = built(Strided)
     images = torch.randn(3, 3, 30, 23, dtype=torch.float64)
-    explainer = Explainer(own(module), methods=["gradient(reduction=none)", "fullgrad"], precision="float64")
+    faster = speed_up(own(copy.deepcopy(module)), images[:1])
+    explainer = Explainer(faster, methods=["gradient(reduction=none)", "fullgrad"], precision="float64")
     replica = explainer.replica(images).model.module
     assert [form(part) for part in (replica.stem[0], replica.short, replica.long)] == [
         "convolve",
@@ -235,10 +236,23 @@ def test_odd_models_are_explained_as_they_are(kind: type[nn.Module]) -> None:
     reference = copy_frozen(module, device=torch.device("cpu"), dtype=torch.float64)
     images = torch.randn(4, 3, 32, 33, dtype=torch.float64)
     images[0] *= 9
-    found = Explainer(own(module), methods=["gradient(reduction=none)"], precision="float64")(images)["predicted"]
-    expected = gradient(reference, images, of_class(found.classes))
-    torch.testing.assert_close(found.maps["gradient_none"], expected, rtol=1e-9, atol=1e-12)
-    assert all("forward" not in vars(part) for part in module.modules())  # the user's own
+    replica = copy_frozen(module, device=torch.device("cpu"), dtype=torch.float64)
+    faster = speed_up(own(replica), images[:1])
+    classes = module(images).argmax(1)
+    found = gradient(faster.module, images, of_class(classes))
+    expected = gradient(reference, images, of_class(classes))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_the_users_own_model_is_left_alone(precision: str) -> None:
+    module = built(Base)
+    images = torch.randn(2, 3, 32, 33, dtype=getattr(torch, precision))
+    explainer = Explainer(own(module), precision=precision)
+    explainer(images)
+    assert all("forward" not in vars(part) for part in module.modules())
+    replica = explainer.replica(images).model.module
+    assert (form(replica.stem) == "convolve") == (precision == "float32")
 
 
 @pytest.mark.parametrize("name", [name for name, (_, form) in FASTER.items() if form == "convolve"])
