@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from saliency_core.blocked import whole
 from saliency_core.calls import call_name, made_by
 from saliency_core.errors import Refused
 from saliency_core.layouts import Layouts
@@ -196,6 +197,6 @@ class Captures(TorchFunctionMode):
             self._layouts.axes(shape),
             self._layouts.tokens(shape),
             left,
-            output.detach().clone() if value else None,
+            whole(output.detach()).clone() if value else None,
             self._inside[-1] if self._inside else "",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import torch
@@ -128,7 +128,17 @@ class Explainer:
             images, labels, rows = self._checked(images, labels, rows)
             if not len(images):
                 raise Refused("there are no images in the batch: at least one is needed.")
-            return self._explain(self.replica(images), images, labels, rows.tolist(), trial=trial)
+            replica = self.replica(images)
+            try:
+                return self._explain(replica, images, labels, rows.tolist(), trial=trial)
+            except RuntimeError:
+                if not replica.blocked:
+                    raise
+                # The model may do with these images what it did not with the probe, and not in blocks.
+                plain = replace(replica, blocked=False)
+                result = self._explain(plain, images, labels, rows.tolist(), trial=trial)
+                self._replica = plain
+                return result
 
     def single_pass(self, images: Tensor, *, labels: Tensor | None = None) -> Pass:
         """The plain pass of the first target at the images themselves, with all that the methods' readouts read."""
@@ -266,6 +276,7 @@ class Explainer:
             captures=captures,
             # Wherever calls are numbered, too, or another method would move a CAM's layer.
             open_views=captures is not None or any(signal.rule.hooks_relus for signal in members),
+            blocked=replica.blocked,
         )
 
     def _choose(self, outputs: Outputs, labels: Tensor) -> tuple[dict[str, Choice], dict[str, Explanation]]:

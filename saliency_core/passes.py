@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 from torch.utils.hooks import RemovableHandle
 
+from saliency_core.blocked import Blocked, whole
 from saliency_core.captures import Capture, Captures
 from saliency_core.errors import Refused
 from saliency_core.rules import OutOfViews, Plain, Rule, find_relus
@@ -44,7 +45,8 @@ class Forward:
     """One forward over ``inputs`` [n, C, H, W] that keeps its graph for the targets and rules that share it.
 
     ``outputs``: float [n, classes] before softmax. ``captures`` watches it, where readouts or targets want more;
-    ``open_views``: where a rule is to hold. Refused where a layer that is wanted was not called.
+    ``open_views``: where a rule is to hold; ``blocked``: in oneDNN's blocks of channels. Refused where a layer that is
+    wanted was not called.
     """
 
     def __init__(
@@ -55,15 +57,17 @@ class Forward:
         displacement: Tensor | None = None,
         captures: Captures | None = None,
         open_views: bool = False,
+        blocked: bool = False,
     ) -> None:
         self._inputs = inputs.detach().requires_grad_()
         self._displacement = self._inputs.detach() if displacement is None else displacement
         self._captures = captures
         watching: AbstractContextManager[Any] = captures if captures is not None else nullcontext()
         opening: AbstractContextManager[Any] = OutOfViews() if open_views else nullcontext()
+        blocking: AbstractContextManager[Any] = Blocked() if blocked else nullcontext()
         # A copy goes in: a model may normalise its input in place, which autograd forbids on a leaf.
         copied = self._inputs.clone()
-        with watching, opening:  # what is done beside a view is seen, too
+        with watching, opening, blocking:  # what is done beside a view is seen, too
             self.outputs = model(copied)
         if captures is not None:
             captures.refuse_missing()
@@ -139,7 +143,7 @@ class Forward:
             )
 
     def _whole(self, gradient: Tensor | None, capture: Capture) -> Tensor:
-        return self._inputs.new_zeros(capture.shape) if gradient is None else gradient
+        return self._inputs.new_zeros(capture.shape) if gradient is None else whole(gradient)
 
     def relus(self) -> list[Node]:
         """The ReLUs of the graph, found once."""
@@ -155,7 +159,8 @@ def _hook(capture: Capture, watchers: Sequence[Callable[[LayerPass], None]]) -> 
     def show(gradients: tuple[Tensor, ...]) -> None:
         gradient = gradients[capture.edge.output_nr]
         if gradient is not None:
+            seen = LayerPass(capture, whole(gradient))
             for watcher in watchers:
-                watcher(LayerPass(capture, gradient))
+                watcher(seen)
 
     return lambda: capture.edge.node.register_prehook(show)

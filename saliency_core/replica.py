@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from saliency_core.blocked import runs_blocked
 from saliency_core.cam import AUTO, find_layer
 from saliency_core.errors import Refused
 from saliency_core.folding import fold_batch_norms
@@ -23,13 +24,14 @@ from saliency_core.strides import unstride
 class Replica:
     """``model`` runs. ``places``: where the activations that were asked for come from, a module or a call by its name;
     ``found``: what ``auto`` among them turned out to be, with the module that makes it; ``notes``: what its user should
-    know."""
+    know; ``blocked``: whether it may run in oneDNN's blocks."""
 
     model: Model
     places: Mapping[str, str]
     notes: tuple[str, ...]
     source: tuple[object, ...]
     found: str = ""
+    blocked: bool = False
 
     def is_of(self, model: Model, images: Tensor) -> bool:
         """Whether it was made of the model as it is now, for images like these."""
@@ -75,7 +77,8 @@ def make_replica(
         found = find_layer(copied, probe)
         places[AUTO] = found.name
         told = f"{found.name} ({found.owner})" if found.owner else found.name
-    return Replica(copied, places, notes, _source(model, images), told)
+    blocked = not channels_last and runs_blocked(copied, torch.cat([probe, 2 * probe]))
+    return Replica(copied, places, notes, _source(model, images), told, blocked)
 
 
 def speed_up(model: Model, probe: Tensor, *, channels_last: bool = False) -> Model:

@@ -61,7 +61,7 @@ class Guided(Rule):
 
     def hook(self, relu: Node) -> RemovableHandle:
         # What arrives loses its negative part; the ReLU's own gate follows.
-        return relu.register_prehook(lambda above: (above[0].clamp(min=0),))
+        return relu.register_prehook(lambda above: (above[0].relu(),))
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Deconvnet(Rule):
     """Passes where the gradient is positive, whatever the input was. Zeiler & Fergus 2013, arXiv:1311.2901."""
 
     def hook(self, relu: Node) -> RemovableHandle:
-        return relu.register_hook(lambda below, above: (above[0].clamp(min=0), *below[1:]))
+        return relu.register_hook(lambda below, above: (above[0].relu(), *below[1:]))
 
 
 def find_relus(outputs: Sequence[Tensor]) -> list[Node]:

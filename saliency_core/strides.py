@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from saliency_core.blocked import whole
 from saliency_core.parts import is_plain
 
 _FEW_CHANNELS = 4
@@ -65,13 +66,13 @@ def convolve(conv: nn.Conv2d, input: Tensor, *, layout: torch.memory_format | No
     for axis in (1, 0):
         reach = step * (steps[axis] + weight.shape[2 + axis])
         missing += [margins[axis], reach - sizes[axis] - margins[axis]]
-    phases: Tensor = _Phases.apply(input, missing, step)
+    phases: Tensor = _Phases.apply(whole(input), missing, step)
     return F.conv2d(phases, weight.contiguous(memory_format=layout), conv.bias)
 
 
 def _of_every_nth(conv: nn.Conv2d, input: Tensor) -> Tensor:
     """A 1 × 1 convolution that steps over pixels: they are left out before."""
-    every: Tensor = _EveryNth.apply(input, conv.stride)
+    every: Tensor = _EveryNth.apply(whole(input), conv.stride)
     return F.conv2d(every, conv.weight, conv.bias, groups=conv.groups)
 
 
