@@ -4,8 +4,8 @@ A convolution of contiguous activations reorders them into blocks of channels an
 twelfth of ResNet-50's time. In blocks the same is computed, to the bit. ReLUs and sums take them, too; whatever else
 reads such a value reads a contiguous copy, which from then on stands for it.
 
-Nets that make too many copies stay as they are, and so do batches of fewer than 16 images in one thread, of which torch
-computes 1 × 1 convolutions without oneDNN.
+Nets that make too many copies stay as they are, and so do batches of fewer images than ``ENOUGH``, of which torch
+computes some convolutions without oneDNN, or otherwise.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from saliency_core.calls import call_name
 from saliency_core.models import Model
 
+ENOUGH = 16
 _CHANNELS = 16  # of a block; fewer would be padded
-_IMAGES = 16
 _WORTH = 0.75  # values copied, by those that convolutions read: up to here every net of torchvision gains
 _NEAR, _NEAR_GRADIENT = 1e-3, 0.1  # rounding alone flips gates of ReLUs
 _SUMS = ("add", "add_", "__add__", "__iadd__")
@@ -35,12 +35,10 @@ _PROPERTIES = ("shape", "ndim", "dtype", "device", "requires_grad", "grad_fn", "
 
 class Blocked(TorchFunctionMode):
     """Inside it, convolutions of float32 activations give blocks. It is entered after every other mode: what others
-    see are the calls of the model, and values that those calls can take. ``always``: also where torch itself would not
-    ask oneDNN."""
+    see are the calls of the model, and values that those calls can take."""
 
-    def __init__(self, *, always: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._always = always
         self.copied = self.read = 0  # values: into blocks or out of them; by convolutions
         self._contiguous = WeakTensorKeyDictionary()
         self._token: Token[Blocked | None] | None = None
@@ -84,7 +82,7 @@ class Blocked(TorchFunctionMode):
         name = call_name(func)
         if name in _LOOKS or (name == "__get__" and _property(func) in _PROPERTIES):
             return args, kwargs
-        if name == "conv2d" and args and self._wants_blocks(args, kwargs):
+        if name == "conv2d" and args and _wants_blocks(args, kwargs):
             first = args[0]
             self.read += first.numel()
             if not self._is_in_blocks(first):
@@ -100,19 +98,6 @@ class Blocked(TorchFunctionMode):
             if name in _SUMS and not kwargs and len(values) == len(args) == 2 and values[0].shape == values[1].shape:
                 return args, kwargs
         return tree_map(self.whole, tuple(args)), tree_map(self.whole, dict(kwargs))
-
-    def _wants_blocks(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-        """Whether a convolution pays in blocks, and is one that oneDNN computes."""
-        images = args[0]
-        return (
-            isinstance(images, Tensor)
-            and images.dtype == torch.float32
-            and images.dim() == 4
-            and len(images) >= (1 if self._always or torch.get_num_threads() > 1 else _IMAGES)
-            and images.shape[1] >= _CHANNELS
-            and not any(isinstance(value, str) for value in (*args, *kwargs.values()))
-            and not torch.is_autocast_enabled("cpu")
-        )
 
     def _is_in_blocks(self, value: Tensor) -> bool:
         return _is_blocked(value) and value not in self._contiguous
@@ -140,7 +125,7 @@ def runs_blocked(model: Model, images: Tensor) -> bool:
         return False
     if sum(isinstance(part, nn.Conv2d) for part in parts) < 2:
         return False
-    inside = Blocked(always=True)
+    inside = Blocked()
     try:
         with torch.no_grad(), inside:
             model.logits(images.clone())
@@ -158,6 +143,20 @@ def _run(model: Model, images: Tensor, mode: AbstractContextManager[Any]) -> tup
     with mode:
         logits = model.logits(x.clone())
     return logits.detach(), torch.autograd.grad(logits.amax(1).sum(), x)[0]
+
+
+def _wants_blocks(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a convolution pays in blocks, and is one that oneDNN computes."""
+    images = args[0]
+    return (
+        isinstance(images, Tensor)
+        and images.dtype == torch.float32
+        and images.dim() == 4
+        and len(images) > 0
+        and images.shape[1] >= _CHANNELS
+        and not any(isinstance(value, str) for value in (*args, *kwargs.values()))
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 def _property(func: Callable[..., Any]) -> str:

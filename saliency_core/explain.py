@@ -144,7 +144,7 @@ class Explainer:
         """The plain pass of the first target at the images themselves, with all that the methods' readouts read."""
         with arithmetic(self.precision, self.device):
             images, labels, _ = self._checked(images, labels, None)
-            replica = self.replica(images)
+            replica = replace(self.replica(images), blocked=False)
             forward = self._forward(replica, images, self._groups[0][1])
             target = self.targets[0]
             choice = target.choose(forward.outputs.detach(), labels)

@@ -263,20 +263,21 @@ def test_others_see_the_calls_of_the_model() -> None:
     assert all(torch.equal(value, other) for value, other in zip(values, other_values, strict=True))
 
 
-def test_few_images_in_one_thread_stay_as_they_are() -> None:
-    """Torch computes their 1 × 1 convolutions without oneDNN, so otherwise."""
+@pytest.mark.parametrize("threads", [1, 2])
+def test_few_images_stay_as_they_are(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch computes some of their convolutions without oneDNN."""
     module = built(Base).float()
+    entered = []
+    monkeypatch.setattr(Blocked, "__enter__", lambda self, enter=Blocked.__enter__: entered.append(self) or enter(self))
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     try:
-        for number in (1, 15, 16):
+        for number in (1, 15, 16, 17, 40):
             images = torch.randn(number, 3, 20, 21)
-            inside = Blocked()
-            with inside:
-                module(images)
-            assert (inside.read > 0) == (number == 16)
             found, expected = (shown(module, images, blocked=blocked)[1] for blocked in (True, False))
             assert torch.equal(found, expected)
+            assert len(entered) == (number >= 16)
+            entered.clear()
     finally:
         torch.set_num_threads(before)
 
