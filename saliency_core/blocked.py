@@ -1,8 +1,9 @@
 """Blocked: from one convolution to the next, activations stay as oneDNN computes them, on a CPU.
 
 A convolution of contiguous activations reorders them into blocks of channels and back, forward and backward, which is a
-twelfth of ResNet-50's time. In blocks the same is computed, to the bit. ReLUs and sums take them, too; whatever else
-reads such a value reads a contiguous copy, which from then on stands for it.
+twelfth of ResNet-50's time. In blocks the same is computed, to the bit. ReLUs and sums take them, too; a few functions,
+which neither write nor alias what they read, get a contiguous copy, which from then on stands for the value. Whatever
+else a model does with one ends the attempt, and it is run without.
 
 Nets that make too many copies stay as they are, and so do batches of fewer images than ``ENOUGH``, of which torch
 computes some convolutions without oneDNN, or otherwise.
@@ -21,24 +22,35 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from saliency_core.calls import call_name
+from saliency_core.calls import call_name, is_in_place
 from saliency_core.models import Model
 
 ENOUGH = 16
 _CHANNELS = 16  # of a block; fewer would be padded
 _WORTH = 0.75  # values copied, by those that convolutions read: up to here every net of torchvision gains
 _NEAR, _NEAR_GRADIENT = 1e-3, 0.1  # rounding alone flips gates of ReLUs
+_RELUS = ("relu", "relu_")
 _SUMS = ("add", "add_", "__add__", "__iadd__")
+_READERS = (
+    *("conv2d", "batch_norm", "linear", "mean", "sum", "amax", "cat", "clone"),
+    *("relu", "adaptive_avg_pool2d", "avg_pool2d", "adaptive_max_pool2d", "max_pool2d"),
+    *("add", "__add__", "__radd__", "__iadd__", "mul", "__mul__", "__rmul__"),
+)
 _LOOKS = ("size", "dim", "numel", "nelement", "__len__", "is_floating_point")
 _PROPERTIES = ("shape", "ndim", "dtype", "device", "requires_grad", "grad_fn", "is_leaf", "output_nr")
 
 
-class Blocked(TorchFunctionMode):
-    """Inside it, convolutions of float32 activations give blocks. It is entered after every other mode: what others
-    see are the calls of the model, and values that those calls can take."""
+class NotInBlocks(Exception):
+    """What the model does with these inputs is not to be done in blocks."""
 
-    def __init__(self) -> None:
+
+class Blocked(TorchFunctionMode):
+    """Inside it, convolutions of at least so many float32 activations give blocks. It is entered after every other
+    mode: what others see are the calls of the model, and values that those calls can take."""
+
+    def __init__(self, enough: int = ENOUGH) -> None:
         super().__init__()
+        self._enough = enough
         self.copied = self.read = 0  # values: into blocks or out of them; by convolutions
         self._contiguous = WeakTensorKeyDictionary()
         self._token: Token[Blocked | None] | None = None
@@ -66,8 +78,8 @@ class Blocked(TorchFunctionMode):
             args, kwargs = self._taken(func, args, kwargs)
         return func(*args, **kwargs)
 
-    def whole(self, value: Any) -> Any:
-        """The contiguous copy that stands for ``value``, if that is in blocks; else ``value``."""
+    def contiguous(self, value: Any) -> Any:
+        """A copy of ``value``, if that is in blocks; else ``value``."""
         if not _is_blocked(value):
             return value
         if value not in self._contiguous:
@@ -82,25 +94,50 @@ class Blocked(TorchFunctionMode):
         name = call_name(func)
         if name in _LOOKS or (name == "__get__" and _property(func) in _PROPERTIES):
             return args, kwargs
-        if name == "conv2d" and args and _wants_blocks(args, kwargs):
-            first = args[0]
-            self.read += first.numel()
-            if not self._is_in_blocks(first):
-                first = self.whole(first).to_mkldnn()
-                self.copied += first.numel()
-            return (first, *tree_map(self.whole, tuple(args[1:]))), tree_map(self.whole, dict(kwargs))
         values = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if not any(_is_blocked(value) for value in values):
+        blocked = any(_is_blocked(value) for value in values)
+        if blocked and not torch.is_grad_enabled():  # a copy would have no gradient; nor is a function's own known
+            raise NotInBlocks(f"{name} without gradients")
+        if name == "conv2d" and self._wants_blocks(args, kwargs):
+            self.read += args[0].numel()
+            return (self._in_blocks(args[0]), *args[1:]), kwargs
+        if not blocked:
             return args, kwargs
-        if all(self._is_in_blocks(value) for value in values):
-            if name in ("relu", "relu_") and len(values) == 1:
-                return args, kwargs
-            if name in _SUMS and not kwargs and len(values) == len(args) == 2 and values[0].shape == values[1].shape:
-                return args, kwargs
-        return tree_map(self.whole, tuple(args)), tree_map(self.whole, dict(kwargs))
+        if (name in _RELUS and self._is_free(values[0])) or self._is_plain_sum(name, args, kwargs):
+            return tuple(self._in_blocks(arg) if isinstance(arg, Tensor) else arg for arg in args), kwargs
+        writes = is_in_place(func, kwargs) or any(arg is True for arg in args) or "out" in kwargs
+        if name not in _READERS or (writes and not name == "__iadd__") or (writes and _is_blocked(args[0])):
+            raise NotInBlocks(name)
+        return tree_map(self.contiguous, tuple(args)), tree_map(self.contiguous, dict(kwargs))
 
-    def _is_in_blocks(self, value: Tensor) -> bool:
+    def _is_free(self, value: Any) -> bool:
+        """In blocks, and no copy stands for it."""
         return _is_blocked(value) and value not in self._contiguous
+
+    def _in_blocks(self, value: Tensor) -> Tensor:
+        if self._is_free(value):
+            return value
+        self.copied += value.numel()
+        made: Tensor = self.contiguous(value).to_mkldnn()
+        return made
+
+    def _wants_blocks(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a convolution pays in blocks, and is one that oneDNN would compute in them anyway."""
+        if len(args) < 2 or not all(_is_contiguous(value) for value in args[:2]):
+            return False
+        images = args[0]
+        return (
+            images.dim() == 4
+            and len(images) >= self._enough
+            and images.shape[1] >= _CHANNELS
+            and not any(isinstance(value, str) for value in (*args, *kwargs.values()))
+            and not torch.is_autocast_enabled("cpu")
+        )
+
+    def _is_plain_sum(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        if name not in _SUMS or kwargs or len(args) != 2 or not all(_is_contiguous(value) for value in args):
+            return False
+        return self._is_free(args[0]) and args[0].shape == args[1].shape
 
 
 _current: ContextVar[Blocked | None] = ContextVar("blocked", default=None)
@@ -111,7 +148,7 @@ def whole(value: Tensor) -> Tensor:
     with torch._C.DisableTorchFunction():
         current = _current.get()
         if current is not None:
-            made: Tensor = current.whole(value)
+            made: Tensor = current.contiguous(value)
             return made
         return value.to_dense() if value.is_mkldnn else value
 
@@ -121,21 +158,26 @@ def runs_blocked(model: Model, images: Tensor) -> bool:
     if not torch._C._has_mkldnn or images.dtype != torch.float32 or images.device.type != "cpu":
         return False
     parts = list(model.module.modules())
-    if any(isinstance(part, torch.jit.ScriptModule) for part in parts):  # no mode sees what these do
+    if any(isinstance(part, torch.jit.ScriptModule) or _is_hooked(part) for part in parts):  # who knows what these do
         return False
     if sum(isinstance(part, nn.Conv2d) for part in parts) < 2:
         return False
-    inside = Blocked()
+    inside = Blocked(enough=1)
     try:
-        with torch.no_grad(), inside:
-            model.logits(images.clone())
+        others, another = _run(model, images, inside)
         if inside.copied > _WORTH * inside.read:
             return False
-        (logits, gradient), (others, another) = (_run(model, images, mode) for mode in (nullcontext(), inside))
+        logits, gradient = _run(model, images, nullcontext())
     except Exception:  # noqa: BLE001 - where it is run it says what it has to say
         return False
     near = torch.allclose(logits, others, rtol=_NEAR, atol=_NEAR * float(logits.abs().max()))
     return near and bool((another - gradient).norm() <= _NEAR_GRADIENT * gradient.norm())
+
+
+def refuse_bad(inputs: Tensor, outputs: Tensor) -> None:
+    """NotInBlocks where a value is not finite: oneDNN's ReLU makes zeros of NaN, torch's leaves them."""
+    if not (inputs.isfinite().all() and outputs.isfinite().all()):
+        raise NotInBlocks("NaN or infinity")
 
 
 def _run(model: Model, images: Tensor, mode: AbstractContextManager[Any]) -> tuple[Tensor, Tensor]:
@@ -145,23 +187,20 @@ def _run(model: Model, images: Tensor, mode: AbstractContextManager[Any]) -> tup
     return logits.detach(), torch.autograd.grad(logits.amax(1).sum(), x)[0]
 
 
-def _wants_blocks(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a convolution pays in blocks, and is one that oneDNN computes."""
-    images = args[0]
-    return (
-        isinstance(images, Tensor)
-        and images.dtype == torch.float32
-        and images.dim() == 4
-        and len(images) > 0
-        and images.shape[1] >= _CHANNELS
-        and not any(isinstance(value, str) for value in (*args, *kwargs.values()))
-        and not torch.is_autocast_enabled("cpu")
-    )
-
-
 def _property(func: Callable[..., Any]) -> str:
     return str(getattr(getattr(func, "__self__", None), "__name__", ""))
 
 
 def _is_blocked(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_mkldnn
+
+
+def _is_contiguous(value: Any) -> bool:
+    """Float32 in blocks, or one row after the other."""
+    if not isinstance(value, Tensor) or value.dtype != torch.float32:
+        return False
+    return value.is_mkldnn or (value.layout == torch.strided and value.is_contiguous())
+
+
+def _is_hooked(part: nn.Module) -> bool:
+    return any(getattr(part, f"_{kind}_hooks") for kind in ("forward", "forward_pre", "backward", "backward_pre"))

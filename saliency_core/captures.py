@@ -197,6 +197,6 @@ class Captures(TorchFunctionMode):
             self._layouts.axes(shape),
             self._layouts.tokens(shape),
             left,
-            whole(output.detach()).clone() if value else None,
+            whole(output).detach().clone() if value else None,
             self._inside[-1] if self._inside else "",
         )

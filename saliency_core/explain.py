@@ -131,10 +131,11 @@ class Explainer:
             replica = self.replica(images)
             try:
                 return self._explain(replica, images, labels, rows.tolist(), trial=trial)
-            except RuntimeError:
+            except Exception:
                 if not replica.blocked:
                     raise
-                # The model may do with these images what it did not with the probe, and not in blocks.
+                # The model may do with these images what it did not with the probe, and not in blocks. If it is
+                # something else, it comes again.
                 plain = replace(replica, blocked=False)
                 result = self._explain(plain, images, labels, rows.tolist(), trial=trial)
                 self._replica = plain

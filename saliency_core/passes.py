@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 from torch.utils.hooks import RemovableHandle
 
-from saliency_core.blocked import ENOUGH, Blocked, whole
+from saliency_core.blocked import ENOUGH, Blocked, refuse_bad, whole
 from saliency_core.captures import Capture, Captures
 from saliency_core.errors import Refused
 from saliency_core.rules import OutOfViews, Plain, Rule, find_relus
@@ -46,7 +46,7 @@ class Forward:
 
     ``outputs``: float [n, classes] before softmax. ``captures`` watches it, where readouts or targets want more;
     ``open_views``: where a rule is to hold; ``blocked``: in oneDNN's blocks, if inputs are enough. Refused where a
-    layer that is wanted was not called.
+    layer that is wanted was not called; NotInBlocks.
     """
 
     def __init__(
@@ -64,11 +64,14 @@ class Forward:
         self._captures = captures
         watching: AbstractContextManager[Any] = captures if captures is not None else nullcontext()
         opening: AbstractContextManager[Any] = OutOfViews() if open_views else nullcontext()
-        blocking: AbstractContextManager[Any] = Blocked() if blocked and len(inputs) >= ENOUGH else nullcontext()
+        blocked = blocked and len(inputs) >= ENOUGH
+        blocking: AbstractContextManager[Any] = Blocked() if blocked else nullcontext()
         # A copy goes in: a model may normalise its input in place, which autograd forbids on a leaf.
         copied = self._inputs.clone()
         with watching, opening, blocking:  # what is done beside a view is seen, too
             self.outputs = model(copied)
+        if blocked:
+            refuse_bad(inputs, self.outputs)
         if captures is not None:
             captures.refuse_missing()
         self._relus: list[Node] | None = None

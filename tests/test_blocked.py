@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -143,13 +144,7 @@ class Looks(Base):
         return self.third(y.data).view(n, -1).view(y.shape) + y * scale + y.mT.mT
 
 
-class Hooked(Base):
-    """Hooks of its own on a value, and on its gradient."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.third.register_forward_hook(lambda part, given, made: made * 2 if given[0].amax() > 0 else made)
-
+class HooksValues(Base):
     def between(self, y: Tensor) -> Tensor:
         if y.requires_grad:
             y.register_hook(lambda gradient: gradient.flip(0) * 0.5)
@@ -175,30 +170,135 @@ class OtherConvolutions(Base):
         self.up = nn.ConvTranspose2d(32, 32, 2, stride=(2, 1), bias=False)
 
     def between(self, y: Tensor) -> Tensor:
-        y = self.up(self.round(self.grouped(self.same(y).relu()).relu()))[:, :, : y.shape[2], : y.shape[3]]
-        y = torch.stack([self.third(one) for one in F.interpolate(y, self.second(y).shape[2:])])
-        return F.interpolate(y, size=(18, 19))
+        made = self.up(self.round(self.grouped(self.same(y).relu()).relu()))
+        return F.interpolate(torch.stack([self.third(one) for one in made]), size=y.shape[2:])
 
 
-ODD = [
-    Base,
-    WritesPart,
-    WritesAfterReading,
-    WritesThroughAView,
-    OtherSums,
-    SumsInPlace,
-    Looks,
-    Hooked,
-    OtherConvolutions,
+class ReadsWithoutGradients(Base):
+    def between(self, y: Tensor) -> Tensor:
+        with torch.no_grad():
+            top = y.abs().amax()
+        return y.relu() * y / top
+
+
+class HookedLate(Base):
+    def between(self, y: Tensor) -> Tensor:
+        z = self.third(y)
+        if y.requires_grad:
+            y.register_hook(lambda gradient: gradient * 3)
+        return z + y.mean((2, 3), keepdim=True)
+
+
+class OwnFunction(Base):
+    def between(self, y: Tensor) -> Tensor:
+        return Doubled.apply(y)
+
+
+class WritingFunction(Base):
+    def between(self, y: Tensor) -> Tensor:
+        Halved.apply(y)
+        return y.relu()
+
+
+class AsksForTheType(Base):
+    def between(self, y: Tensor) -> Tensor:
+        return y * (2.0 if isinstance(y, torch.FloatTensor) else y.foo)
+
+
+class OfParts(Base):
+    def between(self, y: Tensor) -> Tensor:
+        return torch.cat([self.third(y[:3]), self.third(y[3:])])
+
+
+class ChannelsLast(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.second.to(memory_format=torch.channels_last)
+
+
+class Keeps(Base):
+    """And reads in the next call what it kept."""
+
+    kept: Tensor | None = None
+
+    def between(self, y: Tensor) -> Tensor:
+        if self.kept is not None and self.kept.shape == y.shape:
+            y = y + self.kept
+        self.kept = y.clone()
+        return y
+
+
+class Halved(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        value.mul_(0.5)
+        ctx.mark_dirty(value)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * 0.5
+
+
+STAY = [Base, OtherSums, SumsInPlace, ChannelsLast]
+ARE_RUN_WITHOUT = [
+    *(WritesPart, WritesAfterReading, WritesThroughAView, Looks, HooksValues, HookedLate, OtherConvolutions, OfParts),
+    *(ReadsWithoutGradients, OwnFunction, WritingFunction, AsksForTheType),
 ]
 
 
-@pytest.mark.parametrize("kind", ODD)
+def explained(module: nn.Module, images: Tensor, *, blocked: bool, methods: Sequence[str] = ()) -> tuple[Any, bool]:
+    """Without asking first whether it can; and whether it still runs in blocks."""
+    explainer = Explainer(own(module), methods=["gradient(reduction=none)", "gradcam(layer=second)", *methods])
+    explainer._replica = replace(explainer.replica(images), blocked=blocked)
+    return explainer(images)["predicted"], explainer._replica.blocked
+
+
+@pytest.mark.parametrize("kind", [*STAY, *ARE_RUN_WITHOUT])
 def test_what_else_is_done_is_done_to_the_values_themselves(kind: type[nn.Module]) -> None:
     module = built(kind).float()
     images = torch.randn(16, 3, 20, 21)
-    for found, expected in zip(*(shown(module, images, blocked=blocked) for blocked in (True, False)), strict=True):
-        assert torch.equal(found, expected)
+    found, stays = explained(module, images, blocked=True)
+    expected, _ = explained(module, images, blocked=False)
+    assert stays == (kind in STAY)
+    assert torch.equal(found.scores, expected.scores)
+    for slug, maps in found.maps.items():
+        assert torch.equal(maps, expected.maps[slug])
+
+
+@pytest.mark.parametrize("kind", ARE_RUN_WITHOUT)
+def test_what_is_run_without_is_known_before(kind: type[nn.Module]) -> None:
+    images = torch.randn(2, 3, 20, 21)
+    assert runs_blocked(own(built(Base).float()), images)
+    assert not runs_blocked(own(built(kind).float()), images)
+
+
+def test_models_with_hooks_are_run_without() -> None:
+    """They would see blocks, and may keep them."""
+    module = built(Base).float()
+    module.chain[2].register_forward_hook(lambda part, given, made: made * 2)
+    assert not runs_blocked(own(module), torch.randn(2, 3, 20, 21))
+
+
+def test_what_was_kept_is_read_in_the_next_call() -> None:
+    kept, other = (built(Keeps).float() for _ in range(2))
+    for _ in range(3):
+        images = torch.randn(16, 3, 20, 21)
+        found, expected = shown(kept, images, blocked=True), shown(other, images, blocked=False)
+        assert all(torch.equal(one, another) for one, another in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e38])
+def test_bad_values_come_out_as_without(bad: float) -> None:
+    """oneDNN's ReLU makes zeros of NaN."""
+    module = built(Base).float()
+    images = torch.randn(16, 3, 20, 21)
+    images[3, :, 4] *= bad
+    found, _ = explained(module, images, blocked=True)
+    expected, _ = explained(module, images, blocked=False)
+    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=0, equal_nan=True)
+    for slug, maps in found.maps.items():
+        torch.testing.assert_close(maps, expected.maps[slug], rtol=0, atol=0, equal_nan=True)
 
 
 class OfSome(Base):
@@ -210,17 +310,6 @@ class OfSome(Base):
 
     def between(self, y: Tensor) -> Tensor:
         return Doubled.apply(y) if self.bright else y.relu()
-
-
-class Always(Base):
-    def between(self, y: Tensor) -> Tensor:
-        return Doubled.apply(y)
-
-
-def test_a_function_that_no_mode_sees_is_found_before() -> None:
-    images = torch.randn(2, 3, 20, 21)
-    assert runs_blocked(own(built(Base).float()), images)
-    assert not runs_blocked(own(built(Always).float()), images)
 
 
 def test_what_comes_with_some_images_alone_is_run_without() -> None:
