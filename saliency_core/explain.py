@@ -131,6 +131,8 @@ class Explainer:
             replica = self.replica(images)
             try:
                 return self._explain(replica, images, labels, rows.tolist(), trial=trial)
+            except (Refused, Warning):
+                raise
             except Exception:
                 if not replica.blocked:
                     raise

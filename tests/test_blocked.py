@@ -18,6 +18,7 @@ from torchvision import models
 from saliency_core import Explainer
 from saliency_core.blocked import Blocked, runs_blocked, whole
 from saliency_core.captures import Captures
+from saliency_core.errors import Told
 from saliency_core.passes import Forward
 
 pytestmark = pytest.mark.skipif(not torch._C._has_mkldnn, reason="torch without oneDNN")
@@ -278,6 +279,16 @@ def test_models_with_hooks_are_run_without() -> None:
     module = built(Base).float()
     module.chain[2].register_forward_hook(lambda part, given, made: made * 2)
     assert not runs_blocked(own(module), torch.randn(2, 3, 20, 21))
+
+
+def test_what_a_user_is_told_is_no_failure_of_blocks() -> None:
+    convolutions = [nn.Conv2d(3 if first else 32, 32, 3) for first in (True, *[False] * 5)]
+    module = built(lambda: nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5)))
+    images = torch.randn(16, 3, 20, 21)
+    explainer = Explainer(own(module.float()), methods=["guided_backprop"])
+    with pytest.raises(Told, match="no ReLU"):  # a warning, which is an error here
+        explainer(images)
+    assert explainer.replica(images).blocked
 
 
 def test_what_was_kept_is_read_in_the_next_call() -> None:
