@@ -1,9 +1,9 @@
 """Blocked: from one convolution to the next, activations stay as oneDNN computes them, on a CPU.
 
 A convolution of contiguous activations reorders them into blocks of channels and back, forward and backward, which is a
-twelfth of ResNet-50's time. In blocks the same is computed, to the bit. ReLUs and sums take them, too; a few functions,
-which neither write nor alias what they read, get a contiguous copy, which from then on stands for the value. Whatever
-else a model does with one ends the attempt, and it is run without.
+twelfth of ResNet-50's time. In blocks the same is computed, to the bit, of values that stay finite. ReLUs and sums take
+them, too; a few functions, which neither write nor alias what they read, get a contiguous copy, which from then on
+stands for the value. Whatever else a model does with one ends the attempt, and it is run without.
 
 Nets that make too many copies stay as they are, and so do batches of fewer images than ``ENOUGH``, of which torch
 computes some convolutions without oneDNN, or otherwise.
@@ -11,13 +11,16 @@ computes some convolutions without oneDNN, or otherwise.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar, Token
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -29,6 +32,7 @@ ENOUGH = 16
 _CHANNELS = 16  # of a block; fewer would be padded
 _WORTH = 0.75  # values copied, by those that convolutions read: up to here every net of torchvision gains
 _NEAR, _NEAR_GRADIENT = 1e-3, 0.1  # rounding alone flips gates of ReLUs
+_LARGE = 1e15  # below it, what stays in blocks does not overflow
 _RELUS = ("relu", "relu_")
 _SUMS = ("add", "add_", "__add__", "__iadd__")
 _READERS = (
@@ -52,18 +56,16 @@ class Blocked(TorchFunctionMode):
         super().__init__()
         self._enough = enough
         self.copied = self.read = 0  # values: into blocks or out of them; by convolutions
-        self._contiguous = WeakTensorKeyDictionary()
-        self._token: Token[Blocked | None] | None = None
+        self._contiguous = WeakTensorKeyDictionary()  # the copies that stand for values
 
     def __enter__(self) -> Blocked:
-        self._token = _current.set(self)
+        self._token: Token[Blocked | None] = _current.set(self)
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
-        if self._token is not None:
-            _current.reset(self._token)
+        _current.reset(self._token)
 
     def __torch_function__(
         self,
@@ -82,6 +84,8 @@ class Blocked(TorchFunctionMode):
         """A copy of ``value``, if that is in blocks; else ``value``."""
         if not _is_blocked(value):
             return value
+        if not torch.is_grad_enabled():  # the copy would have no gradient; nor is an autograd function's own known
+            raise NotInBlocks("read without gradients")
         if value not in self._contiguous:
             self._contiguous[value] = value.to_dense()
             self.copied += value.numel()
@@ -96,8 +100,6 @@ class Blocked(TorchFunctionMode):
             return args, kwargs
         values = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         blocked = any(_is_blocked(value) for value in values)
-        if blocked and not torch.is_grad_enabled():  # a copy would have no gradient; nor is a function's own known
-            raise NotInBlocks(f"{name} without gradients")
         if name == "conv2d" and self._wants_blocks(args, kwargs):
             self.read += args[0].numel()
             return (self._in_blocks(args[0]), *args[1:]), kwargs
@@ -105,8 +107,7 @@ class Blocked(TorchFunctionMode):
             return args, kwargs
         if (name in _RELUS and self._is_free(values[0])) or self._is_plain_sum(name, args, kwargs):
             return tuple(self._in_blocks(arg) if isinstance(arg, Tensor) else arg for arg in args), kwargs
-        writes = is_in_place(func, kwargs) or any(arg is True for arg in args) or "out" in kwargs
-        if name not in _READERS or (writes and not name == "__iadd__") or (writes and _is_blocked(args[0])):
+        if name not in _READERS or _writes(func, args, kwargs):
             raise NotInBlocks(name)
         return tree_map(self.contiguous, tuple(args)), tree_map(self.contiguous, dict(kwargs))
 
@@ -118,12 +119,15 @@ class Blocked(TorchFunctionMode):
         if self._is_free(value):
             return value
         self.copied += value.numel()
-        made: Tensor = self.contiguous(value).to_mkldnn()
+        value = self.contiguous(value)
+        if not value.detach().abs().amax() < _LARGE:
+            raise NotInBlocks("NaN, infinity, or near it")  # of which oneDNN's ReLU makes zeros
+        made: Tensor = value.to_mkldnn()
         return made
 
     def _wants_blocks(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Whether a convolution pays in blocks, and is one that oneDNN would compute in them anyway."""
-        if len(args) < 2 or not all(_is_contiguous(value) for value in args[:2]):
+        if len(args) < 2 or not _fits(args[0]) or not _fits(args[1]) or _is_blocked(args[1]):
             return False
         images = args[0]
         return (
@@ -135,7 +139,7 @@ class Blocked(TorchFunctionMode):
         )
 
     def _is_plain_sum(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-        if name not in _SUMS or kwargs or len(args) != 2 or not all(_is_contiguous(value) for value in args):
+        if name not in _SUMS or kwargs or len(args) != 2 or not all(_fits(arg) and arg.requires_grad for arg in args):
             return False
         return self._is_free(args[0]) and args[0].shape == args[1].shape
 
@@ -158,10 +162,12 @@ def runs_blocked(model: Model, images: Tensor) -> bool:
     if not torch._C._has_mkldnn or images.dtype != torch.float32 or images.device.type != "cpu":
         return False
     parts = list(model.module.modules())
-    if any(isinstance(part, torch.jit.ScriptModule) or _is_hooked(part) for part in parts):  # who knows what these do
-        return False
+    hooked: bool = _has_any_global_hook()  # type: ignore[no-untyped-call]
+    if hooked or any(isinstance(part, torch.jit.ScriptModule) or _is_hooked(part) for part in parts):
+        return False  # who knows what these do
     if sum(isinstance(part, nn.Conv2d) for part in parts) < 2:
         return False
+    model = replace(model, module=copy.deepcopy(model.module))  # it may keep what it sees
     inside = Blocked(enough=1)
     try:
         others, another = _run(model, images, inside)
@@ -174,9 +180,9 @@ def runs_blocked(model: Model, images: Tensor) -> bool:
     return near and bool((another - gradient).norm() <= _NEAR_GRADIENT * gradient.norm())
 
 
-def refuse_bad(inputs: Tensor, outputs: Tensor) -> None:
-    """NotInBlocks where a value is not finite: oneDNN's ReLU makes zeros of NaN, torch's leaves them."""
-    if not (inputs.isfinite().all() and outputs.isfinite().all()):
+def refuse_bad(*values: Tensor) -> None:
+    """NotInBlocks where one is not finite: oneDNN's ReLU makes zeros of NaN, and NaN of infinity at a closed gate."""
+    if not all(value.isfinite().all() for value in values):
         raise NotInBlocks("NaN or infinity")
 
 
@@ -195,11 +201,20 @@ def _is_blocked(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_mkldnn
 
 
-def _is_contiguous(value: Any) -> bool:
-    """Float32 in blocks, or one row after the other."""
+def _fits(value: Any) -> bool:
+    """Float32, in blocks or contiguous; 1 × 1 maps that lie channels-last say that they are, too."""
     if not isinstance(value, Tensor) or value.dtype != torch.float32:
         return False
-    return value.is_mkldnn or (value.layout == torch.strided and value.is_contiguous())
+    if value.is_mkldnn or value.layout != torch.strided:
+        return value.is_mkldnn
+    return value.dim() == 4 and value.is_contiguous() and value.stride(3) == 1
+
+
+def _writes(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call writes into a value in blocks, or may: what is True by its place is in-place for some."""
+    if "out" in kwargs or any(arg is True for arg in args):
+        return True
+    return is_in_place(func, kwargs) and (not args or _is_blocked(args[0]))
 
 
 def _is_hooked(part: nn.Module) -> bool:

@@ -64,13 +64,13 @@ class Forward:
         self._captures = captures
         watching: AbstractContextManager[Any] = captures if captures is not None else nullcontext()
         opening: AbstractContextManager[Any] = OutOfViews() if open_views else nullcontext()
-        blocked = blocked and len(inputs) >= ENOUGH
-        blocking: AbstractContextManager[Any] = Blocked() if blocked else nullcontext()
+        self._blocked = blocked and len(inputs) >= ENOUGH
+        blocking: AbstractContextManager[Any] = Blocked() if self._blocked else nullcontext()
         # A copy goes in: a model may normalise its input in place, which autograd forbids on a leaf.
         copied = self._inputs.clone()
         with watching, opening, blocking:  # what is done beside a view is seen, too
             self.outputs = model(copied)
-        if blocked:
+        if self._blocked:
             refuse_bad(inputs, self.outputs)
         if captures is not None:
             captures.refuse_missing()
@@ -103,6 +103,8 @@ class Forward:
             rule=rule,
             hooks=[_hook(capture, watchers) for capture in every] if watchers else [],
         )
+        if self._blocked and gradient is not None:
+            refuse_bad(gradient)
         passes = [
             LayerPass(capture, self._whole(other, capture), reached=other is not None)
             for capture, other in zip([*layers, *activations.values()], others, strict=True)
