@@ -167,9 +167,9 @@ def runs_blocked(model: Model, images: Tensor) -> bool:
         return False  # who knows what these do
     if sum(isinstance(part, nn.Conv2d) for part in parts) < 2:
         return False
-    model = replace(model, module=copy.deepcopy(model.module))  # it may keep what it sees
     inside = Blocked(enough=1)
     try:
+        model = replace(model, module=copy.deepcopy(model.module))  # it may keep what it sees
         others, another = _run(model, images, inside)
         if inside.copied > _WORTH * inside.read:
             return False

@@ -342,6 +342,26 @@ class Roots(Base):
         return y + self.bare(y * self.alive).relu().mean((2, 3), keepdim=True).sqrt()
 
 
+class KeepsAll(Base):
+    """With its graph, so that no copy can be made of it then."""
+
+    kept: Tensor | None = None
+
+    def between(self, y: Tensor) -> Tensor:
+        self.kept = y.relu()
+        return self.kept
+
+
+def test_models_that_keep_activations_are_explained() -> None:
+    module = built(KeepsAll).float()
+    images = torch.randn(16, 3, 20, 21)
+    explainer = Explainer(own(module), methods=["gradcam"])  # to find its layer, the replica runs with gradients
+    found = explainer(images)["predicted"].maps["gradcam"]
+    assert module.kept is None
+    explainer._replica = replace(explainer.replica(images), blocked=False)
+    assert torch.equal(found, explainer(images)["predicted"].maps["gradcam"])
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e38, 3e36, 0.0])
 @pytest.mark.parametrize("kind", [Base, Standardises, Roots])
 def test_bad_values_come_out_as_without(kind: type[nn.Module], bad: float) -> None:
