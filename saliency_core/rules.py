@@ -60,7 +60,7 @@ class Guided(Rule):
     """Passes where the input and the gradient are positive. Springenberg et al. 2014, arXiv:1412.6806."""
 
     def hook(self, relu: Node) -> RemovableHandle:
-        # What arrives loses its negative part; the ReLU's own gate follows.
+        # What arrives loses its negative part (by a function that takes oneDNN's blocks, too); its own gate follows.
         return relu.register_prehook(lambda above: (above[0].relu(),))
 
 
