@@ -91,7 +91,7 @@ def speed_up(model: Model, probe: Tensor, *, channels_last: bool = False) -> Mod
     if not channels_last:
         pair = torch.cat([probe, 2 * probe])  # a model may do something else with one image
         model = _changed(model, probe, lambda one: lay_out_stem(one, pair))
-    return _changed(model, probe, lambda one: unstride(one.module, points=not channels_last))
+    return _changed(model, probe, lambda one: unstride(one.module))
 
 
 def _changed(model: Model, probe: Tensor, change: Callable[[Model], object]) -> Model:

@@ -22,19 +22,11 @@ _WASTE = 1.5  # of products with padding's zeros, what is put up with
 _TAPS = 4  # longer sums round more coarsely than the plain convolution's
 
 
-def unstride(module: nn.Module, *, points: bool = True) -> bool:
-    """Gives the convolutions inside ``module`` the faster form, in place; whether there were any.
-
-    ``points``: 1 × 1 convolutions, too, which are slow where activations are contiguous.
-    """
+def unstride(module: nn.Module) -> bool:
+    """Gives the convolutions inside ``module`` the faster form, in place; whether there were any."""
     found = False
     for part in module.modules():
-        if not isinstance(part, nn.Conv2d) or not _is_as_built(part):
-            continue
-        if points and part.kernel_size == (1, 1) and part.padding == (0, 0) and max(part.stride) > 1:
-            part.forward = partial(_of_every_nth, part)  # type: ignore[method-assign]
-            found = True
-        elif reads_few_channels(part) and _has_phases(part):
+        if isinstance(part, nn.Conv2d) and reads_few_channels(part) and _has_phases(part):
             part.forward = partial(convolve, part)  # type: ignore[method-assign]
             found = True
     return found
@@ -70,12 +62,6 @@ def convolve(conv: nn.Conv2d, input: Tensor, *, layout: torch.memory_format | No
     return F.conv2d(phases, weight.contiguous(memory_format=layout), conv.bias)
 
 
-def _of_every_nth(conv: nn.Conv2d, input: Tensor) -> Tensor:
-    """A 1 × 1 convolution that steps over pixels: they are left out before."""
-    every: Tensor = _EveryNth.apply(whole(input), conv.stride)
-    return F.conv2d(every, conv.weight, conv.bias, groups=conv.groups)
-
-
 def _is_as_built(conv: nn.Conv2d) -> bool:
     """Whether its attributes tell what it does: they may have been written over."""
     pairs = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
@@ -90,25 +76,6 @@ def _has_phases(conv: nn.Conv2d) -> bool:
     step, (height, width) = conv.stride[0], conv.kernel_size
     high, wide = -(-height // step), -(-width // step)
     return max(high, wide) <= _TAPS and step * high * step * wide <= _WASTE * height * width
-
-
-class _EveryNth(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(input: Tensor, stride: tuple[int, int]) -> Tensor:
-        return input[..., :: stride[0], :: stride[1]].contiguous()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        del output
-        ctx.shape, ctx.stride = inputs[0].shape, inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        whole = gradient.new_zeros(ctx.shape)
-        whole[..., :: ctx.stride[0], :: ctx.stride[1]] = gradient
-        return whole, None
 
 
 class _Phases(torch.autograd.Function):
