@@ -82,11 +82,11 @@ def make_replica(
 
 
 def speed_up(model: Model, probe: Tensor, *, channels_last: bool = False) -> Model:
-    """``model`` with its strided convolutions and its stem in forms that are faster on a CPU, where it lets them.
+    """``model`` with its stem, and what else reads few channels in strides, in forms that are faster on a CPU.
 
-    Elsewhere nobody has measured them. Float64 is asked for where maps shall be exact: there torch's own loops, not
-    oneDNN's, sum equal windows to unequal values at the ends of their blocks, at other ends in another form, and a max
-    pool, which chooses one of equals, would choose another.
+    As it was, where it does not let them. Elsewhere nobody has measured them. Float64 is asked for where maps shall be
+    exact: there torch's own loops, not oneDNN's, sum equal windows to unequal values at the ends of their blocks, at
+    other ends in another form, and a max pool, which chooses one of equals, would choose another.
     """
     if not channels_last:
         pair = torch.cat([probe, 2 * probe])  # a model may do something else with one image

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from saliency_core.calls import is_in_place
+from saliency_core.errors import Refused
 
 Gradients = tuple[Tensor, ...]
 
@@ -73,7 +74,9 @@ class Deconvnet(Rule):
 
 
 def find_relus(outputs: Sequence[Tensor]) -> list[Node]:
-    """The ReLUs in the graph below ``outputs``: ReLU, ReLU6, and clamps and thresholds at zero, however written."""
+    """The ReLUs in the graph below ``outputs``: ReLU, ReLU6, and clamps and thresholds at zero, however written.
+
+    Refused where TorchScript differentiates by itself, out of sight."""
     found, seen = [], set[Node]()
     waiting = [output.grad_fn for output in outputs if output.grad_fn is not None]
     while waiting:
@@ -83,6 +86,11 @@ def find_relus(outputs: Sequence[Tensor]) -> list[Node]:
         seen.add(node)
         if _is_relu(node):
             found.append(node)
+        elif node.name().endswith("DifferentiableGraphBackward"):
+            raise Refused(
+                "TorchScript differentiates a part of this model by itself, so that its ReLUs cannot be found, and "
+                "guided backprop and deconvnet would be wrong: give the model itself (python:package.module:factory)."
+            )
         waiting += [below for below, _ in node.next_functions if below is not None]
     return found
 

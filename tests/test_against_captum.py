@@ -224,9 +224,7 @@ def test_torchvision_nets(name: str) -> None:
         plain = ModuleReluDenseNet(plain)
     torch.testing.assert_close(plain(images), module(images))
     reference = exactly(plain, images, classes, PLAIN | RULES)
-    cam = found.pop("gradcam")
-    torch.testing.assert_close(cam, cam_by_captum(plain, layer, images, classes), rtol=1e-9, atol=1e-12)
-    assert_equal(found, reference)
+    assert_equal(found, reference | {"gradcam": cam_by_captum(plain, layer, images, classes)})
 
 
 @pytest.mark.slow

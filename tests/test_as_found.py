@@ -65,14 +65,17 @@ def left_as_found(module: nn.Module) -> Iterator[None]:
 
 @pytest.mark.filterwarnings("ignore:target .* does not depend on layer:saliency_core.errors.Told")
 @pytest.mark.parametrize(("wants_gradients", "grad_mode"), [(False, True), (True, False)])
-def test_everything_is_left_as_it_was_also_when_it_fails(wants_gradients: bool, grad_mode: bool) -> None:
-    module, images = built(Touchy).requires_grad_(wants_gradients), images_of(3)
+@pytest.mark.parametrize(("precision", "n"), [("float64", 3), ("float32", 16)])
+def test_everything_is_left_as_it_was_also_when_it_fails(
+    wants_gradients: bool, grad_mode: bool, precision: str, n: int
+) -> None:
+    module, images = built(Touchy).requires_grad_(wants_gradients), images_of(n)
     bright, untouched = images * 1e6, images.clone()
     explainer = Explainer(
         Model("own", module, SMALL),
         methods=METHODS,
         targets=["predicted", "unit=layer:two.two[1]"],
-        precision="float64",
+        precision=precision,
     )
     with torch.set_grad_enabled(grad_mode):
         with left_as_found(module):

@@ -19,7 +19,7 @@ from torchvision import models
 from saliency_core import Explainer, Model, Preprocessing, Refused, load_model
 from saliency_core.agreement import agreement, rank_correlation
 from saliency_core.explain import group_by_sampler
-from saliency_core.fullgrad import psi_sum
+from saliency_core.fullgrad import EPSILON, psi_sum
 from saliency_core.methods import REGISTRY, Entry, Signal, parse_method
 from saliency_core.readouts import Gradient
 from saliency_core.reduce import REDUCTIONS
@@ -283,6 +283,22 @@ def test_specs_keep_names_and_numbers_apart() -> None:
 def test_a_constant_layer_adds_nothing() -> None:
     summed, _ = psi_sum(torch.full((2, 100, 4, 4), 0.3))
     assert torch.equal(summed, torch.zeros(2, 1, 4, 4))
+
+
+@pytest.mark.parametrize("channels", [(1, 4, 1, 1), (7, 4, 1, 1), (7, 4, 6, 5)])
+def test_fullgrads_sums_are_those_of_the_definition_however_few_images_fit(
+    channels: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradient, factor = torch.randn(7, 4, 6, 5, dtype=torch.float64), torch.randn(channels, dtype=torch.float64)
+    terms = gradient * factor
+    sizes = terms.abs()
+    low, high = (each(sizes, dim=(1, 2, 3), keepdim=True) for each in (torch.amin, torch.amax))
+    expected = ((sizes - low) / (high - low + EPSILON)).sum(1, keepdim=True)
+    for fit in (1, 3, 7):
+        monkeypatch.setattr("saliency_core.fullgrad.BUFFER", fit * gradient[0].numel())
+        summed, share = psi_sum(gradient, factor)
+        torch.testing.assert_close(summed, expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(share, terms.sum((1, 2, 3)), rtol=1e-12, atol=1e-12)
 
 
 def test_a_weighted_target_in_low_precision() -> None:

@@ -8,11 +8,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 from nets import ROWS, close, draws, explain, images_of, net
-from references import built, full_gradient, fullgrad_map, gated, gradient, noisy_gradients, of_class, out_of_place
+from references import (
+    built,
+    full_gradient,
+    fullgrad_map,
+    gated,
+    gradient,
+    noisy,
+    noisy_gradients,
+    of_class,
+    out_of_place,
+)
+from subjects import SMALL
 from torch import Tensor, nn
 
+from saliency_core import Explainer, Model
 from saliency_core.errors import Refused, Told
 from saliency_core.methods import parse_method
+from saliency_core.rules import find_relus
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -72,6 +85,42 @@ def test_every_spelling_of_a_relu_obeys_the_rules(spelling: str) -> None:
     for name, gate in (("gradient", open_), ("guided_backprop", open_ & positive), ("deconvnet", positive)):
         (expected,) = torch.autograd.grad(values, x, grad_outputs=above * gate, retain_graph=True)
         close(found.maps[f"{name}_none"], expected)
+
+
+class Pointwise(nn.Module):
+    """What TorchScript's own differentiation would take as a whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(x * 2 + 1)
+        y = torch.relu(self.conv(torch.sigmoid(torch.relu(y * y - y))))
+        return self.head(torch.relu(y * y - 0.1 * y).mean((2, 3)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("make", [torch.jit.script, lambda module: torch.jit.trace(module, images_of(2))])
+def test_torchscript_obeys_the_rules_at_every_call(make: Callable[[nn.Module], nn.Module]) -> None:
+    module, images, methods = built(Pointwise), images_of(4), ["gradient", "guided_backprop", "deconvnet"]
+    expected = explain(module, images, *methods).maps
+    explainer = Explainer(Model("own", make(module), SMALL), methods=methods, precision="float64")
+    for _ in range(4):
+        found = explainer(images)["predicted"].maps
+        for name in methods:
+            assert expected[name].abs().amax() > 0
+            close(found[name], expected[name])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_relus_that_torchscript_hides_are_not_passed_over() -> None:
+    part = torch.jit.script(nn.Sequential(nn.ReLU(), nn.Tanh(), nn.ReLU()))
+    x = torch.randn(5, requires_grad=True)
+    made = [part(x) for _ in range(3)]
+    assert len(find_relus(made[:1])) == 2
+    with pytest.raises(Refused, match="TorchScript"):
+        find_relus(made[2:])
 
 
 def test_guided_is_below_both_gates() -> None:
@@ -149,6 +198,9 @@ def test_guided_noise_gradient_and_fullgrad() -> None:
              for r in ("gradient", "input_x_gradient")]  # fmt: skip
     specs += ["full=compose(rule=guided, sampler=once, readout=fullgrad)"]
     found = explain(module, images, *specs, rows=ROWS[:3]).maps
-    close(found["gradient"], noisy_gradients(guided, images, score, noises, spread=0.2).mean(0))
+    gradients = noisy_gradients(guided, images, score, noises, spread=0.2)
+    close(found["gradient"], gradients.mean(0))
+    inputs = torch.stack(list(noisy(images, noises, spread=0.2)))
+    close(found["input_x_gradient"], (gradients * inputs).mean(0))
     _, by_input, _, terms = full_gradient(guided, images, score)
     close(found["full"], fullgrad_map(by_input, terms))
