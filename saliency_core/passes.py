@@ -1,4 +1,4 @@
-"""Passes: one forward, and one ``torch.autograd.grad`` for each target and rule. Nobody else calls it."""
+"""Passes: one forward, and one ``torch.autograd.grad`` for each target and rule. Beside them only a trial calls it."""
 
 from __future__ import annotations
 
