@@ -13,7 +13,7 @@ from saliency_core.passes import LayerPass, Pass
 from saliency_core.readouts import Reader, Readout
 
 EPSILON = 1e-6
-BUFFER = 2**20  # values; what stays in caches
+BUFFER = 2**19  # values; what stays in a core's own cache
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Passes: one forward, and one ``torch.autograd.grad`` for each target and rule. Beside them only a trial calls it."""
+"""Passes: one forward, and one ``torch.autograd.grad`` for each target and rule. Only blocked's trial calls it, too."""
 
 from __future__ import annotations
 

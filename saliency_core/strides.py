@@ -1,4 +1,4 @@
-"""Strides: convolutions of few channels in strides, slow backward on a CPU, as ones that compute the same without.
+"""Strides: convolutions of few channels in strides, whose backward is slow on a CPU, computed without the strides.
 
 By the image, the backward of a 7 × 7 stem takes five times as long as its forward: few input channels fill no vector.
 The modules stay what they are, with another ``forward``, which takes their weights as they are at each call. What is
