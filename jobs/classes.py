@@ -72,7 +72,7 @@ def _plan(config: ClassesConfig, engine: StartingEngine) -> ClassRun:
     from jobs.model import try_model  # with it comes torch, which takes seconds
 
     tried = try_model(config)
-    names, geometry = tried.model.class_names, tried.model.preprocessing
+    names, geometry = tried.model.class_names, tried.model.geometry
     classes = _chosen(config.classes, names, tried.n_classes)
     first = _try(tried.model, classes[0])
     device = engine.ready().device(config)

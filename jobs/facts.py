@@ -84,7 +84,7 @@ def model_facts(config: Config, *, folders: Sequence[str] | None, device: Callab
                 f"{array.path!r} is also the name of another map's scales: name that method otherwise, name=spec."
             )
     return ModelFacts(
-        preprocessing=model.preprocessing,
+        preprocessing=model.geometry,
         n_classes=tried.n_classes,
         class_names=model.class_names,
         weights=tried.digest,

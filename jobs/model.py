@@ -81,8 +81,8 @@ def try_model(config: JobConfig, *, folders: Sequence[str] | None = None) -> Tri
 
 def blank_images(model: Model) -> torch.Tensor:
     """float [3, C, H, W]. Three: a graph that was exported for one number of images shows it here."""
-    height, width = model.preprocessing.input_size
-    return torch.zeros(3, model.preprocessing.channels, height, width)
+    height, width = model.geometry.input_size
+    return torch.zeros(3, model.geometry.channels, height, width, dtype=torch.float32, device="cpu")
 
 
 def _n_classes(model: Model) -> int:

@@ -23,7 +23,7 @@ from jobs.store import scale_maps
 from jobs.units import DecodedUnit, ExplainedUnit
 from saliency_core.errors import Told
 from saliency_core.explain import Explainer
-from saliency_core.memory import keep_freed_memory
+from saliency_core.memory import is_out_of_memory, keep_freed_memory
 from saliency_core.targets import NO_LABEL
 
 log = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class Explain:
                 try:
                     found.append(self._batch(asked, rows, size))
                 except Exception as error:
-                    if not _out_of_memory(error) or size == 1:
+                    if not is_out_of_memory(error) or size == 1:
                         raise self._failed(error) from error
                     size = max(1, size // 2)
                     forced.append(size)
@@ -126,7 +126,7 @@ class Explain:
         at = self._at.partition(",")[0] if late else self._at
         remedy = ". Its memory is too small: let fewer workers share the device, or take a larger one"
         return ExplainError(
-            f"the model failed on {at}: {type(error).__name__}: {error}{remedy if _out_of_memory(error) else ''}"
+            f"the model failed on {at}: {type(error).__name__}: {error}{remedy if is_out_of_memory(error) else ''}"
         )
 
     def _batch(self, asked: Asked, rows: slice, size: int) -> Found:
@@ -135,7 +135,7 @@ class Explain:
         labels = self._on_device(asked.labels[rows], size, fill=NO_LABEL)
         first = int(asked.numbers[rows.start])
         images = self._preprocessing.normalise(pixels, torch.float32)
-        explanations = self._explainer(images, labels=labels, rows=torch.arange(first, first + size))
+        explanations = self._explainer(images, labels=labels, rows=range(first, first + size))
         n = rows.stop - rows.start
         under_way, columns = dict[str, Tensor](), dict[str, Tensor]()
         for array in self._run.arrays:
@@ -146,7 +146,8 @@ class Explain:
             if array.residual:
                 columns[f"{array.column}__residual"] = explanations[array.target].residuals[array.method]
         for slug, explanation in explanations.items():
-            columns[f"{slug}__class"], columns[slug] = explanation.classes, explanation.applies
+            # What is not finite exists, too: it is quarantined, not left out as if the target did not apply.
+            columns[f"{slug}__class"], columns[slug] = explanation.classes, explanation.applies | ~explanation.finite
             columns[f"{slug}__score"], columns[f"{slug}__probability"] = explanation.scores, explanation.probabilities
         return Found(rows, under_way, torch.stack([columns[name].double() for name in asked.names])[:, :n])
 
@@ -207,8 +208,3 @@ def _statistics(maps: Tensor) -> tuple[Tensor, ...]:
         magnitude.sum(1, dtype=torch.float64),
         torch.linalg.vector_norm(magnitude, dim=1, dtype=torch.float64),
     )
-
-
-def _out_of_memory(error: Exception) -> bool:
-    # CUDA has a class of its own for it; the CPU's allocator only has words.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

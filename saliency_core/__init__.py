@@ -9,19 +9,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from saliency_core.errors import Refused
+    from saliency_core.errors import Refused, Told
     from saliency_core.explain import Explainer, Explanation
+    from saliency_core.fullgrad_decomposition import Decomposition, decompose
     from saliency_core.models import Model, load_model
     from saliency_core.preprocessing import Preprocessing
 
-__all__ = ["Explainer", "Explanation", "Model", "Preprocessing", "Refused", "load_model"]
+__all__ = [
+    "Decomposition",
+    "Explainer",
+    "Explanation",
+    "Model",
+    "Preprocessing",
+    "Refused",
+    "Told",
+    "decompose",
+    "load_model",
+]
 
 _HOME = {
+    "Decomposition": "fullgrad_decomposition",
     "Explainer": "explain",
     "Explanation": "explain",
     "Model": "models",
     "Preprocessing": "preprocessing",
     "Refused": "errors",
+    "Told": "errors",
+    "decompose": "fullgrad_decomposition",
     "load_model": "models",
 }
 

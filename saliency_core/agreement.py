@@ -16,9 +16,10 @@ GRID = 14
 def agreement(model: Model, precision: str, *, device: str | torch.device = "cpu") -> dict[str, float]:
     """``cosine`` and ``rank`` (Spearman) correlation of the gradient maps of the predicted class with float32's, the
     medians over a few smooth pictures of noise, and the part of them that gets the ``same_class``."""
-    height, width = model.preprocessing.input_size
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.randn(IMAGES, model.preprocessing.channels, GRID, GRID, generator=generator)
+    height, width = model.geometry.input_size
+    generator = torch.Generator("cpu").manual_seed(0)
+    shape = (IMAGES, model.geometry.channels, GRID, GRID)
+    coarse = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
     images = interpolate(coarse, (height, width), mode="bicubic")
     exact, other = (
         Explainer(model, device=device, precision=each)(images)["predicted"] for each in ("float32", precision)

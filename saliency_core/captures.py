@@ -35,6 +35,7 @@ class Capture:
     ``axes``: of height and width in its ``shape`` [n, …], ``grid`` of its tokens; None where it has none. ``left``:
     what the call leaves over its linearisation. ``value``: the output itself, detached, where it was asked for.
     ``owner``: the module that made the call, where ``everything`` is watched; empty for the model's own forward.
+    ``after``: the module whose forward ended last before it.
     """
 
     name: str
@@ -45,6 +46,13 @@ class Capture:
     left: Left | None = None
     value: Tensor | None = None
     owner: str = ""
+    after: str = ""
+
+    @property
+    def whereabouts(self) -> str:
+        """The name, and where in the model that is: ``relu#121 (after features)``."""
+        place = self.owner or (f"after {self.after}" if self.after else "")
+        return f"{self.name} ({place})" if place else self.name
 
 
 class Captures(TorchFunctionMode):
@@ -75,6 +83,7 @@ class Captures(TorchFunctionMode):
         self._layouts = Layouts(size)
         self._handles: list[RemovableHandle] = []
         self._inside: list[str] = []
+        self._ended = ""
         self.layers: list[Capture] = []
         self.calls: list[Capture] = []
         self.activations: dict[str, Capture] = {}
@@ -131,7 +140,7 @@ class Captures(TorchFunctionMode):
 
         def leave(module: nn.Module, inputs: Any, output: Any) -> None:
             del module, inputs, output
-            self._inside.pop()
+            self._ended = self._inside.pop()
 
         for name, part in self._module.named_modules():
             self._handles.append(part.register_forward_pre_hook(enter(name)))
@@ -199,4 +208,5 @@ class Captures(TorchFunctionMode):
             left,
             whole(output).detach().clone() if value else None,
             self._inside[-1] if self._inside else "",
+            self._ended,
         )

@@ -69,8 +69,8 @@ def visualise_classes(
 
 
 def _ascend(model: Model, classes: Sequence[int], recipe: Recipe, seed: int, device: torch.device) -> ClassModels:
-    shape = (model.preprocessing.channels, *model.preprocessing.input_size)
-    images = torch.zeros(len(classes), *shape, device=device)
+    shape = (model.geometry.channels, *model.geometry.input_size)
+    images = torch.zeros(len(classes), *shape, dtype=torch.float32, device=device)
     made = make_replica(model, images, dtype=torch.float32)
     replica = made.model
     _refuse_hopeless(replica, images, classes)
@@ -115,7 +115,8 @@ def total_variation(images: Tensor) -> Tensor:
 def blur(images: Tensor, sigma: float) -> Tensor:
     """[n, C, H, W] under a Gaussian of ``sigma`` pixels; beyond the border its own pixels go on."""
     reach = math.ceil(3 * sigma)
-    weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=images.device) / sigma).square())
+    places = torch.arange(-reach, reach + 1, dtype=torch.float32, device=images.device)
+    weights = torch.exp(-0.5 * (places / sigma).square())
     kernel = (weights / weights.sum()).to(images.dtype)
     planes = functional.pad(images.flatten(0, 1)[:, None], (reach,) * 4, mode="replicate")
     planes = functional.conv2d(functional.conv2d(planes, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
@@ -145,9 +146,9 @@ def _normed(gradient: Tensor) -> Tensor:
 def _shifts(recipe: Recipe, seed: int, number: int) -> list[tuple[int, int]]:
     """At each step, down and to the right."""
     key = hashlib.blake2b(f"{seed} {number}".encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(key, "little", signed=True))
+    generator = torch.Generator("cpu").manual_seed(int.from_bytes(key, "little", signed=True))
     reach = recipe.jitter
-    drawn = torch.randint(-reach, reach + 1, (recipe.steps, 2), generator=generator)
+    drawn = torch.randint(-reach, reach + 1, (recipe.steps, 2), generator=generator, device="cpu")
     return [(down, right) for down, right in drawn.tolist()]
 
 

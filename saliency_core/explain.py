@@ -8,11 +8,22 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from saliency_core.arguments import (
+    Values,
+    as_device,
+    as_images,
+    as_labels,
+    as_method_specs,
+    as_model,
+    as_rows,
+    as_target_specs,
+)
 from saliency_core.arithmetic import arithmetic, usable
 from saliency_core.captures import Captures
 from saliency_core.errors import Refused, Told
+from saliency_core.memory import is_out_of_memory
 from saliency_core.methods import Signal, parse_method
 from saliency_core.models import Model
 from saliency_core.moments import MEAN, Average
@@ -23,7 +34,7 @@ from saliency_core.rules import Rule
 from saliency_core.samplers import Batch, Sampler
 from saliency_core.specs import refuse_collisions
 from saliency_core.target_specs import parse_targets
-from saliency_core.targets import NO_LABEL, Choice, Outputs, Target, pick
+from saliency_core.targets import Choice, Outputs, Target, pick
 
 # Run channels-last, which is faster; there a CPU's 3 × 3 convolutions round two to five times as coarsely, which is not
 # what float32 promises.
@@ -40,14 +51,16 @@ class Explanation:
 
     ``maps`` by method slug: [n, H, W] ([n, C, H, W] where the reduction keeps channels). ``classes`` int64 [n], −1
     where the target is no class; ``scores`` [n] before softmax; ``probabilities`` [n] after it, NaN where the target
-    is no class; ``applies`` bool [n]. ``residuals`` [n] by the slugs of methods whose maps must add up to the score:
-    how far they are from it, relative to the sum of the parts' sizes.
+    is no class; ``applies`` bool [n]; ``finite`` bool [n], False if the image or its score is not finite, and then
+    ``applies`` is False, too. ``residuals`` [n] by the slugs of methods whose maps must add up to the score: how far
+    they are from it, relative to the sum of the parts' sizes.
     """
 
     classes: Tensor
     scores: Tensor
     probabilities: Tensor
     applies: Tensor
+    finite: Tensor
     maps: dict[str, Tensor] = field(default_factory=dict)
     residuals: dict[str, Tensor] = field(default_factory=dict)
 
@@ -55,19 +68,20 @@ class Explanation:
 class Explainer:
     """Explains batches of preprocessed images.
 
-    ``methods`` and ``targets`` are specs. ``precision``: ``float32``; ``float64`` for proofs; ``tf32``, ``bf16`` and
-    ``fp16`` are faster and less exact, by choice. ``seed``: of methods that draw noise. ``pass_size``: draws of few
-    images are put together into passes of so many inputs. The model itself is never touched: a frozen copy of it is
-    run on ``device``. ``notes``: what its user should know, after the first batch.
+    ``model``: a ``Model``, or a bare ``torch.nn.Module``. ``methods`` and ``targets`` are specs; a target may also be a
+    class's number, or a module of the model, whose mean activation is meant. ``precision``: ``float32``; ``float64``
+    for proofs; ``tf32``, ``bf16`` and ``fp16`` are faster and less exact, by choice. ``seed``: of methods that draw
+    noise. ``pass_size``: draws of few images are put together into passes of so many inputs. The model itself is never
+    touched: a frozen copy of it is run on ``device``. ``notes``: what its user should know, after the first batch.
     Raises Refused for specs that do not exist or would share a name; warns with Told.
     """
 
     def __init__(
         self,
-        model: Model,
+        model: Model | nn.Module,
         *,
-        methods: Sequence[str] = ("gradient",),
-        targets: Sequence[str] = ("predicted",),
+        methods: str | Sequence[str] = "gradient",
+        targets: str | int | nn.Module | Sequence[str | int | nn.Module] = "predicted",
         device: str | torch.device = "cpu",
         precision: str = "float32",
         seed: int = 0,
@@ -75,12 +89,13 @@ class Explainer:
     ) -> None:
         if precision not in PRECISIONS:
             raise Refused(f"precision {precision!r} does not exist: choose one of {', '.join(PRECISIONS)}.")
-        self.device = torch.device(device)
+        self.device = as_device(device)
         self.precision = precision
         self.dtype = torch.float64 if precision == "float64" else torch.float32
-        self.model = model
-        self.methods = [parse_method(spec) for spec in methods]
-        self.targets = parse_targets(targets, class_names=model.class_names)
+        self.model = as_model(model)
+        self.methods = [parse_method(spec) for spec in as_method_specs(methods)]
+        specs = as_target_specs(targets, self.model.module)
+        self.targets = parse_targets(specs, class_names=self.model.class_names)
         if not self.methods or not self.targets:
             raise Refused("there is no method, or no target: give at least one of each.")
         refuse_collisions(self.methods)
@@ -103,8 +118,21 @@ class Explainer:
     def replica(self, images: Tensor) -> Replica:
         """The model as it is run, made for images like these; made again when its weights have been edited."""
         if self._replica is None or not self._replica.is_of(self.model, images):
-            signals = [signal for _, members in self._groups for signal in members]
-            self._replica = make_replica(
+            self._replica = self._made_for(images)
+            for note in self._replica.notes:
+                self._tell(note)
+        return self._replica
+
+    @property
+    def automatic_layer(self) -> str | None:
+        """What ``layer=auto`` is, a call and where it is made, as ``relu#17 (layer4.1.relu)``; None before the first
+        batch, and if no method reads it."""
+        return (self._replica.found or None) if self._replica is not None else None
+
+    def _made_for(self, images: Tensor) -> Replica:
+        signals = [signal for _, members in self._groups for signal in members]
+        try:
+            return make_replica(
                 self.model,
                 images,
                 dtype=self.dtype,
@@ -113,24 +141,46 @@ class Explainer:
                 fold_biased=not any(signal.readout.leftovers for signal in signals),
                 channels_last=self.precision in LESS_EXACT,
             )
-            for note in self._replica.notes:
-                self._tell(note)
-        return self._replica
+        except (Refused, Warning):
+            raise
+        except Exception as error:  # whatever the model raises on its first image
+            if is_out_of_memory(error):
+                raise
+            raise Refused(
+                f"{self.model.spec} fails on images of shape {list(images.shape)} (tried with one, made up): "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
     def __call__(
-        self, images: Tensor, *, labels: Tensor | None = None, rows: Tensor | None = None, trial: bool = False
+        self,
+        images: Values,
+        *,
+        labels: Values | None = None,
+        rows: Values | None = None,
+        trial: bool = False,
     ) -> dict[str, Explanation]:
-        """``images`` float [n, C, H, W], preprocessed; ``labels`` int64 [n], −1 for none; ``rows`` int64 [n], the
-        images' permanent numbers (randomness is keyed by them; 0..n−1 by default) → by target slug.
+        """Explains a batch.
 
-        ``trial``: of samplers only the first pass, to see that and in what shapes everything comes, not the values."""
+        Args:
+            images: Floating point [n, C, H, W], preprocessed; a tensor or an array. One with NaN or infinity has no
+                maps, and moves no other's.
+            labels: Integers [n], −1 or None for none.
+            rows: Integers [n], the images' permanent numbers (randomness is keyed by them); 0 to n − 1 by default.
+            trial: Of samplers only the first pass, to see that and in what shapes everything comes, not the values.
+
+        Returns:
+            The explanations by target slug.
+
+        Raises:
+            Refused: an argument is not as above, or the model cannot be explained so.
+        """
         with arithmetic(self.precision, self.device):
             images, labels, rows = self._checked(images, labels, rows)
-            if not len(images):
-                raise Refused("there are no images in the batch: at least one is needed.")
+            finite = images.isfinite().flatten(1).all(dim=1)
+            images = images.masked_fill(~finite.view(-1, 1, 1, 1), 0)
             replica = self.replica(images)
             try:
-                return self._explain(replica, images, labels, rows.tolist(), trial=trial)
+                return self._explain(replica, images, labels, rows, finite, trial=trial)
             except (Refused, Warning):
                 raise
             except Exception:
@@ -139,11 +189,11 @@ class Explainer:
                 # The model may do with these images what it did not with the probe, and not in blocks. If it is
                 # something else, it comes again.
                 plain = replace(replica, blocked=False)
-                result = self._explain(plain, images, labels, rows.tolist(), trial=trial)
+                result = self._explain(plain, images, labels, rows, finite, trial=trial)
                 self._replica = plain
                 return result
 
-    def single_pass(self, images: Tensor, *, labels: Tensor | None = None) -> Pass:
+    def single_pass(self, images: Values, *, labels: Values | None = None) -> Pass:
         """The plain pass of the first target at the images themselves, with all that the methods' readouts read."""
         with arithmetic(self.precision, self.device):
             images, labels, _ = self._checked(images, labels, None)
@@ -153,25 +203,32 @@ class Explainer:
             choice = target.choose(forward.outputs.detach(), labels)
             return forward.backward(target.scores(forward.all_outputs, choice), last=True)
 
-    def _checked(self, images: Tensor, labels: Tensor | None, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        n = len(images)
-        labels = torch.full((n,), NO_LABEL) if labels is None else labels
-        rows = torch.arange(n) if rows is None else rows
-        if len(labels) != n or len(rows) != n:
-            raise Refused(f"{n} images came with {len(labels)} labels and {len(rows)} rows: they must be as many.")
+    def _checked(
+        self, images: Values, labels: Values | None, rows: Values | None
+    ) -> tuple[Tensor, Tensor, Sequence[int]]:
+        preprocessing = self.model.preprocessing
+        batch = as_images(images, channels=None if preprocessing is None else preprocessing.channels)
+        numbers, rows = as_labels(labels, len(batch)), as_rows(rows, len(batch))
         # Contiguous: a network runs in the layout of its images, and rounds by it.
-        images, labels = images.to(self.device, self.dtype).contiguous(), labels.to(self.device, torch.int64)
-        return usable(images), usable(labels), rows
+        batch, numbers = batch.to(self.device, self.dtype).contiguous(), numbers.to(self.device)
+        return usable(batch), usable(numbers), rows
 
     def _explain(
-        self, replica: Replica, images: Tensor, labels: Tensor, rows: Sequence[int], *, trial: bool
+        self,
+        replica: Replica,
+        images: Tensor,
+        labels: Tensor,
+        rows: Sequence[int],
+        finite: Tensor,
+        *,
+        trial: bool,
     ) -> dict[str, Explanation]:
         batch = Batch(images, rows, self._seed, self.model.preprocessing)
         results: dict[str, Explanation] = {}
         choices: dict[str, Choice] = {}
         if not self._groups[0][0].starts_clean:
             clean = self._forward(replica, images, ())
-            choices, results = self._choose(clean.all_outputs, labels)
+            choices, results = self._choose(clean.all_outputs, labels, finite)
         signals: dict[tuple[str, Signal], Tensor] = {}
         residuals: dict[tuple[str, Signal], Tensor] = {}
         for sampler, members in self._groups:
@@ -181,7 +238,7 @@ class Explainer:
             for sample in islice(samples, 1) if trial else samples:
                 forward = self._forward(replica, sample.inputs, members, sample.displacement)
                 if not results:
-                    choices, results = self._choose(forward.all_outputs, labels)
+                    choices, results = self._choose(forward.all_outputs, labels, finite)
                 pairs = [(rule, target) for rule in by_rule for target in self.targets]
                 for rule, target in pairs:
                     if rule.hooks_relus and not forward.relus():
@@ -282,14 +339,18 @@ class Explainer:
             blocked=replica.blocked,
         )
 
-    def _choose(self, outputs: Outputs, labels: Tensor) -> tuple[dict[str, Choice], dict[str, Explanation]]:
-        """Settles every target on the clean images; the maps are still to come."""
+    def _choose(
+        self, outputs: Outputs, labels: Tensor, finite: Tensor
+    ) -> tuple[dict[str, Choice], dict[str, Explanation]]:
+        """Settles every target on the clean images; the maps are still to come. ``finite`` bool [n]: the images are."""
         clean = Outputs(
             outputs.logits.detach().to(self.dtype),
             {name: value.detach().to(self.dtype) for name, value in outputs.layers.items()},
         )
         choices = {target.slug: target.choose(clean.logits, labels) for target in self.targets}
-        return choices, {target.slug: _described(target, clean, choices[target.slug]) for target in self.targets}
+        return choices, {
+            target.slug: _described(target, clean, choices[target.slug], finite) for target in self.targets
+        }
 
     def _tell_unreached(self, replica: Replica, target: Target, one: Pass) -> None:
         for name, layer in one.activations.items():
@@ -321,14 +382,16 @@ def _by_rule(signals: Sequence[Signal]) -> dict[Rule, list[Signal]]:
     return rules
 
 
-def _described(target: Target, clean: Outputs, choice: Choice) -> Explanation:
-    missing = ~choice.applies
+def _described(target: Target, clean: Outputs, choice: Choice, finite: Tensor) -> Explanation:
     scores = target.scores(clean, choice)
+    finite = finite & (scores.isfinite() | ~choice.applies)
+    applies = choice.applies & finite
+    missing = ~applies
     if target.is_class:
         classes, probabilities = choice.classes, pick(clean.logits.softmax(dim=1), choice.classes)
     else:
         classes, probabilities = torch.full_like(choice.classes, -1), torch.full_like(scores, float("nan"))
-    return Explanation(classes, blank(scores, where=missing), blank(probabilities, where=missing), choice.applies)
+    return Explanation(classes, blank(scores, where=missing), blank(probabilities, where=missing), applies, finite)
 
 
 def _repeated(choice: Choice, times: int) -> Choice:

@@ -24,14 +24,22 @@ from saliency_core.weights import describe_mismatch, load_state
 class Model:
     """A classifier: float images [n, C, H, W], preprocessed → scores [n, classes] before softmax.
 
-    ``output`` selects one of several outputs by position or name. ``class_names`` is None where nobody told.
+    ``output`` selects one of several outputs by position or name. ``preprocessing`` and ``class_names`` are None if
+    they are not known.
     """
 
     spec: str
     module: nn.Module
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None = None
     class_names: tuple[str, ...] | None = None
     output: int | str | None = None
+
+    @property
+    def geometry(self) -> Preprocessing:
+        """The preprocessing. Raises Refused if it is not known."""
+        if self.preprocessing is None:
+            raise Refused(f"how images are prepared for {self.spec} is not known: give Model its preprocessing.")
+        return self.preprocessing
 
     def logits(self, images: Tensor) -> Tensor:
         """[n, classes] in the images' order. Refused where the outputs are ambiguous or of another shape."""

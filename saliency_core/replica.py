@@ -54,8 +54,10 @@ def make_replica(
     is found. ``fold_biased``: fold batch norms also into convolutions with a bias of their own.
     """
     # What is found out must not depend on the images, or replicas of one run would differ: a picture of noise.
-    generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(1, *images.shape[1:], generator=generator).to(images.device, dtype)
+    # The dtype and the device are given, for the process may have other defaults.
+    generator = torch.Generator("cpu").manual_seed(0)
+    probe = torch.randn(1, *images.shape[1:], generator=generator, dtype=torch.float32, device="cpu")
+    probe = probe.to(images.device, dtype)
     module = copy_frozen(model.module, device=images.device, dtype=dtype)
     copied = replace(model, module=module)
     notes = bypass_softmax(copied, probe)
@@ -76,7 +78,7 @@ def make_replica(
     if AUTO in places:
         found = find_layer(copied, probe)
         places[AUTO] = found.name
-        told = f"{found.name} ({found.owner})" if found.owner else found.name
+        told = found.whereabouts
     blocked = not channels_last and runs_blocked(copied, torch.cat([probe, 2 * probe]))
     return Replica(copied, places, notes, _source(model, images), told, blocked)
 

@@ -137,7 +137,7 @@ def noise_for(
 ) -> Tensor:
     """Standard normal float32 [len(rows), *shape], from (seed, row, draw) alone: neither the batch nor the order of
     the work moves a bit. Of one kind of device: a GPU's generator is another."""
-    noise = torch.empty((len(rows), *shape), device=device)
+    noise = torch.empty((len(rows), *shape), dtype=torch.float32, device=device)
     generator = torch.Generator(device)
     for position, row in enumerate(rows):
         key = hashlib.blake2b(f"{seed} {row} {draw}".encode(), digest_size=8).digest()

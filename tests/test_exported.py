@@ -17,7 +17,7 @@ from torchvision import models
 
 from saliency_core import Explainer, load_model
 from saliency_core.calls import is_in_place
-from saliency_core.decompose import decompose
+from saliency_core.fullgrad_decomposition import decompose
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 METHODS = ("fullgrad", "simple_fullgrad", "gradcam", "guided_backprop")

@@ -9,8 +9,8 @@ from references import built, full_gradient, gradient, of_class, residual
 from subjects import distance, own
 from torch import Tensor, nn
 
-from saliency_core.decompose import decompose
 from saliency_core.errors import Refused
+from saliency_core.fullgrad_decomposition import decompose
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

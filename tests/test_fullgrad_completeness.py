@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from saliency_core import Explainer
-from saliency_core.decompose import decompose
+from saliency_core.fullgrad_decomposition import decompose
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

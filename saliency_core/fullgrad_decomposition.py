@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from saliency_core.arguments import Values
 from saliency_core.explain import Explainer
 from saliency_core.fullgrad import bias_of, completeness, images_first
 from saliency_core.models import Model
@@ -14,11 +15,11 @@ from saliency_core.passes import LayerPass
 
 
 def decompose(
-    model: Model,
-    images: Tensor,
+    model: Model | nn.Module,
+    images: Values,
     *,
-    target: str = "predicted",
-    labels: Tensor | None = None,
+    target: str | int | nn.Module = "predicted",
+    labels: Values | None = None,
     precision: str = "float32",
 ) -> Decomposition:
     """The parts that add up to the score of ``target``, of ``images`` float [n, C, H, W], preprocessed.
@@ -26,7 +27,7 @@ def decompose(
     Layers come in the order of execution. A batch norm that directly follows a convolution without a bias is one
     layer with it. Srinivas & Fleuret 2019, arXiv:1905.00780, equation 3.
     """
-    explainer = Explainer(model, methods=["fullgrad"], targets=[target], precision=precision)
+    explainer = Explainer(model, methods=["fullgrad"], targets=target, precision=precision)
     one = explainer.single_pass(images, labels=labels)
     layers = [_layer(layer, len(images)) for layer in one.layers]
     return Decomposition(one.scores, one.inputs, one.input_gradient, layers, completeness(one))

@@ -1,0 +1,184 @@
+"""Checks of what callers of the core pass in: models, specs, devices, images, labels and rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from saliency_core.errors import Refused
+from saliency_core.models import Model
+from saliency_core.targets import NO_LABEL
+
+_PRINTED_MODULE = re.compile(r"[=:]\s*[A-Z]\w*\(")  # as in "gradcam(layer=Conv2d(3, 8, …))"
+
+Values = Tensor | np.ndarray | Sequence[Any]
+
+
+def as_model(model: object) -> Model:
+    """A ``Model``; a bare module becomes one without preprocessing and class names.
+
+    Raises:
+        Refused: ``model`` is neither a ``Model`` nor a ``torch.nn.Module``.
+    """
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, nn.Module):
+        return Model(type(model).__name__, model)
+    called = " Call it, and pass what it returns." if callable(model) else ""
+    raise Refused(f"model is a {type(model).__name__}, where a torch.nn.Module or a Model is needed.{called}")
+
+
+def as_method_specs(methods: object) -> list[str]:
+    """Specs of methods; a single string is one spec. Raises Refused for anything but strings."""
+    return [_text(spec, "methods", "smoothgrad(n=50)") for spec in _several(methods, "methods")]
+
+
+def as_target_specs(targets: object, module: nn.Module) -> list[str]:
+    """Specs of targets; an integer is a class, and a module of the model is that layer.
+
+    Raises:
+        Refused: a target is something else, or a module that is no part of ``module``.
+    """
+    return [_target(target, module) for target in _several(targets, "targets")]
+
+
+def as_device(device: object) -> torch.device:
+    """The device, which must be there: torch itself says so only when the first tensor is moved."""
+    try:
+        chosen = torch.device(device)  # type: ignore[call-overload]
+    except (RuntimeError, TypeError) as error:
+        raise Refused(f"device {device!r} does not exist: {str(error).splitlines()[0]}") from error
+    if chosen.type == "cuda":
+        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (chosen.index or 0) >= there:
+            have = f"only {there} of them" if there else "none"
+            raise Refused(f"device {str(device)!r}: torch sees {have} on this machine. Take device='cpu'.")
+    assert isinstance(chosen, torch.device)
+    return chosen
+
+
+def as_images(images: object, *, channels: int | None) -> Tensor:
+    """A batch of preprocessed images, floating point [n, C, H, W], n ≥ 1.
+
+    Args:
+        images: A tensor or an array, or a sequence of tensors or arrays [C, H, W] of one size.
+        channels: What the model takes; None if that is not known.
+
+    Raises:
+        Refused: it is no batch, holds no floating point numbers, or has another number of channels.
+    """
+    batch = _stacked(images)
+    shape = list(batch.shape)
+    if batch.dim() == 3:
+        raise Refused(f"images have the shape {shape}, where a batch [n, C, H, W] is needed: for one, images[None].")
+    if batch.dim() != 4:
+        raise Refused(f"images have the shape {shape}, where a batch [n, C, H, W] is needed.")
+    if not batch.is_floating_point():
+        raise Refused(
+            f"images are {_kind(batch)}, where preprocessed floating point numbers are needed: of uint8 pixels "
+            "[n, H, W, C], model.preprocessing.normalise(pixels, torch.float32) makes them."
+        )
+    if not len(batch):
+        raise Refused("there are no images in the batch: at least one is needed.")
+    if channels is not None and batch.shape[1] != channels:
+        last = " They seem to come channels last: images.permute(0, 3, 1, 2)." if batch.shape[3] == channels else ""
+        raise Refused(
+            f"images have the shape {shape}, so {batch.shape[1]} channels, and the model takes {channels}.{last}"
+        )
+    return batch
+
+
+def as_labels(labels: object, n: int) -> Tensor:
+    """Class numbers int64 [n] on the CPU or where they were; −1 for none. None: no image has a label.
+
+    Raises:
+        Refused: they are not ``n`` integers.
+    """
+    if labels is None:
+        return torch.full((n,), NO_LABEL, dtype=torch.int64, device="cpu")
+    if isinstance(labels, list | tuple):
+        labels = [NO_LABEL if label is None else label for label in labels]
+    return _integers(labels, n, "labels", "class numbers, −1 for none")
+
+
+def as_rows(rows: object, n: int) -> list[int]:
+    """The images' permanent numbers; None: 0 to n − 1. Raises Refused for anything but ``n`` integers."""
+    return list(range(n)) if rows is None else _integers(rows, n, "rows", "the images' permanent numbers").tolist()
+
+
+def _several(values: object, name: str) -> list[object]:
+    if isinstance(values, str | int | nn.Module) or values is None or callable(values):
+        values = [values]
+    try:
+        return list(values)  # type: ignore[call-overload,no-any-return]
+    except TypeError:
+        raise Refused(f"{name} is a {type(values).__name__}, where a sequence of specs is needed.") from None
+
+
+def _text(spec: object, name: str, example: str) -> str:
+    if not isinstance(spec, str):
+        raise Refused(f"{name} holds a {type(spec).__name__}, where a spec is needed, a text as {example!r}.")
+    if _PRINTED_MODULE.search(spec):
+        raise Refused(
+            f"{name} holds {spec[:60]!r}, which has the printed form of a module in it: write the module's name, as "
+            "model.named_modules() has it."
+        )
+    return spec
+
+
+def _target(target: object, module: nn.Module) -> str:
+    if isinstance(target, int | np.integer) and not isinstance(target, bool):
+        if target < 0:
+            raise Refused(f"target {target}: classes are numbered from 0.")
+        return f"class:{target}"
+    if isinstance(target, nn.Module):
+        name = next((name for name, part in module.named_modules() if part is target and name), None)
+        if name is None:
+            raise Refused(f"targets holds a {type(target).__name__} that is no layer of the model.")
+        return f"layer:{name}"
+    return _text(target, "targets", "class:3")
+
+
+def _stacked(images: object) -> Tensor:
+    if isinstance(images, list | tuple) and images and all(isinstance(image, Tensor | np.ndarray) for image in images):
+        parts = [torch.as_tensor(image) for image in images]
+        if len({part.shape for part in parts}) > 1:
+            raise Refused("images are of different shapes, where one batch [n, C, H, W] is needed.")
+        return torch.stack(parts)
+    if isinstance(images, np.ndarray):
+        return _from_array(images, "images")
+    if isinstance(images, Tensor):
+        return images
+    raise Refused(
+        f"images is a {type(images).__name__}, where a tensor or an array [n, C, H, W] is needed, preprocessed."
+    )
+
+
+def _integers(values: object, n: int, name: str, meaning: str) -> Tensor:
+    try:
+        numbers = values if isinstance(values, Tensor) else _from_array(np.asarray(values), name)
+    except (ValueError, OverflowError) as error:
+        raise Refused(f"{name} cannot be read as {meaning}: {error}") from error
+    if numbers.dim() == 1 and len(numbers) != n:
+        raise Refused(f"{n} images came with {len(numbers)} {name}: they must be as many.")
+    if numbers.dim() != 1:
+        raise Refused(f"{n} images came with {name} of shape {list(numbers.shape)}, where [{n}] is needed: {meaning}.")
+    if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
+        raise Refused(f"{name} are {_kind(numbers)}, where integers are needed: {meaning}.")
+    return numbers.to(torch.int64)
+
+
+def _from_array(array: np.ndarray, name: str) -> Tensor:
+    if array.dtype.kind not in "fiub":
+        raise Refused(f"{name} are {array.dtype}, where numbers are needed.")
+    # Reversed and other views have strides, and other machines' files a byte order, that torch does not know.
+    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+
+
+def _kind(values: Tensor) -> str:
+    return str(values.dtype).removeprefix("torch.")
