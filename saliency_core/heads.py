@@ -1,0 +1,142 @@
+"""Heads: how a model's scores become probabilities. The scores in front of a softmax or a sigmoid are explained.
+
+Behind either, gradients vanish where the model is sure, and a softmax couples all classes. So the calls at the model's
+end that squash its scores are passed by, module or function. A single logit z speaks for class 1, and −z for class 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from saliency_core.endings import LOGIT, SIGMOID, SOFTMAX, Ending, Trace, find_ending, scripted_ending
+from saliency_core.errors import Refused
+from saliency_core.models import AUTO, Model, select_output
+
+_CLOSE = 1e-2  # of the largest: whether scores were found in front of probabilities, which may be clamped or rounded
+_SCALES = (10, -10, 100, -100)
+
+
+@dataclass(frozen=True)
+class Head:
+    """What makes probabilities of scores.
+
+    ``kind``: softmax, sigmoid (of each class by itself), or logit (one, for two classes). ``squash``: which of softmax
+    and sigmoid is passed by at the model's end; empty if none is. ``as_ever``: the scores are those of stores that were
+    made before heads were recorded.
+    """
+
+    kind: str = SOFTMAX
+    squash: str = ""
+    as_ever: bool = True
+
+    def note(self, n_classes: int) -> str:
+        """What a plan says of it."""
+        what = {
+            SOFTMAX: f"softmax over {n_classes:,} classes",
+            SIGMOID: f"sigmoid over {n_classes:,} labels",
+            LOGIT: "one logit, two classes",
+        }[self.kind]
+        front = "it" if self.squash == self.kind else f"the model's {self.squash}"
+        return f"head: {what}" + (f" (the scores in front of {front} are explained)" if self.squash else "")
+
+    @property
+    def key(self) -> dict[str, str]:
+        """What a fingerprint holds of it: nothing, where stores without a head hold the same scores."""
+        squash = f", in front of {self.squash}" if self.squash else ""
+        return {} if self.as_ever else {"head": self.kind + squash}
+
+
+def to_probabilities(scores: Tensor, kind: str) -> Tensor:
+    """Scores [n, classes] → probabilities [n, classes]. A logit's are the scores −z and z of its two classes."""
+    return scores.softmax(dim=1) if kind == SOFTMAX else scores.sigmoid()
+
+
+def settle_head(model: Model, images: Tensor) -> tuple[Model, Head, tuple[str, ...]]:
+    """``model`` with its head settled, whose ``logits`` pass by what squashes them; the head; and what to tell of it.
+
+    Args:
+        model: a copy of its own, which may be changed; its ``head`` is what was asked for.
+        images: float [1, C, H, W], a probe to run it on.
+
+    Raises:
+        Refused: there is one score, of which a softmax or a hard sigmoid was made: no class can be told from it.
+    """
+    ending, passing, outputs = _without_ending(model, images)
+    squash = ""
+    notes: list[str] = []
+    if ending is not None:
+        scores = passing.columns(images)
+        if ending.kind and scores.shape == outputs.shape and _explains(to_probabilities(scores, ending.kind), outputs):
+            model, squash = passing, ending.kind
+            if ending.inner or _is_distribution(scores):
+                notes.append("the scores in front of the model's last softmax or sigmoid were squashed before, too.")
+        else:
+            notes.append(
+                f"the model ends in {ending.name}, which makes no probability of each class: what it returns is taken "
+                "for scores. Let it return what is in front, or choose another --output."
+            )
+            if outputs.shape[1] == 1 and ending.name != "tanh" and model.head == AUTO:
+                raise Refused(
+                    f"{model.spec} gives one value for an image, the result of {ending.name}, which is no logit: let "
+                    "it return the scores in front, or take the values for logits with --head sigmoid."
+                )
+    elif _is_distribution(outputs) or _is_distribution(outputs.exp()) or _stays_in_unit_interval(model, images):
+        notes.append(
+            "the model's scores look like probabilities, the result of a softmax or a sigmoid that cannot be seen: "
+            "gradients of probabilities vanish where the model is sure, and probabilities are made of them once more. "
+            "Choose the --output before it, or let the model return that (--head does not change it)."
+        )
+    kind = _kind(model, outputs.shape[1], squash)
+    head = Head(kind, squash, as_ever=kind == SOFTMAX and (not squash or (ending is not None and ending.as_ever)))
+    if squash or kind != SOFTMAX:
+        notes.insert(0, head.note(outputs.shape[1]))
+    return replace(model, head=head.kind), head, tuple(notes)
+
+
+def _kind(model: Model, columns: int, squash: str) -> str:
+    if columns == 1:
+        if model.head == SOFTMAX:
+            raise Refused(
+                f"--head softmax: {model.spec} gives one score, and a softmax of one is always 1. Leave it out: one "
+                "logit is two classes."
+            )
+        return LOGIT
+    return model.head if model.head != AUTO else squash or SOFTMAX
+
+
+def _without_ending(model: Model, images: Tensor) -> tuple[Ending | None, Model, Tensor]:
+    """The model's ending; the model that passes it by; and what it gives with the ending [1, columns]."""
+    with torch.no_grad():
+        if isinstance(model.module, torch.jit.ScriptModule):
+            ending, edited = scripted_ending(model.module)
+            return ending, replace(model, module=edited), model.columns(images.clone())
+        with Trace() as trace:
+            outputs = model.module(images.clone())
+        ending = find_ending(trace.calls, id(select_output(outputs, model.output)))
+        passing = model if ending is None else replace(model, passing=trace.passing(ending))
+        return ending, passing, model.as_columns(outputs, images)
+
+
+def _explains(found: Tensor, outputs: Tensor) -> bool:
+    """Whether probabilities [n, columns] are the outputs, or their logarithms."""
+    return any(
+        bool(((found.double() - values).abs() <= _CLOSE * values.abs().max()).all())
+        for values in (outputs.double(), outputs.double().exp())
+    )
+
+
+def _is_distribution(values: Tensor) -> bool:
+    sums = values.double().sum(dim=1)
+    return values.shape[1] > 1 and bool((values >= 0).all() and ((sums - 1).abs() < 1e-3).all())
+
+
+def _stays_in_unit_interval(model: Model, images: Tensor) -> bool:
+    """Whether outputs lie between 0 and 1 however strong the images."""
+    with torch.no_grad():
+        return all(
+            bool(((values >= 0) & (values <= 1)).all())
+            for values in (model.columns(scale * images) for scale in (1, *_SCALES))
+        )
