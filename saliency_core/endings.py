@@ -92,7 +92,7 @@ def find_ending(calls: Sequence[Call], output: object) -> Ending | None:
         carried = True
         if call.name in _GUARDS or (call.name in _SUMS and len(call.reads) == 1 and call.numbers):
             changes[place] = INPUT
-        elif call.name == "rsub" and len(call.reads) == 1 and call.numbers[:1] == (1,):
+        elif call.name in ("rsub", "sub") and len(call.reads) == 1 and call.numbers[:1] == (1,):
             changes[place] = NEGATED  # 1 − σ(z) = σ(−z)
         elif call.name not in _CARRIERS:
             return None
@@ -184,7 +184,7 @@ class PassBy(TorchFunctionMode):
             self._counts[name] += 1
             change = self._passing.changes.get((name, self._counts[name]))
             if change is not None:
-                value = args[0] if args else (kwargs or {})["input"]
+                value = next(leaf for leaf in tree_leaves((tuple(args), kwargs)) if isinstance(leaf, Tensor))
                 return -value if change == NEGATED else value
         return func(*args, **(kwargs or {}))
 
@@ -215,8 +215,11 @@ def scripted_ending(module: torch.jit.ScriptModule) -> tuple[Ending | None, nn.M
 def _node_call(node: Any) -> Call:
     lists = [value for value in node.inputs() if value.node().kind() == "prim::ListConstruct"]
     values = [*node.inputs(), *(member for one in lists for member in one.node().inputs())]
-    numbers = tuple(number for value in values if isinstance(number := value.toIValue(), int | float))
-    reads = tuple(value.debugName() for value in values if _is_tensor(value))
+    constants = [value for value in values if value.node().kind() == "prim::Constant"]
+    known = [value.toIValue() for value in constants]
+    known = [value.item() if isinstance(value, Tensor) and value.numel() == 1 else value for value in known]
+    numbers = tuple(value for value in known if isinstance(value, int | float))
+    reads = tuple(value.debugName() for value in values if _is_tensor(value) and value not in constants)
     makes = frozenset(value.debugName() for value in node.outputs())
     return Call(node.kind().rpartition("::")[2].strip("_"), reads, makes, numbers)
 
@@ -227,4 +230,3 @@ def _is_tensor(value: Any) -> bool:
 
 def _name(func: Callable[..., Any]) -> str:
     return call_name(func).strip("_")
-

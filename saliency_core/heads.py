@@ -16,7 +16,11 @@ from saliency_core.errors import Refused
 from saliency_core.models import AUTO, Model, select_output
 
 _CLOSE = 1e-2  # of the largest: whether scores were found in front of probabilities, which may be clamped or rounded
-_SCALES = (10, -10, 100, -100)
+_NO_LOGIT = (
+    "{spec} gives one value for an image, the result of {name}, which is no logit: let it return the scores in front, "
+    "or call them logits with --head sigmoid."
+)
+_SCALES = (1, -1, 10, -10, 100, -100)
 
 
 @dataclass(frozen=True)
@@ -79,15 +83,13 @@ def settle_head(model: Model, images: Tensor) -> tuple[Model, Head, tuple[str, .
                 "for scores. Let it return what is in front, or choose another --output."
             )
             if outputs.shape[1] == 1 and ending.name != "tanh" and model.head == AUTO:
-                raise Refused(
-                    f"{model.spec} gives one value for an image, the result of {ending.name}, which is no logit: let "
-                    "it return the scores in front, or take the values for logits with --head sigmoid."
-                )
-    elif _is_distribution(outputs) or _is_distribution(outputs.exp()) or _stays_in_unit_interval(model, images):
+                raise Refused(_NO_LOGIT.format(spec=model.spec, name=ending.name))
+    elif _is_distribution(outputs) or _is_distribution(outputs.exp()) or _is_bounded(model, images):
         notes.append(
-            "the model's scores look like probabilities, the result of a softmax or a sigmoid that cannot be seen: "
-            "gradients of probabilities vanish where the model is sure, and probabilities are made of them once more. "
-            "Choose the --output before it, or let the model return that (--head does not change it)."
+            "the model's scores look like probabilities, or their logarithms: the result of a softmax or a sigmoid "
+            "that cannot be seen. Gradients of probabilities vanish where the model is sure, and probabilities would "
+            "be made of them once more. Choose the --output before it, or let the model return that; --head only "
+            "tells what is made of the scores."
         )
     kind = _kind(model, outputs.shape[1], squash)
     head = Head(kind, squash, as_ever=kind == SOFTMAX and (not squash or (ending is not None and ending.as_ever)))
@@ -103,6 +105,8 @@ def _kind(model: Model, columns: int, squash: str) -> str:
                 f"--head softmax: {model.spec} gives one score, and a softmax of one is always 1. Leave it out: one "
                 "logit is two classes."
             )
+        if squash == SOFTMAX and model.head == AUTO:
+            raise Refused(_NO_LOGIT.format(spec=model.spec, name="a softmax over one value"))
         return LOGIT
     return model.head if model.head != AUTO else squash or SOFTMAX
 
@@ -133,10 +137,9 @@ def _is_distribution(values: Tensor) -> bool:
     return values.shape[1] > 1 and bool((values >= 0).all() and ((sums - 1).abs() < 1e-3).all())
 
 
-def _stays_in_unit_interval(model: Model, images: Tensor) -> bool:
-    """Whether outputs lie between 0 and 1 however strong the images."""
+def _is_bounded(model: Model, images: Tensor) -> bool:
+    """Whether outputs of [1, C, H, W] lie between 0 and 1 however strong it is, or end at 0, as logarithms do."""
     with torch.no_grad():
-        return all(
-            bool(((values >= 0) & (values <= 1)).all())
-            for values in (model.columns(scale * images) for scale in (1, *_SCALES))
-        )
+        values = torch.cat([model.columns(scale * images) for scale in _SCALES])
+    strongest = values[-2:].max()
+    return bool(((values >= 0) & (values <= 1)).all() or ((values <= 0).all() and strongest > -1e-3))
