@@ -90,8 +90,9 @@ def _ascend(model: Model, classes: Sequence[int], recipe: Recipe, seed: int, dev
             images = blur(images, recipe.blur_sigma)
     with torch.no_grad():
         outputs = replica.logits(images)
-    found = (values.gather(1, chosen)[:, 0] for values in (outputs, to_probabilities(outputs, made.head.kind)))
-    return ClassModels(images, *found, made.notes, made.head)
+    both = (outputs, to_probabilities(outputs, made.head.kind))
+    scores, probabilities = (values.gather(1, chosen)[:, 0] for values in both)
+    return ClassModels(images, scores, probabilities, made.notes, made.head)
 
 
 def penalty(images: Tensor, recipe: Recipe) -> Tensor:
