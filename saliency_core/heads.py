@@ -72,8 +72,8 @@ def settle_head(model: Model, images: Tensor) -> tuple[Model, Head, tuple[str, .
     squash = ""
     notes: list[str] = []
     if ending is not None:
-        scores = passing.columns(images)
-        if ending.kind and scores.shape == outputs.shape and _explains(to_probabilities(scores, ending.kind), outputs):
+        scores = _scores_in_front(passing, images, ending.kind, outputs)
+        if scores is not None:
             model, squash = passing, ending.kind
             if ending.inner or _is_distribution(scores):
                 notes.append("the scores in front of the model's last softmax or sigmoid were squashed before, too.")
@@ -84,7 +84,7 @@ def settle_head(model: Model, images: Tensor) -> tuple[Model, Head, tuple[str, .
             )
             if outputs.shape[1] == 1 and ending.name != "tanh" and model.head == AUTO:
                 raise Refused(_NO_LOGIT.format(spec=model.spec, name=ending.name))
-    elif _is_distribution(outputs) or _is_distribution(outputs.exp()) or _is_bounded(model, images):
+    elif _looks_squashed(model, images, outputs):
         notes.append(
             "the model's scores look like probabilities, or their logarithms: the result of a softmax or a sigmoid "
             "that cannot be seen. Gradients of probabilities vanish where the model is sure, and probabilities would "
@@ -124,12 +124,21 @@ def _without_ending(model: Model, images: Tensor) -> tuple[Ending | None, Model,
         return ending, passing, model.as_columns(outputs, images)
 
 
-def _explains(found: Tensor, outputs: Tensor) -> bool:
-    """Whether probabilities [n, columns] are the outputs, or their logarithms."""
-    return any(
-        bool(((found.double() - values).abs() <= _CLOSE * values.abs().max()).all())
+def _scores_in_front(passing: Model, images: Tensor, kind: str, outputs: Tensor) -> Tensor | None:
+    """What ``passing`` gives [1, columns], if softmax or sigmoid make the outputs of it, or their logarithms."""
+    try:
+        with torch.no_grad():
+            scores = passing.columns(images.clone())
+    except Exception:  # noqa: BLE001 - the model may check what it takes for probabilities; it runs as it is
+        return None
+    if not kind or scores.shape != outputs.shape:
+        return None
+    made = to_probabilities(scores, kind).double()
+    near = [
+        bool(((made - values).abs() <= _CLOSE * values.abs().max()).all())
         for values in (outputs.double(), outputs.double().exp())
-    )
+    ]
+    return scores if any(near) else None
 
 
 def _is_distribution(values: Tensor) -> bool:
@@ -137,9 +146,20 @@ def _is_distribution(values: Tensor) -> bool:
     return values.shape[1] > 1 and bool((values >= 0).all() and ((sums - 1).abs() < 1e-3).all())
 
 
-def _is_bounded(model: Model, images: Tensor) -> bool:
-    """Whether outputs of [1, C, H, W] lie between 0 and 1 however strong it is, or end at 0, as logarithms do."""
-    with torch.no_grad():
-        values = torch.cat([model.columns(scale * images) for scale in _SCALES])
-    strongest = values[-2:].max()
-    return bool(((values >= 0) & (values <= 1)).all() or ((values <= 0).all() and strongest > -1e-3))
+def _looks_squashed(model: Model, images: Tensor, outputs: Tensor) -> bool:
+    """Whether outputs [1, columns] are a distribution, stay between 0 and 1 however strong the images are, or end at 0
+    as the logarithms of such outputs do."""
+    if _is_distribution(outputs) or _is_distribution(outputs.exp()):
+        return True
+    if not (_in_unit_interval(outputs) or outputs.max() <= 0):
+        return False
+    try:
+        with torch.no_grad():
+            values = torch.cat([model.columns(scale * images) for scale in _SCALES])
+    except Exception:  # noqa: BLE001 - no model need take images like these
+        return False
+    return _in_unit_interval(values) or bool(values[-2:].max() > -1e-3 and values.max() <= 0)
+
+
+def _in_unit_interval(values: Tensor) -> bool:
+    return bool(((values >= 0) & (values <= 1)).all())

@@ -24,7 +24,7 @@ from saliency_core.targets import (
 
 
 class Contrast(Target):
-    """The predicted class's score, minus the runner-up's."""
+    """The predicted class's score, minus the runner-up's; of one logit z, 2|z|."""
 
     is_class = False
 

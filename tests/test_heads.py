@@ -340,6 +340,7 @@ def test_what_is_no_head_is_refused(model: Callable[[], Model], named: str) -> N
         (lambda z: torch.minimum(z, 0 * z) - torch.log1p((-z.abs()).exp()), "look like probabilities"),  # log-sigmoid
         (lambda z: z.softmax(1).softmax(1), "squashed before"),
         (lambda z: z.sigmoid().softmax(1), "squashed before"),
+        (lambda z: checked(z.softmax(1)), "ends in softmax"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -349,6 +350,27 @@ def test_what_cannot_be_passed_by_is_told(end: Callable[[Tensor], Tensor], named
         found = explainer(images_of())["predicted"]
     assert any(named in note for note in explainer.notes)
     assert found.maps["gradient"].isfinite().all()
+
+
+def checked(p: Tensor) -> Tensor:
+    """Of a model that trusts nothing."""
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError("these are no probabilities")
+    return p
+
+
+class Normalising(Ending):
+    """Prepares its images in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.sub_(0.5).div_(2))
+
+
+@quiet
+def test_the_probe_is_not_changed() -> None:
+    module, images = built(lambda: Normalising(torch.sigmoid)), images_of()
+    found = explain(module, images, "gradient")
+    exactly(found.scores, module.body((images - 0.5) / 2).amax(1))
 
 
 @pytest.mark.parametrize("end", [nn.Identity(), lambda z: 3 * z, lambda z: z - 1, lambda z: -z.square()])
