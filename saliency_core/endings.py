@@ -192,9 +192,12 @@ class PassBy(TorchFunctionMode):
 def scripted_ending(module: torch.jit.ScriptModule) -> tuple[Ending | None, nn.Module]:
     """The ending of a TorchScript model, whose calls no mode sees, and the model without it: its graph is edited, in a
     copy with the weights as constants."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch discourages all of TorchScript
-        edited = torch.jit.freeze(module, optimize_numerics=False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch discourages all of TorchScript
+            edited = torch.jit.freeze(module, optimize_numerics=False)
+    except RuntimeError:  # not every module has a form with constant weights; its values may still tell
+        return None, module
     graph = edited.graph
     nodes = list(graph.nodes())
     results = list(graph.outputs())
