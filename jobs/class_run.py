@@ -18,6 +18,8 @@ class ClassRun(Record):
     class_names: tuple[str, ...] | None
     """The model's, of all its classes."""
     notes: tuple[str, ...] = ()
+    head: str = "softmax"
+    """What made probabilities of scores, as in ``Run``."""
 
     def name(self, number: int) -> str | None:
         """Of a class of the model."""

@@ -83,6 +83,7 @@ def _plan(config: ClassesConfig, engine: StartingEngine) -> ClassRun:
         fingerprint={
             "model": config.model.partition(":")[0] if config.model.startswith("file:") else config.model,
             "output": config.output,
+            **first.head.key,
             "weights": tried.digest,
             "class_names": None if names is None else list(names),
             "preprocessing": geometry.to_dict(),
@@ -99,7 +100,8 @@ def _plan(config: ClassesConfig, engine: StartingEngine) -> ClassRun:
         preprocessing=geometry.to_dict(),
         classes=tuple(classes),
         class_names=names,
-        notes=first.notes,
+        notes=tuple(dict.fromkeys([first.head.note(tried.n_classes), *first.notes])),
+        head=first.head.kind,
     )
     if stored is None:
         claim(run)

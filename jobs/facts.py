@@ -16,6 +16,7 @@ from saliency_core.agreement import agreement
 from saliency_core.cam import AUTO
 from saliency_core.errors import Refused, Told
 from saliency_core.explain import LESS_EXACT, Explainer, Explanation
+from saliency_core.heads import Head
 from saliency_core.models import Model
 from saliency_core.preprocessing import Preprocessing
 from saliency_core.replica import Replica
@@ -25,7 +26,8 @@ from saliency_core.replica import Replica
 class ModelFacts:
     """``parameter_bytes`` of the replica; ``image_bytes``: what one image of a micro-batch keeps alive between forward
     and backward; ``passes``: how many forwards and backwards one image costs; ``notes``: what the user should know;
-    ``agreement`` of a faster precision with float32; ``needs_labels``: a target does."""
+    ``agreement`` of a faster precision with float32; ``needs_labels``: a target does; ``head``: what makes
+    probabilities of scores."""
 
     preprocessing: Preprocessing
     n_classes: int
@@ -40,6 +42,7 @@ class ModelFacts:
     notes: tuple[str, ...]
     agreement: dict[str, float]
     needs_labels: bool
+    head: Head
 
 
 def model_facts(config: Config, *, folders: Sequence[str] | None, device: Callable[[], str]) -> ModelFacts:
@@ -94,9 +97,14 @@ def model_facts(config: Config, *, folders: Sequence[str] | None, device: Callab
         parameter_bytes=sum(value.nbytes for value in model.module.state_dict().values() if isinstance(value, Tensor)),
         image_bytes=image_bytes,
         passes=explainer.passes,
-        notes=(*explainer.notes, *_layer_note(explainer, replica), *agreement_note),
+        notes=(
+            *dict.fromkeys([replica.head.note(tried.n_classes), *explainer.notes]),
+            *_layer_note(explainer, replica),
+            *agreement_note,
+        ),
         agreement=agreed,
         needs_labels=any(target.needs_labels for target in explainer.targets),
+        head=replica.head,
     )
 
 

@@ -82,6 +82,13 @@ class JobConfig(BaseModel):
         None, "which of several outputs holds the scores: a position or a name", group="Model"
     )
 
+    head: Literal["auto", "softmax", "sigmoid"] = key(
+        "auto",
+        "what makes probabilities of scores: softmax, or sigmoid for labels that exclude no other (auto: as the model "
+        "ends, else softmax; of one logit sigmoid)",
+        group="Model",
+    )
+
     preset: str | None = key(
         None, "torchvision preset whose preprocessing goes with local weights", group="Preprocessing"
     )

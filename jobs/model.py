@@ -24,6 +24,7 @@ def build_model(config: JobConfig, *, class_names: Sequence[str] | None) -> Mode
         preset=config.preset,
         preprocessing=config.preprocessing(),
         class_names=class_names,
+        head=config.head,
     )
 
 

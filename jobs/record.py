@@ -105,6 +105,8 @@ class Run(Record):
     n_classes: int
     target_specs: dict[str, str]
     arrays: tuple[ArraySpec, ...]
+    head: str = "softmax"
+    """What made probabilities of scores: softmax, sigmoid, or logit (of one, for two classes)."""
     passes: float = 1.0
     notes: tuple[str, ...] = ()
     agreement: dict[str, float] = {}

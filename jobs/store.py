@@ -140,7 +140,8 @@ def _class_template(run_json: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     shape = (geometry.channels, *geometry.input_size)
     note = {"note": "preprocessed: pixel = (value * std + mean) * 255", "mean": geometry.mean, "std": geometry.std}
     image = _create(root, run, 1, "image", "float32", shape, ("class", "channel", "y", "x"), nan, note)
-    score = _create(root, run, run.unit_size, "score", "float32", (), ("class",), nan, {"note": "before softmax"})
+    before = "before softmax" if run.head == "softmax" else "before sigmoid"
+    score = _create(root, run, run.unit_size, "score", "float32", (), ("class",), nan, {"note": before})
     return memory, {"image": image, "score": score}
 
 

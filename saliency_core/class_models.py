@@ -11,7 +11,7 @@ import hashlib
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch.nn import functional
 from saliency_core.arithmetic import arithmetic
 from saliency_core.deprocess import deprocess
 from saliency_core.errors import Refused, Told
+from saliency_core.heads import Head, to_probabilities
 from saliency_core.models import Model
 from saliency_core.passes import Forward
 from saliency_core.preprocessing import Preprocessing
@@ -37,8 +38,8 @@ _TINY = torch.finfo(torch.float64).tiny
 @dataclass(frozen=True)
 class ClassModels:
     """``images`` float32 [n, C, H, W], preprocessed: zero is the mean image. ``scores`` float32 [n]: each class's own
-    on its image, before softmax and without penalties; ``probabilities`` float32 [n]: after softmax. ``notes``: what
-    the user should know of the model.
+    on its image, without penalties, and before the ``head``, of which ``probabilities`` float32 [n] come. ``notes``:
+    what the user should know of the model.
 
     An ascent that went astray leaves NaN or infinities in its own image and score, and in no other.
     """
@@ -47,6 +48,7 @@ class ClassModels:
     scores: Tensor
     probabilities: Tensor
     notes: tuple[str, ...] = ()
+    head: Head = field(default_factory=Head)
 
 
 def visualise_classes(
@@ -88,8 +90,9 @@ def _ascend(model: Model, classes: Sequence[int], recipe: Recipe, seed: int, dev
             images = blur(images, recipe.blur_sigma)
     with torch.no_grad():
         outputs = replica.logits(images)
-    scores, probabilities = (values.gather(1, chosen)[:, 0] for values in (outputs, outputs.softmax(dim=1)))
-    return ClassModels(images, scores, probabilities, made.notes)
+    both = (outputs, to_probabilities(outputs, made.head.kind))
+    scores, probabilities = (values.gather(1, chosen)[:, 0] for values in both)
+    return ClassModels(images, scores, probabilities, made.notes, made.head)
 
 
 def penalty(images: Tensor, recipe: Recipe) -> Tensor:

@@ -23,6 +23,7 @@ from saliency_core.arguments import (
 from saliency_core.arithmetic import arithmetic, usable
 from saliency_core.captures import Captures
 from saliency_core.errors import Refused, Told
+from saliency_core.heads import to_probabilities
 from saliency_core.memory import is_out_of_memory
 from saliency_core.methods import Signal, parse_method
 from saliency_core.models import Model
@@ -50,10 +51,10 @@ class Explanation:
     """Of one target, on the images' device; NaN where ``applies`` is False.
 
     ``maps`` by method slug: [n, H, W] ([n, C, H, W] where the reduction keeps channels). ``classes`` int64 [n], −1
-    where the target is no class; ``scores`` [n] before softmax; ``probabilities`` [n] after it, NaN where the target
-    is no class; ``applies`` bool [n]; ``finite`` bool [n], False if the image or its score is not finite, and then
-    ``applies`` is False, too. ``residuals`` [n] by the slugs of methods whose maps must add up to the score: how far
-    they are from it, relative to the sum of the parts' sizes.
+    where the target is no class; ``scores`` [n] before softmax or sigmoid; ``probabilities`` [n] after it, NaN where
+    the target is no class; ``applies`` bool [n]; ``finite`` bool [n], False if the image or its score is not finite,
+    and then ``applies`` is False, too. ``residuals`` [n] by the slugs of methods whose maps must add up to the score:
+    how far they are from it, relative to the sum of the parts' sizes.
     """
 
     classes: Tensor
@@ -337,6 +338,7 @@ class Explainer:
             # Wherever calls are numbered, too, or another method would move a CAM's layer.
             open_views=captures is not None or any(signal.rule.hooks_relus for signal in members),
             blocked=replica.blocked,
+            head=replica.head.kind,
         )
 
     def _choose(
@@ -346,6 +348,7 @@ class Explainer:
         clean = Outputs(
             outputs.logits.detach().to(self.dtype),
             {name: value.detach().to(self.dtype) for name, value in outputs.layers.items()},
+            outputs.head,
         )
         choices = {target.slug: target.choose(clean.logits, labels) for target in self.targets}
         return choices, {
@@ -388,7 +391,7 @@ def _described(target: Target, clean: Outputs, choice: Choice, finite: Tensor) -
     applies = choice.applies & finite
     missing = ~applies
     if target.is_class:
-        classes, probabilities = choice.classes, pick(clean.logits.softmax(dim=1), choice.classes)
+        classes, probabilities = choice.classes, pick(to_probabilities(clean.logits, clean.head), choice.classes)
     else:
         classes, probabilities = torch.full_like(choice.classes, -1), torch.full_like(scores, float("nan"))
     return Explanation(classes, blank(scores, where=missing), blank(probabilities, where=missing), applies, finite)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from saliency_core.endings import LOGIT
 from saliency_core.errors import Refused
 from saliency_core.targets import (
     Choice,
@@ -23,7 +24,7 @@ from saliency_core.targets import (
 
 
 class Contrast(Target):
-    """The predicted class's score, minus the runner-up's."""
+    """The predicted class's score, minus the runner-up's; of one logit z, 2|z|."""
 
     is_class = False
 
@@ -75,7 +76,7 @@ class Loss(Target):
     """What a callable makes of ``(logits [n, classes], labels int64 [n])``, or of the logits alone → [n], per image.
 
     Labels are given where ``_takes_labels``. One that takes them does not apply to images without a label, which come
-    to it as class 0.
+    to it as class 0. Of a model of one logit, the logits are that one, [n, 1], as BCE's losses take it.
     """
 
     is_class = False
@@ -91,7 +92,7 @@ class Loss(Target):
         return Choice(torch.zeros_like(labels), everywhere(labels))
 
     def scores(self, outputs: Outputs, choice: Choice) -> Tensor:
-        logits = outputs.logits
+        logits = outputs.logits[:, 1:] if outputs.head == LOGIT else outputs.logits
         try:
             result = self.function(logits, choice.classes) if self.needs_labels else self.function(logits)
         except Exception as error:

@@ -7,25 +7,31 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from saliency_core.endings import SIGMOID, SOFTMAX, PassBy, Passing
 from saliency_core.errors import Refused
 from saliency_core.model_sources import Built, build_file, build_timm, build_torchvision
 from saliency_core.named import import_named
 from saliency_core.preprocessing import Preprocessing
 from saliency_core.weights import describe_mismatch, load_state
 
+AUTO = "auto"
+HEADS = (AUTO, SOFTMAX, SIGMOID)
+
 
 @dataclass(frozen=True)
 class Model:
-    """A classifier: float images [n, C, H, W], preprocessed → scores [n, classes] before softmax.
+    """A classifier: float images [n, C, H, W], preprocessed → scores [n, classes] before softmax or sigmoid.
 
     ``output`` selects one of several outputs by position or name. ``preprocessing`` and ``class_names`` are None if
-    they are not known.
+    they are not known. ``head``: how scores become probabilities, one of ``HEADS``; ``passing``: calls that ``logits``
+    passes by.
     """
 
     spec: str
@@ -33,6 +39,8 @@ class Model:
     preprocessing: Preprocessing | None = None
     class_names: tuple[str, ...] | None = None
     output: int | str | None = None
+    head: str = AUTO
+    passing: Passing | None = None
 
     @property
     def geometry(self) -> Preprocessing:
@@ -42,8 +50,25 @@ class Model:
         return self.preprocessing
 
     def logits(self, images: Tensor) -> Tensor:
-        """[n, classes] in the images' order. Refused where the outputs are ambiguous or of another shape."""
-        scores = select_output(self.module(images), self.output)
+        """[n, classes] in the images' order; of one logit z, the scores −z and z of its two classes [n, 2].
+
+        Raises:
+            Refused: the outputs are ambiguous or of another shape.
+        """
+        scores = self.columns(images)
+        return torch.cat([-scores, scores], dim=1) if scores.shape[1] == 1 else scores
+
+    def columns(self, images: Tensor) -> Tensor:
+        """As the module gives them, [n, columns]: one column for each class, or one logit."""
+        with nullcontext() if self.passing is None else PassBy(self.passing):
+            outputs = self.module(images)
+        return self.as_columns(outputs, images)
+
+    def as_columns(self, outputs: object, images: Tensor) -> Tensor:
+        """What the module made of ``images`` [n, C, H, W] → [n, columns]; also where it squeezed the shape [n, 1]."""
+        scores = select_output(outputs, self.output)
+        if scores.dim() < 2 and scores.numel() == len(images):
+            scores = scores.reshape(-1, 1)
         if scores.dim() != 2 or len(scores) != len(images) or scores.shape[1] == 0:
             raise Refused(
                 f"{self.spec} gives outputs of shape {list(scores.shape)} for images of shape {list(images.shape)}: "
@@ -61,14 +86,17 @@ def load_model(
     preset: str | None = None,
     preprocessing: Preprocessing | None = None,
     class_names: Sequence[str] | None = None,
+    head: str = AUTO,
 ) -> Model:
     """Builds the model, loads its weights and freezes it.
 
     ``weights``: a local state dict (``torch.load(weights_only=True)``) or ``.safetensors`` file; for torchvision also
     the name of one of its presets. None: the library's own pretrained weights, or what the factory returns.
     ``preset``: whose geometry and class names go with local torchvision weights. ``preprocessing`` overrides all.
+    ``head``: how scores become probabilities, softmax or sigmoid; auto: as the model ends, or sigmoid of one logit.
     Raises Refused where any part cannot be had, or is ambiguous.
     """
+    _refuse_no_head(head, class_names)
     kind, _, name = spec.partition(":")
     path = Path(weights) if weights and (Path(weights).suffix or Path(weights).exists()) else None
     _refuse_useless(kind, spec, weights=weights, path=path, num_classes=num_classes, preset=preset)
@@ -108,7 +136,17 @@ def load_model(
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     names = tuple(class_names) if class_names is not None else built.class_names
-    return Model(spec, module, geometry, names, output)
+    return Model(spec, module, geometry, names, output, head)
+
+
+def _refuse_no_head(head: str, class_names: Sequence[str] | None) -> None:
+    if head not in HEADS:
+        raise Refused(f"head {head!r} does not exist: choose one of {', '.join(HEADS)}.")
+    if class_names is not None and len(class_names) == 1:
+        raise Refused(
+            f"there is one class name ({class_names[0]}), and every model has two classes at least: one logit speaks "
+            "for class 1 and against class 0, so name both, class 0 first."
+        )
 
 
 def _refuse_useless(

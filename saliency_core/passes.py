@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from saliency_core.blocked import ENOUGH, Blocked, refuse_bad, whole
 from saliency_core.captures import Capture, Captures
+from saliency_core.endings import SOFTMAX
 from saliency_core.errors import Refused
 from saliency_core.rules import OutOfViews, Plain, Rule, find_relus
 from saliency_core.targets import Outputs
@@ -44,7 +45,7 @@ class Pass:
 class Forward:
     """One forward over ``inputs`` [n, C, H, W] that keeps its graph for the targets and rules that share it.
 
-    ``outputs``: float [n, classes] before softmax. ``captures`` watches it, where readouts or targets want more;
+    ``outputs``: float [n, classes] before ``head``. ``captures`` watches it, where readouts or targets want more;
     ``open_views``: where a rule is to hold; ``blocked``: in oneDNN's blocks, if inputs are enough. Refused where a
     layer that is wanted was not called; NotInBlocks.
     """
@@ -58,10 +59,12 @@ class Forward:
         captures: Captures | None = None,
         open_views: bool = False,
         blocked: bool = False,
+        head: str = SOFTMAX,
     ) -> None:
         self._inputs = inputs.detach().requires_grad_()
         self._displacement = self._inputs.detach() if displacement is None else displacement
         self._captures = captures
+        self._head = head
         watching: AbstractContextManager[Any] = captures if captures is not None else nullcontext()
         opening: AbstractContextManager[Any] = OutOfViews() if open_views else nullcontext()
         self._blocked = blocked and len(inputs) >= ENOUGH
@@ -79,7 +82,7 @@ class Forward:
     @property
     def all_outputs(self) -> Outputs:
         """The outputs with the layers that targets read."""
-        return Outputs(self.outputs, {} if self._captures is None else self._captures.live)
+        return Outputs(self.outputs, {} if self._captures is None else self._captures.live, self._head)
 
     def backward(
         self,

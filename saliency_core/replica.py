@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,8 @@ from saliency_core.blocked import runs_blocked
 from saliency_core.cam import AUTO, find_layer
 from saliency_core.errors import Refused
 from saliency_core.folding import fold_batch_norms
+from saliency_core.heads import Head, settle_head
 from saliency_core.models import Model
-from saliency_core.softmax import bypass_softmax
 from saliency_core.stem import lay_out_stem
 from saliency_core.strides import unstride
 
@@ -24,7 +24,8 @@ from saliency_core.strides import unstride
 class Replica:
     """``model`` runs. ``places``: where the activations that were asked for come from, a module or a call by its name;
     ``found``: what ``auto`` among them turned out to be, with the module that makes it; ``notes``: what its user should
-    know; ``blocked``: whether it may run in oneDNN's blocks."""
+    know; ``blocked``: whether it may run in oneDNN's blocks; ``head``: how its scores
+    become probabilities."""
 
     model: Model
     places: Mapping[str, str]
@@ -32,6 +33,7 @@ class Replica:
     source: tuple[object, ...]
     found: str = ""
     blocked: bool = False
+    head: Head = field(default_factory=Head)
 
     def is_of(self, model: Model, images: Tensor) -> bool:
         """Whether it was made of the model as it is now, for images like these."""
@@ -59,8 +61,7 @@ def make_replica(
     probe = torch.randn(1, *images.shape[1:], generator=generator, dtype=torch.float32, device="cpu")
     probe = probe.to(images.device, dtype)
     module = copy_frozen(model.module, device=images.device, dtype=dtype)
-    copied = replace(model, module=module)
-    notes = bypass_softmax(copied, probe)
+    copied, head, notes = settle_head(replace(model, module=module), probe)
     watched = bool(activations or live or not fold_biased)
     if watched and isinstance(module, torch.jit.ScriptModule):
         raise Refused(
@@ -80,7 +81,7 @@ def make_replica(
         places[AUTO] = found.name
         told = found.whereabouts
     blocked = not channels_last and runs_blocked(copied, torch.cat([probe, 2 * probe]))
-    return Replica(copied, places, notes, _source(model, images), told, blocked)
+    return Replica(copied, places, notes, _source(model, images), told, blocked, head)
 
 
 def speed_up(model: Model, probe: Tensor, *, channels_last: bool = False) -> Model:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from saliency_core.endings import SOFTMAX
 from saliency_core.errors import Refused
 
 NO_LABEL = -1
@@ -17,10 +18,11 @@ NO_LABEL = -1
 
 @dataclass(frozen=True)
 class Outputs:
-    """Of one forward: ``logits`` [n, classes] before softmax, and by name the ``layers`` [n, …] that a target reads."""
+    """Of one forward: ``logits`` [n, classes] before ``head``, by name the ``layers`` [n, …] that a target reads."""
 
     logits: Tensor
     layers: Mapping[str, Tensor] = field(default_factory=dict)
+    head: str = SOFTMAX
 
 
 @dataclass(frozen=True)

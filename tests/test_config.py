@@ -19,6 +19,7 @@ WHOLE = {
     "weights": "w.pt",
     "num_classes": 7,
     "output": "logits",
+    "head": "sigmoid",
     "precision": "bf16",
     "resize": "232",
     "crop": "224x192",

@@ -1,0 +1,235 @@
+"""Endings: the calls between a model's scores and what it returns, such as a softmax and a squeeze after it.
+
+An ending is found by following the model's output back, call by call, to the squashing call that made it: by the
+identity of tensors, so that a softmax inside (attention) is none. Squashing calls are then passed by, which makes them
+return their input, and calls that only carry values (views, casts) carry the scores instead of the probabilities.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from saliency_core.calls import call_name
+from saliency_core.errors import Refused
+
+SOFTMAX, SIGMOID, LOGIT = "softmax", "sigmoid", "logit"
+INPUT, NEGATED = "its input", "its input, negated"  # what a call that is passed by returns
+
+# What each squashing call makes of its input; "": something that is no probability of a class.
+_SQUASHES = {
+    **dict.fromkeys(("softmax", "log_softmax", "special_softmax", "special_log_softmax", "softmin"), SOFTMAX),
+    **dict.fromkeys(("sigmoid", "special_expit", "expit", "log_sigmoid", "logsigmoid"), SIGMOID),
+    **dict.fromkeys(("hardsigmoid", "tanh"), ""),
+}
+_JOINS = ("cat", "concat", "concatenate", "stack", "hstack", "column_stack")
+_CARRIERS = {
+    *("view", "view_as", "reshape", "reshape_as", "unsafe_view", "squeeze", "unsqueeze", "flatten", "unflatten"),
+    *("getitem", "select", "slice", "narrow", "permute", "transpose", "t", "movedim", "get", "ravel", "unbind"),
+    *("expand", "contiguous", "clone", "alias", "to", "to_copy", "float", "double", "half", "bfloat16", "type"),
+    *("type_as", "cpu", "cuda", "dropout", "feature_dropout", "nan_to_num", "lift_fresh_copy", "requires_grad"),
+    *_JOINS,
+}
+# Of probabilities alone, and next to nothing there: with scores they would do something else.
+_GUARDS = ("clamp", "clip", "clamp_min", "clamp_max", "hardtanh", "log")
+_SUMS = ("add", "radd", "iadd")
+_OF_MODULES = 5  # the ``_stacklevel`` that nn.Softmax and nn.LogSoftmax, and nothing else, call their function with
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call. ``reads``: what is carried on, and ``makes``: the results, both as identities; ``numbers``: its
+    arguments that are numbers; ``stack_level``: that of nn.functional's softmax."""
+
+    name: str
+    reads: tuple[object, ...]
+    makes: frozenset[object]
+    numbers: tuple[float, ...]
+    stack_level: object = None
+
+
+@dataclass(frozen=True)
+class Ending:
+    """``kind``: softmax or sigmoid; empty where the squashing call (``name``) is none of both, or they differ.
+
+    ``changes``: what is returned instead by the calls at these places; ``inner``: the scores in front are themselves
+    the result of a squashing call; ``as_ever``: it is a call of nn.Softmax or nn.LogSoftmax and the very last one.
+    """
+
+    kind: str
+    name: str
+    changes: Mapping[int, str]
+    inner: bool = False
+    as_ever: bool = False
+
+
+def find_ending(calls: Sequence[Call], output: object) -> Ending | None:
+    """The ending of a forward that made these calls, in their order; None where ``output`` is squashed by none."""
+    names: dict[str, None] = {}
+    changes: dict[int, str] = {}
+    carried, inner, as_ever = False, False, False
+    waiting = [(output, len(calls))]
+    while waiting:
+        value, before = waiting.pop()
+        place = next((place for place in reversed(range(before)) if value in calls[place].makes), None)
+        if place is None or not calls[place].reads:
+            return None
+        call = calls[place]
+        if call.name in _SQUASHES:
+            names[call.name] = None
+            changes[place] = NEGATED if call.name == "softmin" else INPUT
+            inner |= find_ending(calls[:place], call.reads[0]) is not None
+            as_ever = not carried and call.stack_level == _OF_MODULES and call.name != "softmin"
+            continue
+        carried = True
+        if call.name in _GUARDS or (call.name in _SUMS and len(call.reads) == 1 and call.numbers):
+            changes[place] = INPUT
+        elif call.name in ("rsub", "sub") and len(call.reads) == 1 and call.numbers[:1] == (1,):
+            changes[place] = NEGATED  # 1 − σ(z) = σ(−z)
+        elif call.name not in _CARRIERS:
+            return None
+        waiting += [(read, place) for read in (call.reads if call.name in _JOINS else call.reads[:1])]
+    kinds = {_SQUASHES[name] for name in names}
+    return Ending(kinds.pop() if len(kinds) == 1 else "", ", ".join(names), changes, inner, as_ever)
+
+
+@dataclass
+class Trace(TorchFunctionMode):
+    """Inside it, the calls of a forward are kept, with all that they made: so an ``id`` means one tensor."""
+
+    calls: list[Call] = field(default_factory=list)
+    _alive: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        del types
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        given = tree_leaves((tuple(args), {name: kwargs[name] for name in kwargs if name != "_stacklevel"}))
+        reads = tuple(id(leaf) for leaf in given if isinstance(leaf, Tensor))
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        self._alive += [given, made]
+        numbers = tuple(leaf for leaf in given if isinstance(leaf, int | float))
+        makes = frozenset(map(id, made))
+        self.calls.append(Call(_name(func), reads, makes, numbers, kwargs.get("_stacklevel")))
+        return result
+
+    def passing(self, ending: Ending) -> Passing:
+        """The ending's changes, by how often a function was called before."""
+        names = {self.calls[place].name for place in ending.changes}
+        counts, changes = Counter[str](), dict[tuple[str, int], str]()
+        for place, call in enumerate(self.calls):
+            if call.name in names:
+                counts[call.name] += 1
+                if place in ending.changes:
+                    changes[call.name, counts[call.name]] = ending.changes[place]
+        return Passing(changes, counts)
+
+
+@dataclass(frozen=True)
+class Passing:
+    """``changes``: what the k-th call of a function returns, by (name, k); ``counts``: calls in a whole forward."""
+
+    changes: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+class PassBy(TorchFunctionMode):
+    """Inside it, the calls of one forward that ``passing`` names return their input, and are seen by no other mode.
+
+    Refused where the forward makes another number of such calls than the one in which they were found.
+    """
+
+    def __init__(self, passing: Passing) -> None:
+        super().__init__()
+        self._passing = passing
+        self._counts: Counter[str] = Counter()
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        for name, number in self._passing.counts.items():
+            if kind is None and self._counts[name] != number:
+                raise Refused(
+                    f"the model ends in a {name}, whose input is explained. It makes {number} such calls for one "
+                    f"image, and {self._counts[name]} for others, so that the last one cannot be told: let the model "
+                    f"return what is in front of its last {name}."
+                )
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        del types
+        name = _name(func)
+        if name in self._passing.counts:
+            self._counts[name] += 1
+            change = self._passing.changes.get((name, self._counts[name]))
+            if change is not None:
+                value = next(leaf for leaf in tree_leaves((tuple(args), kwargs)) if isinstance(leaf, Tensor))
+                return -value if change == NEGATED else value
+        return func(*args, **(kwargs or {}))
+
+
+def scripted_ending(module: torch.jit.ScriptModule) -> tuple[Ending | None, nn.Module]:
+    """The ending of a TorchScript model, whose calls no mode sees, and the model without it: its graph is edited, in a
+    copy with the weights as constants."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch discourages all of TorchScript
+            edited = torch.jit.freeze(module, optimize_numerics=False)
+    except RuntimeError:  # not every module has a form with constant weights; its values may still tell
+        return None, module
+    graph = edited.graph
+    nodes = list(graph.nodes())
+    results = list(graph.outputs())
+    ending = find_ending(list(map(_node_call, nodes)), results[0].debugName()) if len(results) == 1 else None
+    if ending is not None:
+        for place, change in ending.changes.items():
+            node = nodes[place]
+            value = next(node.inputs())
+            if change == NEGATED:
+                negated = graph.create("aten::neg", [value])
+                negated.insertBefore(node)
+                value = negated.output()
+            node.output().replaceAllUsesWith(value)
+            node.destroy()
+    return ending, edited
+
+
+def _node_call(node: Any) -> Call:
+    lists = [value for value in node.inputs() if value.node().kind() == "prim::ListConstruct"]
+    values = [*node.inputs(), *(member for one in lists for member in one.node().inputs())]
+    constants = [value for value in values if value.node().kind() == "prim::Constant"]
+    known = [value.toIValue() for value in constants]
+    known = [value.item() if isinstance(value, Tensor) and value.numel() == 1 else value for value in known]
+    numbers = tuple(value for value in known if isinstance(value, int | float))
+    reads = tuple(value.debugName() for value in values if _is_tensor(value) and value not in constants)
+    makes = frozenset(value.debugName() for value in node.outputs())
+    return Call(node.kind().rpartition("::")[2].strip("_"), reads, makes, numbers)
+
+
+def _is_tensor(value: Any) -> bool:
+    return bool(value.type().isSubtypeOf(torch._C.TensorType.get()))
+
+
+def _name(func: Callable[..., Any]) -> str:
+    return call_name(func).strip("_")
