@@ -15,7 +15,7 @@ def align(
     A sample whose hash is present is there, wherever that is. A sample whose hash is not known, or not present
     though it is ``repairable``, is placed only if the samples around it prove its position: the nearest samples
     before and after it whose content occurs once (else the ends of the file) moved by the same number of positions,
-    and every other known sample in between is where that puts it. All else has no place.
+    every other known sample in between is where that puts it, and none came in from elsewhere. All else has no place.
 
     Args:
         known: The hash that each of the n old samples had; None if its bytes were never read.
@@ -43,7 +43,7 @@ def align(
         index for index, digest in enumerate(known) if digest and times[digest] == 1 and len(positions[digest]) == 1
     ]
     missing = {index for index, place in enumerate(places) if place is None and repairable[index]}
-    taken = {position for digest in times for position in positions[digest]}
+    taken = {positions[digest][0] for digest in (known[index] for index in landmarks) if digest}
     for before, after, shift in _gaps(landmarks, places, n=len(known), m=len(present)):
         between = range(before + 1, after)
         if all(

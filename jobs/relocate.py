@@ -80,7 +80,7 @@ def find_by_content(
         if all(sample.entry.error is not None for sample in samples):
             places.update((line["row"], Place(None, samples[0].entry.error)) for line in lines)
             continue
-        tell(f"{where} was changed: its {len(samples):,} images of {name} are read, to find each row's own by content")
+        tell(f"{where} is not as it was planned: {len(samples):,} images of it are read, to find each row's by content")
         known = _known_of(store, run, [line["row"] for line in lines])
         images = [known.get(line["row"]) for line in lines]
         digests = list(_digests([sample.entry for sample in samples], run))

@@ -11,7 +11,7 @@ from jobs.config import make_config
 from jobs.console import say
 from jobs.engine import starting_engine
 from jobs.finalize import SHA256SUMS, Totals, exit_code
-from jobs.identity import remember
+from jobs.identity import remember, remembered, remembered_units
 from jobs.index import INDEX_PARQUET, OK, PARTIAL, QUARANTINED, committed, load_part, read_parts, withdraw
 from jobs.job import finish, work
 from jobs.labels import label_resolver
@@ -59,6 +59,8 @@ def retry(
         again, totals = _quarantined(store, run, done)
         pending = sorted({*range(run.units)} - done | {*again})
         say(console, f"{len(again)} units hold quarantined rows: {ranges(again) or 'none'}")
+        for unit in remembered_units(store) & {*pending}:
+            remembered(store, unit)  # raises, before anything is touched, if it is damaged
         if not pending:
             return _nothing_to_retry(store, run, totals, console)
         run = run.model_copy(update={"config": config, "state": "running"})

@@ -75,8 +75,11 @@ class Unit:
 
 
 def verify(out: str, console: Console, *, recompute: int = 0, seed: int = 0) -> int:
-    """Checks the whole store, and explains ``recompute`` random rows again → 0; 1 if it is sound but unfinished, or
-    none of the rows could be compared; 4 if anything is damaged. Refused where ``out`` is no store, or the model cannot be had for ``recompute``."""
+    """Checks the whole store, and explains ``recompute`` random rows again.
+
+    → 0; 1 if it is sound but unfinished, or none of the rows could be compared; 4 if anything is damaged. Refused where
+    ``out`` is no store, or the model cannot be had for ``recompute``.
+    """
     report = Report(console)
     if is_class_store(out):
         if recompute:
