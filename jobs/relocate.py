@@ -187,15 +187,16 @@ class ListedAgain:
         self._samples = {sample.entry.sample_id: sample for group in groups.values() for sample in group}
         changed = {}
         for line in _each_line(manifest, units):
-            name, sample = stem(line["sample_id"], line["member"]), self._samples.get(line["sample_id"])
+            name = stem(line["sample_id"], line["member"])
             group = groups.get(name, [])
-            if group and (len(group) > 1 or name != line["sample_id"]) and not _is_there(line, sample):
-                changed[name] = group
+            if group and (len(group) > 1 or name != line["sample_id"]):
+                if not _is_there(line, self._samples.get(line["sample_id"])):
+                    changed[name] = group
         self._places = find_by_content(store, run, changed, tell)
         self.relabelled = [
             line["row"]
             for line in _each_line(manifest, units)
-            if (sample := self._of(line["row"], line["sample_id"]).sample) and has_other_label(line, sample)
+            if (now := self._of(line["row"], line["sample_id"]).sample) and has_other_label(line, now)
         ]
 
     def _of(self, row: int, sample_id: str) -> Place:

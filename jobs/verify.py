@@ -129,11 +129,11 @@ def verify(out: str, console: Console, *, recompute: int = 0, seed: int = 0) -> 
             return report.end(
                 "All hashes agree, so these maps were written so: by another model, or by other software."
             )
-    proven = f"{_read(objects)}, {rows:,} of {run.rows:,} rows"
+    seen = f"{_read(objects)}, {rows:,} of {run.rows:,} rows"
     if again is not None and not again.compared:
-        say(console, f"not proven: {proven}: nothing is damaged, but no row could be explained again and compared")
+        say(console, f"not proven: {seen}: nothing is damaged, but no row could be explained again and compared")
         return NOT_FINISHED
-    return _sound(console, run, done, proven, finished=finished)
+    return _sound(console, run, done, seen, finished=finished)
 
 
 def _sound(console: Console, run: Run, done: Iterable[int], proven: str, *, finished: bool) -> int:

@@ -23,7 +23,7 @@ MADE = {"unit_size": UNIT, "batch_size": UNIT, "methods": ("gradient",), "target
 
 
 def picture(number: int) -> bytes:
-    """A PNG of a colour of its own; all are of one size in bytes."""
+    """A BMP of a colour of its own; all have the same number of bytes."""
     buffer = io.BytesIO()
     Image.new("RGB", (16, 16), (number * 9 % 256, 255 - number * 7 % 256, number * 31 % 256)).save(buffer, "BMP")
     return buffer.getvalue()

@@ -143,7 +143,7 @@ def test_rows_of_containers_are_compared_by_content(kind: str, tmp_path: Path) -
     """Of a file that was written anew, the rows whose images still stand in their places."""
     made = make(kind, tmp_path / "made", broken=False)
     made.change(
-        lambda samples: samples[:2] + [dataclasses.replace(samples[2], data=picture(2)), *samples[3:7], samples[0]]
+        lambda samples: [*samples[:2], dataclasses.replace(samples[2], data=picture(2)), *samples[3:7], samples[0]]
     )
     code, told = check(tmp_path / "made/store", recompute=8)
     assert code == DONE
