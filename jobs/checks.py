@@ -12,13 +12,14 @@ from obstore.store import ObjectStore
 
 from jobs.contents import AGAIN, RELIST, RESTORE, Objects, Problem, foreign, is_expected
 from jobs.finalize import SHA256SUMS, is_range
+from jobs.identity import PREFIX, decode_identities, unit_of_identity
 from jobs.index import INDEX_PARQUET
 from jobs.manifest import PART_UNITS, SCHEMA, Digests, parts_of
 from jobs.manifest import part_key as manifest_key
 from jobs.record import RUN_JSON, Run
 from jobs.sink import UNREADABLE, parquet_file
 from jobs.store import metadata_objects
-from jobs.stores import read_object
+from jobs.stores import list_keys, read_object
 from jobs.tables import Damaged, open_parquet
 
 STATES = ("running", "finished")
@@ -146,6 +147,21 @@ def _check_part(data: bytes, run: Run, part: int, digests: Digests) -> str | Non
             for sample_id, label in zip(lines["sample_id"].to_pylist(), lines["label"].to_pylist(), strict=True):
                 digests.add(sample_id, label)
     return None
+
+
+def check_identities(objects: Objects) -> Iterator[Problem]:
+    """What is kept of the images of withdrawn commits can be read."""
+    keys = {
+        *list_keys(objects.store, PREFIX),
+        *(key for key in objects.sums or () if unit_of_identity(key) is not None),
+    }
+    for key in sorted(keys):
+        data = yield from objects.read(key, remedy=RESTORE)
+        try:
+            if data is not None:
+                decode_identities(data)
+        except UNREADABLE as error:
+            yield Problem(key, f"cannot be read ({error}), so a changed image would be explained as the old: {RESTORE}")
 
 
 class Compacted:

@@ -12,6 +12,7 @@ from typing import TypeVar
 from obstore.store import ObjectStore
 
 from jobs.finalize import SHA256SUMS
+from jobs.identity import identity_key, unit_of_identity
 from jobs.index import INDEX_PARQUET, ShardRecord, part_key, unit_of
 from jobs.manifest import part_key as manifest_key
 from jobs.manifest import parts_of
@@ -128,9 +129,9 @@ def unit_objects(run: Run, unit: int) -> dict[str, str]:
 
 def is_expected(run: Run, key: str) -> bool:
     """Whether a store of this run may hold such an object."""
-    unit = unit_of(key)
-    if unit is not None:
-        return unit < run.units and key == part_key(unit)
+    for unit, wanted in ((unit_of(key), part_key), (unit_of_identity(key), identity_key)):
+        if unit is not None:
+            return unit < run.units and key == wanted(unit)
     shard = _SHARD.fullmatch(key)
     if shard is not None:
         unit = int(shard[1])

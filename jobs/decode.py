@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
 from jobs.decoder import shared_decoder
+from jobs.entries import Entry
 from jobs.fetch import fetch
+from jobs.identity import remembered
 from jobs.images import Decoded, decode, most_memory
 from jobs.index import OK, QUARANTINED
 from jobs.manifest import Manifest, to_entries
@@ -26,20 +29,24 @@ class Decode:
         self._config = run.config
         self._preprocessing = run.preprocessing
         self._function = partial(decode, preprocessing=run.preprocessing, max_pixels=run.config.max_pixels)
-        self._manifest = Manifest(open_output(run.config.out))
+        self._store = open_output(run.config.out)
+        self._manifest = Manifest(self._store)
 
     def __call__(self, unit: int) -> DecodedUnit:
-        return self.lines(unit, self._manifest.unit_lines(unit))
+        explained = {row: image.sha256 for row, image in remembered(self._store, unit).items() if image.explained}
+        return self.lines(unit, self._manifest.unit_lines(unit), explained=explained)
 
-    def lines(self, unit: int, lines: pa.Table) -> DecodedUnit:
-        """The images of these manifest lines."""
+    def lines(self, unit: int, lines: pa.Table, *, explained: Mapping[int, str] | None = None) -> DecodedUnit:
+        """The images of these manifest lines. ``explained``: the SHA-256, by row, that images must have."""
         height, width = self._preprocessing.input_size
         pixels = np.zeros((len(lines), height, width, self._preprocessing.channels), np.uint8)
         decoded = DecodedUnit(unit, lines, pixels)
         with decoded.timing("decode", shared_decoder().cpu_seconds):
-            rows = []
-            for position, data in enumerate(fetch(to_entries(lines), max_bytes=self._config.max_bytes)):
-                rows.append(self._row(data, pixels[position]))
+            rows, entries = [], to_entries(lines)
+            wanted = [(explained or {}).get(row) for row in lines["row"].to_pylist()]
+            for position, data in enumerate(fetch(entries, max_bytes=self._config.max_bytes)):
+                same = _same_image(entries[position], data, wanted[position])
+                rows.append(self._row(same, pixels[position]))
             decoded.lines = lines.drop_columns("error")
             for name, kind in (
                 ("sha256", pa.string()),
@@ -73,3 +80,12 @@ class Decode:
             seconds=self._config.max_seconds,
             memory=most_memory(data, max_pixels=self._config.max_pixels),
         )
+
+
+def _same_image(entry: Entry, data: bytes | Rejected, wanted: str | None) -> bytes | Rejected:
+    if isinstance(data, Rejected) or wanted is None or (digest := hashlib.sha256(data).hexdigest()) == wanted:
+        return data
+    return Rejected(
+        f"{entry.sample_id} changed since it was explained (its SHA-256 was {wanted} and is {digest}), so a map would "
+        "be of another image: put the former one back and run `saliency retry`, or explain into a new --out"
+    )

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 
 from jobs.exits import DONE, IMPERFECT
+from jobs.identity import forget_committed
 from jobs.index import (
     INDEX_PARQUET,
     OK,
@@ -101,6 +102,7 @@ def finalize(store: ObjectStore, run: Run, *, session: dict[str, Any]) -> Totals
         sums[manifest_key(part)] = digest(sound(part, read_object(store, manifest_key(part))))
     for key in metadata_objects(run):
         sums[key] = digest(read_object(store, key))
+    sums.update((key, digest(data)) for key, data in forget_committed(store).items())
     # A session that found nothing to do has no figures worth keeping.
     told = session if session.get("rows") else run.totals.get("last_session", session)
     finished = run.model_copy(update={"state": "finished", "totals": {**totals.to_dict(), "last_session": told}})

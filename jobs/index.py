@@ -93,18 +93,28 @@ class DamagedError(Stopped):
     """An object of the store cannot be read; the message tells what to do."""
 
 
+class WithdrawnError(Stopped):
+    """A unit has no commit, though it is asked for: another process withdrew it in the meantime."""
+
+
 def read_part(store: ObjectStore, unit: int) -> tuple[pa.Table, Commit]:
-    """A committed unit's lines and commit. Raises DamagedError."""
-    return load_part(read_object(store, part_key(unit)), unit)
+    """A committed unit's lines and commit. Raises DamagedError, or WithdrawnError if there is no commit."""
+    return load_part(_stored_part(store, unit), unit)
 
 
 def read_parts(store: ObjectStore, units: Iterable[int]) -> Iterator[tuple[int, bytes]]:
-    """The units' parts as they are stored, in order, for ``load_part``."""
+    """The units' parts as they are stored, in order, for ``load_part``. Raises WithdrawnError if one is gone."""
+    return map_ahead(lambda unit: (unit, _stored_part(store, unit)), units, threads=READ_AHEAD)
 
-    def read(unit: int) -> tuple[int, bytes]:
-        return unit, read_object(store, part_key(unit))
 
-    return map_ahead(read, units, threads=READ_AHEAD)
+def _stored_part(store: ObjectStore, unit: int) -> bytes:
+    try:
+        return read_object(store, part_key(unit))
+    except FileNotFoundError:
+        raise WithdrawnError(
+            f"{part_key(unit)} is gone: another process, such as a second `saliency retry`, works on this store. Wait "
+            "until it has ended, then run the same command again: it goes on from what is there."
+        ) from None
 
 
 def load_part(data: bytes, unit: int) -> tuple[pa.Table, Commit]:

@@ -13,6 +13,7 @@ from jobs.engine import Engine, starting_engine
 from jobs.exits import DONE, INTERRUPTED, NOT_FINISHED
 from jobs.finalize import NotFinishedError, exit_code, finalize
 from jobs.last_words import last_words
+from jobs.lock import locked
 from jobs.plan import make_plan
 from jobs.progress import Display, Meter
 from jobs.record import Run
@@ -25,14 +26,16 @@ def explain(config: Config, console: Console, *, dry_run: bool = False) -> int:
     with starting_engine(config, inline=dry_run) as engine:
         plan = make_plan(config, engine=engine, dry=dry_run)
         say(console, summary.plan_text(plan))
-        return DONE if dry_run else work(plan.run, plan.done, plan.pending, engine.ready(), console)
+        if dry_run:
+            return DONE
+        with locked(config.out, alone=False):
+            return work(plan.run, plan.done, plan.pending, engine.ready(), console)
 
 
 def work(run: Run, done: Iterable[int], pending: Sequence[int], engine: Engine, console: Console) -> int:
     """Explains the pending units and, when none is left, finalizes → exit code. ``done``: what is committed already."""
     workers = engine.workers(run.config, run.device)
     stages = explain_stages(run, workers=workers)
-    store = open_output(run.config.out)
     meter = Meter(
         rows=run.rows,
         done_before=sum(len(run.unit_rows(unit)) for unit in done),
@@ -47,6 +50,12 @@ def work(run: Run, done: Iterable[int], pending: Sequence[int], engine: Engine, 
     except KeyboardInterrupt:
         say(console, summary.interrupted_text(run, meter))
         return INTERRUPTED
+    return finish(run, meter, console)
+
+
+def finish(run: Run, meter: Meter, console: Console) -> int:
+    """Finalizes a store of which no unit is pending → exit code, after saying what the session did."""
+    store = open_output(run.config.out)
     try:
         totals = finalize(store, run, session=meter.figures())
     except NotFinishedError as error:

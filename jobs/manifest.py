@@ -7,13 +7,12 @@ writing nor reading ever holds more than a part.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 
@@ -22,7 +21,7 @@ from jobs.index import DamagedError
 from jobs.record import Run
 from jobs.sink import UNREADABLE, parquet_file, sealed
 from jobs.stopped import Stopped
-from jobs.stores import list_keys, put, read_object
+from jobs.stores import put, read_object
 from jobs.words import first_line
 
 SCHEMA = pa.schema(
@@ -97,11 +96,8 @@ class Lines:
         while batch := list(islice(self._entries, self._unit_size)):
             unit = summary.rows // self._unit_size
             columns: dict[str, list[object]] = {name: [getattr(entry, name) for entry in batch] for name in _FROM_ENTRY}
-            numbers = [None if entry.label is None else self._number(entry.label) for entry in batch]
-            texts = [
-                str(entry.label) if entry.label is not None and number is None else None
-                for entry, number in zip(batch, numbers, strict=True)
-            ]
+            labels = [resolved(entry.label, self._resolve) for entry in batch]
+            numbers, texts = [number for number, _ in labels], [text for _, text in labels]
             columns |= {
                 "row": list(range(summary.rows, summary.rows + len(batch))),
                 "unit": [unit] * len(batch),
@@ -119,10 +115,14 @@ class Lines:
             yield pa.table(columns, schema=SCHEMA)
         summary.samples, summary.labels = digests.samples, digests.labels
 
-    def _number(self, label: int | str) -> int | None:
-        number = self._resolve(label)
-        # What no int32 holds is no class of any model; it stays as text.
-        return number if number is not None and -(2**31) < number < 2**31 else None
+
+def resolved(label: int | str | None, resolve: LabelResolver) -> tuple[int | None, str | None]:
+    """A label as the manifest has it: ``label``, or else ``label_text``."""
+    if label is None:
+        return None, None
+    number = resolve(label)
+    # What no int32 holds is no class of any model; it stays as text.
+    return (number, None) if number is not None and -(2**31) < number < 2**31 else (None, str(label))
 
 
 def part_key(part: int) -> str:
@@ -203,37 +203,6 @@ def _whole(part: int) -> Iterator[None]:
             f"{part_key(part)} is damaged ({first_line(error)}). Delete it, and run explain again: it lists the "
             "inputs again, and puts it there."
         ) from error
-
-
-def complete_manifest(store: ObjectStore, run: Run, listed: ObjectStore, pending: Set[int]) -> None:
-    """Puts the parts that the store lacks, and gives the rows of ``pending`` units the places where their data are now.
-
-    ``listed`` holds the manifest of the same run as the inputs are today. What tells a change of the bytes stays as it
-    was: a moved image must still be the same one.
-    """
-    there, before, now = set(list_keys(store, "manifest")), Manifest(store), Manifest(listed)
-    for part in range(parts_of(run)):
-        units = range(part * PART_UNITS, min((part + 1) * PART_UNITS, run.units))
-        if part_key(part) not in there:
-            put(store, part_key(part), read_object(listed, part_key(part)))
-        elif not pending.isdisjoint(units):
-            tables = [before.unit_lines(unit) for unit in units]
-            moved = [
-                _moved(table, now.unit_lines(unit)) if unit in pending else table
-                for unit, table in zip(units, tables, strict=True)
-            ]
-            if any(not old.equals(new) for old, new in zip(tables, moved, strict=True)):
-                put(store, part_key(part), encode_part(moved))
-
-
-def _moved(old: pa.Table, new: pa.Table) -> pa.Table:
-    elsewhere = pc.invert(pc.equal(old["uri"], new["uri"]))
-    for name in PLACE:
-        if name != "size":
-            old = old.set_column(
-                old.schema.get_field_index(name), SCHEMA.field(name), pc.if_else(elsewhere, new[name], old[name])
-            )
-    return old
 
 
 def parts_of(run: Run) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections import Counter
 from collections.abc import Callable, Sequence, Set
@@ -18,15 +19,18 @@ from jobs.engine import StartingEngine
 from jobs.entries import Source
 from jobs.index import committed
 from jobs.labels import label_resolver, refuse_no_labels, refuse_unmatched_folders
-from jobs.manifest import Lines, Summary, complete_manifest, scan, write_manifest
+from jobs.manifest import Lines, Summary, scan, write_manifest
 from jobs.objects import is_remote, local_path
 from jobs.output import claim, existing_run, refuse_unwritable
 from jobs.prefetch import prefetched
 from jobs.record import RUN_JSON, ArraySpec, Run, refuse_other_fingerprint
+from jobs.relocate import complete_manifest
 from jobs.sources import list_entries, open_sources
 from jobs.store import metadata_objects
 from jobs.stores import open_output, put
 from saliency_core.errors import Refused
+
+log = logging.getLogger(__name__)
 
 MIB = 2**20
 SHARD_BYTES = (16 * MIB, 128 * MIB)
@@ -62,7 +66,7 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False) -> P
     refuse_unwritable(config.out)
     stored = existing_run(config.out)
     sources = sources_of(config)
-    folders = _folders(sources)
+    folders = class_folders(sources)
     engine.begin()
     # The manifest waits beside: only when all is listed is it known whether OUT is this run's to write.
     with TemporaryDirectory(prefix="saliency-plan-") as aside:
@@ -108,7 +112,7 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False) -> P
         if not dry:
             if stored is None:
                 claim(run)
-            complete_manifest(open_output(config.out), run, LocalStore(aside), set(pending))
+            complete_manifest(open_output(config.out), run, LocalStore(aside), set(pending), tell=log.warning)
             set_up(run)
     return Plan(run, done, pending, facts.parameter_bytes + micro_batch * facts.image_bytes)
 
@@ -142,7 +146,7 @@ def _facts(config: Config, folders: Sequence[str] | None, device: Callable[[], s
     return model_facts(config, folders=folders, device=device)
 
 
-def _folders(sources: Sequence[Source]) -> list[str] | None:
+def class_folders(sources: Sequence[Source]) -> list[str] | None:
     """The class folders of all sources, sorted; None where no source has any."""
     named = [names for source in sources if (names := source.class_names()) is not None]
     return sorted({name for names in named for name in names}) if named else None

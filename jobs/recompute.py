@@ -81,7 +81,8 @@ class Recompute:
         start = (row - first) // run.micro_batch * run.micro_batch
         lines, commit = read_part(self._store, unit)
         line = lines.slice(row - first, 1).to_pylist()[0]
-        decoded = self._decode.lines(unit, self._manifest.unit_lines(unit).slice(start, run.micro_batch))
+        planned = self._manifest.unit_lines(unit).slice(start, run.micro_batch)
+        decoded = self._decode.lines(unit, _by_content(planned))
         position = row - first - start
         now = decoded.lines.slice(position, 1).to_pylist()[0]
         if now["status"] != OK or now["sha256"] != line["sha256"]:
@@ -97,9 +98,16 @@ class Recompute:
         for trouble in self._differences(line, explained, position, stored_position=row - first):
             yield Problem(f"row {row}", f"{trouble}, so the store does not hold what this model explains: {redo(unit)}")
 
-    def summary(self) -> str:
-        """How many rows were compared, and how near they came."""
-        told = f"{self._same.total()} rows explained again, {self._same[True]} of them to the bit"
+    @property
+    def compared(self) -> int:
+        """How many rows were explained again and held against the store."""
+        return self._same.total()
+
+    def summary(self, asked: int) -> str:
+        """How many of the rows ``asked`` for were compared, and how near they came."""
+        told = f"{self.compared} rows explained again, {self._same[True]} of them to the bit"
+        if self.compared < asked:
+            told = f"of {asked} rows asked for, {told}"
         return told + (f", the others within a relative L2 of {self._largest:.1e}" if self._same[False] else "")
 
     def _differences(
@@ -135,6 +143,15 @@ class Recompute:
 
     def _decoded(self, unit: int, path: str) -> NDArray[Any]:
         return decode_shard(self._run, path, unit, read_object(self._store, unit_objects(self._run, unit)[path]))
+
+
+def _by_content(planned: pa.Table) -> pa.Table:
+    """Manifest lines without size and etag: a copy has others, and the SHA-256 in the index tells more than both."""
+    for name in ("size", "etag"):
+        field = planned.schema.field(name)
+        nothing = pa.nulls(len(planned), field.type)
+        planned = planned.set_column(planned.schema.get_field_index(name), field, nothing)
+    return planned
 
 
 def _row(stored: NDArray[np.generic], scales: NDArray[np.float32] | None, position: int) -> NDArray[np.float64]:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 
-import pyarrow as pa
 from obstore.store import ObjectStore
 from rich.console import Console
 
 from jobs.config import make_config
 from jobs.console import say
 from jobs.engine import starting_engine
-from jobs.entries import Entry
-from jobs.exits import DONE
-from jobs.finalize import SHA256SUMS
-from jobs.index import INDEX_PARQUET, QUARANTINED, committed, load_part, read_parts, withdraw
-from jobs.job import work
-from jobs.manifest import PART_UNITS, PLACE, Manifest, encode_part, part_key
+from jobs.finalize import SHA256SUMS, Totals, exit_code
+from jobs.identity import remember, remembered, remembered_units
+from jobs.index import INDEX_PARQUET, OK, PARTIAL, QUARANTINED, committed, load_part, read_parts, withdraw
+from jobs.job import finish, work
+from jobs.labels import label_resolver
+from jobs.lock import locked
+from jobs.manifest import resolved
 from jobs.model import build_model, refuse_other_weights
 from jobs.output import open_run
-from jobs.plan import sources_of
+from jobs.plan import class_folders, sources_of
+from jobs.progress import Meter
 from jobs.record import RUN_JSON, Run
+from jobs.relocate import ListedAgain, Sample, rewrite_manifest
 from jobs.sources import list_entries
 from jobs.stores import delete, list_keys, put
 from jobs.words import ranges
@@ -40,76 +42,92 @@ def retry(
 
     Refused, with nothing touched, where the model is not the run's, or the machine has no room for it.
     """
-    store, run = open_run(out)
-    changes = {
-        "workers": workers,
-        "runner": runner,
-        "limit": None,
-        "max_pixels": max_pixels,
-        "max_bytes": max_bytes,
-        "max_seconds": max_seconds,
-    }
-    told = {key: value for key, value in changes.items() if value is not None or key == "limit"}
-    config = make_config({**run.config.model_dump(), **told})
-    run = run.model_copy(update={"config": config, "state": "running"})
-    done = committed(store)
-    parts = ((unit, load_part(data, unit)[0]) for unit, data in read_parts(store, sorted(done)))
-    again = [unit for unit, lines in parts if QUARANTINED in lines["status"].unique().to_pylist()]
-    pending = sorted({*range(run.units)} - done | {*again})
-    say(console, f"{len(again)} units hold quarantined rows: {ranges(again) or 'none'}")
-    if not pending:
-        return DONE
-    with starting_engine(config) as engine:
-        engine.begin()
-        refuse_other_weights(run, build_model(config, class_names=run.class_names))
-        engine.ready().workers(config, run.device)
-        found = _listed_again(run, store, pending)
-        _reopen(store, run, again)
-        _rewrite_manifest(store, run, pending, found)
-        return work(run, done - {*again}, pending, engine.ready(), console)
+    open_run(out)  # refused before there is anything to lock
+    with locked(out, alone=True):
+        store, run = open_run(out)
+        changes = {
+            "workers": workers,
+            "runner": runner,
+            "limit": None,
+            "max_pixels": max_pixels,
+            "max_bytes": max_bytes,
+            "max_seconds": max_seconds,
+        }
+        told = {key: value for key, value in changes.items() if value is not None or key == "limit"}
+        config = make_config({**run.config.model_dump(), **told})
+        done = committed(store)
+        again, totals = _quarantined(store, run, done)
+        pending = sorted({*range(run.units)} - done | {*again})
+        say(console, f"{len(again)} units hold quarantined rows: {ranges(again) or 'none'}")
+        for unit in remembered_units(store) & {*pending}:
+            remembered(store, unit)  # raises, before anything is touched, if it is damaged
+        if not pending:
+            return _nothing_to_retry(store, run, totals, console)
+        run = run.model_copy(update={"config": config, "state": "running"})
+        with starting_engine(config) as engine:
+            engine.begin()
+            refuse_other_weights(run, build_model(config, class_names=run.class_names))
+            engine.ready().workers(config, run.device)
+            listed = ListedAgain(store, run, pending, _samples(run), lambda text: say(console, text))
+            if listed.relabelled:
+                note = _relabelled(listed.relabelled)
+                say(console, f"note: {note}")
+                run = run.model_copy(update={"notes": (*dict.fromkeys((*run.notes, note)),)})
+            _reopen(store, run)
+            # Before the commits go: a unit without one has the places of today, whichever command goes on with it.
+            rewrite_manifest(store, run, pending, listed.move)
+            _withdraw(store, again)
+            return work(run, done - {*again}, pending, engine.ready(), console)
 
 
-def _listed_again(run: Run, store: ObjectStore, units: Sequence[int]) -> dict[str, Entry]:
-    """Sample id → where it is now, of the rows of ``units``; without those that are listed no more."""
-    manifest = Manifest(store)
-    wanted = {name for unit in units for name in manifest.unit_lines(unit)["sample_id"].to_pylist()}
-    return {entry.sample_id: entry for entry in list_entries(sources_of(run.config)) if entry.sample_id in wanted}
+def _quarantined(store: ObjectStore, run: Run, done: Collection[int]) -> tuple[list[int], Totals]:
+    """The committed units that hold quarantined rows, and the totals of all committed rows."""
+    again, totals = [], Totals()
+    for unit, data in read_parts(store, sorted(done)):
+        lines, commit = load_part(data, unit)
+        totals.add(lines, commit.micro_batches, run)
+        if QUARANTINED in lines["status"].unique().to_pylist():
+            again.append(unit)
+    return again, totals
 
 
-def _reopen(store: ObjectStore, run: Run, units: Sequence[int]) -> None:
-    """Takes away what says that the store is finished, then the commits: from here on a kill leaves it unfinished."""
+def _nothing_to_retry(store: ObjectStore, run: Run, totals: Totals, console: Console) -> int:
+    """Finalizes the store if a kill kept that from being done → the exit code of a finished store."""
+    if run.state != "finished" or SHA256SUMS not in set(list_keys(store)):
+        say(console, "all units are committed, finalize is missing: it is done now")
+        return finish(run, Meter(rows=run.rows, done_before=run.rows, pending=0, slots={}), console)
+    counts = ", ".join(f"{totals.statuses[name]:,} {name}" for name in (OK, PARTIAL, QUARANTINED))
+    say(console, f"nothing to retry: {run.rows:,} rows: {counts}")
+    return exit_code(totals)
+
+
+def _samples(run: Run) -> Iterator[Sample]:
+    """What the inputs hold now, with labels as the manifest has them."""
+    sources = sources_of(run.config)
+    resolve = label_resolver(run.config, class_names=run.class_names, folders=class_folders(sources))
+    for entry in list_entries(sources):
+        yield Sample(entry, *resolved(entry.label, resolve))
+
+
+def _relabelled(rows: Sequence[int]) -> str:
+    return (
+        f"the inputs have other labels now for {len(rows):,} of the rows that are explained again (rows "
+        f"{ranges([*rows])}): the store keeps those that it was planned with. Explain into a new --out to take up the "
+        "others"
+    )
+
+
+def _reopen(store: ObjectStore, run: Run) -> None:
+    """Takes away what says that the store is finished: from here on a kill leaves it unfinished."""
     put(store, RUN_JSON, run.to_json())
     present = set(list_keys(store))
     for key in (SHA256SUMS, INDEX_PARQUET):
         if key in present:
             delete(store, key)
-    withdraw(store, units)
 
 
-def _rewrite_manifest(store: ObjectStore, run: Run, units: Sequence[int], found: dict[str, Entry]) -> None:
-    """Gives the rows of ``units`` their new places. Rows, sample ids and labels stay: they are the run's."""
-    manifest = Manifest(store)
-    by_part: dict[int, set[int]] = {}
+def _withdraw(store: ObjectStore, units: Sequence[int]) -> None:
+    """Takes commits away, once what they know of their rows' images is kept elsewhere."""
     for unit in units:
-        by_part.setdefault(unit // PART_UNITS, set()).add(unit)
-    for part, changed in sorted(by_part.items()):
-        first = part * PART_UNITS
-        tables = [
-            _moved(manifest.unit_lines(unit), found) if unit in changed else manifest.unit_lines(unit)
-            for unit in range(first, min(first + PART_UNITS, run.units))
-        ]
-        put(store, part_key(part), encode_part(tables))
-
-
-def _moved(lines: pa.Table, found: dict[str, Entry]) -> pa.Table:
-    rows = lines.to_pylist()
-    for row in rows:
-        entry = found.get(row["sample_id"])
-        if entry is not None:
-            row.update({name: getattr(entry, name) for name in PLACE})
-        elif row["error"] is not None:
-            row["error"] = (
-                "is listed no more: its source was changed. What stands there now has no row in this store; "
-                "explain into a new --out to take it up"
-            )
-    return pa.Table.from_pylist(rows, schema=lines.schema)
+        remember(store, unit)
+        withdraw(store, [unit])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache, partial
 from pathlib import Path
@@ -153,9 +153,11 @@ def put(store: ObjectStore, key: str, data: bytes, *, create: bool = False, last
 
 
 def delete(store: ObjectStore, key: str) -> None:
+    """Deletes an object. An object that is gone already, as another process deleted it, is no error."""
     uri = f"{address(store)}/{key}"
     with refusals(uri):
-        patiently(lambda: obstore.delete(store, key), uri)
+        with suppress(FileNotFoundError):
+            patiently(lambda: obstore.delete(store, key), uri)
         if isinstance(store, LocalStore):
             settle_names(Path(str(store.prefix)), key)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
@@ -23,8 +24,9 @@ from damage import (
 )
 from factories import tiny
 from obstore.store import LocalStore
+from relisted import make, picture
 
-from jobs.exits import DAMAGED, DONE
+from jobs.exits import DAMAGED, DONE, NOT_FINISHED
 from jobs.index import Commit, encode_part, part_key, read_part
 from saliency_core.errors import Refused
 
@@ -124,3 +126,50 @@ def test_the_same_seed_takes_the_same_rows(own: tuple[Path, Path, Path]) -> None
     rows = re.findall(r"row (\d+) was not compared", first)
     assert len(rows) == 3
     assert rows == re.findall(r"row (\d+) was not compared", second)
+
+
+def test_times_and_copies_do_not_matter(own: tuple[Path, Path, Path]) -> None:
+    """A copy has other times, so other etags; what counts is the SHA-256 that the index has."""
+    out, images, _ = own
+    for image in images.iterdir():
+        os.utime(image, (1, 1))
+    code, told = check(out, recompute=6)
+    assert code == DONE, told
+    assert "6 rows explained again, 6 of them to the bit" in told
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_rows_of_containers_are_compared_by_content(kind: str, tmp_path: Path) -> None:
+    """Of a file that was written anew, the rows whose images still stand in their places."""
+    made = make(kind, tmp_path / "made", broken=False)
+    made.change(
+        lambda samples: [*samples[:2], dataclasses.replace(samples[2], data=picture(2)), *samples[3:7], samples[0]]
+    )
+    code, told = check(tmp_path / "made/store", recompute=8)
+    assert code == DONE
+    assert "row 7 was not compared" in told and "7 rows explained again, 7 of them to the bit" in told
+
+
+@pytest.mark.parametrize("asked", [3, 100])
+def test_no_row_compared_is_no_proof(asked: int, own: tuple[Path, Path, Path]) -> None:
+    out, images, _ = own
+    images.rename(images.with_name("elsewhere"))
+    code, told = check(out, recompute=asked)
+    assert code == NOT_FINISHED
+    assert f"of {asked} rows asked for, 0 rows explained again" in told and "not proven" in told
+    assert "verified" not in told
+    assert check(out)[0] == DONE
+
+
+def test_no_row_to_compare_is_no_proof(tmp_path: Path) -> None:
+    """All are quarantined."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.png").write_bytes(b"no image")
+    run_inline(images=str(tmp_path / "images"), out=str(tmp_path / "store"))
+    code, told = check(tmp_path / "store", recompute=2)
+    assert code == NOT_FINISHED and "not proven" in told
+
+
+def test_fewer_rows_than_asked_for_are_said(own: tuple[Path, Path, Path]) -> None:
+    code, told = check(own[0], recompute=100)
+    assert code == DONE and "of 100 rows asked for, 8 rows explained again" in told

@@ -1,0 +1,41 @@
+"""Keep two processes apart that would change what the other relies on: a lock on a local store's directory."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from jobs.stores import is_remote, local_path
+from saliency_core.errors import Refused
+
+
+@contextmanager
+def locked(out: str, *, alone: bool) -> Iterator[None]:
+    """Holds the store's lock; the system releases it if the process dies. Runs share it; a retry must be ``alone``.
+
+    Object stores, and file systems without locks, have none: there, processes go on side by side, and one that misses
+    what another took away says so.
+
+    Raises:
+        Refused: Another process holds the lock.
+    """
+    if is_remote(out):
+        yield
+        return
+    descriptor = os.open(local_path(out), os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            other = "an explain or another retry" if alone else "a `saliency retry`"
+            raise Refused(
+                f"{out}: {other} is at work on this store, and both at once would write different bytes. Wait until it "
+                "has ended, then run the same command again."
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,53 @@
+"""Where samples without names are found again: a letter is a content; ``.`` was never read; small letters may be
+repaired."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.alignment import align
+
+
+@pytest.mark.parametrize(
+    "known, present, places",
+    [
+        ("ABCD", "ABCD", "0123"),
+        ("ABCD", "DCBA", "3210"),
+        ("ABCD", "BCD", "-012"),
+        ("ABCD", "NABCD", "1234"),
+        ("ABCD", "WXYZ", "----"),
+        ("", "XY", ""),
+        ("AB", "", "--"),
+        ("A.CD", "AXCD", "0123"),  # repaired in its place
+        ("A.CD", "AACD", "0123"),  # by a copy of another
+        ("A.CD", "NAXCD", "1234"),  # behind what was inserted
+        ("A.CD", "AXNCD", "0-34"),  # it, or what was inserted?
+        ("A.CD", "ACD", "0-12"),
+        ("A.CD", "XCD", "--12"),
+        (".BCD", "XBCD", "0123"),
+        (".BCD", "BCD", "-012"),
+        ("ABC.", "ABCX", "0123"),
+        ("ABC.", "NABC", "123-"),
+        ("ABC.", "XBCA", "312-"),  # something known stands there
+        ("A..D", "AXYD", "0123"),
+        ("A..D", "AXD", "0--2"),
+        ("...", "XYZ", "012"),  # nothing says otherwise
+        ("...", "XY", "---"),
+        ("A.C", "X.Z", "---"),  # another file of the same length
+        ("A.CD", "XABD", "1--3"),
+        ("aBCD", "XBCD", "0123"),  # what was read but never explained
+        ("aBCD", "BaCD", "1023"),
+        ("D.D.D", "DXD", "0-2-2"),  # equal images are no landmarks
+        ("D.DB", "XDDB", "1-23"),
+        ("DD", "DD", "01"),
+        ("DD", "D", "00"),
+        ("A.B.C", "AYBXC", "01234"),  # two unknown ones exchanged: only their labels could tell
+    ],
+)
+def test_where_samples_are_now(known: str, present: str, places: str) -> None:
+    found = align(
+        [None if one == "." else one for one in known],
+        [None if one == "." else one for one in present],
+        repairable=[one == "." or one.islower() for one in known],
+    )
+    assert "".join("-" if place is None else str(place) for place in found) == places

@@ -1,0 +1,96 @@
+"""``explain`` that goes on over inputs that were moved and changed since the rows were planned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import run_inline, said
+from relisted import MADE, Item, Made, make, picture, write
+
+from jobs.identity import remember
+from jobs.index import withdraw
+from jobs.output import open_run
+from jobs.retry import retry
+from jobs.verify import verify
+
+Edit = Callable[[list[Item]], list[Item]]
+POSITIONS, NAMES = ("parquet", "tar of one name"), ("tar", "folder", "csv")
+
+
+@pytest.fixture(scope="module")
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make(request.param, tmp_path_factory.mktemp("made"), broken=False)
+
+
+def whole() -> list[Item]:
+    return [Item(f"{i}.bmp", picture(i), i) for i in range(8)]
+
+
+def same(samples: list[Item]) -> list[Item]:
+    return samples
+
+
+def exchanged(one: int, other: int) -> Edit:
+    """The bytes of two samples, ids and labels staying."""
+
+    def edit(samples: list[Item]) -> list[Item]:
+        pair = {one: samples[other].data, other: samples[one].data}
+        return [replace(each, data=pair.get(index, each.data)) for index, each in enumerate(samples)]
+
+    return edit
+
+
+def finish(made: Made, out: Path, images: Path) -> str:
+    """Goes on with the store over these images → the statuses of its rows, none of which is of another image."""
+    code, told = run_inline(images=str(images), out=str(out), **MADE)
+    statuses = made.statuses(out)
+    assert code == (3 if "q" in statuses else 0), told
+    assert said(verify, str(out))[0] == 0
+    return statuses
+
+
+@pytest.mark.parametrize(
+    "made, edit, wanted",
+    [
+        *[(kind, same, "oooooooo") for kind in (*POSITIONS, *NAMES)],
+        *[(kind, exchanged(0, 4), "ooooqqqq") for kind in POSITIONS],  # what else is in another's place?
+        *[(kind, exchanged(0, 1), "oooooooo") for kind in POSITIONS],  # row 3, and the end, did not move
+    ],
+    indirect=["made"],
+)
+def test_pending_rows_of_moved_files(made: Made, edit: Edit, wanted: str, tmp_path: Path) -> None:
+    """Size and count are as they were; the explained rows of a file tell whether its positions still are."""
+    images, out = write(made.kind, tmp_path / "before", whole()), tmp_path / "store"
+    run_inline(images=str(images), out=str(out), limit=4, **MADE)
+    assert finish(made, out, write(made.kind, tmp_path / "after", edit(whole()))) == wanted
+
+
+@pytest.mark.parametrize(
+    "made, edit, wanted",
+    [
+        *[(kind, same, "oooooooo") for kind in (*POSITIONS, *NAMES)],
+        *[(kind, exchanged(0, 6), "oooooooo") for kind in POSITIONS],
+        *[(kind, exchanged(0, 6), "qooooooo") for kind in NAMES],
+    ],
+    indirect=["made"],
+)
+@pytest.mark.parametrize("moved", [True, False])
+def test_rows_whose_commit_a_killed_retry_withdrew(
+    made: Made, edit: Edit, wanted: str, moved: bool, tmp_path: Path
+) -> None:
+    """They were explained once, and their images are known."""
+    out = made.again(tmp_path / "store")
+    store, _ = open_run(str(out))
+    remember(store, 0)
+    withdraw(store, [0])
+    if moved:
+        assert finish(made, out, write(made.kind, tmp_path / "after", edit(whole()))) == wanted
+    else:
+        made.change(lambda _: edit(whole()))
+        assert finish(made, out, made.images) == "qqqqoooo"  # the etag is another one
+        said(retry, str(out), runner="inline", workers="1")
+        assert made.statuses(out) == wanted
+        assert said(verify, str(out))[0] == 0

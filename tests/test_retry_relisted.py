@@ -1,0 +1,149 @@
+"""``retry`` over inputs that changed: no row ever gets the map of another image, whatever was done to the files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+from conftest import content, said
+from relisted import BROKEN, Item, Made, make, picture
+
+from jobs.index import DamagedError
+from jobs.reader import open_store
+from jobs.retry import retry
+from jobs.verify import verify
+
+Items = list[Item]
+Edit = Callable[[Items], Items]
+again = partial(said, retry, runner="inline", workers="1")
+POSITIONS = ("parquet", "tar of one name", "struct")
+NAMES = ("tar", "folder", "csv", "list")
+FEW = ("first dropped and repaired", "bytes of two swapped")  # of containers that are read as another one is
+
+
+@pytest.fixture(scope="module")
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make(request.param, tmp_path_factory.mktemp("made"))
+
+
+def repaired(samples: Items) -> Items:
+    return [replace(each, data=picture(BROKEN)) if each.label == BROKEN else each for each in samples]
+
+
+def put(samples: Items, place: int, **changes: object) -> Items:
+    return [replace(each, **changes) if index == place else each for index, each in enumerate(samples)]
+
+
+def swapped(samples: Items, one: int, other: int) -> Items:
+    """The bytes of two samples, names and labels staying."""
+    return put(put(samples, one, data=samples[other].data), other, data=samples[one].data)
+
+
+NEW = Item("99.bmp", picture(20), 5)
+CHANGES: dict[str, tuple[Edit, str | None, str | None]] = {
+    # what is done; statuses of the retried rows if ids are positions, and if they are names. None: a name is the
+    # identity of a file that was never explained, whatever stands in it.
+    "touched": (lambda s: s, "ooqo", "ooqo"),
+    "repaired": (repaired, "oooo", "oooo"),
+    "first dropped": (lambda s: s[1:], "qoqo", "qoqo"),
+    "first dropped and repaired": (lambda s: repaired(s)[1:], "qooo", "qooo"),
+    "last dropped and repaired": (lambda s: repaired(s)[:-1], "oooo", "oooo"),
+    "neighbour dropped and repaired": (lambda s: repaired(s[:1] + s[2:]), "oqqo", "oqoo"),
+    "inserted in front": (lambda s: [NEW, *repaired(s)], "oooo", "oooo"),
+    "inserted beside": (lambda s: [*repaired(s)[:2], NEW, *repaired(s)[2:]], "ooqo", "oooo"),
+    "reversed": (lambda s: repaired(s)[::-1], "ooqo", "oooo"),
+    "rotated": (lambda s: repaired(s)[3:] + repaired(s)[:3], "ooqo", "oooo"),
+    "two rows in each other's place": (lambda s: [s[1], s[0], *repaired(s)[2:]], "ooqo", "oooo"),
+    "bytes of two swapped": (lambda s: swapped(repaired(s), 0, 1), "ooqo", "qqoo"),
+    "bytes swapped with another unit": (lambda s: swapped(repaired(s), 3, 6), "ooqo", "oooq"),
+    "bytes swapped with the repaired": (lambda s: swapped(repaired(s), 2, 3), "ooqo", None),
+    "explained one changed": (lambda s: put(repaired(s), 0, data=picture(20)), "qooo", "qooo"),
+    "label changed": (lambda s: put(repaired(s), 1, label=4), "oooo", "oooo"),
+    "label of the repaired changed": (lambda s: put(repaired(s), 2, label=4), "ooqo", "oooo"),
+    "all replaced": (lambda s: [replace(each, data=picture(20 + each.label)) for each in s], "qqqq", None),
+    "all but one gone": (lambda s: s[5:6], "qqqq", "qqqq"),
+}  # fmt: skip
+
+
+def cases() -> Iterator[tuple[str, str, str]]:
+    """Container, change and the statuses of the retried rows."""
+    for kinds, column in ((POSITIONS, 1), (NAMES, 2)):
+        for kind in kinds:
+            for change, row in CHANGES.items():
+                if row[column] is not None and (kind not in ("struct", "list") or change in FEW):
+                    yield kind, change, str(row[column])
+
+
+@pytest.mark.parametrize("made, change, wanted", [*cases()], indirect=["made"])
+def test_every_row_is_of_its_own_image(made: Made, change: str, wanted: str, tmp_path: Path) -> None:
+    out = made.again(tmp_path / "store")
+    made.change(CHANGES[change][0])
+    code, told = again(str(out))
+    assert made.statuses(out) == wanted + "oooo", told
+    assert code == (3 if "q" in wanted else 0)
+    assert said(verify, str(out))[0] == 0
+    if made.kind != "folder" and "label" in change and wanted == "oooo":
+        assert "the inputs have other labels now for 1 of the rows" in told
+
+
+def test_row_groups_written_anew(tmp_path: Path) -> None:
+    """Same rows, other positions inside of other groups."""
+    made = make("parquet", tmp_path / "made")
+    out = made.again(tmp_path / "store")
+    made.change(repaired, group=3)
+    code, told = again(str(out))
+    assert (code, made.statuses(out)) == (0, "oooooooo")
+    assert "a.parquet is not as it was planned: 8 images" in told
+
+
+def test_what_is_changed_stays_quarantined_until_it_is_back(tmp_path: Path) -> None:
+    """A second retry forgets nothing, also if the file was away in between."""
+    made = make("folder", tmp_path / "made")
+    out = made.again(tmp_path / "store")
+    changed = made.images / "0.bmp"
+    changed.write_bytes(picture(20))
+    assert again(str(out))[0] == 3 and made.statuses(out) == "qoqooooo"
+    changed.unlink()
+    assert again(str(out))[0] == 3 and made.statuses(out) == "qoqooooo"
+    changed.write_bytes(picture(21))
+    code, _ = again(str(out))
+    assert made.statuses(out) == "qoqooooo"
+    assert "changed since it was explained" in str(open_store(str(out)).lines([0])["error"][0])
+    assert (out / "identity/unit-00000000.parquet").exists() and said(verify, str(out))[0] == 0
+    changed.write_bytes(picture(0))
+    (made.images / f"{BROKEN}.bmp").write_bytes(picture(BROKEN))
+    code, _ = again(str(out))
+    assert (code, made.statuses(out)) == (0, "oooooooo")
+    assert not list(out.glob("identity/*")) and said(verify, str(out))[0] == 0
+
+
+def test_an_identity_that_was_changed_is_damage(tmp_path: Path) -> None:
+    made = make("folder", tmp_path / "made")
+    out = made.again(tmp_path / "store")
+    (made.images / "0.bmp").write_bytes(picture(20))
+    again(str(out))
+    (kept,) = out.glob("identity/*")
+    before, data = content(out), bytearray(kept.read_bytes())
+    data[len(data) // 2] ^= 1
+    kept.write_bytes(bytes(data))
+    code, told = said(verify, str(out))
+    assert code == 4 and "identity/unit-00000000.parquet" in told
+    with pytest.raises(DamagedError, match="restore it"):
+        again(str(out))
+    kept.unlink()
+    assert content(out).items() <= before.items()  # nothing else was touched
+    assert said(verify, str(out))[0] == 4
+
+
+def test_a_line_that_left_the_list_leaves_its_file(tmp_path: Path) -> None:
+    """The URI is the identity, also of what is listed no more."""
+    made = make("csv", tmp_path / "made")
+    out = made.again(tmp_path / "store")
+    lines = (made.images).read_text().splitlines()
+    made.images.write_text("\n".join([lines[0], *lines[2:]]) + "\n")
+    (made.images.parent / f"{BROKEN}.bmp").write_bytes(picture(BROKEN))
+    assert again(str(out))[0] == 0
+    assert made.statuses(out) == "oooooooo"
