@@ -34,7 +34,8 @@ def test_a_bare_module_is_a_model(model: object) -> None:
 
 @pytest.mark.parametrize("images", [
     IMAGES.numpy(), IMAGES.double().numpy(), IMAGES.numpy()[:, :, ::-1][:, :, ::-1], list(IMAGES),
-    tuple(IMAGES.numpy()), IMAGES.numpy().astype(">f4"), IMAGES.clone().requires_grad_(), IMAGES.to(memory_format=torch.channels_last),
+    tuple(IMAGES.numpy()), IMAGES.numpy().astype(">f4"), IMAGES.clone().requires_grad_(),
+    IMAGES.to(memory_format=torch.channels_last),
 ])  # fmt: skip
 def test_images_in_any_container(images: object) -> None:
     same(explained(images=images), explained())
