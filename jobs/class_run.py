@@ -17,7 +17,6 @@ class ClassRun(Record):
     classes: tuple[int, ...]
     class_names: tuple[str, ...] | None
     """The model's, of all its classes."""
-    notes: tuple[str, ...] = ()
 
     def name(self, number: int) -> str | None:
         """Of a class of the model."""

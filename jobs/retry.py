@@ -21,6 +21,7 @@ from jobs.model import build_model, refuse_other_weights
 from jobs.output import open_run
 from jobs.plan import sources_of
 from jobs.record import RUN_JSON, Run
+from jobs.software import gone_on, software_here
 from jobs.sources import list_entries
 from jobs.stores import delete, list_keys, put
 from jobs.words import ranges
@@ -35,10 +36,12 @@ def retry(
     max_pixels: int | None = None,
     max_bytes: int | None = None,
     max_seconds: float | None = None,
+    accept_versions: bool = False,
 ) -> int:
     """→ the exit code of the run. Units that have no commit yet are done along with the others.
 
-    Refused, with nothing touched, where the model is not the run's, or the machine has no room for it.
+    Refused, with nothing touched, where the model is not the run's, the machine has no room for it, or the software is
+    not the store's (unless ``accept_versions``).
     """
     store, run = open_run(out)
     changes = {
@@ -51,7 +54,7 @@ def retry(
     }
     told = {key: value for key, value in changes.items() if value is not None or key == "limit"}
     config = make_config({**run.config.model_dump(), **told})
-    run = run.model_copy(update={"config": config, "state": "running"})
+    run = run.model_copy(update={"config": config, "state": run.opened_state})
     done = committed(store)
     parts = ((unit, load_part(data, unit)[0]) for unit, data in read_parts(store, sorted(done)))
     again = [unit for unit, lines in parts if QUARANTINED in lines["status"].unique().to_pylist()]
@@ -61,7 +64,9 @@ def retry(
         return DONE
     with starting_engine(config) as engine:
         engine.begin()
-        refuse_other_weights(run, build_model(config, class_names=run.class_names))
+        model = build_model(config, class_names=run.class_names)
+        refuse_other_weights(run, model)
+        run = gone_on(run, run, software_here(config, model.module), accept=accept_versions)
         engine.ready().workers(config, run.device)
         found = _listed_again(run, store, pending)
         _reopen(store, run, again)
