@@ -146,14 +146,18 @@ def _canonical(tree: ast.Module) -> bytes:
         if isinstance(item, ast.AST):
             lines.append(type(item).__name__)
             for field, value in reversed(list(ast.iter_fields(item))):
-                if value is not None and value != [] and (field != "kind" or not isinstance(item, ast.Constant)):
-                    waiting += [value, _Word(f".{field}")]
+                kept = _with_effect(value) if isinstance(value, list) else value
+                if kept is not None and kept != [] and (field != "kind" or not isinstance(item, ast.Constant)):
+                    waiting += [kept, _Word(f".{field}")]
         elif isinstance(item, list):
-            kept = [one for one in item if not (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))]
-            waiting += [_Word("]"), *reversed(kept), _Word("[")]
+            waiting += [_Word("]"), *reversed(item), _Word("[")]
         else:
             lines.append(item if isinstance(item, _Word) else repr(item))
     return "\n".join(lines).encode(errors="surrogatepass")
+
+
+def _with_effect(items: list[object]) -> list[object]:
+    return [item for item in items if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))]
 
 
 class _Word(str):
