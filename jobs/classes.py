@@ -106,7 +106,7 @@ def _plan(config: ClassesConfig, engine: StartingEngine, *, accept_versions: boo
     if not _pending(run, committed(open_output(config.out))):
         return _set_up(at_rest(run, stored))
     run = gone_on(run, stored, tried.software, accept=accept_versions)
-    if run.session_software != stored.session_software:
+    if run.all_software != stored.all_software or run.session_software != stored.session_software:
         _reopen(run)
     return _set_up(run)
 

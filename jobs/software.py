@@ -7,7 +7,7 @@ import json
 import platform
 import re
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib import metadata
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
@@ -103,13 +103,13 @@ def software_here(config: JobConfig, network: nn.Module) -> Software:
 
 def installed(more: Iterable[str] = ()) -> dict[str, str]:
     """The versions of Python, of the packages that are always told, and of ``more``."""
-    return {"python": platform.python_version()} | {name: version(name) for name in (*ALWAYS, *sorted(more))}
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in (*ALWAYS, *sorted(more))}
 
 
 def refuse_other_versions(there: Software, packages: Iterable[str]) -> None:
     """Raises Refused unless this process has ``packages`` in the versions that the session was planned with: the check
     of a stage that has no model."""
-    refuse_other_worker(there, Software(versions={name: version(name) for name in packages}))
+    refuse_other_worker(there, Software(versions={name: metadata.version(name) for name in packages}))
 
 
 def refuse_other_worker(there: Software, here: Software) -> None:
@@ -204,7 +204,7 @@ def _package(top: str) -> str | None:
     if top in (*ALWAYS, "builtins", "__main__"):
         return None
     try:
-        version(top)
-    except PackageNotFoundError:
-        return next(iter(packages_distributions().get(top, ())), None)
+        metadata.version(top)
+    except metadata.PackageNotFoundError:
+        return next(iter(metadata.packages_distributions().get(top, ())), None)
     return top
