@@ -133,7 +133,7 @@ class Run(Record):
     """The content of run.json. ``totals`` and ``state`` change over a run's life, and the software may; all else is
     fixed by the plan.
 
-    ``state``: "running", "finished", or "reopened" while a session works on a store that was finished.
+    ``state``: "running"; "finished"; or "reopened", while a session works on a store that has SHA256SUMS already.
     """
 
     KEY = RUN_JSON

@@ -25,7 +25,7 @@ def status(out: str, console: Console) -> int:
         lines, commit = load_part(data, unit)
         totals.add(lines, commit.micro_batches, run)
         makers.add(unit, commit.software)
-    finished = len(done) == run.units and SHA256SUMS in set(list_keys(store))
+    finished = run.state == "finished" and len(done) == run.units and SHA256SUMS in set(list_keys(store))
     rows = totals.statuses.total()
     lines_ = [
         f"{run.config.model} · {', '.join(array.path for array in run.arrays)}",
