@@ -122,8 +122,8 @@ class Visualise:
                 f"the model failed on classes {unit.classes}, all at once: {type(error).__name__}: {error}\n"
                 "Where memory ran out, take a new --out and a smaller --batch-size."
             ) from error
-        arrays = (values.cpu().numpy() for values in (found.images, found.scores, found.probabilities))
-        return VisualisedUnit(unit.unit, unit.classes, *arrays, self._software.digest)
+        images, scores, chances = (one.cpu().numpy() for one in (found.images, found.scores, found.probabilities))
+        return VisualisedUnit(unit.unit, unit.classes, images, scores, chances, self._software.digest)
 
 
 class Write:
