@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Generator, Iterator
-from typing import Any
 
 import pyarrow as pa
 from obstore.store import ObjectStore
 
-from jobs.contents import AGAIN, RELIST, RESTORE, Objects, Problem, foreign, is_expected
+from jobs.contents import AGAIN, RELIST, RESTORE, Objects, Problem, collected, foreign, is_expected
 from jobs.finalize import SHA256SUMS, is_range
+from jobs.fingerprint import contradictions, read_samples
 from jobs.identity import PREFIX, decode_identities, unit_of_identity
 from jobs.index import INDEX_PARQUET
 from jobs.manifest import PART_UNITS, SCHEMA, Digests, parts_of
@@ -22,7 +22,7 @@ from jobs.store import metadata_objects
 from jobs.stores import list_keys, read_object
 from jobs.tables import Damaged, open_parquet
 
-STATES = ("running", "finished")
+STATES = ("running", "reopened", "finished")
 _SUM = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
@@ -62,32 +62,25 @@ def check_run(objects: Objects, run: Run) -> Iterator[Problem]:
     if unknown or run.state not in STATES:
         what = f"unknown keys {sorted(unknown)}" if unknown else f"the state {run.state!r}"
         yield Problem(RUN_JSON, f"has {what}, so it is not as it was written: {RESTORE}")
-    differing = sorted(key for key, value in _fingerprinted(run).items() if run.fingerprint.get(key) != value)
-    if not str(run.fingerprint.get("samples")).startswith(f"{run.rows} images, "):
-        differing.append("samples")
-    if differing:
-        yield Problem(RUN_JSON, f"contradicts its own fingerprint ({', '.join(differing)}): {RESTORE}")
+    keys = contradictions(run)
+    if keys:
+        yield Problem(RUN_JSON, f"contradicts its own fingerprint ({', '.join(keys)}): {RESTORE}")
 
 
-def _fingerprinted(run: Run) -> dict[str, Any]:
-    """What run.json says a second time in its fingerprint."""
-    config, arrays = run.config, run.arrays
-    kinds = {array.dtype for array in arrays}
-    return {
-        "model": config.model,
-        "output": config.output,
-        "class_names": None if run.class_names is None else list(run.class_names),
-        "preprocessing": run.preprocessing_,
-        "methods": {array.method: array.method_spec for array in arrays},
-        "targets": run.target_specs,
-        "map_dtype": kinds.pop() if len(kinds) == 1 else None,
-        "precision": config.precision,
-        "unit_size": run.unit_size,
-        "micro_batch": run.micro_batch,
-        "threads": config.threads,
-        "seed": config.seed,
-        "device": run.device,
-    }
+def check_state(store: ObjectStore, run: Run) -> Iterator[Problem]:
+    """A store that never was finished has no SHA256SUMS whose objects are all there: it is written last."""
+    if run.state != "running":
+        return
+    keys = set(list_keys(store))
+    if SHA256SUMS not in keys:
+        return
+    problems, sums = collected(load_sums(store))
+    if not problems and sums and sums.keys() <= keys:
+        yield Problem(
+            RUN_JSON,
+            f"has the state {run.state!r}, while {SHA256SUMS}, which comes last, lists a finished store that is all "
+            f"there, so it is not as it was written: {AGAIN}",
+        )
 
 
 def check_listing(out: str, objects: Objects, run: Run) -> Iterator[Problem]:
@@ -125,7 +118,7 @@ def check_manifest(objects: Objects, run: Run) -> Iterator[Problem]:
         whole = whole and data is not None and trouble is None
     if not whole:
         return
-    if not str(run.fingerprint.get("samples")).endswith(f" {digests.samples}"):
+    if read_samples(run.fingerprint).digest != digests.samples:
         yield Problem("manifest", f"has other sample ids than the run was planned with: {RESTORE}")
     if run.fingerprint.get("labels") != digests.labels:
         yield Problem("manifest", f"has other labels than the run was planned with: {RESTORE}")

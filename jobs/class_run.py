@@ -17,7 +17,6 @@ class ClassRun(Record):
     classes: tuple[int, ...]
     class_names: tuple[str, ...] | None
     """The model's, of all its classes."""
-    notes: tuple[str, ...] = ()
     head: str = "softmax"
     """What made probabilities of scores, as in ``Run``."""
 

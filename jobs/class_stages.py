@@ -54,13 +54,15 @@ class ChosenUnit:
 
 @dataclass(frozen=True)
 class VisualisedUnit:
-    """``images`` float32 [n, C, H, W], preprocessed; ``scores`` and ``probabilities`` float32 [n]."""
+    """``images`` float32 [n, C, H, W], preprocessed; ``scores`` and ``probabilities`` float32 [n]. ``software``: the
+    digest of that which made them."""
 
     unit: int
     classes: tuple[int, ...]
     images: NDArray[np.float32]
     scores: NDArray[np.float32]
     probabilities: NDArray[np.float32]
+    software: str
 
 
 def class_stages(run: ClassRun, *, workers: int) -> list[Stage]:
@@ -87,12 +89,14 @@ def _write(out: str) -> Callable[[Any], Any]:
 
 
 class Visualise:
-    """Holds the model, and refuses to work where that is not the model of the plan."""
+    """Holds the model, and refuses to work where that is not the model of the plan, or the software is not the
+    session's."""
 
     def __init__(self, run: ClassRun) -> None:
         import torch  # the driver and the other stages can do without
 
         from jobs.model import build_model, refuse_other_weights
+        from jobs.software import refuse_other_worker, software_here
         from saliency_core.errors import Told
 
         warnings.simplefilter("ignore", Told)  # the plan has told it
@@ -101,6 +105,8 @@ class Visualise:
             keep_freed_memory()
         self._model: Model = build_model(run.config, class_names=run.class_names)
         refuse_other_weights(run, self._model)
+        self._software = software_here(run.config, self._model.module)
+        refuse_other_worker(run.session, self._software)
         self._run = run
 
     def __call__(self, unit: ChosenUnit) -> VisualisedUnit:
@@ -116,8 +122,8 @@ class Visualise:
                 f"the model failed on classes {unit.classes}, all at once: {type(error).__name__}: {error}\n"
                 "Where memory ran out, take a new --out and a smaller --batch-size."
             ) from error
-        arrays = (values.cpu().numpy() for values in (found.images, found.scores, found.probabilities))
-        return VisualisedUnit(unit.unit, unit.classes, *arrays)
+        images, scores, chances = (one.cpu().numpy() for one in (found.images, found.scores, found.probabilities))
+        return VisualisedUnit(unit.unit, unit.classes, images, scores, chances, self._software.digest)
 
 
 class Write:
@@ -143,5 +149,5 @@ class Write:
             pa.array([ASTRAY if one else None for one in astray], pa.string()),
         ]
         lines = pa.Table.from_arrays(columns, schema=SCHEMA)
-        put(self._store, part_key(unit.unit), encode_part(lines, Commit(records, [])))
+        put(self._store, part_key(unit.unit), encode_part(lines, Commit(records, [], unit.software)))
         return len(unit.classes)

@@ -16,9 +16,11 @@ from jobs.console import say
 from jobs.contents import Objects, Problem, collected
 from jobs.exits import DONE, NOT_FINISHED
 from jobs.finalize import SHA256SUMS
+from jobs.fingerprint import class_contradictions
 from jobs.index import DamagedError, committed, load_part, part_key, unit_of
 from jobs.objects import is_remote, local_path
 from jobs.record import RUN_JSON
+from jobs.software import Makers
 from jobs.stopped import Unusable
 from jobs.store import CLASSES, class_metadata_objects
 from jobs.stores import list_keys, open_output, read_object
@@ -69,10 +71,15 @@ def verify_classes(out: str, report: Report, console: Console) -> int:
         report.take([Problem(ClassRun.KEY, f"is damaged: {RESTORE}. ({refused})")])
         return report.end("Nothing else was checked.")
     assert run is not None
-    done = committed(store) & {*range(run.units)}
-    report.take(_check(objects, run, sorted(done) if sums is None else range(run.units), there))
+    if keys := class_contradictions(run):
+        report.take([Problem(ClassRun.KEY, f"contradicts its own fingerprint ({', '.join(keys)}): {RESTORE}")])
+        return report.end("Nothing else was checked.")
+    done, makers = committed(store) & {*range(run.units)}, Makers(run)
+    report.take(_check(objects, run, sorted(done) if sums is None else range(run.units), there, makers))
     if report.problems:
         return report.end("Nothing was changed: what to do stands beside each.")
+    if mixed := makers.notes():
+        say(console, "\n".join(mixed))
     read = f"{objects.count:,} objects, {objects.bytes / 2**20:,.1f} MiB"
     if sums is not None:
         say(console, f"verified: {read}: commits, arrays and hashes agree")
@@ -83,7 +90,7 @@ def verify_classes(out: str, report: Report, console: Console) -> int:
     return NOT_FINISHED
 
 
-def _check(objects: Objects, run: ClassRun, units: Iterable[int], there: set[str]) -> Iterator[Problem]:
+def _check(objects: Objects, run: ClassRun, units: Iterable[int], there: set[str], makers: Makers) -> Iterator[Problem]:
     metadata = class_metadata_objects(run)
     seen = {ClassRun.KEY, SHA256SUMS, *metadata}
     for key in sorted(metadata):
@@ -91,7 +98,7 @@ def _check(objects: Objects, run: ClassRun, units: Iterable[int], there: set[str
         if data not in (None, metadata[key]):
             yield Problem(key, f"is not what {ClassRun.KEY} describes: {AGAIN}")
     for unit in units:
-        seen |= yield from _check_unit(objects, run, unit)
+        seen |= yield from _check_unit(objects, run, unit, makers)
     if objects.sums is None:  # what is on its way has no witness yet
         foreign = {key for key in there if (unit_of(key) or 0) >= run.units}
     else:
@@ -104,7 +111,7 @@ def _check(objects: Objects, run: ClassRun, units: Iterable[int], there: set[str
         yield Problem(key, "is nothing that this run makes: take it away")
 
 
-def _check_unit(objects: Objects, run: ClassRun, unit: int) -> Generator[Problem, None, set[str]]:
+def _check_unit(objects: Objects, run: ClassRun, unit: int, makers: Makers) -> Generator[Problem, None, set[str]]:
     """The unit's part is of its classes, and each of its shards as it was committed → their keys."""
     key = part_key(unit)
     redo = f"delete {key}, which withdraws unit {unit}, and {NEXT}"
@@ -118,6 +125,7 @@ def _check_unit(objects: Objects, run: ClassRun, unit: int) -> Generator[Problem
         return {key}
     if lines.schema != SCHEMA or lines["class"].to_pylist() != [run.classes[row] for row in run.unit_rows(unit)]:
         yield Problem(key, f"is not of the classes of unit {unit}: {redo}")
+    makers.add(unit, commit.software)
     for shard in commit.shards:
         yield from objects.read(shard.key, remedy=redo, record=shard)
     return {key, *(shard.key for shard in commit.shards)}

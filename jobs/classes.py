@@ -12,8 +12,7 @@ OUT/
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -27,13 +26,14 @@ from jobs.class_stages import class_stages
 from jobs.console import say
 from jobs.engine import StartingEngine, starting_engine
 from jobs.exits import DONE, IMPERFECT
-from jobs.finalize import digest, put_sums
+from jobs.finalize import SHA256SUMS, digest, put_sums
+from jobs.fingerprint import classes_fingerprint, refuse_other_fingerprint
 from jobs.index import committed, load_part, part_key, read_parts
 from jobs.output import claim, refuse_unwritable
-from jobs.record import refuse_other_fingerprint
 from jobs.sink import parquet_bytes
+from jobs.software import at_rest, begun, gone_on
 from jobs.store import CLASSES, class_metadata_objects, open_array
-from jobs.stores import open_output, put, read_object
+from jobs.stores import delete, list_keys, open_output, put, read_object
 from saliency_core.errors import Refused, Told
 from saliency_core.recipe import Recipe
 
@@ -45,13 +45,16 @@ if TYPE_CHECKING:
 BATCH = {"cpu": 8, "cuda": 32}
 
 
-def visualise(config: ClassesConfig, console: Console) -> int:
-    """The whole job → exit code. Raises Refused before anything is touched; Stopped where a stage failed."""
+def visualise(config: ClassesConfig, console: Console, *, accept_versions: bool = False) -> int:
+    """The whole job → exit code. ``accept_versions``: as for ``make_plan``.
+
+    Raises Refused before anything is touched; Stopped where a stage failed.
+    """
     with starting_engine(config) as engine:
-        run = _plan(config, engine)
+        run = _plan(config, engine, accept_versions=accept_versions)
         store = open_output(config.out)
         done = committed(store)
-        pending = [unit for unit in range(run.units) if unit not in done]
+        pending = _pending(run, done)
         say(console, f"{config.model} on {run.device}, {run.rows:,} classes: {run.units:,} units of {run.unit_size}")
         for note in run.notes:
             say(console, f"note: {note}")
@@ -64,7 +67,11 @@ def visualise(config: ClassesConfig, console: Console) -> int:
     return _finish(run, store, console)
 
 
-def _plan(config: ClassesConfig, engine: StartingEngine) -> ClassRun:
+def _pending(run: ClassRun, done: Set[int]) -> list[int]:
+    return [unit for unit in range(run.units) if unit not in done]
+
+
+def _plan(config: ClassesConfig, engine: StartingEngine, *, accept_versions: bool) -> ClassRun:
     """Makes the store, unless it is there. Refused with the reason where the job cannot work."""
     refuse_unwritable(config.out)
     stored = existing_class_run(config.out)
@@ -80,20 +87,7 @@ def _plan(config: ClassesConfig, engine: StartingEngine) -> ClassRun:
     unit_size = min(len(classes), BATCH[device] if config.batch_size == "auto" else config.batch_size)
     run = ClassRun(
         config=config,
-        fingerprint={
-            "model": config.model.partition(":")[0] if config.model.startswith("file:") else config.model,
-            "output": config.output,
-            **first.head.key,
-            "weights": tried.digest,
-            "class_names": None if names is None else list(names),
-            "preprocessing": geometry.to_dict(),
-            "classes": classes,
-            **config.model_dump(mode="json", include={field.name for field in fields(Recipe)}),
-            "seed": config.seed,
-            "batch_size": unit_size,
-            "threads": config.threads,
-            "device": device,
-        },
+        fingerprint={},
         rows=len(classes),
         unit_size=unit_size,
         device=device,
@@ -103,11 +97,35 @@ def _plan(config: ClassesConfig, engine: StartingEngine) -> ClassRun:
         notes=tuple(dict.fromkeys([first.head.note(tried.n_classes), *first.notes])),
         head=first.head.kind,
     )
+    run = run.model_copy(
+        update={"fingerprint": classes_fingerprint(run, weights=tried.digest, head=first.head.key).to_json()}
+    )
     if stored is None:
-        claim(run)
-    else:
-        refuse_other_fingerprint(stored, run.fingerprint, where=config.out)
-    store = open_output(config.out)
+        run = claim(begun(run, tried.software), accept_versions=accept_versions)
+        if run.later_software:  # another run has just begun there
+            _reopen(run)
+        return _set_up(run)
+    refuse_other_fingerprint(stored, run.fingerprint, where=config.out)
+    if not _pending(run, committed(open_output(config.out))):
+        return _set_up(at_rest(run, stored))
+    run = gone_on(run, stored, tried.software, accept=accept_versions)
+    if run.all_software != stored.all_software or run.session_software != stored.session_software:
+        _reopen(run)
+    return _set_up(run)
+
+
+def _reopen(run: ClassRun) -> None:
+    """Tells in classes.json what software this session has. SHA256SUMS, which would contradict it, is taken away
+    first: from here on a kill leaves the store unfinished."""
+    store = open_output(run.config.out)
+    if SHA256SUMS in set(list_keys(store)):
+        delete(store, SHA256SUMS)
+    put(store, run.KEY, run.to_json())
+
+
+def _set_up(run: ClassRun) -> ClassRun:
+    """Makes the arrays (again: the bytes are the same)."""
+    store = open_output(run.config.out)
     for key, data in class_metadata_objects(run).items():
         put(store, key, data)
     return run

@@ -31,6 +31,12 @@ errors = Console(stderr=True)
 GOES_ON = "What was committed is safe. To go on from there, run the same command again."
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with these keys; flags win")]
+AcceptVersions = Annotated[
+    bool,
+    typer.Option(
+        "--accept-versions", help="go on with other packages, arithmetic or code than the store was begun with"
+    ),
+]
 Out = Annotated[str, typer.Argument(help="a store that explain made", metavar="OUT")]
 
 
@@ -129,22 +135,23 @@ def explain(
     flags: dict[str, Any],
     config: ConfigFile = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
+    accept_versions: AcceptVersions = False,
 ) -> int:
     """Explain every image: maps and an index into a store. Goes on by itself where the store is unfinished."""
     made = read_config(Config, flags, file=config)
     from jobs import job
 
-    return job.explain(made, console, dry_run=dry_run)
+    return job.explain(made, console, dry_run=dry_run, accept_versions=accept_versions)
 
 
 @_command
 @functools.partial(_with_flags_of, ClassesConfig)
-def classes(flags: dict[str, Any], config: ConfigFile = None) -> int:
+def classes(flags: dict[str, Any], config: ConfigFile = None, accept_versions: AcceptVersions = False) -> int:
     """Show what the model takes each class for: the image that its score is highest on."""
     made = read_config(ClassesConfig, flags, file=config)
     from jobs import classes as job
 
-    return job.visualise(made, console)
+    return job.visualise(made, console, accept_versions=accept_versions)
 
 
 @_command
@@ -175,6 +182,7 @@ def retry(
     max_pixels: Annotated[int | None, typer.Option(help="another cap than explain had")] = None,
     max_bytes: Annotated[int | None, typer.Option(help="another cap than explain had")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="another cap than explain had")] = None,
+    accept_versions: AcceptVersions = False,
 ) -> int:
     """Explain again the units that hold quarantined rows; their inputs are listed again."""
     from jobs import retry as again
@@ -187,6 +195,7 @@ def retry(
         max_pixels=max_pixels,
         max_bytes=max_bytes,
         max_seconds=max_seconds,
+        accept_versions=accept_versions,
     )
 
 

@@ -18,14 +18,20 @@ from jobs.index import OK, QUARANTINED
 from jobs.manifest import Manifest, to_entries
 from jobs.record import Run
 from jobs.reject import Rejected
+from jobs.software import refuse_other_versions
 from jobs.stores import open_output
 from jobs.units import DecodedUnit
 
+DECODING = ("pillow", "numpy")  # the packages on which pixels depend
+
 
 class Decode:
-    """Reads, hashes, decodes and resizes the images of a unit."""
+    """Reads, hashes, decodes and resizes the images of a unit; refuses to work with other libraries than the session's
+    (unless ``any_software``)."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, *, any_software: bool = False) -> None:
+        if not any_software:
+            refuse_other_versions(run.session, DECODING)
         self._config = run.config
         self._preprocessing = run.preprocessing
         self._function = partial(decode, preprocessing=run.preprocessing, max_pixels=run.config.max_pixels)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from jobs.config import Config, MapDtype
 from jobs.model import blank_images, try_model
 from jobs.record import ArraySpec
+from jobs.software import Software
 from saliency_core.agreement import agreement
 from saliency_core.cam import AUTO
 from saliency_core.errors import Refused, Told
@@ -33,6 +34,7 @@ class ModelFacts:
     n_classes: int
     class_names: tuple[str, ...] | None
     weights: str
+    software: Software
     target_specs: dict[str, str]
     method_specs: dict[str, str]
     arrays: tuple[ArraySpec, ...]
@@ -91,6 +93,7 @@ def model_facts(config: Config, *, folders: Sequence[str] | None, device: Callab
         n_classes=tried.n_classes,
         class_names=model.class_names,
         weights=tried.digest,
+        software=tried.software,
         target_specs={target.slug: target.spec for target in explainer.targets},
         method_specs={method.slug: method.spec for method in explainer.methods},
         arrays=arrays,

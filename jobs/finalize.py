@@ -106,9 +106,11 @@ def finalize(store: ObjectStore, run: Run, *, session: dict[str, Any]) -> Totals
     # A session that found nothing to do has no figures worth keeping.
     told = session if session.get("rows") else run.totals.get("last_session", session)
     finished = run.model_copy(update={"state": "finished", "totals": {**totals.to_dict(), "last_session": told}})
+    # A kill at any moment leaves what is sound: sums prove nothing until the record, which comes last, says "finished".
+    put(store, RUN_JSON, run.model_copy(update={"state": "reopened"}).to_json())
+    put_sums(store, {**sums, RUN_JSON: digest(finished.to_json())})
     put(store, RUN_JSON, finished.to_json())
-    # Last: a store with its sums is complete.
-    _put_last_sums(store, sums)
+    _agree(store, sums)
     return totals
 
 
@@ -117,14 +119,18 @@ def put_sums(store: ObjectStore, sums: dict[str, str]) -> None:
     put(store, SHA256SUMS, "".join(f"{hexadecimal}  {key}\n" for key, hexadecimal in sorted(sums.items())).encode())
 
 
-def _put_last_sums(store: ObjectStore, sums: dict[str, str]) -> None:
-    """Another driver may finalize the same run, with a run.json of its own: whoever puts the sums last has seen the
-    last one."""
-    there = digest(read_object(store, RUN_JSON))
-    while sums.get(RUN_JSON) != there:
-        sums[RUN_JSON] = there
-        put_sums(store, sums)
-        there = digest(read_object(store, RUN_JSON))
+def _agree(store: ObjectStore, sums: dict[str, str]) -> None:
+    """Puts the sums again until they are those of the run.json that is there: another driver may finalize the same run,
+    with a run.json of its own, and the last of all puts is followed by this check."""
+    while not _has_line(store, RUN_JSON, digest(read_object(store, RUN_JSON))):
+        put_sums(store, {**sums, RUN_JSON: digest(read_object(store, RUN_JSON))})
+
+
+def _has_line(store: ObjectStore, key: str, hexadecimal: str) -> bool:
+    try:
+        return f"{hexadecimal}  {key}\n".encode() in read_object(store, SHA256SUMS)
+    except FileNotFoundError:  # a retry has begun
+        return False
 
 
 def _compact(store: ObjectStore, run: Run, sums: dict[str, str]) -> Totals:

@@ -38,10 +38,12 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class Commit:
-    """``shards``: every object of the unit. ``micro_batches``: empty, or those that an out-of-memory forced."""
+    """``shards``: every object of the unit. ``micro_batches``: empty, or those that an out-of-memory forced.
+    ``software``: the digest of what made it; run.json has the words. "" in stores that are older than it."""
 
     shards: list[ShardRecord]
     micro_batches: list[int]
+    software: str = ""
 
 
 def schema(run: Run) -> pa.Schema:
@@ -85,7 +87,7 @@ def decode_part(data: bytes) -> tuple[pa.Table, Commit]:
     """Raises one of UNREADABLE where the part is damaged."""
     table = parquet_table(data)
     told = json.loads((table.schema.metadata or {})[_COMMIT])
-    commit = Commit([ShardRecord(**one) for one in told["shards"]], told["micro_batches"])
+    commit = Commit([ShardRecord(**one) for one in told["shards"]], told["micro_batches"], told.get("software", ""))
     return table.replace_schema_metadata(None), commit
 
 

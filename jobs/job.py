@@ -21,10 +21,13 @@ from jobs.stages import Stage, explain_stages
 from jobs.stores import open_output
 
 
-def explain(config: Config, console: Console, *, dry_run: bool = False) -> int:
-    """The whole job → exit code. Raises Refused before anything is touched; Stopped where a stage failed."""
+def explain(config: Config, console: Console, *, dry_run: bool = False, accept_versions: bool = False) -> int:
+    """The whole job → exit code. ``accept_versions``: as for ``make_plan``.
+
+    Raises Refused before anything is touched; Stopped where a stage failed.
+    """
     with starting_engine(config, inline=dry_run) as engine:
-        plan = make_plan(config, engine=engine, dry=dry_run)
+        plan = make_plan(config, engine=engine, dry=dry_run, accept_versions=accept_versions)
         say(console, summary.plan_text(plan))
         if dry_run:
             return DONE

@@ -130,6 +130,12 @@ class JobConfig(BaseModel):
         name_of_preset = about.field_name == "weights" and value and not (Path(value).suffix or Path(value).exists())
         return value if value is None or name_of_preset else full_path(value)
 
+    @field_validator("model")
+    @classmethod
+    def _full_file(cls, value: str) -> str:
+        kind, _, path = value.partition(":")
+        return f"file:{full_path(path)}" if kind == "file" and path else value
+
     @field_validator("channels", mode="before")
     @classmethod
     def _channels(cls, value: object) -> object:

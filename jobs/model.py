@@ -10,6 +10,7 @@ import torch
 from jobs.job_config import JobConfig
 from jobs.objects import local_path
 from jobs.record import Record
+from jobs.software import Software, software_here
 from saliency_core.errors import Refused
 from saliency_core.models import Model, load_model, model_digest
 
@@ -48,10 +49,12 @@ def read_class_names(path: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class TriedModel:
-    """``model`` with its class names, where anybody told them; ``digest``: which weights it has."""
+    """``model`` with its class names, where anybody told them; ``digest``: which weights it has; ``software``: with
+    which it was built."""
 
     model: Model
     digest: str
+    software: Software
     n_classes: int
 
 
@@ -62,7 +65,7 @@ def try_model(config: JobConfig, *, folders: Sequence[str] | None = None) -> Tri
     """
     given = read_class_names(config.class_names) if config.class_names else None
     model = build_model(config, class_names=given)
-    digest = model_digest(model)
+    digest, software = model_digest(model), software_here(config, model.module)
     if config.model.startswith("python:") and model_digest(build_model(config, class_names=given)) != digest:
         raise Refused(
             f"{config.model} makes other weights at each call, so every replica would be another model. "
@@ -77,7 +80,7 @@ def try_model(config: JobConfig, *, folders: Sequence[str] | None = None) -> Tri
     names = model.class_names if model.class_names is not None and len(model.class_names) == n_classes else None
     if names is None and folders is not None and len(folders) == n_classes:
         names = tuple(folders)  # the convention of ImageFolder, with which such models are trained
-    return TriedModel(replace(model, class_names=names), digest, n_classes)
+    return TriedModel(replace(model, class_names=names), digest, software, n_classes)
 
 
 def blank_images(model: Model) -> torch.Tensor:

@@ -10,8 +10,10 @@ from itertools import islice
 
 from obstore.store import ObjectStore
 
+from jobs.fingerprint import refuse_other_fingerprint
 from jobs.objects import is_remote, local_path
-from jobs.record import RUN_JSON, AnyRecord, Record, Run, parse_record, refuse_other_fingerprint
+from jobs.record import RUN_JSON, AnyRecord, Record, Run, parse_record
+from jobs.software import gone_on
 from jobs.stopped import Unusable
 from jobs.stores import list_keys, open_output, put, read_object
 from saliency_core.errors import Refused
@@ -78,11 +80,12 @@ def _entries(out: str, store: ObjectStore, kind: type[Record]) -> Iterator[str]:
     yield from sorted(entry.name for entry in local_path(out).iterdir() if not half_written.fullmatch(entry.name))
 
 
-def claim(record: Record) -> None:
+def claim(record: AnyRecord, *, accept_versions: bool = False) -> AnyRecord:
     """Puts the record where there is none: of several runs that plan into one place, the first has it.
 
     What is there already is somebody else's, who may go on along with this one if it is the same run: both then write
-    the same bytes. Else Refused, with nothing of the other's touched.
+    the same bytes. Else Refused, with nothing of the other's touched. Returns the record, with the other's software if
+    that is another and ``accept_versions``.
     """
     out = record.config.out
     try:
@@ -91,6 +94,8 @@ def claim(record: Record) -> None:
         other = existing_record(type(record), out)
         if other is not None:
             refuse_other_fingerprint(other, record.fingerprint, where=out)
+            return gone_on(record, other, record.session, accept=accept_versions)
+    return record
 
 
 def refuse_inside(output: str, out: str) -> None:

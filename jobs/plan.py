@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import platform
 from collections import Counter
 from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -17,14 +15,16 @@ from obstore.store import LocalStore
 from jobs.config import Config
 from jobs.engine import StartingEngine
 from jobs.entries import Source
+from jobs.fingerprint import maps_fingerprint, refuse_other_fingerprint
 from jobs.index import committed
 from jobs.labels import label_resolver, refuse_no_labels, refuse_unmatched_folders
-from jobs.manifest import Lines, Summary, scan, write_manifest
+from jobs.manifest import Lines, scan, write_manifest
 from jobs.objects import is_remote, local_path
 from jobs.output import claim, existing_run, refuse_unwritable
 from jobs.prefetch import prefetched
-from jobs.record import RUN_JSON, ArraySpec, Run, refuse_other_fingerprint
+from jobs.record import RUN_JSON, ArraySpec, Run
 from jobs.relocate import complete_manifest
+from jobs.software import at_rest, begun, gone_on
 from jobs.sources import list_entries, open_sources
 from jobs.store import metadata_objects
 from jobs.stores import open_output, put
@@ -56,10 +56,11 @@ class Plan:
         return {array.path: array.item_bytes() * self.run.rows for array in self.run.arrays}
 
 
-def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False) -> Plan:
+def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False, accept_versions: bool = False) -> Plan:
     """Lists the inputs while the model loads, fixes rows and units, and makes the store (unless ``dry``).
 
-    ``engine`` begins to start as soon as the cheap checks have passed.
+    ``engine`` begins to start as soon as the cheap checks have passed. ``accept_versions``: units may be added to a
+    store that was begun with other software.
 
     Refused with the reason, before a worker starts, for what cannot work.
     """
@@ -85,9 +86,7 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False) -> P
         micro_batch = _micro_batch(config, device, unit_size, facts.image_bytes)
         run = Run(
             config=config,
-            fingerprint=_fingerprint(
-                config, facts, summary, device=device, unit_size=unit_size, micro_batch=micro_batch
-            ),
+            fingerprint={},
             rows=summary.rows,
             unit_size=unit_size,
             micro_batch=micro_batch,
@@ -102,16 +101,29 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False) -> P
             notes=facts.notes,
             agreement=facts.agreement,
             ignored=dict(sum((source.ignored for source in sources), Counter())),
-            versions=_versions(),
         )
+        fingerprint = maps_fingerprint(
+            run,
+            samples_digest=summary.samples,
+            labels_digest=summary.labels,
+            weights=facts.weights,
+            head=facts.head.key,
+        )
+        run = run.model_copy(update={"fingerprint": fingerprint.to_json()})
         if stored is not None:
             refuse_other_fingerprint(stored, run.fingerprint, where=config.out)
-            run = run.model_copy(update={"totals": stored.totals})
+            run = run.model_copy(update={"totals": stored.totals, "state": stored.opened_state})
         done = set() if stored is None else committed(open_output(config.out))
         pending = _pending(run, done)
+        if stored is None:
+            run = begun(run, facts.software)
+        elif pending:
+            run = gone_on(run, stored, facts.software, accept=accept_versions)
+        else:
+            run = at_rest(run, stored)
         if not dry:
             if stored is None:
-                claim(run)
+                run = claim(run, accept_versions=accept_versions)
             complete_manifest(open_output(config.out), run, LocalStore(aside), set(pending), tell=log.warning)
             set_up(run)
     return Plan(run, done, pending, facts.parameter_bytes + micro_batch * facts.image_bytes)
@@ -187,37 +199,7 @@ def _micro_batch(config: Config, device: str, unit_size: int, image_bytes: int) 
     return min(size, unit_size)
 
 
-def _fingerprint(
-    config: Config, facts: Any, summary: Summary, *, device: str, unit_size: int, micro_batch: int
-) -> dict[str, Any]:
-    """Everything that the bytes of the store depend on; two runs that agree in it may share one."""
-    return {
-        "samples": f"{summary.rows} images, sha256 of their ids {summary.samples}",
-        "labels": summary.labels,
-        "model": config.model.partition(":")[0] if config.model.startswith("file:") else config.model,
-        "output": config.output,
-        **facts.head.key,
-        "weights": facts.weights,
-        "class_names": None if facts.class_names is None else list(facts.class_names),
-        "preprocessing": facts.preprocessing.to_dict(),
-        "methods": facts.method_specs,
-        "targets": facts.target_specs,
-        "map_dtype": config.map_dtype,
-        "precision": config.precision,
-        "unit_size": unit_size,
-        "micro_batch": micro_batch,
-        "threads": config.threads,
-        "seed": config.seed,
-        "device": device,
-    }
-
-
 def _pending(run: Run, done: Set[int]) -> list[int]:
     """The units without a commit, in row order; with a limit, of those that hold the first rows."""
     last = run.units if run.config.limit is None else min(run.units, -(-run.config.limit // run.unit_size))
     return [unit for unit in range(last) if unit not in done]
-
-
-def _versions() -> dict[str, str]:
-    packages = ("saliency", "ray", "torch", "torchvision", "numpy", "pillow", "pyarrow", "zarr", "obstore")
-    return {"python": platform.python_version()} | {package: version(package) for package in packages}

@@ -67,8 +67,9 @@ class Recompute:
         self._store = store
         self._run = run
         self._manifest = Manifest(store)
-        self._decode = Decode(run)
-        self._explain = Explain(run)
+        # Other software than the store's is no reason to refuse here: what differs is said beside each row.
+        self._decode = Decode(run, any_software=True)
+        self._explain = Explain(run, any_software=True)
         self._unit, self._maps = -1, dict[str, Stored]()
         self._same, self._largest = Counter[bool](), 0.0
         self.notes: list[str] = []
@@ -95,7 +96,12 @@ class Recompute:
                 f"row {row}: unit {unit} ran out of memory, its smaller micro-batches may give other bits"
             )
         explained = self._explain(decoded)
+        maker = run.maker(commit.software)
+        others = [f"made by software {commit.software}"] if maker is None else maker.differences(self._explain.software)
         for trouble in self._differences(line, explained, position, stored_position=row - first):
+            if others:
+                self.notes.append(f"row {row}: {trouble}; but it was made with other software ({'; '.join(others)})")
+                continue
             yield Problem(f"row {row}", f"{trouble}, so the store does not hold what this model explains: {redo(unit)}")
 
     @property

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.config import Config, MapDtype
 from jobs.job_config import JobConfig
+from jobs.software import Software
 from saliency_core.errors import Refused
 from saliency_core.preprocessing import Preprocessing
 
@@ -64,7 +66,12 @@ class ArraySpec(BaseModel):
 
 
 class Record(BaseModel):
-    """What a store of any job knows of itself, in the object ``KEY``: without it there is no store."""
+    """What a store of any job knows of itself, in the object ``KEY``: without it there is no store.
+
+    ``fingerprint``: as ``jobs.fingerprint`` writes and compares it. ``versions``, ``arithmetic`` and ``code``: the
+    software that the store was begun with; ``later_software``: what else made units of it; ``session_software``: the
+    digest of that which the last session with work had.
+    """
 
     model_config = ConfigDict(frozen=True)
     KEY: ClassVar[str]
@@ -76,6 +83,35 @@ class Record(BaseModel):
     unit_size: int
     device: str
     preprocessing_: dict[str, Any] = Field(alias="preprocessing")
+    notes: tuple[str, ...] = ()
+    versions: dict[str, str] = {}
+    arithmetic: int | None = None
+    code: dict[str, str | None] = {}
+    later_software: tuple[Software, ...] = ()
+    session_software: str = ""
+
+    @property
+    def software(self) -> Software:
+        """What the store was begun with."""
+        return Software(arithmetic=self.arithmetic, versions=self.versions, code=self.code)
+
+    @property
+    def all_software(self) -> dict[str, Software]:
+        """All that made units of the store, by its digest."""
+        return {software.digest: software for software in (self.software, *self.later_software)}
+
+    @property
+    def session(self) -> Software:
+        """What this session was planned with."""
+        return self.all_software.get(self.session_software, self.software)
+
+    def maker(self, digest: str) -> Software | None:
+        """The software that a unit's commit names; None if the record does not know it."""
+        return self.all_software.get(digest) if digest else self.software
+
+    def with_notes(self, notes: Sequence[str]) -> Self:
+        """Itself, with more notes."""
+        return self.model_copy(update={"notes": (*self.notes, *notes)})
 
     @property
     def units(self) -> int:
@@ -94,7 +130,11 @@ class Record(BaseModel):
 
 
 class Run(Record):
-    """The content of run.json. ``totals`` and ``state`` change over a run's life; all else is fixed by the plan."""
+    """The content of run.json. ``totals`` and ``state`` change over a run's life, and the software may; all else is
+    fixed by the plan.
+
+    ``state``: "running"; "finished"; or "reopened", while a session works on a store that has SHA256SUMS already.
+    """
 
     KEY = RUN_JSON
 
@@ -108,11 +148,15 @@ class Run(Record):
     head: str = "softmax"
     """What made probabilities of scores: softmax, sigmoid, or logit (of one, for two classes)."""
     passes: float = 1.0
-    notes: tuple[str, ...] = ()
     agreement: dict[str, float] = {}
     ignored: dict[str, int] = {}
-    versions: dict[str, str] = {}
     totals: dict[str, Any] = {}
+
+    @property
+    def opened_state(self) -> str:
+        """The state that a session gives the store until it has finalized it. SHA256SUMS proves that a store is
+        finished, so one that was is never said to be "running" again: that would be damage."""
+        return "running" if self.state == "running" else "reopened"
 
     @property
     def prediction(self) -> str | None:
@@ -144,25 +188,3 @@ def parse_record(kind: type[AnyRecord], data: bytes, *, where: str) -> AnyRecord
             "version that made it."
         )
     return record
-
-
-def refuse_other_fingerprint(run: Record, fingerprint: dict[str, Any], *, where: str) -> None:
-    """Refused, with the keys that differ, where a store was made by another run."""
-    differing = sorted(
-        key for key in run.fingerprint.keys() | fingerprint.keys() if run.fingerprint.get(key) != fingerprint.get(key)
-    )
-    if not differing:
-        return
-    told = "\n  ".join(
-        f"{key}: the store has {_short(run.fingerprint.get(key))}, this run {_short(fingerprint.get(key))}"
-        for key in differing
-    )
-    raise Refused(
-        f"{where} holds another run, and what it made would not fit together with this:\n  {told}\n"
-        f"Give another --out, or the configuration that the store was made with (its {run.KEY} has it)."
-    )
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 100 else text[:100] + "…"

@@ -23,6 +23,7 @@ from jobs.plan import class_folders, sources_of
 from jobs.progress import Meter
 from jobs.record import RUN_JSON, Run
 from jobs.relocate import ListedAgain, Sample, rewrite_manifest
+from jobs.software import gone_on, software_here
 from jobs.sources import list_entries
 from jobs.stores import delete, list_keys, put
 from jobs.words import ranges
@@ -37,10 +38,12 @@ def retry(
     max_pixels: int | None = None,
     max_bytes: int | None = None,
     max_seconds: float | None = None,
+    accept_versions: bool = False,
 ) -> int:
     """→ the exit code of the run. Units that have no commit yet are done along with the others.
 
-    Refused, with nothing touched, where the model is not the run's, or the machine has no room for it.
+    Refused, with nothing touched, where the model is not the run's, the machine has no room for it, or the software is
+    not the store's (unless ``accept_versions``).
     """
     open_run(out)  # refused before there is anything to lock
     with locked(out, alone=True):
@@ -63,10 +66,12 @@ def retry(
             remembered(store, unit)  # raises, before anything is touched, if it is damaged
         if not pending:
             return _nothing_to_retry(store, run, totals, console)
-        run = run.model_copy(update={"config": config, "state": "running"})
+        run = run.model_copy(update={"config": config, "state": run.opened_state})
         with starting_engine(config) as engine:
             engine.begin()
-            refuse_other_weights(run, build_model(config, class_names=run.class_names))
+            model = build_model(config, class_names=run.class_names)
+            refuse_other_weights(run, model)
+            run = gone_on(run, run, software_here(config, model.module), accept=accept_versions)
             engine.ready().workers(config, run.device)
             listed = ListedAgain(store, run, pending, _samples(run), lambda text: say(console, text))
             if listed.relabelled:

@@ -9,6 +9,7 @@ from jobs.exits import NOT_FINISHED
 from jobs.finalize import SHA256SUMS, Totals, exit_code
 from jobs.index import OK, PARTIAL, QUARANTINED, committed, load_part, read_parts
 from jobs.output import open_run
+from jobs.software import Makers
 from jobs.stores import list_keys
 from jobs.summary import error_table, halved_text
 from jobs.words import quoted, ranges
@@ -19,11 +20,12 @@ def status(out: str, console: Console) -> int:
     unfinished."""
     store, run = open_run(out)
     done = sorted(committed(store))
-    totals = Totals()
+    totals, makers = Totals(), Makers(run)
     for unit, data in read_parts(store, done):
         lines, commit = load_part(data, unit)
         totals.add(lines, commit.micro_batches, run)
-    finished = len(done) == run.units and SHA256SUMS in set(list_keys(store))
+        makers.add(unit, commit.software)
+    finished = run.state == "finished" and len(done) == run.units and SHA256SUMS in set(list_keys(store))
     rows = totals.statuses.total()
     lines_ = [
         f"{run.config.model} · {', '.join(array.path for array in run.arrays)}",
@@ -31,6 +33,7 @@ def status(out: str, console: Console) -> int:
         ", ".join(f"{totals.statuses[name]:,} {name}" for name in (OK, PARTIAL, QUARANTINED)),
         *error_table(totals.errors),
         *halved_text(totals),
+        *makers.notes(),
     ]
     if finished:
         lines_.append(f"finished. Next: saliency verify {quoted(out)}")

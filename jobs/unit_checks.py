@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from jobs.contents import Objects, Problem, redo, unit_objects
 from jobs.finalize import check_rows
-from jobs.index import OK, PARTIAL, QUARANTINED, ShardRecord, decode_part, part_key
+from jobs.index import OK, PARTIAL, QUARANTINED, Commit, ShardRecord, decode_part, part_key
 from jobs.record import ArraySpec, Run
 from jobs.sink import UNREADABLE
 from jobs.store import decode_shard, fill_value
@@ -28,8 +28,9 @@ Bools = NDArray[np.bool_]
 
 def check_unit(
     objects: Objects, run: Run, unit: int, planned: pa.Table | None
-) -> Generator[Problem, None, pa.Table | None]:
-    """The unit's lines, or None where they cannot be trusted. ``planned``: the manifest's, None where it is damaged."""
+) -> Generator[Problem, None, tuple[pa.Table, Commit] | None]:
+    """The unit's lines and commit, or None where they cannot be trusted. ``planned``: the manifest's, None where it is
+    damaged."""
     key = part_key(unit)
     undone = f"so unit {unit} is not done; run the same explain command again"
     data = yield from objects.read(key, remedy=redo(unit), if_missing=undone)
@@ -51,7 +52,7 @@ def check_unit(
         yield Problem(key, f"commits other shards than the run has ({', '.join(others[:3]) or 'twice'}): {redo(unit)}")
     for array in run.arrays:
         yield from _check_array(objects, run, unit, array, lines, shards, records)
-    return lines
+    return lines, commit
 
 
 def _check_plan(lines: pa.Table, planned: pa.Table | None) -> Iterator[str]:

@@ -41,12 +41,14 @@ class DecodedUnit(Timed):
 @dataclass
 class ExplainedUnit(Timed):
     """``lines``: the unit's part of the index. ``maps`` by array path: as stored, [n, …]. ``scales`` float32 [n] by
-    array path, of scaled arrays. ``micro_batches``: other than the run's own where memory ran out."""
+    array path, of scaled arrays. ``micro_batches``: other than the run's own where memory ran out. ``software``: the
+    digest of that which made the maps."""
 
     lines: pa.Table
     maps: dict[str, NDArray[np.generic]]
     scales: dict[str, NDArray[np.float32]]
     micro_batches: list[int]
+    software: str = ""
 
 
 @dataclass

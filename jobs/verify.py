@@ -11,7 +11,16 @@ import pyarrow as pa
 from obstore.store import ObjectStore
 from rich.console import Console
 
-from jobs.checks import Compacted, check_identities, check_listing, check_manifest, check_metadata, check_run, load_sums
+from jobs.checks import (
+    Compacted,
+    check_identities,
+    check_listing,
+    check_manifest,
+    check_metadata,
+    check_run,
+    check_state,
+    load_sums,
+)
 from jobs.class_verify import is_class_store, verify_classes
 from jobs.console import say
 from jobs.contents import AGAIN, RESTORE, Objects, Problem, collected
@@ -24,6 +33,7 @@ from jobs.objects import is_remote, local_path
 from jobs.output import open_run
 from jobs.recompute import Recompute, Sample
 from jobs.record import RUN_JSON, Run
+from jobs.software import Makers
 from jobs.store import MAPS
 from jobs.stores import list_keys, open_output, read_object
 from jobs.unit_checks import check_unit
@@ -67,11 +77,12 @@ class Report:
 
 @dataclass(frozen=True)
 class Unit:
-    """What was found of one unit; ``lines`` None where they cannot be trusted."""
+    """What was found of one unit; ``lines`` None where they cannot be trusted. ``software``: what made it."""
 
     number: int
     problems: list[Problem]
     lines: pa.Table | None
+    software: str
 
 
 def verify(out: str, console: Console, *, recompute: int = 0, seed: int = 0) -> int:
@@ -90,12 +101,12 @@ def verify(out: str, console: Console, *, recompute: int = 0, seed: int = 0) -> 
         report.take([opened])
         return report.end("Nothing else was checked.")
     store, run = opened
-    finished = run.state != "running"
+    finished = run.state == "finished"
     # While a run is under way, what an earlier finish left behind is void: finalize writes it anew.
     problems, sums = collected(load_sums(store)) if finished else ([], None)
     report.take(problems)
     objects = Objects(store, sums)
-    if not report.take(check_run(objects, run)):
+    if not report.take([*check_run(objects, run), *check_state(store, run)]):
         return report.end(f"{RUN_JSON} says what all else should be, so nothing else was checked.")
     again = Recompute(store, run) if recompute else None
     sample = Sample(recompute, seed)
@@ -108,7 +119,7 @@ def verify(out: str, console: Console, *, recompute: int = 0, seed: int = 0) -> 
     problems, proven = collected(objects.scan(INDEX_PARQUET, remedy=AGAIN)) if finished else ([], False)
     report.take(problems)
     compacted = Compacted(out, run) if proven else None
-    rows = 0
+    rows, makers = 0, Makers(run)
     for unit in _units(objects, run, done, planned=planned):
         report.take(unit.problems)
         if compacted is not None:
@@ -116,6 +127,7 @@ def verify(out: str, console: Console, *, recompute: int = 0, seed: int = 0) -> 
         if unit.lines is not None:
             sample.add(unit.lines)
             rows += len(unit.lines)
+            makers.add(unit.number, unit.software)
         report.progress(f"unit {unit.number:,} of {run.units:,}, {_read(objects)}, {report.problems:,} problems")
     if compacted is not None:
         report.take(compacted.end())
@@ -129,6 +141,8 @@ def verify(out: str, console: Console, *, recompute: int = 0, seed: int = 0) -> 
             return report.end(
                 "All hashes agree, so these maps were written so: by another model, or by other software."
             )
+    if mixed := makers.notes():
+        say(console, "\n".join(mixed))
     seen = f"{_read(objects)}, {rows:,} of {run.rows:,} rows"
     if again is not None and not again.compared:
         say(console, f"not proven: {seen}: nothing is damaged, but no row could be explained again and compared")
@@ -153,7 +167,9 @@ def _units(objects: Objects, run: Run, done: Iterable[int], *, planned: bool) ->
     manifest = Manifest(objects.store)
 
     def check(item: tuple[int, pa.Table | None]) -> Unit:
-        return Unit(item[0], *collected(check_unit(objects, run, *item)))
+        problems, unit = collected(check_unit(objects, run, *item))
+        lines, software = (None, "") if unit is None else (unit[0], unit[1].software)
+        return Unit(item[0], problems, lines, software)
 
     # The manifest keeps a part in hand, so one thread alone asks it.
     items = ((unit, manifest.unit_lines(unit) if planned else None) for unit in done)

@@ -18,6 +18,7 @@ from jobs.limited import Limited
 from jobs.lines import Results, index_lines, take_back_nonfinite
 from jobs.model import build_model, refuse_other_weights
 from jobs.record import STATISTICS, Run
+from jobs.software import refuse_other_worker, software_here
 from jobs.stopped import Stopped
 from jobs.store import scale_maps
 from jobs.units import DecodedUnit, ExplainedUnit
@@ -35,9 +36,10 @@ class ExplainError(Stopped):
 
 
 class Explain:
-    """Builds its own replica from the run's spec, and refuses to work where that is not the model of the plan."""
+    """Builds its own replica from the run's spec, and refuses to work where that is not the model of the plan, or the
+    software is not the session's (unless ``any_software``)."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, *, any_software: bool = False) -> None:
         started = perf_counter()
         torch.set_num_threads(run.config.threads)
         if run.device == "cuda":
@@ -47,6 +49,9 @@ class Explain:
             keep_freed_memory()
         model = build_model(run.config, class_names=run.class_names)
         refuse_other_weights(run, model)
+        self.software = software_here(run.config, model.module)
+        if not any_software:
+            refuse_other_worker(run.session, self.software)
         self._run = run
         self._preprocessing = run.preprocessing
         self._explainer = Explainer(
@@ -74,7 +79,10 @@ class Explain:
 
     def _explained(self, unit: DecodedUnit) -> ExplainedUnit:
         run = self._run
-        explained = ExplainedUnit(unit.unit, unit.lines, {}, {}, [], seconds=unit.seconds, cpu_seconds=unit.cpu_seconds)
+        explained = ExplainedUnit(
+            unit.unit, unit.lines, {}, {}, [], self.software.digest,
+            seconds=unit.seconds, cpu_seconds=unit.cpu_seconds,
+        )  # fmt: skip
         # Told once, with the first unit: it is not part of anybody's rate.
         explained.seconds["set up"], self._set_up_seconds = self._set_up_seconds, 0.0
         with explained.timing("explain"):

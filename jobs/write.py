@@ -31,7 +31,7 @@ class Write:
                     put(self._store, key, data)
                     records.append(ShardRecord(key, len(data), hashlib.sha256(data).hexdigest()))
                     committed.bytes_written += len(data)
-            part = encode_part(unit.lines, Commit(records, unit.micro_batches))
+            part = encode_part(unit.lines, Commit(records, unit.micro_batches, unit.software))
             put(self._store, part_key(unit.unit), part)
             committed.bytes_written += len(part)
         return committed

@@ -47,10 +47,10 @@ class Head:
         return f"head: {what}" + (f" (the scores in front of {front} are explained)" if self.squash else "")
 
     @property
-    def key(self) -> dict[str, str]:
-        """What a fingerprint holds of it: nothing, where stores without a head hold the same scores."""
+    def key(self) -> str:
+        """What a fingerprint holds of it: nothing, if stores that were made without it hold the same scores."""
         squash = f", in front of {self.squash}" if self.squash else ""
-        return {} if self.as_ever else {"head": self.kind + squash}
+        return "" if self.as_ever else self.kind + squash
 
 
 def to_probabilities(scores: Tensor, kind: str) -> Tensor:

@@ -124,7 +124,7 @@ def test_an_interrupted_run_is_the_whole_one(pictures: dict[str, Path], tmp_path
 def test_the_plan_knows_the_head(name: str, head: str, key: str | None, note: str) -> None:
     config = make_config({**TINY, "images": "x", "out": "y", "model": f"python:headed:{name}", "head": head})
     facts = model_facts(config, folders=None, device=lambda: "cpu")
-    assert facts.head.key == ({} if key is None else {"head": key})
+    assert facts.head.key == (key or "")
     assert note in facts.notes[0] and len(set(facts.notes)) == len(facts.notes) == 1
 
 

@@ -13,6 +13,7 @@ from jobs.compare.common import CommonPart
 from jobs.compare.pairs import Ledger, Side
 from jobs.compare.results import COMPARE_JSON, Comparison
 from jobs.compare.stages import PairUnit
+from jobs.fingerprint import differing
 from jobs.objects import is_remote, local_path
 from jobs.output import refuse_unwritable
 from jobs.reader import Store
@@ -87,15 +88,15 @@ def claim(output: str, plan: Comparison) -> None:
     except ValueError as error:
         raise Refused(f"{output}/{COMPARE_JSON} cannot be read ({first_line(error)}): choose another.") from None
     else:
-        differing = [key for key in plan.fingerprint if there.fingerprint.get(key) != plan.fingerprint[key]]
-        if differing == ["pairs"]:
+        others = differing(there.fingerprint, plan.fingerprint)
+        if others == ["pairs"]:
             raise Refused(
                 f"--output {output} holds a comparison of these stores as they were before rows came or changed, and "
                 "nothing is overwritten: choose another directory."
             )
-        if differing:
+        if others:
             raise Refused(
-                f"--output {output} holds a comparison of other things (they differ in {', '.join(differing)}), and "
+                f"--output {output} holds a comparison of other things (they differ in {', '.join(others)}), and "
                 "nothing is overwritten: choose another directory."
             )
     put(store, COMPARE_JSON, plan.to_json())

@@ -1,0 +1,175 @@
+"""Every kind of model source, from explain to verify, retry and a resumed run, with all that may move in between."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from conftest import content, flags, run_inline, said
+from factories import tiny
+from PIL import Image
+from processes import kill_all, start, wait_for_commits
+from torch import nn
+
+from jobs.exits import DONE, IMPERFECT
+from jobs.retry import retry
+from jobs.verify import verify
+from saliency_core.errors import Refused
+
+# torch calls TorchScript deprecated, when it is written and when it is read; its files are about all the same.
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+
+SIZE = 32
+KEYS = {"resize": f"{SIZE}x{SIZE}", "unit_size": 2, "batch_size": 2}
+
+
+def torchvision_weights(folder: Path) -> dict[str, object]:
+    torch.manual_seed(0)
+    torch.save(torchvision.models.squeezenet1_1(num_classes=5).state_dict(), folder / "w.pt")
+    return {"model": "torchvision:squeezenet1_1", "weights": str(folder / "w.pt"), "num_classes": 5}
+
+
+def timm_weights(folder: Path) -> dict[str, object]:
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_resnet", num_classes=5).state_dict(), folder / "w.pt")
+    return {"model": "timm:test_resnet", "weights": str(folder / "w.pt"), "num_classes": 5}
+
+
+def factory(folder: Path) -> dict[str, object]:
+    return {"model": "python:factories:tiny"}
+
+
+def trace(network: nn.Module, path: Path) -> None:
+    torch.jit.trace(network.eval(), torch.zeros(1, 3, SIZE, SIZE)).save(path)
+
+
+def torchscript(folder: Path) -> dict[str, object]:
+    trace(tiny(), folder / "m.pt")
+    return {"model": f"file:{folder / 'm.pt'}"}
+
+
+def exported(folder: Path) -> dict[str, object]:
+    batch = {0: torch.export.Dim("n", min=1, max=64)}
+    example = (torch.zeros(2, 3, SIZE, SIZE),)
+    torch.export.save(torch.export.export(tiny().eval(), example, dynamic_shapes=(batch,)), folder / "m.pt2")
+    return {"model": f"file:{folder / 'm.pt2'}"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """``folder`` holds the model's files; ``images`` 12 images, of which one is broken."""
+
+    keys: dict[str, object]
+    folder: Path
+    images: Path
+
+
+@pytest.fixture(scope="module", params=[torchvision_weights, timm_weights, factory, torchscript, exported])
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    root = tmp_path_factory.mktemp(request.param.__name__)
+    folder, images = root / "model", root / "images"
+    folder.mkdir()
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(images / f"{i:02d}.png")
+    (images / "07.png").write_bytes(b"no image")
+    return Case({**KEYS, **request.param(folder)}, folder, images)
+
+
+@pytest.fixture(scope="module")
+def whole(case: Case) -> Path:
+    """A finished store. Not to be changed: copy it."""
+    out = case.folder.parent / "whole"
+    code, told = run_inline(images=str(case.images), out=str(out), **case.keys)
+    assert code == IMPERFECT, told
+    return out
+
+
+def test_a_sound_store_verifies(whole: Path) -> None:
+    code, told = said(verify, str(whole))
+    assert code == DONE, told
+    code, told = said(verify, str(whole), recompute=3)
+    assert code == DONE, told
+    assert "3 rows explained again, 3 of them to the bit" in told
+    assert "note: units" not in told
+
+
+def test_retry_and_the_same_command_go_on(case: Case, whole: Path, tmp_path: Path) -> None:
+    out, images = tmp_path / "store", tmp_path / "images"
+    shutil.copytree(case.images, images)
+    assert run_inline(images=str(images), out=str(out), **{**case.keys, "limit": 4})[0] != IMPERFECT
+    code, told = run_inline(images=str(images), out=str(out), **case.keys)
+    assert code == IMPERFECT, told
+    assert {key: data for key, data in content(out).items() if "/c/" in key} == {
+        key: data for key, data in content(whole).items() if "/c/" in key
+    }
+    shutil.copy(images / "06.png", images / "07.png")
+    code, told = said(retry, str(out), workers="auto", runner="inline")
+    assert code == DONE, told
+    assert said(verify, str(out), recompute=12)[0] == DONE
+
+
+def test_killed_and_gone_on_with(case: Case, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    process = start("explain", *flags(images=case.images, out=out, **{**case.keys, "limit": 10}))
+    wait_for_commits(process, out, 1)
+    kill_all(process)
+    assert said(verify, str(out))[0] == 1
+    code, told = run_inline(images=str(case.images), out=str(out), **case.keys)
+    assert code == IMPERFECT, told
+    assert content(out) == content(whole)
+    assert said(verify, str(out))[0] == DONE
+
+
+def test_moved_files_are_the_same_model(
+    case: Case, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The path is no part of a model; a relative one is recorded in full, so that it holds from anywhere."""
+    out = Path(shutil.copytree(whole, tmp_path / "store"))
+    shutil.copytree(case.folder, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    (out / "index/unit-00000001.parquet").unlink()
+    keys = {key: _relative(value, case.folder) for key, value in case.keys.items()}
+    code, told = run_inline(images=str(case.images), out=str(out), **keys)
+    assert code == IMPERFECT, told
+    monkeypatch.chdir("/")
+    assert said(verify, str(out), recompute=2)[0] == DONE
+    assert content(out) == content(whole)
+
+
+def _relative(value: object, folder: Path) -> object:
+    return value.replace(f"{folder}/", "") if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize("make", [torchscript, exported])
+def test_another_graph_in_the_same_file_is_refused(
+    make: Callable[[Path], dict[str, object]], tree: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "store"
+    run_inline(images=str(tree / "bee"), out=str(out), **{**KEYS, **make(tmp_path)})
+    file = next(tmp_path.glob("m.*"))
+    whole = file.read_bytes()
+    trace(nn.Sequential(tiny(), nn.Hardtanh(-1, 1)), file)
+    with pytest.raises(Refused, match="weights: the store has"):
+        run_inline(images=str(tree / "bee"), out=str(out), **{**KEYS, "model": f"file:{file}"})
+    file.write_bytes(whole)
+    assert said(verify, str(out), recompute=1)[0] == DONE
+
+
+def test_a_factory_by_another_import_path_is_another_run(tree: Path, tmp_path: Path) -> None:
+    """Whether it makes the same network cannot be known of every factory."""
+    run_inline(images=str(tree / "bee"), out=str(tmp_path / "s"), **KEYS)
+    with pytest.raises(Refused, match="model: the store has python:factories:tiny"):
+        run_inline(
+            images=str(tree / "bee"), out=str(tmp_path / "s"), **{**KEYS, "model": "python:test_model_kinds:tiny"}
+        )
+    assert json.loads((tmp_path / "s/run.json").read_text())["config"]["model"] == "python:factories:tiny"

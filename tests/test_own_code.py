@@ -1,0 +1,133 @@
+"""Which changes of the user's code are seen: a digest of what a factory or a loss is made of."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.own_code import code_digests, is_installed
+
+FILES = {
+    "nets/__init__.py": '"""Nets."""\n',
+    "nets/zoo.py": (
+        "from . import blocks\n"
+        "from .more.deep import Deep\n"
+        "import beside\n"
+        "import torch\n"
+        "def make():\n"
+        "    from nets import lazily\n"
+        "    return lazily.build(blocks.act, Deep)  # a net\n"
+    ),
+    "nets/blocks.py": "act = 'relu'\n",
+    "nets/lazily.py": "def build(*parts):\n    return parts\n",
+    "nets/more/__init__.py": "",
+    "nets/more/deep.py": "class Deep:\n    width = 3\n",
+    "nets/unused.py": "x = 1\n",
+    "beside.py": "from far import away\n",
+    "far/__init__.py": "away = 1\n",
+    "unrelated.py": "x = 1\n",
+    "site-packages/shared.py": "import neighbour\n",
+    "site-packages/neighbour.py": "x = 1\n",
+    "site-packages/wheel/__init__.py": "from wheel.part import x\n",
+    "site-packages/wheel/part.py": "x = 1\n",
+    "broken.py": "try:\n    import old\nexcept SyntaxError:\n    pass\n",
+    "old.py": "print 'of another Python'\n",
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's folder and a folder of installed packages, both in the path."""
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "file, text",
+    [
+        ("nets/zoo.py", FILES["nets/zoo.py"].replace("Deep)", "None)")),
+        ("nets/__init__.py", "import os\nos.environ['X'] = '1'\n"),
+        ("nets/blocks.py", "act = 'gelu'\n"),
+        ("nets/lazily.py", "def build(*parts):\n    return parts[::-1]\n"),
+        ("nets/more/deep.py", "class Deep:\n    width = 4\n"),
+        ("nets/more/__init__.py", "x = 1\n"),
+        ("beside.py", "from far import away as gone\n"),
+        ("far/__init__.py", "away = 2\n"),
+    ],
+)
+def test_a_change_is_seen_and_its_module_named(project: Path, file: str, text: str) -> None:
+    before = code_digests(["nets.zoo"])
+    (project / file).write_text(text)
+    after = code_digests(["nets.zoo"])
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    assert changed == {file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")}
+
+
+@pytest.mark.parametrize(
+    "file, text",
+    [
+        ("nets/zoo.py", FILES["nets/zoo.py"].replace("  # a net", "  # another comment").replace("\n", "\n\n")),
+        ("nets/__init__.py", '"""Another docstring."""\n'),
+        ("nets/__init__.py", ""),
+        ("nets/blocks.py", 'act = "relu"\n'),
+        ("nets/more/deep.py", 'class Deep:\n    """Of a width."""\n\n    width = 0x3\n'),
+        ("nets/unused.py", "x = 2\n"),
+        ("unrelated.py", "x = 2\n"),
+        ("site-packages/neighbour.py", "x = 2\n"),
+    ],
+)
+def test_what_makes_no_difference_is_not_seen(project: Path, file: str, text: str) -> None:
+    before = code_digests(["nets.zoo", "shared"])
+    (project / file).write_text(text)
+    assert code_digests(["nets.zoo", "shared"]) == before
+
+
+def test_modules_are_those_that_the_code_consists_of(project: Path) -> None:
+    assert list(code_digests(["nets.zoo"])) == [
+        "beside", "far", "nets", "nets.blocks", "nets.lazily", "nets.more", "nets.more.deep", "nets.zoo",
+    ]  # fmt: skip
+    assert list(code_digests(["wheel"])) == ["wheel", "wheel.part"]  # of an installed package, it alone
+    assert list(code_digests(["broken"])) == ["broken", "old"]
+
+
+def test_nothing_is_imported_for_it(project: Path) -> None:
+    code_digests(["nets.zoo", "broken"])
+    assert not {"nets", "nets.zoo", "beside", "far", "broken", "old"} & sys.modules.keys()
+
+
+@pytest.mark.parametrize("root", ["math", "_io", "typed_in", "absent.altogether"])
+def test_a_root_without_a_file_has_no_digest(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if root == "typed_in":
+        monkeypatch.setitem(sys.modules, root, type(sys)(root))
+    if root != "math":
+        assert code_digests([root])[root] is None
+    assert root in code_digests([root])
+
+
+def test_a_compiled_module_is_known_by_its_bytes(project: Path) -> None:
+    import _ctypes_test  # any that is a file
+
+    name = Path(_ctypes_test.__file__).name.replace("_ctypes_test", "compiled")
+    (project / name).write_bytes(Path(_ctypes_test.__file__).read_bytes())
+    before = code_digests(["compiled"])["compiled"]
+    (project / name).write_bytes(b"other")
+    assert before is not None and code_digests(["compiled"])["compiled"] != before
+
+
+def test_deep_code_has_a_digest(project: Path) -> None:
+    """Generated code may be nested more deeply than functions may call each other."""
+    (project / "deep.py").write_text("x = [" + "1, " * 50_000 + "]\n" + "\n".join(f"y{i} = x" for i in range(2000)))
+    assert code_digests(["deep"])["deep"] is not None
+
+
+@pytest.mark.parametrize(
+    "module, installed", [("torch.nn", True), ("json", True), ("builtins", True), ("shared", True), ("nets.zoo", False)]
+)
+def test_installed_or_own(project: Path, module: str, installed: bool) -> None:
+    assert is_installed(module) is installed

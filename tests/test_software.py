@@ -1,0 +1,360 @@
+"""A store and the software that makes it: another is refused, or accepted and recorded for each unit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CLASSES, TINY, content, said
+from damage import check, load, make_sums_again
+from obstore.store import LocalStore
+from PIL import Image
+from test_classes_job import KEYS as CLASSES_KEYS
+
+from jobs import software
+from jobs.class_config import ClassesConfig
+from jobs.classes import visualise
+from jobs.config import make_config, read_config
+from jobs.decode import Decode
+from jobs.exits import DONE, IMPERFECT, NOT_FINISHED
+from jobs.index import Commit, encode_part, part_key, read_part
+from jobs.job import explain
+from jobs.output import claim, open_run
+from jobs.retry import retry
+from jobs.software import Software
+from jobs.status import status
+from jobs.worker import Explain
+from saliency_core.errors import Refused
+
+FACTORY = """
+import os
+import torch
+from torch import nn
+from blocks import Act
+from parts import Head
+
+def make():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        act = nn.Tanh if "TANH" in os.environ else Act
+        return nn.Sequential(nn.Conv2d(3, 4, 3), act(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Head(4, 5))
+"""
+BLOCKS = "from torch import nn\nclass Act(nn.ReLU):\n    pass\n"
+LOSS = "def sharp(logits, labels):\n    return logits[:, 0]\n"
+LIBRARY = "from torch import nn\nclass Head(nn.Linear):\n    pass\n"
+KEYS = {"model": "python:factory:make", "unit_size": 4, "batch_size": 4, "targets": "sharp=loss:losses:sharp"}
+
+
+class Project:
+    """The user's folder: code, an installed library, twelve images and a store of them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.out, self.images = root, root / "store", root / "images"
+        rng = np.random.default_rng(0)
+        for name in CLASSES:
+            (self.images / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = rng.integers(0, 256, (20, 24, 3), np.uint8)
+            Image.fromarray(pixels).save(self.images / CLASSES[i % 5] / f"{i:02d}.png")
+        self.write("factory.py", FACTORY)
+        self.write("blocks.py", BLOCKS)
+        self.write("losses.py", LOSS)
+        self.write("site-packages/parts/__init__.py", LIBRARY)
+        self.install("parts", "1.0")
+
+    def write(self, file: str, text: str) -> None:
+        path = self.root / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        for name in ("factory", "blocks", "losses", "parts"):
+            sys.modules.pop(name, None)
+
+    def install(self, package: str, version: str) -> None:
+        """That version of a package, as Python's metadata tell of it: found before any other."""
+        text = f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n"
+        self.write(f"site-packages/{package}-1.dist-info/METADATA", text)
+
+    def explain(self, *, accept_versions: bool = False, **keys: object) -> tuple[int, str]:
+        config = {**TINY, **KEYS, "images": str(self.images), "out": str(self.out), **keys}
+        return said(explain, make_config(config), accept_versions=accept_versions)
+
+    def begin(self) -> None:
+        """Two of three units."""
+        code, told = self.explain(limit=8)
+        assert code in (DONE, NOT_FINISHED), told
+
+    def run(self) -> dict[str, object]:
+        return dict(json.loads((self.out / "run.json").read_text()))
+
+    def rewrite(self, **changes: object) -> None:
+        """run.json as another program left it; None takes a key away."""
+        record = {**self.run(), **changes}
+        kept = {key: value for key, value in record.items() if value is not None}
+        (self.out / "run.json").write_text(json.dumps(kept))
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a file may be changed twice within a second
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    project = Project(tmp_path)
+    yield project
+    project.write("end", "")
+
+
+CHANGES: dict[str, Callable[[Project], None]] = {
+    **{
+        f"{package}: {version(package)}": partial(Project.install, package=package, version="0.1")
+        for package in ("torch", "torchvision", "pillow", "numpy")
+    },
+    "parts: 1.0": lambda project: project.install("parts", "2.0"),
+    "code of factory": lambda project: project.write("factory.py", FACTORY.replace("nn.Flatten()", "nn.Flatten(1)")),
+    "code of blocks": lambda project: project.write("blocks.py", BLOCKS.replace("ReLU", "GELU")),
+    "code of losses": lambda project: project.write("losses.py", LOSS.replace("0]", "1]")),
+    "code of classes of the network": lambda project: os.environ.update(TANH="1"),
+}
+
+
+@pytest.fixture(params=CHANGES)
+def changed(request: pytest.FixtureRequest, project: Project, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A store that was begun before something changed, which is named."""
+    monkeypatch.setenv("TANH", "")
+    monkeypatch.delenv("TANH")  # so that it is taken away in the end
+    project.begin()
+    CHANGES[request.param](project)
+    return str(request.param)
+
+
+def test_other_software_is_refused_by_name_or_accepted_and_recorded(changed: str, project: Project) -> None:
+    before = content(project.out)
+    with pytest.raises(Refused, match=rf"  {changed}(.|\n)*--accept-versions"):
+        project.explain()
+    assert content(project.out) == before
+    code, told = project.explain(accept_versions=True)
+    assert code == DONE, told
+    assert f"note: --accept-versions: this store goes on with other software ({changed}" in told
+    makers = [read_part(LocalStore(prefix=project.out), unit)[1].software for unit in range(3)]
+    assert makers[0] == makers[1] != makers[2]
+    assert project.run()["session_software"] == makers[2] in load(project.out).all_software
+    code, told = check(project.out)
+    assert code == DONE, told
+    assert "note: units 2 were made with" in told
+    assert "note: units 0–1 were made with" in said(status, str(project.out))[1]
+    code, told = check(project.out, recompute=12)
+    assert code == DONE, told
+
+
+def test_another_arithmetic_is_other_software(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.begin()
+    monkeypatch.setattr(software, "ARITHMETIC_VERSION", 99)
+    with pytest.raises(Refused, match="arithmetic: 1, now 99"):
+        project.explain()
+    assert project.explain(accept_versions=True)[0] == DONE
+    assert "arithmetic 99" in check(project.out)[1]
+
+
+def test_what_was_accepted_once_is_no_news(project: Project) -> None:
+    project.begin()
+    project.install("parts", "2.0")
+    assert project.explain(limit=8, accept_versions=True)[0] in (DONE, NOT_FINISHED)
+    assert load(project.out).later_software == (), "nothing was pending, so nothing was mixed"
+    (project.out / "index/unit-00000001.parquet").unlink()
+    assert project.explain(limit=8, accept_versions=True)[0] in (DONE, NOT_FINISHED)
+    assert project.explain()[0] == DONE
+    (project.out / "index/unit-00000000.parquet").unlink()
+    project.install("parts", "1.0")
+    assert project.explain()[0] == DONE
+    assert [maker.versions["parts"] for maker in load(project.out).all_software.values()] == ["1.0", "2.0"]
+    (project.out / "index/unit-00000000.parquet").unlink()
+    project.install("parts", "3.0")
+    with pytest.raises(Refused, match=r"parts: 1.0, now 3.0"):
+        project.explain()
+
+
+@pytest.mark.parametrize("package", ["python", "saliency", "ray", "obstore", "zarr", "pyarrow"])
+def test_what_no_map_depends_on_is_not_refused(project: Project, package: str) -> None:
+    project.begin()
+    project.install(package, "0.1")
+    code, told = project.explain()
+    assert code == DONE and "--accept-versions" not in told
+    assert "note: units" not in check(project.out)[1]
+
+
+def test_a_build_for_another_device_is_the_same_version(project: Project) -> None:
+    project.begin()
+    project.install("torch", f"{version('torch')}+cu128")
+    assert project.explain()[0] == DONE
+
+
+@pytest.mark.parametrize("change", ["parts: 1.0", "code of blocks"])
+def test_a_finished_store_is_not_refused_and_keeps_its_record(project: Project, change: str) -> None:
+    """Nothing would be mixed."""
+    project.begin()
+    project.explain()
+    before = project.run()
+    CHANGES[change](project)
+    code, told = project.explain()
+    assert code == DONE and "nothing was pending" in told
+    keys = ("versions", "arithmetic", "code", "later_software", "session_software")
+    assert {key: project.run()[key] for key in keys} == {key: before[key] for key in keys}
+    assert check(project.out)[0] == DONE
+
+
+def test_a_dry_run_refuses_as_the_run_would(project: Project) -> None:
+    project.begin()
+    project.install("parts", "2.0")
+    config = make_config({**TINY, **KEYS, "images": str(project.images), "out": str(project.out)})
+    with pytest.raises(Refused, match="parts"):
+        said(explain, config, dry_run=True)
+    assert said(explain, config, dry_run=True, accept_versions=True)[0] == DONE
+
+
+def old(project: Project) -> None:
+    """The store as the version before made it."""
+    project.rewrite(arithmetic=None, code=None, later_software=None, session_software=None)
+    for unit in range(2):
+        lines, commit = read_part(LocalStore(prefix=project.out), unit)
+        (project.out / part_key(unit)).write_bytes(encode_part(lines, Commit(commit.shards, [])))
+
+
+def test_a_store_older_than_the_record_goes_on_with_a_word(project: Project) -> None:
+    project.begin()
+    old(project)
+    code, told = project.explain()
+    assert code == DONE and "did not record its arithmetic" in told
+    code, told = check(project.out)
+    assert code == DONE and "note: units 2 were made with" in told
+    assert "did not record its arithmetic" in " ".join(project.run()["notes"])  # type: ignore[arg-type]
+
+
+def test_what_an_older_store_did_record_is_compared(project: Project) -> None:
+    project.begin()
+    old(project)
+    project.install("torch", "0.1")
+    with pytest.raises(Refused, match=r"torch: .*, now 0.1"):
+        project.explain()
+    assert project.explain(accept_versions=True)[0] == DONE
+
+
+def test_retry_asks_the_same(project: Project) -> None:
+    broken = project.images / "ant/05.png"
+    sound = broken.read_bytes()
+    broken.write_bytes(b"no image")
+    assert project.explain()[0] == IMPERFECT
+    broken.write_bytes(sound)
+    project.install("parts", "2.0")
+    before = content(project.out)
+    with pytest.raises(Refused, match=r"parts: 1.0, now 2.0"):
+        said(retry, str(project.out), workers="auto", runner="inline")
+    assert content(project.out) == before
+    code, told = said(retry, str(project.out), workers="auto", runner="inline", accept_versions=True)
+    assert code == DONE, told
+    code, told = check(project.out, recompute=12)
+    assert code == DONE and "note: units 0 were made with" in told and "parts 2.0" in told
+
+
+def test_recompute_with_other_code_is_a_note_and_no_damage(project: Project) -> None:
+    project.begin()
+    project.explain()
+    project.write("blocks.py", BLOCKS.replace("ReLU", "Tanh"))
+    code, told = check(project.out, recompute=3)
+    assert code == DONE, told
+    assert "but it was made with other software (code of blocks: " in told
+
+
+def test_a_worker_with_other_software_refuses_to_work(project: Project) -> None:
+    project.begin()
+    run = open_run(str(project.out))[1]
+    Explain(run)
+    Decode(run)
+    project.write("blocks.py", BLOCKS.replace("ReLU", "GELU"))
+    with pytest.raises(Refused, match=r"other software than this session(.|\n)*code of blocks"):
+        Explain(run)
+    Decode(run)
+    with pytest.raises(Refused, match=r"pillow: 0.1, now"):
+        Decode(run.model_copy(update={"versions": {**run.versions, "pillow": "0.1"}}))
+
+
+def test_two_drivers_at_once_with_other_software(project: Project) -> None:
+    """The second finds the first's run.json in its place only when it puts its own."""
+    project.begin()
+    run = open_run(str(project.out))[1]
+    other = run.model_copy(update={"arithmetic": 99})
+    other = other.model_copy(update={"session_software": other.software.digest})
+    claim(run)
+    with pytest.raises(Refused, match="arithmetic: 1, now 99"):
+        claim(other)
+    assert claim(other, accept_versions=True).later_software == (other.software,)
+
+
+def test_a_unit_of_unknown_software_is_told(project: Project) -> None:
+    project.begin()
+    project.explain()
+    project.rewrite(arithmetic=7)
+    make_sums_again(project.out)
+    code, told = check(project.out)
+    assert code == DONE and "of which run.json has no word" in told
+
+
+def test_digests_do_not_depend_on_what_has_no_effect() -> None:
+    first = Software(arithmetic=1, versions={"torch": "2.8.0+cpu", "zarr": "3.1"}, code={})
+    assert first.digest == Software(arithmetic=1, versions={"torch": "2.8.0+cu128", "zarr": "3.2"}, code={}).digest
+    assert first.digest != Software(arithmetic=1, versions={"torch": "2.8.1"}, code={}).digest
+    assert first.digest != Software(arithmetic=1, versions={"torch": "2.8.0+git1234"}, code={}).digest
+
+
+def visualised(out: Path, *, accept_versions: bool = False) -> tuple[int, str]:
+    config = read_config(ClassesConfig, {**CLASSES_KEYS, "out": str(out)})
+    return said(visualise, config, accept_versions=accept_versions)
+
+
+@pytest.fixture(scope="module")
+def class_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five classes in three units. Not to be changed: copy it."""
+    out = tmp_path_factory.mktemp("classes") / "store"
+    assert visualised(out)[0] == DONE
+    return out
+
+
+def test_class_stores_ask_the_same(class_store: Path, tmp_path: Path, project: Project) -> None:
+    out = Path(shutil.copytree(class_store, tmp_path / "classes"))
+    project.install("torch", "0.1")
+    before = (out / "classes.json").read_bytes()
+    assert visualised(out)[0] == DONE, "nothing is pending, so nothing is mixed"
+    assert (out / "classes.json").read_bytes() == before
+    (out / "index/unit-00000001.parquet").unlink()
+    with pytest.raises(Refused, match=r"torch: .*, now 0.1"):
+        visualised(out)
+    code, told = visualised(out, accept_versions=True)
+    assert code == DONE and "note: --accept-versions" in told
+    code, told = check(out)
+    assert code == DONE and "note: units 1 were made with" in told and "torch 0.1" in told
+
+
+def test_a_classes_json_that_contradicts_its_fingerprint(class_store: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(class_store, tmp_path / "store"))
+    record = json.loads((out / "classes.json").read_text())
+    record["config"]["seed"] += 1
+    (out / "classes.json").write_text(json.dumps(record))
+    (out / "SHA256SUMS").unlink()
+    code, told = check(out)
+    assert code == 4 and "contradicts its own fingerprint (seed)" in told
+
+
+def test_changed_class_names_are_another_run(tree: Path, tmp_path: Path) -> None:
+    names, keys = tmp_path / "names.txt", {"images": str(tree / "bee"), "out": str(tmp_path / "store")}
+    names.write_text("\n".join(CLASSES))
+    config = make_config({**TINY, **keys, "class_names": str(names)})
+    assert said(explain, config)[0] == DONE
+    names.write_text("\n".join(reversed(CLASSES)))
+    with pytest.raises(Refused, match="class_names: the store has"):
+        said(explain, config)

@@ -1,0 +1,138 @@
+"""verify and the state in run.json: what a run leaves at any moment is no damage, what a hand changed is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from conftest import SAME, run_inline, said
+from damage import check
+
+from jobs import finalize, plan
+from jobs import retry as retrying
+from jobs.exits import DAMAGED, DONE, NOT_FINISHED
+from jobs.retry import retry
+
+
+@pytest.fixture
+def store(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "store"))
+
+
+def edit(out: Path, **changes: object) -> None:
+    record = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps({**record, **changes}, indent=2) + "\n")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"state": "running"},
+        {"state": "running", "totals": {}},
+        {"state": "finishe"},
+        {"totals": {}},
+        {"notes": ["not so"]},
+        {"versions": {}},
+        {"session_software": "0123456789abcdef"},
+    ],
+    ids=str,
+)
+def test_an_edited_record_of_a_finished_store_is_damage(store: Path, changes: dict[str, object]) -> None:
+    edit(store, **changes)
+    code, told = check(store)
+    assert code == DAMAGED
+    assert told.startswith("run.json: ")
+
+
+def test_the_golden_store_with_another_state_is_damage(tmp_path: Path) -> None:
+    """It is older than the state "reopened"."""
+    out = Path(shutil.copytree(Path(__file__).parent / "golden/store-v1", tmp_path / "store"))
+    edit(out, state="running")
+    code, told = check(out)
+    assert code == DAMAGED and "run.json: has the state 'running', while SHA256SUMS" in told
+
+
+def test_a_finished_store_without_sums_is_damage(store: Path) -> None:
+    (store / "SHA256SUMS").unlink()
+    code, told = check(store)
+    assert code == DAMAGED and "SHA256SUMS: is missing" in told
+
+
+@pytest.mark.parametrize("gone", [("SHA256SUMS",), ("SHA256SUMS", "index.parquet"), ("index/unit-00000002.parquet",)])
+def test_what_is_not_finished_may_be_running(store: Path, gone: tuple[str, ...]) -> None:
+    edit(store, state="running")
+    for key in gone:
+        (store / key).unlink()
+    code, told = check(store)
+    assert code == NOT_FINISHED, told
+
+
+class Killed(BaseException):
+    """What stops a run in the middle, as SIGKILL does: nothing of ours handles it."""
+
+
+def stopping(write: Callable[..., None], at: int, count: list[int]) -> Callable[..., None]:
+    """``write``, but that the ``at``-th call does not come to it."""
+
+    def stopped(*arguments: object, **more: object) -> None:
+        count.append(1)
+        if len(count) > at:
+            raise Killed
+        write(*arguments, **more)
+
+    return stopped
+
+
+def kill_at(at: int, monkeypatch: pytest.MonkeyPatch, command: Callable[[], object], *modules: ModuleType) -> bool:
+    """Whether ``command`` was stopped instead of its write number ``at``, of those that are in ``modules``."""
+    count: list[int] = []
+    with monkeypatch.context() as patch:
+        for module in modules:
+            patch.setattr(module, "put", stopping(module.put, at, count))
+        for name in ("delete", "withdraw"):
+            patch.setattr(retrying, name, stopping(getattr(retrying, name), at, count))
+        try:
+            command()
+        except Killed:
+            return True
+    return False
+
+
+def test_no_moment_of_a_resumed_run_is_damage(tree: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (store / "index/unit-00000001.parquet").unlink()
+    edit(store, state="reopened")
+    command = lambda: run_inline(images=str(tree), out=str(store), **SAME)  # noqa: E731
+    moments = 0
+    while kill_at(moments, monkeypatch, command, plan, finalize):
+        code, told = check(store)
+        assert code == NOT_FINISHED, (moments, told)
+        moments += 1
+    assert moments > 3
+    assert check(store)[0] == DONE
+
+
+def test_no_moment_of_finalize_is_damage(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "store"
+    command = lambda: run_inline(images=str(tree / "bee"), out=str(out))  # noqa: E731
+    moments = 0
+    while kill_at(moments, monkeypatch, command, finalize):
+        code, told = check(out)
+        assert code == NOT_FINISHED, (moments, told)
+        moments += 1
+    assert moments == 3
+    assert check(out)[0] == DONE
+
+
+def test_no_moment_of_a_retry_is_damage(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = lambda: said(retry, str(store), workers="auto", runner="inline")  # noqa: E731
+    moments = 0
+    while kill_at(moments, monkeypatch, command, retrying, finalize):
+        code, told = check(store)
+        assert code == (NOT_FINISHED if moments else DONE), (moments, told)
+        moments += 1
+    assert moments > 5
+    assert check(store)[0] == DONE
