@@ -94,7 +94,7 @@ def model_facts(config: Config, *, folders: Sequence[str] | None, device: Callab
         parameter_bytes=sum(value.nbytes for value in model.module.state_dict().values() if isinstance(value, Tensor)),
         image_bytes=image_bytes,
         passes=explainer.passes,
-        notes=(*explainer.notes, *_layer_note(explainer, replica), *agreement_note),
+        notes=(*model.notes, *explainer.notes, *_layer_note(explainer, replica), *agreement_note),
         agreement=agreed,
         needs_labels=any(target.needs_labels for target in explainer.targets),
     )

@@ -67,7 +67,8 @@ def refuse_programs(path: Path) -> None:
         if name.startswith("models/"):
             _check(json.loads(reader.read_string(name)))
             model = name.removeprefix("models/")[: -len(".json")]
-            for config in (f"data/weights/{model}_weights_config.json", f"data/constants/{model}_constants_config.json"):
+            for kind in ("weights", "constants"):
+                config = f"data/{kind}/{model}_{kind}_config.json"
                 if config in names:
                     _check_payload(json.loads(reader.read_string(config)))
 

@@ -21,12 +21,14 @@ from saliency_core.weights import tensors_only
 
 @dataclass(frozen=True)
 class Built:
-    """A module, and what its library tells of it. ``loaded``: its weights are in it."""
+    """A module, and what its library tells of it. ``loaded``: its weights are in it. ``notes``: what was done with them
+    without being asked for."""
 
     module: nn.Module
     preprocessing: Preprocessing | None = None
     class_names: tuple[str, ...] | None = None
     loaded: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def build_torchvision(

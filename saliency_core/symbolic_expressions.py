@@ -1,8 +1,8 @@
 """The grammar of the symbolic expressions and guards that an exported program may hold.
 
 Both are text that torch evaluates as Python. What is allowed here is arithmetic: names, numbers, operators, and a list
-of sympy's and torch's functions. Attributes, text, subscripts and any other call are not, but for the few forms in which
-guards name an input's sizes.
+of sympy's and torch's functions. Attributes, text, subscripts and any other call are not, except in the few forms by
+which guards name an input's sizes.
 """
 
 from __future__ import annotations
@@ -22,14 +22,19 @@ _IDENTIFIER = re.compile(r"[A-Za-z]\w{0,63}")
 _LITERALS = frozenset({"Integer", "Rational", "Float", "Symbol", "Dummy"})
 _POWERS = frozenset({"Pow", "PowByNatural", "FloatPow", "LShift"})
 _FUNCTIONS = frozenset(
-    "Add Mul Max Min Abs And Or Not Xor Eq Ne Lt Le Gt Ge Equality Unequality GreaterThan LessThan StrictGreaterThan "
-    "StrictLessThan Piecewise ExprCondPair Tuple ITE floor ceiling sqrt sign log exp sin cos tan sinh cosh tanh asin "
-    "acos atan asinh acosh atanh FloorDiv ModularIndexing Where PythonMod Mod CleanDiv CeilToInt FloorToInt CeilDiv "
-    "RShift FloatTrueDiv IntTrueDiv IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt RoundToInt RoundDecimal "
-    "ToFloat Identity OpaqueUnaryFn_sqrt OpaqueUnaryFn_cos OpaqueUnaryFn_cosh OpaqueUnaryFn_sin OpaqueUnaryFn_sinh "
-    "OpaqueUnaryFn_tan OpaqueUnaryFn_tanh OpaqueUnaryFn_asin OpaqueUnaryFn_acos OpaqueUnaryFn_atan OpaqueUnaryFn_exp "
-    "OpaqueUnaryFn_log OpaqueUnaryFn_asinh OpaqueUnaryFn_log2 BitwiseFn_bitwise_and BitwiseFn_bitwise_or "
-    "BitwiseFn_bitwise_xor".split()
+    re.findall(
+        r"\w+",
+        """
+        Add Mul Max Min Abs And Or Not Xor Eq Ne Lt Le Gt Ge Equality Unequality GreaterThan LessThan StrictGreaterThan
+        StrictLessThan Piecewise ExprCondPair Tuple ITE floor ceiling sqrt sign log exp sin cos tan sinh cosh tanh asin
+        acos atan asinh acosh atanh FloorDiv ModularIndexing Where PythonMod Mod CleanDiv CeilToInt FloorToInt CeilDiv
+        RShift FloatTrueDiv IntTrueDiv IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt RoundToInt
+        RoundDecimal ToFloat Identity OpaqueUnaryFn_sqrt OpaqueUnaryFn_cos OpaqueUnaryFn_cosh OpaqueUnaryFn_sin
+        OpaqueUnaryFn_sinh OpaqueUnaryFn_tan OpaqueUnaryFn_tanh OpaqueUnaryFn_asin OpaqueUnaryFn_acos
+        OpaqueUnaryFn_atan OpaqueUnaryFn_exp OpaqueUnaryFn_log OpaqueUnaryFn_asinh OpaqueUnaryFn_log2
+        BitwiseFn_bitwise_and BitwiseFn_bitwise_or BitwiseFn_bitwise_xor
+        """,
+    )
 )
 # What a guard calls beside them: Python's own, and what it asks of an input.
 _GUARD_FUNCTIONS = frozenset({"float", "int", "bool", "abs", "min", "max", "round", "len", "not_none"}) | {
