@@ -38,9 +38,9 @@ _HIGHER_ORDER = re.compile(
 _FUNCTION = re.compile(
     r"_operator\.(eq|ne|le|ge|lt|gt|neg|pos|mul|add|sub|floordiv|mod|pow|truediv|and_|or_|xor|not_|lshift|rshift|getitem)"
     r"|math\.[a-z0-9]+|torch\.sym_[a-z]+"
-    r"|torch\._functorch\.predispatch\._(add_batch_dim|remove_batch_dim|vmap_increment_nesting|vmap_decrement_nesting"
-    r"|make_dual|unpack_dual|jvp_increment_nesting|jvp_decrement_nesting|unwrap_for_grad|enter_dual_level"
-    r"|exit_dual_level)"
+    r"|torch\._functorch\.predispatch\.(lazy_load_decompositions|_add_batch_dim|_remove_batch_dim"
+    r"|_vmap_increment_nesting|_vmap_decrement_nesting|_jvp_increment_nesting|_jvp_decrement_nesting"
+    r"|_make_dual|_unpack_dual|_unwrap_for_grad|_enter_dual_level|_exit_dual_level)"
 )
 _SYMBOL = re.compile(r"[A-Za-z_]{1,16}[0-9]{0,6}")
 # No quotes, brackets, backslashes or line ends: such a string stays one wherever it is pasted into source text.

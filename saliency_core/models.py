@@ -135,19 +135,16 @@ def _load_model(
             f"how images are prepared for {spec} is not known: give resize, crop, mean, std "
             "(for example --resize 224x224 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225)."
         )
-    module = built.module
     if kind != "file":  # a graph is of the mode that it was made in
-        put_in_eval_mode(module)
-        give_sizes(module, geometry, spec)
+        put_in_eval_mode(built.module)
+        give_sizes(built.module, geometry, spec)
     if state is not None and path is not None:
-        loaded = load_state(built, state, spec=spec, path=path, num_classes=num_classes, build=build)
-        module, notes = loaded.module, (*notes, *loaded.notes)
-        built = loaded
-        put_in_eval_mode(module)
-    refuse_no_values(module, spec)
-    freeze(module)
+        built = load_state(built, state, spec=spec, path=path, num_classes=num_classes, build=build)
+        put_in_eval_mode(built.module)  # it may have been built again
+    refuse_no_values(built.module, spec)
+    freeze(built.module)
     names = tuple(class_names) if class_names is not None else built.class_names
-    return Model(spec, module, geometry, names, output, notes)
+    return Model(spec, built.module, geometry, names, output, (*notes, *built.notes))
 
 
 def _refuse_useless(

@@ -22,7 +22,7 @@ def kept_from_exiting(what: str) -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, Exception) or type(error) is KeyboardInterrupt:
             raise
-        raise Refused(f"{what} {_attempt(error)}, and so ended before it was done.") from error
+        raise Refused(f"{what} {_attempt(error)}, which would end the job: let it return instead.") from error
 
 
 def import_named(path: str) -> object:
@@ -44,8 +44,12 @@ def import_named(path: str) -> object:
     except AttributeError as error:
         raise ImportError(str(error)) from error
     except Exception as error:  # whatever the user's module raises
-        told = str(error) if isinstance(error, Refused) else f"module {module!r} raises {type(error).__name__}: {error}"
-        raise ImportError(told) from error
+        why = (
+            str(error).rstrip(".")
+            if isinstance(error, Refused)
+            else f"{module!r} raises {type(error).__name__}: {error}"
+        )
+        raise ImportError(why) from error
 
 
 def _attempt(error: BaseException) -> str:

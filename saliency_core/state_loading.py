@@ -44,7 +44,7 @@ def load_state(
     except Exception as error:  # whatever the model's own hooks, or tensors without values, raise
         raise Refused(f"{path} cannot be loaded into {spec} ({type(error).__name__}: {error}).") from error
     if fit.change:
-        notes += (f"weights: in the names of {path.name} {fit.change}.",)
+        notes += (f"weights: the names in {path.name} are changed to fit: {fit.change}.",)
     if fit.passed_over:
         names = ", ".join(fit.passed_over[:3]) + (f" and {len(fit.passed_over) - 3} more" * (len(fit.passed_over) > 3))
         notes += (f"weights: {path.name} also holds {names}, which are no part of {spec} and are not used.",)

@@ -63,6 +63,30 @@ def test_a_graph_with_sizes_loads(tmp_path: Path, members: dict[str, bytes]) -> 
     assert model.logits(torch.randn(3, 3, 40, 36)).shape == (3, 5)
 
 
+class Branches(nn.Module):
+    """Sub-graphs, a vmap, an operator's text argument, and parameters whose names are no identifiers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict({"a-b": nn.Conv2d(3, 4, 3), "c d": nn.Linear(4, 5)})
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = torch.cond(x.mean() > 0, lambda a: a * 2, lambda a: a * 3, (x,))
+        x = torch.vmap(lambda a: a + 1)(x)
+        x = nn.functional.gelu(self.parts["a-b"](x), approximate="tanh")
+        with torch.autocast("cpu", torch.bfloat16):
+            x = torch.einsum("nchw->nc", x)
+        return {"logits": self.parts["c d"](x)}
+
+
+def test_every_kind_of_operator_loads(tmp_path: Path) -> None:
+    sizes = ({0: torch.export.Dim("n")},)
+    program = torch.export.export(Branches().eval(), (torch.randn(2, 3, 8, 8),), dynamic_shapes=sizes)
+    torch.export.save(program, tmp_path / "sound.pt2")
+    model = load_model(f"file:{tmp_path / 'sound.pt2'}", preprocessing=SMALL)
+    assert model.logits(torch.randn(3, 3, 8, 8)).shape == (3, 5)
+
+
 Graph = dict[str, Any]
 
 
