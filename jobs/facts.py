@@ -101,6 +101,7 @@ def model_facts(config: Config, *, folders: Sequence[str] | None, device: Callab
         image_bytes=image_bytes,
         passes=explainer.passes,
         notes=(
+            *model.notes,
             *dict.fromkeys([replica.head.note(tried.n_classes), *explainer.notes]),
             *_layer_note(explainer, replica),
             *agreement_note,

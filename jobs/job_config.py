@@ -75,6 +75,9 @@ class JobConfig(BaseModel):
     weights: str | None = key(
         None, "state dict or .safetensors file, or the name of a torchvision preset", group="Model"
     )
+    weights_key: str | None = key(
+        None, "which entry of the weights' file is loaded, as state_dict_ema; dotted if nested", group="Model"
+    )
     num_classes: int | None = key(
         None, "outputs of the head, where the weights have another number", group="Model", ge=1
     )

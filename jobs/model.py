@@ -20,6 +20,7 @@ def build_model(config: JobConfig, *, class_names: Sequence[str] | None) -> Mode
     return load_model(
         config.model,
         weights=config.weights,
+        weights_key=config.weights_key,
         num_classes=config.num_classes,
         output=config.output,
         preset=config.preset,

@@ -14,21 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from saliency_core.errors import Refused
+from saliency_core.exported_program_checks import refuse_programs
 from saliency_core.preprocessing import Preprocessing
 from saliency_core.weights import tensors_only
-
-# In an exported archive: what torch.export would unpickle, and what it would link into this process.
-_PROGRAMS = ("data/constants/opaque_obj", "data/constants/custom_obj", "data/aotinductor/")
 
 
 @dataclass(frozen=True)
 class Built:
-    """A module, and what its library tells of it. ``loaded``: its weights are in it."""
+    """A module, and what its library tells of it. ``loaded``: its weights are in it. ``notes``: what was done with them
+    without being asked for."""
 
     module: nn.Module
     preprocessing: Preprocessing | None = None
     class_names: tuple[str, ...] | None = None
     loaded: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def build_torchvision(
@@ -144,19 +144,20 @@ def build_file(path: Path) -> Built:
         raise Refused(f"model file {str(path)!r}: no such file.")
     try:
         with ZipFile(path) as archive:
-            members = [name.partition("/")[2] for name in archive.namelist()]
-        if "archive_format" in members:
-            if any(name.startswith(_PROGRAMS) for name in members):
-                raise UnpicklingError("it holds pickled objects or compiled programs beside its graph")
+            names = archive.namelist()
+        members = [name.partition("/")[2] for name in names]
+        if "archive_format" in members and "version" not in names:  # beside which torch reads an older form unchecked
+            refuse_programs(path)
             # An exported graph is of the mode it was exported in: there is no eval() to call.
             with tensors_only():
                 return Built(torch.export.load(path).module(), loaded=True)
         if any(name.startswith("code/") for name in members):
             return Built(torch.jit.load(str(path), map_location="cpu").eval(), loaded=True)
-    except UnpicklingError as error:
+    except (Refused, UnpicklingError) as error:
+        why = str(error) if isinstance(error, Refused) else str(error).partition(".")[0]
         raise Refused(
             f"model file {str(path)!r} holds more than a graph and tensors, and loading it could run code, so it is "
-            f"not loaded ({str(error).partition('.')[0]}). Export the module alone, with plain tensors as examples."
+            f"not loaded ({why}). Export the module alone, with plain tensors as examples."
         ) from error
     except Exception as error:
         raise Refused(f"model file {str(path)!r} cannot be read ({type(error).__name__}: {error}).") from error

@@ -8,18 +8,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from saliency_core.checkpoints import find_state
 from saliency_core.endings import SIGMOID, SOFTMAX, PassBy, Passing
 from saliency_core.errors import Refused
+from saliency_core.inference_mode import freeze, give_sizes, put_in_eval_mode, refuse_no_values
 from saliency_core.model_sources import Built, build_file, build_timm, build_torchvision
-from saliency_core.named import import_named
+from saliency_core.named import kept_from_exiting
 from saliency_core.preprocessing import Preprocessing
-from saliency_core.weights import describe_mismatch, load_state
+from saliency_core.state_loading import load_state
+from saliency_core.user_factory import call_factory
+from saliency_core.weights import read_checkpoint
 
 AUTO = "auto"
 HEADS = (AUTO, SOFTMAX, SIGMOID)
@@ -31,7 +35,7 @@ class Model:
 
     ``output`` selects one of several outputs by position or name. ``preprocessing`` and ``class_names`` are None if
     they are not known. ``head``: how scores become probabilities, one of ``HEADS``; ``passing``: calls that ``logits``
-    passes by.
+    passes by; ``notes``: what was done with the weights without being asked for, in words.
     """
 
     spec: str
@@ -41,6 +45,7 @@ class Model:
     output: int | str | None = None
     head: str = AUTO
     passing: Passing | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def geometry(self) -> Preprocessing:
@@ -87,56 +92,95 @@ def load_model(
     preprocessing: Preprocessing | None = None,
     class_names: Sequence[str] | None = None,
     head: str = AUTO,
+    weights_key: str | None = None,
 ) -> Model:
     """Builds the model, loads its weights and freezes it.
 
-    ``weights``: a local state dict (``torch.load(weights_only=True)``) or ``.safetensors`` file; for torchvision also
-    the name of one of its presets. None: the library's own pretrained weights, or what the factory returns.
+    ``weights``: a local state dict (``torch.load(weights_only=True)``), ``.safetensors`` file, or the
+    ``.index.json`` of shards; for torchvision also the name of one of its presets. None: the library's own pretrained
+    weights, or what the factory returns. ``weights_key``: the entry of a checkpoint that holds the weights;
+    None: the only one, or the usual one. ``num_classes``: None, with a file of weights for torchvision's and timm's
+    models, is the number that the file has.
     ``preset``: whose geometry and class names go with local torchvision weights. ``preprocessing`` overrides all.
     ``head``: how scores become probabilities, softmax or sigmoid; auto: as the model ends, or sigmoid of one logit.
     Raises Refused where any part cannot be had, or is ambiguous.
     """
     _refuse_no_head(head, class_names)
-    kind, _, name = spec.partition(":")
+    kind = spec.partition(":")[0]
     path = Path(weights) if weights and (Path(weights).suffix or Path(weights).exists()) else None
     _refuse_useless(kind, spec, weights=weights, path=path, num_classes=num_classes, preset=preset)
-    state = load_state(path) if path else None
-    if kind == "torchvision" and name:
-        built = build_torchvision(
-            name,
+    if weights_key is not None and path is None:
+        raise Refused(f"--weights-key {weights_key} has no effect without a file of --weights: drop it, or give one.")
+    with kept_from_exiting(spec):
+        model = _load_model(
+            spec,
             weights=None if path else weights,
-            state=state,
+            path=path,
+            weights_key=weights_key,
             num_classes=num_classes,
+            output=output,
             preset=preset,
-            geometry_given=preprocessing is not None,
+            preprocessing=preprocessing,
+            class_names=class_names,
         )
-    elif kind == "timm" and name:
-        built = build_timm(
-            name, pretrained=state is None, num_classes=num_classes, geometry_given=preprocessing is not None
-        )
-    elif kind == "python" and name:
-        built = Built(_call_factory(name))
-    elif kind == "file" and name:
-        built = build_file(Path(name))
-    else:
+    return replace(model, head=head)
+
+
+def _load_model(
+    spec: str,
+    *,
+    weights: str | None,
+    path: Path | None,
+    weights_key: str | None,
+    num_classes: int | None,
+    output: int | str | None,
+    preset: str | None,
+    preprocessing: Preprocessing | None,
+    class_names: Sequence[str] | None,
+) -> Model:
+    kind, _, name = spec.partition(":")
+    state, notes = find_state(read_checkpoint(path), path, key=weights_key) if path else (None, ())
+
+    def build(num_classes: int | None) -> Built:
+        if kind == "torchvision" and name:
+            return build_torchvision(
+                name,
+                weights=weights,
+                state=state,
+                num_classes=num_classes,
+                preset=preset,
+                geometry_given=preprocessing is not None,
+            )
+        if kind == "timm" and name:
+            return build_timm(
+                name, pretrained=state is None, num_classes=num_classes, geometry_given=preprocessing is not None
+            )
+        if kind == "python" and name:
+            return Built(call_factory(name))
+        if kind == "file" and name:
+            return build_file(Path(name))
         raise Refused(
             f"model {spec!r} is not understood: write torchvision:NAME, timm:NAME, "
             "python:package.module:factory or file:PATH."
         )
-    if state is not None and not built.loaded:
-        _load(built.module, state, spec=spec, path=path)
+
+    built = build(num_classes)
     geometry = preprocessing or built.preprocessing
     if geometry is None:
         raise Refused(
             f"how images are prepared for {spec} is not known: give resize, crop, mean, std "
             "(for example --resize 224x224 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225)."
         )
-    # In eval mode BN uses its running statistics and dropout is off; a frozen replica builds no graph for its weights.
-    module = built.module if kind == "file" else built.module.eval()
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
+    if kind != "file":  # a graph is of the mode that it was made in
+        put_in_eval_mode(built.module)
+        give_sizes(built.module, geometry, spec)
+    if state is not None and path is not None:
+        built = load_state(built, state, spec=spec, path=path, num_classes=num_classes, build=build)
+        put_in_eval_mode(built.module)  # it may have been built again
+    refuse_no_values(built.module, spec)
+    freeze(built.module)
     names = tuple(class_names) if class_names is not None else built.class_names
-    return Model(spec, module, geometry, names, output, head)
+    return Model(spec, built.module, geometry, names, output, notes=(*notes, *built.notes))
 
 
 def _refuse_no_head(head: str, class_names: Sequence[str] | None) -> None:
@@ -168,33 +212,6 @@ def _refuse_useless(
         raise Refused(
             f"--num-classes {num_classes} has no effect on {spec}: drop it, and let the model have that many."
         )
-
-
-def _load(module: nn.Module, state: Mapping[str, Tensor], *, spec: str, path: Path | None) -> None:
-    trouble = describe_mismatch(module, state)
-    if trouble:
-        raise Refused(f"{path} does not fit {spec}: {trouble}. For another number of classes give --num-classes.")
-    module.load_state_dict(state)
-
-
-def _call_factory(path: str) -> nn.Module:
-    try:
-        factory = import_named(path)
-    except ValueError as error:
-        raise Refused(f"model 'python:{path}' is not python:package.module:factory.") from error
-    except ImportError as error:
-        raise Refused(
-            f"model 'python:{path}' cannot be imported: {error}. Is its package installed, or in PYTHONPATH?"
-        ) from error
-    if not callable(factory):
-        raise Refused(f"model 'python:{path}' is a {type(factory).__name__}, where a factory is needed.")
-    try:
-        module = factory()
-    except Exception as error:  # whatever the user's factory raises
-        raise Refused(f"model 'python:{path}' could not be made: {type(error).__name__}: {error}") from error
-    if not isinstance(module, nn.Module):
-        raise Refused(f"model 'python:{path}' returned a {type(module).__name__}, where a torch.nn.Module is needed.")
-    return module
 
 
 def select_output(outputs: object, output: int | str | None) -> Tensor:

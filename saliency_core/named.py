@@ -1,22 +1,58 @@
-"""Things of the user's own, named as ``package.module:attribute``."""
+"""The user's own code: named as ``package.module:attribute``, imported, called, and kept from ending the process."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
+from saliency_core.errors import Refused
+
+
+@contextmanager
+def kept_from_exiting(what: str) -> Iterator[None]:
+    """Raises Refused if the code inside tries to end the process, as ``sys.exit()`` does; ``what`` names that code.
+
+    Any exception that is no ``Exception`` counts as an attempt. Ctrl-C passes through.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error) is KeyboardInterrupt:
+            raise
+        raise Refused(f"{what} {_attempt(error)}, which would end the job: let it return instead.") from error
+
 
 def import_named(path: str) -> object:
-    """The attribute itself. ValueError where ``path`` is not so written, ImportError where it cannot be had."""
+    """The attribute that ``path`` names.
+
+    Raises ValueError if ``path`` is not so written, ImportError if it cannot be had, with what its module raised.
+    """
     module, _, attribute = path.partition(":")
     if not module or not attribute:
         raise ValueError(f"{path!r} is not package.module:attribute")
     # The console script does not put the working directory on the path, as `python -m` does.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
-    found = import_module(module)
     try:
-        return getattr(found, attribute)
+        with kept_from_exiting(f"module {module!r}"):
+            return getattr(import_module(module), attribute)
+    except ImportError:
+        raise
     except AttributeError as error:
         raise ImportError(str(error)) from error
+    except Exception as error:  # whatever the user's module raises
+        why = (
+            str(error).rstrip(".")
+            if isinstance(error, Refused)
+            else f"{module!r} raises {type(error).__name__}: {error}"
+        )
+        raise ImportError(why) from error
+
+
+def _attempt(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"called sys.exit({'' if error.code is None else repr(error.code)})"
+    return f"raised {type(error).__name__}{f' ({error})' if str(error) else ''}"

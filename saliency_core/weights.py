@@ -1,17 +1,24 @@
-"""State dicts from files, read without ever running what they hold."""
+"""Weight files of every container, read without ever running what they hold."""
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
+from zipfile import BadZipFile, ZipFile
 
 import torch
-from torch import Tensor, nn
 
 from saliency_core.errors import Refused
+
+_LARGEST_INDEX = 64 * 2**20  # bytes; of a model of 100,000 tensors it takes about 10 MiB
+_MOST_SHARDS = 10_000
+_INDEX = ".index.json"
+_READABLE = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", _INDEX)
 
 
 @contextmanager
@@ -33,54 +40,134 @@ def tensors_only() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def load_state(path: Path) -> dict[str, Tensor]:
-    """The state dict of a ``.safetensors`` or ``torch.save`` file, on the CPU.
+def read_checkpoint(path: Path) -> object:
+    """What a ``.safetensors`` file, a ``torch.save`` file, or the shards of an ``….index.json`` hold, on the CPU.
 
-    Understands checkpoints that keep it under ``state_dict`` or ``model``, and DataParallel's ``module.`` prefix.
+    The container is told by the file's first bytes, not by its name. Raises Refused, with what the file is instead, if
+    it cannot be read, or only by running code.
     """
+    if path.is_dir():
+        names = sorted(item.name for item in path.iterdir() if item.name.endswith(_READABLE))[:5]
+        raise Refused(
+            f"weights {str(path)!r} is a folder: name the file in it ({', '.join(names) or 'there is none'})."
+        )
     if not path.is_file():
         raise Refused(f"weights {str(path)!r}: no such file. Give a state dict or a .safetensors file.")
+    if path.name.endswith(_INDEX):
+        return _read_shards(path)
+    return _reader(path)(path)
+
+
+def _reader(path: Path) -> Callable[[Path], object]:
+    """How a file that begins so is read. Raises Refused, with what it is, if it holds no weights."""
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise Refused(f"weights {str(path)!r} cannot be read ({error}).") from error
+    if not head:
+        raise Refused(f"{path} is empty (0 bytes): fetch or save the weights again.")
+    if head.startswith(b"version https://git-lfs"):
+        raise Refused(f"{path} is a Git LFS pointer, which stands for the weights: fetch them with `git lfs pull`.")
+    if re.match(rb"\s*<(!doctype|html|\?xml|head)", head, re.IGNORECASE):
+        raise Refused(f"{path} is a web page, not weights: the download brought an error or a login page instead.")
+    if head[:4] == b"PK\x03\x04":
+        _refuse_other_archives(path)
+        return _read_torch
+    if head.startswith(b"\x80"):  # a pickle, as torch.save wrote until version 1.6
+        return _read_torch
+    if head[8:9] == b"{":
+        if int.from_bytes(head[:8], "little") > size - 8:
+            raise Refused(
+                f"{path} is cut off: its header alone is longer than its {size} bytes. Fetch or save it again."
+            )
+        return _read_safetensors
+    return _read_safetensors if path.suffix == ".safetensors" else _read_torch
 
-            loaded: object = load_file(path)
-        else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+
+def _refuse_other_archives(path: Path) -> None:
+    try:
+        with ZipFile(path) as archive:
+            members = [name.partition("/")[2] for name in archive.namelist()]
+    except BadZipFile as error:
         raise Refused(
-            f"{path} holds more than tensors, and loading it could run code, so it is not loaded. Save only "
-            "the state dict: "
-            "torch.save(model.state_dict(), path), or use .safetensors."
+            f"{path} is cut off or damaged: it begins as a file of torch.save's, and has no end ({error}). "
+            "Fetch or save it again."
         ) from error
-    except Exception as error:  # safetensors, zip and torch each raise their own kinds
-        raise Refused(f"{path} cannot be read as weights ({type(error).__name__}: {error}).") from error
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
+    if "archive_format" in members or any(name.startswith("code/") for name in members):
+        raise Refused(f"{path} holds a whole model, graph and weights: give it as --model file:{path}, no --weights.")
+    if "data.pkl" not in members:
+        raise Refused(f"{path} is a zip archive, but not one of torch.save's: give the state dict that is in it.")
+
+
+def _read_safetensors(path: Path) -> object:
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors raises its own kind, which is no subclass of anything
+        raise Refused(f"{path} cannot be read as a .safetensors file ({type(error).__name__}: {error}).") from error
+
+
+def _read_torch(path: Path) -> object:
+    try:
+        with path.open("rb") as file:  # by a path's name torch would choose another reader
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        hindrance = _hindrance(str(error))
+        if hindrance is None:
+            raise Refused(f"{path} is neither of torch.save's nor of safetensors' files, or is damaged.") from error
         raise Refused(
-            f"{path} is not a state dict (a mapping of names to tensors): torch.save(model.state_dict(), path)."
-        )
-    if loaded and all(key.startswith("module.") for key in loaded):
-        return {key.removeprefix("module."): value for key, value in loaded.items()}
-    return dict(loaded)
+            f"{path} holds more than tensors ({hindrance}), and loading it could run code, so it is not loaded. Save "
+            "only the state dict: torch.save(model.state_dict(), path), or use .safetensors."
+        ) from error
+    except EOFError as error:
+        raise Refused(f"{path} is cut off ({error}): fetch or save it again.") from error
+    except Exception as error:  # zip and torch each raise their own kinds
+        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise Refused(f"{path} cannot be read as weights ({why}): it may be cut off or damaged.") from error
 
 
-def describe_mismatch(module: nn.Module, state: Mapping[str, Tensor]) -> str:
-    """In words, what keeps ``state`` from being exactly the module's; empty where nothing does."""
-    own = {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    # Files from before torch 0.4.1 lack BN's counter, which eval mode never reads.
-    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
-    shapes = [
-        f"{key} is {list(state[key].shape)}, the model's {list(own[key].shape)}"
-        for key in sorted(own.keys() & state.keys())
-        if own[key].shape != state[key].shape
-    ]
-    parts = []
-    for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            parts.append(f"{what}: {', '.join(names[:3])}{more}")
-    return "; ".join(parts)
+def _hindrance(message: str) -> str | None:
+    """The class or function in a pickle that ``weights_only`` refuses; None if the pickle itself is none."""
+    found = re.search(r"(?:unsupported GLOBAL|Unsupported global: GLOBAL) ([\w.]+)", message)
+    if found:
+        return found[1]
+    other = re.search(
+        r"(Can only (?:create|build)|Trying to call)[^\n]*?(?:got|reduce for|function) (<?[^\n>]+>?)", message
+    )
+    if other:
+        return other[2]
+    return "objects" if "Only persistent_load" in message else None
+
+
+def _read_shards(path: Path) -> dict[str, object]:
+    """The tensors of every shard that an index (``model.safetensors.index.json``) names, all beside it."""
+    if path.stat().st_size > _LARGEST_INDEX:
+        raise Refused(f"{path} is larger than {_LARGEST_INDEX} bytes, and so is no index of shards.")
+    try:
+        where = json.loads(path.read_bytes())["weight_map"]
+        shards = {str(name): str(shard) for name, shard in where.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise Refused(
+            f"{path} is no index of shards (JSON with 'weight_map', which names the file of each tensor)."
+        ) from error
+    files = sorted(set(shards.values()))
+    if len(files) > _MOST_SHARDS:
+        raise Refused(f"{path} names {len(files)} shards, and {_MOST_SHARDS} are the most that are read.")
+    for file in files:
+        if not file or file in (".", "..") or re.search(r"[/\\\0:]", file) or file.endswith(_INDEX):
+            raise Refused(f"{path} names the shard {file!r}, which does not lie beside it: no such file is read.")
+    absent = [file for file in files if not (path.parent / file).is_file()]
+    if absent:
+        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+        raise Refused(f"{path} names shards that are not beside it: {', '.join(absent[:3])}{more}. Fetch all of them.")
+    tensors: dict[str, object] = {}
+    for file in files:
+        shard = _reader(path.parent / file)(path.parent / file)
+        names = [name for name in shards if shards[name] == file]
+        if not isinstance(shard, dict) or not all(name in shard for name in names):
+            raise Refused(f"{path.parent / file} lacks tensors that {path.name} places in it: fetch both again.")
+        tensors |= {name: shard[name] for name in names}
+    return tensors

@@ -17,6 +17,7 @@ WHOLE = {
     "model": "torchvision:resnet18",
     "out": "o",
     "weights": "w.pt",
+    "weights_key": "state_dict_ema",
     "num_classes": 7,
     "output": "logits",
     "head": "sigmoid",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import TINY
+from factories import tiny
 
 from jobs import facts
 from jobs.config import make_config
@@ -51,3 +54,14 @@ def test_the_device_is_asked_for_only_where_it_matters() -> None:
 
     config = make_config({**TINY, "images": "x", "out": "y"})
     assert model_facts(config, folders=None, device=unknown).agreement == {}
+
+
+def test_what_the_loader_did_to_the_weights_is_among_the_notes(tmp_path: Path) -> None:
+    """And which entry it took is a key of the configuration."""
+    state = {f"module.{name}": value for name, value in tiny().state_dict().items()}
+    other = {name: value + 1 for name, value in tiny().state_dict().items()}
+    torch.save({"state_dict": state, "state_dict_ema": other}, tmp_path / "w.pt")
+    plain = facts_of("cpu", weights=str(tmp_path / "w.pt"))
+    assert "state_dict_ema" in plain.notes[0] and "'module.' cut" in plain.notes[1]
+    averaged = facts_of("cpu", weights=str(tmp_path / "w.pt"), weights_key="state_dict_ema")
+    assert averaged.weights != plain.weights and not any("weights" in note for note in averaged.notes)

@@ -61,8 +61,10 @@ def test_class_count_override(tmp_path: Path) -> None:
     torch.save(models.squeezenet1_1(weights=None, num_classes=7).state_dict(), tmp_path / "seven.pt")
     model = load_model("torchvision:squeezenet1_1", weights=str(tmp_path / "seven.pt"), num_classes=7)
     assert model.logits(torch.zeros(2, 3, 64, 64)).shape == (2, 7) and model.class_names is None
-    with pytest.raises(Refused, match=r"another shape.*num-classes"):
-        load_model("torchvision:squeezenet1_1", weights=str(tmp_path / "seven.pt"))
+    inferred = load_model("torchvision:squeezenet1_1", weights=str(tmp_path / "seven.pt"))
+    assert weights_digest(inferred.module) == weights_digest(model.module) and "7 classes" in inferred.notes[0]
+    with pytest.raises(Refused, match=r"another shape.*--num-classes 9 contradicts the file, whose head has 7"):
+        load_model("torchvision:squeezenet1_1", weights=str(tmp_path / "seven.pt"), num_classes=9)
 
 
 def test_presets_that_differ_must_be_chosen(tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""A module made ready to be explained: sizes known, in eval mode, frozen."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from saliency_core.errors import Refused
+from saliency_core.preprocessing import Preprocessing
+
+
+def put_in_eval_mode(module: nn.Module) -> None:
+    """In eval mode BN uses its running statistics and dropout is off. ``train`` and ``eval`` may be overridden."""
+    with suppress(Exception):  # an overridden train() takes what arguments it likes
+        module.eval()
+    for part in module.modules():
+        if part.training:
+            part.training = False
+
+
+def freeze(module: nn.Module) -> None:
+    """A frozen replica builds no graph for its weights."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+
+
+def give_sizes(module: nn.Module, preprocessing: Preprocessing, spec: str) -> None:
+    """Lets lazy modules find their sizes with a blank image. Raises Refused if they cannot."""
+    if not any(is_lazy(value) for value in _tensors(module)):
+        return
+    height, width = preprocessing.input_size
+    blank = torch.zeros(1, preprocessing.channels, height, width)
+    why = "they are not reached"
+    try:
+        with torch.no_grad():
+            module(blank)
+    except Exception as error:  # noqa: BLE001 whatever the user's model raises
+        why = f"{type(error).__name__}: {error}"
+    if any(is_lazy(value) for value in _tensors(module)):
+        raise Refused(
+            f"{spec} has lazy modules, which learn their sizes from a first image, and a blank image of "
+            f"{list(blank.shape)} does not tell them ({why}). Run the model once in its factory."
+        )
+
+
+def refuse_no_values(module: nn.Module, spec: str) -> None:
+    """Raises Refused if a tensor is on the meta device, which keeps shapes without values."""
+    names = [name for name, value in module.state_dict().items() if isinstance(value, Tensor) and value.is_meta]
+    if names:
+        raise Refused(f"{spec} has no values for {names[0]} (device 'meta'): make it on the CPU, without init_empty.")
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]

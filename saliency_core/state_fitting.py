@@ -1,0 +1,199 @@
+"""A state dict brought to the names of a module: prefixes cut or added, wrappers left out, tied tensors filled in.
+
+A name is changed only if the changed names fit the module whole; what was changed is noted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Parts of names that wrappers of a module, or of any module in it, bring: torch.compile, FSDP, activation checkpoints.
+_WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_ddp_module"})
+_LEFT_OUT = (frozenset[str](), _WRAPPERS, _WRAPPERS | {"module"})
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A state dict in the module's names, and how far it is from the module's own.
+
+    ``shapes``: the names whose tensor is of another shape, with the file's and the module's. ``passed_over``: names of
+    the file outside of the prefix that was cut. ``change``: what was done to the file's names, in words; empty if
+    nothing was. ``contradicted``: pairs of names that are one tensor in the module and two in the file. ``ambiguous``:
+    the changes by which more than one network in the file fits.
+    """
+
+    state: dict[str, Any]
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    contradicted: tuple[tuple[str, str], ...] = ()
+    passed_over: tuple[str, ...] = ()
+    change: str = ""
+    ambiguous: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        return not (self.distance or self.ambiguous)
+
+    @property
+    def distance(self) -> int:
+        return len(self.missing) + len(self.unexpected) + len(self.shapes) + len(self.contradicted)
+
+    def describe(self) -> str:
+        """In words, what keeps the state dict from being exactly the module's; empty if nothing does."""
+        shapes = [
+            f"{name} is {list(file)}, the model's {list(own)}" for name, (file, own) in sorted(self.shapes.items())
+        ]
+        parts = []
+        for what, names in (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", shapes)):
+            if names:
+                parts.append(f"{what}: {_first(names)}")
+        if self.contradicted:
+            pairs = [f"{one} and {other}" for one, other in self.contradicted]
+            parts.append(f"one tensor in the model, but different ones in the file: {_first(pairs)}")
+        if self.ambiguous:
+            parts.append(f"more than one network in it fits ({_first(self.ambiguous)})")
+        return "; ".join(parts)
+
+
+def _first(names: Sequence[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+
+
+def fit_state(module: nn.Module, state: Mapping[str, Any]) -> tuple[Fit, tuple[str, ...]]:
+    """The nearest fit of ``state`` to ``module``, and the changes of names that were tried.
+
+    Names stay as they are if they fit so. A fit that passes over some of the file's names counts only if it is the
+    only one that is whole: of two networks in a file, none is preferred.
+    """
+    own = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    unchanged = _compare(own, state, {name: name for name in state}, change="")
+    if unchanged.whole:
+        return unchanged, ()
+    fits = [_compare(own, state, names, change=change) for change, names in _changes(list(own), state)]
+    tried = tuple(dict.fromkeys(fit.change for fit in fits))
+    whole = [fit for fit in fits if fit.whole]
+    complete = [fit for fit in whole if not fit.passed_over]
+    if complete:
+        return complete[0], tried
+    as_it_is = [] if unchanged.missing or unchanged.shapes else ["as it is"]
+    if whole and (as_it_is or len({tuple(sorted(map(id, fit.state.values()))) for fit in whole}) > 1):
+        return Fit({}, ambiguous=(*as_it_is, *dict.fromkeys(fit.change for fit in whole))), tried
+    return min((*whole, unchanged, *fits), key=lambda fit: (fit.distance, len(fit.passed_over))), tried
+
+
+def _changes(own: Sequence[str], state: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
+    """The changes of names that bring some name of ``state`` to one of the module's: each in words, and the module's
+    name of each of the file's that it concerns."""
+    seen: set[tuple[tuple[str, str], ...]] = set()
+    for parts in _LEFT_OUT:
+        plain_own = {_without(name, parts): name for name in own}
+        plain_file = {_without(name, parts): name for name in state}
+        if len(plain_own) != len(own) or len(plain_file) != len(state) or not plain_own:
+            continue
+        left_out = sorted(part for part in parts if any(part in name.split(".") for name in (*own, *state)))
+        if parts and not left_out:
+            continue
+        for prefix, added in _prefixes(plain_own, plain_file):
+            names = {}
+            for plain, name in plain_file.items():
+                if added:
+                    names[name] = plain_own.get(prefix + plain, prefix + plain)
+                elif plain.startswith(prefix):
+                    bare = plain.removeprefix(prefix)
+                    names[name] = plain_own.get(bare, bare)
+            did = [f"{part!r} left out" for part in left_out]
+            if prefix:
+                did.append(f"{prefix!r} {'added' if added else 'cut'}")
+            mapping = tuple(names.items())
+            if did and mapping not in seen:
+                seen.add(mapping)
+                yield ", ".join(did), names
+
+
+def _without(name: str, parts: frozenset[str]) -> str:
+    return ".".join(part for part in name.split(".") if part not in parts) if parts else name
+
+
+def _prefixes(own: Mapping[str, str], file: Mapping[str, str]) -> list[tuple[str, bool]]:
+    """The prefixes, with whether each is to be added, by which the module's most telling names are found in the file.
+
+    One name tells all: its prefix is that of every other. Several are asked, as any one may be missing.
+    """
+    found: dict[tuple[str, bool], None] = {("", False): None}
+    for name in sorted(own, key=lambda name: (-name.count("."), name))[:8]:
+        for other in file:
+            if other.endswith("." + name):
+                found[other[: -len(name)], False] = None
+            if name.endswith("." + other):
+                found[name[: -len(other)], True] = None
+    for other in sorted(file, key=lambda name: (-name.count("."), name))[:8]:
+        for name in own:
+            if name.endswith("." + other):
+                found[name[: -len(other)], True] = None
+    return list(found)[:200]
+
+
+def _compare(own: Mapping[str, Tensor], state: Mapping[str, Any], names: Mapping[str, str], *, change: str) -> Fit:
+    """How ``state``, with ``names`` of its tensors in the module, differs from what the module needs."""
+    renamed = {new: state[old] for old, new in names.items()}
+    passed_over = tuple(name for name in state if name not in names)
+    ties = _ties(own)
+    for group in ties:
+        present = [name for name in group if name in renamed]
+        renamed |= {name: renamed[present[0]] for name in group if present and name not in renamed}
+    # Files from before torch 0.4.1 lack BN's counter, which eval mode never reads.
+    missing = [name for name in own if name not in renamed and not name.endswith("num_batches_tracked")]
+    extra = [name for name in renamed if name not in own and not name.endswith("_extra_state")]
+    shapes = {
+        name: (tuple(renamed[name].shape), tuple(value.shape))
+        for name, value in own.items()
+        if name in renamed and renamed[name].shape != value.shape
+    }
+    fits_but_for_extra = not missing and not shapes  # else the search for copies would be long, and of no use
+    duplicates = [name for name in extra if fits_but_for_extra and _is_copy(renamed[name], own, renamed)]
+    averaged = ["n_averaged"] if "n_averaged" in state and change else []  # AveragedModel's own counter
+    unexpected = [name for name in extra if name not in (*duplicates, *averaged)]
+    pairs = ((group[0], name) for group in ties for name in group[1:] if group[0] in renamed)
+    return Fit(
+        state={name: value for name, value in renamed.items() if name not in (*duplicates, *averaged)},
+        missing=tuple(sorted(missing)),
+        unexpected=tuple(sorted(unexpected)),
+        shapes=shapes,
+        contradicted=tuple(pair for pair in pairs if not shapes and not _equal(renamed[pair[0]], renamed[pair[1]])),
+        passed_over=tuple(name for name in passed_over if name not in averaged),
+        change=change,
+    )
+
+
+def _ties(own: Mapping[str, Tensor]) -> list[list[str]]:
+    """The names that are one tensor in the module."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name, value in own.items():
+        if value.numel() and not value.is_meta and value.layout == torch.strided:
+            place = (value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
+            groups.setdefault(place, []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def _is_copy(extra: Any, own: Mapping[str, Tensor], renamed: Mapping[str, Any]) -> bool:
+    """Whether a tensor without a place in the module is another name of one that has its place, as tied weights are."""
+    return (
+        isinstance(extra, Tensor)
+        and extra.numel() > 0
+        and any(
+            extra.shape == renamed[name].shape
+            and (extra.data_ptr() == renamed[name].data_ptr() or (extra.dim() > 1 and _equal(extra, renamed[name])))
+            for name in own
+            if isinstance(renamed.get(name), Tensor)
+        )
+    )
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    return first is second or (first.shape == second.shape and torch.equal(first, second))

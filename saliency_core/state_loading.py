@@ -1,0 +1,74 @@
+"""A state dict loaded into a module whose library may have to make it again, with another number of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from saliency_core.errors import Refused
+from saliency_core.head_size import other_class_count
+from saliency_core.inference_mode import refuse_no_values
+from saliency_core.model_sources import Built
+from saliency_core.state_fitting import Fit, fit_state
+
+
+def load_state(
+    built: Built,
+    state: Mapping[str, Any],
+    *,
+    spec: str,
+    path: Path,
+    num_classes: int | None,
+    build: Callable[[int | None], Built],
+) -> Built:
+    """``built`` with the weights of ``state``, and notes of what was done for them to fit.
+
+    ``build`` makes the model with a number of classes; it is used for torchvision's and timm's when the file has
+    another number than the model, and none was asked for. Raises Refused if the state dict does not fit.
+    """
+    refuse_no_values(built.module, spec)
+    library = spec.startswith(("torchvision:", "timm:"))
+    fit, tried = fit_state(built.module, state)
+    count = other_class_count(fit) if library else None
+    notes: tuple[str, ...] = ()
+    if count is not None and num_classes is None:
+        built = build(count)
+        fit, tried = fit_state(built.module, state)
+        notes = (f"{spec} has {count} classes, as the head in {path.name} has.",)
+    if not fit.whole:
+        raise Refused(_mismatch(fit, tried, state, spec=spec, path=path, num_classes=num_classes, count=count))
+    try:
+        built.module.load_state_dict(fit.state)
+    except Exception as error:  # whatever the model's own hooks, or tensors without values, raise
+        raise Refused(f"{path} cannot be loaded into {spec} ({type(error).__name__}: {error}).") from error
+    if fit.change:
+        notes += (f"weights: the names in {path.name} are changed to fit: {fit.change}.",)
+    if fit.passed_over:
+        names = ", ".join(fit.passed_over[:3]) + (f" and {len(fit.passed_over) - 3} more" * (len(fit.passed_over) > 3))
+        notes += (f"weights: {path.name} also holds {names}, which are no part of {spec} and are not used.",)
+    return replace(built, loaded=True, notes=(*built.notes, *notes))
+
+
+def _mismatch(
+    fit: Fit,
+    tried: tuple[str, ...],
+    state: Mapping[str, Any],
+    *,
+    spec: str,
+    path: Path,
+    num_classes: int | None,
+    count: int | None,
+) -> str:
+    """What does not fit, what the file's names are, what was tried, and advice that this kind of model allows."""
+    names = ", ".join(sorted(state)[:3]) or "none"
+    parts = [
+        f"{path} does not fit {spec}: {fit.describe()}.",
+        f"The file's {len(state)} names begin with {names}; changes tried: {'; '.join(tried[:5]) or 'none'}.",
+    ]
+    if count is not None and num_classes is not None:
+        parts.append(f"--num-classes {num_classes} contradicts the file, whose head has {count} classes: drop it.")
+    elif fit.shapes and spec.startswith("python:"):
+        parts.append("If only the number of classes differs, let the factory make as many as the file has.")
+    return " ".join(parts)

@@ -1,0 +1,156 @@
+"""The grammar of the symbolic expressions and guards that an exported program may hold.
+
+Both are text that torch evaluates as Python. What is allowed here is arithmetic: names, numbers, operators, and a list
+of sympy's and torch's functions. Attributes, text, subscripts and any other call are not, except in the few forms by
+which guards name an input's sizes.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+
+_LONGEST = 100_000  # characters
+_LARGEST_INTEGER = 2**64
+_LARGEST_EXPONENT = 64
+# Line ends, comments, quotes of the other kind and backslashes would let a text be read in two ways.
+_CHARACTERS = re.compile(r"[A-Za-z0-9_ ()+\-*/%<>=!&|~^,.']+")
+_GUARD_CHARACTERS = re.compile(r"[A-Za-z0-9_ ()\[\]+\-*/%<>=!&|~^,.':]+")
+_NUMBER = re.compile(r"[+-]?[0-9.]{1,40}(e[+-]?[0-9]{1,4})?")
+_IDENTIFIER = re.compile(r"[A-Za-z]\w{0,63}")
+
+_LITERALS = frozenset({"Integer", "Rational", "Float", "Symbol", "Dummy"})
+_POWERS = frozenset({"Pow", "PowByNatural", "FloatPow", "LShift"})
+_FUNCTIONS = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        Add Mul Max Min Abs And Or Not Xor Eq Ne Lt Le Gt Ge Equality Unequality GreaterThan LessThan StrictGreaterThan
+        StrictLessThan Piecewise ExprCondPair Tuple ITE floor ceiling sqrt sign log exp sin cos tan sinh cosh tanh asin
+        acos atan asinh acosh atanh FloorDiv ModularIndexing Where PythonMod Mod CleanDiv CeilToInt FloorToInt CeilDiv
+        RShift FloatTrueDiv IntTrueDiv IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt RoundToInt
+        RoundDecimal ToFloat Identity OpaqueUnaryFn_sqrt OpaqueUnaryFn_cos OpaqueUnaryFn_cosh OpaqueUnaryFn_sin
+        OpaqueUnaryFn_sinh OpaqueUnaryFn_tan OpaqueUnaryFn_tanh OpaqueUnaryFn_asin OpaqueUnaryFn_acos
+        OpaqueUnaryFn_atan OpaqueUnaryFn_exp OpaqueUnaryFn_log OpaqueUnaryFn_asinh OpaqueUnaryFn_log2
+        BitwiseFn_bitwise_and BitwiseFn_bitwise_or BitwiseFn_bitwise_xor
+        """,
+    )
+)
+# What a guard calls beside them: Python's own, and what it asks of an input.
+_GUARD_FUNCTIONS = frozenset({"float", "int", "bool", "abs", "min", "max", "round", "len", "not_none"}) | {
+    "cast_symbool_to_symint_guardless"
+}
+_INPUT_METHODS = frozenset({"size", "stride", "storage_offset", "dim", "item"})
+_MATH = re.compile(r"math\.[a-z0-9]+|torch\.sym_[a-z]+")
+
+_OPERATIONS = (
+    ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.Tuple, ast.Load, ast.operator, ast.unaryop, ast.boolop,
+    ast.cmpop, ast.IfExp,
+)  # fmt: skip
+
+
+def is_symbolic_expression(text: str) -> bool:
+    """Whether ``text`` is arithmetic on symbols, as sympy's ``str`` and ``srepr`` write it."""
+    return _is_arithmetic(text, _CHARACTERS, guard=False)
+
+
+def is_guard(text: str) -> bool:
+    """Whether ``text`` is arithmetic on the inputs' sizes, as in ``L['x'].size()[2] % 4 == 0``."""
+    return _is_arithmetic(text, _GUARD_CHARACTERS, guard=True)
+
+
+def _is_arithmetic(text: str, characters: re.Pattern[str], *, guard: bool) -> bool:
+    if len(text) > _LONGEST or not characters.fullmatch(text):
+        return False
+    try:
+        return _allowed(ast.parse(text, mode="eval").body, guard=guard, powers=0)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+
+
+def _allowed(node: ast.expr, *, guard: bool, powers: int) -> bool:
+    """``powers``: how many powers ``node`` lies in. Beyond three, a number of a few digits could fill the memory."""
+    if isinstance(node, ast.Name):
+        return "__" not in node.id
+    if isinstance(node, ast.Constant):
+        return _is_number(node)
+    if isinstance(node, ast.Call):
+        return _allowed_call(node, guard=guard, powers=powers)
+    if isinstance(node, ast.Attribute):
+        return guard and _MATH.fullmatch(ast.unparse(node)) is not None
+    if isinstance(node, ast.Subscript):
+        return guard and _is_input(node)
+    if not isinstance(node, _OPERATIONS):
+        return False
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow | ast.LShift):
+        if not _small_power(node.right, powers):
+            return False
+        powers += 1
+    children = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
+    return all(_allowed(child, guard=guard, powers=powers) for child in children)
+
+
+def _allowed_call(node: ast.Call, *, guard: bool, powers: int) -> bool:
+    if guard and _is_input(node):
+        return True
+    if guard and isinstance(node.func, ast.Attribute):
+        known = _MATH.fullmatch(ast.unparse(node.func)) is not None
+    elif isinstance(node.func, ast.Name):
+        if node.func.id in _LITERALS:
+            return _is_literal(node)
+        known = node.func.id in _FUNCTIONS | _POWERS or (guard and node.func.id in _GUARD_FUNCTIONS)
+        if node.func.id in _POWERS:
+            known = known and len(node.args) == 2 and _small_power(node.args[1], powers)
+            powers += 1
+    else:
+        return False
+    keywords = all(isinstance(keyword.value, ast.Constant) and _is_number(keyword.value) for keyword in node.keywords)
+    return known and keywords and all(_allowed(argument, guard=guard, powers=powers) for argument in node.args)
+
+
+def _is_literal(node: ast.Call) -> bool:
+    """``Integer(3)``, ``Rational(1, 2)``, ``Float('0.5', precision=53)``, ``Symbol('s0', integer=True)``."""
+    assert isinstance(node.func, ast.Name)
+    form = _IDENTIFIER if node.func.id in ("Symbol", "Dummy") else _NUMBER
+
+    def fits(value: ast.expr) -> bool:
+        if isinstance(value, ast.UnaryOp):
+            value = value.operand
+        if not isinstance(value, ast.Constant):
+            return False
+        text = value.value
+        return (isinstance(text, str) and form.fullmatch(text) is not None and "__" not in text) or _is_number(value)
+
+    return all(fits(value) for value in (*node.args, *(keyword.value for keyword in node.keywords)))
+
+
+def _is_number(node: ast.Constant) -> bool:
+    value = node.value
+    return isinstance(value, bool | float) or (isinstance(value, int) and value < _LARGEST_INTEGER)
+
+
+def _small_power(exponent: ast.expr, powers: int) -> bool:
+    for part in ast.walk(exponent):
+        if isinstance(part, ast.Constant) and isinstance(part.value, int | float) and part.value > _LARGEST_EXPONENT:
+            return False
+        if isinstance(part, ast.Pow | ast.LShift) or (isinstance(part, ast.Name) and part.id in _POWERS):
+            return False
+    return powers < 3
+
+
+def _is_input(node: ast.expr) -> bool:
+    """``L['x']``, ``L['args'][0]``, and their sizes: ``L['x'].size()[2]``."""
+    if isinstance(node, ast.Subscript):
+        key = node.slice.operand if isinstance(node.slice, ast.UnaryOp) else node.slice
+        if not isinstance(key, ast.Constant) or not isinstance(key.value, str | int):
+            return False
+        return (isinstance(node.value, ast.Name) and node.value.id == "L") or _is_input(node.value)
+    if isinstance(node, ast.Call):
+        return (
+            not node.args
+            and not node.keywords
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in _INPUT_METHODS
+            and _is_input(node.func.value)
+        )
+    return False

@@ -1,0 +1,62 @@
+"""Modules made by a factory of the user's, with true words for what is no such factory."""
+
+from __future__ import annotations
+
+import inspect
+
+from torch import nn
+
+from saliency_core.errors import Refused
+from saliency_core.named import import_named
+
+
+def call_factory(path: str) -> nn.Module:
+    """The module that ``package.module:factory`` returns. Raises Refused if it cannot be imported, called, or used."""
+    spec = f"model 'python:{path}'"
+    try:
+        factory = import_named(path)
+    except ValueError as error:
+        raise Refused(f"{spec} is not python:package.module:factory.") from error
+    except ImportError as error:
+        raise Refused(f"{spec} cannot be imported: {error}. Is its package installed, or in PYTHONPATH?") from error
+    if isinstance(factory, nn.Module):
+        raise Refused(f"{spec} is a {type(factory).__name__} itself: name a function that makes and returns it.")
+    if not callable(factory):
+        raise Refused(f"{spec} is a {type(factory).__name__}, where a factory is needed.")
+    needed = _needed_arguments(factory)
+    if needed:
+        raise Refused(
+            f"{spec} needs arguments ({', '.join(needed)}), and is called without any: name a function that needs none "
+            "and calls it with yours."
+        )
+    try:
+        module = factory()
+    except Exception as error:  # whatever the user's factory raises
+        raise Refused(f"{spec} could not be made: {type(error).__name__}: {error}") from error
+    if not isinstance(module, nn.Module):
+        raise Refused(f"{spec} returned {_returned(module)}, where a torch.nn.Module is needed.")
+    return module
+
+
+def _needed_arguments(factory: object) -> list[str]:
+    try:
+        parameters = inspect.signature(factory).parameters.values()  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # some callables have none that Python knows
+        return []
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [item.name for item in parameters if item.default is item.empty and item.kind not in optional]
+
+
+def _returned(value: object) -> str:
+    if value is None:
+        return "None (has it no `return`?)"
+    if inspect.iscoroutine(value):
+        value.close()  # or Python warns that it was never awaited
+        return "a coroutine (it is an `async def`)"
+    if inspect.isclass(value):
+        return f"the class {value.__name__} (`return {value.__name__}()` makes one)"
+    if inspect.isgenerator(value):
+        return "a generator (it holds a `yield`)"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)} (return the module alone)"
+    return f"a {type(value).__name__}"

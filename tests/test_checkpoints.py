@@ -1,0 +1,392 @@
+"""State dicts in every dressing: which entry of a checkpoint is taken, how names are fitted, what is refused."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import struct
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from factories import tiny, tiny_again
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchvision import models
+
+from saliency_core import Preprocessing, Refused, load_model
+from saliency_core.models import Model, weights_digest
+
+SMALL = Preprocessing((32, 32), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
+State = dict[str, Any]
+
+
+def state() -> State:
+    """Of other weights than the factory's: what is not loaded shows."""
+    return dict(tiny_again().state_dict())
+
+
+def named(prefix: str, of: State | None = None) -> State:
+    return {prefix + name: value for name, value in (of or state()).items()}
+
+
+def inside(name: str, content: Any) -> State:
+    for part in reversed(name.split(".")):
+        content = {part: content}
+    return content
+
+
+def load(path: Path, factory: str = "tiny", **options: Any) -> Model:
+    return load_model(f"python:{factory}", weights=str(path), preprocessing=SMALL, **options)
+
+
+def load_tiny(content: Any, tmp_path: Path, **options: Any) -> Model:
+    torch.save(content, tmp_path / "w.pt")
+    return load(tmp_path / "w.pt", "factories:tiny", **options)
+
+
+def is_loaded(model: Model) -> bool:
+    return weights_digest(model.module) == weights_digest(tiny_again())
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "state_dict", "model", "net", "model_state_dict", "network", "weights", "params", "teacher", "student", "ema",
+        "state_dict_ema", "model_ema", "ema_state_dict", "module", "generator", "model.state_dict", "state_dict.model",
+        "checkpoint.model.state_dict",
+    ],
+)  # fmt: skip
+def test_the_state_dict_is_found_wherever_it_is(entry: str, tmp_path: Path) -> None:
+    optimizer = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]}
+    beside = {"epoch": 3, "optimizer": optimizer, "hyper_parameters": {"lr": 0.1}, "best": torch.tensor(0.9)}
+    model = load_tiny(inside(entry, state()) | beside, tmp_path)
+    assert is_loaded(model) and model.notes == ()
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "module.", "model.", "net.", "_orig_mod.", "_fsdp_wrapped_module.", "backbone.", "encoder.", "module.model.",
+        "_orig_mod.module.", "module._orig_mod.", "model._orig_mod.", "network.classifier.", "a.b.c.d.",
+        "_fsdp_wrapped_module._orig_mod.", "model.module.",
+    ],
+)  # fmt: skip
+def test_a_prefix_is_cut_where_the_names_then_fit(prefix: str, tmp_path: Path) -> None:
+    model = load_tiny({"state_dict": named(prefix)}, tmp_path)
+    assert is_loaded(model) and "w.pt" in model.notes[0], model.notes
+    assert all(part in model.notes[0] for part in prefix.split("."))
+
+
+class Holds(nn.Module):
+    """A module whose net lies under a name of its own."""
+
+    def __init__(self, name: str, net: nn.Module) -> None:
+        super().__init__()
+        self.add_module(name, net)
+        self.inner = name
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.get_submodule(self.inner)(images)
+
+
+def parallel() -> nn.Module:
+    return Holds("module", tiny())
+
+
+def compiled() -> nn.Module:
+    return Holds("_orig_mod", tiny())
+
+
+def held() -> nn.Module:
+    return Holds("net", tiny())
+
+
+@pytest.mark.parametrize("factory", ["parallel", "compiled", "held"])
+@pytest.mark.parametrize("prefix", ["own", "", "module.", "_orig_mod.", "module.own", "_orig_mod.module."])
+def test_a_prefix_is_added_where_the_model_wraps_its_net(factory: str, prefix: str, tmp_path: Path) -> None:
+    own = {"parallel": "module.", "compiled": "_orig_mod.", "held": "net."}[factory]
+    torch.save(named(prefix.replace("own", own)), tmp_path / "w.pt")
+    model = load(tmp_path / "w.pt", f"test_checkpoints:{factory}")
+    assert weights_digest(model.module.get_submodule(own[:-1])) == weights_digest(tiny_again())
+    assert bool(model.notes) == (prefix.replace("own", own) != own)
+
+
+def test_wrappers_of_single_layers_are_left_out(tmp_path: Path) -> None:
+    """As FSDP, torch.compile and activation checkpoints name the parts that each of them wraps."""
+    inside_names = {name.replace(".", "._fsdp_wrapped_module._orig_mod.", 1): value for name, value in state().items()}
+    model = load_tiny(named("_orig_mod.", inside_names), tmp_path)
+    assert is_loaded(model) and "_fsdp_wrapped_module" in model.notes[0]
+
+
+def test_what_a_training_module_holds_beside_its_net_is_told(tmp_path: Path) -> None:
+    """Lightning: the net under ``model.``, and the loss's own weights."""
+    content = {"state_dict": named("model.") | {"criterion.weight": torch.ones(5)}, "pytorch-lightning_version": "2.5"}
+    model = load_tiny(content, tmp_path)
+    assert is_loaded(model) and any("criterion.weight" in note for note in model.notes)
+
+
+def test_two_networks_in_a_file_are_not_chosen_from(tmp_path: Path) -> None:
+    both = named("encoder_q.") | named("encoder_k.", dict(tiny().state_dict()))
+    with pytest.raises(Refused, match=r"encoder_q.*encoder_k"):
+        load_tiny(both, tmp_path)
+    with pytest.raises(Refused, match=r"as it is.*ema\."):
+        load_tiny(state() | named("ema.", dict(tiny().state_dict())), tmp_path)
+
+
+@pytest.mark.parametrize("average", ["state_dict_ema", "ema", "model_ema", "ema_state_dict", "params_ema", "extra.ema"])
+def test_which_of_two_state_dicts_was_taken_is_told_and_settable(average: str, tmp_path: Path) -> None:
+    content = {"state_dict": dict(tiny().state_dict()), "optimizer": {}} | inside(average, named("module."))
+    plain = load_tiny(content, tmp_path)
+    assert weights_digest(plain.module) == weights_digest(tiny())
+    assert "'state_dict'" in plain.notes[0] and average in plain.notes[0] and "--weights-key" in plain.notes[0]
+    chosen = load_tiny(content, tmp_path, weights_key=average)
+    assert is_loaded(chosen) and not any("state_dict'" in note for note in chosen.notes)
+    with pytest.raises(Refused, match=rf"--weights-key elsewhere.*state_dict.*{average}"):
+        load_tiny(content, tmp_path, weights_key="elsewhere")
+
+
+def test_an_averaged_model_brings_its_counter(tmp_path: Path) -> None:
+    averaged = torch.optim.swa_utils.AveragedModel(tiny_again())
+    assert is_loaded(load_tiny({"model": averaged.state_dict()}, tmp_path))
+
+
+def test_unknown_entries_are_not_chosen_from(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"several state dicts.*--weights-key.*generator.*critic"):
+        load_tiny({"generator": state(), "critic": state()}, tmp_path)
+
+
+def test_a_key_without_a_file_is_refused() -> None:
+    with pytest.raises(Refused, match="--weights-key ema has no effect"):
+        load_model("python:factories:tiny", preprocessing=SMALL, weights_key="ema")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_strangers_among_the_tensors_are_named(nested: bool, tmp_path: Path) -> None:
+    content = state() | {"epoch": 3}
+    with pytest.raises(Refused, match=r"state dict.*'epoch' is a int"):
+        load_tiny({"state_dict": content} if nested else content, tmp_path)
+
+
+@pytest.mark.parametrize("content", [[1, 2], torch.ones(3), 3, "text", {"epoch": 3}])
+def test_what_is_no_state_dict(content: Any, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="is not a state dict"):
+        load_tiny(content, tmp_path)
+
+
+class Tied(nn.Module):
+    """Two layers that share their weight, as an embedding and its decoder do."""
+
+    def __init__(self, *, seed: int, shared: bool = True) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.first, self.second = nn.Linear(3072, 12), nn.Linear(12, 12, bias=False)
+            self.third = nn.Linear(12, 12, bias=False)
+        if shared:
+            self.third.weight = self.second.weight
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.third(self.second(self.first(images.flatten(1))))
+
+
+def tied() -> nn.Module:
+    return Tied(seed=0)
+
+
+@pytest.mark.parametrize("dropped", ["second.weight", "third.weight"])
+@pytest.mark.parametrize("form", ["safetensors", "torch"])
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_a_tied_tensor_may_have_one_name(dropped: str, form: str, prefix: str, tmp_path: Path) -> None:
+    whole = dict(Tied(seed=1).state_dict())
+    few = named(prefix, {name: value for name, value in whole.items() if name != dropped})
+    path = tmp_path / "w.any"
+    save_file(few, path) if form == "safetensors" else torch.save(few, path)
+    assert weights_digest(load(path, "test_checkpoints:tied").module) == weights_digest(Tied(seed=1))
+
+
+def test_a_tied_tensor_may_have_a_name_more(tmp_path: Path) -> None:
+    whole = dict(Tied(seed=1).state_dict())
+    for alias in (whole["second.weight"], whole["second.weight"].clone()):
+        torch.save(whole | {"decoder.weight": alias}, tmp_path / "w.pt")
+        assert weights_digest(load(tmp_path / "w.pt", "test_checkpoints:tied").module) == weights_digest(Tied(seed=1))
+    torch.save(whole | {"decoder.weight": whole["second.weight"] + 1}, tmp_path / "w.pt")
+    with pytest.raises(Refused, match=r"unexpected: decoder\.weight"):
+        load(tmp_path / "w.pt", "test_checkpoints:tied")
+
+
+def test_tied_tensors_that_differ_in_the_file_are_refused(tmp_path: Path) -> None:
+    torch.save(Tied(seed=1, shared=False).state_dict(), tmp_path / "w.pt")
+    with pytest.raises(Refused, match=r"one tensor in the model.*second\.weight and third\.weight"):
+        load(tmp_path / "w.pt", "test_checkpoints:tied")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_load_as_values(dtype: torch.dtype, tmp_path: Path) -> None:
+    cast = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state().items()}
+    own = load_tiny(cast, tmp_path).module.state_dict()
+    for name, value in state().items():
+        assert own[name].dtype == value.dtype
+        torch.testing.assert_close(own[name], cast[name].to(value.dtype), rtol=0, atol=0)
+
+
+def test_a_mismatch_names_keys_and_what_was_tried_and_advises_nothing_that_is_refused(tmp_path: Path) -> None:
+    strange = named("model.")
+    strange["model.stranger"] = strange.pop("model.0.weight")
+    with pytest.raises(Refused, match=r"missing: 0\.weight.*model\.0\.bias.*'model\.' cut") as refusal:
+        load_tiny(strange, tmp_path)
+    assert "--num-classes" not in str(refusal.value)
+    wide = state() | {"9.weight": torch.zeros(9, 16), "9.bias": torch.zeros(9)}
+    with pytest.raises(Refused, match=r"another shape.*factory") as refusal:
+        load_tiny(wide, tmp_path)
+    assert "--num-classes" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt", "bin", "pth.tar", "ckpt"])
+def test_the_container_is_told_by_its_bytes(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"w.{suffix}"
+    for save in (save_file, torch.save, lambda what, to: torch.save(what, to, _use_new_zipfile_serialization=False)):
+        save(state(), path)
+        assert is_loaded(load(path, "factories:tiny"))
+
+
+def sharded(folder: Path, kind: str) -> Path:
+    tensors, names = state(), list(state())
+    save = save_file if kind == "safetensors" else torch.save
+    parts = {f"model-0000{i}-of-00002.{kind}": names[i - 1 :: 2] for i in (1, 2)}
+    for file, held in parts.items():
+        save({name: tensors[name] for name in held}, folder / file)
+    index = {"metadata": {}, "weight_map": {name: file for file, held in parts.items() for name in held}}
+    path = folder / f"model.{kind}.index.json"
+    path.write_text(json.dumps(index))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_shards_are_read_beside_their_index(kind: str, tmp_path: Path) -> None:
+    path = sharded(tmp_path, kind)
+    assert is_loaded(load(path, "factories:tiny"))
+    (tmp_path / f"model-00002-of-00002.{kind}").unlink()
+    with pytest.raises(Refused, match=r"not beside it: model-00002-of-00002"):
+        load(path, "factories:tiny")
+
+
+@pytest.mark.parametrize("name", ["../w.pt", "/etc/passwd", "sub/w.pt", "..", ".", "", "a\\b", "x.index.json", "c:x"])
+def test_an_index_names_no_file_elsewhere(name: str, tmp_path: Path) -> None:
+    torch.save(state(), tmp_path / "w.pt")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "m.safetensors.index.json").write_text(json.dumps({"weight_map": {"0.weight": name}}))
+    with pytest.raises(Refused, match="does not lie beside it"):
+        load(folder / "m.safetensors.index.json", "factories:tiny")
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"weight_map": 3}', "no json", "[" * 100_000])
+def test_what_is_no_index(text: str, tmp_path: Path) -> None:
+    (tmp_path / "m.bin.index.json").write_text(text)
+    with pytest.raises(Refused, match="no index of shards"):
+        load(tmp_path / "m.bin.index.json", "factories:tiny")
+
+
+def test_a_shard_that_lacks_its_tensors(tmp_path: Path) -> None:
+    path = sharded(tmp_path, "bin")
+    torch.save({}, tmp_path / "model-00001-of-00002.bin")
+    with pytest.raises(Refused, match=r"00001-of-00002\.bin lacks tensors"):
+        load(path, "factories:tiny")
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def arrays(*, zipped: bool) -> bytes:
+    buffer = BytesIO()
+    np.savez(buffer, a=np.ones(3)) if zipped else np.save(buffer, np.ones(3))
+    return buffer.getvalue()
+
+
+def scripted(path: Path) -> None:
+    torch.jit.save(torch.jit.script(tiny()), path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (lambda path: path.write_bytes(b""), "is empty"),
+        (lambda path: path.mkdir(), "is a folder"),
+        (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "Git LFS pointer"),
+        (lambda path: path.write_text("\n<!DOCTYPE html><html>sign in</html>"), "is a web page"),
+        (lambda path: path.write_bytes(b"no weights at all"), "is neither of torch.save's"),
+        (lambda path: path.write_bytes(arrays(zipped=True)), "zip archive, but not one of torch.save's"),
+        (lambda path: path.write_bytes(arrays(zipped=False)), "is neither of torch.save's"),
+        (scripted, "--model file:"),
+        (lambda path: (torch.save(state(), path), path.write_bytes(cut(path.read_bytes()))), "is cut off or damaged"),
+        (lambda path: (save_file(state(), path), path.write_bytes(cut(path.read_bytes()))), "as a .safetensors"),
+        (lambda path: path.write_bytes(struct.pack("<Q", 2**40) + b"{}"), "is cut off"),
+        (lambda path: torch.save({"a": argparse.Namespace(lr=1)} | state(), path), r"\(argparse.Namespace\)"),
+        (lambda path: torch.save({"model": state(), "best": np.float64(1)}, path), r"\(numpy.*scalar\)"),
+        (lambda path: torch.save(tiny(), path), "Sequential"),
+    ],
+)  # fmt: skip
+def test_each_unreadable_file_is_told_by_what_it_is(write: Callable[[Path], Any], words: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    write(path)
+    with pytest.raises(Refused, match=words) as refusal:
+        load(path, "factories:tiny")
+    assert ("holds more than tensors" in str(refusal.value)) == (words[0] == "\\" or words == "Sequential")
+
+
+def test_a_cut_pickle_of_the_older_form(tmp_path: Path) -> None:
+    torch.save(state(), tmp_path / "w.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "w.pt").write_bytes(cut((tmp_path / "w.pt").read_bytes()))
+    with pytest.raises(Refused) as refusal:
+        load(tmp_path / "w.pt", "factories:tiny")
+    assert "more than tensors" not in str(refusal.value)
+
+
+TORCHVISION: list[tuple[str, dict[str, Any]]] = [
+    ("squeezenet1_1", {}),
+    ("googlenet", {"aux_logits": True, "init_weights": False}),
+    ("googlenet", {"aux_logits": False, "init_weights": False}),
+    ("inception_v3", {"aux_logits": True, "init_weights": False}),
+    ("densenet121", {}),
+    ("efficientnet_b0", {}),
+    ("resnet18", {}),
+    ("mobilenet_v3_small", {}),
+    ("shufflenet_v2_x0_5", {}),
+    ("swin_t", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), TORCHVISION)
+def test_the_class_count_is_that_of_the_file(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    module = models.get_model(name, weights=None, num_classes=7, **options)
+    torch.save({"state_dict": named("module.", dict(module.state_dict()))}, tmp_path / "seven.pt")
+    model = load_model(f"torchvision:{name}", weights=str(tmp_path / "seven.pt"), preprocessing=SMALL)
+    assert weights_digest(model.module) == weights_digest(module)
+    assert model.class_names is None and any("7 classes" in note for note in model.notes)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "mobilenetv3_small_050", "convnext_atto"])
+def test_the_class_count_of_timm_too(name: str, tmp_path: Path) -> None:
+    import timm
+
+    module = timm.create_model(name, pretrained=False, num_classes=7)
+    torch.save({"state_dict": module.state_dict()}, tmp_path / "seven.pt")
+    model = load_model(f"timm:{name}", weights=str(tmp_path / "seven.pt"))
+    assert weights_digest(model.module) == weights_digest(module) and "7 classes" in model.notes[0]
+    with pytest.raises(Refused, match=r"--num-classes 9 contradicts the file, whose head has 7"):
+        load_model(f"timm:{name}", weights=str(tmp_path / "seven.pt"), num_classes=9)
+
+
+def test_another_width_is_no_class_count(tmp_path: Path) -> None:
+    changed = dict(models.squeezenet1_1(weights=None).state_dict())
+    changed["features.0.bias"] = torch.zeros(65)
+    torch.save(changed, tmp_path / "wide.pt")
+    with pytest.raises(Refused, match=r"features\.0\.bias is \[65\], the model's \[64\]"):
+        load_model("torchvision:squeezenet1_1", weights=str(tmp_path / "wide.pt"))
