@@ -7,14 +7,12 @@ return their input, and calls that only carry values (views, casts) carry the sc
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -187,48 +185,6 @@ class PassBy(TorchFunctionMode):
                 value = next(leaf for leaf in tree_leaves((tuple(args), kwargs)) if isinstance(leaf, Tensor))
                 return -value if change == NEGATED else value
         return func(*args, **(kwargs or {}))
-
-
-def scripted_ending(module: torch.jit.ScriptModule) -> tuple[Ending | None, nn.Module]:
-    """The ending of a TorchScript model, whose calls no mode sees, and the model without it: its graph is edited, in a
-    copy with the weights as constants."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch discourages all of TorchScript
-            edited = torch.jit.freeze(module, optimize_numerics=False)
-    except RuntimeError:  # not every module has a form with constant weights; its values may still tell
-        return None, module
-    graph = edited.graph
-    nodes = list(graph.nodes())
-    results = list(graph.outputs())
-    ending = find_ending(list(map(_node_call, nodes)), results[0].debugName()) if len(results) == 1 else None
-    if ending is not None:
-        for place, change in ending.changes.items():
-            node = nodes[place]
-            value = next(node.inputs())
-            if change == NEGATED:
-                negated = graph.create("aten::neg", [value])
-                negated.insertBefore(node)
-                value = negated.output()
-            node.output().replaceAllUsesWith(value)
-            node.destroy()
-    return ending, edited
-
-
-def _node_call(node: Any) -> Call:
-    lists = [value for value in node.inputs() if value.node().kind() == "prim::ListConstruct"]
-    values = [*node.inputs(), *(member for one in lists for member in one.node().inputs())]
-    constants = [value for value in values if value.node().kind() == "prim::Constant"]
-    known = [value.toIValue() for value in constants]
-    known = [value.item() if isinstance(value, Tensor) and value.numel() == 1 else value for value in known]
-    numbers = tuple(value for value in known if isinstance(value, int | float))
-    reads = tuple(value.debugName() for value in values if _is_tensor(value) and value not in constants)
-    makes = frozenset(value.debugName() for value in node.outputs())
-    return Call(node.kind().rpartition("::")[2].strip("_"), reads, makes, numbers)
-
-
-def _is_tensor(value: Any) -> bool:
-    return bool(value.type().isSubtypeOf(torch._C.TensorType.get()))
 
 
 def _name(func: Callable[..., Any]) -> str:
