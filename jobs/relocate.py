@@ -189,9 +189,9 @@ class ListedAgain:
         for line in _each_line(manifest, units):
             name = stem(line["sample_id"], line["member"])
             group = groups.get(name, [])
-            if group and (len(group) > 1 or name != line["sample_id"]):
-                if not _is_there(line, self._samples.get(line["sample_id"])):
-                    changed[name] = group
+            positional = len(group) > 1 or (group and name != line["sample_id"])
+            if positional and not _is_there(line, self._samples.get(line["sample_id"])):
+                changed[name] = group
         self._places = find_by_content(store, run, changed, tell)
         self.relabelled = [
             line["row"]

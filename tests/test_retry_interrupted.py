@@ -16,6 +16,7 @@ from relisted import BROKEN, MADE, Item, Made, make, picture
 
 from jobs import stores
 from jobs.exits import DONE, IMPERFECT, REFUSED
+from jobs.index import WithdrawnError, read_parts, withdraw
 from jobs.lock import locked
 from jobs.output import open_run
 from jobs.retry import retry
@@ -127,3 +128,13 @@ def test_retry_and_explain_keep_out_of_each_others_way(made: Made, tmp_path: Pat
     with locked(str(out), alone=False), locked(str(out), alone=False):
         assert run_inline(images=str(made.images), out=str(out), **MADE)[0] == IMPERFECT
     assert content(out) == before
+
+
+def test_what_another_process_takes_away_is_said(made: Made, tmp_path: Path) -> None:
+    """On an object store, which has no lock."""
+    out = made.again(tmp_path / "store")
+    store, _ = open_run(str(out))
+    for _ in range(2):
+        withdraw(store, [1])
+    with pytest.raises(WithdrawnError, match="another process"):
+        list(read_parts(store, [0, 1]))

@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import content, said
-from relisted import BROKEN, Item, Made, make, picture
+import s3
+from conftest import content, run_inline, said
+from relisted import BROKEN, MADE, Item, Made, make, picture
 
 from jobs.index import DamagedError
 from jobs.reader import open_store
@@ -147,3 +148,15 @@ def test_a_line_that_left_the_list_leaves_its_file(tmp_path: Path) -> None:
     (made.images.parent / f"{BROKEN}.bmp").write_bytes(picture(BROKEN))
     assert again(str(out))[0] == 0
     assert made.statuses(out) == "oooooooo"
+
+
+def test_rows_of_remote_files_are_found_by_content(bucket: str, tmp_path: Path) -> None:
+    del bucket
+    made = make("parquet", tmp_path / "made")
+    images, out = s3.upload(made.images.parent, "images"), tmp_path / "store"
+    assert run_inline(images=images, out=str(out), **MADE)[0] == 3
+    made.change(CHANGES["first dropped and repaired"][0])
+    s3.upload(made.images.parent, "images")
+    code, told = again(str(out))
+    assert (code, made.statuses(out)) == (3, "qooooooo"), told
+    assert said(verify, str(out), recompute=8)[0] == 0
