@@ -9,6 +9,7 @@ from rich.console import Console
 
 from jobs.config import make_config
 from jobs.console import say
+from jobs.content_search import Sample
 from jobs.engine import starting_engine
 from jobs.finalize import SHA256SUMS, Totals, exit_code
 from jobs.identity import remember, remembered, remembered_units
@@ -22,7 +23,7 @@ from jobs.output import open_run
 from jobs.plan import class_folders, sources_of
 from jobs.progress import Meter
 from jobs.record import RUN_JSON, Run
-from jobs.relocate import ListedAgain, Sample, rewrite_manifest
+from jobs.relocate import ListedAgain, rewrite_manifest
 from jobs.software import gone_on, software_here
 from jobs.sources import list_entries
 from jobs.stores import delete, list_keys, put
