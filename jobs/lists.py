@@ -16,7 +16,8 @@ from hashlib import blake2b
 from itertools import islice
 from urllib.parse import urlsplit
 
-from jobs.entries import Entry, Source, SourceError, integer_or_text, plain_label
+from jobs.entries import Entry, Source, SourceError
+from jobs.label_values import read_label
 from jobs.listing import Listing
 from jobs.lookahead import map_ahead
 from jobs.objects import is_remote, local_path, open_file, parent, stat, uri_of
@@ -74,7 +75,7 @@ class List(Source):
                 place, label = self._columns(header, uri)
                 for line in filter(None, reader):
                     cells = dict(zip(header, line, strict=False))
-                    yield cells.get(place), integer_or_text(cells.get(label, "")) if label else None
+                    yield cells.get(place), read_label(cells.get(label, "")) if label else None
             except csv.Error as error:
                 raise SourceError(f"{uri}, line {reader.line_num}: not CSV ({error}); correct it") from error
 
@@ -85,7 +86,7 @@ class List(Source):
                 for batch in file.iter_batches(columns=[place, label] if label else [place]):
                     labels = batch[label].to_pylist() if label else [None] * len(batch)
                     for value, given in zip(batch[place].to_pylist(), labels, strict=True):
-                        yield None if value is None else str(value), plain_label(given)
+                        yield None if value is None else str(value), read_label(given)
         except Damaged as error:
             raise SourceError(f"{uri} cannot be read as Parquet ({error}): write the list again") from error
 

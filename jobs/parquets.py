@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.entries import Entry, Source, SourceError, plain_label
+from jobs.entries import Entry, Source, SourceError
+from jobs.label_values import read_label
 from jobs.listing import Listing
 from jobs.lookahead import map_ahead
 from jobs.objects import ObjectInfo
@@ -70,7 +71,7 @@ class Parquet(Source):
                     row_in_group=row_in_group,
                     size=info.size,
                     etag=info.etag,
-                    label=plain_label(value),
+                    label=read_label(value),
                 )
                 row += 1
 
