@@ -16,6 +16,7 @@ from jobs.label_values import printable
 from jobs.reject import Rejected
 
 DEEPEST = 32  # structs and lists in each other; deeper ones are not searched
+LONGEST_TEXT = 128 << 10  # bytes; more than any label or URI has, so that a text cut off here is seen to be too long
 Steps = tuple[str, ...]
 
 
@@ -148,9 +149,12 @@ def _elsewhere(cell: pa.StructScalar) -> Elsewhere | None:
 
 
 def text_of(cell: pa.Scalar) -> str | None:
-    """The text of a cell; bytes in it that are not UTF-8 are written `\\xff`."""
+    r"""The text of a cell, or its beginning; bytes in it that are not UTF-8 are written `\xff`."""
     while isinstance(cell, pa.ExtensionScalar | pa.DictionaryScalar) and cell.is_valid:
         cell = cell.value
     if not cell.is_valid or not hasattr(cell, "as_buffer"):
         return None
-    return printable(cell.as_buffer().to_pybytes().decode("utf-8", "surrogateescape"))
+    buffer = cell.as_buffer()
+    if buffer.size > LONGEST_TEXT:
+        buffer = buffer.slice(0, LONGEST_TEXT)
+    return printable(buffer.to_pybytes().decode("utf-8", "surrogateescape"))

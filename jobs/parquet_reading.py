@@ -32,7 +32,7 @@ from jobs.tables import IMAGE_COLUMNS, LABEL_COLUMNS, Damaged, choose, damage, l
 BUFFER = 1 << 20
 LINES = 1024  # of a list, given back at a time
 LONGEST_URI = 32 << 10  # bytes
-ROWS_BESIDE_SIZE = 1 << 20  # rows that a file may claim beyond one for each of its bytes
+ROWS_BESIDE_SIZE = 1 << 16  # rows that a file may claim beyond one for each of its bytes
 Label = int | str | None
 
 
@@ -155,6 +155,7 @@ def _image_member(schema: pa.Schema, wanted: str | None, where: str) -> str:
     if name in places:
         return ".".join(places[name])
     held = f"these columns hold bytes: {listed_names(list(places))}" if places else "no column holds bytes"
+    name = name or choose(schema.names, None, IMAGE_COLUMNS, where=where, option="image_column")
     types = f"; {name} is {str(schema.field(name).type)[:200]}" if name else ""
     raise SourceError(
         f"{where}: {held}; all columns: {listed_names(schema.names)}{types}. "

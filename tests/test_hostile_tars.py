@@ -20,7 +20,6 @@ from jobs.manifest import Lines, encode_part
 from jobs.tarheaders import MOST_EXTENSIONS
 from jobs.tars import MOST_LOSSES
 
-
 NO_NAMES = label_resolver(Config(images=["x"], model="demo", out="x"), class_names=None, folders=None)
 
 
@@ -95,7 +94,9 @@ BROKEN: dict[str, Callable[[], bytes]] = {
     "size 2^63": lambda: pax((b"size", b"%d" % 2**63)),
     "sparse 0.0": lambda: pax(*[(b"GNU.sparse.offset", b"1"), (b"GNU.sparse.numbytes", b"1")] * 10_000),
     "sparse 0.1": lambda: pax((b"GNU.sparse.map", b"1," * 250_000), (b"GNU.sparse.size", b"9")),
-    "sparse 1.0": lambda: pax((b"GNU.sparse.major", b"1"), (b"GNU.sparse.realsize", b"-9"), (b"GNU.sparse.name", b"b.png")),
+    "sparse 1.0": lambda: pax(
+        (b"GNU.sparse.major", b"1"), (b"GNU.sparse.realsize", b"-9"), (b"GNU.sparse.name", b"b.png")
+    ),
 }
 # The damage is a row, and b.png is found behind it under the name that its own header has.
 BESIDE: dict[str, Callable[[], bytes]] = {
