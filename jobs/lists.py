@@ -134,14 +134,14 @@ def _sound(line: Line, folder: str) -> Entry:
     """The entry, with an error for what is written in a way that is no URI."""
     where, written, label = line
     if isinstance(written, Rejected):
-        return Entry(where, "", error=written.reason)
+        return Entry(where, "", error=printable(written.reason))
     try:
         entry = _entry((where, written, label), folder)
         entry.uri.encode()  # a column of strings takes nothing else
     except ValueError as error:
         reason = f"{where}: {printable(written or '')!r} is no URI ({printable(str(error))})"
         return Entry(where, "", label=label, error=reason)
-    return entry
+    return entry if entry.error is None else replace(entry, error=printable(entry.error))
 
 
 def _entry(line: tuple[str, str | None, int | str | None], folder: str) -> Entry:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.entries import SourceError
+from jobs.label_values import printable
 from jobs.objects import BUFFER, open_file
 from jobs.words import first_line
 
@@ -76,7 +77,7 @@ def uri_column_of(names: Sequence[str], wanted: str | None, where: str, *, besid
 
 def listed_names(names: Sequence[str]) -> str:
     """Names of columns for a message, which a hostile table must not fill."""
-    shown = ", ".join(name[:LONGEST_SHOWN] for name in names[:MOST_SHOWN])
+    shown = printable(", ".join(name[:LONGEST_SHOWN] for name in names[:MOST_SHOWN]))
     return f"{shown} and {len(names) - MOST_SHOWN} more" if len(names) > MOST_SHOWN else shown
 
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import TESTS
 from helpers import picture, write, write_parquet
-from listings import PNG, ids, listed
+from listings import PNG, listed
 
 from jobs.csvlines import LONGEST_LINE
 from jobs.entries import SourceError
@@ -212,5 +212,7 @@ def test_lists_that_are_none_are_rows_among_lists(tmp_path: Path) -> None:
     write(tmp_path / "a.png", PNG)
     write(tmp_path / "1.csv", b"\xff\xfe\0\x01\n\n")
     write(tmp_path / "2.csv", b"uri\na.png\n")
-    write(tmp_path / "3.csv", b"what\na.png\n")
-    assert ids(f"{tmp_path}/*.csv") == ["1.csv#0", "a.png", "3.csv#0"]
+    write(tmp_path / "3.csv", b"wh\xe9t\na.png\n")
+    entries = listed(f"{tmp_path}/*.csv")
+    assert [entry.sample_id for entry in entries] == ["1.csv#0", "a.png", "3.csv#0"]
+    assert r"it has: wh\xe9t" in str(entries[2].error)
