@@ -190,8 +190,8 @@ def _pickled(decode: Callable[[bytes], object]) -> bytes:
 
 
 @lru_cache(maxsize=1)
-def _unpickled(decode: bytes) -> Callable[[bytes], object]:
-    function: Callable[[bytes], object] = pickle.loads(decode)  # noqa: S301 - our own, from the parent
+def _unpickled(decode: bytes) -> Callable[[Any], object]:
+    function: Callable[[Any], object] = pickle.loads(decode)  # noqa: S301 - our own, from the parent
     return function
 
 

@@ -77,11 +77,11 @@ def image_in(
             cell, steps = inner, steps[1:]
         elif not isinstance(cell, pa.ListScalar | pa.LargeListScalar | pa.FixedSizeListScalar):
             buffer = cell.as_buffer()
-            return Oversized(buffer.size) if buffer.size > max_bytes else buffer.to_pybytes()
+            return Oversized(buffer.size) if buffer.size > max_bytes else bytes(buffer)
         elif pa.types.is_uint8(cell.values.type):
             if len(cell.values) > max_bytes:
                 return Oversized(len(cell.values))
-            return cell.values.fill_null(0).to_numpy(zero_copy_only=False).tobytes()
+            return bytes(cell.values.fill_null(0).to_numpy(zero_copy_only=False))
         elif len(cell.values) > 1:
             return Rejected(f"the row holds {len(cell.values)} images, but one row is one image: give each its own row")
         else:

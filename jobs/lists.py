@@ -102,9 +102,10 @@ class List(Source):
                 yield written, read_label(cells[label]) if label is not None and label < len(cells) else None
 
     def _parquet(self, uri: str) -> Iterator[Cells]:
-        columns = {"uri_column": self._uri_column, "label_column": self._label_column}
         try:
-            for lines in parquet_processes().parts(list_lines, uri, where=uri, **columns):
+            for lines in parquet_processes().parts(
+                list_lines, uri, where=uri, uri_column=self._uri_column, label_column=self._label_column
+            ):
                 for written, label in lines:
                     yield Rejected(f"a line {written.reason}") if isinstance(written, Rejected) else written, label
         except Damaged as error:

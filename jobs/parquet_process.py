@@ -32,7 +32,7 @@ class ParquetProcesses:
             return self._last(function, uri, arguments)
 
     def parts(
-        self, function: Callable[..., Any], uri: str, *, memory: int = LISTING_MEMORY, **arguments: object
+        self, function: Callable[..., Any], uri: str, *, memory: int = LISTING_MEMORY, **arguments: Any
     ) -> Iterator[Any]:
         """What such a function gives, one after the other, as the caller takes it."""
         with open_file(uri) as file, self._child() as child:
@@ -52,7 +52,7 @@ class ParquetProcesses:
                     slow if death.took_too_long else f"it killed the process that reads it, {death}"
                 ) from None
 
-    def _last(self, function: Callable[..., Any], uri: str, arguments: dict[str, object]) -> Any:
+    def _last(self, function: Callable[..., Any], uri: str, arguments: dict[str, Any]) -> Any:
         *_, result = self.parts(function, uri, **arguments)
         return result
 

@@ -74,7 +74,7 @@ class Headers:
         while True:
             header = _parsed(self.read(at))
             if header.size < 0:
-                raise tarfile.InvalidHeaderError("negative size")
+                raise tarfile.HeaderError("negative size")
             after = at + BLOCK + _blocks(header.size)
             if header.type == tarfile.XGLTYPE and at == start:  # records of no single member: none of them is needed
                 self._within(after)
@@ -110,7 +110,7 @@ class Headers:
 
     def _within(self, offset: int) -> None:
         if offset > self.size:
-            raise tarfile.TruncatedHeaderError("an extension header goes beyond the end")
+            raise tarfile.HeaderError("an extension header goes beyond the end")
 
     def _after_sparse_map(self, at: int) -> int:
         """The offset after old GNU's map of a sparse file, whose blocks say whether another one follows."""
@@ -119,7 +119,7 @@ class Headers:
         while more:
             block = self.read(at)
             if len(block) < BLOCK:
-                raise tarfile.TruncatedHeaderError("the map of a sparse file goes beyond the end")
+                raise tarfile.HeaderError("the map of a sparse file goes beyond the end")
             more = block[504]
             at += BLOCK
         return at
@@ -145,10 +145,10 @@ def pax_records(payload: bytes) -> dict[bytes, bytes]:
         digits = payload[at:space] if space > 0 else b""
         end = at + int(digits) if digits.isdigit() else 0
         if not space < end <= len(payload) or payload[end - 1] != 10:
-            raise tarfile.InvalidHeaderError("damaged PAX record")
+            raise tarfile.HeaderError("damaged PAX record")
         equals = payload.find(b"=", space, end)
         if equals < 0:
-            raise tarfile.InvalidHeaderError("PAX record without a value")
+            raise tarfile.HeaderError("PAX record without a value")
         key = payload[space + 1 : equals]
         if key in _KEPT:
             records[key] = payload[equals + 1 : end - 1]
@@ -165,12 +165,12 @@ def _parsed(block: bytes) -> tarfile.TarInfo:
     try:
         return tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
     except (ValueError, LookupError, OverflowError) as error:
-        raise tarfile.InvalidHeaderError(str(error)) from error
+        raise tarfile.HeaderError(str(error)) from error
 
 
 def _number(text: bytes) -> int:
     if not text.isdigit() or len(text) > 30:
-        raise tarfile.InvalidHeaderError("a size that is no number")
+        raise tarfile.HeaderError("a size that is no number")
     return int(text)
 
 

@@ -143,7 +143,8 @@ def _parquet(draw: Draw, data: bytearray) -> None:
 
 def _csv(draw: Draw, data: bytearray) -> None:
     """Quotation marks, line ends, bytes that are no text, fields and rows without end."""
-    pieces = [b'"', b'"' * 7, b"\r", b"\n", b"\0", b"\xff\xfe", b"," * 5000, b"x" * 200_000, b'"' + b"y\n" * 90_000]
+    pieces = [b'"', b'"' * 7, b"\r", b"\n", b"\0", b"\xff\xfe", b"," * 5000, b"x" * 200_000]
+    pieces.append(b'"' + (b"y" * 500 + b"\n") * 300)
     pieces += [b"1" * 5000, b"\xef\xbb\xbf", b"s3://[", b"file://", b"../" * 2000, b"\xed\xa0\x80", b"nan", b"~2"]
     at = int(draw.integers(len(data)))
     data[at:at] = pieces[draw.integers(len(pieces))]
