@@ -7,9 +7,9 @@ the open file and give back no more than the job needs.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,7 +31,8 @@ from jobs.tables import IMAGE_COLUMNS, LABEL_COLUMNS, Damaged, choose, damage, l
 
 BUFFER = 1 << 20
 LINES = 1024  # of a list, given back at a time
-LONGEST_URI = 32 << 10  # bytes
+LONGEST_URI = 32 << 10  # characters
+PLAIN_TEXT = 64 << 20  # bytes of a column that are read at once
 ROWS_BESIDE_SIZE = 1 << 16  # rows that a file may claim beyond one for each of its bytes
 Label = int | str | None
 
@@ -57,7 +58,7 @@ def image_rows(file: BinaryIO, *, where: str, image_column: str | None, label_co
             labels = None
             if label:
                 column = table.read_row_group(group, columns=[label], use_threads=False).column(label)
-                labels = [_label(cell) for cell in column]
+                labels = [read_label(value) for value in _values(column)]
                 rows = len(labels)
             groups.append((rows, labels))
         return ImageRows(member, groups)
@@ -88,8 +89,8 @@ def list_lines(
         label = _label_column(schema, label_column, where)
         columns = [place, label] if label else [place]
         for batch in table.iter_batches(LINES, columns=columns, use_threads=False):
-            labels = [_label(cell) for cell in batch.column(label)] if label else [None] * len(batch)
-            yield [(_uri(cell), found) for cell, found in zip(batch.column(place), labels, strict=True)]
+            labels = [read_label(value) for value in _values(batch.column(label))] if label else [None] * len(batch)
+            yield [(_uri(text), found) for text, found in zip(_values(batch.column(place)), labels, strict=True)]
 
 
 def image_values(
@@ -184,12 +185,16 @@ def _is_label(kind: pa.DataType) -> bool:
     return bool(is_text(kind) or numeric)
 
 
-def _label(cell: pa.Scalar) -> Label:
-    return read_label(text_of(cell) if is_text(cell.type) else cell.as_py())
+def _values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """The values of a column; texts that are long are cut off, and those that are not UTF-8 are told in letters."""
+    # A dictionary repeats what it holds; otherwise a column has no more text than it has bytes.
+    if column.type == storage(column.type) and column.nbytes < PLAIN_TEXT:
+        with suppress(UnicodeDecodeError):
+            return column.to_pylist()  # type: ignore[no-any-return]
+    return [text_of(cell) if is_text(cell.type) else cell.as_py() for cell in column]
 
 
-def _uri(cell: pa.Scalar) -> str | Rejected | None:
-    text = text_of(cell)
+def _uri(text: str | None) -> str | Rejected | None:
     if text is not None and len(text) > LONGEST_URI:
         return Rejected(f"has a URI of {len(text)} characters, over the limit of {LONGEST_URI}")
     return text
