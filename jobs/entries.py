@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
@@ -52,18 +51,3 @@ class Source(ABC):
     def class_names(self) -> list[str] | None:
         """The classes that the source itself names, in order; None where it names none."""
         return None
-
-
-def integer_or_text(text: str) -> int | str | None:
-    """A label as written in a text: an integer if it reads as one, None if it is blank."""
-    text = text.strip()
-    return int(text) if re.fullmatch(r"[+-]?[0-9]+", text) else text or None
-
-
-def plain_label(value: object) -> int | str | None:
-    """A label from typed data (JSON, Parquet), or None. 3.0 is 3: pandas has no null integers."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, str):
-        return value or None
-    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-
-import pyarrow as pa
-import pyarrow.compute as pc
+from dataclasses import replace
 
 from jobs.entries import Entry
 from jobs.failures import OF_THE_MACHINE
-from jobs.objects import ObjectInfo, is_remote, read, read_ranges, stat
+from jobs.image_columns import Elsewhere, Oversized
+from jobs.lists import look_up
+from jobs.objects import ObjectInfo, is_remote, parent, read, read_ranges, stat
+from jobs.parquet_process import parquet_processes
+from jobs.parquet_reading import image_values
 from jobs.reject import Rejected
 from jobs.stopped import Unreachable
-from jobs.tables import Damaged, open_parquet
+from jobs.tables import Damaged
 
 REMOTE_THREADS = 16  # a request waits far longer than it works
 BATCH = 16  # Parquet rows decoded at a time: images are large
+PARQUET_MEMORY = 3 << 30  # bytes with which any sound page can be unpacked, beside some of the largest images
+Value = bytes | Rejected | Elsewhere | Oversized | None
 
 
 def fetch(entries: Sequence[Entry], *, max_bytes: int) -> list[bytes | Rejected]:
@@ -54,7 +58,7 @@ def _fetch_object(entries: list[Entry], max_bytes: int) -> list[bytes | Rejected
         info = stat(uri)
         refused = [_changed(entry, info) or _too_large(entry, info, max_bytes) for entry in entries]
         pairs = list(zip(entries, refused, strict=True))
-        found = iter(_read([entry for entry, no in pairs if no is None]))
+        found = iter(_read([entry for entry, no in pairs if no is None], max_bytes))
         return [no or _checked(entry, next(found), max_bytes) for entry, no in pairs]
     except FileNotFoundError:
         reason = f"{uri} is missing: put it back, then run `saliency retry`"
@@ -66,28 +70,33 @@ def _fetch_object(entries: list[Entry], max_bytes: int) -> list[bytes | Rejected
     return [Rejected(reason)] * len(entries)
 
 
-def _read(entries: list[Entry]) -> list[bytes | Rejected | None]:
+def _read(entries: list[Entry], max_bytes: int) -> list[Value]:
     if not entries:
         return []
     if entries[0].row_group is not None:
-        return _read_rows(entries)
+        return _read_rows(entries, max_bytes)
     if entries[0].offset is not None:
         ranges = [(entry.offset or 0, entry.length or 0) for entry in entries]
         return list(read_ranges(entries[0].uri, ranges))
     return [read(entries[0].uri)] * len(entries)  # the same image, listed more than once
 
 
-def _read_rows(entries: list[Entry]) -> list[bytes | Rejected | None]:
-    groups: defaultdict[tuple[int, str], dict[int, bytes | Rejected | None]] = defaultdict(dict)
+def _read_rows(entries: list[Entry], max_bytes: int) -> list[Value]:
+    groups: defaultdict[tuple[int, str], dict[int, Value]] = defaultdict(dict)
     for entry in entries:
         gone = Rejected(f"{entry.uri} has no row {entry.row_in_group} in row group {entry.row_group}")
         groups[_group(entry)][entry.row_in_group or 0] = gone
     for (group, member), rows in groups.items():
+        left = set(rows)
         try:
-            _read_group(entries[0].uri, group, member, rows)
+            for row, value in _values(entries[0].uri, group, member, rows, max_bytes):
+                rows[row] = value
+                left.discard(row)
         except Damaged as error:
-            reason = f"row group {group} of {entries[0].uri} is damaged ({error}): write the file again"
-            rows.update({row: Rejected(reason) for row, value in rows.items() if isinstance(value, Rejected)})
+            reason = (
+                f"row group {group} of {entries[0].uri} is damaged ({error}), or cannot be read: write the file again"
+            )
+            rows.update(dict.fromkeys(left, Rejected(reason)))
     return [groups[_group(entry)][entry.row_in_group or 0] for entry in entries]
 
 
@@ -95,26 +104,29 @@ def _group(entry: Entry) -> tuple[int, str]:
     return entry.row_group or 0, entry.member or ""
 
 
-def _read_group(uri: str, group: int, member: str, rows: dict[int, bytes | Rejected | None]) -> None:
-    """Fills in the values of `rows`; reads one column, and no further than the last of them."""
-    start, last = 0, max(rows)
-    with open_parquet(uri) as file:
-        if group >= file.num_row_groups:
-            return
-        for batch in file.iter_batches(BATCH, row_groups=[group], columns=[member], use_threads=False):
-            values = _bytes_of(batch, member)
-            for row in range(start, start + len(batch)):
-                if row in rows:
-                    rows[row] = values[row - start].as_py()
-            start += len(batch)
-            if start > last:
-                return
+def _values(uri: str, group: int, member: str, rows: Iterable[int], max_bytes: int) -> Iterator[tuple[int, Value]]:
+    """The values of `rows`, in order; what unpacks to too much does so in a process with a limit."""
+    return parquet_processes().parts(
+        image_values,
+        uri,
+        memory=PARQUET_MEMORY + 8 * max_bytes,
+        group=group,
+        member=member,
+        rows=frozenset(rows),
+        batch=BATCH,
+        max_bytes=max_bytes,
+    )
 
 
-def _bytes_of(batch: pa.RecordBatch, member: str) -> pa.Array:
-    if member in batch.schema.names:
-        return batch[member]
-    return pc.struct_field(batch[member.removesuffix(".bytes")], "bytes")  # null where the struct is
+def _followed(entry: Entry, place: Elsewhere, max_bytes: int) -> bytes | Rejected:
+    """The image of a row that holds a path alone: relative to its table, as in a list."""
+    (found,) = look_up([(entry.sample_id, place.path, None)], parent(entry.uri))
+    if found.error is None:
+        value = _fetch_object([found], max_bytes)[0]
+        if isinstance(value, bytes):
+            return value
+        found = replace(found, error=value.reason)
+    return Rejected(f"{entry.sample_id} holds no bytes but the path {place.path!r}, and {found.error}")
 
 
 def _changed(entry: Entry, info: ObjectInfo) -> Rejected | None:
@@ -145,7 +157,11 @@ def _over(entry: Entry, size: int, max_bytes: int) -> Rejected | None:
     )
 
 
-def _checked(entry: Entry, value: bytes | Rejected | None, max_bytes: int) -> bytes | Rejected:
+def _checked(entry: Entry, value: Value, max_bytes: int) -> bytes | Rejected:
+    if isinstance(value, Elsewhere):
+        return _followed(entry, value, max_bytes)
+    if isinstance(value, Oversized):
+        return _over(entry, value.size, max_bytes) or Rejected(f"{entry.sample_id} has {value.size} bytes")
     if isinstance(value, Rejected):
         return value
     if not value:

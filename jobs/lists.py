@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import posixpath
 import re
@@ -16,16 +15,22 @@ from hashlib import blake2b
 from itertools import islice
 from urllib.parse import urlsplit
 
-from jobs.entries import Entry, Source, SourceError, integer_or_text, plain_label
+from jobs.csvlines import records
+from jobs.entries import Entry, Source, SourceError
+from jobs.label_values import printable, read_label
 from jobs.listing import Listing
 from jobs.lookahead import map_ahead
 from jobs.objects import is_remote, local_path, open_file, parent, stat, uri_of
-from jobs.tables import LABEL_COLUMNS, URI_COLUMNS, Damaged, choose, open_parquet
+from jobs.parquet_process import parquet_processes
+from jobs.parquet_reading import LONGEST_URI, list_lines
+from jobs.reject import Rejected
+from jobs.tables import LABEL_COLUMNS, Damaged, Misfits, choose, uri_column_of
 
 BATCH = 256  # rows that one thread looks up at a time
 CACHE_KIB = 32 << 10  # of the ids that were seen
 
-Line = tuple[str, str | None, int | str | None]  # where it stands, the URI as written, label
+Cells = tuple[str | Rejected | None, int | str | None]  # the URI as written, or why there is none; label
+Line = tuple[str, str | Rejected | None, int | str | None]  # where it stands, and its cells
 
 
 class List(Source):
@@ -57,46 +62,63 @@ class List(Source):
 
     def entries(self) -> Iterator[Entry]:
         self.ignored.clear()
+        misfits = Misfits()
         with closing(_Occurrences()) as seen:
             for key, info in self._listing.of_kind(self._table, self.ignored):
                 rows = self._csv(info.uri) if self._table == "csv" else self._parquet(info.uri)
-                lines = ((f"{key}#{i}", uri, label) for i, (uri, label) in enumerate(rows))
-                look_up = partial(_look_up, folder=parent(info.uri))
-                for batch in map_ahead(look_up, _batches(lines), threads=self._threads):
+                lines = ((f"{key}#{i}", uri, label) for i, (uri, label) in enumerate(self._whole(rows, misfits)))
+                listed = partial(look_up, folder=parent(info.uri))
+                for batch in map_ahead(listed, _batches(lines), threads=self._threads):
                     yield from map(seen.distinguish, batch)
+        misfits.end()
 
-    def _csv(self, uri: str) -> Iterator[tuple[str | None, int | str | None]]:
+    def _whole(self, rows: Iterator[Cells], misfits: Misfits) -> Iterator[Cells]:
+        """The rows, and one more that says why when a list cannot be read to its end."""
+        try:
+            for row in rows:
+                misfits.fits()
+                yield row
+        except SourceError as error:
+            misfits.add(error)
+            yield Rejected(str(error)), None
+
+    def _csv(self, uri: str) -> Iterator[Cells]:
         # surrogateescape: a list may name files that are not UTF-8, as `ls > list.csv` writes them
         with io.TextIOWrapper(open_file(uri), "utf-8-sig", "surrogateescape", newline="") as text:
-            reader = csv.reader(text)
-            try:
-                header = next(reader, [])
-                place, label = self._columns(header, uri)
-                for line in filter(None, reader):
-                    cells = dict(zip(header, line, strict=False))
-                    yield cells.get(place), integer_or_text(cells.get(label, "")) if label else None
-            except csv.Error as error:
-                raise SourceError(f"{uri}, line {reader.line_num}: not CSV ({error}); correct it") from error
+            lines = records(text)
+            number, header = next(lines, (1, []))
+            if isinstance(header, Rejected):
+                raise SourceError(f"{uri}, line {number}: {header.reason}; correct it")
+            place, label = (None if name is None else _last(header, name) for name in self._columns(header, uri))
+            for number, cells in lines:
+                if isinstance(cells, Rejected):
+                    yield Rejected(f"{uri}, line {number}: {cells.reason}; correct it"), None
+                    continue
+                written = cells[place] if place is not None and place < len(cells) else None
+                if written is not None and len(written) > LONGEST_URI:
+                    reason = f"has a URI of {len(written)} characters, over the limit of {LONGEST_URI}"
+                    yield Rejected(f"{uri}, line {number}: {reason}"), None
+                    continue
+                yield written, read_label(cells[label]) if label is not None and label < len(cells) else None
 
-    def _parquet(self, uri: str) -> Iterator[tuple[str | None, int | str | None]]:
+    def _parquet(self, uri: str) -> Iterator[Cells]:
         try:
-            with open_parquet(uri) as file:
-                place, label = self._columns(file.schema_arrow.names, uri)
-                for batch in file.iter_batches(columns=[place, label] if label else [place]):
-                    labels = batch[label].to_pylist() if label else [None] * len(batch)
-                    for value, given in zip(batch[place].to_pylist(), labels, strict=True):
-                        yield None if value is None else str(value), plain_label(given)
+            for lines in parquet_processes().parts(
+                list_lines, uri, where=uri, uri_column=self._uri_column, label_column=self._label_column
+            ):
+                for written, label in lines:
+                    yield Rejected(f"a line {written.reason}") if isinstance(written, Rejected) else written, label
         except Damaged as error:
             raise SourceError(f"{uri} cannot be read as Parquet ({error}): write the list again") from error
 
     def _columns(self, names: list[str], uri: str) -> tuple[str, str | None]:
-        place = choose(names, self._uri_column, URI_COLUMNS, where=uri, option="uri_column")
-        if place is None:
-            raise SourceError(
-                f"{uri} has no column of URIs ({', '.join(URI_COLUMNS)}); it has: {', '.join(names)}. "
-                "Name one with uri_column, or add a header line"
-            )
+        place = uri_column_of(names, self._uri_column, uri)
         return place, choose(names, self._label_column, LABEL_COLUMNS, where=uri, option="label_column")
+
+
+def _last(names: list[str], name: str) -> int:
+    """Of columns with the same name the last one counts."""
+    return len(names) - 1 - names[::-1].index(name)
 
 
 def _batches(lines: Iterator[Line]) -> Iterator[list[Line]]:
@@ -104,11 +126,26 @@ def _batches(lines: Iterator[Line]) -> Iterator[list[Line]]:
         yield batch
 
 
-def _look_up(lines: list[Line], folder: str) -> list[Entry]:
-    return [_entry(line, folder) for line in lines]
+def look_up(lines: list[Line], folder: str) -> list[Entry]:
+    """The entries of lines: their files, relative to the list's folder, looked up when they are local."""
+    return [_sound(line, folder) for line in lines]
 
 
-def _entry(line: Line, folder: str) -> Entry:
+def _sound(line: Line, folder: str) -> Entry:
+    """The entry, with an error for what is written in a way that is no URI."""
+    where, written, label = line
+    if isinstance(written, Rejected):
+        return Entry(where, "", error=printable(written.reason))
+    try:
+        entry = _entry((where, written, label), folder)
+        entry.uri.encode()  # a column of strings takes nothing else
+    except ValueError as error:
+        reason = f"{where}: {printable(written or '')!r} is no URI ({printable(str(error))})"
+        return Entry(where, "", label=label, error=reason)
+    return entry if entry.error is None else replace(entry, error=printable(entry.error))
+
+
+def _entry(line: tuple[str, str | None, int | str | None], folder: str) -> Entry:
     where, written, label = line
     if written is None or not written.strip():
         return Entry(where, "", label=label, error=f"{where} has no URI: fill it in")

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from jobs.entries import Entry, Source, SourceError, plain_label
+from jobs.entries import Entry, Source, SourceError
 from jobs.listing import Listing
 from jobs.lookahead import map_ahead
 from jobs.objects import ObjectInfo
-from jobs.tables import LABEL_COLUMNS, URI_COLUMNS, Damaged, bytes_columns, choose, open_parquet
-
-IMAGE_COLUMNS = ("image", "img", "jpg", "png")
+from jobs.parquet_process import parquet_processes
+from jobs.parquet_reading import ImageRows, has_images, image_rows
+from jobs.tables import Damaged, Misfits
 
 
 class Parquet(Source):
@@ -40,91 +37,54 @@ class Parquet(Source):
     def entries(self) -> Iterator[Entry]:
         self.ignored.clear()
         files = self._listing.of_kind("parquet", self.ignored)
-        for entries in map_ahead(self._list, files, threads=self._threads):
-            yield from entries
+        misfits = Misfits()
+        for (key, info), found in map_ahead(self._read, files, threads=self._threads):
+            if isinstance(found, ImageRows):
+                misfits.fits()
+                yield from _rows(key, info, found)
+                continue
+            misfits.add(found)
+            reason = f"the Parquet file cannot be read, its rows are lost ({found}): write it again"
+            if isinstance(found, SourceError):
+                reason = str(found)
+            yield Entry(f"{key}#@0", info.uri, size=info.size, etag=info.etag, error=reason)
+        misfits.end()
 
-    def _list(self, named: tuple[str, ObjectInfo]) -> list[Entry]:
-        key, info = named
+    def _read(self, named: tuple[str, ObjectInfo]) -> tuple[tuple[str, ObjectInfo], ImageRows | Damaged | SourceError]:
+        uri = named[1].uri
+        columns = {"image_column": self._image_column, "label_column": self._label_column}
         try:
-            with open_parquet(info.uri) as file:
-                return list(self._rows(key, info, file))
-        except Damaged as error:
-            reason = f"the Parquet file cannot be read, its rows are lost ({error}): write it again"
-            return [Entry(f"{key}#@0", info.uri, size=info.size, etag=info.etag, error=reason)]
+            return named, parquet_processes().call(image_rows, uri, where=uri, **columns)
+        except (Damaged, SourceError) as error:
+            return named, error
 
-    def _rows(self, key: str, info: ObjectInfo, file: pq.ParquetFile) -> Iterator[Entry]:
-        member = image_member(file.schema_arrow, self._image_column, info.uri)
-        label = _label_column(file.schema_arrow, self._label_column, info.uri)
-        row = 0
-        for group in range(file.metadata.num_row_groups):
-            if label:
-                labels = file.read_row_group(group, columns=[label])[label].to_pylist()
-            else:
-                labels = [None] * file.metadata.row_group(group).num_rows
-            for row_in_group, value in enumerate(labels):
-                yield Entry(
-                    sample_id=f"{key}#{row}",
-                    uri=info.uri,
-                    member=member,
-                    row_group=group,
-                    row_in_group=row_in_group,
-                    size=info.size,
-                    etag=info.etag,
-                    label=plain_label(value),
-                )
-                row += 1
+
+def _rows(key: str, info: ObjectInfo, rows: ImageRows) -> Iterator[Entry]:
+    row = 0
+    for group, (count, labels) in enumerate(rows.groups):
+        for row_in_group in range(count):
+            yield Entry(
+                sample_id=f"{key}#{row}",
+                uri=info.uri,
+                member=rows.member,
+                row_group=group,
+                row_in_group=row_in_group,
+                size=info.size,
+                etag=info.etag,
+                label=labels[row_in_group] if labels else None,
+            )
+            row += 1
 
 
 def holds_images(listing: Listing, *, image_column: str | None, uri_column: str | None) -> bool:
     """Whether Parquet files hold images, not a list of where they are: by the first readable schema."""
     if image_column or uri_column:
         return uri_column is None
+    misfits = Misfits()
     for _, info in listing.of_kind("parquet", Counter()):
         try:
-            with open_parquet(info.uri) as file:
-                names = file.schema_arrow.names
-                if bytes_columns(file.schema_arrow):
-                    return True
-        except Damaged:
-            continue
-        if choose(names, None, URI_COLUMNS, where=info.uri, option="uri_column"):
-            return False
-        raise SourceError(
-            f"{info.uri} has neither a column of image bytes nor one of URIs; it has: {', '.join(names)}. "
-            "Name one with image_column or uri_column"
-        )
+            return bool(parquet_processes().call(has_images, info.uri, where=info.uri))
+        except (Damaged, SourceError) as error:
+            misfits.add(error)
+    misfits.end()
     return True  # none is readable: each will say why
-
-
-def image_member(schema: pa.Schema, wanted: str | None, where: str) -> str:
-    """The Parquet path of the image bytes. Raises SourceError when there is none, or no telling which."""
-    found = bytes_columns(schema)
-    name = choose(schema.names, wanted, (), where=where, option="image_column")
-    if name is None and len(found) == 1:
-        name = next(iter(found))
-    elif name is None:
-        name = choose(list(found), None, IMAGE_COLUMNS, where=where, option="image_column")
-    if name in found:
-        return found[name]
-    held = f"these columns hold bytes: {', '.join(found)}" if found else "no column holds bytes"
-    raise SourceError(
-        f"{where}: {held}; all columns: {', '.join(schema.names)}. "
-        "Name the image's with image_column, or leave the file out"
-    )
-
-
-def _label_column(schema: pa.Schema, wanted: str | None, where: str) -> str | None:
-    name = choose(schema.names, wanted, LABEL_COLUMNS, where=where, option="label_column")
-    if name is None or _is_label(schema.field(name).type):
-        return name
-    if wanted:
-        kind = schema.field(name).type
-        raise SourceError(f"{where}: column {wanted!r} (label_column) is {kind}, not integer or text")
-    return None
-
-
-def _is_label(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    return bool(text or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind))

@@ -9,11 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.entries import SourceError
+from jobs.label_values import printable
 from jobs.objects import BUFFER, open_file
 from jobs.words import first_line
 
 LABEL_COLUMNS = ("label", "cls", "class")
+IMAGE_COLUMNS = ("image", "img", "jpg", "png")
 URI_COLUMNS = ("uri", "url", "path", "image", "file", "filename", "file_name")
+
+MOST_SHOWN, LONGEST_SHOWN = 30, 60  # names of columns in a message, and characters of each
 
 
 class Damaged(Exception):
@@ -26,30 +30,23 @@ def open_parquet(uri: str, *, checksums: bool = False) -> Iterator[pq.ParquetFil
 
     ``checksums``: hold pages against them. Of other people's files they may be wrong, since few readers look.
     """
-    with open_file(uri) as file:
-        try:
-            yield pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False, page_checksum_verification=checksums)
-        except pa.ArrowMemoryError:
+    with open_file(uri) as file, damage():
+        yield pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False, page_checksum_verification=checksums)
+
+
+@contextmanager
+def damage() -> Iterator[None]:
+    """Turns what pyarrow raises for damaged bytes into Damaged."""
+    try:
+        yield
+    except pa.ArrowMemoryError:
+        raise
+    except pa.ArrowException as error:
+        raise Damaged(first_line(error)) from error
+    except OSError as error:
+        if error.errno is not None:
             raise
-        except pa.ArrowException as error:
-            raise Damaged(first_line(error)) from error
-        except OSError as error:
-            if error.errno is not None:
-                raise
-            raise Damaged(first_line(error)) from error  # pyarrow reports a damaged page or footer so
-
-
-def bytes_columns(schema: pa.Schema) -> dict[str, str]:
-    """Columns that hold bytes → their Parquet path: `image`, or `image.bytes` for a struct {bytes, path}."""
-    found = {}
-    for column in schema:
-        if _is_binary(column.type):
-            found[column.name] = column.name
-        elif pa.types.is_struct(column.type):
-            index = column.type.get_field_index("bytes")
-            if index >= 0 and _is_binary(column.type.field(index).type):
-                found[column.name] = f"{column.name}.bytes"
-    return found
+        raise Damaged(first_line(error)) from error  # pyarrow reports a damaged page or footer so
 
 
 def choose(names: Sequence[str], wanted: str | None, usual: Iterable[str], *, where: str, option: str) -> str | None:
@@ -58,9 +55,51 @@ def choose(names: Sequence[str], wanted: str | None, usual: Iterable[str], *, wh
         folded = {name.casefold(): name for name in reversed(names)}
         return next((folded[name] for name in usual if name in folded), None)
     if wanted not in names:
-        raise SourceError(f"{where} has no column {wanted!r} ({option}); it has: {', '.join(names)}")
+        raise SourceError(f"{where} has no column {wanted!r} ({option}); it has: {listed_names(names)}")
     return wanted
 
 
-def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+def uri_column_of(names: Sequence[str], wanted: str | None, where: str, *, beside: str | None = None) -> str:
+    """The name of the column of URIs. Raises SourceError when there is none; ``beside`` was looked for before."""
+    place = choose(names, wanted, URI_COLUMNS, where=where, option="uri_column")
+    if place is not None:
+        return place
+    if beside:
+        raise SourceError(
+            f"{where} has neither {beside} nor one of URIs; it has: {listed_names(names)}. "
+            "Name one with image_column or uri_column"
+        )
+    raise SourceError(
+        f"{where} has no column of URIs ({', '.join(URI_COLUMNS)}); it has: {listed_names(names)}. "
+        "Name one with uri_column, or add a header line"
+    )
+
+
+def listed_names(names: Sequence[str]) -> str:
+    """Names of columns for a message, which a hostile table must not fill."""
+    shown = printable(", ".join(name[:LONGEST_SHOWN] for name in names[:MOST_SHOWN]))
+    return f"{shown} and {len(names) - MOST_SHOWN} more" if len(names) > MOST_SHOWN else shown
+
+
+class Misfits:
+    """Files of a listing that do not have the columns they should.
+
+    Among files that have them, each is a broken row of its own; when no file has them, the user named the wrong
+    columns or files, and the first file's SourceError is raised.
+    """
+
+    def __init__(self) -> None:
+        self._first: SourceError | None = None
+        self._some_fit = False
+
+    def fits(self) -> None:
+        self._some_fit = True
+
+    def add(self, error: Exception) -> None:
+        if isinstance(error, SourceError) and self._first is None:
+            self._first = error
+
+    def end(self) -> None:
+        """Raises SourceError when files were tried in vain."""
+        if self._first is not None and not self._some_fit:
+            raise self._first

@@ -1,0 +1,160 @@
+"""Where the bytes of images are in a table: the Arrow types that hold them, and reading them out of a cell.
+
+An encoded image may be a value of any binary type, a list of uint8, one of these inside structs or a list with one
+element, dictionary-encoded, or an extension type over one of these. In a struct {bytes, path} of Hugging Face, null
+bytes mean that the image is the file at `path`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from jobs.label_values import printable
+from jobs.reject import Rejected
+
+DEEPEST = 32  # structs and lists in each other; deeper ones are not searched
+LONGEST_TEXT = 128 << 10  # bytes; more than any label or URI has, so that a text cut off here is seen to be too long
+Steps = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """Stands for the bytes of an image that is a file of its own; `path` is as the table has it."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Oversized:
+    """Stands for an image of more bytes than are wanted."""
+
+    size: int
+
+
+def storage(kind: pa.DataType) -> pa.DataType:
+    """The type under extension types and dictionaries."""
+    while isinstance(kind, pa.BaseExtensionType) or pa.types.is_dictionary(kind):
+        kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind.value_type
+    return kind
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values are text, or all null."""
+    kind = storage(kind)
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return bool(text or pa.types.is_null(kind))
+
+
+def image_places(schema: pa.Schema) -> dict[str, Steps]:
+    """Columns that hold encoded images → the column and the fields inside it: `image`, or `image`, `bytes`.
+
+    A column with one place goes by its own name, others by `column.field`. Lists of uint8 may be anything; they count
+    only when no column has a binary type.
+    """
+    return _places(schema, lists=False) or _places(schema, lists=True)
+
+
+def places_by_member(schema: pa.Schema) -> dict[str, Steps]:
+    """All places by the name that a manifest has of them, such as `image.bytes`."""
+    every = [*_places(schema, lists=True).values(), *_places(schema, lists=False).values()]
+    return {".".join(steps): steps for steps in every}
+
+
+def image_in(
+    cell: pa.Scalar | None, steps: Steps, *, max_bytes: int
+) -> bytes | Rejected | Elsewhere | Oversized | None:
+    """The image in a column's cell; `steps` are the fields of its structs."""
+    while cell is not None and cell.is_valid:
+        if isinstance(cell, pa.ExtensionScalar | pa.DictionaryScalar):
+            cell = cell.value
+        elif isinstance(cell, pa.StructScalar):
+            inner = cell[steps[0]]
+            if len(steps) == 1 and not inner.is_valid:
+                return _elsewhere(cell)
+            cell, steps = inner, steps[1:]
+        elif not isinstance(cell, pa.ListScalar | pa.LargeListScalar | pa.FixedSizeListScalar):
+            buffer = cell.as_buffer()
+            return Oversized(buffer.size) if buffer.size > max_bytes else bytes(buffer)
+        elif pa.types.is_uint8(cell.values.type):
+            if len(cell.values) > max_bytes:
+                return Oversized(len(cell.values))
+            return bytes(cell.values.fill_null(0).to_numpy(zero_copy_only=False))
+        elif len(cell.values) > 1:
+            return Rejected(f"the row holds {len(cell.values)} images, but one row is one image: give each its own row")
+        else:
+            cell = cell.values[0] if len(cell.values) else None
+    return None
+
+
+def _places(schema: pa.Schema, *, lists: bool) -> dict[str, Steps]:
+    places = {}
+    for column in schema:
+        inside = list(_inside(column.type, (column.name,), lists))
+        for steps in inside:
+            places[column.name if len(inside) == 1 else ".".join(steps)] = steps
+    return places
+
+
+def _inside(kind: pa.DataType, steps: Steps, lists: bool, depth: int = 0) -> Iterator[Steps]:
+    if isinstance(kind, pa.FixedShapeTensorType) or depth > DEEPEST:  # pixels, not an encoded image
+        return
+    kind = storage(kind)
+    if pa.types.is_struct(kind):
+        index = kind.get_field_index("bytes")
+        if index >= 0 and (_is_binary(kind.field(index).type) or _is_unembedded(kind)):
+            if not lists:
+                yield (*steps, "bytes")
+            return
+        for field in kind:
+            yield from _inside(field.type, (*steps, field.name), lists, depth + 1)
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        if pa.types.is_uint8(kind.value_type):
+            if lists:
+                yield steps
+        else:
+            yield from _inside(kind.value_type, steps, lists, depth + 1)
+    elif _is_binary(kind) and not lists:
+        yield steps
+
+
+def _is_unembedded(kind: pa.StructType) -> bool:
+    """Whether all bytes of a struct {bytes, path} are null, so that they have no other type."""
+    path = kind.get_field_index("path")
+    return (
+        path >= 0
+        and pa.types.is_null(kind.field(kind.get_field_index("bytes")).type)
+        and is_text(kind.field(path).type)
+    )
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    kind = storage(kind)
+    return bool(
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_binary_view(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    ) and not pa.types.is_decimal(kind)
+
+
+def _elsewhere(cell: pa.StructScalar) -> Elsewhere | None:
+    if cell.type.get_field_index("bytes") < 0 or cell.type.get_field_index("path") < 0:
+        return None
+    path = cell["path"]
+    text = text_of(path)
+    return Elsewhere(text) if text else None
+
+
+def text_of(cell: pa.Scalar) -> str | None:
+    r"""The text of a cell, or its beginning; bytes in it that are not UTF-8 are written `\xff`."""
+    while isinstance(cell, pa.ExtensionScalar | pa.DictionaryScalar) and cell.is_valid:
+        cell = cell.value
+    if not cell.is_valid or not hasattr(cell, "as_buffer"):
+        return None
+    buffer = cell.as_buffer()
+    if buffer.size > LONGEST_TEXT:
+        buffer = buffer.slice(0, LONGEST_TEXT)
+    return printable(buffer.to_pybytes().decode("utf-8", "surrogateescape"))

@@ -1,0 +1,80 @@
+"""Calls `jobs.parquet_reading` in limited processes, of which several may wait for remote files at the same time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from threading import BoundedSemaphore, Lock
+from typing import Any
+
+from jobs.child import Child, ChildDied, End, OutOfMemory, Part, started
+from jobs.objects import is_remote, open_file
+from jobs.tables import Damaged
+
+SECONDS = 600.0  # of work on one file, beside reading it
+LISTING_MEMORY = 1 << 30  # bytes; footers, labels and lines of lists
+REMOTE_AT_ONCE = 8  # a request waits far longer than it works; local files are read by one process
+
+
+class ParquetProcesses:
+    """Children that wait for work; one is started when a call finds none."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._idle: list[Child] = []
+        self._turns = {True: BoundedSemaphore(REMOTE_AT_ONCE), False: BoundedSemaphore(1)}
+
+    def call(self, function: Callable[..., Any], uri: str, **arguments: object) -> Any:
+        """``function(file, **arguments)`` of the file at ``uri``. Raises Damaged, what it raises, OSError, Stopped."""
+        with self._turns[is_remote(uri)]:
+            return self._last(function, uri, arguments)
+
+    def parts(
+        self, function: Callable[..., Any], uri: str, *, memory: int = LISTING_MEMORY, **arguments: Any
+    ) -> Iterator[Any]:
+        """What such a function gives, one after the other, as the caller takes it."""
+        with open_file(uri) as file, self._child() as child:
+            try:
+                for said in child.ask(partial(function, **arguments), file, seconds=SECONDS, memory=memory):
+                    if isinstance(said, Part):
+                        yield said.value
+                    elif isinstance(said, End) and isinstance(said.value, OutOfMemory):
+                        raise Damaged(f"reading it takes more than {memory >> 20} MB of memory")
+                    elif isinstance(said.value, Exception):
+                        raise said.value
+                    elif said.value is not None:
+                        yield said.value
+            except ChildDied as death:
+                slow = f"reading it takes longer than {SECONDS:g} s"
+                raise Damaged(
+                    slow if death.took_too_long else f"it killed the process that reads it, {death}"
+                ) from None
+
+    def _last(self, function: Callable[..., Any], uri: str, arguments: dict[str, Any]) -> Any:
+        *_, result = self.parts(function, uri, **arguments)
+        return result
+
+    @contextmanager
+    def _child(self) -> Iterator[Child]:
+        with self._lock:
+            child = self._idle.pop() if self._idle else None
+        if child is None or not child.lives():
+            child = started("reads Parquet files")
+        try:
+            yield child
+        finally:
+            if child.lives():
+                with self._lock:
+                    self._idle.append(child)
+
+
+@cache
+def parquet_processes() -> ParquetProcesses:
+    """The ones of this process."""
+    return ParquetProcesses()
+
+
+# The child of a forked process's parent is not its own: they would take each other's answers.
+os.register_at_fork(after_in_child=parquet_processes.cache_clear)

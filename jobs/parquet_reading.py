@@ -1,0 +1,200 @@
+"""What is read of other people's Parquet files: functions that run in the limited process.
+
+A Parquet file of some kilobytes may unpack to gigabytes, in its footer, a dictionary or a page. These functions get
+the open file and give back no more than the job needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.entries import SourceError
+from jobs.image_columns import (
+    Elsewhere,
+    Oversized,
+    image_in,
+    image_places,
+    is_text,
+    places_by_member,
+    storage,
+    text_of,
+)
+from jobs.label_values import read_label
+from jobs.reject import Rejected
+from jobs.tables import IMAGE_COLUMNS, LABEL_COLUMNS, Damaged, choose, damage, listed_names, uri_column_of
+
+BUFFER = 1 << 20
+LINES = 1024  # of a list, given back at a time
+LONGEST_URI = 32 << 10  # characters
+PLAIN_TEXT = 64 << 20  # bytes of a column that are read at once
+ROWS_BESIDE_SIZE = 1 << 16  # rows that a file may claim beyond one for each of its bytes
+Label = int | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRows:
+    """Rows of a file with images in it, by row group: how many, and their labels when there are any."""
+
+    member: str
+    groups: list[tuple[int, list[Label] | None]]
+
+
+def image_rows(file: BinaryIO, *, where: str, image_column: str | None, label_column: str | None) -> ImageRows:
+    """Raises SourceError when there is no image column, or no telling which; Damaged."""
+    with _opened(file) as table:
+        schema = table.schema_arrow
+        member = _image_member(schema, image_column, where)
+        label = _label_column(schema, label_column, where)
+        _check_counts(table, file)
+        groups: list[tuple[int, list[Label] | None]] = []
+        for group in range(table.num_row_groups):
+            rows = table.metadata.row_group(group).num_rows
+            labels = None
+            if label:
+                column = table.read_row_group(group, columns=[label], use_threads=False).column(label)
+                labels = [read_label(value) for value in _values(column)]
+                rows = len(labels)
+            groups.append((rows, labels))
+        return ImageRows(member, groups)
+
+
+def has_images(file: BinaryIO, *, where: str) -> bool:
+    """Whether a file holds images, not a list of where they are. Raises SourceError when it holds neither; Damaged."""
+    with _opened(file) as table:
+        schema = table.schema_arrow
+        if image_places(schema):
+            return True
+        uri_column_of(schema.names, None, where, beside="a column of image bytes")
+        return False
+
+
+def list_lines(
+    file: BinaryIO, *, where: str, uri_column: str | None, label_column: str | None
+) -> Iterator[list[tuple[str | Rejected | None, Label]]]:
+    """URIs and labels of a list, some lines at a time. Raises SourceError when a column is missing; Damaged."""
+    with _opened(file) as table:
+        schema = table.schema_arrow
+        place = uri_column_of(schema.names, uri_column, where)
+        if not is_text(schema.field(place).type):
+            raise SourceError(
+                f"{where}: column {place!r} is {schema.field(place).type}, not text, so it holds no URIs: name another "
+                "with uri_column, or the column of image bytes with image_column"
+            )
+        label = _label_column(schema, label_column, where)
+        columns = [place, label] if label else [place]
+        for batch in table.iter_batches(LINES, columns=columns, use_threads=False):
+            labels = [read_label(value) for value in _values(batch.column(label))] if label else [None] * len(batch)
+            yield [(_uri(text), found) for text, found in zip(_values(batch.column(place)), labels, strict=True)]
+
+
+def image_values(
+    file: BinaryIO, *, group: int, member: str, rows: frozenset[int], batch: int, max_bytes: int
+) -> Iterator[tuple[int, bytes | Rejected | Elsewhere | Oversized | None]]:
+    """The images of `rows` of a row group, in order. Reads one column, and no further than the last. Raises Damaged."""
+    start, last = 0, max(rows)
+    with _opened(file) as table:
+        if group >= table.num_row_groups:
+            return
+        steps = places_by_member(table.schema_arrow).get(member)
+        if steps is None:
+            raise Damaged(f"it has no column {member!r} of image bytes")
+        for values in table.iter_batches(batch, row_groups=[group], columns=[steps[0]], use_threads=False):
+            column = values.column(steps[0])
+            for row in range(start, start + len(column)):
+                if row in rows:
+                    yield row, image_in(column[row - start], steps[1:], max_bytes=max_bytes)
+            start += len(column)
+            if start > last:
+                return
+
+
+@contextmanager
+def _opened(file: BinaryIO) -> Iterator[pq.ParquetFile]:
+    pa.set_cpu_count(1)
+    try:
+        with damage():
+            yield pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False)
+    # Names that are not UTF-8 or come twice, types that Python has no values for: what hostile footers hold.
+    except (UnicodeDecodeError, LookupError, RecursionError, OverflowError, TypeError) as error:
+        raise Damaged(f"{type(error).__name__}: {error}"[:300]) from error
+
+
+def _check_counts(table: pq.ParquetFile, file: BinaryIO) -> None:
+    """Raises Damaged when the footer contradicts itself, or claims more rows than its file can hold."""
+    metadata = table.metadata
+    rows = 0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        rows += group.num_rows
+        flat = [i for i in range(min(metadata.num_columns, 64)) if not table.schema.column(i).max_repetition_level]
+        if group.num_rows < 0 or any(group.column(i).num_values != group.num_rows for i in flat):
+            raise Damaged(f"row group {number} has another number of rows than of values")
+    most = file.seek(0, 2) + ROWS_BESIDE_SIZE
+    if rows != metadata.num_rows or rows > most:
+        raise Damaged(f"its footer claims {metadata.num_rows} rows, of which its row groups have {rows}")
+
+
+def _image_member(schema: pa.Schema, wanted: str | None, where: str) -> str:
+    """The name of the image's place. Raises SourceError when there is none, or no telling which."""
+    places = image_places(schema)
+    by_member = places_by_member(schema)
+    if wanted in places:
+        return ".".join(places[wanted])
+    if wanted is not None and (steps := by_member.get(wanted) or _only_of(by_member, wanted)):
+        return ".".join(steps)
+    name = choose(schema.names, wanted, (), where=where, option="image_column")
+    if name is None and len(places) == 1:
+        name = next(iter(places))
+    elif name is None:
+        name = choose(list(places), None, IMAGE_COLUMNS, where=where, option="image_column")
+    if name in places:
+        return ".".join(places[name])
+    held = f"these columns hold bytes: {listed_names(list(places))}" if places else "no column holds bytes"
+    name = name or choose(schema.names, None, IMAGE_COLUMNS, where=where, option="image_column")
+    types = f"; {name} is {str(schema.field(name).type)[:200]}" if name else ""
+    raise SourceError(
+        f"{where}: {held}; all columns: {listed_names(schema.names)}{types}. "
+        "Name the image's with image_column, or leave the file out"
+    )
+
+
+def _only_of(members: dict[str, tuple[str, ...]], column: str) -> tuple[str, ...] | None:
+    inside = [steps for steps in members.values() if steps[0] == column]
+    return inside[0] if len(inside) == 1 else None
+
+
+def _label_column(schema: pa.Schema, wanted: str | None, where: str) -> str | None:
+    name = choose(schema.names, wanted, LABEL_COLUMNS, where=where, option="label_column")
+    if name is None or _is_label(schema.field(name).type):
+        return name
+    if wanted:
+        kind = str(schema.field(name).type)[:200]
+        raise SourceError(f"{where}: column {wanted!r} (label_column) is {kind}, not integer or text")
+    return None
+
+
+def _is_label(kind: pa.DataType) -> bool:
+    number = storage(kind)
+    numeric = pa.types.is_integer(number) or pa.types.is_floating(number) or pa.types.is_decimal(number)
+    return bool(is_text(kind) or numeric)
+
+
+def _values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """The values of a column; texts that are long are cut off, and those that are not UTF-8 are told in letters."""
+    # A dictionary repeats what it holds; otherwise a column has no more text than it has bytes.
+    if column.type == storage(column.type) and column.nbytes < PLAIN_TEXT:
+        with suppress(UnicodeDecodeError):
+            return column.to_pylist()  # type: ignore[no-any-return]
+    return [text_of(cell) if is_text(cell.type) else cell.as_py() for cell in column]
+
+
+def _uri(text: str | None) -> str | Rejected | None:
+    if text is not None and len(text) > LONGEST_URI:
+        return Rejected(f"has a URI of {len(text)} characters, over the limit of {LONGEST_URI}")
+    return text

@@ -1,0 +1,158 @@
+"""Images in every Arrow type that holds bytes, and what is no image or no URI, which is refused with its type."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers import picture, write, write_parquet
+from listings import PNG, listed
+
+from jobs.fetch import fetch
+from jobs.reject import Rejected
+from jobs.sources import SourceError
+
+OTHER = picture(9)
+assert len(PNG) == len(OTHER)
+PAIR = [PNG, OTHER]
+STRUCTS = [{"bytes": data, "path": "x.png"} for data in PAIR]
+UINT8 = [np.frombuffer(data, np.uint8) for data in PAIR]
+
+
+class Opaque(pa.ExtensionType):
+    """A type that only its author knows, over bytes."""
+
+    def __init__(self) -> None:
+        super().__init__(pa.binary(), "tests.opaque")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage: pa.DataType, serialized: bytes) -> Opaque:
+        return cls()
+
+
+SOUND: dict[str, tuple[pa.Array, str]] = {
+    "binary": (pa.array(PAIR), "image"),
+    "large_binary": (pa.array(PAIR, pa.large_binary()), "image"),
+    "binary_view": (pa.array(PAIR, pa.binary_view()), "image"),
+    "fixed-size binary": (pa.array(PAIR, pa.binary(len(PNG))), "image"),
+    "dictionary": (pa.array(PAIR).dictionary_encode(), "image"),
+    "extension": (pa.ExtensionArray.from_storage(Opaque(), pa.array(PAIR)), "image"),
+    "struct": (pa.array(STRUCTS), "image.bytes"),
+    "struct of large": (
+        pa.array(STRUCTS, pa.struct({"bytes": pa.large_binary(), "path": pa.large_string()})), "image.bytes"
+    ),
+    "nested struct": (pa.array([{"a": {"image": value, "n": 1}} for value in STRUCTS]), "image.a.image.bytes"),
+    "struct of another name": (pa.array([{"data": data, "n": 1} for data in PAIR]), "image.data"),
+    "list": (pa.array([[data] for data in PAIR]), "image"),
+    "large list": (pa.array([[data] for data in PAIR], pa.large_list(pa.binary())), "image"),
+    "fixed-size list": (pa.array([[data] for data in PAIR], pa.list_(pa.binary(), 1)), "image"),
+    "list of structs": (pa.array([[value] for value in STRUCTS]), "image.bytes"),
+    "list of uint8": (pa.array(UINT8, pa.list_(pa.uint8())), "image"),
+    "large list of uint8": (pa.array(UINT8, pa.large_list(pa.uint8())), "image"),
+    "fixed-size list of uint8": (pa.array(UINT8, pa.list_(pa.uint8(), len(PNG))), "image"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", [False, True], ids=["found", "asked for"])
+@pytest.mark.parametrize("case", SOUND)
+def test_bytes_are_read_in_any_type(tmp_path: Path, case: str, asked: bool) -> None:
+    column, member = SOUND[case]
+    path = write_parquet(tmp_path / "x.parquet", {"image": column, "n": [1, 2]})
+    entries = listed(path, **({"image_column": "image"} if asked else {}))
+    assert [(e.sample_id, e.member) for e in entries] == [("x.parquet#0", member), ("x.parquet#1", member)]
+    assert fetch(entries, max_bytes=1 << 20) == PAIR
+
+
+@pytest.mark.parametrize("case", SOUND)
+def test_limits_and_gaps_hold_in_any_type(tmp_path: Path, case: str) -> None:
+    column, _ = SOUND[case]
+    gap = pa.chunked_array([column[:1], pa.nulls(1, column.type)])
+    entries = listed(write_parquet(tmp_path / "x.parquet", {"image": gap}))
+    over, null = fetch(entries, max_bytes=len(PNG) - 1)
+    assert isinstance(over, Rejected) and f"has {len(PNG)} bytes, over the limit" in over.reason
+    assert isinstance(null, Rejected) and "x.parquet#1 is null" in null.reason
+
+
+def test_several_images_in_a_row_are_no_image(tmp_path: Path) -> None:
+    entries = listed(write_parquet(tmp_path / "x.parquet", {"image": [PAIR, [], [PNG]]}))
+    two, none, one = fetch(entries, max_bytes=1 << 20)
+    assert isinstance(two, Rejected) and "holds 2 images" in two.reason
+    assert isinstance(none, Rejected) and "is null" in none.reason
+    assert one == PNG
+
+
+TENSOR = pa.ExtensionArray.from_storage(
+    pa.fixed_shape_tensor(pa.uint8(), (2, 2)), pa.array([[1, 2, 3, 4]], pa.list_(pa.uint8(), 4))
+)
+NO_IMAGE = {
+    "int64": pa.array([1]), "list<": pa.array([[1.5]]), "struct<": pa.array([{"a": 1}]), "fixed_shape_tensor": TENSOR,
+    "bool": pa.array([True]), "timestamp": pa.array([1], pa.timestamp("s")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NO_IMAGE)
+def test_other_types_are_no_uris_and_refused_by_name(tmp_path: Path, kind: str) -> None:
+    path = write_parquet(tmp_path / "x.parquet", {"image": NO_IMAGE[kind]})
+    for options in ({}, {"image_column": "image"}, {"uri_column": "image"}):
+        with pytest.raises(SourceError, match=kind):
+            listed(path, **options)
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+)
+def test_uris_are_any_text(tmp_path: Path, kind: pa.DataType) -> None:
+    write(tmp_path / "a.png", PNG)
+    column = pa.array(["a.png", None], pa.string()).cast(kind)
+    entries = listed(write_parquet(tmp_path / "x.parquet", {"image": column}))
+    assert [entry.sample_id for entry in entries] == ["a.png", "x.parquet#1"]
+    assert fetch(entries[:1], max_bytes=1 << 20) == [PNG]
+
+
+def test_bytes_asked_for_as_uris_are_refused(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "x.parquet", {"image": [PNG]})
+    with pytest.raises(SourceError, match=r"is binary, not text.*image_column"):
+        listed(path, uri_column="image")
+
+
+@pytest.mark.parametrize("embedded", [True, False], ids=["some embedded", "none embedded"])
+def test_paths_beside_null_bytes_are_followed(tmp_path: Path, embedded: bool) -> None:
+    """Relative to the table, as in a list, absolute, or above it; what is missing is named."""
+    for key in ("d/in.png", "d/sub/in 2.png", "above.png"):
+        write(tmp_path / key, PNG)
+    write(tmp_path / "d/large.png", bytes(2000))
+    paths = ["in.png", "sub/in 2.png", "../above.png", f"{tmp_path}/above.png", f"file://{tmp_path}/above.png"]
+    paths += ["gone.png", "large.png", "https://x.org/a.png", "", None, "a\0b"]
+    rows = [{"bytes": OTHER if embedded else None, "path": "in.png"}, *({"bytes": None, "path": p} for p in paths)]
+    entries = listed(write_parquet(tmp_path / "d/x.parquet", {"image": rows}))
+    first, *found = fetch(entries, max_bytes=1000)
+    assert first == (OTHER if embedded else PNG)
+    assert found[:5] == [PNG] * 5
+    reasons = [value.reason for value in found[5:] if isinstance(value, Rejected)]
+    for reason, says in zip(
+        reasons, ["no such file", "over the limit", "scheme", "is null", "is null", "x"], strict=True
+    ):
+        assert says in reason
+    assert "gone.png" in reasons[0] and "x.parquet#6" in reasons[0]
+
+
+def test_image_columns_inside_structs_are_told_apart(tmp_path: Path) -> None:
+    rows = [{"left": PNG, "right": OTHER}]
+    path = write_parquet(tmp_path / "x.parquet", {"pair": rows})
+    with pytest.raises(SourceError, match=r"pair\.left, pair\.right"):
+        listed(path)
+    assert fetch(listed(path, image_column="pair.right"), max_bytes=1 << 20) == [OTHER]
+
+
+def test_files_without_the_columns_are_rows_among_files_that_have_them(tmp_path: Path) -> None:
+    for name, columns in {"a": {"other": [1]}, "b": {"image": [PNG]}, "c": {"image": [1]}}.items():
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+    a, b, c = listed(tmp_path)
+    assert (a.sample_id, b.sample_id, c.sample_id) == ("a.parquet#@0", "b.parquet#0", "c.parquet#@0")
+    assert "no column holds bytes" in str(a.error) and b.error is None and "int64" in str(c.error)
