@@ -14,8 +14,8 @@ from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from itertools import islice
-from urllib.parse import urlsplit
 
+from jobs.addresses import plain_scheme, scrubbed
 from jobs.entries import Entry, Source, SourceError, integer_or_text, plain_label
 from jobs.listing import Listing
 from jobs.lookahead import map_ahead
@@ -112,15 +112,16 @@ def _entry(line: Line, folder: str) -> Entry:
     where, written, label = line
     if written is None or not written.strip():
         return Entry(where, "", label=label, error=f"{where} has no URI: fill it in")
-    sample_id = written.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    uri = _resolve(written, folder)
+    address = scrubbed(written)
+    if address != written and _is_file(written, folder):
+        address = written  # a name that only looks so
+    sample_id = address.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    uri = _resolve(address, folder)
     if is_remote(uri):
-        if "@" in urlsplit(uri).netloc:
-            error = f"{where} holds credentials, which would end up in the store: put them in the environment"
-            return Entry(where, "", label=label, error=error)
         return Entry(sample_id, uri, label=label)
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", uri) and not uri.startswith("file://"):
-        error = f"{sample_id} has a scheme that is not read: use a path, file://, s3://, gs:// or az://"
+    if re.match(r"\s*[A-Za-z][A-Za-z0-9+.-]*://", uri) and not uri.startswith("file://"):
+        cut = ", with the credentials, which are cut off here, in the environment" if address != written else ""
+        error = f"{sample_id} has a scheme that is not read: use a path, file://, s3://, gs:// or az://{cut}"
         return Entry(sample_id, sample_id, label=label, error=error)
     try:
         info = stat(uri)
@@ -131,7 +132,15 @@ def _entry(line: Line, folder: str) -> Entry:
     return Entry(sample_id, uri, size=info.size, etag=info.etag, label=label)
 
 
+def _is_file(written: str, folder: str) -> bool:
+    try:
+        return not is_remote(folder) and (local_path(folder) / written).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a zero byte
+        return False
+
+
 def _resolve(written: str, folder: str) -> str:
+    written = plain_scheme(written)
     if written.startswith("file://"):
         return uri_of(local_path(written))
     if "://" in written:

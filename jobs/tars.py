@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
+from jobs.addresses import scrubbed_text
 from jobs.entries import Entry, Source, integer_or_text, plain_label
 from jobs.listing import IMAGES, Listing, is_hidden
 from jobs.lookahead import map_ahead
@@ -105,11 +106,12 @@ class _Contents:
             if key in self.exact and suffix not in IMAGES:  # `x.mask.png` beside `x.jpg`
                 self.ignored[f".{suffix}"] += 1
                 continue
-            seen[item.name] += 1
-            nth = seen[item.name]
+            name = scrubbed_text(item.name)  # before equal names are told apart
+            seen[name] += 1
+            nth = seen[name]
             entries.append(
                 self._entry(
-                    item.name if nth == 1 else f"{item.name}~{nth}",
+                    name if nth == 1 else f"{name}~{nth}",
                     member=item,
                     label=self._label(key, nth - 1),
                     error=self._fault(item),
