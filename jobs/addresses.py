@@ -13,11 +13,12 @@ READ_SCHEMES = ("file", "s3", "gs", "az")
 _CONTAINERS = frozenset({"wasb", "wasbs", "abfs", "abfss", "adl"})
 """Schemes of Azure that name the container in front of the account: `wasbs://container@account/`."""
 
-_SCHEME = r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*(?::|%3A)|(?<![^\s'\"(=,<\[{]))"  # or none, where an address may begin
+_SCHEME = r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,30}(?::|%3A)|(?<![^\s'\"(=,<\[{]))"  # or none, where an address may begin
 # One slash is what is left of two when an address went through a path.
 _SLASHES = r"(?P<slashes>(?:[/\\]|%2F){2,}|(?<=https:|.http:|..ftp:|...s3:|...gs:|...az:)/)"
 # {0}: what an address cannot hold. The second form is of a password that holds `/`, `?` or `#`: no port reads so.
-_USER = r"(?P<user>[^{0}/?#\\]*|[^{0}/?#\\:\[\]]*:(?!\d*(?:[{0}/?#\\]|$))[^{0}]*)(?:@|%40)"
+# The lengths are bounded, or hostile names would take minutes.
+_USER = r"(?P<user>[^{0}/?#\\]{{0,1000}}|[^{0}/?#\\:\[\]]{{0,1000}}:(?!\d*(?:[{0}/?#\\]|$))[^{0}]{{0,1000}})(?:@|%40)"
 _PARAMETER = re.compile(r"(?P<mark>[?&;#]|%3F|%26|%3B)(?P<name>(?:(?!%3D|%26|%3F)[^=&;?#\s])+)(?:=|%3D)", re.I)
 _NEXT = re.compile(r"&|%26|$", re.I)  # a value may hold all else
 _SECRET = re.compile(
@@ -40,7 +41,7 @@ def scrubbed(address: str) -> str:
 
 def scrubbed_text(text: str) -> str:
     """A text without the credentials of the addresses in it, which end at white space."""
-    if "//" not in text and "%2" not in text and "\\\\" not in text:
+    if "@" not in text and "=" not in text and "%" not in text:
         return text
     text = _USER_IN_TEXT.sub(_without_user, text)
     return _ADDRESS_IN_TEXT.sub(lambda found: _without_parameters(found[0]), text)
