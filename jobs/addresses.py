@@ -13,7 +13,9 @@ READ_SCHEMES = ("file", "s3", "gs", "az")
 _CONTAINERS = frozenset({"wasb", "wasbs", "abfs", "abfss", "adl"})
 """Schemes of Azure that name the container in front of the account: `wasbs://container@account/`."""
 
-_SCHEME = r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,30}(?::|%3A)|(?<![^\s'\"(=,<\[{]))"  # or none, where an address may begin
+_SCHEME = (
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,30}(?::|%3A)|(?<![^\s'\"(=,<\[{]))"  # or none, where an address may begin
+)
 # One slash is what is left of two when an address went through a path.
 _SLASHES = r"(?P<slashes>(?:[/\\]|%2F){2,}|(?<=https:|.http:|..ftp:|...s3:|...gs:|...az:)/)"
 # {0}: what an address cannot hold. The second form is of a password that holds `/`, `?` or `#`: no port reads so.
