@@ -17,8 +17,8 @@ from test_addresses import CUT, KEPT, ONLY_AS_ADDRESS
 
 from jobs.addresses import scrubbed
 from jobs.config import make_config
-from jobs.lists import List
 from jobs.listing import find
+from jobs.lists import List
 from jobs.patience import VARIABLE
 from jobs.sources import list_entries, open_sources
 from saliency_core.errors import Refused
