@@ -1,7 +1,7 @@
 """Addresses without the credentials in them: user info, signatures and tokens, which are never written anywhere.
 
-A key of an object store may itself hold `?`, `@`, `=` and `#`, so only what is a credential is cut: what stands in front
-of the host, and parameters with the names that stores and services give to their signatures and tokens.
+A key of an object store may itself hold `?`, `@`, `=` and `#`, so only what is a credential is cut: what stands in
+front of the host, and parameters with the names that stores and services give to their signatures and tokens.
 """
 
 from __future__ import annotations
