@@ -14,12 +14,14 @@ from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from itertools import islice
+from operator import itemgetter
 
 from jobs.addresses import plain_scheme, scrubbed
+from jobs.attended import attended
 from jobs.entries import Entry, Source, SourceError, integer_or_text, plain_label
 from jobs.listing import Listing
 from jobs.lookahead import map_ahead
-from jobs.objects import is_remote, local_path, open_file, parent, stat, uri_of
+from jobs.objects import NoAnswer, answered, is_remote, local_path, open_file, parent, stat, uri_of
 from jobs.tables import LABEL_COLUMNS, URI_COLUMNS, Damaged, choose, open_parquet
 
 BATCH = 256  # rows that one thread looks up at a time
@@ -62,7 +64,7 @@ class List(Source):
                 rows = self._csv(info.uri) if self._table == "csv" else self._parquet(info.uri)
                 lines = ((f"{key}#{i}", uri, label) for i, (uri, label) in enumerate(rows))
                 look_up = partial(_look_up, folder=parent(info.uri))
-                for batch in map_ahead(look_up, _batches(lines), threads=self._threads):
+                for batch in map_ahead(look_up, _batches(lines, info.uri), threads=self._threads):
                     yield from map(seen.distinguish, batch)
 
     def _csv(self, uri: str) -> Iterator[tuple[str | None, int | str | None]]:
@@ -99,21 +101,26 @@ class List(Source):
         return place, choose(names, self._label_column, LABEL_COLUMNS, where=uri, option="label_column")
 
 
-def _batches(lines: Iterator[Line]) -> Iterator[list[Line]]:
-    while batch := list(islice(lines, BATCH)):
+def _batches(lines: Iterator[Line], uri: str) -> Iterator[list[Line]]:
+    while batch := answered(lambda: list(islice(lines, BATCH)), uri):
         yield batch
 
 
 def _look_up(lines: list[Line], folder: str) -> list[Entry]:
-    return [_entry(line, folder) for line in lines]
+    entries = attended(partial(_entry, folder=folder), lines, name=itemgetter(0))
+    return [
+        _entry(line, folder, found) if isinstance(found, NoAnswer) else found
+        for line, found in zip(lines, entries, strict=True)
+    ]
 
 
-def _entry(line: Line, folder: str) -> Entry:
+def _entry(line: Line, folder: str, trouble: NoAnswer | None = None) -> Entry:
+    """``trouble``: why the file cannot be looked up; then it is not tried."""
     where, written, label = line
     if written is None or not written.strip():
         return Entry(where, "", label=label, error=f"{where} has no URI: fill it in")
     address = scrubbed(written)
-    if address != written and _is_file(written, folder):
+    if address != written and trouble is None and _is_file(written, folder):
         address = written  # a name that only looks so
     sample_id = address.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     uri = _resolve(address, folder)
@@ -124,6 +131,8 @@ def _entry(line: Line, folder: str) -> Entry:
         error = f"{sample_id} has a scheme that is not read: use a path, file://, s3://, gs:// or az://{cut}"
         return Entry(sample_id, sample_id, label=label, error=error)
     try:
+        if trouble is not None:
+            raise trouble
         info = stat(uri)
     except FileNotFoundError:
         return Entry(sample_id, uri, label=label, error=f"no such file: {uri}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 from jobs.entries import Entry, Source, SourceError, plain_label
 from jobs.listing import Listing
 from jobs.lookahead import map_ahead
-from jobs.objects import ObjectInfo
+from jobs.objects import NoAnswer, NotAFile, ObjectInfo, answered
 from jobs.tables import LABEL_COLUMNS, URI_COLUMNS, Damaged, bytes_columns, choose, open_parquet
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
@@ -46,11 +47,14 @@ class Parquet(Source):
     def _list(self, named: tuple[str, ObjectInfo]) -> list[Entry]:
         key, info = named
         try:
-            with open_parquet(info.uri) as file:
-                return list(self._rows(key, info, file))
-        except Damaged as error:
-            reason = f"the Parquet file cannot be read, its rows are lost ({error}): write it again"
+            return answered(partial(self._listed, key, info), info.uri)
+        except (Damaged, NoAnswer, NotAFile) as error:
+            reason = f"the Parquet file cannot be read, its rows are lost ({getattr(error, 'strerror', None) or error}): write it again"
             return [Entry(f"{key}#@0", info.uri, size=info.size, etag=info.etag, error=reason)]
+
+    def _listed(self, key: str, info: ObjectInfo) -> list[Entry]:
+        with open_parquet(info.uri) as file:
+            return list(self._rows(key, info, file))
 
     def _rows(self, key: str, info: ObjectInfo, file: pq.ParquetFile) -> Iterator[Entry]:
         member = image_member(file.schema_arrow, self._image_column, info.uri)
@@ -81,12 +85,12 @@ def holds_images(listing: Listing, *, image_column: str | None, uri_column: str 
         return uri_column is None
     for _, info in listing.of_kind("parquet", Counter()):
         try:
-            with open_parquet(info.uri) as file:
-                names = file.schema_arrow.names
-                if bytes_columns(file.schema_arrow):
-                    return True
-        except Damaged:
+            schema = answered(partial(_schema, info.uri), info.uri)
+        except (Damaged, NoAnswer, NotAFile):
             continue
+        names = schema.names
+        if bytes_columns(schema):
+            return True
         if choose(names, None, URI_COLUMNS, where=info.uri, option="uri_column"):
             return False
         raise SourceError(
@@ -94,6 +98,11 @@ def holds_images(listing: Listing, *, image_column: str | None, uri_column: str 
             "Name one with image_column or uri_column"
         )
     return True  # none is readable: each will say why
+
+
+def _schema(uri: str) -> pa.Schema:
+    with open_parquet(uri) as file:
+        return file.schema_arrow
 
 
 def image_member(schema: pa.Schema, wanted: str | None, where: str) -> str:

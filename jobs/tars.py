@@ -7,13 +7,14 @@ import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import BinaryIO
 
 from jobs.addresses import scrubbed_text
 from jobs.entries import Entry, Source, integer_or_text, plain_label
 from jobs.listing import IMAGES, Listing, is_hidden
 from jobs.lookahead import map_ahead
-from jobs.objects import ObjectInfo, open_file
+from jobs.objects import NoAnswer, NotAFile, ObjectInfo, answered, open_file
 from jobs.tarscan import Broken, scan
 
 MAX_LABEL_BYTES = 1 << 20  # a larger .cls or .json is no label
@@ -45,6 +46,13 @@ class Tars(Source):
 
     def _list(self, named: tuple[str, ObjectInfo]) -> tuple[list[Entry], Counter[str]]:
         key, info = named
+        try:
+            return answered(partial(self._scanned, key, info), info.uri)
+        except (NoAnswer, NotAFile) as error:
+            reason = f"the tar cannot be read ({error.strerror}): once it can, run `saliency retry`"
+            return [Entry(f"{key}/@0", info.uri, size=info.size, etag=info.etag, error=reason)], Counter()
+
+    def _scanned(self, key: str, info: ObjectInfo) -> tuple[list[Entry], Counter[str]]:
         contents = _Contents(key, info, self._label_column)
         with open_file(info.uri) as file:
             for found in scan(file, info):
