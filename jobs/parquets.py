@@ -49,7 +49,8 @@ class Parquet(Source):
         try:
             return answered(partial(self._listed, key, info), info.uri)
         except (Damaged, NoAnswer, NotAFile) as error:
-            reason = f"the Parquet file cannot be read, its rows are lost ({getattr(error, 'strerror', None) or error}): write it again"
+            why = getattr(error, "strerror", error)
+            reason = f"the Parquet file cannot be read, its rows are lost ({why}): write it again"
             return [Entry(f"{key}#@0", info.uri, size=info.size, etag=info.etag, error=reason)]
 
     def _listed(self, key: str, info: ObjectInfo) -> list[Entry]:
