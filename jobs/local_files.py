@@ -17,16 +17,13 @@ from contextlib import contextmanager
 from time import monotonic, sleep
 
 from jobs.attended import note_progress
+from jobs.failures import NotAFile
 from jobs.patience import patience
 from jobs.stores import local_path
 
 PIECE = 4 << 20  # bytes of one read, however slow the disk
 LEAST = 64 << 10  # of a file that does not tell its size
 PAUSE = 0.05
-
-
-class NotAFile(OSError):
-    """A directory, a device, a pipe or a socket."""
 
 
 def regular(found: os.stat_result, uri: str) -> os.stat_result:

@@ -20,7 +20,8 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 import obstore
 
 from jobs.attended import NoAnswer, attended
-from jobs.local_files import LocalFile, NotAFile, opened, read_from, regular
+from jobs.failures import NotAFile
+from jobs.local_files import LocalFile, opened, read_from, regular
 from jobs.patience import patiently
 from jobs.stopped import Unreachable
 from jobs.stores import head, is_remote, listed, local_path, locate, plain_etag
