@@ -87,7 +87,6 @@ def test_several_pages_are_listed(signed: bool, bucket: str, monkeypatch: pytest
     put_all(*names)
     monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "3")
     if not signed:
-        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
         monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
     assert [info.uri for info in walk(f"{bucket}/p")] == sorted(f"{bucket}/p/{name}" for name in names)
 
