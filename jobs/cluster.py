@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from urllib.parse import urlsplit
 
+from jobs.addresses import scrubbed
 from jobs.globs import expand, is_glob
 from jobs.job_config import JobConfig
 from jobs.objects import is_remote, local_path
@@ -21,6 +22,7 @@ def refuse_unreachable(address: str) -> None:
     """Ray itself tries for minutes, and then ends the process."""
     if address == "auto":  # the one on this machine, which Ray finds or not
         return
+    address = scrubbed(address if "://" in address else f"//{address}").removeprefix("//")
     parts = urlsplit(address if "://" in address else f"//{address}")
     if parts.scheme:
         raise Refused(

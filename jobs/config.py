@@ -8,7 +8,8 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import ValidationError, field_validator
 
-from jobs.job_config import AutoOrCount, JobConfig, full_path, key, without_credentials
+from jobs.addresses import scrubbed, scrubbed_text
+from jobs.job_config import AutoOrCount, JobConfig, full_path, key
 from saliency_core.errors import Refused
 
 MapDtype = Literal["float32", "float16", "uint8", "int8"]
@@ -80,7 +81,7 @@ class Config(JobConfig):
     @field_validator("images")
     @classmethod
     def _full_images(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(full_path(without_credentials(one)) for one in value)
+        return tuple(full_path(one) for one in value)
 
 
 def make_config(flags: dict[str, Any], *, file: Path | None = None) -> Config:
@@ -95,7 +96,7 @@ def read_config(kind: type[AnyConfig], flags: dict[str, Any], *, file: Path | No
         try:
             loaded = yaml.safe_load(file.read_text())
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise Refused(f"--config {file} cannot be read: {error}") from error
+            raise Refused(f"--config {file} cannot be read: {scrubbed_text(str(error))}") from error
         if not isinstance(loaded, dict):
             raise Refused(f"--config {file} is not a YAML mapping of keys to values.")
         values.update({_key_of(str(name), kind): value for name, value in loaded.items()})
@@ -108,7 +109,7 @@ def read_config(kind: type[AnyConfig], flags: dict[str, Any], *, file: Path | No
         for one in error.errors():
             troubles.setdefault(_flag(one["loc"]), []).append(_words(one))
         lines = [f"{flag}: {', or '.join(dict.fromkeys(told))}" for flag, told in troubles.items()]
-        raise Refused("the configuration cannot work:\n  " + "\n  ".join(lines)) from error
+        raise Refused(scrubbed_text("the configuration cannot work:\n  " + "\n  ".join(lines))) from error
 
 
 def _flag(location: tuple[int | str, ...]) -> str:
@@ -127,5 +128,11 @@ def flag_of(name: str) -> str:
 
 
 def _words(error: Any) -> str:
-    given = "" if error["type"] == "missing" else f" (given: {error['input']!r})"
+    given = "" if error["type"] == "missing" else f" (given: {_safe(error['input'])!r})"
     return f"{error['msg'].removeprefix('Value error, ')}{given if len(given) < 120 else ''}"
+
+
+def _safe(given: object) -> object:
+    if isinstance(given, list | tuple):
+        return type(given)(map(_safe, given))
+    return scrubbed(given) if isinstance(given, str) else given

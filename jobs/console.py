@@ -6,17 +6,18 @@ import logging
 
 from rich.console import Console
 
+from jobs.addresses import scrubbed_text
 from jobs.words import shown_lines
 
 
 def say(console: Console, text: str) -> None:
     """The text as it is: names in it may hold what rich would take for markup, or a terminal for a command, and lines
     stay whole."""
-    console.print(shown_lines(text), markup=False, highlight=False, soft_wrap=True)
+    console.print(shown_lines(scrubbed_text(text)), markup=False, highlight=False, soft_wrap=True)
 
 
 class Plain(logging.Formatter):
     """The message alone, whose names may hold anything."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return shown_lines(super().format(record))
+        return shown_lines(scrubbed_text(super().format(record)))

@@ -5,13 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+from jobs.addresses import scrubbed_text
 from saliency_core.errors import Refused
 
 
 class SourceError(Refused):
-    """An input that is refused; the message says what to do."""
+    """An input that is refused; the message says what to do, without credentials."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(scrubbed_text(message))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,17 @@ class Entry:
     etag: str | None = None
     label: int | str | None = None
     error: str | None = None
+
+    def without_credentials(self) -> Entry:
+        """The entry as it may be written; the same object if there is nothing to cut."""
+        texts = {"sample_id": self.sample_id, "label": self.label, "error": self.error}
+        if self.row_group is None:  # else it is a column, and needed for reading
+            texts["member"] = self.member
+        cut: dict[str, Any] = {}
+        for name, text in texts.items():
+            if isinstance(text, str) and (safe := scrubbed_text(text)) != text:
+                cut[name] = safe
+        return replace(self, **cut) if cut else self
 
 
 class Source(ABC):

@@ -48,6 +48,10 @@ _CREDENTIALS = re.compile(r"performing \w+ https?://(169\.254\.|metadata\.|sts\.
 """A request for credentials, not for an object."""
 
 
+class NotAFile(OSError):
+    """A directory, a device, a pipe, or a key that cannot be asked for: nothing under that name can ever be read."""
+
+
 @contextmanager
 def failures(uri: str) -> Iterator[None]:
     """Turns what obstore raises over ``uri`` into an OSError or Unreachable, without the store's own text."""
@@ -85,6 +89,8 @@ def told(error: Exception, uri: str) -> OSError | Unreachable:
         return PermissionError(errno.EACCES, f"access denied{more}: check the store's credentials", uri)
     if transient(error):
         return Unreachable(f"{uri}: the store failed, and went on failing ({_reason(text, status, code)}).")
+    if named := _odd_key(text):
+        return NotAFile(errno.EIO, named, uri)
     return OSError(errno.EIO, _misaddressed(text) or _answered(status, code, error), uri)
 
 
@@ -117,9 +123,20 @@ def _disk_errno(error: Exception) -> int | None:
     return int(found[1]) if found else None
 
 
+def _odd_key(text: str) -> str | None:
+    if "empty path segment" not in text and "illegal character" not in text:
+        return None
+    found = re.search(r'path: "((?:[^"\\]|\\.)*)"', text)
+    key = f" {found[1]}" if found else ""
+    return (
+        f"the key{key} has an empty segment (`//`), `.`, `..` or a control character, and cannot be asked for: "
+        "rename it"
+    )
+
+
 def _misaddressed(text: str) -> str | None:
-    if "empty path segment" in text or "illegal character" in text:
-        return "a key with an empty segment (`//`) or a control character cannot be addressed: rename it"
+    if named := _odd_key(text):
+        return named
     if "BadScheme" in text:
         return "the store's endpoint is http, not https: allow that with AWS_ALLOW_HTTP=true (GOOGLE_…, AZURE_…)"
     if "incorrectly configured region" in text:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+from jobs.attended import NoAnswer, attended
 from jobs.entries import Entry
 from jobs.failures import OF_THE_MACHINE
 from jobs.image_columns import Elsewhere, Oversized
@@ -38,16 +39,22 @@ def fetch(entries: Sequence[Entry], *, max_bytes: int) -> list[bytes | Rejected]
             # a list may name as an image what another source opens as a tar: one way of reading per group
             by_object[entry.uri, entry.offset is None, entry.row_group is None].append(i)
 
-    def fetch_into(rows: list[int]) -> None:
-        for i, result in zip(rows, _fetch_object([entries[i] for i in rows], max_bytes), strict=True):
-            results[i] = result
+    def fetched(rows: list[int]) -> list[bytes | Rejected]:
+        return _fetch_object([entries[i] for i in rows], max_bytes)
 
-    if any(is_remote(uri) for uri, _, _ in by_object):
+    remote = [rows for (uri, _, _), rows in by_object.items() if is_remote(uri)]
+    local = [rows for (uri, _, _), rows in by_object.items() if not is_remote(uri)]
+    found: list[list[bytes | Rejected] | NoAnswer] = []
+    if remote:
         with ThreadPoolExecutor(REMOTE_THREADS) as pool:
-            list(pool.map(fetch_into, by_object.values()))
-    else:
-        for rows in by_object.values():
-            fetch_into(rows)
+            found += pool.map(fetched, remote)
+    found += attended(fetched, local, name=lambda rows: entries[rows[0]].uri)
+    for rows, values in zip([*remote, *local], found, strict=True):
+        if isinstance(values, NoAnswer):
+            reason = f"{entries[rows[0]].uri} cannot be read ({values}): once it can, run `saliency retry`"
+            values = [Rejected(reason)] * len(rows)
+        for i, value in zip(rows, values, strict=True):
+            results[i] = value
     return results
 
 
@@ -78,7 +85,7 @@ def _read(entries: list[Entry], max_bytes: int) -> list[Value]:
     if entries[0].offset is not None:
         ranges = [(entry.offset or 0, entry.length or 0) for entry in entries]
         return list(read_ranges(entries[0].uri, ranges))
-    return [read(entries[0].uri)] * len(entries)  # the same image, listed more than once
+    return [read(entries[0].uri, length=max_bytes + 1)] * len(entries)  # the same image, listed more than once
 
 
 def _read_rows(entries: list[Entry], max_bytes: int) -> list[Value]:

@@ -6,9 +6,9 @@ import glob
 import os
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 
-from jobs.objects import ObjectInfo, is_remote, key_below, local_path, normal, stat, uri_of, walk
+from jobs.attended import attended
+from jobs.objects import ObjectInfo, is_remote, key_below, listed_files, local_path, normal, walk
 
 
 def is_glob(path: str) -> bool:
@@ -22,7 +22,9 @@ def expand(pattern: str) -> list[ObjectInfo]:
     if is_remote(pattern) or "**" in rest:  # `glob` may go round linked directories for ever
         return [info for info in walk(root) if _matches(key_below(root, info.uri).split("/"), rest)]
     found = glob.glob(str(local_path(normal(pattern))))  # noqa: PTH207 - Path.glob shows hidden files
-    return [stat(uri_of(path)) for path in map(Path, sorted(found, key=os.fsencode)) if not path.is_dir()]
+    paths = sorted(map(os.fsencode, found))
+    directories = attended(os.path.isdir, paths)
+    return listed_files([path for path, yes in zip(paths, directories, strict=True) if yes is not True])
 
 
 def fixed_prefix(pattern: str) -> str:

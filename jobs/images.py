@@ -7,10 +7,11 @@ import torch: decode workers are many.
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +46,10 @@ class Decoded:
 def most_memory(data: bytes, *, max_pixels: int) -> int:
     """Bytes with which any sound image of so many pixels can be decoded."""
     return 64 * max_pixels + 4 * len(data) + 2**28
+
+
+# Of TIFF's SampleFormat and PlanarConfiguration.
+SIGNED, SEPARATE = 2, 2
 
 
 class UnsupportedImageError(ValueError):
@@ -93,12 +98,14 @@ def load_canonical(data: bytes, *, max_pixels: int) -> Image.Image | Rejected:
 def canonical(image: Image.Image) -> Image.Image:
     """An opened image as upright 8-bit RGB; alpha lies over white.
 
-    Raises UnsupportedImageError for floats and for integers beyond 16 bits, and what Pillow raises on damage.
+    Raises UnsupportedImageError for floats, for signed integers and for those of more than 16 bits, whose white no
+    header tells, and what Pillow raises on damage.
     """
     image.load()
     turn = _turn(image)
     if image.mode == "F":
         raise UnsupportedImageError("float pixels have no fixed white: save the image with 8 or 16 bits")
+    _refuse_no_white(image)
     if image.mode.startswith("I"):
         image = _high_byte(image)
     if image.mode == "La":  # premultiplied grey, which Pillow converts to nothing else
@@ -119,6 +126,34 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
+def _refuse_no_white(image: Image.Image) -> None:
+    """Raises UnsupportedImageError for a TIFF whose header does not tell what white is, or that Pillow misreads.
+
+    Other formats tell: by their bits, or by a maximum to which Pillow has scaled.
+    """
+    tags = getattr(image, "tag_v2", {})
+    bits = max(_values(tags, ExifTags.Base.BitsPerSample))
+    signed = SIGNED in _values(tags, ExifTags.Base.SampleFormat)
+    if signed or bits > 16:
+        values = np.asarray(image)
+        if not signed:
+            values = values.view(np.uint32)  # Pillow takes them for signed
+        raise UnsupportedImageError(
+            f"{'signed' if signed else 'unsigned'} integers of {bits} bits (here from {values.min()} to "
+            f"{values.max()}) have no fixed white: save the image with 8 or 16 bits, unsigned"
+        )
+    if bits > 8 and SEPARATE in _values(tags, ExifTags.Base.PlanarConfiguration) and len(image.getbands()) > 1:
+        raise UnsupportedImageError(
+            f"a TIFF of {bits} bits whose channels lie one after the other, which Pillow misreads: "
+            "save it with interleaved channels"
+        )
+
+
+def _values(tags: Mapping[int, Any], key: int) -> tuple[int, ...]:
+    found = tags.get(key, 1)  # the default of these tags
+    return found if isinstance(found, tuple) else (found,)
+
+
 def _high_byte(image: Image.Image) -> Image.Image:
     """16 bits → 8 as Pillow does for 16-bit RGB; Image.convert would clip at 255 instead."""
     tags = getattr(image, "tag_v2", None)
@@ -129,11 +164,6 @@ def _high_byte(image: Image.Image) -> Image.Image:
             "save it with 8 bits, or with 16 and black as zero"
         )
     values = np.asarray(image)
-    if values.min() < 0 or values.max() > 0xFFFF:
-        raise UnsupportedImageError(
-            f"integer pixels from {values.min()} to {values.max()} leave the range 0 to 65535: "
-            "save the image with 8 or 16 bits"
-        )
     grey = Image.fromarray((values >> 8).astype(np.uint8))
     if (clear := image.info.get("transparency")) is not None:
         grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))

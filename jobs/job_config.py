@@ -5,9 +5,9 @@ Each field is a flag (``batch_size`` ↔ ``--batch-size``; the description is it
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from jobs.addresses import holds_credentials, plain_scheme
 from saliency_core.preprocessing import Preprocessing
 
 
@@ -65,7 +66,7 @@ class JobConfig(BaseModel):
     Frozen; unknown keys are refused.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     model: str = key(..., "torchvision:NAME, timm:NAME, python:package.module:factory or file:PATH", group="Model")
     out: str = key(..., "the store: a new or our own directory, local or on an object store", group="Output")
@@ -121,10 +122,13 @@ class JobConfig(BaseModel):
         7200.0, "the run stops, and tells what hangs, when nothing was committed for so long", group="Work", gt=0
     )
 
-    @field_validator("out")
+    @field_validator("*", mode="before")
     @classmethod
-    def _no_credentials(cls, value: str) -> str:
-        return without_credentials(value)
+    def _no_credentials(cls, value: object) -> object:
+        for text in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(text, str):
+                refuse_credentials(text)
+        return value
 
     @field_validator("out", "class_names", "weights")
     @classmethod
@@ -177,10 +181,10 @@ class JobConfig(BaseModel):
         )
 
 
-def without_credentials(uri: str) -> str:
-    if "://" in uri and "@" in urlsplit(uri).netloc:
+def refuse_credentials(address: str) -> None:
+    """Raises ValueError if the address holds credentials, and is not the name of a local file."""
+    if holds_credentials(address) and not os.path.exists(address):  # noqa: PTH110 - Path raises for what is no path
         raise ValueError("holds credentials, which would end up in run.json; put them in the environment")
-    return uri
 
 
 def full_path(path: str) -> str:
@@ -190,4 +194,5 @@ def full_path(path: str) -> str:
         path.encode()
     except UnicodeEncodeError:
         raise ValueError("is not UTF-8, and run.json could not name it: rename it, or take the folder above") from None
+    path = plain_scheme(path)
     return path if "://" in path else str(Path(path).absolute())

@@ -52,6 +52,44 @@ def refuse_unmatched_folders(
         )
 
 
+def label_notes(
+    config: Config,
+    summary: Summary,
+    *,
+    class_names: Sequence[str] | None,
+    n_classes: int,
+    folders: Sequence[str] | None,
+) -> tuple[str, ...]:
+    """What a run says of labels that are no class of the model; nothing if there are none."""
+    label = summary.unknown_label
+    if label is None:
+        return ()
+    by_order = config.folder_labels == "order"
+    if folders is not None and label in folders:
+        numbers = range(len(folders)) if by_order else map(_unique(class_names or ()).get, folders)
+        no_class = [
+            name for name, number in zip(folders, numbers, strict=True) if number is None or number >= n_classes
+        ]
+        examples = f"{', '.join(map(repr, no_class[:3]))}{' …' if len(no_class) > 3 else ''}"
+        which = f"{len(no_class)} of {len(folders)} folders give them, as {examples}"
+        remedy = (
+            "rename them, give --class-names FILE, or --folder-labels order if they are the classes in sorted order"
+        )
+        if by_order:
+            remedy = "with --folder-labels order the sorted folders must be the classes: leave out what is none"
+    else:
+        which = f"the first is {label!r}"
+        remedy = "give --class-names FILE, or another --label-column"
+    if class_names is None and not by_order and not label.removeprefix("-").isdigit():
+        which += "; the model's class names are not known"
+    elif class_names is not None and class_names.count(label) > 1:
+        which += f"; {class_names.count(label)} classes of the model have that name"
+    return (
+        f"labels: {summary.unknown_labels:,} of {summary.rows:,} images have one that is no class of the model's "
+        f"{n_classes:,}, and count as unlabelled ({which}). If labels matter, {remedy}.",
+    )
+
+
 def refuse_no_labels(summary: Summary) -> None:
     """Refused where labels are wanted and not one row has any that is a class."""
     if summary.labelled == 0:

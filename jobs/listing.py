@@ -6,12 +6,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from functools import partial
+from pathlib import Path, PurePosixPath
 
 from jobs.entries import SourceError
 from jobs.globs import expand, fixed_prefix, is_glob
 from jobs.objects import (
     ObjectInfo,
+    answered,
     is_remote,
     key_below,
     keys,
@@ -90,15 +92,19 @@ def _find(path: str) -> Listing:
         raise SourceError(f"{path} has a scheme that is not read: use a local path, s3://, gs:// or az://")
     if is_remote(path):
         single = place.count("/") > 2 and _exists(place)
-    elif local_path(path).is_dir():
-        return Listing(place, whole=True)
     else:
-        single = local_path(path).exists()
+        is_directory, single = answered(partial(_is_there, local_path(path)), path)
+        if is_directory:
+            return Listing(place, whole=True)
     if single:
         return Listing(parent(place), (stat(place),))
     if is_glob(path):
         return Listing(fixed_prefix(path), tuple(expand(path)))
     return Listing(place, tuple(walk(place)) if is_remote(path) else (), whole=True)
+
+
+def _is_there(path: Path) -> tuple[bool, bool]:
+    return path.is_dir(), path.exists()
 
 
 def _exists(uri: str) -> bool:

@@ -13,14 +13,16 @@ from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from itertools import islice
-from urllib.parse import urlsplit
+from operator import itemgetter
 
+from jobs.addresses import plain_scheme, scrubbed
+from jobs.attended import attended
 from jobs.csvlines import records
 from jobs.entries import Entry, Source, SourceError
 from jobs.label_values import printable, read_label
 from jobs.listing import Listing
 from jobs.lookahead import map_ahead
-from jobs.objects import is_remote, local_path, open_file, parent, stat, uri_of
+from jobs.objects import NoAnswer, answered, is_remote, local_path, open_file, parent, stat, uri_of
 from jobs.parquet_process import parquet_processes
 from jobs.parquet_reading import LONGEST_URI, list_lines
 from jobs.reject import Rejected
@@ -68,7 +70,7 @@ class List(Source):
                 rows = self._csv(info.uri) if self._table == "csv" else self._parquet(info.uri)
                 lines = ((f"{key}#{i}", uri, label) for i, (uri, label) in enumerate(self._whole(rows, misfits)))
                 listed = partial(look_up, folder=parent(info.uri))
-                for batch in map_ahead(listed, _batches(lines), threads=self._threads):
+                for batch in map_ahead(listed, _batches(lines, info.uri), threads=self._threads):
                     yield from map(seen.distinguish, batch)
         misfits.end()
 
@@ -121,23 +123,28 @@ def _last(names: list[str], name: str) -> int:
     return len(names) - 1 - names[::-1].index(name)
 
 
-def _batches(lines: Iterator[Line]) -> Iterator[list[Line]]:
-    while batch := list(islice(lines, BATCH)):
+def _batches(lines: Iterator[Line], uri: str) -> Iterator[list[Line]]:
+    while batch := answered(lambda: list(islice(lines, BATCH)), uri):
         yield batch
 
 
 def look_up(lines: list[Line], folder: str) -> list[Entry]:
     """The entries of lines: their files, relative to the list's folder, looked up when they are local."""
-    return [_sound(line, folder) for line in lines]
+    entries = attended(partial(_sound, folder=folder), lines, name=itemgetter(0))
+    return [
+        _sound(line, folder, found) if isinstance(found, NoAnswer) else found
+        for line, found in zip(lines, entries, strict=True)
+    ]
 
 
-def _sound(line: Line, folder: str) -> Entry:
-    """The entry, with an error for what is written in a way that is no URI."""
+def _sound(line: Line, folder: str, trouble: NoAnswer | None = None) -> Entry:
+    """The entry, with an error for what is written in a way that is no URI. ``trouble``: why the file cannot be looked
+    up; then it is not tried."""
     where, written, label = line
     if isinstance(written, Rejected):
         return Entry(where, "", error=printable(written.reason))
     try:
-        entry = _entry((where, written, label), folder)
+        entry = _entry((where, written, label), folder, trouble)
         entry.uri.encode()  # a column of strings takes nothing else
     except ValueError as error:
         reason = f"{where}: {printable(written or '')!r} is no URI ({printable(str(error))})"
@@ -145,21 +152,24 @@ def _sound(line: Line, folder: str) -> Entry:
     return entry if entry.error is None else replace(entry, error=printable(entry.error))
 
 
-def _entry(line: tuple[str, str | None, int | str | None], folder: str) -> Entry:
+def _entry(line: tuple[str, str | None, int | str | None], folder: str, trouble: NoAnswer | None = None) -> Entry:
     where, written, label = line
     if written is None or not written.strip():
         return Entry(where, "", label=label, error=f"{where} has no URI: fill it in")
-    sample_id = written.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    uri = _resolve(written, folder)
+    address = scrubbed(written)
+    if address != written and trouble is None and _is_file(written, folder):
+        address = written  # a name that only looks so
+    sample_id = address.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    uri = _resolve(address, folder)
     if is_remote(uri):
-        if "@" in urlsplit(uri).netloc:
-            error = f"{where} holds credentials, which would end up in the store: put them in the environment"
-            return Entry(where, "", label=label, error=error)
         return Entry(sample_id, uri, label=label)
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", uri) and not uri.startswith("file://"):
-        error = f"{sample_id} has a scheme that is not read: use a path, file://, s3://, gs:// or az://"
+    if re.match(r"\s*[A-Za-z][A-Za-z0-9+.-]*://", uri) and not uri.startswith("file://"):
+        cut = ", with the credentials, which are cut off here, in the environment" if address != written else ""
+        error = f"{sample_id} has a scheme that is not read: use a path, file://, s3://, gs:// or az://{cut}"
         return Entry(sample_id, sample_id, label=label, error=error)
     try:
+        if trouble is not None:
+            raise trouble
         info = stat(uri)
     except FileNotFoundError:
         return Entry(sample_id, uri, label=label, error=f"no such file: {uri}")
@@ -168,7 +178,15 @@ def _entry(line: tuple[str, str | None, int | str | None], folder: str) -> Entry
     return Entry(sample_id, uri, size=info.size, etag=info.etag, label=label)
 
 
+def _is_file(written: str, folder: str) -> bool:
+    try:
+        return not is_remote(folder) and (local_path(folder) / written).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a zero byte
+        return False
+
+
 def _resolve(written: str, folder: str) -> str:
+    written = plain_scheme(written)
     if written.startswith("file://"):
         return uri_of(local_path(written))
     if "://" in written:

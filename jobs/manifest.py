@@ -58,7 +58,8 @@ class Summary:
     labelled: int = 0
     samples: str = ""
     labels: str = ""
-    unknown_label: str | None = None
+    unknown_label: str | None = None  # the first that is no class of the model
+    unknown_labels: int = 0
 
 
 class Digests:
@@ -109,9 +110,11 @@ class Lines:
             summary.rows += len(batch)
             useful = [number is not None and 0 <= number < self._n_classes for number in numbers]
             summary.labelled += sum(useful)
-            if summary.unknown_label is None:
-                useless = (entry.label for entry, known in zip(batch, useful, strict=True) if not known)
-                summary.unknown_label = next((str(label) for label in useless if label is not None), None)
+            useless = [entry.label for entry, known in zip(batch, useful, strict=True) if not known]
+            unknown = [str(label) for label in useless if label is not None]
+            summary.unknown_labels += len(unknown)
+            if summary.unknown_label is None and unknown:
+                summary.unknown_label = unknown[0]
             yield pa.table(columns, schema=SCHEMA)
         summary.samples, summary.labels = digests.samples, digests.labels
 

@@ -9,24 +9,32 @@ import errno
 import io
 import logging
 import os
-import stat as modes
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeVar, cast
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import obstore
 
+from jobs.attended import NoAnswer, attended
+from jobs.failures import NotAFile
+from jobs.local_files import LocalFile, opened, read_from, regular
 from jobs.patience import patiently
+from jobs.stopped import Unreachable
 from jobs.stores import head, is_remote, listed, local_path, locate, plain_etag
 
 __all__ = [
+    "NoAnswer",
+    "NotAFile",
     "ObjectInfo",
+    "answered",
     "is_remote",
     "key_below",
     "keys",
+    "listed_files",
     "local_path",
     "normal",
     "open_file",
@@ -38,8 +46,11 @@ __all__ = [
     "walk",
 ]
 
+Result = TypeVar("Result")
+
 log = logging.getLogger(__name__)
 
+BATCH = 1024  # local files that are looked up at a time
 BUFFER = 1 << 20  # bytes per request of a remote file: what a request's latency is worth
 
 
@@ -99,14 +110,15 @@ def stat(uri: str) -> ObjectInfo:
         store, key = locate(uri)
         meta = head(store, key, uri)
         return ObjectInfo(uri, meta["size"], plain_etag(meta["e_tag"]))
-    found = local_path(uri).stat()
-    if not modes.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, "is not a regular file", uri)
+    found = regular(local_path(uri).stat(), uri)
     return ObjectInfo(uri, found.st_size, _local_etag(found))
 
 
 def read(uri: str, offset: int = 0, length: int | None = None) -> bytes:
     """`length` bytes from `offset` (fewer at the end of the file), or all that follow."""
+    if not is_remote(uri):
+        with opened(uri) as descriptor:
+            return read_from(descriptor, offset, length)
     with open_file(uri) as file:
         file.seek(offset)
         return file.read(-1 if length is None else length)
@@ -115,8 +127,8 @@ def read(uri: str, offset: int = 0, length: int | None = None) -> bytes:
 def read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     """The bytes of each (offset, length), in order; near ranges of a remote object share a request."""
     if not is_remote(uri):
-        with local_path(uri).open("rb") as file:
-            return [os.pread(file.fileno(), length, offset) for offset, length in ranges]
+        with opened(uri) as descriptor:
+            return [read_from(descriptor, offset, length) for offset, length in ranges]
     asked = [(offset, length) for offset, length in ranges if length]  # object stores refuse empty ranges
     if not asked:
         return [b""] * len(ranges)
@@ -126,10 +138,21 @@ def read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     return [bytes(next(found)) if length else b"" for _, length in ranges]
 
 
+def answered(function: Callable[[], Result], uri: str) -> Result:
+    """What ``function`` gives, which reads ``uri``. Raises NoAnswer if that is local and hangs: requests to an object
+    store have a limit of their own."""
+    if is_remote(uri):
+        return function()
+    (result,) = attended(lambda _: function(), [uri])
+    if isinstance(result, NoAnswer):
+        raise result
+    return result
+
+
 def open_file(uri: str) -> BinaryIO:
     """A seekable binary file."""
     if not is_remote(uri):
-        return local_path(uri).open("rb")
+        return cast(BinaryIO, io.BufferedReader(LocalFile(uri)))
     return cast(BinaryIO, io.BufferedReader(_RemoteFile(uri), BUFFER))
 
 
@@ -188,12 +211,27 @@ def walk(root: str) -> Iterator[ObjectInfo]:
     if is_remote(root):
         yield from _walk_remote(root)
         return
-    for entry in _scan(os.fsencode(local_path(root).absolute()), frozenset()):
-        try:
-            found = entry.stat()
-            yield ObjectInfo(_uri(entry.path), found.st_size, _local_etag(found))
-        except OSError:
-            yield ObjectInfo(_uri(entry.path), 0, None)
+    entries = _scan(os.fsencode(local_path(root).absolute()), frozenset())
+    while batch := list(islice(entries, BATCH)):
+        yield from listed_files([entry.path for entry in batch])
+
+
+def listed_files(paths: Sequence[bytes]) -> list[ObjectInfo]:
+    """What a listing says of local files; of those that cannot be stat'ed, size 0 and no etag."""
+    infos = attended(_listed_file, paths)
+    return [_unknown(path) if isinstance(info, NoAnswer) else info for path, info in zip(paths, infos, strict=True)]
+
+
+def _listed_file(path: bytes) -> ObjectInfo:
+    try:
+        found = os.stat(path)  # noqa: PTH116 - in bytes: names need not be UTF-8
+    except OSError:
+        return _unknown(path)
+    return ObjectInfo(_uri(path), found.st_size, _local_etag(found))
+
+
+def _unknown(path: bytes) -> ObjectInfo:
+    return ObjectInfo(_uri(path), 0, None)
 
 
 def keys(root: str) -> Iterator[str]:
@@ -209,18 +247,28 @@ def keys(root: str) -> Iterator[str]:
 def _scan(directory: bytes, above: frozenset[tuple[int, int]]) -> Iterator[os.DirEntry[bytes]]:
     # Own recursion: obstore's LocalStore hides names such as "a#1.png" and percent-encodes others.
     # Sorting directories as "name/" makes the walk's order that of the full keys, as object stores have it.
-    here = os.stat(directory)  # noqa: PTH116 - in bytes: names need not be UTF-8
-    identity = (here.st_dev, here.st_ino)
+    (content,) = attended(_content, [directory])
+    if isinstance(content, NoAnswer):
+        raise Unreachable(f"{os.fsdecode(directory)} cannot be listed ({content}): mend its storage.")
+    identity, found = content
     if identity in above:
         log.warning("%s links back to a directory above it; not followed", os.fsdecode(directory))
         return
-    with os.scandir(directory) as found:
-        entries = sorted((entry.name + b"/" * _is_directory(entry), entry) for entry in found)
+    links = [entry for entry in found if entry.is_symlink()]  # only of these the next question goes to the disk
+    directories = {entry for entry, yes in zip(links, attended(_is_directory, links), strict=True) if yes is True}
+    directories.update(entry for entry in found if not entry.is_symlink() and entry.is_dir())
+    entries = sorted((entry.name + b"/" * (entry in directories), entry) for entry in found)
     for name, entry in entries:
         if name.endswith(b"/"):
             yield from _scan(entry.path, above | {identity})
         else:
             yield entry
+
+
+def _content(directory: bytes) -> tuple[tuple[int, int], list[os.DirEntry[bytes]]]:
+    here = os.stat(directory)  # noqa: PTH116 - in bytes: names need not be UTF-8
+    with os.scandir(directory) as found:
+        return (here.st_dev, here.st_ino), list(found)
 
 
 def _is_directory(entry: os.DirEntry[bytes]) -> bool:

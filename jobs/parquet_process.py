@@ -10,7 +10,7 @@ from threading import BoundedSemaphore, Lock
 from typing import Any
 
 from jobs.child import Child, ChildDied, End, OutOfMemory, Part, started
-from jobs.objects import is_remote, open_file
+from jobs.objects import NoAnswer, NotAFile, answered, is_remote, open_file
 from jobs.tables import Damaged
 
 SECONDS = 600.0  # of work on one file, beside reading it
@@ -27,9 +27,14 @@ class ParquetProcesses:
         self._turns = {True: BoundedSemaphore(REMOTE_AT_ONCE), False: BoundedSemaphore(1)}
 
     def call(self, function: Callable[..., Any], uri: str, **arguments: object) -> Any:
-        """``function(file, **arguments)`` of the file at ``uri``. Raises Damaged, what it raises, OSError, Stopped."""
+        """``function(file, **arguments)`` of the file at ``uri``. Raises Damaged, also for what is no file or does not
+        answer; what it raises, OSError, Stopped."""
+        # The turn is held here, not in the thread that may be left behind with a file that hangs.
         with self._turns[is_remote(uri)]:
-            return self._last(function, uri, arguments)
+            try:
+                return answered(partial(self._last, function, uri, arguments), uri)
+            except (NoAnswer, NotAFile) as error:
+                raise Damaged(error.strerror) from error
 
     def parts(
         self, function: Callable[..., Any], uri: str, *, memory: int = LISTING_MEMORY, **arguments: Any

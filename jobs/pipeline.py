@@ -24,6 +24,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.experimental import internal_kv
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from jobs.addresses import scrubbed_text
 from jobs.carried import Failed, pack, unpack
 from jobs.cluster import refuse_unreachable
 from jobs.doing import Doing, noted, on
@@ -59,7 +60,7 @@ def start() -> None:
     try:
         ray.init(address=address, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, RayError) as error:
-        raise Refused(f"RAY_ADDRESS={address}: the cluster cannot be joined: {error}") from error
+        raise Refused(scrubbed_text(f"RAY_ADDRESS={address}: the cluster cannot be joined: {error}")) from error
 
 
 def _start_here() -> None:
@@ -244,7 +245,7 @@ def _attempt(stage: Stage, make: Callable[[], Callable[[Any], Any]], record: Any
         with noted(_Board(), stage.name, record):
             return make()(record)
     except Exception as error:  # noqa: BLE001 - whatever it is, the driver tells it
-        return Failed(_told(error), traceback.format_exc())
+        return Failed(scrubbed_text(_told(error)), scrubbed_text(traceback.format_exc()))
 
 
 def _told(error: Exception) -> str:

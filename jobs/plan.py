@@ -17,7 +17,7 @@ from jobs.engine import StartingEngine
 from jobs.entries import Source
 from jobs.fingerprint import maps_fingerprint, refuse_other_fingerprint
 from jobs.index import committed
-from jobs.labels import label_resolver, refuse_no_labels, refuse_unmatched_folders
+from jobs.labels import label_notes, label_resolver, refuse_no_labels, refuse_unmatched_folders
 from jobs.manifest import Lines, scan, write_manifest
 from jobs.objects import is_remote, local_path
 from jobs.output import claim, existing_run, refuse_unwritable
@@ -98,7 +98,12 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False, acce
             arrays=facts.arrays,
             head=facts.head.kind,
             passes=facts.passes,
-            notes=facts.notes,
+            notes=(
+                *facts.notes,
+                *label_notes(
+                    config, summary, class_names=facts.class_names, n_classes=facts.n_classes, folders=folders
+                ),
+            ),
             agreement=facts.agreement,
             ignored=dict(sum((source.ignored for source in sources), Counter())),
         )

@@ -43,7 +43,8 @@ def list_entries(sources: Sequence[Source]) -> Iterator[Entry]:
     for position, source in enumerate(sources):
         entry = None
         try:
-            for entry in source.entries():
+            for written in source.entries():
+                entry = written.without_credentials()
                 yield replace(entry, sample_id=f"{position}/{entry.sample_id}") if len(sources) > 1 else entry
         except OSError as error:
             raise _unreadable(error, source.root) from error

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote_to_bytes
 
 import obstore
-from obstore.store import LocalStore, from_url
+from obstore.exceptions import InvalidPathError
+from obstore.store import LocalStore, S3Store, from_url
 
 from jobs.durable import settle_names, write_whole
-from jobs.failures import RAISED, failures, status_of
+from jobs.failures import RAISED, failures, status_of, told
 from jobs.patience import FIRST_PAUSE, LONGEST_PAUSE, Tries, patience, patiently
+from jobs.s3_listing import can_list, s3_objects
 from jobs.stopped import Unusable
 
 if TYPE_CHECKING:
@@ -118,6 +120,14 @@ def listed(store: ObjectStore, prefix: str | None, uri: str) -> Iterator[ObjectM
                 yield from batch
                 last = batch[-1]["path"]
                 tries.renew()
+            return
+        except InvalidPathError as error:
+            if not isinstance(store, S3Store) or store.prefix or not can_list():
+                raise told(error, uri) from None
+            found = s3_objects(
+                str(store.config["bucket"]), prefix=f"{prefix}/" if prefix else "", after=last or "", uri=uri
+            )
+            yield from cast("Iterator[ObjectMeta]", found)
             return
         except RAISED as error:
             tries.wait(error)

@@ -6,13 +6,15 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import BinaryIO
 
+from jobs.addresses import scrubbed_text
 from jobs.entries import Entry, Source
 from jobs.label_values import read_label
 from jobs.listing import IMAGES, Listing, is_hidden
 from jobs.lookahead import map_ahead
-from jobs.objects import ObjectInfo, open_file
+from jobs.objects import NoAnswer, NotAFile, ObjectInfo, answered, open_file
 from jobs.tarheaders import Member
 from jobs.tarscan import Broken, scan
 
@@ -49,6 +51,13 @@ class Tars(Source):
 
     def _list(self, named: tuple[str, ObjectInfo]) -> tuple[list[Entry], Counter[str]]:
         key, info = named
+        try:
+            return answered(partial(self._scanned, key, info), info.uri)
+        except (NoAnswer, NotAFile) as error:
+            reason = f"the tar cannot be read ({error.strerror}): once it can, run `saliency retry`"
+            return [Entry(f"{key}/@0", info.uri, size=info.size, etag=info.etag, error=reason)], Counter()
+
+    def _scanned(self, key: str, info: ObjectInfo) -> tuple[list[Entry], Counter[str]]:
         contents = _Contents(key, info, self._label_column)
         with open_file(info.uri) as file:
             for found in scan(file, info):
@@ -131,11 +140,12 @@ class _Contents:
             if key in self.exact and suffix not in IMAGES:  # `x.mask.png` beside `x.jpg`
                 self.ignored[f".{suffix[-LONGEST_EXTENSION:]}"] += 1
                 continue
-            seen[item.name] += 1
-            nth = seen[item.name]
+            name = scrubbed_text(item.name)  # before equal names are told apart
+            seen[name] += 1
+            nth = seen[name]
             entries.append(
                 self._entry(
-                    item.name if nth == 1 else f"{item.name}~{nth}",
+                    name if nth == 1 else f"{name}~{nth}",
                     member=item,
                     label=self._label(key, nth - 1),
                     error=self._fault(item),

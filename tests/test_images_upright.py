@@ -87,7 +87,6 @@ def test_16_bits_keep_their_high_byte_in_grey_as_in_rgb() -> None:
     np.testing.assert_array_equal(read(png16(grey)), high)
     np.testing.assert_array_equal(read(encode(grey, "PNG")), high)
     np.testing.assert_array_equal(read(encode(grey, "TIFF")), high)
-    np.testing.assert_array_equal(read(encode(grey.astype(np.int32), "TIFF")), high)
     pgm = b"P5 41 31 65535\n" + grey.astype(">u2").tobytes()
     np.testing.assert_array_equal(read(pgm), high)
 

@@ -83,9 +83,6 @@ def test_remote_failures_are_clear_and_keep_secrets(bucket: str) -> None:
     assert "SECRET" not in str(refused.value)
     with pytest.raises(FileNotFoundError):
         stat(f"{bucket}/nowhere.png")
-    s3.put("odd/a//b.png", PNG)
-    with pytest.raises(SourceError, match="empty segment"):
-        one(f"{bucket}/odd")
 
 
 def test_a_prefix_is_a_directory_not_the_beginning_of_a_name(bucket: str) -> None:

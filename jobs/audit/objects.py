@@ -17,6 +17,7 @@ from PIL import Image
 from jobs.audit.measures import Floats
 from jobs.objects import parent, read
 from jobs.record import Run
+from jobs.spreadsheets import neutral
 from saliency_core.errors import Refused
 from saliency_core.preprocessing import Geometry
 
@@ -63,7 +64,7 @@ class ObjectsOf:
 
         ``size``: width and height of the original; ``shape``: height and width of the map.
         """
-        objects = self._objects.get(sample_id)
+        objects = self._objects.get(sample_id) or self._objects.get(neutral(sample_id))  # from a CSV of ours
         if not objects:
             return None
         ys = geometry.top + (np.arange(shape[0]) + 0.5) * (geometry.bottom - geometry.top) / shape[0]

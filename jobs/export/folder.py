@@ -10,7 +10,6 @@ A file appears under its name when it is whole; until then it is ``.NAME.partial
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import json
 import os
@@ -21,6 +20,7 @@ from typing import IO, Any
 
 from pydantic import BaseModel
 
+from jobs.spreadsheets import SafeWriter
 from saliency_core.errors import Refused
 
 RECIPE, PARTS, LEFT_OUT = "export.json", "parts", "left_out.csv"
@@ -133,10 +133,11 @@ class Folder:
     def list_left_out(self, parts: int) -> None:
         """Writes left_out.csv."""
         with self.making(LEFT_OUT) as path, path.open("w", newline="", encoding="utf-8") as file:
-            lines = csv.writer(file)
-            lines.writerow(LeftOut.model_fields)
+            lines = SafeWriter(file)
+            lines.write(LeftOut.model_fields)
             for commit in self.commits(parts):
-                lines.writerows(one.model_dump().values() for one in commit.left_out)
+                for one in commit.left_out:
+                    lines.write(one.model_dump().values())
 
 
 def _part_name(part: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from jobs.export.names import key_of, name_of
 from jobs.export.selection import Selection, why_not
 from jobs.record import ArraySpec
 from jobs.reject import Rejected
+from jobs.spreadsheets import SafeWriter
 from saliency_core.look import Look
 from saliency_core.preprocessing import Geometry
 from saliency_core.views import Photograph, refuse_unknown, view_at_size
@@ -78,8 +78,8 @@ class Png(Format):
     def finish(self, parts: int) -> None:
         super().finish(parts)
         with self.folder.making(TABLE) as path, path.open("w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
-            table.writerow(["file", "row", "sample_id", "array", "view", *_ABOUT])
+            table = SafeWriter(file)
+            table.write(["file", "row", "sample_id", "array", "view", *_ABOUT])
             for lines in self.selection.lines():
                 for line in lines.to_pylist():
                     for array in self.selection.arrays:
@@ -87,7 +87,7 @@ class Png(Format):
                         for view in self._views:
                             name = _file(line, array, view)
                             if (self.folder.path / name).exists():  # else left_out.csv tells of it
-                                table.writerow([name, line["row"], line["sample_id"], array.path, view, *about])
+                                table.write([name, line["row"], line["sample_id"], array.path, view, *about])
 
 
 def _file(line: dict[str, Any], array: ArraySpec, view: str) -> str:

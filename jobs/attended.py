@@ -1,0 +1,99 @@
+"""Call functions that may hang, one after the other, in a thread that is left behind if one does.
+
+A read from a mount that stands still cannot be ended. ``jobs.limited`` hands each call over; here a whole batch is
+handed over at once, so that what does not hang costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from threading import Event, Thread, local
+from time import monotonic
+from typing import Generic, TypeVar
+
+from jobs.patience import patience
+from jobs.stopped import Unreachable
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+MOST_IN_A_ROW = 3
+"""Calls that hang, with none between them that does not: then it is the storage, and no single file of it."""
+
+
+class NoAnswer(OSError):
+    """A call hangs: neither its end nor a byte came in time."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"no answer within {seconds:g} s")
+        self.strerror = str(self)
+
+
+def attended(
+    function: Callable[[Item], Result], items: Sequence[Item], *, name: Callable[[Item], object] = str
+) -> list[Result | NoAnswer]:
+    """``function`` of each item, in order; NoAnswer for an item over which it hangs for ``patience()`` seconds.
+
+    What ``function`` raises is raised here. Raises Unreachable, with the ``name`` of an item, if several hang in a row.
+    """
+    results: list[Result | NoAnswer] = []
+    hung = 0
+    while len(results) < len(items):
+        batch = _Batch(function, items[len(results) :])
+        done = batch.done_until_stuck(patience())
+        results += done
+        if len(results) < len(items):
+            hung = 1 if done else hung + 1
+            if hung == MOST_IN_A_ROW:
+                raise Unreachable(
+                    f"{hung} reads one after the other had no answer within {patience():g} s each, the last of "
+                    f"{name(items[len(results)])}: mend its storage, or wait longer with SALIENCY_STORE_SECONDS."
+                )
+            results.append(NoAnswer(patience()))
+    return results
+
+
+def note_progress() -> None:
+    """Starts the time limit of this thread's call anew: some bytes came."""
+    batch: _Batch | None = getattr(_CURRENT, "batch", None)  # type: ignore[type-arg]
+    if batch is not None:
+        batch.last = monotonic()
+
+
+_CURRENT = local()
+
+
+class _Batch(Generic[Item, Result]):
+    """Items that one thread works off. ``last``: when it last got on."""
+
+    def __init__(self, function: Callable[[Item], Result], items: Sequence[Item]) -> None:
+        self.last = monotonic()
+        self._function, self._items = function, items
+        self._results: list[Result] = []
+        self._error: BaseException | None = None
+        self._ended = Event()
+        self._left = False
+        Thread(target=self._work, name="attended", daemon=True).start()  # a daemon: the process must be able to end
+
+    def done_until_stuck(self, seconds: float) -> list[Result]:
+        """The results, in order; fewer than there are items if the call of the next one hangs."""
+        while not self._ended.wait(max(0.0, self.last + seconds - monotonic())):
+            if monotonic() - self.last >= seconds:
+                self._left = True
+                return list(self._results)
+        if self._error is not None:
+            raise self._error
+        return self._results
+
+    def _work(self) -> None:
+        _CURRENT.batch = self
+        try:
+            for item in self._items:
+                self._results.append(self._function(item))
+                self.last = monotonic()
+                if self._left:
+                    return
+        except BaseException as error:  # noqa: BLE001 - it is raised again, where the call was made
+            self._error = error
+        finally:
+            self._ended.set()

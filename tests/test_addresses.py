@@ -1,0 +1,121 @@
+"""What is cut from an address, and what is left as it is."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.addresses import holds_credentials, plain_scheme, scrubbed, scrubbed_text
+
+CUT = {
+    # user info
+    "https://user:PW@host/x.jpg": "https://host/x.jpg",
+    "https://user@host/x.jpg": "https://host/x.jpg",
+    "https://:PW@host/x.jpg": "https://host/x.jpg",
+    "https://user%3APW@host/x.jpg": "https://host/x.jpg",
+    "https://user:PW%40host/x.jpg": "https://host/x.jpg",
+    "https://user:P@W@host/x.jpg": "https://host/x.jpg",
+    "https://user:PW/more@host/x.jpg": "https://host/x.jpg",
+    "https://user:PW#more@host/x.jpg": "https://host/x.jpg",
+    "https://user:PW?more@host/x.jpg": "https://host/x.jpg",
+    "https://user:1234@host:8080/x.jpg": "https://host:8080/x.jpg",
+    "https:/user:PW@host/x.jpg": "https:/host/x.jpg",
+    "https:\\\\user:PW@host\\x.jpg": "https:\\\\host\\x.jpg",
+    "S3://KEY:PW@bucket/x.jpg": "S3://bucket/x.jpg",
+    "gs://KEY:PW@bucket/x.jpg": "gs://bucket/x.jpg",
+    "az://KEY:PW@container/x.jpg": "az://container/x.jpg",
+    "ftp://user:PW@host/x.jpg": "ftp://host/x.jpg",
+    "hdfs://user:PW@host:9000/x.jpg": "hdfs://host:9000/x.jpg",
+    "file://user:PW@host/x.jpg": "file://host/x.jpg",
+    "abfs://container:PW@account/x.jpg": "abfs://account/x.jpg",
+    "//user:PW@host/x.jpg": "//host/x.jpg",
+    "//user%3APW@host/x.jpg": "//host/x.jpg",
+    " \n https://user:PW@host/x.jpg": " \n https://host/x.jpg",
+    "https://proxy/?url=https%3A%2F%2Fuser%3APW%40host%2Fx.jpg": "https://proxy/?url=https%3A%2F%2Fhost%2Fx.jpg",
+    # signatures and tokens
+    "https://host/x.jpg?X-Amz-Date=1&X-Amz-Credential=A&X-Amz-Signature=PW": "https://host/x.jpg",
+    "s3://bucket/x.jpg?x-amz-signature=PW": "s3://bucket/x.jpg",
+    "https://host/x.jpg?v=1&X-Amz-Security-Token=PW&w=2": "https://host/x.jpg?v=1&w=2",
+    "https://host/x.jpg?X%2DAmz%2DSignature=PW&w=2": "https://host/x.jpg?w=2",
+    "https://host/x.jpg?GoogleAccessId=A&Expires=1&Signature=PW": "https://host/x.jpg",
+    "https://host/x.jpg?X-Goog-Algorithm=A&X-Goog-Signature=PW": "https://host/x.jpg",
+    "https://host/x.jpg?sv=2020&se=2030&sr=b&sp=r&sig=PW": "https://host/x.jpg",
+    "az://container/x.jpg?sv=2020&se=2030&sig=PW": "az://container/x.jpg",
+    "https://host/x.jpg?AWSAccessKeyId=A&Expires=1&Signature=PW": "https://host/x.jpg",
+    "https://host/x.jpg?Policy=A&Signature=PW&Key-Pair-Id=B": "https://host/x.jpg",
+    "https://host/x.jpg?token=PW": "https://host/x.jpg",
+    "https://host/x.jpg?access_token=PW#top": "https://host/x.jpg",
+    "https://host/x.jpg#access_token=PW": "https://host/x.jpg",
+    "https://host/x.jpg?api_key=PW&w=2": "https://host/x.jpg?w=2",
+    "https://host/x.jpg?key=PWPWPWPWPWPWPWPWPW": "https://host/x.jpg",
+    "https://host/x.jpg?password=P#W;PW?PW=PW": "https://host/x.jpg",
+    "https://host/x.jpg?w=2&amp;sig=PW": "https://host/x.jpg?w=2&amp",
+    "https://proxy/?url=https://host/x.jpg?sig=PW": "https://proxy/?url=https://host/x.jpg",
+    "https://proxy/?url=https%3A%2F%2Fhost%2Fx%3FX-Amz-Signature%3DPW%26w%3D2": (
+        "https://proxy/?url=https%3A%2F%2Fhost%2Fx%3Fw%3D2"
+    ),
+    "//host/x.jpg?sig=PW": "//host/x.jpg",
+    "https://user:PW@host/x.jpg?w=2&sig=PW": "https://host/x.jpg?w=2",
+}
+ONLY_AS_ADDRESS = {
+    "https://user:P W@host/x.jpg": "https://host/x.jpg",
+    "https://host/x.jpg?sig=P W": "https://host/x.jpg",
+    "x.jpg?X-Amz-Signature=PW": "x.jpg",
+}
+"""In a text, white space ends an address, and what has no scheme is none."""
+KEPT = (
+    "s3://bucket/a@b.jpg",
+    "s3://bucket/a:b@c.jpg",
+    "s3://bucket/x?y=1.jpg",
+    "s3://bucket/x#1.jpg",
+    "s3://bucket/a=b&c=d.jpg",
+    "s3://bucket/a//x@y.jpg",
+    "s3://bucket/tokens?tokenizer=bert",
+    "s3://bucket/x?key=1.jpg",
+    "s3://bucket/x?versionId=3",
+    "wasbs://container@account.blob.core.windows.net/x.jpg",
+    "abfss://container@account.dfs.core.windows.net/a@b.jpg",
+    "https://host:8080/a@b.jpg",
+    "https://[::1]:80/a@b.jpg",
+    "https://host/x?sv=2020",
+    "file:///C:/a@b.jpg",
+    "//data/a@b.jpg",
+    "/data//a:b@c.jpg",
+    "photo 12:30@home.jpg",
+    "img.php?id=3.jpg",
+    "grün/größe – 大きさ.png",
+    "timm:hf-hub:timm/resnet18.a1_in1k@main",
+)
+
+
+@pytest.mark.parametrize("address", CUT | ONLY_AS_ADDRESS)
+def test_credentials_are_cut(address: str) -> None:
+    assert scrubbed(address) == (CUT | ONLY_AS_ADDRESS)[address]
+    assert holds_credentials(address) and not holds_credentials(scrubbed(address))
+
+
+@pytest.mark.parametrize("address", KEPT)
+def test_what_is_no_credential_stays(address: str) -> None:
+    assert scrubbed(address) == scrubbed_text(address) == address
+    assert not holds_credentials(address)
+
+
+@pytest.mark.parametrize("address", CUT)
+def test_an_address_within_a_text_is_cut_too(address: str) -> None:
+    assert "PW" not in scrubbed_text(f"error for {address} here: {address}")
+    assert scrubbed_text(f"mail bob@host, see https://host/a, 'b@c': {address}") == (
+        f"mail bob@host, see https://host/a, 'b@c': {CUT[address]}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("address", "plain"),
+    [
+        ("S3://Bucket/X.jpg", "s3://Bucket/X.jpg"),
+        (" \nGs://b/x ", "gs://b/x "),
+        ("FILE:///x", "file:///x"),
+        ("HTTPS://host/x", "HTTPS://host/x"),
+        (" x.jpg", " x.jpg"),
+    ],
+)
+def test_schemes_that_are_read_become_lower_case(address: str, plain: str) -> None:
+    assert plain_scheme(address) == plain
