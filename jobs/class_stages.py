@@ -101,6 +101,8 @@ class Visualise:
             keep_freed_memory()
         self._model: Model = build_model(run.config, class_names=run.class_names)
         refuse_other_weights(run, self._model)
+        if not run.probe.get("copied", True):
+            self._model.module.to(run.device)  # the replica is the model itself: only here may it be moved
         self._run = run
 
     def __call__(self, unit: ChosenUnit) -> VisualisedUnit:

@@ -30,6 +30,7 @@ from jobs.exits import DONE, IMPERFECT
 from jobs.finalize import digest, put_sums
 from jobs.index import committed, load_part, part_key, read_parts
 from jobs.output import claim, refuse_unwritable
+from jobs.probed import probe_lines
 from jobs.record import refuse_other_fingerprint
 from jobs.sink import parquet_bytes
 from jobs.store import CLASSES, class_metadata_objects, open_array
@@ -53,6 +54,8 @@ def visualise(config: ClassesConfig, console: Console) -> int:
         done = committed(store)
         pending = [unit for unit in range(run.units) if unit not in done]
         say(console, f"{config.model} on {run.device}, {run.rows:,} classes: {run.units:,} units of {run.unit_size}")
+        for question, answer in probe_lines(run):
+            say(console, f"{question}: {answer}")
         for note in run.notes:
             say(console, f"note: {note}")
         workers = min(engine.ready().workers(config, run.device), max(1, len(pending)))
@@ -99,7 +102,8 @@ def _plan(config: ClassesConfig, engine: StartingEngine) -> ClassRun:
         preprocessing=geometry.to_dict(),
         classes=tuple(classes),
         class_names=names,
-        notes=first.notes,
+        notes=(*tried.probe.notes, *first.notes),
+        probe={**tried.probe.to_dict(), "copied": first.copied},
     )
     if stored is None:
         claim(run)

@@ -25,7 +25,8 @@ from saliency_core.replica import Replica
 class ModelFacts:
     """``parameter_bytes`` of the replica; ``image_bytes``: what one image of a micro-batch keeps alive between forward
     and backward; ``passes``: how many forwards and backwards one image costs; ``notes``: what the user should know;
-    ``agreement`` of a faster precision with float32; ``needs_labels``: a target does."""
+    ``agreement`` of a faster precision with float32; ``needs_labels``: a target does; ``probe``: what was measured of
+    the model on made-up images, and whether replicas are copies of it."""
 
     preprocessing: Preprocessing
     n_classes: int
@@ -40,6 +41,7 @@ class ModelFacts:
     notes: tuple[str, ...]
     agreement: dict[str, float]
     needs_labels: bool
+    probe: dict[str, float]
 
 
 def model_facts(config: Config, *, folders: Sequence[str] | None, device: Callable[[], str]) -> ModelFacts:
@@ -94,9 +96,10 @@ def model_facts(config: Config, *, folders: Sequence[str] | None, device: Callab
         parameter_bytes=sum(value.nbytes for value in model.module.state_dict().values() if isinstance(value, Tensor)),
         image_bytes=image_bytes,
         passes=explainer.passes,
-        notes=(*explainer.notes, *_layer_note(explainer, replica), *agreement_note),
+        notes=(*tried.probe.notes, *explainer.notes, *_layer_note(explainer, replica), *agreement_note),
         agreement=agreed,
         needs_labels=any(target.needs_labels for target in explainer.targets),
+        probe={**tried.probe.to_dict(), "copied": replica.copied},
     )
 
 

@@ -96,6 +96,7 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False) -> P
             passes=facts.passes,
             notes=facts.notes,
             agreement=facts.agreement,
+            probe=facts.probe,
             ignored=dict(sum((source.ignored for source in sources), Counter())),
             versions=_versions(),
         )

@@ -76,6 +76,7 @@ class Record(BaseModel):
     unit_size: int
     device: str
     preprocessing_: dict[str, Any] = Field(alias="preprocessing")
+    probe: dict[str, Any] = {}
 
     @property
     def units(self) -> int:

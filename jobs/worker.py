@@ -47,6 +47,8 @@ class Explain:
             keep_freed_memory()
         model = build_model(run.config, class_names=run.class_names)
         refuse_other_weights(run, model)
+        if not run.probe.get("copied", True):
+            model.module.to(run.device)  # the replica is the model itself: only here may it be moved
         self._run = run
         self._preprocessing = run.preprocessing
         self._explainer = Explainer(

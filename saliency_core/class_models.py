@@ -38,7 +38,7 @@ _TINY = torch.finfo(torch.float64).tiny
 class ClassModels:
     """``images`` float32 [n, C, H, W], preprocessed: zero is the mean image. ``scores`` float32 [n]: each class's own
     on its image, before softmax and without penalties; ``probabilities`` float32 [n]: after softmax. ``notes``: what
-    the user should know of the model.
+    the user should know of the model; ``copied``: whether a copy of it ran.
 
     An ascent that went astray leaves NaN or infinities in its own image and score, and in no other.
     """
@@ -47,6 +47,7 @@ class ClassModels:
     scores: Tensor
     probabilities: Tensor
     notes: tuple[str, ...] = ()
+    copied: bool = True
 
 
 def visualise_classes(
@@ -89,7 +90,7 @@ def _ascend(model: Model, classes: Sequence[int], recipe: Recipe, seed: int, dev
     with torch.no_grad():
         outputs = replica.logits(images)
     scores, probabilities = (values.gather(1, chosen)[:, 0] for values in (outputs, outputs.softmax(dim=1)))
-    return ClassModels(images, scores, probabilities, made.notes)
+    return ClassModels(images, scores, probabilities, made.notes, made.copied)
 
 
 def penalty(images: Tensor, recipe: Recipe) -> Tensor:

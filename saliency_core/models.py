@@ -12,10 +12,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from saliency_core.errors import Refused
 from saliency_core.model_sources import Built, build_file, build_timm, build_torchvision
 from saliency_core.named import import_named
+from saliency_core.parts import to_eval
 from saliency_core.preprocessing import Preprocessing
 from saliency_core.weights import describe_mismatch, load_state
 
@@ -87,6 +89,7 @@ def load_model(
             f"model {spec!r} is not understood: write torchvision:NAME, timm:NAME, "
             "python:package.module:factory or file:PATH."
         )
+    _refuse_lazy(built.module, spec)
     if state is not None and not built.loaded:
         _load(built.module, state, spec=spec, path=path)
     geometry = preprocessing or built.preprocessing
@@ -96,11 +99,22 @@ def load_model(
             "(for example --resize 224x224 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225)."
         )
     # In eval mode BN uses its running statistics and dropout is off; a frozen replica builds no graph for its weights.
-    module = built.module if kind == "file" else built.module.eval()
+    module = built.module
+    if kind != "file":
+        to_eval(module)
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     names = tuple(class_names) if class_names is not None else built.class_names
     return Model(spec, module, geometry, names, output)
+
+
+def _refuse_lazy(module: nn.Module, spec: str) -> None:
+    lazy = sorted({name.rpartition(".")[0] for name, value in module.named_parameters() if is_lazy(value)})
+    if lazy:
+        raise Refused(
+            f"{spec} has lazy modules ({', '.join(lazy[:5])}{' …' if lazy[5:] else ''}) that no image has passed yet, "
+            "so they have no weights: call the model on an image in its factory, and load its weights there."
+        )
 
 
 def _refuse_useless(

@@ -9,3 +9,14 @@ def is_plain(part: nn.Module, *kinds: type[nn.Module]) -> bool:
     """Whether it is exactly one of ``kinds``, without hooks: a subclass may do something else with its weights, and so
     may hooks, or a forward of its own."""
     return type(part) in kinds and not (part._forward_pre_hooks or part._forward_hooks or "forward" in vars(part))
+
+
+def to_eval(module: nn.Module) -> None:
+    """Puts the module into eval mode, as far as its own ``train`` and ``eval`` allow."""
+    try:
+        module.eval()
+    except NotImplementedError:  # an exported graph is of the mode that it was exported in
+        pass
+    except TypeError:  # its own train() takes no mode
+        for part in module.modules():
+            part.training = False
