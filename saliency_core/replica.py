@@ -64,7 +64,7 @@ def make_replica(
     with module.keeping_hooks() if isinstance(module, Borrowed) else nullcontext():
         notes = bypass_softmax(running, probe)
     if borrowed:
-        notes = (*notes, f"the model could not be copied, and runs as it is: {made.trouble}.")
+        notes = (*notes, f"the model runs as it is, as it cannot be copied: {made.trouble}.")
     watched = bool(activations or live or not fold_biased)
     if watched and isinstance(module, torch.jit.ScriptModule):
         raise Refused(
