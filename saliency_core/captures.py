@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from saliency_core.blocked import whole
 from saliency_core.calls import call_name, made_by
 from saliency_core.errors import Refused
-from saliency_core.layouts import Layouts
+from saliency_core.layouts import ImageAxis, Layouts
 from saliency_core.leftovers import Left, Leftover
 
 
@@ -35,6 +35,7 @@ class Capture:
     ``axes``: of height and width in its ``shape`` [n, …], ``grid`` of its tokens; None where it has none. ``left``:
     what the call leaves over its linearisation. ``value``: the output itself, detached, where it was asked for.
     ``owner``: the module that made the call, where ``everything`` is watched; empty for the model's own forward.
+    ``images``: its axis of the batch's images, where that was found out before.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Capture:
     left: Left | None = None
     value: Tensor | None = None
     owner: str = ""
+    images: ImageAxis | None = None
 
 
 class Captures(TorchFunctionMode):
@@ -52,7 +54,7 @@ class Captures(TorchFunctionMode):
 
     ``leftovers``: fill ``layers`` with every call that leaves something over its linearisation. ``activations``: the
     modules, or calls, whose outputs are wanted, by the names that they shall have here; ``live``: modules whose
-    outputs targets read. ``everything``: keep all calls, in ``calls``.
+    outputs targets read. ``everything``: keep all calls, in ``calls``. ``image_axes`` of calls, by their names.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Captures(TorchFunctionMode):
         activations: Mapping[str, str] = MappingProxyType({}),
         live: Collection[str] = (),
         everything: bool = False,
+        image_axes: Mapping[str, ImageAxis] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         self._module = module
@@ -71,6 +74,7 @@ class Captures(TorchFunctionMode):
         self._called = {place: name for name, place in activations.items() if "#" in place}
         self._modules = {place: name for name, place in activations.items() if "#" not in place}
         self._read = frozenset(live)
+        self._image_axes = image_axes
         self._numbers: Counter[str] = Counter()
         self._layouts = Layouts(size)
         self._handles: list[RemovableHandle] = []
@@ -199,4 +203,5 @@ class Captures(TorchFunctionMode):
             left,
             whole(output).detach().clone() if value else None,
             self._inside[-1] if self._inside else "",
+            self._image_axes.get(name),
         )

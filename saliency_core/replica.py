@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from saliency_core.copies import Borrowed, copied, copy_model
 from saliency_core.copies import copy_frozen as copy_frozen
 from saliency_core.errors import Refused
 from saliency_core.folding import fold_batch_norms
+from saliency_core.image_axes import find_image_axes
+from saliency_core.layouts import ImageAxis
 from saliency_core.models import Model
 from saliency_core.softmax import bypass_softmax
 from saliency_core.stem import lay_out_stem
@@ -25,7 +27,8 @@ from saliency_core.strides import unstride
 class Replica:
     """``model`` runs. ``places``: where the activations that were asked for come from, a module or a call by its name;
     ``found``: what ``auto`` among them turned out to be, with the module that makes it; ``notes``: what its user should
-    know; ``blocked``: whether it may run in oneDNN's blocks; ``copied``: whether it is a copy, not the user's module."""
+    know; ``blocked``: whether it may run in oneDNN's blocks; ``copied``: whether it is a copy, not the user's module;
+    ``image_axes`` of its calls, when leftovers are wanted of them."""
 
     model: Model
     places: Mapping[str, str]
@@ -34,6 +37,7 @@ class Replica:
     found: str = ""
     blocked: bool = False
     copied: bool = True
+    image_axes: Mapping[str, ImageAxis] = field(default_factory=dict)
 
     def is_of(self, model: Model, images: Tensor) -> bool:
         """Whether it was made of the model as it is now, for images like these."""
@@ -53,7 +57,8 @@ def make_replica(
     """Of ``model``, for images like ``images`` [n, C, H, W], on their device.
 
     ``activations`` and ``live``: layers that somebody will read, which are left as they are; ``auto`` among the former
-    is found. ``fold_biased``: fold batch norms also into convolutions with a bias of their own.
+    is found. ``fold_biased``: fold batch norms also into convolutions with a bias of their own; False when leftovers are
+    wanted.
     """
     # What is found out must not depend on the images, or replicas of one run would differ: a picture of noise.
     generator = torch.Generator().manual_seed(0)
@@ -80,7 +85,8 @@ def make_replica(
         places[AUTO] = found.name
         told = f"{found.name} ({found.owner})" if found.owner else found.name
     blocked = not channels_last and not borrowed and runs_blocked(running, torch.cat([probe, 2 * probe]))
-    return Replica(running, places, notes, _source(model, images), told, blocked, not borrowed)
+    axes = {} if fold_biased else find_image_axes(running, probe)
+    return Replica(running, places, notes, _source(model, images), told, blocked, not borrowed, axes)
 
 
 def _faster(
