@@ -66,11 +66,11 @@ class Company:
     gradient: float
 
 
-def run(model: Model, images: Tensor, *, backward: bool = True) -> Ran:
-    """Raises Refused when the model fails."""
+def run(model: Model, images: Tensor, *, backward: bool = True, graph: bool = True) -> Ran:
+    """Without a ``graph`` there is no backward, and the forward takes less time. Raises Refused when the model fails."""
     x = images.detach().clone().requires_grad_()
     try:
-        with torch.enable_grad():
+        with torch.set_grad_enabled(graph):
             scores = model.logits(x.clone())  # a model may write into its input, which autograd forbids for a leaf
             if not backward or not scores.requires_grad:
                 return Ran(scores.detach(), torch.zeros_like(images))
@@ -90,9 +90,9 @@ def weighted_sum(scores: Tensor) -> Tensor:
     return (scores * torch.linspace(1, 2, scores.shape[1], dtype=scores.dtype, device=scores.device)).sum()
 
 
-def in_company(model: Model, images: Tensor, *, again: Model | None = None) -> Company:
-    """``again`` runs the pair; the model itself when it is None."""
-    batch = run(model, images, backward=False)
+def in_company(model: Model, images: Tensor, *, again: Model | None = None, graph: bool = True) -> Company:
+    """``again`` runs the pair; the model itself when it is None. ``graph``: the whole batch is run with one, too."""
+    batch = run(model, images, backward=False, graph=graph)
     pair, alone = run(again or model, images[[2, 1]]), run(model, images[1:2])
     scores = [(alone.scores, batch.scores[1:2]), (pair.scores, batch.scores[[2, 1]]), (alone.scores, pair.scores[1:])]
     apart = max(difference(*both) for both in scores)

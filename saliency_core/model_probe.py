@@ -62,14 +62,14 @@ def probe_model(model: Model, *, again: Model | None = None) -> tuple[Probe, Ten
     """
     images = made_up_images(model.preprocessing)
     before, reads = _random_state(), Reads()
-    seen = in_company(model, images, again=again)
+    seen = in_company(model, images, again=again, graph=False)
     with reads:
-        repeated = run(model, images[1:2], backward=False)
+        repeated = run(model, images[1:2], backward=False, graph=False)
     repeat = difference(repeated.scores, seen.alone.scores)
     draws = _random_state() != before
     finite, moving = count_gradients(model, images, seen.pair)
     if draws or max(seen.scores, repeat) > SCORES or seen.gradient > GRADIENTS:
-        refuse_unequal(model, again or model, images, seen, times=REPEATS if draws else 2)
+        refuse_unequal(model, again or model, images, times=REPEATS if draws else 2)
     if reads.values:
         refuse_branches(model, images)
     return Probe(seen.scores, seen.gradient, repeat, len(seen.pair.scores), finite, moving, draws), seen.batch.scores

@@ -25,17 +25,19 @@ _COARSE, _HALF = (1e-3, 0.2), (0.1, 1.0)
 _SAME = 1e-3  # scores in float64 and in float32, or something is cast within, or it is no true copy
 
 
-def refuse_unequal(model: Model, again: Model, images: Tensor, seen: Company, *, times: int) -> None:
+def refuse_unequal(model: Model, again: Model, images: Tensor, *, times: int) -> None:
     """Finds out why scores or gradients of ``images`` differed, and raises Refused unless it is rounding."""
     _refuse_chance(model, images, times)
     company = in_company(model, images)
     if _beyond(company, (SCORES, GRADIENTS)):
         if not _is_rounding(model, model, images, company):
             raise Refused(_dependent(model, images, company))
-    elif _beyond(seen, (SCORES, GRADIENTS)) and not _is_rounding(model, again, images, seen):
+        return
+    company = in_company(model, images, again=again)
+    if _beyond(company, (SCORES, GRADIENTS)) and not _is_rounding(model, again, images, company):
         raise Refused(
-            f"{model.spec} gives other {_what(seen)} when it is built once more, with the same weights (relative "
-            f"difference {_largest(seen):.2g}): something in it is drawn at random, or taken from the first images "
+            f"{model.spec} gives other {_what(company)} when it is built once more, with the same weights (relative "
+            f"difference {_largest(company):.2g}): something in it is drawn at random, or taken from the first images "
             "that it meets, and each worker would run another model. Keep it in a buffer, and save it with the weights."
         )
 

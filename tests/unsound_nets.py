@@ -331,3 +331,55 @@ SOUND = {
     "float16 within": lambda: OwnDtype(torch.float16),
     "float64 within": lambda: OwnDtype(torch.float64),
 }
+
+
+def batch_statistics() -> nn.Module:
+    return DEPENDENT["no running statistics"][0]()
+
+
+def noisy() -> nn.Module:
+    return CHANCE["functional dropout"][0]()
+
+
+def rounded() -> nn.Module:
+    return UNMOVED["round"][0]()
+
+
+def first_batch() -> nn.Module:
+    return Within(FromTheFirstBatch())
+
+
+def unsaved() -> nn.Module:
+    """Another one each time, though its weights are the same: what differs is in no state dict."""
+    module = Within()
+    module.call = partial(torch.mul, torch.rand(8, 1, 1))
+    return module
+
+
+def all_nan() -> nn.Module:
+    module = Within()
+    module.head.bias.data.fill_(float("nan"))
+    return module
+
+
+class Blind(nn.Module):
+    """Sees nothing of images that are darker than grey."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Within()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x * (x.mean((1, 2, 3), keepdim=True) > 0).to(x.dtype))
+
+
+def blind() -> nn.Module:
+    return Blind()
+
+
+def overflowing() -> nn.Module:
+    return Within(call=Overflows())
+
+
+def harmless() -> nn.Module:
+    return Within(HarmlessDraw())
