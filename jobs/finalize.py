@@ -49,7 +49,7 @@ class NotFinishedError(RuntimeError):
 
 @dataclass
 class Totals:
-    """Of all committed rows, whichever session committed them. ``zero_maps``: by array, those that are zero everywhere."""
+    """Of all committed rows, whichever session committed them. ``zero_maps``: by array, how many are zeros."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     targets: Counter[str] = field(default_factory=Counter)

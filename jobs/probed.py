@@ -10,15 +10,17 @@ def probe_lines(run: Record) -> list[tuple[str, str]]:
     probe = run.probe
     if not probe:
         return []
-    images, finite, moving = probe["images"], probe["finite"], probe["moving"]
     repeat = f" (largest difference {probe['repeat']:.0e})" if probe["repeat"] else ""
     return [
         ("rows are independent", f"yes (largest difference {probe['rows']:.0e})"),
         ("repeatable", f"yes{repeat}"),
         (
             "gradients",
-            f"{'finite' if finite == images else f'finite for {finite} of {images} made-up images'}, "
-            f"{'not zero' if moving == images else f'not zero for {moving} of {images} made-up images'}",
+            f"finite{_of(probe['finite'], probe['images'])}, not zero{_of(probe['moving'], probe['gradients'])}",
         ),
         ("copied", "yes" if probe["copied"] else "no, the model runs as it is"),
     ]
+
+
+def _of(some: int, images: int) -> str:
+    return "" if some == images else f" for {some} of {images} made-up images"

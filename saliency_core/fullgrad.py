@@ -151,9 +151,9 @@ def in_map(layer: LayerPass, n: int) -> bool:
     pictures = len(shape) == 4 or (len(shape) == 3 and left.channel_axis == 0)  # of one image, without a batch
     if pictures and n > 1 and images is None:
         raise Refused(
-            f"FullGrad: {layer.capture.name} holds no batch of images along one axis (does the model loop over them, or "
-            "choose among them?), so its map cannot be given to each: choose another method, or let the model take all "
-            "images at once."
+            f"FullGrad: {layer.capture.name} holds no batch of images along one axis (does the model loop over them, "
+            "or choose among them?), so its map cannot be given to each: choose another method, or let the model take "
+            "all images at once."
         )
     if len(shape) != 4 or shape[0] != n or (images is not None and images.axis):
         return False

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.nn.functional import interpolate
 
 from saliency_core.errors import Refused
 from saliency_core.models import Model
 from saliency_core.preprocessing import Preprocessing
+from saliency_core.watched import Reads
 
 
 def made_up_images(preprocessing: Preprocessing) -> Tensor:
@@ -48,10 +51,14 @@ def unlike(images: Tensor) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Ran:
-    """``scores`` [n, classes]; ``gradient`` [n, C, H, W], of a sum of all scores, zeros when there is none."""
+    """``scores`` [n, classes]; ``gradient`` [n, C, H, W], of a sum of all scores, zeros when there is none.
+    ``own_backward``: the model has a backward, or hooks of gradients, of its own; ``branches``: it may branch on a
+    value that it reads."""
 
     scores: Tensor
     gradient: Tensor
+    own_backward: bool = False
+    branches: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,13 +74,15 @@ class Company:
 
 
 def run(model: Model, images: Tensor, *, backward: bool = True, graph: bool = True) -> Ran:
-    """Without a ``graph`` there is no backward, and the forward takes less time. Raises Refused when the model fails."""
-    x = images.detach().clone().requires_grad_()
+    """Without a ``graph`` there is no backward, and the forward is faster. Raises Refused when the model fails."""
+    x, reads = images.detach().clone().requires_grad_(), Reads()
     try:
         with torch.set_grad_enabled(graph):
-            scores = model.logits(x.clone())  # a model may write into its input, which autograd forbids for a leaf
+            with reads:
+                scores = model.logits(x.clone())  # a model may write into its input, which autograd forbids for a leaf
             if not backward or not scores.requires_grad:
-                return Ran(scores.detach(), torch.zeros_like(images))
+                return Ran(scores.detach(), torch.zeros_like(images), branches=reads.values)
+            own_backward = reads.hooks or _has_own_backward(scores)
             (gradient,) = torch.autograd.grad(weighted_sum(scores), x, allow_unused=True)
     except Refused:
         raise
@@ -82,7 +91,21 @@ def run(model: Model, images: Tensor, *, backward: bool = True, graph: bool = Tr
             f"{model.spec} fails on a batch of {list(images.shape)}: {type(error).__name__}: {error}. Does the "
             "preprocessing fit it (size, channels), and does it take any number of images at once?"
         ) from error
-    return Ran(scores.detach(), torch.zeros_like(images) if gradient is None else gradient)
+    gradient = torch.zeros_like(images) if gradient is None else gradient
+    return Ran(scores.detach(), gradient, own_backward, reads.values)
+
+
+def _has_own_backward(scores: Tensor) -> bool:
+    nodes, seen = [scores.grad_fn], set[Any]()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        if isinstance(node, BackwardCFunction):
+            return True
+        seen.add(node)
+        nodes += [following for following, _ in node.next_functions]
+    return False
 
 
 def weighted_sum(scores: Tensor) -> Tensor:
@@ -91,12 +114,15 @@ def weighted_sum(scores: Tensor) -> Tensor:
 
 
 def in_company(model: Model, images: Tensor, *, again: Model | None = None, graph: bool = True) -> Company:
-    """``again`` runs the pair; the model itself when it is None. ``graph``: the whole batch is run with one, too."""
+    """``again`` runs the pair; the model itself when it is None. Without a ``graph`` but for the image alone, gradients
+    are not compared, unless the model has a backward of its own."""
     batch = run(model, images, backward=False, graph=graph)
-    pair, alone = run(again or model, images[[2, 1]]), run(model, images[1:2])
+    alone = run(model, images[1:2])
+    graph = graph or alone.own_backward
+    pair = run(again or model, images[[2, 1]], backward=graph, graph=graph)
     scores = [(alone.scores, batch.scores[1:2]), (pair.scores, batch.scores[[2, 1]]), (alone.scores, pair.scores[1:])]
     apart = max(difference(*both) for both in scores)
-    return Company(batch, pair, alone, apart, difference(alone.gradient, pair.gradient[1:]))
+    return Company(batch, pair, alone, apart, difference(alone.gradient, pair.gradient[1:]) if graph else 0.0)
 
 
 def difference(values: Tensor, expected: Tensor) -> float:

@@ -16,7 +16,6 @@ from torch import Tensor
 from saliency_core.made_up import difference, in_company, made_up_images, run
 from saliency_core.models import Model
 from saliency_core.unsound import GRADIENTS, SCORES, count_gradients, refuse_branches, refuse_unequal
-from saliency_core.watched import Reads
 
 REPEATS = 16  # when the forward draws random numbers that may seldom matter
 
@@ -24,17 +23,18 @@ REPEATS = 16  # when the forward draws random numbers that may seldom matter
 @dataclass(frozen=True)
 class Probe:
     """Relative to the largest value of an image: ``rows``: how far its scores differ alone, in a batch and in another
-    order; ``gradient_rows``: how far its gradient does; ``repeat``: how far the scores do when it is run again.
-    ``finite`` and ``moving``: how many of ``images`` have finite scores and gradients, and a gradient that is not zero
-    everywhere. ``draws``: the forward draws random numbers, on which the scores do not depend."""
+    order; ``gradient_rows``: how far its gradient does, if the backward is the model's own; ``repeat``: how far the
+    scores do when it is run again. ``draws``: the forward draws random numbers, on which the scores do not depend. The
+    others are those of ``Counts``."""
 
     rows: float
     gradient_rows: float
     repeat: float
+    draws: bool
     images: int
     finite: int
+    gradients: int
     moving: int
-    draws: bool
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)
@@ -61,18 +61,16 @@ def probe_model(model: Model, *, again: Model | None = None) -> tuple[Probe, Ten
     on each other, when two runs differ, and when there is no gradient.
     """
     images = made_up_images(model.preprocessing)
-    before, reads = _random_state(), Reads()
+    before = _random_state()
     seen = in_company(model, images, again=again, graph=False)
-    with reads:
-        repeated = run(model, images[1:2], backward=False, graph=False)
-    repeat = difference(repeated.scores, seen.alone.scores)
+    repeat = difference(run(model, images[1:2], backward=False, graph=False).scores, seen.alone.scores)
     draws = _random_state() != before
-    finite, moving = count_gradients(model, images, seen.pair)
+    counts = count_gradients(model, images, seen)
     if draws or max(seen.scores, repeat) > SCORES or seen.gradient > GRADIENTS:
         refuse_unequal(model, again or model, images, times=REPEATS if draws else 2)
-    if reads.values:
+    if seen.alone.branches:
         refuse_branches(model, images)
-    return Probe(seen.scores, seen.gradient, repeat, len(seen.pair.scores), finite, moving, draws), seen.batch.scores
+    return Probe(seen.scores, seen.gradient, repeat, draws, **asdict(counts)), seen.batch.scores
 
 
 def _random_state() -> tuple[object, ...]:

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from saliency_core.blocked import runs_blocked
 from saliency_core.cam import AUTO, find_layer
@@ -57,8 +57,8 @@ def make_replica(
     """Of ``model``, for images like ``images`` [n, C, H, W], on their device.
 
     ``activations`` and ``live``: layers that somebody will read, which are left as they are; ``auto`` among the former
-    is found. ``fold_biased``: fold batch norms also into convolutions with a bias of their own; False when leftovers are
-    wanted.
+    is found. ``fold_biased``: fold batch norms also into convolutions with a bias of their own; False when
+    leftovers are wanted.
     """
     # What is found out must not depend on the images, or replicas of one run would differ: a picture of noise.
     generator = torch.Generator().manual_seed(0)

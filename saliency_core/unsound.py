@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -54,27 +55,40 @@ def refuse_branches(model: Model, images: Tensor) -> None:
             raise Refused(_dependent(model, three, seen))
 
 
-def count_gradients(model: Model, images: Tensor, seen: Ran) -> tuple[int, int]:
-    """Of how many images what was ``seen`` is finite, and of how many the gradient is not zero everywhere.
+@dataclass(frozen=True)
+class Counts:
+    """``finite``: of how many of ``images`` scores and gradients are finite; ``moving``: how many of ``gradients`` are
+    not zero everywhere."""
 
-    Raises Refused when that is true of none, nor of any of more made-up images in their place.
+    images: int
+    finite: int
+    gradients: int
+    moving: int
+
+
+def count_gradients(model: Model, images: Tensor, seen: Company) -> Counts:
+    """Of what was ``seen`` of ``images``, or, when nothing there is finite or moves, of more made-up ones.
+
+    Raises Refused when that is true of those, too.
     """
-    finite, moving = _counts(seen)
-    if finite and moving:
-        return finite, moving
+    finite = seen.batch.scores.isfinite().all(1)
+    finite[1] &= bool(seen.alone.gradient.isfinite().all())
+    if finite.any() and bool((seen.alone.gradient != 0).any()):
+        return Counts(len(images), int(finite.sum()), 1, 1)
     # As it is run: scores behind a softmax or a sigmoid that is sure of itself have no gradient, those before it have.
     replica = make_replica(model, images, dtype=torch.float32).model
     others = [images * scale + shift for scale, shift in ((1, 0), (0.1, 0), (1, -0.4), (1, 0.4), (0, 0.1), (4, 0))]
     ran = [run(replica, other) for other in others]
-    counts = [_counts(one) for one in ran]
-    if not any(one for one, _ in counts):
+    tried = len(images) * len(ran)
+    all_finite, moving = (sum(counts) for counts in zip(*map(_counts, ran), strict=True))
+    if not all_finite:
         raise Refused(
-            f"{model.spec} gives scores or gradients that are not finite for each of {len(images) * len(ran)} made-up "
+            f"{model.spec} gives scores or gradients that are not finite for each of {tried} made-up "
             "images, as it would in the run: are its weights finite, and does the preprocessing fit it (mean, std)?"
         )
-    if not any(one for _, one in counts):
-        raise Refused(_unmoved(model, images, len(images) * len(ran)))
-    return finite, moving
+    if not moving:
+        raise Refused(_unmoved(model, images, tried))
+    return Counts(tried, all_finite, tried, moving)
 
 
 def _counts(seen: Ran) -> tuple[int, int]:
@@ -93,9 +107,9 @@ def _refuse_chance(model: Model, images: Tensor, times: int) -> None:
             blamed = next(filter(None, (where_they_part(one, other) for one, _, other in triples)), "")
             raise Refused(
                 f"{model.spec} gives other {'scores' if scores > SCORES else 'gradients'} each time for the same "
-                f"images (relative difference {max(scores, gradient):.2g}){_first(blamed)}: maps would be of chance, or "
-                "of what ran before. Let its forward depend on its images alone: dropout off in eval mode, no noise, "
-                "clock, counter or memory of earlier batches."
+                f"images (relative difference {max(scores, gradient):.2g}){_first(blamed)}: maps would be of chance, "
+                "or of what ran before. Let its forward depend on its images alone: dropout off in eval mode, no "
+                "noise, clock, counter or memory of earlier batches."
             )
 
 
@@ -103,8 +117,8 @@ def _dependent(model: Model, images: Tensor, seen: Company) -> str:
     batch = _watch(model, images)
     parted = (where_they_part(_watch(model, images[row : row + 1]), batch, row) for row in range(len(images)))
     return (
-        f"{model.spec}: images of a batch depend on each other. {_what(seen).capitalize()} of an image alone, in a batch "
-        f"and in another order differ by {_largest(seen):.2g} of the largest, where rounding makes "
+        f"{model.spec}: images of a batch depend on each other. {_what(seen).capitalize()} of an image alone, in a "
+        f"batch and in another order differ by {_largest(seen):.2g} of the largest, where rounding makes "
         f"{SCORES if seen.scores > SCORES else GRADIENTS:g}{_first(next(filter(None, parted), ''))}: maps would "
         "depend on which images share a batch. Let the model treat each image by itself: batch norms in eval mode with "
         "running statistics, no sum, maximum, softmax, sorting or attention over the batch."
@@ -133,13 +147,11 @@ def _unmoved(model: Model, images: Tensor, tried: int) -> str:
 
 def _is_rounding(model: Model, again: Model, images: Tensor, seen: Company) -> bool:
     """Whether what differs in ``seen`` vanishes in float64; if it cannot be run there, whether it is small."""
-    try:
+    with suppress(Exception):  # whatever a model raises that was made for another precision
         exact, other = (replace(one, module=copied(one.module).double()) for one in (model, again))
         company = in_company(exact, images.double(), again=other)
         if difference(company.batch.scores, seen.batch.scores) < _SAME:
             return not _beyond(company, _EXACT)
-    except Exception:  # noqa: BLE001 - whatever a model says that was made for another precision
-        pass
     halves = (torch.float16, torch.bfloat16)
     half = any(call.value.dtype in halves for call in _watch(model, images[1:2]))
     return not _beyond(seen, _HALF if half else _COARSE)

@@ -25,9 +25,9 @@ _NEAR = 1e-4  # relative; what rounding leaves between two values is less, and w
 
 @dataclass(frozen=True)
 class Call:
-    """``name`` of the function, ``owner``: the module that called it (empty: the model's own forward), ``value``: a copy
-    of the tensor that it made. ``edge``: of that tensor in the graph, None outside; ``cuts``: an argument was in the
-    graph and the result is not."""
+    """``name`` of the function, ``owner``: the module that called it (empty: the model's own forward), ``value``: a
+    copy of the tensor that it made. ``edge``: of that tensor in the graph, None outside; ``cuts``: an argument was
+    in the graph and the result is not."""
 
     name: str
     owner: str
@@ -88,9 +88,10 @@ class Watched(TorchFunctionMode):
 
 
 class Reads(TorchFunctionMode):
-    """``values``: whether Python, or a comparison, has read a single value of a tensor inside, on which it may branch."""
+    """``values``: whether Python, or a comparison, has read a single value of a tensor inside, on which it may branch;
+    ``hooks``: whether a gradient was hooked."""
 
-    values = False
+    values = hooks = False
 
     def __torch_function__(
         self,
@@ -103,13 +104,14 @@ class Reads(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         name = call_name(func)
         compares = name.strip("_") in _COMPARISONS and isinstance(result, Tensor) and result.dim() == 0
+        self.hooks = self.hooks or name == "register_hook"
         self.values = self.values or compares or name in _READERS
         return result
 
 
 def where_they_part(first: Sequence[Call], second: Sequence[Call], row: int | None = None) -> str:
-    """The first call whose results differ; empty when none is found. ``row``: the ``first`` forward was of that image of
-    the ``second``, alone; None: both were of the same images."""
+    """The first call whose results differ; empty when none is found. ``row``: the ``first`` forward was of that
+    image of the ``second``, alone; None: both were of the same images."""
     for one, other in zip(first, second, strict=False):
         if one.name != other.name:
             return str(one)
@@ -121,9 +123,7 @@ def where_they_part(first: Sequence[Call], second: Sequence[Call], row: int | No
 def what_cuts(calls: Sequence[Call], gradients: Sequence[Tensor | None]) -> str:
     """The call behind which the gradient is, and before which it is not. ``gradients`` of the score by the results of
     ``calls``."""
-    reached = [
-        call for call, one in zip(calls, gradients, strict=True) if one is not None and bool((one != 0).any())
-    ]
+    reached = [call for call, one in zip(calls, gradients, strict=True) if one is not None and bool((one != 0).any())]
     cutting = [call for call in calls if call.cuts and call.value.is_floating_point()] or [
         call for call in calls if call.cuts
     ]
@@ -135,9 +135,9 @@ def _agree(alone: Tensor, together: Tensor, row: int | None) -> bool:
         return _near(alone, together)
     if row is None or alone.dim() != together.dim():
         return False
-    for axis, (size, whole) in enumerate(zip(alone.shape, together.shape, strict=True)):
-        if size != whole:
-            break
+    sizes = list(zip(alone.shape, together.shape, strict=True))
+    axis = next(axis for axis, (size, whole) in enumerate(sizes) if size != whole)
+    size, whole = sizes[axis]
     if size == 0 or whole % size:
         return True  # nothing is known of it
     images = together.unflatten(axis, (whole // size, size)).select(axis, row)

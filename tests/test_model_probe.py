@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-import torch
 from torch import nn
-from torchvision import models
 from unsound_nets import CHANCE, DEPENDENT, SOUND, UNMOVED
 
 from saliency_core import Model, Preprocessing, Refused
-from saliency_core.made_up import made_up_images
 from saliency_core.model_probe import Probe, probe_model
 
 SMALL = Preprocessing((16, 16), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
@@ -30,7 +27,7 @@ def probed(made: Callable[[], nn.Module]) -> Probe:
 @pytest.mark.parametrize("name", DEPENDENT)
 def test_images_that_depend_on_each_other(name: str) -> None:
     made, blamed = DEPENDENT[name]
-    with pytest.raises(Refused, match="images of a batch depend on each other.*differ by") as refused:
+    with pytest.raises(Refused, match=r"images of a batch depend on each other.*differ by") as refused:
         probed(made)
     assert blamed in str(refused.value)
 
@@ -38,7 +35,7 @@ def test_images_that_depend_on_each_other(name: str) -> None:
 @pytest.mark.parametrize("name", CHANCE)
 def test_runs_that_differ(name: str) -> None:
     made, blamed = CHANCE[name]
-    with pytest.raises(Refused, match="each time for the same images.*relative difference") as refused:
+    with pytest.raises(Refused, match=r"each time for the same images.*relative difference") as refused:
         probed(made)
     assert blamed in str(refused.value)
 
@@ -54,5 +51,5 @@ def test_scores_without_gradient(name: str) -> None:
 @pytest.mark.parametrize("name", SOUND)
 def test_nothing_sound_is_refused(name: str) -> None:
     probe = probed(SOUND[name])
-    assert probe.finite == probe.images == 2
+    assert probe.finite == probe.images
     assert probe.draws == (name in ("noise that does not matter", "shuffled and back"))

@@ -1,4 +1,4 @@
-"""Nets that cannot be copied, or whose copies would compute something else, and nets that are moved in their own ways."""
+"""Nets that cannot be copied, or whose copies would compute something else, or that are moved in their own ways."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +82,7 @@ class Hooked(nn.Module):
         super().__init__()
         self.body = small()
         self.features: Tensor | None = None
-        found = {"closure": lambda: self, "weakly": weakref.ref(self), "module": partial(getattr, self.body, "of", self)}
+        found = {"closure": lambda: self, "weakly": weakref.ref(self)}
 
         def store(part: nn.Module, inputs: object, output: Tensor) -> None:
             found[where]().features = output

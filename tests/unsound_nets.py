@@ -123,6 +123,13 @@ class Normalised(torch.autograd.Function):
         return gradient / gradient.norm()
 
 
+def hooked_gradient(x: Tensor) -> Tensor:
+    x = x.clone()
+    if x.requires_grad:
+        x.register_hook(lambda gradient: gradient / gradient.norm())
+    return x
+
+
 class Experts(nn.Module):
     """The image of the highest value alone passes: an expert that has room for one."""
 
@@ -154,7 +161,9 @@ def instance(x: Tensor) -> Tensor:
 
 
 DEPENDENT = {
-    "no running statistics": (partial(Within, nn.BatchNorm2d(8, track_running_stats=False)), "batch_norm in module 'body'"),
+    "no running statistics": (
+        partial(Within, nn.BatchNorm2d(8, track_running_stats=False)), "batch_norm in module 'body'",
+    ),
     "left in train mode": (lambda: Within(Training(nn.BatchNorm2d(8))), "batch_norm in module 'body.part'"),
     "stays in train mode": (lambda: Within(StaysInTraining(nn.BatchNorm2d(8))), "batch_norm in module 'body.0'"),
     "functional batch norm": (
@@ -167,7 +176,7 @@ DEPENDENT = {
     "attention over the batch": (lambda: Within(OverImages()), "in module 'body.attention'"),
     **{
         f"{kind.__name__} by {measure.__name__} {above}": (partial(kind, measure, above), "")
-        for measure, above in ((torch.mean, 0), (torch.mean, 0.2), (torch.mean, -0.3), (torch.std, 0.5), (torch.amax, 1))
+        for measure, above in ((torch.mean, 0), (torch.mean, 0.2), (torch.mean, -0.3), (torch.std, 0.5))
         for kind in ((Branches, Selects) if above == 0.2 else (Branches,))
     },
     "flipped": (partial(Within, call=lambda x: torch.flip(x, [0])), "flip"),
@@ -180,15 +189,17 @@ DEPENDENT = {
     "layer norm over the batch": (partial(Within, call=over_wrong_axes), "layer_norm"),
     "an expert with little room": (lambda: Within(Experts()), "module 'body'"),
     "gradient of the batch at length 1": (partial(Within, call=Normalised.apply), ""),
+    "hooked gradient of the batch": (partial(Within, call=hooked_gradient), ""),
 }  # fmt: skip
 
+GENERATOR = torch.Generator()
 CHANCE = {
     "functional dropout": (partial(Within, call=F.dropout), "dropout in the forward"),
     "dropout2d": (partial(Within, call=F.dropout2d), "dropout2d"),
     "alpha dropout": (partial(Within, call=partial(F.alpha_dropout, training=True)), "alpha_dropout"),
     "feature alpha dropout": (partial(Within, call=partial(F.feature_alpha_dropout, training=True)), "dropout"),
     "seldom": (partial(Within, call=partial(F.dropout2d, p=0.01)), "dropout2d"),
-    "a dropout that is always on": (lambda: Within(nn.Sequential(nn.Identity(), AlwaysOn())), "dropout in module 'body.1'"),
+    "always on": (lambda: Within(nn.Sequential(nn.Identity(), AlwaysOn())), "dropout in module 'body.1'"),
     "Monte Carlo": (lambda: Within(Training(nn.Dropout())), "dropout in module 'body.part'"),
     "train() ignores its mode": (lambda: Within(StaysInTraining(nn.Dropout())), "dropout in module 'body.0'"),
     "randn": (partial(Within, call=lambda x: x + 0.1 * torch.randn(x.shape)), "randn"),
@@ -196,7 +207,7 @@ CHANCE = {
     "bernoulli": (partial(Within, call=lambda x: x * torch.bernoulli(torch.full_like(x, 0.5))), "bernoulli"),
     "normal_ in place": (partial(Within, call=lambda x: x + torch.empty_like(x).normal_()), "normal"),
     "multinomial": (
-        partial(Within, call=lambda x: x * torch.multinomial(torch.ones(len(x), 9), 1)[:, :, None, None]), "multinomial",
+        partial(Within, call=lambda x: x * torch.multinomial(torch.ones(len(x), 9), 1)[..., None, None]), "multinomial",
     ),
     "permuted pixels": (partial(Within, call=lambda x: x * torch.randperm(x.shape[3])), "randperm"),
     "a distribution": (partial(Within, call=lambda x: x * torch.distributions.Gamma(1.0, 1.0).sample()), ""),
@@ -205,7 +216,7 @@ CHANCE = {
     "stochastic depth": (partial(Within, call=partial(stochastic_depth, p=0.3, mode="row")), ""),
     "numpy": (partial(Within, call=lambda x: x * np.random.rand()), "mul"),
     "a generator of its own": (
-        partial(Within, call=lambda x, g=torch.Generator(): x * torch.rand(x.shape, generator=g)), "rand",
+        partial(Within, call=lambda x: x * torch.rand(x.shape, generator=GENERATOR)), "rand",
     ),
     "random": (partial(Within, call=lambda x: x * random.random()), "mul"),
     "a clock": (partial(Within, call=lambda x: x * (1 + time.perf_counter() % 1)), "mul"),
@@ -304,8 +315,14 @@ class HalfDead(nn.Module):
 
 
 class Overflows(nn.Module):
+    """Divides by 0 when an image is nearly flat."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Within()
+
     def forward(self, x: Tensor) -> Tensor:
-        return x / (x.std((1, 2, 3), keepdim=True, correction=0) > 0.3)
+        return self.body(x / (x.std((2, 3), keepdim=True) > 0.1))
 
 
 def batch_norms() -> nn.Module:
@@ -378,7 +395,7 @@ def blind() -> nn.Module:
 
 
 def overflowing() -> nn.Module:
-    return Within(call=Overflows())
+    return Overflows()
 
 
 def harmless() -> nn.Module:
