@@ -83,6 +83,8 @@ class Borrowed(nn.Module):
     """The user's own module as a replica runs it: frozen and with the replica's hooks while it runs, as it was found
     before and after. Its parts have the names that they have in the module."""
 
+    _own: nn.Module
+
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.__dict__["_own"] = module  # not a part: a move of this module must not move the user's
@@ -117,8 +119,7 @@ class Borrowed(nn.Module):
         yield from self._own.named_modules(*args, **kwargs)
 
     def get_submodule(self, target: str) -> nn.Module:
-        found: nn.Module = self._own.get_submodule(target)
-        return found
+        return self._own.get_submodule(target)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         return self._own.state_dict(*args, **kwargs)

@@ -34,10 +34,9 @@ def decompose(
 
 
 def _layer(layer: LayerPass, n: int) -> Layer:
-    capture, bias = layer.capture, bias_of(layer)
+    capture, own = layer.capture, bias_of(layer)
     gradient = images_first(capture, layer.gradient, n)
-    if bias.shape == layer.gradient.shape:
-        bias = images_first(capture, bias, n)
+    bias = images_first(capture, own, n) if own.shape == layer.gradient.shape else own
     if gradient is None or bias is None:
         raise Refused(
             f"{capture.name} holds no batch of images along one axis (does the model loop over them?), so its part of "

@@ -51,5 +51,6 @@ def _growing(two: tuple[int, ...], three: tuple[int, ...]) -> int | None:
 
 def _is_strided(gradient: Tensor, axis: int) -> bool:
     """Whether the first of two images has every other place, and not the first half of them."""
-    halves, others = (gradient.unflatten(axis, sizes) for sizes in ((2, -1), (-1, 2)))
-    return bool(halves.select(axis, 1).any()) and not bool(others.select(axis + 1, 1).any())
+    first_half, every_other = (ImageAxis(axis, strided).first(gradient, 2) for strided in (False, True))
+    assert first_half is not None and every_other is not None
+    return bool(first_half[1].any()) and not bool(every_other[1].any())

@@ -30,7 +30,9 @@ class ImageAxis:
             return None
         if signal.shape[self.axis] == n:
             return signal.movedim(self.axis, 0)
-        split = signal.unflatten(self.axis, (-1, n) if self.strided else (n, -1))
+        places = signal.shape[self.axis] // n
+        sizes = (places, n) if self.strided else (n, places)
+        split = signal.reshape(*signal.shape[: self.axis], *sizes, *signal.shape[self.axis + 1 :])
         return split.movedim(self.axis + self.strided, 0)
 
 

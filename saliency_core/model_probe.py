@@ -75,5 +75,5 @@ def probe_model(model: Model, *, again: Model | None = None) -> tuple[Probe, Ten
 
 def _random_state() -> tuple[object, ...]:
     """Of the generators that all share. It changes when a model draws from one of them."""
-    numpys = np.random.get_state(legacy=False)["state"]  # type: ignore[call-overload]
+    numpys = np.random.get_state(legacy=False)["state"]
     return torch.get_rng_state().numpy().tobytes(), numpys["key"].tobytes(), numpys["pos"], random.getstate()

@@ -127,7 +127,7 @@ def what_cuts(calls: Sequence[Call], gradients: Sequence[Tensor | None]) -> str:
     cutting = [call for call in calls if call.cuts and call.value.is_floating_point()] or [
         call for call in calls if call.cuts
     ]
-    return str((reached or cutting or [""])[0])
+    return str(next(iter(reached or cutting), ""))
 
 
 def _agree(alone: Tensor, together: Tensor, row: int | None) -> bool:
@@ -140,8 +140,9 @@ def _agree(alone: Tensor, together: Tensor, row: int | None) -> bool:
     size, whole = sizes[axis]
     if size == 0 or whole % size:
         return True  # nothing is known of it
-    images = together.unflatten(axis, (whole // size, size)).select(axis, row)
-    strided = together.unflatten(axis, (size, whole // size)).select(axis + 1, row)
+    before, after = together.shape[:axis], together.shape[axis + 1 :]
+    images = together.reshape(*before, whole // size, size, *after).select(axis, row)
+    strided = together.reshape(*before, size, whole // size, *after).select(axis + 1, row)
     return images.shape != alone.shape or _near(alone, images) or _near(alone, strided)
 
 
