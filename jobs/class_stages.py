@@ -107,6 +107,8 @@ class Visualise:
         refuse_other_weights(run, self._model)
         self._software = software_here(run.config, self._model.module)
         refuse_other_worker(run.session, self._software)
+        if not run.probe.get("copied", True):
+            self._model.module.to(run.device)  # the replica is the model itself: only here may it be moved
         self._run = run
 
     def __call__(self, unit: ChosenUnit) -> VisualisedUnit:

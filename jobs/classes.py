@@ -30,6 +30,7 @@ from jobs.finalize import SHA256SUMS, digest, put_sums
 from jobs.fingerprint import classes_fingerprint, refuse_other_fingerprint
 from jobs.index import committed, load_part, part_key, read_parts
 from jobs.output import claim, refuse_unwritable
+from jobs.probed import probe_lines
 from jobs.sink import parquet_bytes
 from jobs.software import at_rest, begun, gone_on
 from jobs.store import CLASSES, class_metadata_objects, open_array
@@ -56,6 +57,8 @@ def visualise(config: ClassesConfig, console: Console, *, accept_versions: bool 
         done = committed(store)
         pending = _pending(run, done)
         say(console, f"{config.model} on {run.device}, {run.rows:,} classes: {run.units:,} units of {run.unit_size}")
+        for question, answer in probe_lines(run):
+            say(console, f"{question}: {answer}")
         for note in run.notes:
             say(console, f"note: {note}")
         workers = min(engine.ready().workers(config, run.device), max(1, len(pending)))
@@ -94,8 +97,11 @@ def _plan(config: ClassesConfig, engine: StartingEngine, *, accept_versions: boo
         preprocessing=geometry.to_dict(),
         classes=tuple(classes),
         class_names=names,
-        notes=tuple(dict.fromkeys([first.head.note(tried.n_classes), *first.notes])),
+        notes=tuple(
+            dict.fromkeys([*tried.model.notes, first.head.note(tried.n_classes), *tried.probe.notes, *first.notes])
+        ),
         head=first.head.kind,
+        probe={**tried.probe.to_dict(), "copied": first.copied},
     )
     run = run.model_copy(
         update={"fingerprint": classes_fingerprint(run, weights=tried.digest, head=first.head.key).to_json()}

@@ -28,7 +28,8 @@ class ModelFacts:
     """``parameter_bytes`` of the replica; ``image_bytes``: what one image of a micro-batch keeps alive between forward
     and backward; ``passes``: how many forwards and backwards one image costs; ``notes``: what the user should know;
     ``agreement`` of a faster precision with float32; ``needs_labels``: a target does; ``head``: what makes
-    probabilities of scores."""
+    probabilities of scores; ``probe``: what was measured of the model on made-up images, and whether replicas are
+    copies of it."""
 
     preprocessing: Preprocessing
     n_classes: int
@@ -45,6 +46,7 @@ class ModelFacts:
     agreement: dict[str, float]
     needs_labels: bool
     head: Head
+    probe: dict[str, float]
 
 
 def model_facts(config: Config, *, folders: Sequence[str] | None, device: Callable[[], str]) -> ModelFacts:
@@ -102,13 +104,14 @@ def model_facts(config: Config, *, folders: Sequence[str] | None, device: Callab
         passes=explainer.passes,
         notes=(
             *model.notes,
-            *dict.fromkeys([replica.head.note(tried.n_classes), *explainer.notes]),
+            *dict.fromkeys([replica.head.note(tried.n_classes), *tried.probe.notes, *explainer.notes]),
             *_layer_note(explainer, replica),
             *agreement_note,
         ),
         agreement=agreed,
         needs_labels=any(target.needs_labels for target in explainer.targets),
         head=replica.head,
+        probe={**tried.probe.to_dict(), "copied": replica.copied},
     )
 
 

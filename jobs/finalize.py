@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 
@@ -49,11 +50,12 @@ class NotFinishedError(RuntimeError):
 
 @dataclass
 class Totals:
-    """Of all committed rows, whichever session committed them."""
+    """Of all committed rows, whichever session committed them. ``zero_maps``: by array, how many are zeros."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     targets: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
+    zero_maps: Counter[str] = field(default_factory=Counter)
     halved_units: int = 0
 
     def add(self, lines: pa.Table, micro_batches: list[int], run: Run) -> None:
@@ -61,6 +63,10 @@ class Totals:
             self.statuses[status] += rows
         for target in run.target_specs:
             self.targets[target] += _counts(lines[f"{target}__status"])[OK]
+        for array in run.arrays:
+            zero = pc.and_(*(pc.equal(lines[f"{array.column}__{end}"], 0) for end in ("min", "max")))
+            if maps := pc.sum(zero).as_py():
+                self.zero_maps[array.path] += maps
         add_errors(self.errors, count_errors(lines))
         self.halved_units += bool(micro_batches)
 
@@ -69,6 +75,7 @@ class Totals:
             "statuses": dict(self.statuses),
             "explained_by_target": dict(self.targets),
             "errors": dict(self.errors.most_common(MOST_TOLD)),
+            "zero_maps": dict(self.zero_maps),
             "units_with_halved_micro_batch": self.halved_units,
         }
 

@@ -12,6 +12,7 @@ from jobs.objects import local_path
 from jobs.record import Record
 from jobs.software import Software, software_here
 from saliency_core.errors import Refused
+from saliency_core.model_probe import Probe, probe_model
 from saliency_core.models import Model, load_model, model_digest
 
 
@@ -51,28 +52,31 @@ def read_class_names(path: str) -> tuple[str, ...]:
 @dataclass(frozen=True)
 class TriedModel:
     """``model`` with its class names, where anybody told them; ``digest``: which weights it has; ``software``: with
-    which it was built."""
+    which it was built; ``probe``: what was measured of it."""
 
     model: Model
     digest: str
     software: Software
     n_classes: int
+    probe: Probe
 
 
 def try_model(config: JobConfig, *, folders: Sequence[str] | None = None) -> TriedModel:
-    """Builds the model and gives it blank images, on the CPU. ``folders``: the sources' class folders, sorted.
+    """Builds the model and probes it with made-up images, on the CPU. ``folders``: the sources' class folders, sorted.
 
     Refused where it cannot work, where replicas would not be the same, or class names are not as many as classes.
     """
     given = read_class_names(config.class_names) if config.class_names else None
     model = build_model(config, class_names=given)
     digest, software = model_digest(model), software_here(config, model.module)
-    if config.model.startswith("python:") and model_digest(build_model(config, class_names=given)) != digest:
+    again = build_model(config, class_names=given) if config.model.startswith("python:") else None
+    if again is not None and model_digest(again) != digest:
         raise Refused(
             f"{config.model} makes other weights at each call, so every replica would be another model. "
             "Save them once (torch.save(model.state_dict(), path)) and give --weights."
         )
-    n_classes = _n_classes(model)
+    probe, scores = probe_model(model, again=again)
+    n_classes = scores.shape[1]
     if given is not None and len(given) != n_classes:
         raise Refused(
             f"--class-names {config.class_names} has {len(given)} names, {config.model} {n_classes} classes: "
@@ -81,24 +85,10 @@ def try_model(config: JobConfig, *, folders: Sequence[str] | None = None) -> Tri
     names = model.class_names if model.class_names is not None and len(model.class_names) == n_classes else None
     if names is None and folders is not None and len(folders) == n_classes:
         names = tuple(folders)  # the convention of ImageFolder, with which such models are trained
-    return TriedModel(replace(model, class_names=names), digest, software, n_classes)
+    return TriedModel(replace(model, class_names=names), digest, software, n_classes, probe)
 
 
 def blank_images(model: Model) -> torch.Tensor:
     """float [3, C, H, W]. Three: a graph that was exported for one number of images shows it here."""
     height, width = model.geometry.input_size
     return torch.zeros(3, model.geometry.channels, height, width, dtype=torch.float32, device="cpu")
-
-
-def _n_classes(model: Model) -> int:
-    blank = blank_images(model)
-    try:
-        with torch.no_grad():
-            return model.logits(blank).shape[1]
-    except Refused:
-        raise
-    except Exception as error:  # whatever the user's model raises
-        raise Refused(
-            f"{model.spec} fails on a batch of {list(blank.shape)}: {type(error).__name__}: {error}. Does the "
-            "preprocessing fit it (size, channels), and does it take any number of images at once?"
-        ) from error

@@ -105,6 +105,7 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False, acce
                 ),
             ),
             agreement=facts.agreement,
+            probe=facts.probe,
             ignored=dict(sum((source.ignored for source in sources), Counter())),
         )
         fingerprint = maps_fingerprint(

@@ -83,6 +83,8 @@ class Record(BaseModel):
     unit_size: int
     device: str
     preprocessing_: dict[str, Any] = Field(alias="preprocessing")
+    probe: dict[str, Any] = {}
+    """What was measured of the model on made-up images; empty in stores from before it was."""
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = {}
     arithmetic: int | None = None

@@ -11,7 +11,7 @@ from jobs.index import OK, PARTIAL, QUARANTINED, committed, load_part, read_part
 from jobs.output import open_run
 from jobs.software import Makers
 from jobs.stores import list_keys
-from jobs.summary import error_table, halved_text
+from jobs.summary import error_table, halved_text, zero_text
 from jobs.words import quoted, ranges
 
 
@@ -32,6 +32,7 @@ def status(out: str, console: Console) -> int:
         f"{rows:,} of {run.rows:,} rows committed ({rows / run.rows:.1%}), {len(done):,} of {run.units:,} units",
         ", ".join(f"{totals.statuses[name]:,} {name}" for name in (OK, PARTIAL, QUARANTINED)),
         *error_table(totals.errors),
+        *zero_text(totals),
         *halved_text(totals),
         *makers.notes(),
     ]

@@ -7,6 +7,7 @@ from collections import Counter
 from jobs.finalize import Totals
 from jobs.index import OK, PARTIAL, QUARANTINED
 from jobs.plan import MIB, Plan
+from jobs.probed import probe_lines
 from jobs.progress import STAGES, Meter
 from jobs.record import Run
 from jobs.words import duration, quoted
@@ -26,6 +27,7 @@ def plan_text(plan: Plan) -> str:
         f"shards          {run.units * sum(1 + array.scaled for array in run.arrays):,}",
     ]
     lines += [f"  {path:<28}{size / MIB:>10,.1f} MiB before compression" for path, size in plan.array_bytes.items()]
+    lines += [f"{question}: {answer}" for question, answer in probe_lines(run)]
     lines += [f"note: {note}" for note in run.notes]
     return "\n".join(lines)
 
@@ -37,7 +39,7 @@ def finished_text(run: Run, meter: Meter, totals: Totals) -> str:
         "",
         f"{run.rows:,} rows: " + ", ".join(f"{totals.statuses[name]:,} {name}" for name in (OK, PARTIAL, QUARANTINED)),
     ]
-    lines += [*error_table(totals.errors), *halved_text(totals)]
+    lines += [*error_table(totals.errors), *zero_text(totals), *halved_text(totals)]
     lines += ["", f"store: {run.config.out}", *_next(run, totals)]
     return "\n".join(lines)
 
@@ -99,6 +101,11 @@ def error_table(errors: Counter[str]) -> list[str]:
     if len(errors) > MOST_LINES:
         lines.append(f"  and {len(errors) - MOST_LINES} other reasons, in the index")
     return lines
+
+
+def zero_text(totals: Totals) -> list[str]:
+    """Of maps that are zero everywhere, by array, if there are any."""
+    return [f"{maps:,} maps of {path} are zero everywhere" for path, maps in sorted(totals.zero_maps.items())]
 
 
 def halved_text(totals: Totals) -> list[str]:

@@ -52,6 +52,8 @@ class Explain:
         self.software = software_here(run.config, model.module)
         if not any_software:
             refuse_other_worker(run.session, self.software)
+        if not run.probe.get("copied", True):
+            model.module.to(run.device)  # the replica is the model itself: only here may it be moved
         self._run = run
         self._preprocessing = run.preprocessing
         self._explainer = Explainer(

@@ -11,7 +11,6 @@ computes some convolutions without oneDNN, or otherwise.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar, Token
@@ -26,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from saliency_core.calls import call_name, is_in_place
+from saliency_core.copies import copied
 from saliency_core.models import Model
 
 ENOUGH = 16
@@ -169,7 +169,7 @@ def runs_blocked(model: Model, images: Tensor) -> bool:
         return False
     inside = Blocked(enough=1)
     try:
-        model = replace(model, module=copy.deepcopy(model.module))  # it may keep what it sees
+        model = replace(model, module=copied(model.module))  # it may keep what it sees
         others, another = _run(model, images, inside)
         if inside.copied > _WORTH * inside.read:
             return False

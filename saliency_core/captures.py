@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from saliency_core.blocked import whole
 from saliency_core.calls import call_name, made_by
 from saliency_core.errors import Refused
-from saliency_core.layouts import Layouts
+from saliency_core.layouts import ImageAxis, Layouts
 from saliency_core.leftovers import Left, Leftover
 
 
@@ -36,6 +36,7 @@ class Capture:
     what the call leaves over its linearisation. ``value``: the output itself, detached, where it was asked for.
     ``owner``: the module that made the call, where ``everything`` is watched; empty for the model's own forward.
     ``after``: the module whose forward ended last before it.
+    ``images``: its axis of the batch's images, where that was found out before.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Capture:
     value: Tensor | None = None
     owner: str = ""
     after: str = ""
+    images: ImageAxis | None = None
 
     @property
     def whereabouts(self) -> str:
@@ -60,7 +62,7 @@ class Captures(TorchFunctionMode):
 
     ``leftovers``: fill ``layers`` with every call that leaves something over its linearisation. ``activations``: the
     modules, or calls, whose outputs are wanted, by the names that they shall have here; ``live``: modules whose
-    outputs targets read. ``everything``: keep all calls, in ``calls``.
+    outputs targets read. ``everything``: keep all calls, in ``calls``. ``image_axes`` of calls, by their names.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Captures(TorchFunctionMode):
         activations: Mapping[str, str] = MappingProxyType({}),
         live: Collection[str] = (),
         everything: bool = False,
+        image_axes: Mapping[str, ImageAxis] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         self._module = module
@@ -79,6 +82,7 @@ class Captures(TorchFunctionMode):
         self._called = {place: name for name, place in activations.items() if "#" in place}
         self._modules = {place: name for name, place in activations.items() if "#" not in place}
         self._read = frozenset(live)
+        self._image_axes = image_axes
         self._numbers: Counter[str] = Counter()
         self._layouts = Layouts(size)
         self._handles: list[RemovableHandle] = []
@@ -209,4 +213,5 @@ class Captures(TorchFunctionMode):
             whole(output).detach().clone() if value else None,
             self._inside[-1] if self._inside else "",
             self._ended,
+            self._image_axes.get(name),
         )

@@ -39,7 +39,7 @@ _TINY = torch.finfo(torch.float64).tiny
 class ClassModels:
     """``images`` float32 [n, C, H, W], preprocessed: zero is the mean image. ``scores`` float32 [n]: each class's own
     on its image, without penalties, and before the ``head``, of which ``probabilities`` float32 [n] come. ``notes``:
-    what the user should know of the model.
+    what the user should know of the model; ``copied``: whether a copy of it ran.
 
     An ascent that went astray leaves NaN or infinities in its own image and score, and in no other.
     """
@@ -49,6 +49,7 @@ class ClassModels:
     probabilities: Tensor
     notes: tuple[str, ...] = ()
     head: Head = field(default_factory=Head)
+    copied: bool = True
 
 
 def visualise_classes(
@@ -92,7 +93,7 @@ def _ascend(model: Model, classes: Sequence[int], recipe: Recipe, seed: int, dev
         outputs = replica.logits(images)
     both = (outputs, to_probabilities(outputs, made.head.kind))
     scores, probabilities = (values.gather(1, chosen)[:, 0] for values in both)
-    return ClassModels(images, scores, probabilities, made.notes, made.head)
+    return ClassModels(images, scores, probabilities, made.notes, made.head, made.copied)
 
 
 def penalty(images: Tensor, recipe: Recipe) -> Tensor:

@@ -329,6 +329,7 @@ class Explainer:
                 leftovers=leftovers,
                 activations={layer: replica.places[layer] for layer in sorted(layers)},
                 live=live,
+                image_axes=replica.image_axes,
             )
         return Forward(
             replica.model.logits,

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from saliency_core.captures import Capture
+from saliency_core.errors import Refused
 from saliency_core.passes import LayerPass, Pass
 from saliency_core.readouts import Reader, Readout
 
@@ -139,9 +141,21 @@ def psi_sum(gradient: Tensor, factor: Tensor | float = 1.0) -> tuple[Tensor, Ten
 
 
 def in_map(layer: LayerPass, n: int) -> bool:
-    """Whether its bias is a parameter, and its output is [n, C, h, w], or [n, h, w, C] of a linear layer."""
-    left, shape = layer.capture.left, layer.capture.shape
-    if left is None or not left.explicit or len(shape) != 4 or shape[0] != n:
+    """Whether its bias is a parameter, and its output is [n, C, h, w], or [n, h, w, C] of a linear layer.
+
+    Raises Refused when it is not known which image a map of it belongs to.
+    """
+    left, shape, images = layer.capture.left, layer.capture.shape, layer.capture.images
+    if left is None or not left.explicit:
+        return False
+    pictures = len(shape) == 4 or (len(shape) == 3 and left.channel_axis == 0)  # of one image, without a batch
+    if pictures and n > 1 and images is None:
+        raise Refused(
+            f"FullGrad: {layer.capture.name} holds no batch of images along one axis (does the model loop over them, "
+            "or choose among them?), so its map cannot be given to each: choose another method, or let the model take "
+            "all images at once."
+        )
+    if len(shape) != 4 or shape[0] != n or (images is not None and images.axis):
         return False
     return left.channel_axis == 1 or layer.capture.axes == (1, 2)  # windows of tokens are no picture
 
@@ -152,9 +166,9 @@ def bias_of(layer: LayerPass) -> Tensor:
     assert left is not None
     if left.bias.shape == layer.gradient.shape:
         return left.bias
-    if left.channel_axis == -1:
-        return left.bias.view(*[1] * (layer.gradient.dim() - 1), -1)
-    return left.bias.view(1, -1, *[1] * (layer.gradient.dim() - 2))
+    shape = [1] * layer.gradient.dim()
+    shape[left.channel_axis] = -1
+    return left.bias.view(shape)
 
 
 def channels_first(layer: LayerPass, signal: Tensor) -> Tensor:
@@ -169,28 +183,38 @@ def completeness(one: Pass) -> Tensor:
 
 
 def off_by(scores: Tensor, shares: Sequence[Tensor]) -> Tensor:
-    """How far ``shares`` [n] each are from adding up to ``scores`` [n], relative to the sum of their sizes → [n]."""
-    parts = torch.stack([share.double() for share in shares])
-    return (scores.double() - parts.sum(0)).abs() / parts.abs().sum(0).clamp(min=1e-300)
+    """How far ``shares`` [n] each are from adding up to ``scores`` [n], relative to the sum of their sizes → [n].
+
+    Of all images together, the same for each, when one of the shares is a sum over them.
+    """
+    parts = [share.double() for share in shares]
+    if any(part.dim() == 0 for part in parts):
+        return off_by(scores.sum()[None], [part.sum()[None] for part in parts]).repeat(len(scores))
+    stacked = torch.stack(parts)
+    return (scores.double() - stacked.sum(0)).abs() / stacked.abs().sum(0).clamp(min=1e-300)
 
 
 def shares_of(one: Pass) -> list[Tensor]:
-    """What the input and each layer add to the score, [n] each."""
+    """What the input and each layer add to the score, as ``share_of`` gives them."""
     n = len(one.inputs)
     return [_sum(one.input_gradient * one.inputs), *(share_of(layer, n) for layer in one.layers)]
 
 
 def share_of(layer: LayerPass, n: int) -> Tensor:
-    """What the layer adds to the score of each of ``n`` images → [n]."""
-    return _sum(images_first(layer.gradient * bias_of(layer), n, layer.capture.name))
+    """What the layer adds to the score of each of ``n`` images → [n]; of all together, [], when its images are not
+    known from each other."""
+    share = layer.gradient * bias_of(layer)
+    by_image = images_first(layer.capture, share, n)
+    return share.sum(dtype=torch.float64) if by_image is None else _sum(by_image)
 
 
-def images_first(signal: Tensor, n: int, name: str) -> Tensor:
-    """[n, …] of a signal that may come as [tokens, n, …], or as [n · windows, …]."""
-    second = signal.dim() > 2 and signal.shape[1] == n
-    if second and (name.startswith("multi_head_attention") or signal.shape[0] != n):
-        return signal.transpose(0, 1)
-    return signal if signal.shape[0] == n else signal.reshape(n, -1, *signal.shape[1:])
+def images_first(capture: Capture, signal: Tensor, n: int) -> Tensor | None:
+    """[n, …] of a signal of the captured output's shape, or None when it is not known where the images are in it."""
+    if capture.images is not None:
+        return capture.images.first(signal, n)
+    if n > 1:
+        return None
+    return signal if signal.dim() and len(signal) == 1 else signal[None]
 
 
 def _sum(signal: Tensor) -> Tensor:

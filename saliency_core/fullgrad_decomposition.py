@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from saliency_core.arguments import Values
+from saliency_core.errors import Refused
 from saliency_core.explain import Explainer
 from saliency_core.fullgrad import bias_of, completeness, images_first
 from saliency_core.models import Model
@@ -34,10 +35,14 @@ def decompose(
 
 
 def _layer(layer: LayerPass, n: int) -> Layer:
-    capture, bias = layer.capture, bias_of(layer)
-    if bias.shape == layer.gradient.shape:
-        bias = images_first(bias, n, capture.name)
-    gradient = images_first(layer.gradient, n, capture.name)
+    capture, own = layer.capture, bias_of(layer)
+    gradient = images_first(capture, layer.gradient, n)
+    bias = images_first(capture, own, n) if own.shape == layer.gradient.shape else own
+    if gradient is None or bias is None:
+        raise Refused(
+            f"{capture.name} holds no batch of images along one axis (does the model loop over them?), so its part of "
+            "each image's score is not known: decompose one image at a time."
+        )
     return Layer(capture.name, gradient, bias, capture.left is not None and capture.left.explicit)
 
 

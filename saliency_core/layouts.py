@@ -1,8 +1,9 @@
-"""Layouts: which axes of an activation are the image's height and width."""
+"""Layouts: which axes of an activation are the image's height and width, and along which one the images lie."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import isqrt
 from typing import Any
 
@@ -13,6 +14,26 @@ from saliency_core.calls import call_name
 _SPATIAL = ("conv", "pool", "interpolate", "upsample", "pad")
 _HALVINGS = 8
 _EXTRA_TOKENS = 16  # class, distillation and register tokens
+
+
+@dataclass(frozen=True)
+class ImageAxis:
+    """``axis`` of the images. When each has several places there, they follow each other, or, ``strided``, lie between
+    those of the other images."""
+
+    axis: int
+    strided: bool = False
+
+    def first(self, signal: Tensor, n: int) -> Tensor | None:
+        """[n, …] of the signal of ``n`` images; None when it is not of so many."""
+        if signal.dim() <= self.axis or signal.shape[self.axis] % n:
+            return None
+        if signal.shape[self.axis] == n:
+            return signal.movedim(self.axis, 0)
+        places = signal.shape[self.axis] // n
+        sizes = (places, n) if self.strided else (n, places)
+        split = signal.reshape(*signal.shape[: self.axis], *sizes, *signal.shape[self.axis + 1 :])
+        return split.movedim(self.axis + self.strided, 0)
 
 
 class Layouts:

@@ -183,6 +183,8 @@ def _parameter(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[st
         return _batch_norm(image, given)
     bias = given.get("bias")
     axis = -1 if name == "linear" else 1
+    if name[-2:] in ("1d", "2d", "3d") and image.dim() == int(name[-2]) + 1:
+        axis = 0  # one image, without a batch
     return Left(image.new_empty(0) if bias is None else bias.detach(), axis, explicit=True)
 
 

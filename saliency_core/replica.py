@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from saliency_core.blocked import runs_blocked
 from saliency_core.cam import AUTO, find_layer
+from saliency_core.copies import Borrowed, copied, copy_model
+from saliency_core.copies import copy_frozen as copy_frozen
 from saliency_core.errors import Refused
 from saliency_core.folding import fold_batch_norms
 from saliency_core.heads import Head, settle_head
+from saliency_core.image_axes import find_image_axes
+from saliency_core.layouts import ImageAxis
 from saliency_core.models import Model
 from saliency_core.stem import lay_out_stem
 from saliency_core.strides import unstride
@@ -24,8 +26,8 @@ from saliency_core.strides import unstride
 class Replica:
     """``model`` runs. ``places``: where the activations that were asked for come from, a module or a call by its name;
     ``found``: what ``auto`` among them turned out to be, with the module that makes it; ``notes``: what its user should
-    know; ``blocked``: whether it may run in oneDNN's blocks; ``head``: how its scores
-    become probabilities."""
+    know; ``blocked``: whether it may run in oneDNN's blocks; ``head``: how its scores become probabilities; ``copied``:
+    whether it is a copy, not the user's module; ``image_axes`` of its calls, when leftovers are wanted of them."""
 
     model: Model
     places: Mapping[str, str]
@@ -34,6 +36,8 @@ class Replica:
     found: str = ""
     blocked: bool = False
     head: Head = field(default_factory=Head)
+    copied: bool = True
+    image_axes: Mapping[str, ImageAxis] = field(default_factory=dict)
 
     def is_of(self, model: Model, images: Tensor) -> bool:
         """Whether it was made of the model as it is now, for images like these."""
@@ -53,35 +57,49 @@ def make_replica(
     """Of ``model``, for images like ``images`` [n, C, H, W], on their device.
 
     ``activations`` and ``live``: layers that somebody will read, which are left as they are; ``auto`` among the former
-    is found. ``fold_biased``: fold batch norms also into convolutions with a bias of their own.
+    is found. ``fold_biased``: fold batch norms also into convolutions with a bias of their own; False when
+    leftovers are wanted.
     """
     # What is found out must not depend on the images, or replicas of one run would differ: a picture of noise.
     # The dtype and the device are given, for the process may have other defaults.
     generator = torch.Generator("cpu").manual_seed(0)
     probe = torch.randn(1, *images.shape[1:], generator=generator, dtype=torch.float32, device="cpu")
     probe = probe.to(images.device, dtype)
-    module = copy_frozen(model.module, device=images.device, dtype=dtype)
-    copied, head, notes = settle_head(replace(model, module=module), probe)
+    made = copy_model(model, probe, dtype=dtype)
+    borrowed = isinstance(made.model.module, Borrowed)
+    running, head, notes = settle_head(made.model, probe)
+    module = running.module
+    if borrowed:
+        notes = (*notes, f"the model runs as it is, as it cannot be copied: {made.trouble}.")
     watched = bool(activations or live or not fold_biased)
     if watched and isinstance(module, torch.jit.ScriptModule):
         raise Refused(
             f"{model.spec} is TorchScript, whose layers cannot be watched: FullGrad, CAMs and layer targets need the "
             "model itself (python:package.module:factory). Gradient methods and rules work."
         )
-    keep = {*activations, *live}
-    copied = _changed(copied, probe, lambda one: fold_batch_norms(one.module, probe, biased=fold_biased, keep=keep))
-    if probe.device.type == "cpu" and dtype != torch.float64:
-        copied = speed_up(copied, probe, channels_last=channels_last)
-    if channels_last:
-        copied.module.to(memory_format=torch.channels_last)
+    if not borrowed:  # what follows changes modules
+        running = _faster(running, probe, dtype, fold_biased, keep={*activations, *live}, channels_last=channels_last)
     places = {name: name for name in activations}
     told = ""
     if AUTO in places:
-        found = find_layer(copied, probe)
+        found = find_layer(running, probe)
         places[AUTO] = found.name
         told = found.whereabouts
-    blocked = not channels_last and runs_blocked(copied, torch.cat([probe, 2 * probe]))
-    return Replica(copied, places, notes, _source(model, images), told, blocked, head)
+    blocked = not channels_last and not borrowed and runs_blocked(running, torch.cat([probe, 2 * probe]))
+    axes = {} if fold_biased else find_image_axes(running, probe)
+    return Replica(running, places, notes, _source(model, images), told, blocked, head, not borrowed, axes)
+
+
+def _faster(
+    model: Model, probe: Tensor, dtype: torch.dtype, fold_biased: bool, *, keep: Collection[str], channels_last: bool
+) -> Model:
+    """``model`` in forms that compute the same in less time, as far as its logits stay what they were."""
+    model = _changed(model, probe, lambda one: fold_batch_norms(one.module, probe, biased=fold_biased, keep=keep))
+    if probe.device.type == "cpu" and dtype != torch.float64:
+        model = speed_up(model, probe, channels_last=channels_last)
+    if channels_last:
+        model.module.to(memory_format=torch.channels_last)
+    return model
 
 
 def speed_up(model: Model, probe: Tensor, *, channels_last: bool = False) -> Model:
@@ -105,7 +123,7 @@ def _changed(model: Model, probe: Tensor, change: Callable[[Model], object]) -> 
     """
     if isinstance(model.module, torch.jit.ScriptModule):
         return model
-    plain = replace(model, module=copy.deepcopy(model.module))
+    plain = replace(model, module=copied(model.module))
     # Not in half precision, in which any change shows.
     with torch.no_grad(), torch.autocast(probe.device.type, enabled=False):
         before = model.logits(probe.clone())
@@ -127,14 +145,3 @@ def _source(model: Model, images: Tensor) -> tuple[object, ...]:
 
 def _version(value: Tensor) -> int:
     return 0 if value.is_inference() else value._version  # what was made in inference mode counts none
-
-
-def copy_frozen(module: nn.Module, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A copy of its own on ``device``, in eval mode, that builds no graph for its weights."""
-    with torch.no_grad():
-        replica = copy.deepcopy(module).to(device, dtype)
-    with suppress(NotImplementedError):  # an exported graph is of the mode that it was exported in
-        replica.eval()
-    for parameter in replica.parameters():
-        parameter.requires_grad_(False)
-    return replica

@@ -61,7 +61,17 @@ def test_todays_store_has_the_same_objects_columns_and_metadata(fresh: Path) -> 
             assert json.loads((golden / key).read_text()) == json.loads((fresh / key).read_text()), key
     run = [json.loads((root / "run.json").read_text()) for root in (golden, fresh)]
     # Keys that came after the golden store, and that readers of it do without.
-    later = {"passes", "notes", "agreement", "head", "arithmetic", "code", "later_software", "session_software"}
+    later = {
+        "passes",
+        "notes",
+        "agreement",
+        "head",
+        "probe",
+        "arithmetic",
+        "code",
+        "later_software",
+        "session_software",
+    }
     assert run[1].keys() - run[0].keys() == later and run[0].keys() <= run[1].keys()
     assert run[0]["fingerprint"] == run[1]["fingerprint"]
 

@@ -112,6 +112,10 @@ def _counts(run: Run, audited: Audited) -> Pairs:
         ),
         ("With a map", figure(audit.mapped, "count")),
         ("Blank maps", figure(audit.blank, "count")),
+        *(
+            (f"Zero maps, {path}", figure(maps, "count"))
+            for path, maps in sorted(run.totals.get("zero_maps", {}).items())
+        ),
         ("Model input", f"{width} × {height}"),
     ]
 

@@ -1,0 +1,136 @@
+"""Made-up images, and what a model makes of them: scores and gradients, alone and in company."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+from torch.nn.functional import interpolate
+
+from saliency_core.errors import Refused
+from saliency_core.models import Model
+from saliency_core.preprocessing import Preprocessing
+from saliency_core.watched import Reads
+
+
+def made_up_images(preprocessing: Preprocessing) -> Tensor:
+    """float32 [3, C, H, W], preprocessed, of values that images can have: a nearly flat one, noise, and a smooth one.
+    Each has another mean, all near 0. Three: a graph that was exported for one number of images shows it."""
+    size, channels = preprocessing.input_size, preprocessing.channels
+    generator = torch.Generator().manual_seed(0)
+    draw = partial(torch.randn, generator=generator, dtype=torch.float32)
+    levels = torch.tensor([0.5, -0.5, 0.0], dtype=torch.float32)
+    plain = levels[torch.arange(channels) % 3] if channels > 1 else levels[2:]
+    # Not flat to the bit: of equal values a max pool would choose one by rounding.
+    flat = plain.view(-1, 1, 1) + 0.02 * draw(channels, *size)
+    smooth = interpolate(draw(1, channels, 5, 5), size, mode="bicubic")[0]
+    images = torch.stack([flat, 0.7 * draw(channels, *size), smooth])
+    images[1:] -= images[1:].mean(dim=(2, 3), keepdim=True)
+    images += torch.tensor([0.09, -0.06, 0.03], dtype=torch.float32).view(-1, 1, 1, 1)
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std)
+    )
+    return images.clamp(-mean / std, (1 - mean) / std)
+
+
+def unlike(images: Tensor) -> list[Tensor]:
+    """Of three images, threes whose means, and whose contrasts, lie far apart: a forward that branches on what it reads
+    from a batch does something else with some of them."""
+    flat, noise, smooth = images - images.mean(dim=(1, 2, 3), keepdim=True)
+    return [
+        torch.stack([noise + 0.4, smooth - 0.4, flat]),
+        torch.stack([noise - 0.4, smooth + 0.4, flat]),
+        torch.stack([noise * 1.3, noise * 0.3, smooth]),
+        torch.stack([smooth * 0.3, noise * 1.3, flat]),
+    ]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """``scores`` [n, classes]; ``gradient`` [n, C, H, W], of a sum of all scores, zeros when there is none.
+    ``own_backward``: the model has a backward, or hooks of gradients, of its own; ``branches``: it may branch on a
+    value that it reads."""
+
+    scores: Tensor
+    gradient: Tensor
+    own_backward: bool = False
+    branches: bool = False
+
+
+@dataclass(frozen=True)
+class Company:
+    """Three images in three batches: all, the last two in reverse, the second alone. ``scores`` and ``gradient``: the
+    largest relative difference between one image's in two batches."""
+
+    batch: Ran
+    pair: Ran
+    alone: Ran
+    scores: float
+    gradient: float
+
+
+def run(model: Model, images: Tensor, *, backward: bool = True, graph: bool = True) -> Ran:
+    """Without a ``graph`` there is no backward, and the forward is faster. Raises Refused when the model fails."""
+    x, reads = images.detach().clone().requires_grad_(), Reads()
+    try:
+        with torch.set_grad_enabled(graph):
+            with reads:
+                scores = model.logits(x.clone())  # a model may write into its input, which autograd forbids for a leaf
+            if not backward or not scores.requires_grad:
+                return Ran(scores.detach(), torch.zeros_like(images), branches=reads.values)
+            own_backward = reads.hooks or _has_own_backward(scores)
+            (gradient,) = torch.autograd.grad(weighted_sum(scores), x, allow_unused=True)
+    except Refused:
+        raise
+    except Exception as error:  # whatever the user's model raises
+        raise Refused(
+            f"{model.spec} fails on a batch of {list(images.shape)}: {type(error).__name__}: {error}. Does the "
+            "preprocessing fit it (size, channels), and does it take any number of images at once?"
+        ) from error
+    gradient = torch.zeros_like(images) if gradient is None else gradient
+    return Ran(scores.detach(), gradient, own_backward, reads.values)
+
+
+def _has_own_backward(scores: Tensor) -> bool:
+    nodes, seen = [scores.grad_fn], set[Any]()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        if isinstance(node, BackwardCFunction):
+            return True
+        seen.add(node)
+        nodes += [following for following, _ in node.next_functions]
+    return False
+
+
+def weighted_sum(scores: Tensor) -> Tensor:
+    """Each score has another weight: the plain sum of what a softmax makes is 1 for every image."""
+    return (scores * torch.linspace(1, 2, scores.shape[1], dtype=scores.dtype, device=scores.device)).sum()
+
+
+def in_company(model: Model, images: Tensor, *, again: Model | None = None, graph: bool = True) -> Company:
+    """``again`` runs the pair; the model itself when it is None. Without a ``graph`` but for the image alone, gradients
+    are not compared, unless the model has a backward of its own."""
+    batch = run(model, images, backward=False, graph=graph)
+    alone = run(model, images[1:2])
+    graph = graph or alone.own_backward
+    pair = run(again or model, images[[2, 1]], backward=graph, graph=graph)
+    scores = [(alone.scores, batch.scores[1:2]), (pair.scores, batch.scores[[2, 1]]), (alone.scores, pair.scores[1:])]
+    apart = max(difference(*both) for both in scores)
+    return Company(batch, pair, alone, apart, difference(alone.gradient, pair.gradient[1:]) if graph else 0.0)
+
+
+def difference(values: Tensor, expected: Tensor) -> float:
+    """The largest of two [n, …], relative to the largest value of the image. What is not finite in both is equal."""
+    if values.shape != expected.shape:
+        return float("inf")
+    values, expected = values.flatten(1).double(), expected.flatten(1).double()
+    same = (values == expected) | (~values.isfinite() & ~expected.isfinite())
+    apart = torch.where(same, 0, (values - expected).abs())
+    size = expected.nan_to_num(0, 0, 0).abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    return float((apart / size).nan_to_num(torch.inf).max())

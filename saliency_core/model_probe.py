@@ -1,0 +1,95 @@
+"""The probe: what must hold of a model for its maps to mean anything, measured on a few made-up images.
+
+Each image's scores and gradient are its own, whatever else is in the batch, and the same each time; and there is a
+gradient.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saliency_core.errors import Refused
+from saliency_core.heads import settle_head
+from saliency_core.made_up import difference, in_company, made_up_images, run
+from saliency_core.models import Model
+from saliency_core.unsound import GRADIENTS, SCORES, count_gradients, refuse_branches, refuse_unequal
+
+REPEATS = 16  # when the forward draws random numbers that may seldom matter
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Relative to the largest value of an image: ``rows``: how far its scores differ alone, in a batch and in another
+    order; ``gradient_rows``: how far its gradient does, if the backward is the model's own; ``repeat``: how far the
+    scores do when it is run again. ``draws``: the forward draws random numbers, on which the scores do not depend. The
+    others are those of ``Counts``."""
+
+    rows: float
+    gradient_rows: float
+    repeat: float
+    draws: bool
+    images: int
+    finite: int
+    gradients: int
+    moving: int
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know."""
+        notes = []
+        if self.draws:
+            notes.append("the model draws random numbers in its forward; its scores did not change with them.")
+        if self.finite < self.images:
+            notes.append(
+                f"scores or gradients of {self.images - self.finite} of {self.images} made-up images are not finite; "
+                "rows of which that is true are quarantined."
+            )
+        return tuple(notes)
+
+
+def probe_model(model: Model, *, again: Model | None = None) -> tuple[Probe, Tensor]:
+    """What is measured of ``model``, on the CPU, and its scores of ``made_up_images``, [3, classes].
+
+    ``again``: the same model, built once more: what a model takes from the first batch that it meets shows there.
+    Raises Refused, with what was measured and the call that is to blame when that can be seen, when the images depend
+    on each other, when two runs differ, and when there is no gradient.
+    """
+    images = made_up_images(model.geometry)
+    model, again = _in_front_of_heads(model, again, images[:1])
+    before = _random_state()
+    seen = in_company(model, images, again=again, graph=False)
+    repeat = difference(run(model, images[1:2], backward=False, graph=False).scores, seen.alone.scores)
+    draws = _random_state() != before
+    counts = count_gradients(model, images, seen)
+    if draws or max(seen.scores, repeat) > SCORES or seen.gradient > GRADIENTS:
+        refuse_unequal(model, again or model, images, times=REPEATS if draws else 2)
+    if seen.alone.branches:
+        refuse_branches(model, images)
+    return Probe(seen.scores, seen.gradient, repeat, draws, **asdict(counts)), seen.batch.scores
+
+
+def _in_front_of_heads(model: Model, again: Model | None, image: Tensor) -> tuple[Model, Model | None]:
+    """Both as they are explained: what squashes scores has gradients that vanish where the model is sure."""
+    try:
+        settled, _, _ = settle_head(model, image)
+    except Refused:
+        raise
+    except Exception:  # noqa: BLE001 - the model fails, and says so where it is run next
+        return model, again
+    if again is not None and settled.module is model.module:
+        again = replace(again, passing=settled.passing, head=settled.head)
+    return settled, again
+
+
+def _random_state() -> tuple[object, ...]:
+    """Of the generators that all share. It changes when a model draws from one of them."""
+    numpys = np.random.get_state(legacy=False)["state"]
+    return torch.get_rng_state().numpy().tobytes(), numpys["key"].tobytes(), numpys["pos"], random.getstate()

@@ -1,0 +1,154 @@
+"""Watched runs: every call of one forward with what it made, and the first call at which two forwards part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from saliency_core.calls import call_name, made_by
+
+_READERS = {
+    *("__bool__", "__float__", "__int__", "__index__", "__array__"),
+    *("item", "tolist", "numpy", "equal", "allclose", "is_nonzero"),
+}
+_COMPARISONS = {"gt", "lt", "ge", "le", "eq", "ne", "greater", "less"}
+_NEAR = 1e-4  # relative; what rounding leaves between two values is less, and what differs for a reason mostly more
+
+
+@dataclass(frozen=True)
+class Call:
+    """``name`` of the function, ``owner``: the module that called it (empty: the model's own forward), ``value``: a
+    copy of the tensor that it made. ``edge``: of that tensor in the graph, None outside; ``cuts``: an argument was
+    in the graph and the result is not."""
+
+    name: str
+    owner: str
+    value: Tensor
+    edge: GradientEdge | None
+    cuts: bool
+
+    def is_of_values(self) -> bool:
+        """Not uninitialised memory, and not a counter of batches, which moves no score."""
+        return "empty" not in self.name and (self.value.is_floating_point() or self.value.dim() > 0)
+
+    def __str__(self) -> str:
+        return f"{self.name} in {f'module {self.owner!r}' if self.owner else 'the forward of the model itself'}"
+
+
+class Watched(TorchFunctionMode):
+    """Keeps the ``calls`` of the forwards of ``module`` inside the ``with``. Nothing is seen inside TorchScript."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self._module = module
+        self._inside: list[str] = []
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for name, part in self._module.named_modules():
+                if not isinstance(part, torch.jit.ScriptModule):
+                    stack.callback(part.register_forward_pre_hook(self._enter(name)).remove)
+                    stack.callback(part.register_forward_hook(self._leave, always_call=True).remove)
+            stack.enter_context(self)
+            yield
+
+    def _enter(self, name: str) -> Callable[[nn.Module, Any], None]:
+        return lambda *_: self._inside.append(name)
+
+    def _leave(self, *_: object) -> None:
+        self._inside.pop()
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        del types
+        result = made_by(func, args, kwargs or {})
+        moves = any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves((args, kwargs)))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.layout == torch.strided and not leaf.is_quantized:
+                owner = self._inside[-1] if self._inside else ""
+                edge = get_gradient_edge(leaf) if leaf.requires_grad else None
+                name = call_name(func).strip("_")
+                self.calls.append(Call(name, owner, leaf.detach().clone(), edge, moves and edge is None))
+        return result
+
+
+class Reads(TorchFunctionMode):
+    """``values``: whether Python, or a comparison, has read a single value of a tensor inside, on which it may branch;
+    ``hooks``: whether a gradient was hooked."""
+
+    values = hooks = False
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        del types
+        result = func(*args, **(kwargs or {}))
+        name = call_name(func)
+        compares = name.strip("_") in _COMPARISONS and isinstance(result, Tensor) and result.dim() == 0
+        self.hooks = self.hooks or name == "register_hook"
+        self.values = self.values or compares or name in _READERS
+        return result
+
+
+def where_they_part(first: Sequence[Call], second: Sequence[Call], row: int | None = None) -> str:
+    """The first call whose results differ; empty when none is found. ``row``: the ``first`` forward was of that
+    image of the ``second``, alone; None: both were of the same images."""
+    for one, other in zip(first, second, strict=False):
+        if one.name != other.name:
+            return str(one)
+        if one.is_of_values() and not _agree(one.value, other.value, row):
+            return str(one)
+    return ""
+
+
+def what_cuts(calls: Sequence[Call], gradients: Sequence[Tensor | None]) -> str:
+    """The call behind which the gradient is, and before which it is not. ``gradients`` of the score by the results of
+    ``calls``."""
+    reached = [call for call, one in zip(calls, gradients, strict=True) if one is not None and bool((one != 0).any())]
+    cutting = [call for call in calls if call.cuts and call.value.is_floating_point()] or [
+        call for call in calls if call.cuts
+    ]
+    return str(next(iter(reached or cutting), ""))
+
+
+def _agree(alone: Tensor, together: Tensor, row: int | None) -> bool:
+    if alone.shape == together.shape:
+        return _near(alone, together)
+    if row is None or alone.dim() != together.dim():
+        return False
+    sizes = list(zip(alone.shape, together.shape, strict=True))
+    axis = next(axis for axis, (size, whole) in enumerate(sizes) if size != whole)
+    size, whole = sizes[axis]
+    if size == 0 or whole % size:
+        return True  # nothing is known of it
+    before, after = together.shape[:axis], together.shape[axis + 1 :]
+    images = together.reshape(*before, whole // size, size, *after).select(axis, row)
+    strided = together.reshape(*before, size, whole // size, *after).select(axis + 1, row)
+    return images.shape != alone.shape or _near(alone, images) or _near(alone, strided)
+
+
+def _near(first: Tensor, second: Tensor) -> bool:
+    if first.is_complex() or not first.numel():
+        return True
+    first, second = first.double(), second.double()
+    size = float(first.abs().nan_to_num(posinf=0).max())
+    return torch.allclose(first, second, _NEAR, _NEAR * size, equal_nan=True)

@@ -1,0 +1,199 @@
+"""Whichever sizes are equal by chance, FullGrad of a batch is that of its images, and its parts add up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from odd_nets import images_of
+from references import built
+from saliency_core.decompose import decompose
+from subjects import own
+from torch import Tensor, nn
+
+from saliency_core import Explainer, Refused
+from saliency_core.image_axes import find_image_axes
+from saliency_core.layouts import ImageAxis
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Tokens(nn.Module):
+    """Four patches of four channels, each a token; ``mix`` [n, 4, 4] → [n, 4, 4]."""
+
+    def __init__(self, mix: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.patches, self.mix, self.head = nn.Conv2d(3, 4, 4, stride=4), mix(), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.mix(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+class SequenceFirst(nn.Module):
+    """[tokens, n, C] inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.transpose(0, 1)).transpose(0, 1)
+
+
+class ChannelsFirst(nn.Module):
+    """[C, tokens, n] inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.permute(2, 1, 0)
+        y = torch.einsum("oc,ctn->otn", self.weight, y) + 0.3
+        return F.silu(y).permute(2, 1, 0)
+
+
+class Attends(nn.Module):
+    """Attention of its own, heads and images on one axis: ``strided`` puts images inside heads."""
+
+    def __init__(self, *, strided: bool) -> None:
+        super().__init__()
+        self.qkv, self.out, self.strided = nn.Linear(4, 12), nn.Linear(4, 4), strided
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = len(x)
+        order = (2, 3, 0, 1, 4) if self.strided else (2, 0, 3, 1, 4)
+        q, k, v = (one.reshape(2 * n, 4, 2) for one in self.qkv(x).view(n, 4, 3, 2, 2).permute(order))
+        y = F.gelu((q @ k.transpose(1, 2)).softmax(2) @ v)
+        y = y.view(2, n, 4, 2).permute(1, 2, 0, 3) if self.strided else y.view(n, 2, 4, 2).permute(0, 2, 1, 3)
+        return self.out(y.reshape(n, 4, 4))
+
+
+class Unfolded(nn.Module):
+    """As in MobileViT: pixels of a patch and images on one axis, patches are the tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.norm, self.two = nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = len(x)
+        y = x.reshape(n, 2, 2, 4).transpose(1, 2).reshape(2 * n, 2, 4)
+        y = y + self.two(F.silu(self.one(self.norm(y))))
+        return y.reshape(n, 2, 2, 4).transpose(1, 2).reshape(n, 4, 4)
+
+
+class Windows(nn.Module):
+    """As in Swin: windows and images on one axis; ``strided`` puts images inside windows."""
+
+    def __init__(self, *, strided: bool) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Conv2d(3, 4, 2, stride=2), nn.Linear(4, 4), nn.Linear(4, 5)
+        self.strided = strided
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x).permute(0, 2, 3, 1)
+        n = len(y)
+        y = y.view(n, 2, 2, 2, 2, 4).permute((1, 3, 0, 2, 4, 5) if self.strided else (0, 1, 3, 2, 4, 5))
+        y = F.gelu(self.two(y.reshape(4 * n, 2, 2, 4))).flatten(1, 2).mean(1)
+        y = y.view(4, n, 4).mean(0) if self.strided else y.view(n, 4, 4).mean(1)
+        return self.head(y)
+
+
+class Plain(nn.Module):
+    """As many channels, and rows, as images."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, channels, 2, stride=2), nn.Conv2d(channels, channels, 1)
+        self.norm, self.head = nn.GroupNorm(1, channels), nn.Linear(channels, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.silu(self.norm(self.two(self.one(x).relu()))).mean((2, 3)))
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Conv2d(3, 4, 2, stride=2), nn.Linear(4, 4), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.gelu(self.two(self.one(x).permute(0, 2, 3, 1))).mean((1, 2)))
+
+
+class Over1d(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv1d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(self.one(x.transpose(1, 2))).transpose(1, 2)
+
+
+NETS = {
+    "tokens": lambda: Tokens(lambda: nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)),
+    "sequence first": lambda: Tokens(SequenceFirst),
+    "channels first": lambda: Tokens(ChannelsFirst),
+    "heads": lambda: Tokens(lambda: Attends(strided=False)),
+    "heads, strided": lambda: Tokens(lambda: Attends(strided=True)),
+    "unfolded": lambda: Tokens(Unfolded),
+    "windows": lambda: Windows(strided=False),
+    "windows, strided": lambda: Windows(strided=True),
+    "over tokens": lambda: Tokens(Over1d),
+    "channels last": ChannelsLast,
+    **{f"{channels} channels": lambda channels=channels: Plain(channels) for channels in (1, 2, 3, 4)},
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_batch_is_its_images(name: str) -> None:
+    module, images = built(NETS[name]), images_of(5, 8, 8)
+    explainer = Explainer(own(module), methods=["fullgrad", "simple_fullgrad"], precision="float64")
+    alone = [explainer(image[None])["predicted"].maps for image in images]
+    for n in range(1, 6):
+        found = explainer(images[:n])["predicted"]
+        assert found.residuals["fullgrad"].max() <= 1e-12
+        for method, maps in found.maps.items():
+            torch.testing.assert_close(maps, torch.cat([one[method] for one in alone[:n]]), rtol=1e-9, atol=1e-12)
+    parts = decompose(own(module), images[:4], precision="float64")
+    assert parts.residual.max() <= 1e-12 and all(len(layer.term) == 4 for layer in parts.layers)
+
+
+class Loops(nn.Module):
+    """One image at a time: a convolution ``batched`` or not, or a linear layer only."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.one, self.two, self.head, self.kind = nn.Conv2d(3, 3, 2), nn.Linear(3, 3), nn.Linear(3, 5), kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "linear":
+            return self.head(torch.stack([F.silu(self.two(one)) for one in self.one(x).mean((2, 3))]))
+        made = [F.silu(self.one(image[None] if self.kind == "batched" else image)).flatten(-2).mean(-1) for image in x]
+        return self.head(torch.cat(made) if self.kind == "batched" else torch.stack(made))
+
+
+@pytest.mark.parametrize("kind", ["batched", "not batched", "linear"])
+def test_what_holds_one_image_at_a_time(kind: str) -> None:
+    """A map of it cannot be given to an image; a share of the score can, to all images together."""
+    module, images = built(lambda: Loops(kind)), images_of(3, 8, 8)
+    explainer = Explainer(own(module), methods=["fullgrad"], precision="float64")
+    assert explainer(images[:1])["predicted"].residuals["fullgrad"].max() <= 1e-12
+    if kind == "linear":
+        assert explainer(images)["predicted"].residuals["fullgrad"].max() <= 1e-12
+    else:
+        with pytest.raises(Refused, match=r"conv2d#\d holds no batch .*loop over them.*choose another method"):
+            explainer(images)
+    with pytest.raises(Refused, match="one image at a time"):
+        decompose(own(module), images, precision="float64")
+
+
+def test_axes_are_seen() -> None:
+    names = ("heads", "heads, strided", "sequence first", "windows, strided")
+    found = {name: find_image_axes(own(built(NETS[name])), images_of(1, 8, 8)) for name in names}
+    assert found["heads"]["softmax#1"] == ImageAxis(0) and found["heads, strided"]["softmax#1"] == ImageAxis(0, True)
+    assert found["sequence first"]["linear#1"] == ImageAxis(1)
+    assert found["windows, strided"]["gelu#1"] == ImageAxis(0, True)
+    assert found["windows, strided"]["linear#2"] == ImageAxis(0)

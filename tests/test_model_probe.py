@@ -1,0 +1,55 @@
+"""The probe refuses models whose maps would mean nothing, names what is to blame, and lets all others pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from torch import nn
+from unsound_nets import CHANCE, DEPENDENT, SOUND, UNMOVED
+
+from saliency_core import Model, Preprocessing, Refused
+from saliency_core.model_probe import Probe, probe_model
+
+SMALL = Preprocessing((16, 16), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.*dropout2d.*:UserWarning", "ignore:.*quantiz.*"),
+]
+
+
+def probed(made: Callable[[], nn.Module]) -> Probe:
+    first, again = (Model("own", made().eval().requires_grad_(False), SMALL) for _ in range(2))
+    return probe_model(first, again=again)[0]
+
+
+@pytest.mark.parametrize("name", DEPENDENT)
+def test_images_that_depend_on_each_other(name: str) -> None:
+    made, blamed = DEPENDENT[name]
+    with pytest.raises(Refused, match=r"images of a batch depend on each other.*differ by") as refused:
+        probed(made)
+    assert blamed in str(refused.value)
+
+
+@pytest.mark.parametrize("name", CHANCE)
+def test_runs_that_differ(name: str) -> None:
+    made, blamed = CHANCE[name]
+    with pytest.raises(Refused, match=r"each time for the same images.*relative difference") as refused:
+        probed(made)
+    assert blamed in str(refused.value)
+
+
+@pytest.mark.parametrize("name", UNMOVED)
+def test_scores_without_gradient(name: str) -> None:
+    made, blamed = UNMOVED[name]
+    with pytest.raises(Refused, match="all maps would be zero") as refused:
+        probed(made)
+    assert blamed in str(refused.value)
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_nothing_sound_is_refused(name: str) -> None:
+    probe = probed(SOUND[name])
+    assert probe.finite == probe.images
+    assert probe.draws == (name in ("noise that does not matter", "shuffled and back"))

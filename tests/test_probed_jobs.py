@@ -1,0 +1,97 @@
+"""What the probe finds is refused at the plan, with nothing touched, and what it measures is told and recorded."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import numpy as np
+import pytest
+from conftest import TINY, flags, run_inline, said
+from PIL import Image
+from rich.console import Console
+
+from jobs.class_config import ClassesConfig
+from jobs.classes import visualise
+from jobs.config import read_config
+from jobs.reader import open_store
+from jobs.status import status
+from saliency_core.errors import Refused
+
+REFUSED = {
+    "batch_statistics": "depend on each other.*batch_norm in module 'body'.*running statistics",
+    "noisy": "each time for the same images.*dropout in the forward",
+    "rounded": "behind round in the forward.*all maps would be zero",
+    "first_batch": "built once more.*taken from the first images",
+    "unsaved": "built once more.*drawn at random",
+    "all_nan": "not finite for each of 18 made-up images",
+}
+
+
+@pytest.fixture
+def halves(tmp_path: Path) -> Path:
+    """Three dark images and two bright ones."""
+    rng, root = np.random.default_rng(0), tmp_path / "images"
+    root.mkdir()
+    for i, level in enumerate((0, 0, 0, 130, 130)):
+        Image.fromarray(rng.integers(level, level + 120, (16, 16, 3), np.uint8)).save(root / f"{i}.png")
+    return root
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_at_the_plan(name: str, tree: Path, tmp_path: Path) -> None:
+    model = f"python:unsound_nets:{name}"
+    with pytest.raises(Refused, match=REFUSED[name]):
+        run_inline(images=str(tree), out=str(tmp_path / "s"), model=model)
+    geometry = {key: TINY[key] for key in ("resize", "mean", "std", "runner")}
+    config = read_config(ClassesConfig, {**geometry, "model": model, "out": str(tmp_path / "c"), "steps": 1})
+    with pytest.raises(Refused, match=REFUSED[name]):
+        visualise(config, Console(file=io.StringIO()))
+    assert not [*tmp_path.iterdir()]
+
+
+def test_exit_code(saliency: Callable[..., CompletedProcess[str]], tree: Path, tmp_path: Path) -> None:
+    told = saliency("explain", *flags(images=tree, out=tmp_path / "s", model="python:unsound_nets:noisy"))
+    assert told.returncode == 2 and "dropout" in told.stderr and not (tmp_path / "s").exists()
+
+
+def test_what_was_measured_is_told_and_recorded(tree: Path, tmp_path: Path) -> None:
+    code, told = run_inline(images=str(tree), out=str(tmp_path / "s"))
+    assert code == 3
+    assert "rows are independent: yes (largest difference" in told and "repeatable: yes\n" in told
+    assert "gradients: finite, not zero" in told and "copied: yes" in told
+    probe = json.loads((tmp_path / "s/run.json").read_text())["probe"]
+    assert 0 <= probe["rows"] < 1e-5 and probe["repeat"] == 0 and probe["gradient_rows"] < 1e-3
+    assert (
+        probe["copied"]
+        and probe["finite"] == probe["images"] == 3
+        and probe["moving"] == probe["gradients"] == 1
+        and not probe["draws"]
+    )
+
+
+def test_maps_that_are_all_zero_are_ok_and_counted(halves: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    code, told = run_inline(images=str(halves), out=str(out), model="python:unsound_nets:blind", unit_size=2)
+    assert code == 0 and "gradients: finite, not zero for" in told
+    assert "3 maps of predicted/gradient are zero everywhere" in told
+    assert "3 maps of predicted/gradient are zero everywhere" in said(status, str(out))[1]
+    totals = json.loads((out / "run.json").read_text())["totals"]
+    assert totals["zero_maps"]["predicted/gradient"] == 3
+    maps = open_store(str(out)).maps("predicted/gradient", slice(None))
+    assert [bool(one.any()) for one in maps] == [False] * 3 + [True] * 2
+
+
+def test_what_overflows_for_some_images_is_told(tree: Path, tmp_path: Path) -> None:
+    code, _ = run_inline(images=str(tree), out=str(tmp_path / "s"), model="python:unsound_nets:overflowing")
+    assert code == 3
+    notes = json.loads((tmp_path / "s/run.json").read_text())["notes"]
+    assert any("made-up images are not finite" in note for note in notes)
+
+
+def test_draws_without_effect_are_told(tree: Path, tmp_path: Path) -> None:
+    code, told = run_inline(images=str(tree), out=str(tmp_path / "s"), model="python:unsound_nets:harmless")
+    assert code == 3 and "note: the model draws random numbers in its forward" in told
