@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from odd_nets import images_of
 from references import built
-from saliency_core.decompose import decompose
 from subjects import own
 from torch import Tensor, nn
 
 from saliency_core import Explainer, Refused
+from saliency_core.fullgrad_decomposition import decompose
 from saliency_core.image_axes import find_image_axes
 from saliency_core.layouts import ImageAxis
 
