@@ -11,7 +11,7 @@ from itertools import islice
 from obstore.store import ObjectStore
 
 from jobs.objects import is_remote, local_path
-from jobs.record import RUN_JSON, AnyRecord, Record, Run, parse_record, refuse_other_fingerprint
+from jobs.record import RUN_JSON, AnyRecord, Record, Run, parse_record, proven, refuse_other_fingerprint
 from jobs.stopped import Unusable
 from jobs.stores import list_keys, open_output, put, read_object
 from saliency_core.errors import Refused
@@ -86,7 +86,7 @@ def claim(record: Record) -> None:
     """
     out = record.config.out
     try:
-        put(open_output(out), record.KEY, record.to_json(), create=True)
+        put(open_output(out, make=True), record.KEY, proven(record), create=True)
     except FileExistsError:
         other = existing_record(type(record), out)
         if other is not None:

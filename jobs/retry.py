@@ -20,7 +20,7 @@ from jobs.manifest import PART_UNITS, PLACE, Manifest, encode_part, part_key
 from jobs.model import build_model, refuse_other_weights
 from jobs.output import open_run
 from jobs.plan import sources_of
-from jobs.record import RUN_JSON, Run
+from jobs.record import RUN_JSON, Run, proven
 from jobs.sources import list_entries
 from jobs.stores import delete, list_keys, put
 from jobs.words import ranges
@@ -35,6 +35,7 @@ def retry(
     max_pixels: int | None = None,
     max_bytes: int | None = None,
     max_seconds: float | None = None,
+    allow_quarantined: bool = False,
 ) -> int:
     """→ the exit code of the run. Units that have no commit yet are done along with the others.
 
@@ -48,6 +49,7 @@ def retry(
         "max_pixels": max_pixels,
         "max_bytes": max_bytes,
         "max_seconds": max_seconds,
+        "allow_quarantined": allow_quarantined or None,
     }
     told = {key: value for key, value in changes.items() if value is not None or key == "limit"}
     config = make_config({**run.config.model_dump(), **told})
@@ -78,7 +80,7 @@ def _listed_again(run: Run, store: ObjectStore, units: Sequence[int]) -> dict[st
 
 def _reopen(store: ObjectStore, run: Run, units: Sequence[int]) -> None:
     """Takes away what says that the store is finished, then the commits: from here on a kill leaves it unfinished."""
-    put(store, RUN_JSON, run.to_json())
+    put(store, RUN_JSON, proven(run))
     present = set(list_keys(store))
     for key in (SHA256SUMS, INDEX_PARQUET):
         if key in present:
