@@ -8,8 +8,7 @@ from __future__ import annotations
 YEAR = 31_536_000.0
 """Seconds. The system's timers overflow at some 292 years, and JSON knows no infinite number."""
 COUNT = 2**63 - 1
-"""Of what is counted, as rows are: int64. How many workers there are, and how large a micro-batch, is bounded by the units
-and by a unit."""
+"""Of what is counted, as rows are: int64. There are no more workers than units, and a micro-batch is within one."""
 SEED = 2**64 - 1
 """What the generators of numpy and torch take."""
 CLASSES = 2**24

@@ -22,6 +22,7 @@ from jobs.console import Plain, say
 from jobs.exits import DONE, INTERRUPTED, NOT_FINISHED, REFUSED
 from jobs.job_config import JobConfig
 from jobs.stopped import Stopped
+from jobs.surroundings import without_windows
 from saliency_core.errors import Refused
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -32,7 +33,7 @@ GOES_ON = "What was committed is safe. To go on from there, run the same command
 
 AllowQuarantined = Annotated[
     bool,
-    typer.Option("--allow-quarantined", help="exit code 0, not 3, if all that lacks is quarantined or partial rows"),
+    typer.Option("--allow-quarantined", help="exit code 0, not 3, if only quarantined or partial rows lack"),
 ]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with these keys; flags win")]
 Out = Annotated[str, typer.Argument(help="a store that explain made", metavar="OUT")]
@@ -43,6 +44,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ? for what it lacks
+    without_windows()
     told = RichHandler(console=errors, show_path=False)
     told.setFormatter(Plain("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[told])

@@ -16,6 +16,7 @@ from jobs.doing import Doing
 from jobs.job_config import JobConfig
 from jobs.stages import REPLICA_CPUS, TASK_CPUS, Node, Stage, fit
 from jobs.stopped import Stopped
+from jobs.surroundings import refuse_no_temporary
 from jobs.watchdog import Watchdog
 from saliency_core.errors import Refused
 
@@ -139,6 +140,7 @@ class StartingEngine:
 @contextmanager
 def starting_engine(config: JobConfig, *, inline: bool = False) -> Iterator[StartingEngine]:
     """The engine of the configuration (or the in-process one), shut down at the end."""
+    refuse_no_temporary()
     embedded = inline or config.runner == "inline"
     engine = StartingEngine(_inline if embedded else partial(_ray, config))
     patience = None

@@ -29,6 +29,7 @@ from jobs.cluster import refuse_unreachable
 from jobs.doing import Doing, noted, on
 from jobs.stages import Node, Stage
 from jobs.stopped import Stopped
+from jobs.surroundings import ray_directory
 from saliency_core.errors import Refused
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def start() -> None:
 
 
 def _on_this_machine() -> str | None:
-    """The address that Ray will take for ``auto``: of a running head, or the one in the file that ``ray start`` left."""
+    """The address that Ray will take for ``auto``: of a running head, or of the last one that ``ray start`` began."""
     try:
         return services.canonicalize_bootstrap_address("auto")
     except (ConnectionError, OSError, ValueError):
@@ -81,6 +82,7 @@ def _start_here() -> None:
         ray.init(
             "local",  # not one that happens to run on this machine
             include_dashboard=False,
+            _temp_dir=ray_directory(),
             logging_level=logging.ERROR,
             _system_config=EMBEDDED,
         )

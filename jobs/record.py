@@ -122,7 +122,7 @@ class Run(Record):
 
     @property
     def asked(self) -> range:
-        """The units that this session is to do, if they are not done: all, or those that hold the first --limit rows."""
+        """The units that this session is to do, unless they are done: all, or those of the first --limit rows."""
         limit = self.config.limit
         return range(self.units if limit is None else min(self.units, -(-limit // self.unit_size)))
 

@@ -78,7 +78,9 @@ def limited_text(run: Run, meter: Meter, totals: Totals) -> str:
 
 def interrupted_text(run: Run, rows: int) -> str:
     """After Ctrl-C, with ``rows`` committed."""
-    return f"interrupted: {rows:,} of {run.rows:,} rows committed\nnothing that was committed is lost. {resume_text(run)}"
+    return (
+        f"interrupted: {rows:,} of {run.rows:,} rows committed\nnothing that was committed is lost. {resume_text(run)}"
+    )
 
 
 def died_text(run: Run) -> str:
