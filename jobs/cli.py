@@ -22,7 +22,7 @@ from jobs.console import Plain, say
 from jobs.exits import DONE, INTERRUPTED, NOT_FINISHED, REFUSED
 from jobs.job_config import JobConfig
 from jobs.stopped import Stopped
-from jobs.surroundings import without_windows
+from jobs.surroundings import with_user, without_windows
 from saliency_core.errors import Refused
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -45,9 +45,11 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ? for what it lacks
     without_windows()
+    with_user()
     told = RichHandler(console=errors, show_path=False)
     told.setFormatter(Plain("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[told])
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it makes a cache elsewhere if HOME cannot be written
     app()
 
 

@@ -115,6 +115,11 @@ def read_config(kind: type[AnyConfig], flags: dict[str, Any], *, file: Path | No
                 "of values (a target or method that needs braces or brackets in quotes)."
             )
         values.update({_key_of(str(name), kind): value for name, value in loaded.items()})
+        fields = kind.model_fields
+        # To pydantic, true is also the number 1.
+        switched = {key for key in values.keys() & fields.keys() if isinstance(values[key], bool)}
+        if wrong := sorted(flag_of(key) for key in switched if fields[key].annotation is not bool):
+            raise Refused(f"--config {file}: {', '.join(wrong)} is true or false: write its value.")
     values.update(flags)
     try:
         return kind(**values)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from saliency_core.errors import Refused
@@ -21,6 +23,20 @@ def without_windows() -> None:
     processes that draw pages, and in a module of the user's, and fails where that names a package that is missing.
     """
     os.environ["MPLBACKEND"] = "agg"
+
+
+def with_user() -> None:
+    """Gives a user without an entry in the system's list, as a container may run under any number, a home and a name.
+
+    Ray and torch ask for both, and fail without.
+    """
+    if os.path.expanduser("~") == "~":  # noqa: PTH111 - Path.home raises instead
+        with suppress(FileNotFoundError):  # refused when it is needed
+            os.environ["HOME"] = tempfile.gettempdir()
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = str(os.getuid())
 
 
 def refuse_no_temporary() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -249,5 +251,25 @@ def quits() -> nn.Module:
             net[-1].register_full_backward_hook(end)
         case _:
             net = nn.Sequential(Ends(), net)
+    net.register_forward_pre_hook(look)
+    return net
+
+
+WATCHED: tuple[Path, Callable[[Path], object]] | None = None  # of ``meddles``: a store, and what happens to it
+
+
+def meddles() -> nn.Module:
+    """Like ``tiny``; when two units of the store ``WATCHED`` are committed, that happens to it. The environment's
+    ``MEDDLE`` names a store that is removed. Of class models it happens when the store is there."""
+    net, happened = tiny(), False
+
+    def look(*_: object) -> None:
+        nonlocal happened
+        out, happens = WATCHED or (Path(os.environ.get("MEDDLE", "/nowhere")), shutil.rmtree)
+        due = len([*out.glob("index/unit-*")]) == 2 or (out / "classes.json").exists()
+        if due and not happened and not _well():
+            happened = True
+            happens(out)
+
     net.register_forward_pre_hook(look)
     return net

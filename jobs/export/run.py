@@ -95,8 +95,8 @@ def export(
                 meter.done += len(cuts[part])
                 display.update()
         format_.finish(len(cuts))
-        lacking = _summary(console, selection, folder, folder.commits(len(cuts)))
-    return imperfect(allow_quarantined and lacking <= selection.imperfect()) if lacking else DONE
+        left_out = _summary(console, selection, folder, folder.commits(len(cuts)))
+    return imperfect(allow_quarantined and left_out <= selection.imperfect()) if left_out else DONE
 
 
 def _directory(out: str, output: str) -> Path:
