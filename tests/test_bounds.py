@@ -49,9 +49,9 @@ def test_number_without_a_meaning_is_refused_by_its_flag(key: str, value: object
 OF_CLASSES = {
     "steps": ["inf", 10**12, -1],
     "learning_rate": ["inf", "nan", 1e300, 0],
-    "l2": ["inf", "nan", 1e300, -1],
+    "l2": ["inf", "nan", -1],
     "lp": ["6,inf", "1e9,0", "nan,0", "6"],
-    "total_variation": ["inf", "nan", 1e300],
+    "total_variation": ["inf", "nan"],
     "jitter": [10**9, -1],
     "blur_every": [10**30, -1],
     "blur_sigma": ["inf", "nan", 10**9, 0],
