@@ -7,6 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, field_validator, model_validator
 
+from jobs import bounds
 from jobs.job_config import JobConfig, as_numbers, key
 from saliency_core.recipe import Recipe
 
@@ -29,7 +30,7 @@ class ClassesConfig(JobConfig):
     jitter: int = key(Recipe.jitter, "pixels by which the image is shifted at random, at each step", group="Images")
     blur_every: int = key(Recipe.blur_every, "steps between two blurs; 0: never", group="Images")
     blur_sigma: float = key(Recipe.blur_sigma, "of the Gaussian, in pixels", group="Images")
-    seed: int = key(0, "of the jitter", group="Images", ge=0)
+    seed: int = key(0, "of the jitter", group="Images", ge=0, le=bounds.SEED)
 
     @field_validator("classes", mode="before")
     @classmethod

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from jobs.class_run import ClassRun, open_class_run
 from jobs.index import Commit, ShardRecord, encode_part, part_key
+from jobs.presence import Presence
+from jobs.quits import no_quitting
 from jobs.stages import TASK_CPUS, Stage, replica_stage
 from jobs.stopped import Stopped
 from jobs.store import encode_class_shards
@@ -116,9 +118,10 @@ class Visualise:
 
         config = self._run.config
         try:
-            found = visualise_classes(
-                self._model, unit.classes, recipe=config.recipe(), seed=config.seed, device=self._run.device
-            )
+            with no_quitting():
+                found = visualise_classes(
+                    self._model, unit.classes, recipe=config.recipe(), seed=config.seed, device=self._run.device
+                )
         except Exception as error:
             raise VisualiseError(
                 f"the model failed on classes {unit.classes}, all at once: {type(error).__name__}: {error}\n"
@@ -134,8 +137,10 @@ class Write:
     def __init__(self, run: ClassRun) -> None:
         self._run = run
         self._store = open_output(run.config.out)
+        self._presence = Presence(self._store, run.KEY)
 
     def __call__(self, unit: VisualisedUnit) -> int:
+        self._presence.check()
         astray = ~(np.isfinite(unit.images).all(axis=(1, 2, 3)) & np.isfinite(unit.scores))
         images = np.where(astray[:, None, None, None], np.float32("nan"), unit.images)
         scores = np.where(astray, np.float32("nan"), unit.scores)

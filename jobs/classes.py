@@ -25,12 +25,13 @@ from jobs.class_run import ClassRun, existing_class_run
 from jobs.class_stages import class_stages
 from jobs.console import say
 from jobs.engine import StartingEngine, starting_engine
-from jobs.exits import DONE, IMPERFECT
+from jobs.exits import DONE, imperfect
 from jobs.finalize import SHA256SUMS, digest, put_sums
 from jobs.fingerprint import classes_fingerprint, refuse_other_fingerprint
 from jobs.index import committed, load_part, part_key, read_parts
 from jobs.output import claim, refuse_unwritable
 from jobs.probed import probe_lines
+from jobs.quits import refuse_quitting
 from jobs.sink import parquet_bytes
 from jobs.software import at_rest, begun, gone_on
 from jobs.store import CLASSES, class_metadata_objects, open_array
@@ -81,10 +82,11 @@ def _plan(config: ClassesConfig, engine: StartingEngine, *, accept_versions: boo
     engine.begin()
     from jobs.model import try_model  # with it comes torch, which takes seconds
 
-    tried = try_model(config)
-    names, geometry = tried.model.class_names, tried.model.geometry
-    classes = _chosen(config.classes, names, tried.n_classes)
-    first = _try(tried.model, classes[0])
+    with refuse_quitting(config.model):
+        tried = try_model(config)
+        names, geometry = tried.model.class_names, tried.model.geometry
+        classes = _chosen(config.classes, names, tried.n_classes)
+        first = _try(tried.model, classes[0])
     device = engine.ready().device(config)
     engine.ready().workers(config, device)  # refuses what the machine lacks
     unit_size = min(len(classes), BATCH[device] if config.batch_size == "auto" else config.batch_size)
@@ -191,4 +193,4 @@ def _finish(run: ClassRun, store: ObjectStore, console: Console) -> int:
     if astray:
         first = next(filter(None, lines["error"].to_pylist()))
         say(console, f"{astray:,} of {run.rows:,} classes have no image: {first}")
-    return IMPERFECT if astray else DONE
+    return imperfect(run.config.allow_quarantined) if astray else DONE

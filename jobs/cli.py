@@ -22,6 +22,7 @@ from jobs.console import Plain, say
 from jobs.exits import DONE, INTERRUPTED, NOT_FINISHED, REFUSED
 from jobs.job_config import JobConfig
 from jobs.stopped import Stopped
+from jobs.surroundings import with_user, without_windows
 from saliency_core.errors import Refused
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -30,6 +31,10 @@ errors = Console(stderr=True)
 
 GOES_ON = "What was committed is safe. To go on from there, run the same command again."
 
+AllowQuarantined = Annotated[
+    bool,
+    typer.Option("--allow-quarantined", help="exit code 0, not 3, if only quarantined or partial rows lack"),
+]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with these keys; flags win")]
 AcceptVersions = Annotated[
     bool,
@@ -45,9 +50,12 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ? for what it lacks
+    without_windows()
+    with_user()
     told = RichHandler(console=errors, show_path=False)
     told.setFormatter(Plain("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[told])
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it makes a cache elsewhere if HOME cannot be written
     app()
 
 
@@ -102,13 +110,13 @@ def _with_flags_of(kind: type[JobConfig], command: Callable[..., int]) -> Callab
         default = "" if field.is_required() or field.default is None else f" [default: {_told(field.default)}]"
         choices = [str(one) for one in get_args(field.annotation) if isinstance(one, str)]
         option = typer.Option(
-            flag_of(key),
+            f"{flag_of(key)}/{flag_of(f'no_{key}')}" if field.annotation is bool else flag_of(key),
             help=f"{field.description}{default}",
             show_default=False,
             rich_help_panel=str(extra["group"]),
-            metavar="|".join(choices) if len(choices) > 1 else "VALUE",
+            metavar=None if field.annotation is bool else "|".join(choices) if len(choices) > 1 else "VALUE",
         )
-        type_: Any = list[str] | None if key in REPEATED else str | None
+        type_: Any = list[str] | None if key in REPEATED else bool | None if field.annotation is bool else str | None
         options.append(
             inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[type_, option])
         )
@@ -166,7 +174,7 @@ def status(out: Out) -> int:
 def verify(
     out: Out,
     recompute: Annotated[int, typer.Option(min=0, help="also explain this many random rows again and compare")] = 0,
-    seed: Annotated[int, typer.Option(help="which random rows")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="which random rows")] = 0,
 ) -> int:
     """Prove that plan, index, arrays and hashes agree; name what does not."""
     from jobs import verify as proof
@@ -183,6 +191,7 @@ def retry(
     max_bytes: Annotated[int | None, typer.Option(help="another cap than explain had")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="another cap than explain had")] = None,
     accept_versions: AcceptVersions = False,
+    allow_quarantined: AllowQuarantined = False,
 ) -> int:
     """Explain again the units that hold quarantined rows; their inputs are listed again."""
     from jobs import retry as again
@@ -196,6 +205,7 @@ def retry(
         max_bytes=max_bytes,
         max_seconds=max_seconds,
         accept_versions=accept_versions,
+        allow_quarantined=allow_quarantined,
     )
 
 
@@ -255,11 +265,21 @@ def audit(
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="of what is drawn at random")] = 0,
     runner: Annotated[str, typer.Option(help="ray or inline", metavar="ray|inline")] = "ray",
     report: Annotated[bool, typer.Option("--report/--no-report", help="pages to look at, in OUT/report")] = True,
+    allow_quarantined: AllowQuarantined = False,
 ) -> int:
     """Find what the model looks at, class by class, and what is suspicious about it; write a report."""
     from jobs.audit import job
 
-    return job.audit(out, console, array=array, objects=objects, seed=seed, runner=runner, report=report)
+    return job.audit(
+        out,
+        console,
+        array=array,
+        objects=objects,
+        seed=seed,
+        runner=runner,
+        report=report,
+        allow_quarantined=allow_quarantined,
+    )
 
 
 @_command
@@ -271,11 +291,22 @@ def compare(
     array_b: Annotated[str | None, typer.Option(help="B's, where it is another")] = None,
     top: Annotated[float, typer.Option(help="the share of the pixels that is a map's top region")] = 0.1,
     runner: Annotated[str, typer.Option(help="ray or inline", metavar="ray|inline")] = "ray",
+    allow_quarantined: AllowQuarantined = False,
 ) -> int:
     """Compare two models, methods or releases: whose class changed, whose maps moved, and where to."""
     from jobs.compare import compare as comparison
 
-    return comparison.compare(a, b, console, output=output, array=array, array_b=array_b, top=top, runner=runner)
+    return comparison.compare(
+        a,
+        b,
+        console,
+        output=output,
+        array=array,
+        array_b=array_b,
+        top=top,
+        runner=runner,
+        allow_quarantined=allow_quarantined,
+    )
 
 
 @_command
@@ -299,6 +330,7 @@ def export(
     invert: Annotated[bool, typer.Option("--invert", help="png: as for show")] = False,
     blur: Annotated[float, typer.Option(help="png: as for show")] = 0,
     alpha: Annotated[float, typer.Option(help="png: as for show")] = 0.9,
+    allow_quarantined: AllowQuarantined = False,
 ) -> int:
     """Hand rows of a store over to other tools. Goes on by itself where it was stopped."""
     from jobs.export import run
@@ -320,6 +352,7 @@ def export(
         look=Look(cmap=cmap, clip=clip, invert=invert, blur=blur, alpha=alpha),
         originals=originals,
         rows_per_part=rows_per_part,
+        allow_quarantined=allow_quarantined,
     )
 
 

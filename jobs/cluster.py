@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,27 +16,55 @@ from jobs.job_config import JobConfig
 from jobs.objects import is_remote, local_path
 from saliency_core.errors import Refused
 
+ANSWER_SECONDS = 10.0  # of a head, which is asked for nothing but a greeting
 NodesLacking = Callable[[Mapping[str, int | None]], Mapping[str, list[str]]]
 
 
-def refuse_unreachable(address: str) -> None:
-    """Ray itself tries for minutes, and then ends the process."""
-    if address == "auto":  # the one on this machine, which Ray finds or not
-        return
-    address = scrubbed(address if "://" in address else f"//{address}").removeprefix("//")
+def refuse_unreachable(address: str, *, found: str | None = None) -> None:
+    """Raises Refused if no cluster answers. Ray itself tries for minutes, and then ends the process.
+
+    ``found``: where the cluster is that ``auto`` stands for; None if there is no trace of one.
+    """
+    if address != "auto":
+        address = scrubbed(address if "://" in address else f"//{address}").removeprefix("//")
+    named = address
+    if address == "auto":
+        if found is None:
+            raise Refused(
+                "RAY_ADDRESS=auto: no cluster runs on this machine. Start one (ray start --head), write HOST:PORT of a "
+                "head, or unset RAY_ADDRESS to work on this machine alone."
+            )
+        named, address = f"auto ({found}, of this machine's last `ray start`)", found
     parts = urlsplit(address if "://" in address else f"//{address}")
     if parts.scheme:
         raise Refused(
-            f"RAY_ADDRESS={address}: the job runs inside its cluster, not beside it. Submit it (ray job submit), or "
+            f"RAY_ADDRESS={named}: the job runs inside its cluster, not beside it. Submit it (ray job submit), or "
             "start it on one of the nodes with RAY_ADDRESS=auto."
         )
     try:
-        socket.create_connection((parts.hostname or "", parts.port or 6379), timeout=10).close()
+        with socket.create_connection((parts.hostname or "", parts.port or 6379), timeout=ANSWER_SECONDS) as opened:
+            if not _encrypted():
+                _greet(opened)
     except (OSError, ValueError) as error:
         raise Refused(
-            f"RAY_ADDRESS={address}: no cluster answers there ({error}). Write HOST:PORT of its head, auto on one of "
+            f"RAY_ADDRESS={named}: no cluster answers there ({error}). Write HOST:PORT of its head, auto on one of "
             "its nodes, or unset it to work on this machine alone."
         ) from error
+
+
+def _greet(opened: socket.socket) -> None:
+    """Raises ConnectionError unless HTTP/2 is spoken, as a head does: a SETTINGS frame comes first. A port of something
+    else, or a head that hangs, takes connections as well."""
+    opened.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
+    answer = b""
+    while len(answer) < 4 and (more := opened.recv(9)):
+        answer += more
+    if answer[3:4] != b"\x04":
+        raise ConnectionError("what listens there is no head of a cluster")
+
+
+def _encrypted() -> bool:
+    return os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
 
 
 def refuse_unshared(config: JobConfig, nodes_lacking: NodesLacking) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import ValidationError, field_validator
 
+from jobs import bounds
 from jobs.addresses import scrubbed, scrubbed_text
 from jobs.job_config import AutoOrCount, JobConfig, full_path, key
 from saliency_core.errors import Refused
@@ -42,9 +43,15 @@ class Config(JobConfig):
         "folder labels: by class name, or by the folders' sorted order (ImageNet's n01440764 …)",
         group="Input",
     )
-    max_pixels: int = key(100_000_000, "images with more pixels are quarantined, undecoded", group="Input", ge=1)
-    max_bytes: int = key(256 * 2**20, "images with more encoded bytes are quarantined, unread", group="Input", ge=1)
-    max_seconds: float = key(60.0, "images that take longer to decode are quarantined", group="Input", gt=0)
+    max_pixels: int = key(
+        100_000_000, "images with more pixels are quarantined, undecoded", group="Input", ge=1, le=bounds.PIXELS
+    )
+    max_bytes: int = key(
+        256 * 2**20, "images with more encoded bytes are quarantined, unread", group="Input", ge=1, le=bounds.BYTES
+    )
+    max_seconds: float = key(
+        60.0, "images that take longer to decode are quarantined", group="Input", gt=0, le=bounds.YEAR
+    )
 
     precision: Literal["float32", "tf32", "bf16", "fp16"] = key("float32", "arithmetic of the model", group="Model")
 
@@ -61,7 +68,7 @@ class Config(JobConfig):
         min_length=1,
     )
     map_dtype: MapDtype = key("float32", "on disk; the others than float32 are scaled per map", group="Maps")
-    seed: int = key(0, "of methods that draw noise", group="Maps", ge=0)
+    seed: int = key(0, "of methods that draw noise", group="Maps", ge=0, le=bounds.SEED)
 
     unit_size: AutoOrCount = key(
         "auto", "rows per unit (auto: 256, scaled so that a shard is 16 to 128 MB)", group="Work"
@@ -71,6 +78,7 @@ class Config(JobConfig):
         "commit only the first units that hold this many rows; go on later without it",
         group="Work",
         ge=1,
+        le=bounds.COUNT,
     )
 
     @field_validator("images", "methods", "targets", mode="before")
@@ -95,11 +103,24 @@ def read_config(kind: type[AnyConfig], flags: dict[str, Any], *, file: Path | No
     if file is not None:
         try:
             loaded = yaml.safe_load(file.read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except RecursionError:
+            raise Refused(f"--config {file} cannot be read: it nests its values too deeply.") from None
+        except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: bad UTF-8, dates, numbers of 5,000 digits
             raise Refused(f"--config {file} cannot be read: {scrubbed_text(str(error))}") from error
         if not isinstance(loaded, dict):
             raise Refused(f"--config {file} is not a YAML mapping of keys to values.")
+        nested = [str(name) for name, value in loaded.items() if _nests(value)]
+        if nested:
+            raise Refused(
+                f"--config {file}: {', '.join(nested)} holds a mapping, or a list of lists: write one value, or a list "
+                "of values (a target or method that needs braces or brackets in quotes)."
+            )
         values.update({_key_of(str(name), kind): value for name, value in loaded.items()})
+        fields = kind.model_fields
+        # To pydantic, true is also the number 1.
+        switched = {key for key in values.keys() & fields.keys() if isinstance(values[key], bool)}
+        if wrong := sorted(flag_of(key) for key in switched if fields[key].annotation is not bool):
+            raise Refused(f"--config {file}: {', '.join(wrong)} is true or false: write its value.")
     values.update(flags)
     try:
         return kind(**values)
@@ -110,6 +131,13 @@ def read_config(kind: type[AnyConfig], flags: dict[str, Any], *, file: Path | No
             troubles.setdefault(_flag(one["loc"]), []).append(_words(one))
         lines = [f"{flag}: {', or '.join(dict.fromkeys(told))}" for flag, told in troubles.items()]
         raise Refused(scrubbed_text("the configuration cannot work:\n  " + "\n  ".join(lines))) from error
+
+
+def _nests(value: object) -> bool:
+    """Whether a YAML value is more than a scalar or a list of scalars. A few aliases may stand for a tree of billions,
+    so it is not walked."""
+    values = value if isinstance(value, list) else [value]
+    return any(isinstance(one, list | dict | set | tuple) for one in values)
 
 
 def _flag(location: tuple[int | str, ...]) -> str:

@@ -17,9 +17,10 @@ _CANNOT = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.ENOENT}
 
 def write_whole(root: Path, key: str, data: bytes, *, create: bool = False, lasting: bool = True) -> None:
     """Writes ``root/key`` under another name and renames it. Raises OSError; FileExistsError where it is there and
-    ``create``."""
+    ``create``; FileNotFoundError if there is no ``root``, which is never made."""
     path = root / key
-    path.parent.mkdir(parents=True, exist_ok=True)
+    for above in [*reversed(path.relative_to(root).parents)][1:]:
+        (root / above).mkdir(exist_ok=True)
     staged = path.with_name(f"{path.name}#{secrets.randbits(60)}")  # as obstore names what it is writing
     try:
         with staged.open("xb") as file:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,21 +16,25 @@ from jobs.doing import Doing
 from jobs.job_config import JobConfig
 from jobs.stages import REPLICA_CPUS, TASK_CPUS, Node, Stage, fit
 from jobs.stopped import Stopped
+from jobs.surroundings import refuse_no_temporary
 from jobs.watchdog import Watchdog
 from saliency_core.errors import Refused
 
 PING_MS = "30000"
+LONGEST_START = 10.0  # seconds that an engine has left to start, once the user has pressed Ctrl-C
 RunStages = Callable[[Sequence[Any], Sequence[Stage]], Iterator[Any]]
 
 
 @dataclass(frozen=True)
 class Engine:
-    """``doing``: what the stages have in hand. ``nodes``: what there is now; ``grows``: an autoscaler may find more."""
+    """``doing``: what the stages have in hand. ``nodes``: what there is now; ``grows``: an autoscaler may find more.
+    ``stop``: ends what works, so that nothing is committed any more; it may be called twice."""
 
     run_stages: RunStages
     doing: Callable[[], Sequence[Doing]]
     nodes: Sequence[Node]
     grows: bool = False
+    stop: Callable[[], None] = lambda: None
 
     @property
     def cpus(self) -> float:
@@ -97,46 +102,60 @@ class Engine:
 class StartingEngine:
     """``begin`` returns at once; ``ready`` waits for what it began."""
 
-    def __init__(self, start: Callable[[], Engine], pool: ThreadPoolExecutor) -> None:
+    def __init__(self, start: Callable[[], Engine]) -> None:
         self._start = start
-        self._pool = pool
-        self._future: Future[Engine] | None = None
+        self._future: Future[Engine] = Future()
+        self._over = threading.Event()
+        # A daemon: joining a cluster may hang inside Ray's library, and Ctrl-C must end the process all the same.
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
     def begin(self) -> None:
-        if self._future is None:
-            self._future = self._pool.submit(self._start)
+        if not self.begun:
+            self._thread.start()
 
     def ready(self) -> Engine:
         self.begin()
-        assert self._future is not None
         return self._future.result()
 
-    def wait(self) -> None:
-        """Until what began has ended, well or not."""
-        if self._future is not None:
-            self._future.exception()
+    def wait(self, seconds: float | None = None) -> bool:
+        """Waits until what began has ended, well or not → whether it has."""
+        return not self.begun or not wait([self._future], timeout=seconds).not_done
+
+    def end(self) -> None:
+        """Lets the thread go."""
+        self._over.set()
 
     @property
     def begun(self) -> bool:
-        return self._future is not None
+        return self._thread.ident is not None
+
+    def _work(self) -> None:
+        try:
+            self._future.set_result(self._start())
+        except BaseException as error:  # noqa: BLE001 - it is raised again by ``ready``
+            self._future.set_exception(error)
+        self._over.wait()  # Ray's processes end with the thread that started them
 
 
 @contextmanager
 def starting_engine(config: JobConfig, *, inline: bool = False) -> Iterator[StartingEngine]:
     """The engine of the configuration (or the in-process one), shut down at the end."""
+    refuse_no_temporary()
     embedded = inline or config.runner == "inline"
-    with ThreadPoolExecutor(1) as pool:
-        engine = StartingEngine(_inline if embedded else partial(_ray, config), pool)
-        try:
-            yield engine
-        finally:
-            if engine.begun and not embedded:
-                engine.wait()
-                from jobs import pipeline
+    engine = StartingEngine(_inline if embedded else partial(_ray, config))
+    patience = None
+    try:
+        yield engine
+    except KeyboardInterrupt:
+        patience = LONGEST_START
+        raise
+    finally:
+        if engine.begun and not embedded and engine.wait(patience):
+            from jobs import pipeline
 
-                # Before the pool ends: Ray's processes end with the thread that started them, and without them its
-                # shutdown waits five seconds for nobody.
-                pipeline.stop()
+            # Before the thread ends: without its processes, Ray's shutdown waits five seconds for nothing.
+            pipeline.stop()
+        engine.end()
 
 
 def _inline() -> Engine:
@@ -156,4 +175,4 @@ def _ray(config: JobConfig) -> Engine:
 
     pipeline.start()
     refuse_unshared(config, pipeline.nodes_lacking)
-    return Engine(pipeline.run_stages, pipeline.doing, pipeline.nodes(), grows=pipeline.grows())
+    return Engine(pipeline.run_stages, pipeline.doing, pipeline.nodes(), pipeline.grows(), pipeline.stop)

@@ -12,3 +12,9 @@ DAMAGED = 4
 """``verify`` found damage."""
 INTERRUPTED = 130
 """Ctrl-C."""
+
+
+def imperfect(allowed: bool) -> int:
+    """The code of a command that is done, if some rows are quarantined or partial: IMPERFECT, or DONE if that is
+    ``allowed`` (``--allow-quarantined``), so that ``make`` goes on."""
+    return DONE if allowed else IMPERFECT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 
-from jobs.exits import DONE, IMPERFECT
+from jobs.exits import DONE, imperfect
 from jobs.identity import forget_committed
 from jobs.index import (
     INDEX_PARQUET,
@@ -33,6 +33,7 @@ from jobs.index import (
 )
 from jobs.manifest import part_key as manifest_key
 from jobs.manifest import parts_of, sound
+from jobs.presence import Presence
 from jobs.record import RUN_JSON, Run
 from jobs.sink import HashingSink
 from jobs.store import metadata_objects
@@ -89,9 +90,18 @@ def _counts(values: pa.ChunkedArray) -> Counter[str]:
     return Counter({pair["values"]: pair["counts"] for pair in values.value_counts().to_pylist()})
 
 
-def exit_code(totals: Totals) -> int:
-    """Of a finished store."""
-    return IMPERFECT if totals.imperfect else DONE
+def exit_code(totals: Totals, *, allow_quarantined: bool = False) -> int:
+    """Of a finished store, or of units that are done."""
+    return imperfect(allow_quarantined) if totals.imperfect else DONE
+
+
+def totals_of(store: ObjectStore, run: Run, units: Iterable[int]) -> Totals:
+    """Of committed units."""
+    totals = Totals()
+    for unit, data in read_parts(store, units):
+        lines, commit = load_part(data, unit)
+        totals.add(lines, commit.micro_batches, run)
+    return totals
 
 
 def finalize(store: ObjectStore, run: Run, *, session: dict[str, Any]) -> Totals:
@@ -99,6 +109,7 @@ def finalize(store: ObjectStore, run: Run, *, session: dict[str, Any]) -> Totals
 
     Raises NotFinishedError where a unit has no commit, and DamagedError where a part does not hold its unit's rows.
     """
+    Presence(store, RUN_JSON).check()
     missing = sorted(set(range(run.units)) - committed(store))
     if missing:
         raise NotFinishedError(f"{len(missing)} of {run.units} units have no commit: {ranges(missing)}")

@@ -11,7 +11,8 @@ from jobs.config import Config
 from jobs.console import say
 from jobs.engine import Engine, starting_engine
 from jobs.exits import DONE, INTERRUPTED, NOT_FINISHED
-from jobs.finalize import NotFinishedError, exit_code, finalize
+from jobs.finalize import NotFinishedError, exit_code, finalize, totals_of
+from jobs.index import committed
 from jobs.last_words import last_words
 from jobs.lock import locked
 from jobs.plan import make_plan
@@ -37,12 +38,14 @@ def explain(config: Config, console: Console, *, dry_run: bool = False, accept_v
 
 def work(run: Run, done: Iterable[int], pending: Sequence[int], engine: Engine, console: Console) -> int:
     """Explains the pending units and, when none is left, finalizes → exit code. ``done``: what is committed already."""
-    workers = engine.workers(run.config, run.device)
+    # A worker without a unit would load the model for nothing, and Ray warns of it.
+    workers = min(engine.workers(run.config, run.device), max(1, len(pending)))
     stages = explain_stages(run, workers=workers)
     meter = Meter(
-        rows=run.rows,
-        done_before=sum(len(run.unit_rows(unit)) for unit in done),
-        pending=sum(len(run.unit_rows(unit)) for unit in pending),
+        rows=_rows(run, run.asked),
+        of=run.rows,
+        done_before=_rows(run, {*done} & {*run.asked}),
+        pending=_rows(run, pending),
         slots=_slots(stages, engine),
     )
     try:
@@ -51,7 +54,8 @@ def work(run: Run, done: Iterable[int], pending: Sequence[int], engine: Engine, 
                 meter.add(unit)
                 display.update()
     except KeyboardInterrupt:
-        say(console, summary.interrupted_text(run, meter))
+        engine.stop()  # until then what is in hand may still be committed
+        say(console, summary.interrupted_text(run, _rows(run, committed(open_output(run.config.out)))))
         return INTERRUPTED
     return finish(run, meter, console)
 
@@ -62,10 +66,18 @@ def finish(run: Run, meter: Meter, console: Console) -> int:
     try:
         totals = finalize(store, run, session=meter.figures())
     except NotFinishedError as error:
+        if {*run.asked} <= committed(store):  # --limit asked for no more
+            totals = totals_of(store, run, run.asked)
+            say(console, summary.limited_text(run, meter, totals))
+            return exit_code(totals, allow_quarantined=run.config.allow_quarantined)
         say(console, summary.unfinished_text(run, meter, str(error)))
         return NOT_FINISHED
     say(console, summary.finished_text(run, meter, totals))
-    return exit_code(totals)
+    return exit_code(totals, allow_quarantined=run.config.allow_quarantined)
+
+
+def _rows(run: Run, units: Iterable[int]) -> int:
+    return sum(len(run.unit_rows(unit)) for unit in units)
 
 
 def _slots(stages: Sequence[Stage], engine: Engine) -> dict[str, float]:

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from jobs import bounds
 from jobs.addresses import holds_credentials, plain_scheme
 from saliency_core.preprocessing import Preprocessing
 
@@ -51,8 +52,16 @@ def _number_or_name(value: object) -> object:
 
 Size = Annotated[int | tuple[int, int], BeforeValidator(_size)]
 Pair = Annotated[tuple[int, int], BeforeValidator(_pair)]
-Numbers = Annotated[tuple[float, ...], BeforeValidator(as_numbers)]
-AutoOrCount = Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], BeforeValidator(_number_or_name)]
+Means = Annotated[
+    tuple[Annotated[float, Field(ge=-bounds.NORMALISED, le=bounds.NORMALISED)], ...], BeforeValidator(as_numbers)
+]
+Deviations = Annotated[
+    tuple[Annotated[float, Field(ge=1 / bounds.NORMALISED, le=bounds.NORMALISED)], ...], BeforeValidator(as_numbers)
+]
+
+AutoOrCount = Annotated[
+    Literal["auto"] | Annotated[int, Field(ge=1, le=bounds.COUNT)], BeforeValidator(_number_or_name)
+]
 
 
 def key(default: Any, help_text: str, *, group: str, **limits: Any) -> Any:
@@ -80,7 +89,7 @@ class JobConfig(BaseModel):
         None, "which entry of the weights' file is loaded, as state_dict_ema; dotted if nested", group="Model"
     )
     num_classes: int | None = key(
-        None, "outputs of the head, where the weights have another number", group="Model", ge=1
+        None, "outputs of the head, where the weights have another number", group="Model", ge=1, le=bounds.CLASSES
     )
     output: Annotated[int | str | None, BeforeValidator(_number_or_name)] = key(
         None, "which of several outputs holds the scores: a position or a name", group="Model"
@@ -103,8 +112,8 @@ class JobConfig(BaseModel):
     interpolation: str | None = key(
         None, "of the resize: nearest, bilinear (default), bicubic, lanczos, box, hamming", group="Preprocessing"
     )
-    mean: Numbers | None = key(None, "per channel, of values in 0..1: 0.485,0.456,0.406", group="Preprocessing")
-    std: Numbers | None = key(None, "per channel: 0.229,0.224,0.225", group="Preprocessing")
+    mean: Means | None = key(None, "per channel, of values in 0..1: 0.485,0.456,0.406", group="Preprocessing")
+    std: Deviations | None = key(None, "per channel: 0.229,0.224,0.225", group="Preprocessing")
     channels: Literal[1, 3] | None = key(None, "of the model's input: 3, or 1 for grey models", group="Preprocessing")
 
     runner: Literal["ray", "inline"] = key("ray", "ray, or inline: the same stages in this process", group="Work")
@@ -112,14 +121,25 @@ class JobConfig(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = key(
         "auto", "where the model runs (auto: cuda where there is one)", group="Work"
     )
-    gpus_per_worker: float = key(1.0, "below 1, replicas share a GPU", group="Work", gt=0)
-    threads: int = key(1, "CPU threads of each replica; part of what the bytes depend on", group="Work", ge=1)
+    gpus_per_worker: float = key(1.0, "below 1, replicas share a GPU", group="Work", ge=1 / bounds.GPUS, le=bounds.GPUS)
+    threads: int = key(
+        1, "CPU threads of each replica; part of what the bytes depend on", group="Work", ge=1, le=bounds.THREADS
+    )
     batch_size: AutoOrCount = key(
         "auto", "images in one forward (micro-batch), fixed for the store's life", group="Work"
     )
-    unit_seconds: float = key(3600.0, "how long the model may take for a unit; then the run stops", group="Work", gt=0)
+    unit_seconds: float = key(
+        3600.0, "how long the model may take for a unit; then the run stops", group="Work", gt=0, le=bounds.YEAR
+    )
     stall_seconds: float = key(
-        7200.0, "the run stops, and tells what hangs, when nothing was committed for so long", group="Work", gt=0
+        7200.0,
+        "the run stops, and tells what hangs, when nothing was committed for so long",
+        group="Work",
+        gt=0,
+        le=bounds.YEAR,
+    )
+    allow_quarantined: bool = key(
+        False, "exit code 0, not 3, when rows are quarantined or partial and all else is done", group="Work"
     )
 
     @field_validator("*", mode="before")

@@ -9,9 +9,9 @@ from contextlib import contextmanager, suppress
 
 
 @contextmanager
-def last_words(text: str) -> Iterator[None]:
+def last_words(text: str, *, lasting: bool = True) -> Iterator[None]:
     """Should this process die within the ``with``, by whatever hand, ``text`` comes on its standard error. So it
-    does where it dies later, after an error has left the ``with``, and before its own end.
+    does, if ``lasting``, where it dies later, after an error has left the ``with``, and before its own end.
 
     A driver that is killed (out of memory, a batch system's limit), or that Ray's library ends because Ray's daemons
     are gone, would end without a word. A shell waits for the end of a pipe, and knows by a line in it that all is well.
@@ -28,7 +28,10 @@ def last_words(text: str) -> Iterator[None]:
         yield
     except BaseException:
         # Ray, whose daemons are gone, may end this process on its way out, before it could tell why it goes.
-        atexit.register(_all_is_well, starting)
+        if lasting:
+            atexit.register(_all_is_well, starting)
+        else:
+            _all_is_well(starting)
         raise
     _all_is_well(starting)
 

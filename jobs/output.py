@@ -12,7 +12,7 @@ from obstore.store import ObjectStore
 
 from jobs.fingerprint import refuse_other_fingerprint
 from jobs.objects import is_remote, local_path
-from jobs.record import RUN_JSON, AnyRecord, Record, Run, parse_record
+from jobs.record import RUN_JSON, AnyRecord, Record, Run, parse_record, proven
 from jobs.software import gone_on
 from jobs.stopped import Unusable
 from jobs.stores import list_keys, open_output, put, read_object
@@ -89,7 +89,7 @@ def claim(record: AnyRecord, *, accept_versions: bool = False) -> AnyRecord:
     """
     out = record.config.out
     try:
-        put(open_output(out), record.KEY, record.to_json(), create=True)
+        put(open_output(out, make=True), record.KEY, proven(record), create=True)
     except FileExistsError:
         other = existing_record(type(record), out)
         if other is not None:

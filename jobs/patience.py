@@ -7,6 +7,7 @@ from collections.abc import Callable
 from time import monotonic, sleep
 from typing import TypeVar
 
+from jobs.bounds import YEAR
 from jobs.failures import RAISED, told, transient
 from saliency_core.errors import Refused
 
@@ -20,9 +21,12 @@ def patience() -> float:
     """For how many seconds a store may fail before a run ends over it."""
     value = os.environ.get(VARIABLE)
     try:
-        return SECONDS if value is None else float(value)
+        seconds = SECONDS if value is None else float(value)
     except ValueError:
-        raise Refused(f"{VARIABLE}={value} is no number of seconds, and nobody knows how long to wait.") from None
+        seconds = -1.0
+    if not 0 <= seconds <= YEAR:
+        raise Refused(f"{VARIABLE}={value} is no number of seconds from 0 to {YEAR:.0f}. Set it to, for example, 180.")
+    return seconds
 
 
 class Tries:

@@ -8,7 +8,7 @@ import pickle
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
@@ -30,6 +30,7 @@ from jobs.cluster import refuse_unreachable
 from jobs.doing import Doing, noted, on
 from jobs.stages import Node, Stage
 from jobs.stopped import Stopped
+from jobs.surroundings import ray_directory
 from saliency_core.errors import Refused
 
 log = logging.getLogger(__name__)
@@ -52,15 +53,25 @@ def start() -> None:
         return
     # Ray's own notices drown ours, and advise against what we chose; its log files keep everything.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # what workers say goes into a file
     address = os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
         _start_here()
         return
-    refuse_unreachable(address)
+    refuse_unreachable(address, found=_on_this_machine() if address == "auto" else None)
     try:
         ray.init(address=address, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, RayError) as error:
         raise Refused(scrubbed_text(f"RAY_ADDRESS={address}: the cluster cannot be joined: {error}")) from error
+
+
+def _on_this_machine() -> str | None:
+    """The address that Ray will take for ``auto``: of a running head, or of the last one that ``ray start`` began."""
+    try:
+        return services.canonicalize_bootstrap_address("auto")
+    except (ConnectionError, OSError, ValueError):
+        return None
 
 
 def _start_here() -> None:
@@ -72,6 +83,7 @@ def _start_here() -> None:
         ray.init(
             "local",  # not one that happens to run on this machine
             include_dashboard=False,
+            _temp_dir=ray_directory(),
             logging_level=logging.ERROR,
             _system_config=EMBEDDED,
         )
@@ -80,7 +92,9 @@ def _start_here() -> None:
 
 
 def stop() -> None:
-    ray.shutdown()
+    """Ends the workers. What Ray's daemons say of their own end, in colours, is dropped: they were meant to end."""
+    with _quiet_core(), Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        ray.shutdown()
 
 
 def nodes() -> list[Node]:

@@ -18,11 +18,13 @@ from jobs.entries import Source
 from jobs.fingerprint import maps_fingerprint, refuse_other_fingerprint
 from jobs.index import committed
 from jobs.labels import label_notes, label_resolver, refuse_no_labels, refuse_unmatched_folders
+from jobs.last_words import last_words
 from jobs.manifest import Lines, scan, write_manifest
 from jobs.objects import is_remote, local_path
 from jobs.output import claim, existing_run, refuse_unwritable
 from jobs.prefetch import prefetched
-from jobs.record import RUN_JSON, ArraySpec, Run
+from jobs.quits import refuse_quitting
+from jobs.record import RUN_JSON, ArraySpec, Run, proven
 from jobs.relocate import complete_manifest
 from jobs.software import at_rest, begun, gone_on
 from jobs.sources import list_entries, open_sources
@@ -36,6 +38,10 @@ MIB = 2**20
 SHARD_BYTES = (16 * MIB, 128 * MIB)
 LARGEST_AUTO_UNIT = 4096  # rows; beyond it a killed run repeats too much, however small the maps
 RECORD_BYTES = 2**31 - 64 * MIB  # a unit travels as one Arrow record, with room for its lines
+DIED = (
+    "stopped: this process was ended while the model was tried on the processor, by the model itself or from outside, "
+    "as when memory runs out. Nothing was touched."
+)
 # What a micro-batch may take on a device whose memory the driver cannot see.
 MICRO_BATCH = {"cpu": (16, 2**30), "cuda": (64, 8 * 2**30)}
 
@@ -152,16 +158,17 @@ def sources_of(config: Config) -> list[Source]:
 
 def set_up(run: Run) -> None:
     """Makes the arrays (again: the bytes are the same), and tells in run.json what this session was asked for."""
-    store = open_output(run.config.out)
-    for key, data in metadata_objects(run).items():
-        put(store, key, data)
-    put(store, RUN_JSON, run.to_json())
+    data, store = proven(run), open_output(run.config.out)
+    for key, metadata in metadata_objects(run).items():
+        put(store, key, metadata)
+    put(store, RUN_JSON, data)
 
 
 def _facts(config: Config, folders: Sequence[str] | None, device: Callable[[], str]) -> Any:
     from jobs.facts import model_facts  # torch takes seconds to import; the listing has begun by now
 
-    return model_facts(config, folders=folders, device=device)
+    with last_words(DIED, lasting=False), refuse_quitting(config.model):
+        return model_facts(config, folders=folders, device=device)
 
 
 def class_folders(sources: Sequence[Source]) -> list[str] | None:
@@ -207,5 +214,4 @@ def _micro_batch(config: Config, device: str, unit_size: int, image_bytes: int) 
 
 def _pending(run: Run, done: Set[int]) -> list[int]:
     """The units without a commit, in row order; with a limit, of those that hold the first rows."""
-    last = run.units if run.config.limit is None else min(run.units, -(-run.config.limit // run.unit_size))
-    return [unit for unit in range(last) if unit not in done]
+    return [unit for unit in run.asked if unit not in done]

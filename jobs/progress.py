@@ -20,10 +20,12 @@ PLAIN_EVERY = 10.0
 
 
 class Meter:
-    """Figures of this session. ``slots``: how many records each stage can work on at once."""
+    """Figures of this session. ``rows`` that are to be committed in the end, ``of`` all that the store has: with
+    --limit, more. ``slots``: how many records each stage can work on at once."""
 
-    def __init__(self, *, rows: int, done_before: int, pending: int, slots: dict[str, float]) -> None:
+    def __init__(self, *, rows: int, of: int, done_before: int, pending: int, slots: dict[str, float]) -> None:
         self.rows = rows
+        self.of = of
         self.done_before = done_before
         self.pending = pending
         self.done = 0
@@ -85,6 +87,8 @@ class Meter:
     def line(self) -> str:
         """One line that tells it all."""
         parts = [f"{self.done_before + self.done:,} of {self.rows:,} rows committed"]
+        if self.rows < self.of:
+            parts[0] += f" (--limit, of {self.of:,})"
         if self.rate is not None and self.eta is not None:
             parts += [f"{self.rate:.1f}/s", f"{duration(self.eta)} to go"]
         bad = self.statuses[QUARANTINED]

@@ -169,6 +169,12 @@ class Run(Record):
         return None
 
     @property
+    def asked(self) -> range:
+        """The units that this session is to do, unless they are done: all, or those of the first --limit rows."""
+        limit = self.config.limit
+        return range(self.units if limit is None else min(self.units, -(-limit // self.unit_size)))
+
+    @property
     def chunk_rows(self) -> int:
         """Rows in one chunk: 8, or what divides the unit."""
         return next(rows for rows in (8, 4, 2, 1) if self.unit_size % rows == 0)
@@ -190,3 +196,21 @@ def parse_record(kind: type[AnyRecord], data: bytes, *, where: str) -> AnyRecord
             "version that made it."
         )
     return record
+
+
+def proven(record: Record) -> bytes:
+    """The record's bytes, after they were read back. Raises Refused if they are not the same record again.
+
+    A number without a place in JSON, as an infinite one, becomes null there: no later command could open the store.
+    """
+    data = record.to_json()
+    try:
+        same, why = type(record).model_validate_json(data).to_json() == data, "other values come back"
+    except ValueError as error:
+        same, why = False, " ".join(str(error).splitlines()[:3])
+    if not same:
+        raise Refused(
+            f"{record.KEY} could not be read again as it would be written ({why}), and --out would be of no use: "
+            "nothing was written. Change the value that is named."
+        )
+    return data

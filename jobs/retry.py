@@ -22,7 +22,7 @@ from jobs.model import build_model, refuse_other_weights
 from jobs.output import open_run
 from jobs.plan import class_folders, sources_of
 from jobs.progress import Meter
-from jobs.record import RUN_JSON, Run
+from jobs.record import RUN_JSON, Run, proven
 from jobs.relocate import ListedAgain, rewrite_manifest
 from jobs.software import gone_on, software_here
 from jobs.sources import list_entries
@@ -40,6 +40,7 @@ def retry(
     max_bytes: int | None = None,
     max_seconds: float | None = None,
     accept_versions: bool = False,
+    allow_quarantined: bool = False,
 ) -> int:
     """→ the exit code of the run. Units that have no commit yet are done along with the others.
 
@@ -56,6 +57,7 @@ def retry(
             "max_pixels": max_pixels,
             "max_bytes": max_bytes,
             "max_seconds": max_seconds,
+            "allow_quarantined": allow_quarantined or None,
         }
         told = {key: value for key, value in changes.items() if value is not None or key == "limit"}
         config = make_config({**run.config.model_dump(), **told})
@@ -65,9 +67,10 @@ def retry(
         say(console, f"{len(again)} units hold quarantined rows: {ranges(again) or 'none'}")
         for unit in remembered_units(store) & {*pending}:
             remembered(store, unit)  # raises, before anything is touched, if it is damaged
+        run = run.model_copy(update={"config": config})
         if not pending:
             return _nothing_to_retry(store, run, totals, console)
-        run = run.model_copy(update={"config": config, "state": run.opened_state})
+        run = run.model_copy(update={"state": run.opened_state})
         with starting_engine(config) as engine:
             engine.begin()
             model = build_model(config, class_names=run.class_names)
@@ -101,10 +104,10 @@ def _nothing_to_retry(store: ObjectStore, run: Run, totals: Totals, console: Con
     """Finalizes the store if a kill kept that from being done → the exit code of a finished store."""
     if run.state != "finished" or SHA256SUMS not in set(list_keys(store)):
         say(console, "all units are committed, finalize is missing: it is done now")
-        return finish(run, Meter(rows=run.rows, done_before=run.rows, pending=0, slots={}), console)
+        return finish(run, Meter(rows=run.rows, of=run.rows, done_before=run.rows, pending=0, slots={}), console)
     counts = ", ".join(f"{totals.statuses[name]:,} {name}" for name in (OK, PARTIAL, QUARANTINED))
     say(console, f"nothing to retry: {run.rows:,} rows: {counts}")
-    return exit_code(totals)
+    return exit_code(totals, allow_quarantined=run.config.allow_quarantined)
 
 
 def _samples(run: Run) -> Iterator[Sample]:
@@ -125,7 +128,7 @@ def _relabelled(rows: Sequence[int]) -> str:
 
 def _reopen(store: ObjectStore, run: Run) -> None:
     """Takes away what says that the store is finished: from here on a kill leaves it unfinished."""
-    put(store, RUN_JSON, run.to_json())
+    put(store, RUN_JSON, proven(run))
     present = set(list_keys(store))
     for key in (SHA256SUMS, INDEX_PARQUET):
         if key in present:

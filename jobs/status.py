@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 
 from jobs.console import say
 from jobs.exits import NOT_FINISHED
 from jobs.finalize import SHA256SUMS, Totals, exit_code
-from jobs.index import OK, PARTIAL, QUARANTINED, committed, load_part, read_parts
+from jobs.index import committed, load_part, read_parts
 from jobs.output import open_run
+from jobs.pulse import Pulse, pulse
+from jobs.record import Run
 from jobs.software import Makers
 from jobs.stores import list_keys
-from jobs.summary import error_table, halved_text, zero_text
-from jobs.words import quoted, ranges
+from jobs.summary import error_table, halved_text, statuses_text, zero_text
+from jobs.words import duration, quoted, ranges
 
 
 def status(out: str, console: Console) -> int:
@@ -30,7 +34,7 @@ def status(out: str, console: Console) -> int:
     lines_ = [
         f"{run.config.model} · {', '.join(array.path for array in run.arrays)}",
         f"{rows:,} of {run.rows:,} rows committed ({rows / run.rows:.1%}), {len(done):,} of {run.units:,} units",
-        ", ".join(f"{totals.statuses[name]:,} {name}" for name in (OK, PARTIAL, QUARANTINED)),
+        statuses_text(totals),
         *error_table(totals.errors),
         *zero_text(totals),
         *halved_text(totals),
@@ -39,8 +43,23 @@ def status(out: str, console: Console) -> int:
     if finished:
         lines_.append(f"finished. Next: saliency verify {quoted(out)}")
     else:
-        pending = sorted(set(range(run.units)) - set(done))
-        what = f"pending units: {ranges(pending)}" if pending else "all units are committed, finalize is missing"
-        lines_.append(f"{what}. Next: run the same explain command again")
+        lines_ += _unfinished(run, done, pulse(store, run))
     say(console, "\n".join(lines_))
     return exit_code(totals) if finished else NOT_FINISHED
+
+
+def _unfinished(run: Run, done: Sequence[int], found: Pulse) -> list[str]:
+    """What is pending, whether a run seems to be under way, and what to do."""
+    pending = sorted(set(range(run.units)) - set(done))
+    asked = sorted(set(run.asked) - set(done))
+    lines = [f"pending units: {ranges(pending)}" if pending else "all units are committed, finalize is missing"]
+    if run.config.limit is not None:
+        lines.append(f"asked for: the first {len(run.asked):,} units (--limit {run.config.limit:,})")
+    if pending and not asked:
+        return [*lines, "all that was asked for is committed. Next: run the same explain command without --limit"]
+    rate = found.units_per_second
+    speed = "" if not rate else f", {rate * run.unit_size:.1f} rows/s, {duration(len(asked) / rate)} to go"
+    last = f"{found.what} {duration(found.age)} ago"
+    if found.beats:
+        return [*lines, f"a run seems to be under way ({last}{speed}). If none is: run the same explain command again"]
+    return [*lines, f"no run seems to be under way ({last}). Next: run the same explain command again"]

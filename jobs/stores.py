@@ -53,10 +53,19 @@ def plain_etag(etag: str | None) -> str | None:
 # -- opening --------------------------------------------------------------------------------------------------
 
 
-def open_output(out: str) -> ObjectStore:
-    """The store of an output directory, local (made when missing) or remote; keys are relative to it."""
+def open_output(out: str, *, make: bool = False) -> ObjectStore:
+    """The store of an output directory, local or remote; keys are relative to it.
+
+    ``make``: a local directory that is missing is made. Only a command that begins there does so. Otherwise raises
+    Unusable: what is written into a directory made again would stand there without its record.
+    """
     with refusals(out):
-        return _open(out) if is_remote(out) else LocalStore(prefix=local_path(out).absolute(), mkdir=True)
+        if is_remote(out):
+            return _open(out)
+        root = local_path(out).absolute()
+        if not make and not root.is_dir():
+            raise gone(str(root))
+        return LocalStore(prefix=root, mkdir=make)
 
 
 def locate(uri: str) -> tuple[ObjectStore, str]:
@@ -146,6 +155,14 @@ def address(store: ObjectStore) -> str:
     return "/".join(filter(None, [f"{scheme}://{root}", str(getattr(store, "prefix", None) or "")]))
 
 
+def gone(what: str) -> Unusable:
+    """The error of a store that lost its directory, or its record, while a command works in it."""
+    return Unusable(
+        f"{what} is gone: it was renamed or removed while this command was at work. Nothing is made again in its "
+        "place; put it back to go on."
+    )
+
+
 def put(store: ObjectStore, key: str, data: bytes, *, create: bool = False, lasting: bool = True) -> None:
     """Puts an object, whole or not at all. With ``create``, raises FileExistsError where there is one.
 
@@ -159,6 +176,8 @@ def put(store: ObjectStore, key: str, data: bytes, *, create: bool = False, last
             else:
                 patiently(lambda: obstore.put(store, key, data, mode="create" if create else "overwrite"), uri)
         except FileNotFoundError:
+            if isinstance(store, LocalStore):
+                raise gone(address(store)) from None
             raise Unusable(f"{uri} cannot be written: there is no such bucket or container.") from None
 
 

@@ -37,11 +37,16 @@ def finished_text(run: Run, meter: Meter, totals: Totals) -> str:
     lines = [
         *_rates(meter),
         "",
-        f"{run.rows:,} rows: " + ", ".join(f"{totals.statuses[name]:,} {name}" for name in (OK, PARTIAL, QUARANTINED)),
+        f"{run.rows:,} rows: {statuses_text(totals)}",
     ]
     lines += [*error_table(totals.errors), *zero_text(totals), *halved_text(totals)]
     lines += ["", f"store: {run.config.out}", *_next(run, totals)]
     return "\n".join(lines)
+
+
+def statuses_text(totals: Totals) -> str:
+    """``24 ok, 0 partial, 1 quarantined``."""
+    return ", ".join(f"{totals.statuses[name]:,} {name}" for name in (OK, PARTIAL, QUARANTINED))
 
 
 def _next(run: Run, totals: Totals) -> list[str]:
@@ -53,14 +58,31 @@ def _next(run: Run, totals: Totals) -> list[str]:
 
 
 def unfinished_text(run: Run, meter: Meter, trouble: str) -> str:
-    """The end of a run that did what its --limit said, or lost units."""
-    why = f"stopped after --limit {run.config.limit}" if run.config.limit else "not finished"
-    return "\n".join([*_rates(meter), "", f"{why}: {trouble}", *error_table(meter.errors), resume_text(run)])
+    """The end of a run that lost units."""
+    return "\n".join([*_rates(meter), "", f"not finished: {trouble}", *error_table(meter.errors), resume_text(run)])
 
 
-def interrupted_text(run: Run, meter: Meter) -> str:
-    """After Ctrl-C."""
-    return f"interrupted: {meter.line()}\nnothing that was committed is lost. {resume_text(run)}"
+def limited_text(run: Run, meter: Meter, totals: Totals) -> str:
+    """The end of a session that did what its --limit said: the store is not finished."""
+    rows = min(run.config.limit or run.rows, run.rows)
+    return "\n".join(
+        [
+            *_rates(meter),
+            "",
+            f"{rows:,} of {rows:,} asked for (--limit {run.config.limit}): {statuses_text(totals)}, in "
+            f"{len(run.asked):,} of {run.units:,} units; the store will have {run.rows:,} rows",
+            *error_table(totals.errors),
+            *halved_text(totals),
+            resume_text(run),
+        ]
+    )
+
+
+def interrupted_text(run: Run, rows: int) -> str:
+    """After Ctrl-C, with ``rows`` committed."""
+    return (
+        f"interrupted: {rows:,} of {run.rows:,} rows committed\nnothing that was committed is lost. {resume_text(run)}"
+    )
 
 
 def died_text(run: Run) -> str:

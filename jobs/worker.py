@@ -17,6 +17,7 @@ from jobs.index import OK
 from jobs.limited import Limited
 from jobs.lines import Results, index_lines, take_back_nonfinite
 from jobs.model import build_model, refuse_other_weights
+from jobs.quits import no_quitting
 from jobs.record import STATISTICS, Run
 from jobs.software import refuse_other_worker, software_here
 from jobs.stopped import Stopped
@@ -115,7 +116,8 @@ class Explain:
             if OK in statuses[rows]:
                 self._at = f"unit {unit.unit}, rows {numbers[start]} to {numbers[rows.stop - 1]}"
                 try:
-                    found.append(self._batch(asked, rows, size))
+                    with no_quitting():
+                        found.append(self._batch(asked, rows, size))
                 except Exception as error:
                     if not is_out_of_memory(error) or size == 1:
                         raise self._failed(error) from error

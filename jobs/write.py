@@ -6,7 +6,8 @@ import hashlib
 from collections import Counter
 
 from jobs.index import Commit, ShardRecord, count_errors, encode_part, part_key
-from jobs.record import Run
+from jobs.presence import Presence
+from jobs.record import RUN_JSON, Run
 from jobs.store import encode_shards
 from jobs.stores import open_output, put
 from jobs.units import CommittedUnit, ExplainedUnit
@@ -18,8 +19,10 @@ class Write:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._store = open_output(run.config.out)
+        self._presence = Presence(self._store, RUN_JSON)
 
     def __call__(self, unit: ExplainedUnit) -> CommittedUnit:
+        self._presence.check()
         statuses = Counter(unit.lines["status"].to_pylist())
         errors = count_errors(unit.lines)
         committed = CommittedUnit(unit.unit, statuses, errors, 0, seconds=unit.seconds, cpu_seconds=unit.cpu_seconds)

@@ -73,6 +73,9 @@ READOUTS: Mapping[str, Callable[..., Readout]] = {
     "layercam": LayerCam,
     "xgradcam": XGradCam,
 }
+MOST_DRAWS = 1_000_000  # of noise: weeks of work for a single image
+MOST_POINTS = 2000  # of a path: their weights come of a matrix with as many rows and columns
+LARGEST_SPREAD = 1e6  # noise that leaves nothing of the image
 NOISE: Mapping[str, Argument] = {"n": 25, "spread": 0.15}
 PATH: Mapping[str, Argument] = {"n": 50, "baseline": "zero"}
 LAYER: Mapping[str, Argument] = {"layer": AUTO}
@@ -120,10 +123,11 @@ def compose(
     ):
         if value is not None and not useful:
             raise Refused(f"{what}={value} has no effect without {needed}: add that, or drop it.")
-    if not isinstance(n, int | None) or (n is not None and n < 1):
-        raise Refused(f"n={n}: a whole number of draws is needed, 1 or more.")
-    if isinstance(spread, str) or not 0 <= (spread or 0) < float("inf"):
-        raise Refused(f"spread={spread}: a number is needed, 0 or more.")
+    most = MOST_POINTS if sampler == "path" else MOST_DRAWS
+    if not isinstance(n, int | None) or (n is not None and not 1 <= n <= most):
+        raise Refused(f"n={n}: a whole number of draws is needed, 1 or more, and at most {most:,}.")
+    if isinstance(spread, str) or not 0 <= (spread or 0) <= LARGEST_SPREAD:
+        raise Refused(f"spread={spread}: a number is needed, 0 or more, and at most {LARGEST_SPREAD:g}.")
     samplers: dict[str, Callable[[], Sampler]] = {
         "once": Once,
         "noise": lambda: Noise(**_given(n=n, spread=spread)),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
+
+FINITE = sys.float_info.max  # a weight that leads to no image is told of, class by class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,18 +33,26 @@ class Recipe:
     blur_sigma: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("steps", "l2", "total_variation", "jitter", "blur_every"):
-            _check(name, getattr(self, name), least=0)
-        for name in ("learning_rate", "blur_sigma"):
-            _check(name, getattr(self, name), above=0)
+        # Beyond these an ascent never ends, leaves float32, or fills the memory with its kernel.
+        for name, most in (
+            ("steps", 1e6),
+            ("l2", FINITE),
+            ("total_variation", FINITE),
+            ("jitter", 4096),
+            ("blur_every", 1e6),
+        ):
+            _check(name, getattr(self, name), least=0, most=most)
+        for name, most in (("learning_rate", 1e6), ("blur_sigma", 100)):
+            _check(name, getattr(self, name), above=0, most=most)
         if len(self.lp) != 2:
             raise ValueError(f"lp={self.lp} is not a power and its weight: give both, as 6,0.001")
         # Below 1 the slope is infinite at the zero image, where everything starts.
-        _check("lp's power", self.lp[0], least=1)
-        _check("lp's weight", self.lp[1], least=0)
+        _check("lp's power", self.lp[0], least=1, most=100)
+        _check("lp's weight", self.lp[1], least=0, most=FINITE)
 
 
-def _check(name: str, value: float, *, least: float = -math.inf, above: float = -math.inf) -> None:
-    if not (math.isfinite(value) and value >= least and value > above):
+def _check(name: str, value: float, *, most: float, least: float = -math.inf, above: float = -math.inf) -> None:
+    # Not by isfinite, which cannot take an integer of 400 digits.
+    if not (value >= least and value > above and value <= most):
         bound = f"at least {least:g}" if least > -math.inf else f"above {above:g}"
-        raise ValueError(f"{name}={value} leads to no image: it must be a finite number, {bound}")
+        raise ValueError(f"{name}={value} leads to no image: it must be a finite number, {bound} and at most {most:g}")

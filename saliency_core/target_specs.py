@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from saliency_core.errors import Refused
 from saliency_core.mixed_targets import Contrast, ContrastLabel, LayerUnit, Loss, Weighted
 from saliency_core.named import import_named
 from saliency_core.specs import checked_slug, split_name
-from saliency_core.targets import Class, Label, Predicted, Target, Top, class_number
+from saliency_core.targets import MOST_DIGITS, Class, Label, Predicted, Target, Top, class_number
 
 TARGETS = {
     "predicted": "the arg-max class, from the same forward pass",
@@ -24,6 +23,9 @@ TARGETS = {
     "layer:MODULE[INDEX]": "the mean activation of a channel or unit of any layer, INDEX of its axes after the images' "
     "(channels first in a CNN, tokens first in a ViT's [n, tokens, C]); NAME=… where it cannot be a name",
 }
+
+MOST_TOP = 1000
+LARGEST_WEIGHT = 1e30  # a score with it would leave float32
 
 
 def parse_targets(specs: Sequence[str], *, class_names: Sequence[str] | None = None) -> list[Target]:
@@ -43,6 +45,10 @@ def _parse(spec: str, class_names: Sequence[str] | None) -> list[Target]:
         # Always the number: a class name may hold anything, and two classes may share one.
         return [Class(number, spec=f"class:{number}", slug=name or checked_slug(f"class_{number}", body))]
     if head == "top" and re.fullmatch("[1-9][0-9]*", rest):
+        if len(rest) > 4 or int(rest) > MOST_TOP:
+            raise Refused(
+                f"target {spec[:60]!r} would be more than {MOST_TOP} targets, each with its arrays: take fewer."
+            )
         stem = name or "top"
         return [
             Top(place, spec=f"top:{place} of {rest}", slug=checked_slug(f"{stem}{place}", spec))
@@ -75,14 +81,17 @@ def _weights(text: str, spec: str, class_names: Sequence[str] | None) -> dict[in
     try:
         given = yaml.safe_load(text)
         weights = {class_number(str(key), class_names): float(value) for key, value in given.items()}
-    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, Refused):
             raise
         raise Refused(
             f"target {spec!r}: write the weights as {{CLASS: WEIGHT, …}}, as in {{207: 1.0, 208: -0.5}}."
         ) from (error)
-    if not weights or len(weights) != len(given) or not all(map(math.isfinite, weights.values())):
-        raise Refused(f"target {spec!r}: its weights are none, are not finite, or name a class twice.")
+    if not weights or len(weights) != len(given) or not all(abs(one) <= LARGEST_WEIGHT for one in weights.values()):
+        raise Refused(
+            f"target {spec!r}: its weights are none, are not finite, are beyond ±{LARGEST_WEIGHT:g}, or name a class "
+            "twice."
+        )
     return weights
 
 
@@ -97,7 +106,8 @@ def _callable(path: str, spec: str) -> Callable[..., Any]:
 
 
 def _layer(rest: str, body: str, name: str | None) -> Target:
-    match = re.fullmatch(r"(?P<layer>[^\[\]]+)(?:\[(?P<index>\d+(?:\s*,\s*\d+)*)\])?", rest)
+    number = rf"[0-9]{{1,{MOST_DIGITS}}}"
+    match = re.fullmatch(rf"(?P<layer>[^\[\]]+)(?:\[(?P<index>{number}(?:\s*,\s*{number})*)\])?", rest)
     if match is None:
         raise Refused(f"target {body!r}: write layer:MODULE, layer:MODULE[CHANNEL] or layer:MODULE[CHANNEL,Y,X].")
     index = tuple(int(part) for part in (match["index"] or "").split(",") if part)

@@ -14,6 +14,7 @@ from saliency_core.endings import SOFTMAX
 from saliency_core.errors import Refused
 
 NO_LABEL = -1
+MOST_DIGITS = 18  # of a class, channel or unit: int64 holds them all
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,8 @@ def refuse_no_class(number: int, n_classes: int, spec: str) -> None:
 def class_number(text: str, class_names: Sequence[str] | None, *, n_classes: int | None = None) -> int:
     """A class's number from its number or its name; Refused where that is none, or several."""
     if re.fullmatch(r"[0-9]+", text):
+        if len(text) > MOST_DIGITS:
+            raise Refused(f"class {text[:MOST_DIGITS]}… has {len(text)} digits: no model has so many classes.")
         if n_classes is not None and int(text) >= n_classes:
             raise Refused(f"class {text} does not exist: the model has {n_classes} classes, from 0.")
         return int(text)

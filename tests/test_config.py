@@ -40,6 +40,7 @@ WHOLE = {
     "batch_size": 8,
     "unit_size": 64,
     "limit": 100,
+    "allow_quarantined": True,
     "unit_seconds": 60.5,
     "stall_seconds": 90.0,
     "folder_labels": "order",

@@ -42,7 +42,7 @@ def test_goes_on_where_units_are_missing(tree: Path, finished: Path, tmp_path: P
 def test_limit_chooses_units_and_a_later_run_goes_on(tree: Path, finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "store"
     code, told = run_inline(images=str(tree), out=str(out), limit=10, **SAME)
-    assert code == 1 and "--limit" in told
+    assert code == 3 and "10 of 10 asked for (--limit 10): 15 ok, 0 partial, 1 quarantined" in told
     assert sorted(path.name for path in (out / "index").iterdir()) == [f"unit-{unit:08d}.parquet" for unit in (0, 1)]
     code, _ = run_inline(images=str(tree), out=str(out), **SAME)
     assert code == 3

@@ -14,6 +14,7 @@ from listings import PNG, ids, listed, one
 from jobs.lookahead import map_ahead
 from jobs.objects import is_remote, key_below, read, stat, uri_of, walk
 from jobs.sources import SourceError
+from jobs.stopped import Unusable
 from jobs.stores import open_output
 
 
@@ -40,10 +41,13 @@ def test_uris() -> None:
     assert uri_of(Path("/a b#%.png")) == "/a b#%.png"
 
 
-def test_open_output_makes_the_directory(tmp_path: Path) -> None:
+def test_open_output_makes_the_directory_only_if_asked(tmp_path: Path) -> None:
     import obstore
 
-    obstore.put(open_output(str(tmp_path / "new/out")), "a/b", b"1")
+    with pytest.raises(Unusable, match="is gone"):
+        open_output(str(tmp_path / "new/out"))
+    assert not (tmp_path / "new").exists()
+    obstore.put(open_output(str(tmp_path / "new/out"), make=True), "a/b", b"1")
     assert (tmp_path / "new/out/a/b").read_bytes() == b"1"
 
 

@@ -26,7 +26,7 @@ from jobs.audit.unit_parts import integers, made_from, part_key, read_units
 from jobs.config import make_config
 from jobs.console import say
 from jobs.engine import Engine, starting_engine
-from jobs.exits import DONE, IMPERFECT
+from jobs.exits import DONE, imperfect
 from jobs.objects import is_remote, normal
 from jobs.output import open_run
 from jobs.reader import open_store
@@ -49,8 +49,10 @@ def audit(
     seed: int = 0,
     runner: str = "ray",
     report: bool = True,
+    allow_quarantined: bool = False,
 ) -> int:
-    """→ exit code: 3 where a row has no map, or a blank one.
+    """→ exit code: 3 where a row has no map, or a blank one; 0 if ``allow_quarantined`` and the only rows without a map
+    are quarantined or partial.
 
     ``array``: by default the first; ``objects``: where objects are, as ``ObjectsOf`` reads it.
 
@@ -100,7 +102,9 @@ def audit(
         started = monotonic()
         say(console, f"report: {make_report(out, array, console)}")
         _put(store, made.model_copy(update={"seconds": {**seconds, "report": monotonic() - started}}))
-    return DONE if mapped - blank == run.rows else IMPERFECT
+    if mapped - blank == run.rows:
+        return DONE
+    return imperfect(allow_quarantined and not blank and len(units) == run.units)
 
 
 def _put(store: ObjectStore, made: Audit) -> None:

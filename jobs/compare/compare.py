@@ -12,13 +12,13 @@ from rich.console import Console
 from jobs.compare.findings import class_finding, summary
 from jobs.compare.gather import Gathered, gather
 from jobs.compare.page import ReportPages
-from jobs.compare.pairs import make_ledger
+from jobs.compare.pairs import WITHOUT_MAP, make_ledger
 from jobs.compare.plan import choose_sides, claim, make_plan, pair_units
 from jobs.compare.results import CLASSES, COMPARE_JSON, COMPARED, ROWS, Comparison, part_key, sums_key
 from jobs.compare.stages import PairUnit, compare_stages, read_units
 from jobs.console import say
 from jobs.engine import starting_engine
-from jobs.exits import DONE, IMPERFECT
+from jobs.exits import DONE, imperfect
 from jobs.job_config import JobConfig, full_path
 from jobs.output import refuse_inside
 from jobs.progress import PLAIN_EVERY
@@ -41,8 +41,10 @@ def compare(
     array_b: str | None = None,
     top: float = 0.1,
     runner: str = "ray",
+    allow_quarantined: bool = False,
 ) -> int:
-    """The whole comparison → exit code: 3 where a row of either store has none. What is done is not done again.
+    """The whole comparison → exit code: 3 where a row of either store has none; 0 if ``allow_quarantined`` and all such
+    rows are quarantined or partial. What is done is not done again.
 
     ``array``: of both, or of A where ``array_b`` is given; by default the first that both have. ``top``: the share of
     a map's pixels that is its top region. Refused, with nothing touched, for what cannot be compared.
@@ -68,7 +70,8 @@ def compare(
     for sentence in found.summary:
         say(console, shown(sentence))
     say(console, f"report: {ReportPages(output, side_a, side_b).write(found, gathered)}")
-    return DONE if set(found.statuses) <= {COMPARED} else IMPERFECT
+    lacking = set(found.statuses) - {COMPARED}
+    return imperfect(allow_quarantined and lacking <= WITHOUT_MAP) if lacking else DONE
 
 
 def _work(

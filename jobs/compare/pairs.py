@@ -164,6 +164,10 @@ def in_words(a: str, b: str) -> str:
     return ", ".join(f"{what} in {name}" for what, name in ((a, "A"), (b, "B")) if what != OK)
 
 
+WITHOUT_MAP = {in_words(a, b) for a in _STATES[:_ABSENT] for b in _STATES[:_ABSENT]} - {COMPARED}
+"""Statuses of rows that are quarantined, or whose target does not apply, in one of the stores or in both."""
+
+
 # -- matching ------------------------------------------------------------------------------------------------
 
 

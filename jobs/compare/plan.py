@@ -73,7 +73,7 @@ def claim(output: str, plan: Comparison) -> None:
     """Puts compare.json, unless it is there. Refused where the directory holds anything else: that is somebody's."""
     refuse_unwritable(output, flag="--output")
     if not is_remote(output) and not local_path(output).exists():
-        put(open_output(output), COMPARE_JSON, plan.to_json())
+        put(open_output(output, make=True), COMPARE_JSON, plan.to_json())
         return
     store = open_output(output)
     try:

@@ -17,6 +17,7 @@ from jobs.compare.common import CommonPart
 from jobs.compare.likeness import centres, distance, overlap, rank_correlation, relevance
 from jobs.compare.results import CENTRES, COMPARE_JSON, FIGURE_SCHEMA, Comparison, part_key, sums_key
 from jobs.index import DamagedError
+from jobs.presence import Presence
 from jobs.reader import open_store
 from jobs.sink import UNREADABLE, parquet_bytes, parquet_table
 from jobs.stages import Stage
@@ -56,6 +57,7 @@ class Compare:
 
     def __init__(self, directory: str) -> None:
         self._output = open_output(directory)
+        self._presence = Presence(self._output, COMPARE_JSON)
         plan = Comparison.model_validate_json(read_object(self._output, COMPARE_JSON))
         self._a, self._b = open_store(plan.a), open_store(plan.b)
         self._plan = plan
@@ -64,6 +66,7 @@ class Compare:
         )
 
     def __call__(self, unit: PairUnit) -> int:
+        self._presence.check()
         pairs = len(unit.rows_a) - 1
         sums = _Sums(unit.classes[:pairs], self._plan.cells)
         tables = []

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from jobs.console import say
-from jobs.exits import DONE, IMPERFECT
+from jobs.exits import DONE, imperfect
 from jobs.export.folder import LEFT_OUT, WHOLE, Commit, Folder
 from jobs.export.format import Format
 from jobs.export.selection import Selection, select
@@ -63,12 +63,14 @@ def export(
     look: Look | None = None,
     originals: bool = False,
     rows_per_part: int | None = None,
+    allow_quarantined: bool = False,
 ) -> int:
     """Exports rows of the store ``out`` to the local directory ``output``, or goes on with it → exit code.
 
     Rows and arrays as ``show`` takes them, all by default. ``views`` and ``look`` are for png, ``originals`` for
-    webdataset. ``rows_per_part``: rows in one file, where a file holds several. Refused, with nothing written, for what
-    cannot be exported.
+    webdataset. ``rows_per_part``: rows in one file, where a file holds several. ``allow_quarantined``: 0 is returned,
+    not 3, if all rows that are left out are quarantined or partial. Refused, with nothing written, for what cannot be
+    exported.
     """
     if to not in TO:
         raise Refused(f"--to {to!r} is unknown: take one of {', '.join(TO)}.")
@@ -93,7 +95,8 @@ def export(
                 meter.done += len(cuts[part])
                 display.update()
         format_.finish(len(cuts))
-        return _summary(console, selection, folder, folder.commits(len(cuts)))
+        left_out = _summary(console, selection, folder, folder.commits(len(cuts)))
+    return imperfect(allow_quarantined and left_out <= selection.imperfect()) if left_out else DONE
 
 
 def _directory(out: str, output: str) -> Path:
@@ -137,8 +140,8 @@ def _format(to: str, selection: Selection, folder: Folder, **options: Any) -> Fo
     return ViRelAy(selection, folder)
 
 
-def _summary(console: Console, selection: Selection, folder: Folder, commits: Iterable[Commit]) -> int:
-    """Says what is not among the files, by reason, with the first rows of each → exit code."""
+def _summary(console: Console, selection: Selection, folder: Folder, commits: Iterable[Commit]) -> set[int]:
+    """Says what is not among the files, by reason, with the first rows of each → the rows."""
     reasons: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
     rows: set[int] = set()
@@ -154,7 +157,7 @@ def _summary(console: Console, selection: Selection, folder: Folder, commits: It
     arrays = ", ".join(array.path for array in selection.arrays)
     say(console, f"export: {folder.path}, {len(selection.rows):,} rows of {arrays}")
     if not rows:
-        return DONE
+        return rows
     quarantined = selection.quarantined()
     say(console, f"{len(rows):,} rows are left out, in part or as a whole ({quarantined:,} quarantined):")
     for reason, count in reasons.most_common(TOLD):
@@ -162,4 +165,4 @@ def _summary(console: Console, selection: Selection, folder: Folder, commits: It
         say(console, f"  {count:,} × {reason}: rows {', '.join(examples[reason])}{more}")
     others = f"  {len(reasons) - TOLD:,} more reasons; " if len(reasons) > TOLD else ""
     say(console, f"{others}{folder.path / LEFT_OUT} lists them all.")
-    return IMPERFECT
+    return rows

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jobs.index import OK, QUARANTINED
@@ -54,6 +55,13 @@ class Selection:
     def quarantined(self) -> int:
         """How many rows are."""
         return sum(lines["status"].to_pylist().count(QUARANTINED) for lines in self.lines(["status"]))
+
+    def imperfect(self) -> set[int]:
+        """The rows that are quarantined or partial."""
+        found: set[int] = set()
+        for lines in self.lines(["row", "status"]):
+            found.update(lines.filter(pc.not_equal(lines["status"], OK))["row"].to_pylist())
+        return found
 
     def recipe(self) -> dict[str, Any]:
         """What makes two exports of rows and arrays the same. The store may have moved; a retry changes its lines."""

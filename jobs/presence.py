@@ -1,0 +1,50 @@
+"""Check that a store which a command writes into is still there, and still the same."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from obstore.store import LocalStore, ObjectStore
+
+from jobs.stores import address, gone, head, refusals
+
+
+class Presence:
+    """Remembers the store's directory when it is built, and ``check`` looks for it and for its record ``key``.
+
+    A store without its record is refused by every later command, so nothing may be written there any more. Locally a
+    check costs two calls of stat; on an object store, which has no directories, one HEAD of the record.
+    """
+
+    def __init__(self, store: ObjectStore, key: str) -> None:
+        self._store = store
+        self._key = key
+        self._directory = self._identity()
+        self.check()
+
+    def check(self) -> None:
+        """Raises Unusable if the record is gone, or if another directory has taken the place of the store's."""
+        uri = f"{address(self._store)}/{self._key}"
+        try:
+            with refusals(uri):
+                if isinstance(self._store, LocalStore):
+                    os.stat(Path(str(self._store.prefix)) / self._key)  # noqa: PTH116 - raises, with the reason
+                else:
+                    head(self._store, self._key, uri)
+        except FileNotFoundError:
+            raise gone(uri) from None
+        if self._identity() != self._directory:
+            raise gone(address(self._store))
+
+    def _identity(self) -> tuple[int, int] | None:
+        """Device and inode of a local store's directory: a rename keeps both."""
+        if not isinstance(self._store, LocalStore):
+            return None
+        root = str(self._store.prefix)
+        try:
+            with refusals(root):
+                found = os.stat(root)  # noqa: PTH116
+        except FileNotFoundError:
+            raise gone(root) from None
+        return found.st_dev, found.st_ino

@@ -1,0 +1,62 @@
+"""Turn an attempt of the user's model to end the process into an ordinary error, so that it can be reported."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from saliency_core.errors import Refused
+
+
+class QuitError(RuntimeError):
+    """The user's code tried to end the process, or raised what is no Exception."""
+
+
+class _Exit(BaseException):
+    """Raised in place of ``os._exit``; no ``except Exception`` of the user's code takes it away."""
+
+
+@contextmanager
+def no_quitting() -> Iterator[None]:
+    """While the ``with`` lasts, what would end this process raises QuitError: SystemExit, another BaseException, and
+    ``os._exit``.
+
+    KeyboardInterrupt passes in the main thread, where it is the user's Ctrl-C. ``os._exit`` is replaced for this thread
+    of this process alone: other threads, and children that are forked meanwhile, end as they always do. A death by
+    signal, or by the C library's ``exit``, cannot be caught; see ``last_words``.
+    """
+    real, process, thread, lasts = os._exit, os.getpid(), threading.get_ident(), True
+
+    def exit_(status: int) -> NoReturn:
+        if not lasts or (os.getpid(), threading.get_ident()) != (process, thread):
+            real(status)
+        raise _Exit(f"os._exit({status})")
+
+    os._exit = exit_
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise
+        told = str(error) if isinstance(error, _Exit) else f"{type(error).__name__}: {error}"
+        raise QuitError(f"it tried to end the program ({told})") from error
+    finally:
+        os._exit, lasts = real, False
+
+
+@contextmanager
+def refuse_quitting(model: str) -> Iterator[None]:
+    """``no_quitting`` at the plan. Raises Refused, where that raises QuitError, in the name of ``model``."""
+    try:
+        with no_quitting():
+            yield
+    except QuitError as error:
+        raise Refused(
+            f"{model} was tried on made-up images, and {error}, which it would do in the run, too. Let it raise an "
+            "exception instead."
+        ) from error

@@ -1,0 +1,75 @@
+"""``--allow-quarantined``: what would end with 3 over quarantined or partial rows ends with 0, nothing else."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import SAME, flags, run_inline
+from PIL import Image
+from rich.console import Console
+
+from jobs.audit.job import audit
+from jobs.compare.compare import compare
+from jobs.exits import DONE, IMPERFECT
+from jobs.export.run import export
+from jobs.retry import retry
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+@pytest.mark.parametrize("allowed, code", [(False, IMPERFECT), (True, DONE)])
+def test_every_command(finished: Path, unfinished: Path, tmp_path: Path, allowed: bool, code: int) -> None:
+    """On a store with three broken files."""
+    out = str(shutil.copytree(finished, tmp_path / "s"))
+    same = {"allow_quarantined": allowed}
+    assert retry(out, quiet(), workers="auto", runner="inline", **same) == code
+    assert audit(out, quiet(), runner="inline", report=False, **same) == code
+    assert compare(out, str(finished), quiet(), output=str(tmp_path / "c"), runner="inline", **same) == code
+    assert export(out, quiet(), to="webdataset", output=str(tmp_path / "e"), **same) == code
+    part = str(shutil.copytree(unfinished, tmp_path / "part"))
+    assert audit(part, quiet(), runner="inline", report=False, **same) == IMPERFECT, "rows that are missing are no such"
+    assert compare(out, part, quiet(), output=str(tmp_path / "d"), runner="inline", **same) == IMPERFECT
+
+
+def test_partial_rows_count_as_quarantined_ones(partial: Path, tmp_path: Path) -> None:
+    out, array = str(shutil.copytree(partial, tmp_path / "s")), "label/gradient"
+    for allowed, code in ((False, IMPERFECT), (True, DONE)):
+        assert audit(out, quiet(), array=array, runner="inline", report=False, allow_quarantined=allowed) == code
+        assert export(out, quiet(), to="webdataset", output=str(tmp_path / "e"), allow_quarantined=allowed) == code
+
+
+def test_image_that_is_gone_is_not_allowed(tmp_path: Path) -> None:
+    """It was explained, and an export that should hold it lacks it."""
+    (tmp_path / "images").mkdir()
+    for shade in (10, 200):
+        Image.new("RGB", (20, 20), (shade, 50, 90)).save(tmp_path / f"images/{shade}.png")
+    run_inline(images=str(tmp_path / "images"), out=str(tmp_path / "s"))
+    (tmp_path / "images/10.png").unlink()
+    told = export(
+        str(tmp_path / "s"),
+        quiet(),
+        to="webdataset",
+        output=str(tmp_path / "e"),
+        originals=True,
+        allow_quarantined=True,
+    )
+    assert told == IMPERFECT
+
+
+def test_explain_takes_it_from_flag_and_file_and_its_store_is_the_same(
+    tree: Path, finished: Path, tmp_path: Path, saliency
+) -> None:
+    out = shutil.copytree(finished, tmp_path / "s")
+    command = ("explain", *flags(images=tree, out=out, **SAME))
+    (tmp_path / "run.yaml").write_text("allow-quarantined: true\n")
+    codes = [
+        saliency(*command, *more).returncode
+        for more in (["--allow-quarantined"], ["--config", tmp_path / "run.yaml"],
+                     ["--config", tmp_path / "run.yaml", "--no-allow-quarantined"])
+    ]  # fmt: skip
+    assert codes == [DONE, DONE, IMPERFECT]

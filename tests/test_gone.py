@@ -1,0 +1,136 @@
+"""A store that is renamed or removed while a command writes into it: the command stops, and makes nothing again."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import SAME, content, flags, run_inline
+from rich.console import Console
+
+from jobs.audit.job import audit
+from jobs.class_config import ClassesConfig
+from jobs.classes import visualise
+from jobs.compare.compare import compare
+from jobs.config import read_config
+from jobs.finalize import finalize
+from jobs.output import open_run
+from jobs.presence import Presence
+from jobs.record import RUN_JSON
+from jobs.stopped import Unusable
+from jobs.stores import delete, open_output, put
+from saliency_core.errors import Refused
+
+HAPPENINGS: dict[str, Callable[[Path], None]] = {
+    "renamed": lambda out: out.rename(out.with_name("elsewhere")),
+    "removed": shutil.rmtree,
+    "without its record": lambda out: next(out.glob("*.json")).unlink(),
+    "another in its place": lambda out: (out.rename(out.with_name("elsewhere")), shutil.copytree(
+        out.with_name("elsewhere"), out, ignore=shutil.ignore_patterns("index")))[0],
+}  # fmt: skip
+
+
+@pytest.fixture
+def happening(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, str], None]:
+    """Has something happen to a store in the middle of a run of ``factories:meddles``."""
+    import factories
+
+    def set_up(out: Path, what: str) -> None:
+        monkeypatch.setattr(factories, "WATCHED", (out, HAPPENINGS[what]))
+
+    return set_up
+
+
+@pytest.mark.parametrize("what", HAPPENINGS)
+def test_run_stops_at_the_first_write(tree: Path, tmp_path: Path, monkeypatch, happening, what: str) -> None:
+    out = tmp_path / "store"
+    happening(out, what)
+    with pytest.raises(Unusable, match=f"{out}.* is gone: it was renamed or removed"):
+        run_inline(images=str(tree), out=str(out), model="python:factories:meddles", **{**SAME, "unit_size": 4})
+    if what in ("renamed", "removed"):
+        assert not out.exists(), "it was made again"
+    left = {"renamed": tmp_path / "elsewhere", "another in its place": tmp_path / "elsewhere"}.get(what, out)
+    if what != "removed":
+        assert len([*(left / "index").iterdir()]) == 2
+    if what == "another in its place":
+        assert not (out / "index").exists(), "the run went on in a store that is not its own"
+    if what == "renamed":
+        left.rename(out)
+        monkeypatch.setenv("WELL", "yes")
+        code, _ = run_inline(
+            images=str(tree), out=str(out), model="python:factories:meddles", **{**SAME, "unit_size": 4}
+        )
+        assert code == 3
+
+
+@pytest.mark.parametrize("what", ["renamed", "removed", "without its record"])
+def test_class_models_stop_too(tmp_path: Path, happening, what: str) -> None:
+    out = tmp_path / "classes"
+    happening(out, what)
+    keys = {"model": "python:factories:meddles", "resize": "16x16", "mean": "0.5,0.5,0.5", "std": "0.25,0.25,0.25"}
+    config = read_config(ClassesConfig, {**keys, "out": str(out), "runner": "inline", "batch_size": 2, "steps": 2})
+    with pytest.raises(Unusable, match="is gone"):
+        visualise(config, Console(file=io.StringIO()))
+    assert out.exists() is (what == "without its record")
+
+
+def test_the_program_says_what_happened(tree: Path, tmp_path: Path, saliency) -> None:
+    out = tmp_path / "store"
+    told = saliency(
+        "explain", *flags(images=tree, out=out, model="python:factories:meddles", unit_size=4), MEDDLE=str(out)
+    )
+    assert told.returncode == 1, told.stdout + told.stderr
+    assert "is gone: it was renamed or removed while this command was at work" in told.stderr
+    assert not out.exists() and "Traceback" not in told.stderr
+
+
+def test_no_write_makes_a_directory_again(finished: Path, tmp_path: Path) -> None:
+    """Neither shards nor a report nor the index's own writer."""
+    out = Path(shutil.copytree(finished, tmp_path / "s"))
+    store, run = open_run(str(out))
+    out.rename(tmp_path / "elsewhere")
+    for write in (
+        lambda: put(store, "a/b", b"1"),
+        lambda: finalize(store, run, session={}),
+        lambda: open_output(str(out)),
+    ):
+        with pytest.raises(Unusable, match="is gone"):
+            write()
+    with pytest.raises((Unusable, Refused), match=r"holds no run\.json|is gone"):
+        audit(str(out), Console(file=io.StringIO()), runner="inline")
+    assert not out.exists()
+
+
+def test_comparison_stops_too(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jobs.compare import compare as comparing
+
+    real = comparing.pair_units
+
+    def pair_units(*arguments: object) -> object:
+        (tmp_path / "c").rename(tmp_path / "elsewhere")
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(comparing, "pair_units", pair_units)
+    with pytest.raises(Unusable, match="is gone"):
+        compare(str(finished), str(finished), Console(file=io.StringIO()), output=str(tmp_path / "c"), runner="inline")
+    assert not (tmp_path / "c").exists()
+
+
+def test_record_that_is_gone_from_an_object_store(tree: Path, bucket: str) -> None:
+    out = f"{bucket}/store"
+    assert run_inline(images=str(tree / "ant"), out=out, unit_size=8)[0] == 3
+    store = open_output(out)
+    presence = Presence(store, RUN_JSON)
+    presence.check()
+    delete(store, RUN_JSON)
+    with pytest.raises(Unusable, match=r"store/run\.json is gone"):
+        presence.check()
+
+
+def test_put_into_a_store_that_is_there_makes_what_lies_below(tmp_path: Path) -> None:
+    put(open_output(str(tmp_path / "new/store"), make=True), "a/b/c", b"1")
+    put(open_output(str(tmp_path / "new/store")), "a/d", b"2")
+    assert content(tmp_path / "new") == {"store/a/b/c": b"1", "store/a/d": b"2"}

@@ -1,0 +1,103 @@
+"""A model that ends the program is reported with its rows, or refused at the plan; the user's Ctrl-C is still that."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from conftest import flags, run_inline
+from factories import WAYS_TO_QUIT
+from PIL import Image
+
+from jobs.class_config import ClassesConfig
+from jobs.classes import visualise
+from jobs.config import read_config
+from jobs.quits import QuitError, no_quitting
+from jobs.worker import ExplainError
+from saliency_core.errors import Refused
+
+QUITS = {"model": "python:factories:quits", "unit_size": 4}
+
+
+@pytest.fixture(scope="module")
+def bright(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """15 images; the last unit of four begins with a white one."""
+    root = tmp_path_factory.mktemp("bright")
+    for place, path in enumerate(sorted(tree.rglob("0*.png"))[:15]):
+        shutil.copy(path, root / f"{place:02d}.png")
+    Image.new("RGB", (20, 20), "white").save(root / "12.png")
+    return root
+
+
+@pytest.mark.parametrize("how", WAYS_TO_QUIT)
+@pytest.mark.parametrize("where", ["forward", "hook", "backward"])
+def test_model_that_ends_the_program_stops_the_run_with_its_rows(
+    bright: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, where: str
+) -> None:
+    monkeypatch.setenv("HOW", how)
+    monkeypatch.setenv("WHERE", where)
+    with pytest.raises(ExplainError, match=r"failed on unit 3, rows 12 to 14: \w+: ") as raised:
+        run_inline(images=str(bright), out=str(tmp_path / "s"), **QUITS)
+    assert "memory" not in str(raised.value)
+    assert len([*(tmp_path / "s/index").iterdir()]) == 3, "what was committed stays"
+    monkeypatch.setenv("WELL", "yes")
+    assert run_inline(images=str(bright), out=str(tmp_path / "s"), **QUITS)[0] == 0
+
+
+@pytest.mark.parametrize("how", WAYS_TO_QUIT)
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_model_that_always_ends_the_program_is_refused(
+    bright: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, where: str
+) -> None:
+    monkeypatch.setenv("HOW", how)
+    monkeypatch.setenv("WHERE", where)
+    monkeypatch.setenv("WHEN", "always")
+    with pytest.raises(Refused, match="factories:quits"):
+        run_inline(images=str(bright), out=str(tmp_path / "s"), **QUITS)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("how", ["sys.exit(0)", "os._exit(0)"])
+def test_classes_refuse_such_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    monkeypatch.setenv("HOW", how)
+    monkeypatch.setenv("WHEN", "always")
+    keys = {"model": QUITS["model"], "resize": "16x16", "mean": "0.5,0.5,0.5", "std": "0.25,0.25,0.25"}
+    config = read_config(ClassesConfig, {**keys, "out": str(tmp_path / "s"), "runner": "inline"})
+    with pytest.raises(Refused, match="tried to end the program"):
+        visualise(config, None)  # type: ignore[arg-type]
+    assert not (tmp_path / "s").exists()
+
+
+def test_the_program_says_so_and_ends_with_1(bright: Path, tmp_path: Path, saliency) -> None:
+    told = saliency("explain", *flags(images=bright, out=tmp_path / "s", **QUITS), HOW="os._exit(0)")
+    assert told.returncode == 1, told.stdout + told.stderr
+    assert "unit 3, rows 12 to 14: QuitError: it tried to end the program (os._exit(0))" in told.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["sys.exit(0)", "os._exit(0)", "own BaseException"])
+def test_in_ray_too(bright: Path, tmp_path: Path, saliency, how: str) -> None:
+    told = saliency("explain", *flags(images=bright, out=tmp_path / "s", **QUITS, workers=1, runner="ray"), HOW=how)
+    assert told.returncode == 1, told.stdout + told.stderr
+    assert "unit 3, rows 12 to 14: QuitError" in told.stderr and "memory" not in told.stderr
+
+
+def test_ctrl_c_stays_what_it_is() -> None:
+    with pytest.raises(KeyboardInterrupt), no_quitting():
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_only_its_own_process_is_kept() -> None:
+    """A child that was forked meanwhile ends as it meant to."""
+    before = os._exit
+    with no_quitting():
+        child = os.fork()
+        if not child:
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        with pytest.raises(QuitError, match="tried to end"), no_quitting():
+            os._exit(7)
+    assert os._exit is before
