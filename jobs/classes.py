@@ -28,6 +28,7 @@ from jobs.engine import StartingEngine, starting_engine
 from jobs.exits import DONE, imperfect
 from jobs.finalize import SHA256SUMS, digest, put_sums
 from jobs.fingerprint import classes_fingerprint, refuse_other_fingerprint
+from jobs.flag_names import plan_notes
 from jobs.index import committed, load_part, part_key, read_parts
 from jobs.output import claim, refuse_unwritable
 from jobs.probed import probe_lines
@@ -99,9 +100,7 @@ def _plan(config: ClassesConfig, engine: StartingEngine, *, accept_versions: boo
         preprocessing=geometry.to_dict(),
         classes=tuple(classes),
         class_names=names,
-        notes=tuple(
-            dict.fromkeys([*tried.model.notes, first.head.note(tried.n_classes), *tried.probe.notes, *first.notes])
-        ),
+        notes=plan_notes(*tried.model.notes, first.head.note(tried.n_classes), *tried.probe.notes, *first.notes),
         head=first.head.kind,
         probe={**tried.probe.to_dict(), "copied": first.copied},
     )

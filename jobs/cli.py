@@ -20,6 +20,7 @@ from jobs.class_config import ClassesConfig
 from jobs.config import REPEATED, Config, flag_of, read_config
 from jobs.console import Plain, say
 from jobs.exits import DONE, INTERRUPTED, NOT_FINISHED, REFUSED
+from jobs.flag_names import in_flags
 from jobs.job_config import JobConfig
 from jobs.stopped import Stopped
 from jobs.surroundings import with_user, without_windows
@@ -97,7 +98,7 @@ def _exit_code(function: Callable[[], int]) -> int:
 
 
 def _tell(what: str, text: str) -> None:
-    say(errors, f"{what}: {text}")
+    say(errors, f"{what}: {in_flags(text)}")
 
 
 def _with_flags_of(kind: type[JobConfig], command: Callable[..., int]) -> Callable[..., int]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from jobs.config import Config, MapDtype
+from jobs.flag_names import plan_notes
 from jobs.model import blank_images, try_model
 from jobs.record import ArraySpec
 from jobs.software import Software
@@ -102,9 +103,11 @@ def model_facts(config: Config, *, folders: Sequence[str] | None, device: Callab
         parameter_bytes=sum(value.nbytes for value in model.module.state_dict().values() if isinstance(value, Tensor)),
         image_bytes=image_bytes,
         passes=explainer.passes,
-        notes=(
+        notes=plan_notes(
             *model.notes,
-            *dict.fromkeys([replica.head.note(tried.n_classes), *tried.probe.notes, *explainer.notes]),
+            replica.head.note(tried.n_classes),
+            *tried.probe.notes,
+            *explainer.notes,
             *_layer_note(explainer, replica),
             *agreement_note,
         ),

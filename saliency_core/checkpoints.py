@@ -34,7 +34,7 @@ def find_state(checkpoint: object, path: Path, *, key: str | None) -> tuple[dict
     entries = dict(_entries(checkpoint, ""))
     if key is not None:
         if key not in entries:
-            raise Refused(f"--weights-key {key}: {path} has no state dict of that name. It has {_listed(entries)}.")
+            raise Refused(f"`weights_key` {key}: {path} has no state dict of that name. It has {_listed(entries)}.")
         return entries[key], ()
     if "" in entries:
         return entries[""], ()
@@ -44,11 +44,11 @@ def find_state(checkpoint: object, path: Path, *, key: str | None) -> tuple[dict
     chosen = min(ranks, key=ranks.__getitem__)
     others = [name for name in entries if name != chosen]
     if any(ranks[name] == ranks[chosen] for name in others):
-        raise Refused(f"{path} holds several state dicts: choose one with --weights-key, of {_listed(entries)}.")
+        raise Refused(f"{path} holds several state dicts: choose one with `weights_key`, of {_listed(entries)}.")
     if not others:
         return entries[chosen], ()
     passed = ", ".join(map(repr, others[:5]))
-    note = f"weights: {path.name}'s {chosen!r} is used, not its {passed} (--weights-key chooses another)."
+    note = f"weights: {path.name}'s {chosen!r} is used, not its {passed} (`weights_key` chooses another)."
     return entries[chosen], (note,)
 
 

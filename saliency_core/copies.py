@@ -200,6 +200,6 @@ def _refuse_to_move(model: Model, device: torch.device, dtype: torch.dtype, trou
         )
     if dtype == torch.float64 and any(value.is_floating_point() and value.dtype != dtype for value in values):
         raise Refused(
-            f"{model.spec} cannot be copied ({trouble}), so it cannot run in float64: choose --precision float32, or "
+            f"{model.spec} cannot be copied ({trouble}), so it cannot run in float64: choose `precision` float32, or "
             "take away what cannot be copied."
         )

@@ -19,7 +19,7 @@ from saliency_core.scripted import scripted_ending
 _CLOSE = 1e-2  # of the largest: whether scores were found in front of probabilities, which may be clamped or rounded
 _NO_LOGIT = (
     "{spec} gives one value for an image, the result of {name}, which is no logit: let it return the scores in front, "
-    "or call them logits with --head sigmoid."
+    "or call them logits with `head` sigmoid."
 )
 _SCALES = (1, -1, 10, -10, 100, -100)
 
@@ -81,7 +81,7 @@ def settle_head(model: Model, images: Tensor) -> tuple[Model, Head, tuple[str, .
         else:
             notes.append(
                 f"the model ends in {ending.name}, which makes no probability of each class: what it returns is taken "
-                "for scores. Let it return what is in front, or choose another --output."
+                "for scores. Let it return what is in front, or choose another `output`."
             )
             if outputs.shape[1] == 1 and ending.name != "tanh" and model.head == AUTO:
                 raise Refused(_NO_LOGIT.format(spec=model.spec, name=ending.name))
@@ -89,7 +89,7 @@ def settle_head(model: Model, images: Tensor) -> tuple[Model, Head, tuple[str, .
         notes.append(
             "the model's scores look like probabilities, or their logarithms: the result of a softmax or a sigmoid "
             "that cannot be seen. Gradients of probabilities vanish where the model is sure, and probabilities would "
-            "be made of them once more. Choose the --output before it, or let the model return that; --head only "
+            "be made of them once more. Choose the `output` before it, or let the model return that; `head` only "
             "tells what is made of the scores."
         )
     kind = _kind(model, outputs.shape[1], squash)
@@ -103,7 +103,7 @@ def _kind(model: Model, columns: int, squash: str) -> str:
     if columns == 1:
         if model.head == SOFTMAX:
             raise Refused(
-                f"--head softmax: {model.spec} gives one score, and a softmax of one is always 1. Leave it out: one "
+                f"`head` softmax: {model.spec} gives one score, and a softmax of one is always 1. Leave it out: one "
                 "logit is two classes."
             )
         if squash == SOFTMAX and model.head == AUTO:

@@ -83,7 +83,7 @@ def _one_preset(name: str, presets: Mapping[str, Any], preset: str | None) -> An
             f"{key} (resize {one.resize}, crop {one.crop}, {one.interpolation})" for key, one in geometries.items()
         )
         raise Refused(
-            f"{name}'s presets prepare images differently, so the maps would differ: choose --preset from {told}."
+            f"{name}'s presets prepare images differently, so the maps would differ: choose `preset` from {told}."
         )
     return next(iter(presets.values()))
 
@@ -94,7 +94,7 @@ def _pretrained(
     from torchvision import models
 
     if num_classes is not None:
-        raise Refused(f"--num-classes {num_classes} needs --weights: {name}'s own weights have their own classes.")
+        raise Refused(f"`num_classes` {num_classes} needs `weights`: {name}'s own weights have their own classes.")
     wanted = weights or preset or "DEFAULT"
     if wanted != "DEFAULT" and wanted not in presets:
         raise Refused(f"weights {wanted!r} are neither a file nor one of {name}'s: {', '.join(presets)}.")
@@ -105,11 +105,11 @@ def _pretrained(
     except UnpicklingError as error:
         raise Refused(
             f"{name}'s weights {chosen.name}, as they lie in {torch.hub.get_dir()}, hold more than tensors, and "
-            "loading them could run code, so they are not loaded. Delete them, to fetch them again, or give --weights."
+            "loading them could run code, so they are not loaded. Delete them, to fetch them again, or give `weights`."
         ) from error
     except OSError as error:
         raise Refused(
-            f"{name}'s weights {chosen.name} could not be downloaded ({error}). Give a local file with --weights."
+            f"{name}'s weights {chosen.name} could not be downloaded ({error}). Give a local file with `weights`."
         ) from error
     return Built(
         module,
@@ -132,7 +132,7 @@ def build_timm(name: str, *, pretrained: bool, num_classes: int | None, geometry
     except Exception as error:  # timm and its hub client each raise their own kinds
         raise Refused(
             f"timm cannot make {name!r} ({type(error).__name__}: {error}). Check the name, or give a local "
-            "file with --weights."
+            "file with `weights`."
         ) from error
     geometry = None if geometry_given else Preprocessing.from_timm(resolve_model_data_config(module))
     return Built(module, geometry, loaded=pretrained)
@@ -162,5 +162,5 @@ def build_file(path: Path) -> Built:
     except Exception as error:
         raise Refused(f"model file {str(path)!r} cannot be read ({type(error).__name__}: {error}).") from error
     raise Refused(
-        f"model file {str(path)!r} is neither a torch.export nor a TorchScript file; for a state dict, --weights."
+        f"model file {str(path)!r} is neither a torch.export nor a TorchScript file; for a state dict, `weights`."
     )

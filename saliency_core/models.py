@@ -77,7 +77,7 @@ class Model:
         if scores.dim() != 2 or len(scores) != len(images) or scores.shape[1] == 0:
             raise Refused(
                 f"{self.spec} gives outputs of shape {list(scores.shape)} for images of shape {list(images.shape)}: "
-                "a classifier's [images, classes] is needed. Choose another --output, or wrap the model."
+                "a classifier's [images, classes] is needed. Choose another `output`, or wrap the model."
             )
         return scores
 
@@ -110,7 +110,7 @@ def load_model(
     path = Path(weights) if weights and (Path(weights).suffix or Path(weights).exists()) else None
     _refuse_useless(kind, spec, weights=weights, path=path, num_classes=num_classes, preset=preset)
     if weights_key is not None and path is None:
-        raise Refused(f"--weights-key {weights_key} has no effect without a file of --weights: drop it, or give one.")
+        raise Refused(f"`weights_key` {weights_key} has no effect without a file of `weights`: drop it, or give one.")
     with kept_from_exiting(spec):
         model = _load_model(
             spec,
@@ -169,7 +169,7 @@ def _load_model(
     if geometry is None:
         raise Refused(
             f"how images are prepared for {spec} is not known: give resize, crop, mean, std "
-            "(for example --resize 224x224 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225)."
+            "(for example `resize` 224x224, `mean` 0.485,0.456,0.406, `std` 0.229,0.224,0.225)."
         )
     if kind != "file":  # a graph is of the mode that it was made in
         put_in_eval_mode(built.module)
@@ -200,17 +200,17 @@ def _refuse_useless(
     if kind != "torchvision":
         if preset is not None:
             raise Refused(
-                f"--preset {preset!r} is for torchvision models; {spec} takes the preprocessing keys instead."
+                f"`preset` {preset!r} is for torchvision models; {spec} takes the preprocessing keys instead."
             )
         if weights is not None and path is None:
             raise Refused(f"weights {weights!r}: no such file. {spec} takes a state dict or a .safetensors file.")
     elif preset is not None and weights is not None and path is None:
-        raise Refused(f"--weights {weights} brings its own preprocessing: drop --preset {preset}.")
+        raise Refused(f"`weights` {weights} brings its own preprocessing: drop `preset` {preset}.")
     if kind == "file" and weights is not None:
-        raise Refused(f"{spec} has its weights inside: drop --weights {weights}.")
+        raise Refused(f"{spec} has its weights inside: drop `weights` {weights}.")
     if kind in ("file", "python") and num_classes is not None:
         raise Refused(
-            f"--num-classes {num_classes} has no effect on {spec}: drop it, and let the model have that many."
+            f"`num_classes` {num_classes} has no effect on {spec}: drop it, and let the model have that many."
         )
 
 
@@ -225,7 +225,7 @@ def select_output(outputs: object, output: int | str | None) -> Tensor:
     if output is not None and str(output) in tensors:
         return tensors[str(output)]
     what = "has several outputs" if output is None else f"has no tensor output {output!r}"
-    raise Refused(f"the model ({type(outputs).__name__}) {what}: choose --output from {', '.join(tensors) or 'none'}.")
+    raise Refused(f"the model ({type(outputs).__name__}) {what}: choose `output` from {', '.join(tensors) or 'none'}.")
 
 
 def _named_outputs(outputs: object) -> dict[str, object]:

@@ -68,7 +68,7 @@ def _mismatch(
         f"The file's {len(state)} names begin with {names}; changes tried: {'; '.join(tried[:5]) or 'none'}.",
     ]
     if count is not None and num_classes is not None:
-        parts.append(f"--num-classes {num_classes} contradicts the file, whose head has {count} classes: drop it.")
+        parts.append(f"`num_classes` {num_classes} contradicts the file, whose head has {count} classes: drop it.")
     elif fit.shapes and spec.startswith("python:"):
         parts.append("If only the number of classes differs, let the factory make as many as the file has.")
     return " ".join(parts)

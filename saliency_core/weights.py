@@ -96,7 +96,9 @@ def _refuse_other_archives(path: Path) -> None:
             "Fetch or save it again."
         ) from error
     if "archive_format" in members or any(name.startswith("code/") for name in members):
-        raise Refused(f"{path} holds a whole model, graph and weights: give it as --model file:{path}, no --weights.")
+        raise Refused(
+            f"{path} holds a whole model, graph and weights: give it as `model` file:{path}, without `weights`."
+        )
     if "data.pkl" not in members:
         raise Refused(f"{path} is a zip archive, but not one of torch.save's: give the state dict that is in it.")
 

@@ -143,10 +143,10 @@ def test_which_of_two_state_dicts_was_taken_is_told_and_settable(average: str, t
     content = {"state_dict": dict(tiny().state_dict()), "optimizer": {}} | inside(average, named("module."))
     plain = load_tiny(content, tmp_path)
     assert weights_digest(plain.module) == weights_digest(tiny())
-    assert "'state_dict'" in plain.notes[0] and average in plain.notes[0] and "--weights-key" in plain.notes[0]
+    assert "'state_dict'" in plain.notes[0] and average in plain.notes[0] and "`weights_key`" in plain.notes[0]
     chosen = load_tiny(content, tmp_path, weights_key=average)
     assert is_loaded(chosen) and not any("state_dict'" in note for note in chosen.notes)
-    with pytest.raises(Refused, match=rf"--weights-key elsewhere.*state_dict.*{average}"):
+    with pytest.raises(Refused, match=rf"`weights_key` elsewhere.*state_dict.*{average}"):
         load_tiny(content, tmp_path, weights_key="elsewhere")
 
 
@@ -156,12 +156,12 @@ def test_an_averaged_model_brings_its_counter(tmp_path: Path) -> None:
 
 
 def test_unknown_entries_are_not_chosen_from(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=r"several state dicts.*--weights-key.*generator.*critic"):
+    with pytest.raises(Refused, match=r"several state dicts.*`weights_key`.*generator.*critic"):
         load_tiny({"generator": state(), "critic": state()}, tmp_path)
 
 
 def test_a_key_without_a_file_is_refused() -> None:
-    with pytest.raises(Refused, match="--weights-key ema has no effect"):
+    with pytest.raises(Refused, match="`weights_key` ema has no effect"):
         load_model("python:factories:tiny", preprocessing=SMALL, weights_key="ema")
 
 
@@ -324,7 +324,7 @@ def scripted(path: Path) -> None:
         (lambda path: path.write_bytes(b"no weights at all"), "is neither of torch.save's"),
         (lambda path: path.write_bytes(arrays(zipped=True)), "zip archive, but not one of torch.save's"),
         (lambda path: path.write_bytes(arrays(zipped=False)), "is neither of torch.save's"),
-        (scripted, "--model file:"),
+        (scripted, "`model` file:"),
         (lambda path: (torch.save(state(), path), path.write_bytes(cut(path.read_bytes()))), "is cut off or damaged"),
         (lambda path: (save_file(state(), path), path.write_bytes(cut(path.read_bytes()))), "as a .safetensors"),
         (lambda path: path.write_bytes(struct.pack("<Q", 2**40) + b"{}"), "is cut off"),
@@ -380,7 +380,7 @@ def test_the_class_count_of_timm_too(name: str, tmp_path: Path) -> None:
     torch.save({"state_dict": module.state_dict()}, tmp_path / "seven.pt")
     model = load_model(f"timm:{name}", weights=str(tmp_path / "seven.pt"))
     assert weights_digest(model.module) == weights_digest(module) and "7 classes" in model.notes[0]
-    with pytest.raises(Refused, match=r"--num-classes 9 contradicts the file, whose head has 7"):
+    with pytest.raises(Refused, match=r"`num_classes` 9 contradicts the file, whose head has 7"):
         load_model(f"timm:{name}", weights=str(tmp_path / "seven.pt"), num_classes=9)
 
 

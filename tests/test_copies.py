@@ -102,7 +102,7 @@ def test_a_softmax_behind_what_cannot_be_copied() -> None:
 @pytest.mark.parametrize("name", UNCOPIED)
 def test_what_would_need_a_copy_is_refused(name: str) -> None:
     model = model_of(UNCOPIED[name])
-    with pytest.raises(Refused, match=r"cannot be copied .*float64.*--precision float32"):
+    with pytest.raises(Refused, match=r"cannot be copied .*float64.*`precision` float32"):
         Explainer(model, precision="float64")(images_of(2, 1))
 
 

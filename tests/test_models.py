@@ -63,7 +63,7 @@ def test_class_count_override(tmp_path: Path) -> None:
     assert model.logits(torch.zeros(2, 3, 64, 64)).shape == (2, 7) and model.class_names is None
     inferred = load_model("torchvision:squeezenet1_1", weights=str(tmp_path / "seven.pt"))
     assert weights_digest(inferred.module) == weights_digest(model.module) and "7 classes" in inferred.notes[0]
-    with pytest.raises(Refused, match=r"another shape.*--num-classes 9 contradicts the file, whose head has 7"):
+    with pytest.raises(Refused, match=r"another shape.*`num_classes` 9 contradicts the file, whose head has 7"):
         load_model("torchvision:squeezenet1_1", weights=str(tmp_path / "seven.pt"), num_classes=9)
 
 
@@ -151,7 +151,7 @@ def test_one_of_several_outputs(kind: Callable[..., object], names: tuple[int | 
 
 def test_pretrained_weights_that_cannot_be_fetched_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(Refused, match="--weights"):
+    with pytest.raises(Refused, match="`weights`"):
         load_model("torchvision:squeezenet1_1")
 
 
@@ -169,7 +169,7 @@ def test_own_factory_needs_preprocessing_and_takes_weights(tmp_path: Path) -> No
     other = tiny()
     nn.init.ones_(other[-1].weight)
     torch.save(other.state_dict(), tmp_path / "tiny.pt")
-    with pytest.raises(Refused, match="--resize"):
+    with pytest.raises(Refused, match="`resize`"):
         load_model("python:factories:tiny")
     model = load_model("python:factories:tiny", weights=str(tmp_path / "tiny.pt"), preprocessing=SMALL)
     assert weights_digest(model.module) == weights_digest(other)

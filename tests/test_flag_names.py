@@ -1,0 +1,49 @@
+"""What the core says of its arguments is said in flags on the command line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+
+from jobs import cli
+from jobs.exits import REFUSED
+from jobs.flag_names import in_flags, plan_notes
+
+CORE = Path(__file__).parent.parent / "saliency_core"
+
+
+@pytest.mark.parametrize("text, told", [
+    ("drop `num_classes` 9.", "drop --num-classes 9."),
+    ("give `weights`, or `weights_key`", "give --weights, or --weights-key"),
+    ("`methods` and `targets`", "--method and --target"),
+    ("a layer `conv1` of the `model`", "a layer `conv1` of the --model"),
+    ("nothing to see", "nothing to see"),
+])  # fmt: skip
+def test_arguments_become_flags(text: str, told: str) -> None:
+    assert in_flags(text) == told
+
+
+def test_notes_are_told_once() -> None:
+    assert plan_notes("choose `output`", "two", "choose --output") == ("choose --output", "two")
+
+
+def test_the_core_names_no_flag() -> None:
+    """Whoever calls it from Python has none."""
+    for path in CORE.rglob("*.py"):
+        texts = re.sub(r"(?m)#.*$", "", path.read_text())
+        assert not re.search(r"(?<![\w-])--[a-z]", texts), path
+
+
+def test_a_refusal_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/x.png").write_bytes(b"")
+    keys = {**TINY, "images": str(tmp_path / "in"), "out": str(tmp_path / "out"), "num_classes": 3}
+    flags = [part for key, value in keys.items() for part in (f"--{key.replace('_', '-')}", str(value))]
+    with pytest.raises(SystemExit) as ended:
+        cli.app(["explain", *flags])
+    assert ended.value.code == REFUSED
+    told = " ".join(capsys.readouterr().err.split())
+    assert "--num-classes 3 has no effect" in told and "`" not in told
