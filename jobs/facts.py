@@ -47,7 +47,7 @@ class ModelFacts:
     agreement: dict[str, float]
     needs_labels: bool
     head: Head
-    probe: dict[str, float]
+    probe: dict[str, float | None]
 
 
 def model_facts(config: Config, *, folders: Sequence[str] | None, device: Callable[[], str]) -> ModelFacts:

@@ -25,12 +25,12 @@ REPEATS = 16  # when the forward draws random numbers that may seldom matter
 @dataclass(frozen=True)
 class Probe:
     """Relative to the largest value of an image: ``rows``: how far its scores differ alone, in a batch and in another
-    order; ``gradient_rows``: how far its gradient does, if the backward is the model's own; ``repeat``: how far the
-    scores do when it is run again. ``draws``: the forward draws random numbers, on which the scores do not depend. The
-    others are those of ``Counts``."""
+    order; ``gradient_rows``: how far its gradient does, which is not measured (None) unless the backward is the model's
+    own; ``repeat``: how far the scores do when it is run again. ``draws``: the forward draws random numbers, on which
+    the scores do not depend. The others are those of ``Counts``."""
 
     rows: float
-    gradient_rows: float
+    gradient_rows: float | None
     repeat: float
     draws: bool
     images: int
@@ -38,7 +38,7 @@ class Probe:
     gradients: int
     moving: int
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float | None]:
         return asdict(self)
 
     @property
@@ -73,7 +73,8 @@ def probe_model(model: Model, *, again: Model | None = None) -> tuple[Probe, Ten
         refuse_unequal(model, again or model, images, times=REPEATS if draws else 2)
     if seen.alone.branches:
         refuse_branches(model, images)
-    return Probe(seen.scores, seen.gradient, repeat, draws, **asdict(counts)), seen.batch.scores
+    gradient = seen.gradient if seen.alone.own_backward else None
+    return Probe(seen.scores, gradient, repeat, draws, **asdict(counts)), seen.batch.scores
 
 
 def _in_front_of_heads(model: Model, again: Model | None, image: Tensor) -> tuple[Model, Model | None]:
