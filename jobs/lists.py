@@ -29,6 +29,7 @@ from jobs.reject import Rejected
 from jobs.tables import LABEL_COLUMNS, Damaged, Misfits, choose, uri_column_of
 
 BATCH = 256  # rows that one thread looks up at a time
+_OBJECT = re.compile(r"[a-z0-9]+://[A-Za-z0-9$][A-Za-z0-9._$-]*/+[^/].*", re.DOTALL)  # a bucket, and a key in it
 CACHE_KIB = 32 << 10  # of the ids that were seen
 
 Cells = tuple[str | Rejected | None, int | str | None]  # the URI as written, or why there is none; label
@@ -162,7 +163,10 @@ def _entry(line: tuple[str, str | None, int | str | None], folder: str, trouble:
     sample_id = address.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     uri = _resolve(address, folder)
     if is_remote(uri):
-        return Entry(sample_id, uri, label=label)
+        # A bucket that cannot be would be asked for as if its store did not answer, and end the run.
+        sound = _OBJECT.fullmatch(uri) is not None
+        error = None if sound else f"{sample_id} names no object: write {uri.partition(':')[0]}://BUCKET/KEY"
+        return Entry(sample_id, uri, label=label, error=error)
     if re.match(r"\s*[A-Za-z][A-Za-z0-9+.-]*://", uri) and not uri.startswith("file://"):
         cut = ", with the credentials, which are cut off here, in the environment" if address != written else ""
         error = f"{sample_id} has a scheme that is not read: use a path, file://, s3://, gs:// or az://{cut}"

@@ -201,7 +201,7 @@ def test_killed_while_planning_starts_anew(tree: Path, tmp_path: Path, finished:
     class Killed(BaseException):
         pass
 
-    def killed(*_: object) -> None:
+    def killed(*_: object, **__: object) -> None:
         raise Killed
 
     for step in ("complete_manifest", "set_up"):
@@ -255,9 +255,9 @@ def test_run_that_is_overtaken_while_it_plans(tree: Path, tmp_path: Path, salien
     out = tmp_path / "store"
     keys = {"images": str(tree), "unit_size": 8, "batch_size": 4, "out": str(out)}
 
-    def claim_too_late(record: Run) -> None:
+    def claim_too_late(record: Run, **how: bool) -> Run:
         assert saliency("explain", *flags(methods=other, **keys)).returncode == 3
-        claim(record)
+        return claim(record, **how)
 
     monkeypatch.setattr(plan, "claim", claim_too_late)
     if other == "gradient":

@@ -130,7 +130,7 @@ def test_the_plan_knows_the_head(name: str, head: str, key: str | None, note: st
 
 def test_another_head_is_another_run(pictures: dict[str, Path], tmp_path: Path) -> None:
     keys = {"images": str(pictures["marks"]), "out": str(tmp_path / "s"), "model": "python:headed:plain", **SAME}
-    assert run_inline(**keys, limit=4)[0] == 1
+    assert run_inline(**keys, limit=4)[0] == 0
     before = content(tmp_path / "s")
     with pytest.raises(Refused, match="head: the store has None, this run sigmoid"):
         run_inline(**keys, head="sigmoid")

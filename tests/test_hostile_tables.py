@@ -165,7 +165,7 @@ LINES: dict[str, tuple[list[str], int]] = {  # damaged lines, and how many rows 
     "a line of 20 MB": (["z" * (20 << 20)], 1),
     "a line of a million cells": (["gone.png" + "," * 1_000_000], 1),
     "zero bytes": (["a\0.png,\0"], 1),
-    "an address that is none": (["s3://[b/x.png,1"], 1),
+    "addresses that are none": (["s3://[b/x.png,1", "s3:///x.png,1", "gs://b,1", "az://a b/x.png,1", "s3://b//,1"], 5),
     "a lone carriage return": (["gone.png,1\rgone2.png,2"], 2),
     "bytes that are not UTF-8, remote": (["s3://b/\udcff.png,1"], 1),
 }
