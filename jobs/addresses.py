@@ -17,7 +17,7 @@ _SCHEME = (
     r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,30}(?::|%3A)|(?<![^\s'\"(=,<\[{]))"  # or none, where an address may begin
 )
 # One slash is what is left of two when an address went through a path.
-_SLASHES = r"(?P<slashes>(?:[/\\]|%2F){2,}|(?<=https:|.http:|..ftp:|...s3:|...gs:|...az:)/)"
+_SLASHES = r"(?P<slashes>(?:[/\\]|%2F){2,}|(?:(?<=https:)|(?<=http:)|(?<=ftp:)|(?<=s3:)|(?<=gs:)|(?<=az:))/)"
 # {0}: what an address cannot hold. The second form is of a password that holds `/`, `?` or `#`: no port reads so.
 # The lengths are bounded, or hostile names would take minutes.
 _USER = r"(?P<user>[^{0}/?#\\]{{0,1000}}|[^{0}/?#\\:\[\]]{{0,1000}}:(?!\d*(?:[{0}/?#\\]|$))[^{0}]{{0,1000}})(?:@|%40)"
@@ -25,15 +25,16 @@ _PARAMETER = re.compile(r"(?P<mark>[?&;#]|%3F|%26|%3B)(?P<name>(?:(?!%3D|%26|%3F
 _NEXT = re.compile(r"&|%26|$", re.I)  # a value may hold all else
 _SECRET = re.compile(
     r"(signature|token|secret|passw(or)?d|passphrase|credentials?|(api|access|secret|private|auth|session|subscription)key"
-    r"|accesskeyid|authorization|jwt|hmac|sessionid)$|^(sig|auth|pwd|pass|pw|hdn(ts|ea|tl)|gda)$"
+    r"|accesskeyid|authorization|jwt|hmac|sessionid|bearer|otp|passcode)$|^(sig|auth|pwd|pass|pw|hdn(ts|ea|tl)|gda)$"
 )
 _BESIDE = re.compile(
     r"^(x(amz|goog|oss|cos|obs|ms|bz).*|googleaccessid|keypairid|policy|expir(es|y)|exp|key"
     r"|s[eprstvis]|spr|srt|sip|sdd|ses|sk(e|s|t|v|oid|tid)|s[ac]?oid|suoid|scid)$"
 )
 """What stands beside a signature and is of no use without it: its date, its end, what it allows."""
+_LONG_SECRETS = frozenset({"key", "code", "ticket", "hash"})
 LONG_KEY = 16
-"""Characters from which a parameter `key` is a service's key: those have 30 and more."""
+"""Characters from which such a parameter is a service's key: those have 30 and more."""
 
 
 def scrubbed(address: str) -> str:
@@ -100,7 +101,7 @@ def _value_end(parameter: re.Match[str]) -> int:
 
 def _is_secret(parameter: re.Match[str]) -> bool:
     name = _plain(parameter["name"])
-    return bool(_SECRET.search(name)) or (name == "key" and _value_end(parameter) - parameter.end() >= LONG_KEY)
+    return bool(_SECRET.search(name)) or (name in _LONG_SECRETS and _value_end(parameter) - parameter.end() >= LONG_KEY)
 
 
 def _plain(name: str) -> str:

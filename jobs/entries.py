@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jobs.addresses import scrubbed_text
+from jobs.addresses import scrubbed, scrubbed_text
 from saliency_core.errors import Refused
 
 
@@ -48,8 +48,11 @@ class Entry:
             texts["member"] = self.member
         cut: dict[str, Any] = {}
         for name, text in texts.items():
-            if isinstance(text, str) and (safe := scrubbed_text(text)) != text:
-                cut[name] = safe
+            if isinstance(text, str):
+                # A label is one text or one address; what an error quotes ends at white space.
+                safe = scrubbed(text) if name == "label" else scrubbed_text(text)
+                if safe != text:
+                    cut[name] = safe
         return replace(self, **cut) if cut else self
 
 

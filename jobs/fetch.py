@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+from jobs.addresses import scrubbed
 from jobs.attended import NoAnswer, attended
 from jobs.entries import Entry
 from jobs.failures import OF_THE_MACHINE
@@ -133,7 +134,7 @@ def _followed(entry: Entry, place: Elsewhere, max_bytes: int) -> bytes | Rejecte
         if isinstance(value, bytes):
             return value
         found = replace(found, error=value.reason)
-    return Rejected(f"{entry.sample_id} holds no bytes but the path {place.path!r}, and {found.error}")
+    return Rejected(f"{entry.sample_id} holds no bytes but the path {scrubbed(place.path)!r}, and {found.error}")
 
 
 def _changed(entry: Entry, info: ObjectInfo) -> Rejected | None:

@@ -19,6 +19,16 @@ CUT = {
     "https://user:PW?more@host/x.jpg": "https://host/x.jpg",
     "https://user:1234@host:8080/x.jpg": "https://host:8080/x.jpg",
     "https:/user:PW@host/x.jpg": "https:/host/x.jpg",
+    "http:/user:PW@host/x.jpg": "http:/host/x.jpg",
+    "ftp:/user:PW@host/x.jpg": "ftp:/host/x.jpg",
+    "s3:/KEY:PW@bucket/x.jpg": "s3:/bucket/x.jpg",
+    "gs:/KEY:PW@bucket/x.jpg": "gs:/bucket/x.jpg",
+    "az:/KEY:PW@bucket/x.jpg": "az:/bucket/x.jpg",
+    "https://host/x.jpg?bearer=PW&w=2": "https://host/x.jpg?w=2",
+    "https://host/x.jpg?otp=PW": "https://host/x.jpg",
+    "https://host/x.jpg?passcode=PW": "https://host/x.jpg",
+    "https://host/x.jpg?code=PW0123456789abcdef": "https://host/x.jpg",
+    "https://host/x.jpg?ticket=PW0123456789abcdef": "https://host/x.jpg",
     "https:\\\\user:PW@host\\x.jpg": "https:\\\\host\\x.jpg",
     "S3://KEY:PW@bucket/x.jpg": "S3://bucket/x.jpg",
     "gs://KEY:PW@bucket/x.jpg": "gs://bucket/x.jpg",
@@ -57,7 +67,7 @@ CUT = {
     "https://user:PW@host/x.jpg?w=2&sig=PW": "https://host/x.jpg?w=2",
 }
 ONLY_AS_ADDRESS = {
-    "https://user:P W@host/x.jpg": "https://host/x.jpg",
+    "https://user:P W@host/z.jpg": "https://host/z.jpg",
     "https://host/x.jpg?sig=P W": "https://host/x.jpg",
     "x.jpg?X-Amz-Signature=PW": "x.jpg",
 }

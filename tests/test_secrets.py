@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import s3
 from conftest import flags, run_inline
-from helpers import picture, write, write_tar
+from helpers import picture, write, write_parquet, write_tar
 from test_addresses import CUT, KEPT, ONLY_AS_ADDRESS
 
 from jobs.addresses import scrubbed
@@ -68,6 +68,17 @@ def test_a_run_over_a_list_of_them_writes_and_says_none(
     assert "in the environment" in index["0/https://host/x.jpg"]["error"]
     assert index["1/a.tar/https://host/a.png"]["status"] == "ok"
     assert index["1/a.tar/https://host/a.png~2"]["status"] == "quarantined"
+
+
+def test_paths_and_labels_in_parquet_hold_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    others = [address for address in ADDRESSES if not address.startswith(REMOTE)]
+    columns = {"image": [{"bytes": None, "path": address} for address in others], "label": [f"of {a}" for a in others]}
+    table = write_parquet(tmp_path / "in/a.parquet", columns)
+    with caplog.at_level(logging.DEBUG):
+        code, told = run_inline(images=str(table), out=str(tmp_path / "out"), targets=("predicted", "class:0"))
+    assert code == 3, told
+    assert PASSWORD not in told + caplog.text
+    assert PASSWORD.encode() not in everything(tmp_path / "out")
 
 
 def test_the_program_says_none(tmp_path: Path, saliency: Callable) -> None:
