@@ -53,13 +53,25 @@ def as_device(device: object) -> torch.device:
         chosen = torch.device(device)  # type: ignore[call-overload]
     except (RuntimeError, TypeError) as error:
         raise Refused(f"device {device!r} does not exist: {str(error).splitlines()[0]}") from error
-    if chosen.type == "cuda":
-        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (chosen.index or 0) >= there:
-            have = f"only {there} of them" if there else "none"
-            raise Refused(f"device {str(device)!r}: torch sees {have} on this machine. Take device='cpu'.")
     assert isinstance(chosen, torch.device)
+    if chosen.type == "meta":
+        raise Refused("device 'meta' holds no values, so there is nothing to explain there. Take device='cpu'.")
+    if chosen.type == "cpu":
+        return chosen
+    there = torch.cuda.device_count() if chosen.type == "cuda" else _devices(chosen)
+    if (chosen.index or 0) >= there:
+        have = f"only {there} of them" if there else "none"
+        raise Refused(f"device {str(device)!r}: torch sees {have} on this machine. Take device='cpu'.")
     return chosen
+
+
+def _devices(device: torch.device) -> int:
+    """How many of another kind than CUDA's there are."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        return 0
+    return (device.index or 0) + 1
 
 
 def as_images(images: object, *, channels: int | None) -> Tensor:
@@ -78,6 +90,9 @@ def as_images(images: object, *, channels: int | None) -> Tensor:
         raise Refused(f"images have the shape {shape}, where a batch [n, C, H, W] is needed: for one, images[None].")
     if batch.dim() != 4:
         raise Refused(f"images have the shape {shape}, where a batch [n, C, H, W] is needed.")
+    if batch.layout != torch.strided or batch.is_meta:
+        what = "on device 'meta', without values" if batch.is_meta else f"{batch.layout}".removeprefix("torch.")
+        raise Refused(f"images are {what}, where a dense tensor with values is needed.")
     if not batch.is_floating_point():
         raise Refused(
             f"images are {_kind(batch)}, where preprocessed floating point numbers are needed: of uint8 pixels "
@@ -101,7 +116,7 @@ def as_labels(labels: object, n: int) -> Tensor:
     """
     if labels is None:
         return torch.full((n,), NO_LABEL, dtype=torch.int64, device="cpu")
-    if isinstance(labels, list | tuple):
+    if isinstance(labels, list | tuple) or (isinstance(labels, np.ndarray) and labels.dtype == object):
         labels = [NO_LABEL if label is None else label for label in labels]
     return _integers(labels, n, "labels", "class numbers, −1 for none")
 
@@ -112,8 +127,11 @@ def as_rows(rows: object, n: int) -> list[int]:
 
 
 def _several(values: object, name: str) -> list[object]:
-    if isinstance(values, str | int | nn.Module) or values is None or callable(values):
+    if isinstance(values, str | bytes | int | nn.Module) or values is None or callable(values):
         values = [values]
+    if isinstance(values, Tensor):
+        values = values.tolist()
+        values = values if isinstance(values, list) else [values]
     try:
         return list(values)  # type: ignore[call-overload,no-any-return]
     except TypeError:
@@ -174,8 +192,8 @@ def _integers(values: object, n: int, name: str, meaning: str) -> Tensor:
 
 
 def _from_array(array: np.ndarray, name: str) -> Tensor:
-    if array.dtype.kind not in "fiub":
-        raise Refused(f"{name} are {array.dtype}, where numbers are needed.")
+    if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
+        raise Refused(f"{name} are {array.dtype}, where numbers are needed, of at most 64 bits.")
     # Reversed and other views have strides, and other machines' files a byte order, that torch does not know.
     return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
 

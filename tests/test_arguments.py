@@ -43,7 +43,7 @@ def test_images_in_any_container(images: object) -> None:
 
 @pytest.mark.parametrize("labels", [
     [0, 4, None], (0, 4, -1), np.array([0, 4, -1]), np.array([0, 4, -1], np.int8), torch.tensor([0, 4, -1]),
-    torch.tensor([0, 4, -1], dtype=torch.int32),
+    torch.tensor([0, 4, -1], dtype=torch.int32), np.array([0, 4, None], object),
 ])  # fmt: skip
 def test_labels_in_any_container(labels: object) -> None:
     found = explained(labels=labels, targets="label")["label"]
@@ -56,6 +56,9 @@ def test_labels_in_any_container(labels: object) -> None:
     ({"targets": "predicted"}, {"targets": ["predicted"]}),
     ({"targets": 3}, {"targets": ["class:3"]}),
     ({"targets": [3, np.int64(1)]}, {"targets": ["class:3", "class:1"]}),
+    ({"targets": torch.tensor([3, 1])}, {"targets": ["class:3", "class:1"]}),
+    ({"targets": torch.tensor(3)}, {"targets": ["class:3"]}),
+    ({"targets": range(2)}, {"targets": ["class:0", "class:1"]}),
     ({"device": torch.device("cpu")}, {"device": "cpu"}),
 ])  # fmt: skip
 def test_specs_in_any_form(keys: dict[str, object], reference: dict[str, object]) -> None:
@@ -105,6 +108,12 @@ def test_a_module_of_the_model_is_a_target() -> None:
     ({"targets": [None]}, "targets holds a NoneType"),
     ({"targets": 99}, "has 5 classes"),
     ({"targets": lambda scores: scores[:, 0]}, "targets holds a function"),
+    ({"targets": b"1"}, "targets holds a bytes"),
+    ({"targets": torch.tensor([0.5])}, "targets holds a float"),
+    ({"device": "meta"}, "holds no values"),
+    ({"images": IMAGES.to_sparse()}, "images are sparse_coo"),
+    ({"images": IMAGES.to("meta")}, "without values"),
+    ({"images": IMAGES.numpy().astype(np.longdouble)}, "at most 64 bits"),
     ({"device": "gpu"}, "device 'gpu'"),
     ({"device": 1.5}, "device 1.5"),
     ({"precision": "float"}, "precision 'float'"),
@@ -116,7 +125,7 @@ def test_refused_in_the_callers_words(keys: dict[str, object], words: str) -> No
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("device", ["cuda", "cuda:3"])
+@pytest.mark.parametrize("device", ["cuda", "cuda:3", "mps", "xpu", 0])
 def test_a_device_that_is_not_there(device: str) -> None:
     with pytest.raises(Refused, match="torch sees none"):
         Explainer(tiny(), device=device)
