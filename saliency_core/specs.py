@@ -96,9 +96,8 @@ def refuse_collisions(things: Iterable[Named]) -> None:
     seen: dict[str, str] = {}
     for thing in things:
         if thing.slug in seen:
-            twice = "it is asked for twice" if seen[thing.slug] == thing.spec else "they would share a name"
+            twice = "is asked for twice" if seen[thing.slug] == thing.spec else f"has the name of {seen[thing.slug]!r}"
             raise Refused(
-                f"{seen[thing.slug]!r} and {thing.spec!r}: {twice}, and be stored as {thing.slug!r}: "
-                "drop one, or name it: name=spec."
+                f"{thing.spec!r} {twice}, and both would be stored as {thing.slug!r}: drop one, or name it: name=spec."
             )
         seen[thing.slug] = thing.spec
