@@ -10,21 +10,21 @@ import pytest
 from jobs.own_code import code_digests, is_installed
 
 FILES = {
-    "nets/__init__.py": '"""Nets."""\n',
-    "nets/zoo.py": (
+    "menagerie/__init__.py": '"""Nets."""\n',
+    "menagerie/zoo.py": (
         "from . import blocks\n"
         "from .more.deep import Deep\n"
         "import beside\n"
         "import torch\n"
         "def make():\n"
-        "    from nets import lazily\n"
+        "    from menagerie import lazily\n"
         "    return lazily.build(blocks.act, Deep)  # a net\n"
     ),
-    "nets/blocks.py": "act = 'relu'\n",
-    "nets/lazily.py": "def build(*parts):\n    return parts\n",
-    "nets/more/__init__.py": "",
-    "nets/more/deep.py": "class Deep:\n    width = 3\n",
-    "nets/unused.py": "x = 1\n",
+    "menagerie/blocks.py": "act = 'relu'\n",
+    "menagerie/lazily.py": "def build(*parts):\n    return parts\n",
+    "menagerie/more/__init__.py": "",
+    "menagerie/more/deep.py": "class Deep:\n    width = 3\n",
+    "menagerie/unused.py": "x = 1\n",
     "beside.py": "from far import away\n",
     "far/__init__.py": "away = 1\n",
     "unrelated.py": "x = 1\n",
@@ -51,20 +51,20 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     "file, text",
     [
-        ("nets/zoo.py", FILES["nets/zoo.py"].replace("Deep)", "None)")),
-        ("nets/__init__.py", "import os\nos.environ['X'] = '1'\n"),
-        ("nets/blocks.py", "act = 'gelu'\n"),
-        ("nets/lazily.py", "def build(*parts):\n    return parts[::-1]\n"),
-        ("nets/more/deep.py", "class Deep:\n    width = 4\n"),
-        ("nets/more/__init__.py", "x = 1\n"),
+        ("menagerie/zoo.py", FILES["menagerie/zoo.py"].replace("Deep)", "None)")),
+        ("menagerie/__init__.py", "import os\nos.environ['X'] = '1'\n"),
+        ("menagerie/blocks.py", "act = 'gelu'\n"),
+        ("menagerie/lazily.py", "def build(*parts):\n    return parts[::-1]\n"),
+        ("menagerie/more/deep.py", "class Deep:\n    width = 4\n"),
+        ("menagerie/more/__init__.py", "x = 1\n"),
         ("beside.py", "from far import away as gone\n"),
         ("far/__init__.py", "away = 2\n"),
     ],
 )
 def test_a_change_is_seen_and_its_module_named(project: Path, file: str, text: str) -> None:
-    before = code_digests(["nets.zoo"])
+    before = code_digests(["menagerie.zoo"])
     (project / file).write_text(text)
-    after = code_digests(["nets.zoo"])
+    after = code_digests(["menagerie.zoo"])
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     assert changed == {file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")}
 
@@ -72,33 +72,37 @@ def test_a_change_is_seen_and_its_module_named(project: Path, file: str, text: s
 @pytest.mark.parametrize(
     "file, text",
     [
-        ("nets/zoo.py", FILES["nets/zoo.py"].replace("  # a net", "  # another comment").replace("\n", "\n\n")),
-        ("nets/__init__.py", '"""Another docstring."""\n'),
-        ("nets/__init__.py", ""),
-        ("nets/blocks.py", 'act = "relu"\n'),
-        ("nets/more/deep.py", 'class Deep:\n    """Of a width."""\n\n    width = 0x3\n'),
-        ("nets/unused.py", "x = 2\n"),
+        (
+            "menagerie/zoo.py",
+            FILES["menagerie/zoo.py"].replace("  # a net", "  # another comment").replace("\n", "\n\n"),
+        ),
+        ("menagerie/__init__.py", '"""Another docstring."""\n'),
+        ("menagerie/__init__.py", ""),
+        ("menagerie/blocks.py", 'act = "relu"\n'),
+        ("menagerie/more/deep.py", 'class Deep:\n    """Of a width."""\n\n    width = 0x3\n'),
+        ("menagerie/unused.py", "x = 2\n"),
         ("unrelated.py", "x = 2\n"),
         ("site-packages/neighbour.py", "x = 2\n"),
     ],
 )
 def test_what_makes_no_difference_is_not_seen(project: Path, file: str, text: str) -> None:
-    before = code_digests(["nets.zoo", "shared"])
+    before = code_digests(["menagerie.zoo", "shared"])
     (project / file).write_text(text)
-    assert code_digests(["nets.zoo", "shared"]) == before
+    assert code_digests(["menagerie.zoo", "shared"]) == before
 
 
 def test_modules_are_those_that_the_code_consists_of(project: Path) -> None:
-    assert list(code_digests(["nets.zoo"])) == [
-        "beside", "far", "nets", "nets.blocks", "nets.lazily", "nets.more", "nets.more.deep", "nets.zoo",
+    assert list(code_digests(["menagerie.zoo"])) == [
+        "beside", "far", "menagerie", "menagerie.blocks", "menagerie.lazily", "menagerie.more", "menagerie.more.deep",
+        "menagerie.zoo",
     ]  # fmt: skip
     assert list(code_digests(["wheel"])) == ["wheel", "wheel.part"]  # of an installed package, it alone
     assert list(code_digests(["broken"])) == ["broken", "old"]
 
 
 def test_nothing_is_imported_for_it(project: Path) -> None:
-    code_digests(["nets.zoo", "broken"])
-    assert not {"nets", "nets.zoo", "beside", "far", "broken", "old"} & sys.modules.keys()
+    code_digests(["menagerie.zoo", "broken"])
+    assert not {"menagerie", "menagerie.zoo", "beside", "far", "broken", "old"} & sys.modules.keys()
 
 
 @pytest.mark.parametrize("root", ["math", "_io", "typed_in", "absent.altogether"])
@@ -127,7 +131,8 @@ def test_deep_code_has_a_digest(project: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module, installed", [("torch.nn", True), ("json", True), ("builtins", True), ("shared", True), ("nets.zoo", False)]
+    "module, installed",
+    [("torch.nn", True), ("json", True), ("builtins", True), ("shared", True), ("menagerie.zoo", False)],
 )
 def test_installed_or_own(project: Path, module: str, installed: bool) -> None:
     assert is_installed(module) is installed
