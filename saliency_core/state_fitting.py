@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from itertools import accumulate, takewhile
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from saliency_core.module_versions import VersionedState, rename_versions
 from saliency_core.renaming import Renaming, without
+from saliency_core.tied_tensors import equal, is_copy, tied_names
 
 # Parts of names that wrappers of a module, or of any module in it, bring: torch.compile, FSDP, activation checkpoints.
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_ddp_module"})
@@ -163,7 +163,7 @@ def _compare(own: Mapping[str, Tensor], state: Mapping[str, Any], rename: Renami
     counters = [old for old, new in names.items() if new.rpartition(".")[2] in _COUNTERS and new not in own]
     renamed = {new: state[old] for old, new in names.items() if old not in counters}
     passed_over = (*(name for name in state if name not in names), *counters)
-    ties = _ties(own)
+    ties = tied_names(own)
     for group in ties:
         present = [name for name in group if name in renamed]
         renamed |= {name: renamed[present[0]] for name in group if present and name not in renamed}
@@ -177,7 +177,7 @@ def _compare(own: Mapping[str, Tensor], state: Mapping[str, Any], rename: Renami
         if name in renamed and renamed[name].shape != value.shape
     }
     fits_but_for_extra = not missing and not shapes  # else the search for copies would be long, and of no use
-    duplicates = [name for name in extra if fits_but_for_extra and _is_copy(renamed[name], own, renamed)]
+    duplicates = [name for name in extra if fits_but_for_extra and is_copy(renamed[name], own, renamed)]
     averaged = ["n_averaged"] if "n_averaged" in state and rename.words else []  # AveragedModel's own counter
     unexpected = [name for name in extra if name not in (*duplicates, *averaged)]
     pairs = ((group[0], name) for group in ties for name in group[1:] if group[0] in renamed)
@@ -189,7 +189,7 @@ def _compare(own: Mapping[str, Tensor], state: Mapping[str, Any], rename: Renami
         missing=tuple(sorted(missing)),
         unexpected=tuple(sorted(unexpected)),
         shapes=shapes,
-        contradicted=tuple(pair for pair in pairs if not shapes and not _equal(renamed[pair[0]], renamed[pair[1]])),
+        contradicted=tuple(pair for pair in pairs if not shapes and not equal(renamed[pair[0]], renamed[pair[1]])),
         passed_over=tuple(name for name in passed_over if name not in averaged),
         change=rename.words,
         keys=(_shared_prefix(names),) if rename.prefix and not rename.added else (),
@@ -200,33 +200,3 @@ def _shared_prefix(names: Iterable[str]) -> str:
     """The dotted beginning that all names have in common, without their last part."""
     steps = zip(*(name.split(".")[:-1] for name in names), strict=False)
     return ".".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, steps))
-
-
-def _ties(own: Mapping[str, Tensor]) -> list[list[str]]:
-    """The names that are one tensor in the module."""
-    groups: dict[tuple[object, ...], list[str]] = {}
-    for name, value in own.items():
-        if value.numel() and not value.is_meta and value.layout == torch.strided:
-            place = (value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
-            groups.setdefault(place, []).append(name)
-    return [names for names in groups.values() if len(names) > 1]
-
-
-def _is_copy(extra: Any, own: Mapping[str, Tensor], renamed: Mapping[str, Any]) -> bool:
-    """Whether a tensor without a place in the module is another name of one that has its place, as tied weights are."""
-    return (
-        isinstance(extra, Tensor)
-        and extra.numel() > 0
-        and any(
-            extra.shape == renamed[name].shape
-            and (extra.data_ptr() == renamed[name].data_ptr() or (extra.dim() > 1 and _equal(extra, renamed[name])))
-            for name in own
-            if isinstance(renamed.get(name), Tensor)
-        )
-    )
-
-
-def _equal(first: Tensor, second: Tensor) -> bool:
-    if first is second or first.is_meta or second.is_meta:  # a tensor without values contradicts none
-        return first.shape == second.shape
-    return first.shape == second.shape and torch.equal(first, second)
