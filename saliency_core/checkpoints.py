@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from saliency_core.errors import Refused
+from saliency_core.module_versions import VersionedState, part_of, versions_of
 
 # In the order of preference: the weights that were trained, before averages of them.
 _NAMES = (
@@ -22,7 +23,7 @@ _DEEPEST = 4
 
 def find_state(checkpoint: object, path: Path, *, key: str | None) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The state dict of ``checkpoint``, and notes of what was passed over. ``key``: the entry that holds it, dotted
-    if nested; None: the only one there is, or the first by name.
+    if nested, or the prefix of its names in one of them; None: the only one there is, or the first by name.
 
     Raises Refused, with the entries that there are, if there is no state dict, or if none of several is preferred.
     """
@@ -33,9 +34,15 @@ def find_state(checkpoint: object, path: Path, *, key: str | None) -> tuple[dict
         )
     entries = dict(_entries(checkpoint, ""))
     if key is not None:
-        if key not in entries:
-            raise Refused(f"`weights_key` {key}: {path} has no state dict of that name. It has {_listed(entries)}.")
-        return entries[key], ()
+        parts = {key: entries[key]} if key in entries else _parts(entries, key)
+        if len(parts) > 1:
+            raise Refused(f"`weights_key` {key}: {path} has several of that prefix: give one of {_listed(parts)}.")
+        for state in parts.values():
+            return state, ()
+        raise Refused(
+            f"`weights_key` {key}: {path} has no state dict of that name, and no tensors of that prefix. It has "
+            f"{_listed(entries)}."
+        )
     if "" in entries:
         return entries[""], ()
     if not entries:
@@ -64,13 +71,25 @@ def _entries(value: Mapping[Any, Any], path: str) -> Iterator[tuple[str, dict[st
     """Every state dict in ``value`` by its dotted path, outermost first."""
     if is_state(value):
         if value or not path:
-            yield path, dict(value)
+            yield path, VersionedState(value, versions_of(value))
         return
     if path.count(".") >= _DEEPEST:
         return
     for name, item in value.items():
         if isinstance(name, str) and isinstance(item, Mapping) and not name.lower().startswith(_NO_WEIGHTS):
             yield from _entries(item, f"{path}.{name}" if path else name)
+
+
+def _parts(entries: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, dict[str, Any]]:
+    """The parts of state dicts, by their paths, whose names begin with ``key``, with the entry's path or without."""
+    parts: dict[str, dict[str, Any]] = {}
+    for path, state in entries.items():
+        for start in {key, key.removeprefix(f"{path}.")}:
+            prefix = f"{start.removesuffix('.')}."
+            part = part_of(state, prefix)
+            if part:
+                parts[f"{path}.{prefix[:-1]}" if path else prefix[:-1]] = part
+    return parts
 
 
 def _rank(path: str) -> tuple[int, ...]:

@@ -98,9 +98,9 @@ def load_model(
 
     ``weights``: a local state dict (``torch.load(weights_only=True)``), ``.safetensors`` file, or the
     ``.index.json`` of shards; for torchvision also the name of one of its presets. None: the library's own pretrained
-    weights, or what the factory returns. ``weights_key``: the entry of a checkpoint that holds the weights;
-    None: the only one, or the usual one. ``num_classes``: None, with a file of weights for torchvision's and timm's
-    models, is the number that the file has.
+    weights, or what the factory returns. ``weights_key``: the entry of a checkpoint that holds the weights, or the
+    prefix of their names in it; None: the only one, or the usual one. ``num_classes``: None, with a file of weights for
+    torchvision's and timm's models, is the number that the file has.
     ``preset``: whose geometry and class names go with local torchvision weights. ``preprocessing`` overrides all.
     ``head``: how scores become probabilities, softmax or sigmoid; auto: as the model ends, or sigmoid of one logit.
     Raises Refused where any part cannot be had, or is ambiguous.

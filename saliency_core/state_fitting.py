@@ -5,15 +5,21 @@ A name is changed only if the changed names fit the module whole; what was chang
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, takewhile
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+
+from saliency_core.module_versions import VersionedState, rename_versions
+from saliency_core.renaming import Renaming, without
+from saliency_core.tied_tensors import equal, is_copy, tied_names
 
 # Parts of names that wrappers of a module, or of any module in it, bring: torch.compile, FSDP, activation checkpoints.
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_ddp_module"})
+# What thop.profile leaves in every module that it has counted; no module of torch's has buffers of these names.
+_COUNTERS = ("total_ops", "total_params")
 _LEFT_OUT = (frozenset[str](), _WRAPPERS, _WRAPPERS | {"module"})
 
 
@@ -24,7 +30,7 @@ class Fit:
     ``shapes``: the names whose tensor is of another shape, with the file's and the module's. ``passed_over``: names of
     the file outside of the prefix that was cut. ``change``: what was done to the file's names, in words; empty if
     nothing was. ``contradicted``: pairs of names that are one tensor in the module and two in the file. ``ambiguous``:
-    the changes by which more than one network in the file fits.
+    the changes by which more than one network in the file fits; ``keys``: the prefixes that choose one of them.
     """
 
     state: dict[str, Any]
@@ -35,6 +41,7 @@ class Fit:
     passed_over: tuple[str, ...] = ()
     change: str = ""
     ambiguous: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
 
     @property
     def whole(self) -> bool:
@@ -57,7 +64,8 @@ class Fit:
             pairs = [f"{one} and {other}" for one, other in self.contradicted]
             parts.append(f"one tensor in the model, but different ones in the file: {_first(pairs)}")
         if self.ambiguous:
-            parts.append(f"more than one network in it fits ({_first(self.ambiguous)})")
+            choice = f": choose one with `weights_key`, of {_first(self.keys)}" if self.keys else ""
+            parts.append(f"more than one network in it fits ({_first(self.ambiguous)}){choice}")
         return "; ".join(parts)
 
 
@@ -71,11 +79,12 @@ def fit_state(module: nn.Module, state: Mapping[str, Any]) -> tuple[Fit, tuple[s
     Names stay as they are if they fit so. A fit that passes over some of the file's names counts only if it is the
     only one that is whole: of two networks in a file, none is preferred.
     """
-    own = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
-    unchanged = _compare(own, state, {name: name for name in state}, change="")
+    own = _tensors(module)
+    unchanged = fit_unchanged(module, state)
     if unchanged.whole:
         return unchanged, ()
-    fits = [_compare(own, state, names, change=change) for change, names in _changes(list(own), state)]
+    prefixes = [f"{path}." if path else "" for path, _ in module.named_modules(remove_duplicate=False)]
+    fits = [_compare(own, state, renaming) for renaming in _changes(list(own), prefixes, state)]
     tried = tuple(dict.fromkeys(fit.change for fit in fits))
     whole = [fit for fit in fits if fit.whole]
     complete = [fit for fit in whole if not fit.passed_over]
@@ -83,41 +92,50 @@ def fit_state(module: nn.Module, state: Mapping[str, Any]) -> tuple[Fit, tuple[s
         return complete[0], tried
     as_it_is = [] if unchanged.missing or unchanged.shapes else ["as it is"]
     if whole and (as_it_is or len({tuple(sorted(map(id, fit.state.values()))) for fit in whole}) > 1):
-        return Fit({}, ambiguous=(*as_it_is, *dict.fromkeys(fit.change for fit in whole))), tried
+        keys = dict.fromkeys(key for fit in whole for key in fit.keys)
+        changes = dict.fromkeys(fit.change for fit in whole)
+        return Fit({}, ambiguous=(*as_it_is, *changes), keys=tuple(keys)), tried
     return min((*whole, unchanged, *fits), key=lambda fit: (fit.distance, len(fit.passed_over))), tried
 
 
-def _changes(own: Sequence[str], state: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
-    """The changes of names that bring some name of ``state`` to one of the module's: each in words, and the module's
-    name of each of the file's that it concerns."""
-    seen: set[tuple[tuple[str, str], ...]] = set()
+def fit_unchanged(module: nn.Module, state: Mapping[str, Any]) -> Fit:
+    """The fit of ``state`` with its names as they are."""
+    return _compare(_tensors(module), state, Renaming(frozenset(), "", False, {}, ""))
+
+
+def fits_for_hooks(module: nn.Module, state: Mapping[str, Any]) -> Iterator[Fit]:
+    """The fits of ``state`` with its names as they are, and with each prefix cut that all of them have."""
+    own = _tensors(module)
+    yield fit_unchanged(module, state)
+    for prefix in accumulate(f"{part}." for part in _shared_prefix(state).split(".") if part):
+        yield _compare(own, state, Renaming(frozenset(), prefix, False, {}, f"{prefix!r} cut"))
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+
+
+def _changes(own: Sequence[str], prefixes: Sequence[str], state: Mapping[str, Any]) -> Iterator[Renaming]:
+    """The changes of names that bring some name of ``state`` to one of the module's; ``prefixes``: its modules'."""
+    seen: set[tuple[tuple[str, str | None], ...]] = set()
     for parts in _LEFT_OUT:
-        plain_own = {_without(name, parts): name for name in own}
-        plain_file = {_without(name, parts): name for name in state}
+        plain_own = {without(name, parts): name for name in own}
+        plain_file = {without(name, parts): name for name in state}
         if len(plain_own) != len(own) or len(plain_file) != len(state) or not plain_own:
             continue
         left_out = sorted(part for part in parts if any(part in name.split(".") for name in (*own, *state)))
         if parts and not left_out:
             continue
+        places = plain_own | {without(name, parts): name for name in prefixes}
         for prefix, added in _prefixes(plain_own, plain_file):
-            names = {}
-            for plain, name in plain_file.items():
-                if added:
-                    names[name] = plain_own.get(prefix + plain, prefix + plain)
-                elif plain.startswith(prefix):
-                    bare = plain.removeprefix(prefix)
-                    names[name] = plain_own.get(bare, bare)
             did = [f"{part!r} left out" for part in left_out]
             if prefix:
                 did.append(f"{prefix!r} {'added' if added else 'cut'}")
-            mapping = tuple(names.items())
+            renaming = Renaming(parts, prefix, added, places, ", ".join(did))
+            mapping = tuple((name, renaming(name)) for name in state)
             if did and mapping not in seen:
                 seen.add(mapping)
-                yield ", ".join(did), names
-
-
-def _without(name: str, parts: frozenset[str]) -> str:
-    return ".".join(part for part in name.split(".") if part not in parts) if parts else name
+                yield renaming
 
 
 def _prefixes(own: Mapping[str, str], file: Mapping[str, str]) -> list[tuple[str, bool]]:
@@ -139,16 +157,19 @@ def _prefixes(own: Mapping[str, str], file: Mapping[str, str]) -> list[tuple[str
     return list(found)[:200]
 
 
-def _compare(own: Mapping[str, Tensor], state: Mapping[str, Any], names: Mapping[str, str], *, change: str) -> Fit:
-    """How ``state``, with ``names`` of its tensors in the module, differs from what the module needs."""
-    renamed = {new: state[old] for old, new in names.items()}
-    passed_over = tuple(name for name in state if name not in names)
-    ties = _ties(own)
+def _compare(own: Mapping[str, Tensor], state: Mapping[str, Any], rename: Renaming) -> Fit:
+    """How ``state``, with its names changed, differs from what the module needs."""
+    names = {name: new for name in state if (new := rename(name)) is not None}
+    counters = [old for old, new in names.items() if new.rpartition(".")[2] in _COUNTERS and new not in own]
+    renamed = {new: state[old] for old, new in names.items() if old not in counters}
+    passed_over = (*(name for name in state if name not in names), *counters)
+    ties = tied_names(own)
     for group in ties:
         present = [name for name in group if name in renamed]
         renamed |= {name: renamed[present[0]] for name in group if present and name not in renamed}
     # Files from before torch 0.4.1 lack BN's counter, which eval mode never reads.
-    missing = [name for name in own if name not in renamed and not name.endswith("num_batches_tracked")]
+    renamed |= {name: own[name] for name in own if name not in renamed and name.endswith("num_batches_tracked")}
+    missing = [name for name in own if name not in renamed]
     extra = [name for name in renamed if name not in own and not name.endswith("_extra_state")]
     shapes = {
         name: (tuple(renamed[name].shape), tuple(value.shape))
@@ -156,44 +177,26 @@ def _compare(own: Mapping[str, Tensor], state: Mapping[str, Any], names: Mapping
         if name in renamed and renamed[name].shape != value.shape
     }
     fits_but_for_extra = not missing and not shapes  # else the search for copies would be long, and of no use
-    duplicates = [name for name in extra if fits_but_for_extra and _is_copy(renamed[name], own, renamed)]
-    averaged = ["n_averaged"] if "n_averaged" in state and change else []  # AveragedModel's own counter
+    duplicates = [name for name in extra if fits_but_for_extra and is_copy(renamed[name], own, renamed)]
+    averaged = ["n_averaged"] if "n_averaged" in state and rename.words else []  # AveragedModel's own counter
     unexpected = [name for name in extra if name not in (*duplicates, *averaged)]
     pairs = ((group[0], name) for group in ties for name in group[1:] if group[0] in renamed)
     return Fit(
-        state={name: value for name, value in renamed.items() if name not in (*duplicates, *averaged)},
+        state=VersionedState(
+            {name: value for name, value in renamed.items() if name not in (*duplicates, *averaged)},
+            rename_versions(state, rename),
+        ),
         missing=tuple(sorted(missing)),
         unexpected=tuple(sorted(unexpected)),
         shapes=shapes,
-        contradicted=tuple(pair for pair in pairs if not shapes and not _equal(renamed[pair[0]], renamed[pair[1]])),
+        contradicted=tuple(pair for pair in pairs if not shapes and not equal(renamed[pair[0]], renamed[pair[1]])),
         passed_over=tuple(name for name in passed_over if name not in averaged),
-        change=change,
+        change=rename.words,
+        keys=(_shared_prefix(names),) if rename.prefix and not rename.added else (),
     )
 
 
-def _ties(own: Mapping[str, Tensor]) -> list[list[str]]:
-    """The names that are one tensor in the module."""
-    groups: dict[tuple[object, ...], list[str]] = {}
-    for name, value in own.items():
-        if value.numel() and not value.is_meta and value.layout == torch.strided:
-            place = (value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
-            groups.setdefault(place, []).append(name)
-    return [names for names in groups.values() if len(names) > 1]
-
-
-def _is_copy(extra: Any, own: Mapping[str, Tensor], renamed: Mapping[str, Any]) -> bool:
-    """Whether a tensor without a place in the module is another name of one that has its place, as tied weights are."""
-    return (
-        isinstance(extra, Tensor)
-        and extra.numel() > 0
-        and any(
-            extra.shape == renamed[name].shape
-            and (extra.data_ptr() == renamed[name].data_ptr() or (extra.dim() > 1 and _equal(extra, renamed[name])))
-            for name in own
-            if isinstance(renamed.get(name), Tensor)
-        )
-    )
-
-
-def _equal(first: Tensor, second: Tensor) -> bool:
-    return first is second or (first.shape == second.shape and torch.equal(first, second))
+def _shared_prefix(names: Iterable[str]) -> str:
+    """The dotted beginning that all names have in common, without their last part."""
+    steps = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    return ".".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, steps))

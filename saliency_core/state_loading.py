@@ -11,7 +11,10 @@ from saliency_core.errors import Refused
 from saliency_core.head_size import other_class_count
 from saliency_core.inference_mode import refuse_no_values
 from saliency_core.model_sources import Built
-from saliency_core.state_fitting import Fit, fit_state
+from saliency_core.own_hooks import load_by_own_hooks
+from saliency_core.renaming import rename_old_densenet
+from saliency_core.state_fitting import Fit, fit_state, fit_unchanged, fits_for_hooks
+from saliency_core.tensor_kinds import note_other_kinds
 
 
 def load_state(
@@ -30,19 +33,31 @@ def load_state(
     """
     refuse_no_values(built.module, spec)
     library = spec.startswith(("torchvision:", "timm:"))
+    notes: tuple[str, ...] = ()
+    today = rename_old_densenet(state)
+    if today is not None and not fit_unchanged(built.module, state).whole:
+        state = today
+        notes = (f"weights: DenseNet's older names in {path.name} are changed to today's (norm.1 to norm1).",)
     fit, tried = fit_state(built.module, state)
     count = other_class_count(fit) if library else None
-    notes: tuple[str, ...] = ()
     if count is not None and num_classes is None:
         built = build(count)
         fit, tried = fit_state(built.module, state)
-        notes = (f"{spec} has {count} classes, as the head in {path.name} has.",)
-    if not fit.whole:
-        raise Refused(_mismatch(fit, tried, state, spec=spec, path=path, num_classes=num_classes, count=count))
-    try:
-        built.module.load_state_dict(fit.state)
-    except Exception as error:  # whatever the model's own hooks, or tensors without values, raise
-        raise Refused(f"{path} cannot be loaded into {spec} ({type(error).__name__}: {error}).") from error
+        notes += (f"{spec} has {count} classes, as the head in {path.name} has.",)
+    if fit.whole:
+        notes += note_other_kinds(fit.state, built.module, path)
+        try:
+            built.module.load_state_dict(fit.state)
+        except Exception as error:  # whatever the model's own hooks raise
+            why = " ".join(str(error).split())[:300]
+            raise Refused(f"{path} cannot be loaded into {spec} ({type(error).__name__}: {why}).") from error
+    else:
+        hooked = load_by_own_hooks(built.module, (*fits_for_hooks(built.module, state), fit))
+        if hooked is None:
+            raise Refused(_mismatch(fit, tried, state, spec=spec, path=path, num_classes=num_classes, count=count))
+        fit = hooked
+        notes += note_other_kinds(fit.state, built.module, path)
+        notes += (f"weights: the names in {path.name} are of an older form, which {spec} itself brings up to date.",)
     if fit.change:
         notes += (f"weights: the names in {path.name} are changed to fit: {fit.change}.",)
     if fit.passed_over:
@@ -62,11 +77,12 @@ def _mismatch(
     count: int | None,
 ) -> str:
     """What does not fit, what the file's names are, what was tried, and advice that this kind of model allows."""
-    names = ", ".join(sorted(state)[:3]) or "none"
-    parts = [
-        f"{path} does not fit {spec}: {fit.describe()}.",
-        f"The file's {len(state)} names begin with {names}; changes tried: {'; '.join(tried[:5]) or 'none'}.",
-    ]
+    parts = [f"{path} does not fit {spec}: {fit.describe()}."]
+    if state:
+        names = f"The file's {len(state)} names begin with {', '.join(sorted(state)[:3])}"
+        parts.append(f"{names}; changes tried: {'; '.join(tried[:5]) or 'none'}.")
+    else:
+        parts.append("The file's state dict is empty: save that of the trained model.")
     if count is not None and num_classes is not None:
         parts.append(f"`num_classes` {num_classes} contradicts the file, whose head has {count} classes: drop it.")
     elif fit.shapes and spec.startswith("python:"):

@@ -14,6 +14,7 @@ from zipfile import BadZipFile, ZipFile
 import torch
 
 from saliency_core.errors import Refused
+from saliency_core.module_versions import VersionedState, versions_of
 
 _LARGEST_INDEX = 64 * 2**20  # bytes; of a model of 100,000 tensors it takes about 10 MiB
 _MOST_SHARDS = 10_000
@@ -166,10 +167,12 @@ def _read_shards(path: Path) -> dict[str, object]:
         more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
         raise Refused(f"{path} names shards that are not beside it: {', '.join(absent[:3])}{more}. Fetch all of them.")
     tensors: dict[str, object] = {}
+    versions: dict[str, dict[str, object]] = {}
     for file in files:
         shard = _reader(path.parent / file)(path.parent / file)
         names = [name for name in shards if shards[name] == file]
         if not isinstance(shard, dict) or not all(name in shard for name in names):
             raise Refused(f"{path.parent / file} lacks tensors that {path.name} places in it: fetch both again.")
         tensors |= {name: shard[name] for name in names}
-    return tensors
+        versions |= versions_of(shard)
+    return VersionedState(tensors, versions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import struct
 from collections.abc import Callable
 from io import BytesIO
@@ -390,3 +391,276 @@ def test_another_width_is_no_class_count(tmp_path: Path) -> None:
     torch.save(changed, tmp_path / "wide.pt")
     with pytest.raises(Refused, match=r"features\.0\.bias is \[65\], the model's \[64\]"):
         load_model("torchvision:squeezenet1_1", weights=str(tmp_path / "wide.pt"))
+
+
+class Versioned(nn.Module):
+    """A net whose weights of the first version lacked a scale of a tenth."""
+
+    _version = 2
+
+    def __init__(self, scale: float = 1.0, net: Callable[[], nn.Module] = tiny) -> None:
+        super().__init__()
+        self.body, self.scale = net(), nn.Parameter(torch.tensor(scale))
+
+    def _load_from_state_dict(self, state: State, prefix: str, metadata: State, *rest: Any) -> None:
+        if (metadata.get("version") or 1) < 2:
+            state[prefix + "scale"] = state.get(prefix + "scale", torch.ones(())) * 0.1
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.body(images) * self.scale
+
+
+def versioned() -> nn.Module:
+    return Versioned()
+
+
+def versioned_inside() -> nn.Module:
+    return Holds("net", Versioned())
+
+
+def versioned_compiled() -> nn.Module:
+    return Holds("_orig_mod", Versioned())
+
+
+def of_versioned(*wrappers: str) -> State:
+    net: nn.Module = Versioned(3.0, tiny_again)
+    for name in wrappers:
+        net = Holds(name, net)
+    return net.state_dict()
+
+
+@pytest.mark.parametrize("factory", ["versioned", "versioned_inside", "versioned_compiled"])
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        (of_versioned(), None),
+        ({"state_dict": of_versioned()}, None),
+        ({"model": {"state_dict": of_versioned()}}, None),
+        ({"model": {"state_dict": of_versioned("model")}}, "model.state_dict.model"),
+        (of_versioned("module"), None),
+        (of_versioned("module"), "module"),
+        (of_versioned("net"), None),
+        (of_versioned("_orig_mod"), None),
+        (of_versioned("_orig_mod", "module"), None),
+    ],
+)  # fmt: skip
+def test_modules_learn_the_version_of_their_weights(
+    content: Any, key: str | None, factory: str, tmp_path: Path
+) -> None:
+    torch.save(content, tmp_path / "w.pt")
+    module = load(tmp_path / "w.pt", f"test_checkpoints:{factory}", weights_key=key).module
+    inner = next(part for part in module.modules() if isinstance(part, Versioned))
+    assert inner.scale.item() == 3.0 and weights_digest(inner.body) == weights_digest(tiny_again())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        of_versioned("module", "_orig_mod", "a"),
+        nn.ModuleDict({"model": Versioned(3.0, tiny_again), "loss": nn.Linear(2, 2)}).state_dict(),
+        torch.optim.swa_utils.AveragedModel(Versioned(3.0, tiny_again)).state_dict(),
+    ],
+)
+def test_versions_of_a_part_of_a_training_module(content: State, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "w.pt")
+    module = load(tmp_path / "w.pt", "test_checkpoints:versioned").module
+    assert module.get_parameter("scale").item() == 3.0
+
+
+@pytest.mark.parametrize("name", ["scale", "inner.scale"])
+def test_weights_without_versions_are_of_the_oldest_as_for_torch(name: str, tmp_path: Path) -> None:
+    prefix = name.removesuffix("scale")
+    torch.save(named(prefix, dict(of_versioned())), tmp_path / "w.pt")
+    module = load(tmp_path / "w.pt", "test_checkpoints:versioned").module
+    torch.testing.assert_close(module.get_parameter("scale").item(), 3.0 * 0.1)
+
+
+def test_shards_keep_the_versions_of_their_modules(tmp_path: Path) -> None:
+    whole = of_versioned()
+    torch.save(whole, tmp_path / "m-1.bin")
+    (tmp_path / "m.bin.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(whole, "m-1.bin")}))
+    module = load(tmp_path / "m.bin.index.json", "test_checkpoints:versioned").module
+    assert module.get_parameter("scale").item() == 3.0
+
+
+def test_counters_that_a_versioned_file_lacks_are_no_gap(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3072, 2))
+    whole = net.state_dict()
+    del whole["0.num_batches_tracked"]
+    torch.save(whole, tmp_path / "w.pt")
+    model = load(tmp_path / "w.pt", "test_checkpoints:normed")
+    assert weights_digest(model.module) == weights_digest(net)
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3072, 2))
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_mnasnet_takes_what_it_saved(prefix: str, tmp_path: Path) -> None:
+    net = models.mnasnet0_5(weights=None)
+    holder = net if not prefix else Holds("module", net)
+    torch.save(holder.state_dict(), tmp_path / "w.pt")
+    model = load_model("torchvision:mnasnet0_5", weights=str(tmp_path / "w.pt"), preprocessing=SMALL)
+    assert weights_digest(model.module) == weights_digest(net)
+
+
+class Renames(nn.Module):
+    """A net that takes its weights by the name of an older form, too."""
+
+    def __init__(self, net: Callable[[], nn.Module] = tiny, *, lenient: bool = False) -> None:
+        super().__init__()
+        self.body = net()
+        self.register_load_state_dict_pre_hook(self.rename)
+        if lenient:
+            self.register_load_state_dict_post_hook(lambda module, keys: (keys[0].clear(), keys[1].clear())[0])
+
+    @staticmethod
+    def rename(module: nn.Module, state: State, prefix: str, *rest: Any) -> None:
+        for name in [name for name in state if name.startswith(prefix + "trunk.")]:
+            state[name.replace("trunk.", "body.", 1)] = state.pop(name)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.body(images)
+
+
+def renames() -> nn.Module:
+    return Renames()
+
+
+def renames_and_passes_over() -> nn.Module:
+    return Renames(lenient=True)
+
+
+def weight_normed(seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(3072, 4)), nn.Linear(4, 3))
+
+
+def old_weight_normed() -> tuple[nn.Module, State]:
+    net, names = weight_normed(1), {"original0": "weight_g", "original1": "weight_v"}
+    old = {}
+    for name, value in net.state_dict().items():
+        leaf = name.rpartition(".")[2]
+        old[name.replace(f"parametrizations.weight.{leaf}", names.get(leaf, leaf))] = value
+    return net, old
+
+
+def old_densenet(*, classes: int = 1000) -> tuple[nn.Module, State]:
+    net = models.densenet121(weights=None, num_classes=classes)
+    layer = re.compile(r"(denselayer\d+\.(?:norm|conv))([12])")
+    return net, {layer.sub(r"\1.\2", name): value for name, value in net.state_dict().items()}
+
+
+def old_transformer() -> tuple[nn.Module, State]:
+    net = models.VisionTransformer(32, 16, 1, 2, 8, 16, num_classes=3)
+    names = {".mlp.0.": ".mlp.linear_1.", ".mlp.3.": ".mlp.linear_2."}
+    old = dict(net.state_dict())
+    for new, name in names.items():
+        old = {key.replace(new, name): value for key, value in old.items()}
+    return net, old
+
+
+def transformer() -> nn.Module:
+    return models.VisionTransformer(32, 16, 1, 2, 8, 16, num_classes=3)
+
+
+def old_renamed() -> tuple[nn.Module, State]:
+    return Renames(tiny_again), named("trunk.")
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model._orig_mod."])
+@pytest.mark.parametrize(
+    ("spec", "older"),
+    [
+        ("torchvision:densenet121", old_densenet),
+        ("python:test_checkpoints:transformer", old_transformer),
+        ("python:test_checkpoints:weight_normed", old_weight_normed),
+        ("python:test_checkpoints:renames", old_renamed),
+        ("python:test_checkpoints:renames_and_passes_over", old_renamed),
+    ],
+)
+def test_names_of_an_older_form_that_torch_takes(
+    spec: str, older: Callable[[], tuple[nn.Module, State]], prefix: str, tmp_path: Path
+) -> None:
+    net, old = older()
+    torch.save(named(prefix, old), tmp_path / "w.pt")
+    model = load_model(spec, weights=str(tmp_path / "w.pt"), preprocessing=SMALL)
+    assert weights_digest(model.module) == weights_digest(net)
+    assert any("older" in note for note in model.notes)
+
+
+def test_the_class_count_of_an_older_densenet(tmp_path: Path) -> None:
+    net, old = old_densenet(classes=7)
+    torch.save(old, tmp_path / "seven.pt")
+    model = load_model("torchvision:densenet121", weights=str(tmp_path / "seven.pt"), preprocessing=SMALL)
+    assert weights_digest(model.module) == weights_digest(net)
+
+
+def test_a_hook_that_passes_over_gaps_leaves_none(tmp_path: Path) -> None:
+    gaps = {name: value for name, value in named("trunk.").items() if name != "trunk.0.weight"}
+    torch.save(gaps, tmp_path / "w.pt")
+    with pytest.raises(Refused, match=r"missing: body\.0\.bias.*unexpected: trunk"):
+        load(tmp_path / "w.pt", "test_checkpoints:renames_and_passes_over")
+
+
+@pytest.mark.parametrize("entry", ["state_dict", ""])
+@pytest.mark.parametrize("key", ["ema_model.module", "ema_model", "ema_model.module.", "state_dict.ema_model.module"])
+def test_a_prefix_chooses_one_network_of_a_state_dict(entry: str, key: str, tmp_path: Path) -> None:
+    both = named("model.", dict(tiny().state_dict())) | named("ema_model.module.")
+    content: State = {entry: both} if entry else both
+    with pytest.raises(Refused, match=r"`weights_key`, of model, ema_model\.module"):
+        load_tiny(content, tmp_path)
+    if not entry:
+        key = key.removeprefix("state_dict.")
+    assert is_loaded(load_tiny(content, tmp_path, weights_key=key))
+    plain = load_tiny(content, tmp_path, weights_key="model")
+    assert weights_digest(plain.module) == weights_digest(tiny())
+
+
+def test_a_prefix_in_several_state_dicts_is_not_chosen_from(tmp_path: Path) -> None:
+    content = {"student": named("net."), "teacher": named("net.")}
+    with pytest.raises(Refused, match=r"several of that prefix.*student\.net, teacher\.net"):
+        load_tiny(content, tmp_path, weights_key="net")
+    assert is_loaded(load_tiny(content, tmp_path, weights_key="teacher.net"))
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_counts_of_operations_are_passed_over(prefix: str, tmp_path: Path) -> None:
+    """As thop.profile leaves them in every module."""
+    counts = {f"{path}{name}": torch.zeros(1) for path in ("", "0.", "9.") for name in ("total_ops", "total_params")}
+    model = load_tiny(named(prefix, state() | counts) | {"total_ops": torch.zeros(1)}, tmp_path)
+    assert is_loaded(model) and any("total_ops" in note for note in model.notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda value: value.to("meta"), r"no values for 0\.weight \(device 'meta'\)"),
+        (lambda value: value.to(torch.complex64), r"0\.weight is complex \(torch\.complex64\)"),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_tensors_without_real_values_are_refused(
+    change: Callable[[Tensor], Tensor], words: str, prefix: str, tmp_path: Path
+) -> None:
+    odd = state()
+    odd["0.weight"] = change(odd["0.weight"])
+    with pytest.raises(Refused, match=words) as refusal:
+        load_tiny(named(prefix, odd), tmp_path)
+    assert "\n" not in str(refusal.value)
+    beside = named("model.") | {"loss.weight": odd["0.weight"]}
+    assert is_loaded(load_tiny(beside, tmp_path))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool])
+def test_integers_for_floats_are_noted(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = load_tiny(state() | {"0.weight": state()["0.weight"].to(dtype)}, tmp_path)
+    assert any(f"0.weight ({dtype})" in note for note in model.notes)
+
+
+def test_an_empty_state_dict_is_told_as_such(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="state dict is empty"):
+        load_tiny({}, tmp_path)
