@@ -86,7 +86,9 @@ class JobConfig(BaseModel):
         None, "state dict or .safetensors file, or the name of a torchvision preset", group="Model"
     )
     weights_key: str | None = key(
-        None, "which entry of the weights' file is loaded, as state_dict_ema; dotted if nested", group="Model"
+        None,
+        "which entry of the weights' file is loaded, as state_dict_ema (dotted if nested), or the prefix of its names",
+        group="Model",
     )
     num_classes: int | None = key(
         None, "outputs of the head, where the weights have another number", group="Model", ge=1, le=bounds.CLASSES
