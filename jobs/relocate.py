@@ -74,8 +74,8 @@ class ListedAgain:
             name = _group_of(line["sample_id"], line["member"])
             group = groups.get(name, [])
             if is_file(line["sample_id"], line["member"]):
-                sample = self._samples.get(line["sample_id"])
-                if group and (sample is None or sample.entry.uri != line["uri"]):
+                now = self._samples.get(line["sample_id"])
+                if group and (now is None or now.entry.uri != line["uri"]):
                     listed_elsewhere[name] = group
                 continue
             positional = len(group) > 1 or (group and name != line["sample_id"])
