@@ -1,8 +1,8 @@
 """Search a changed file for the images of a run's rows, by content.
 
-A name is an identity: a file, a tar's member, a URI. A position is none: row 3 of a Parquet file, the second of two
-members of one name. Such a row, if it was explained before, is found by the SHA-256 of its image (``alignment``). A row
-whose image is not to be found, or not to be told from others, has no place, and a reason why.
+A name is an identity: a file, a tar's member, an address. A position is none: row 3 of a Parquet file, the second of
+two members of one name. Such a row, if it was explained before, is found by the SHA-256 of its image (``alignment``).
+A row whose image is not to be found, or not to be told from others, has no place, and a reason why.
 """
 
 from __future__ import annotations
@@ -78,9 +78,9 @@ def find_by_content(
             places.update((line["row"], Place(None, samples[0].entry.error)) for line in lines)
             continue
         tell(f"{where} is not as it was planned: {len(samples):,} images of it are read, to find each row's by content")
-        known = _known_of(store, run, [line["row"] for line in lines])
+        known = known_of(store, run, [line["row"] for line in lines])
         images = [known.get(line["row"]) for line in lines]
-        digests = list(_digests([sample.entry for sample in samples], run))
+        digests = list(digests_of([sample.entry for sample in samples], run))
         found = align(
             [image.sha256 if image else None for image in images],
             digests,
@@ -127,14 +127,15 @@ def _lines_by_stem(store: ObjectStore, run: Run, stems: Collection[str]) -> dict
     return found
 
 
-def _known_of(store: ObjectStore, run: Run, rows: Sequence[int]) -> Known:
+def known_of(store: ObjectStore, run: Run, rows: Sequence[int]) -> Known:
+    """All that the store knows of the images of the units of these rows."""
     known: Known = {}
     for unit in sorted({row // run.unit_size for row in rows}):
         known.update(known_images(store, unit))
     return known
 
 
-def _digests(entries: Sequence[Entry], run: Run) -> Iterator[str | None]:
+def digests_of(entries: Sequence[Entry], run: Run) -> Iterator[str | None]:
     """The SHA-256 of each image now; None if its bytes cannot be read."""
     for start in range(0, len(entries), run.unit_size):
         for data in fetch(entries[start : start + run.unit_size], max_bytes=run.config.max_bytes):

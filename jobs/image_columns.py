@@ -1,8 +1,8 @@
 """Where the bytes of images are in a table: the Arrow types that hold them, and reading them out of a cell.
 
 An encoded image may be a value of any binary type, a list of uint8, one of these inside structs or a list with one
-element, dictionary-encoded, or an extension type over one of these. In a struct {bytes, path} of Hugging Face, null
-bytes mean that the image is the file at `path`.
+element, dictionary-encoded, or an extension type over one of these. In a struct {bytes, path} of Hugging Face, null or
+empty bytes mean that the image is the file at `path`.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def image_in(
             cell = cell.value
         elif isinstance(cell, pa.StructScalar):
             inner = cell[steps[0]]
-            if len(steps) == 1 and not inner.is_valid:
-                return _elsewhere(cell)
+            if len(steps) == 1 and _is_void(inner) and (place := _elsewhere(cell)):
+                return place
             cell, steps = inner, steps[1:]
         elif not isinstance(cell, pa.ListScalar | pa.LargeListScalar | pa.FixedSizeListScalar):
             buffer = cell.as_buffer()
@@ -138,6 +138,13 @@ def _is_binary(kind: pa.DataType) -> bool:
         or pa.types.is_binary_view(kind)
         or pa.types.is_fixed_size_binary(kind)
     ) and not pa.types.is_decimal(kind)
+
+
+def _is_void(cell: pa.Scalar) -> bool:
+    """Whether a cell has no bytes: null, or of length 0."""
+    while isinstance(cell, pa.ExtensionScalar | pa.DictionaryScalar) and cell.is_valid:
+        cell = cell.value
+    return not cell.is_valid or (isinstance(cell, pa.BinaryScalar) and cell.as_buffer().size == 0)
 
 
 def _elsewhere(cell: pa.StructScalar) -> Elsewhere | None:

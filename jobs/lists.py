@@ -17,6 +17,7 @@ from operator import itemgetter
 
 from jobs.addresses import plain_scheme, scrubbed
 from jobs.attended import attended
+from jobs.containers import container, unreadable
 from jobs.csvlines import records
 from jobs.entries import Entry, Source, SourceError
 from jobs.label_values import printable, read_label
@@ -69,18 +70,21 @@ class List(Source):
         with closing(_Occurrences()) as seen:
             for key, info in self._listing.of_kind(self._table, self.ignored):
                 rows = self._csv(info.uri) if self._table == "csv" else self._parquet(info.uri)
-                lines = ((f"{key}#{i}", uri, label) for i, (uri, label) in enumerate(self._whole(rows, misfits)))
+                lines = (
+                    (f"{key}#{i}", uri, label) for i, (uri, label) in enumerate(self._whole(rows, info.uri, misfits))
+                )
                 listed = partial(look_up, folder=parent(info.uri))
-                for batch in map_ahead(listed, _batches(lines, info.uri), threads=self._threads):
+                for batch in map_ahead(listed, _batches(key, lines, info.uri, misfits), threads=self._threads):
                     yield from map(seen.distinguish, batch)
         misfits.end()
 
-    def _whole(self, rows: Iterator[Cells], misfits: Misfits) -> Iterator[Cells]:
+    def _whole(self, rows: Iterator[Cells], uri: str, misfits: Misfits) -> Iterator[Cells]:
         """The rows, and one more that says why when a list cannot be read to its end."""
         try:
-            for row in rows:
-                misfits.fits()
-                yield row
+            with container(uri):
+                for row in rows:
+                    misfits.fits()
+                    yield row
         except SourceError as error:
             misfits.add(error)
             yield Rejected(str(error)), None
@@ -124,9 +128,17 @@ def _last(names: list[str], name: str) -> int:
     return len(names) - 1 - names[::-1].index(name)
 
 
-def _batches(lines: Iterator[Line], uri: str) -> Iterator[list[Line]]:
-    while batch := answered(lambda: list(islice(lines, BATCH)), uri):
-        yield batch
+def _batches(key: str, lines: Iterator[Line], uri: str, misfits: Misfits) -> Iterator[list[Line]]:
+    """The lines of a list, and one that says why if it hangs."""
+    count = 0
+    try:
+        while batch := answered(lambda: list(islice(lines, BATCH)), uri):
+            yield batch
+            count += len(batch)
+    except NoAnswer as error:
+        reason = unreadable(uri, error)
+        misfits.add(reason)
+        yield [(f"{key}#{count}", Rejected(str(reason)), None)]
 
 
 def look_up(lines: list[Line], folder: str) -> list[Entry]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from jobs.containers import container
 from jobs.entries import Entry, Source, SourceError
 from jobs.listing import Listing
 from jobs.lookahead import map_ahead
@@ -54,7 +55,8 @@ class Parquet(Source):
         uri = named[1].uri
         columns = {"image_column": self._image_column, "label_column": self._label_column}
         try:
-            return named, parquet_processes().call(image_rows, uri, where=uri, **columns)
+            with container(uri):
+                return named, parquet_processes().call(image_rows, uri, where=uri, **columns)
         except (Damaged, SourceError) as error:
             return named, error
 
@@ -83,7 +85,8 @@ def holds_images(listing: Listing, *, image_column: str | None, uri_column: str 
     misfits = Misfits()
     for _, info in listing.of_kind("parquet", Counter()):
         try:
-            return bool(parquet_processes().call(has_images, info.uri, where=info.uri))
+            with container(info.uri):
+                return bool(parquet_processes().call(has_images, info.uri, where=info.uri))
         except (Damaged, SourceError) as error:
             misfits.add(error)
     misfits.end()

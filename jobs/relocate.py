@@ -17,6 +17,7 @@ from obstore.store import ObjectStore
 from jobs.content_search import Place, Sample, Tell, find_by_content, has_other_label, stem, stems_of
 from jobs.identity import remembered_units
 from jobs.index import committed
+from jobs.list_search import find_by_uri, is_file, refuse_rows, swapped_rows, written
 from jobs.manifest import PART_UNITS, PLACE, SCHEMA, Manifest, encode_part, part_key, parts_of, to_entries
 from jobs.record import Run
 from jobs.stores import list_keys, put, read_object
@@ -62,20 +63,26 @@ class ListedAgain:
         self, store: ObjectStore, run: Run, units: Collection[int], listed: Iterable[Sample], tell: Tell
     ) -> None:
         manifest = Manifest(store)
-        stems = {name for unit in units for name, _ in stems_of(manifest.unit_lines(unit))}
+        stems = {_group_of(line["sample_id"], line["member"]) for line in _each_line(manifest, units)}
         groups: defaultdict[str, list[Sample]] = defaultdict(list)
         for sample in listed:
-            if (name := stem(sample.entry.sample_id, sample.entry.member)) in stems:
+            if (name := _group_of(sample.entry.sample_id, sample.entry.member)) in stems:
                 groups[name].append(sample)
         self._samples = {sample.entry.sample_id: sample for group in groups.values() for sample in group}
-        changed = {}
+        changed, listed_elsewhere = {}, {}
         for line in _each_line(manifest, units):
-            name = stem(line["sample_id"], line["member"])
+            name = _group_of(line["sample_id"], line["member"])
             group = groups.get(name, [])
+            if is_file(line["sample_id"], line["member"]):
+                now = self._samples.get(line["sample_id"])
+                if group and (now is None or now.entry.uri != line["uri"]):
+                    listed_elsewhere[name] = group
+                continue
             positional = len(group) > 1 or (group and name != line["sample_id"])
             if positional and not _is_there(line, self._samples.get(line["sample_id"])):
                 changed[name] = group
-        self._places = find_by_content(store, run, changed, tell)
+        self._swapped = swapped_rows(store, run, manifest, units, tell)
+        self._places = find_by_content(store, run, changed, tell) | find_by_uri(store, run, listed_elsewhere)
         self.relabelled = [
             line["row"]
             for line in _each_line(manifest, units)
@@ -98,8 +105,12 @@ class ListedAgain:
             elif row["error"] is not None or row["member"] is not None:  # a file of its own may be there unlisted
                 row["error"] = GONE
         everywhere = pa.array([True] * len(rows))
-        new = pa.Table.from_pylist(rows, schema=lines.schema)
+        _, new = refuse_rows(pa.Table.from_pylist(rows, schema=lines.schema), self._swapped)
         return relocate_rows(lines, new, moved=everywhere, resized=everywhere)
+
+
+def _group_of(sample_id: str, member: str | None) -> str:
+    return written(sample_id) if is_file(sample_id, member) else stem(sample_id, member)
 
 
 def _each_line(manifest: Manifest, units: Iterable[int]) -> Iterator[dict[str, Any]]:
@@ -122,6 +133,7 @@ def complete_manifest(store: ObjectStore, run: Run, listed: ObjectStore, pending
         if part_key(part) not in there:
             put(store, part_key(part), read_object(listed, part_key(part)))
     places = find_by_content(store, run, _straddling(store, run, now, pending), tell)
+    swapped = swapped_rows(store, run, now, pending, tell)
 
     def move(unit: int, old: pa.Table) -> pa.Table:
         new = now.unit_lines(unit)
@@ -130,7 +142,10 @@ def complete_manifest(store: ObjectStore, run: Run, listed: ObjectStore, pending
         if places.keys() & {*rows}:
             new = _with_places(new, [places.get(row) for row in rows])
         proven = pa.array([(place := places.get(row)) is not None and place.proven for row in rows])
-        return relocate_rows(old, new, moved=moved, resized=pc.and_(moved, proven))
+        resized = pc.and_(moved, proven)
+        doubtful, refused = refuse_rows(old, swapped)
+        new = relocate_rows(new, refused, moved=doubtful, resized=doubtful)
+        return relocate_rows(old, new, moved=pc.or_(moved, doubtful), resized=resized)
 
     rewrite_manifest(store, run, pending, move)
 

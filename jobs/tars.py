@@ -10,11 +10,13 @@ from functools import partial
 from typing import BinaryIO
 
 from jobs.addresses import scrubbed_text
-from jobs.entries import Entry, Source
+from jobs.containers import container
+from jobs.entries import Entry, Source, SourceError
 from jobs.label_values import read_label
 from jobs.listing import IMAGES, Listing, is_hidden
 from jobs.lookahead import map_ahead
-from jobs.objects import NoAnswer, NotAFile, ObjectInfo, answered, open_file
+from jobs.objects import NoAnswer, ObjectInfo, answered, open_file
+from jobs.tables import Misfits
 from jobs.tarheaders import Member
 from jobs.tarscan import Broken, scan
 
@@ -45,17 +47,30 @@ class Tars(Source):
     def entries(self) -> Iterator[Entry]:
         self.ignored.clear()
         tars = self._listing.of_kind("tar", self.ignored)
-        for entries, ignored in map_ahead(self._list, tars, threads=self._threads):
+        misfits = Misfits()
+        for (key, info), found in map_ahead(self._list, tars, threads=self._threads):
+            if isinstance(found, SourceError):
+                misfits.add(found)
+                yield _unread(key, info, str(found))
+                continue
+            misfits.fits()
+            entries, ignored = found
             self.ignored.update(ignored)
             yield from entries
+        misfits.end()
 
-    def _list(self, named: tuple[str, ObjectInfo]) -> tuple[list[Entry], Counter[str]]:
+    def _list(
+        self, named: tuple[str, ObjectInfo]
+    ) -> tuple[tuple[str, ObjectInfo], tuple[list[Entry], Counter[str]] | SourceError]:
         key, info = named
         try:
-            return answered(partial(self._scanned, key, info), info.uri)
-        except (NoAnswer, NotAFile) as error:
+            with container(info.uri):
+                return named, answered(partial(self._scanned, key, info), info.uri)
+        except SourceError as error:
+            return named, error
+        except NoAnswer as error:
             reason = f"the tar cannot be read ({error.strerror}): once it can, run `saliency retry`"
-            return [Entry(f"{key}/@0", info.uri, size=info.size, etag=info.etag, error=reason)], Counter()
+            return named, ([_unread(key, info, reason)], Counter())
 
     def _scanned(self, key: str, info: ObjectInfo) -> tuple[list[Entry], Counter[str]]:
         contents = _Contents(key, info, self._label_column)
@@ -63,6 +78,11 @@ class Tars(Source):
             for found in scan(file, info):
                 contents.add(found, file)
         return contents.entries(), contents.ignored
+
+
+def _unread(key: str, info: ObjectInfo, reason: str) -> Entry:
+    """The row of a tar that was not read at all."""
+    return Entry(f"{key}/@0", info.uri, size=info.size, etag=info.etag, error=reason)
 
 
 @dataclass

@@ -121,23 +121,23 @@ def test_bytes_asked_for_as_uris_are_refused(tmp_path: Path) -> None:
         listed(path, uri_column="image")
 
 
+@pytest.mark.parametrize("void", [None, b""], ids=["null", "empty"])
 @pytest.mark.parametrize("embedded", [True, False], ids=["some embedded", "none embedded"])
-def test_paths_beside_null_bytes_are_followed(tmp_path: Path, embedded: bool) -> None:
+def test_paths_beside_no_bytes_are_followed(tmp_path: Path, embedded: bool, void: bytes | None) -> None:
     """Relative to the table, as in a list, absolute, or above it; what is missing is named."""
     for key in ("d/in.png", "d/sub/in 2.png", "above.png"):
         write(tmp_path / key, PNG)
     write(tmp_path / "d/large.png", bytes(2000))
     paths = ["in.png", "sub/in 2.png", "../above.png", f"{tmp_path}/above.png", f"file://{tmp_path}/above.png"]
     paths += ["gone.png", "large.png", "https://x.org/a.png", "", None, "a\0b"]
-    rows = [{"bytes": OTHER if embedded else None, "path": "in.png"}, *({"bytes": None, "path": p} for p in paths)]
+    rows = [{"bytes": OTHER if embedded else void, "path": "in.png"}, *({"bytes": void, "path": p} for p in paths)]
     entries = listed(write_parquet(tmp_path / "d/x.parquet", {"image": rows}))
     first, *found = fetch(entries, max_bytes=1000)
     assert first == (OTHER if embedded else PNG)
     assert found[:5] == [PNG] * 5
+    void_is = "is null" if void is None else "is empty"
     reasons = [value.reason for value in found[5:] if isinstance(value, Rejected)]
-    for reason, says in zip(
-        reasons, ["no such file", "over the limit", "scheme", "is null", "is null", "x"], strict=True
-    ):
+    for reason, says in zip(reasons, ["no such file", "over the limit", "scheme", void_is, void_is, "x"], strict=True):
         assert says in reason
     assert "gone.png" in reasons[0] and "x.parquet#6" in reasons[0]
 

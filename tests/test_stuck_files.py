@@ -87,15 +87,47 @@ def test_what_is_no_file_is_quarantined(way: str, folder: Path, tmp_path: Path) 
         assert words in lines[kind]["error"], lines[kind]
 
 
-@pytest.mark.parametrize("form", ["tar", "parquet"])
-def test_a_shard_that_is_no_file_is_one_row(form: str, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / f"a.{form}")
-    if form == "tar":
-        write_tar(tmp_path / "b.tar", [("x.png", picture(1))])
+def container(path: Path) -> None:
+    """A tar, a Parquet file or a list with one image."""
+    if path.suffix == ".tar":
+        write_tar(path, [("x.png", picture(1))])
+    elif path.suffix == ".parquet":
+        write_parquet(path, {"image": [picture(1)]})
     else:
-        write_parquet(tmp_path / "b.parquet", {"image": [picture(1)]})
-    bad, good = list_entries(open_sources([str(tmp_path)]))
-    assert "not a regular file" in (bad.error or "") and good.error is None
+        write(path.with_name("x.png"), picture(1))
+        path.write_text("uri\nx.png\n")
+
+
+NO_CONTAINERS = {
+    "pipe": (pipe, "not a regular file"),
+    "dangling": (to("/nowhere/at/all"), "No such file"),
+    "itself": (lambda path: path.symlink_to(path.name), "symbolic links"),
+    "below a file": (to("/etc/passwd/x"), "Not a directory"),
+    "forbidden": (lambda path: (container(path), path.chmod(0)), "Permission denied"),
+}
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
+@pytest.mark.parametrize("form", ["tar", "parquet", "csv", "list"])
+@pytest.mark.parametrize("kind", NO_CONTAINERS)
+def test_a_container_that_cannot_be_opened_is_one_row(kind: str, form: str, first: bool, tmp_path: Path) -> None:
+    if kind == "forbidden" and os.geteuid() == 0:
+        pytest.skip("everything is permitted to root")
+    make, reason = NO_CONTAINERS[kind]
+    extension, columns = ("parquet", {"uri_column": "uri"}) if form == "list" else (form, {})
+    bad_one, good_one = (tmp_path / f"{name}.{extension}" for name in ("ab" if first else "ba"))
+    make(bad_one)
+    if form == "list":
+        write_parquet(good_one, {"uri": [str(write(tmp_path / "x.png", picture(1)))]})
+    else:
+        container(good_one)
+    entries = list(list_entries(open_sources([str(tmp_path / f"*.{extension}")], **columns)))
+    bad, good = entries if first else entries[::-1]
+    assert reason in (bad.error or "") and good.error is None
+    good_one.unlink()
+    if (kind, form) not in (("pipe", "parquet"),):  # which says why, row by row
+        with pytest.raises(SourceError, match=r"cannot be read|matches no file"):
+            list(list_entries(open_sources([str(tmp_path / f"*.{extension}")], **columns)))
 
 
 @pytest.mark.parametrize("name", ["list.csv", "list.parquet", "x.png"])
@@ -160,16 +192,13 @@ def test_what_hangs_is_one_row(way: str, mount: Path, tmp_path: Path) -> None:
         assert "no answer within 0.5 s" in lines[name]["error"]
 
 
-@pytest.mark.parametrize("form", ["tar", "parquet"])
+@pytest.mark.parametrize("form", ["tar", "parquet", "csv"])
 @pytest.mark.parametrize("name", ["open", "read"])
 def test_a_shard_that_hangs_is_one_row(form: str, name: str, mount: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / f"in/a.{form}").symlink_to(mount / f"{name}.{form}")
-    if form == "tar":
-        write_tar(tmp_path / "in/b.tar", [("x.png", picture(1))])
-    else:
-        write_parquet(tmp_path / "in/b.parquet", {"image": [picture(1)]})
-    bad, good = list_entries(open_sources([str(tmp_path / "in")]))
+    container(tmp_path / f"in/b.{form}")
+    bad, good = list_entries(open_sources([str(tmp_path / f"in/*.{form}")]))
     assert "no answer within 0.5 s" in (bad.error or "") and good.error is None
 
 

@@ -1,0 +1,32 @@
+"""Tell a container that cannot be opened, such as a dangling link, from storage that fails."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from jobs.entries import SourceError
+from jobs.failures import NotAFile
+
+OF_THE_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EISDIR})
+"""What is wrong with one file, whatever others are: missing, a link to itself, no permission."""
+
+
+@contextmanager
+def container(uri: str) -> Iterator[None]:
+    """Turns what opening a tar, table or list raises into SourceError, if it is wrong with that file alone."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, NotAFile) or error.errno in OF_THE_FILE:
+            raise unreadable(uri, error) from error
+        raise
+
+
+def unreadable(uri: str, error: OSError) -> SourceError:
+    """The reason of a container whose images cannot be listed."""
+    return SourceError(
+        f"{uri} cannot be read ({error.strerror or error}), so its images cannot be listed: make it readable and start "
+        "again (for a row of a store: `saliency retry`)"
+    )
