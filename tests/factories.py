@@ -7,7 +7,6 @@ import shutil
 import signal
 import sys
 import time
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
