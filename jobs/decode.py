@@ -89,9 +89,10 @@ class Decode:
 
 
 def _same_image(entry: Entry, data: bytes | Rejected, wanted: str | None) -> bytes | Rejected:
-    if isinstance(data, Rejected) or wanted is None or (digest := hashlib.sha256(data).hexdigest()) == wanted:
+    if isinstance(data, Rejected) or wanted is None or hashlib.sha256(data).hexdigest() == wanted:
         return data
+    # Without the hashes, which the index and identity/ have: equal reasons are counted together.
     return Rejected(
-        f"{entry.sample_id} changed since it was explained (its SHA-256 was {wanted} and is {digest}), so a map would "
-        "be of another image: put the former one back and run `saliency retry`, or explain into a new --out"
+        f"{entry.sample_id} changed since it was explained (its SHA-256 is another), so a map would be of another "
+        "image: put the former one back and run `saliency retry`, or explain into a new --out"
     )

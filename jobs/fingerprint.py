@@ -199,13 +199,18 @@ def refuse_other_fingerprint(run: Record, fingerprint: Mapping[str, Any], *, whe
     if not keys:
         return
     told = "\n  ".join(
-        f"{key}: the store has {_short(run.fingerprint.get(key))}, this run {_short(fingerprint.get(key))}"
+        f"{key}: the store has {_short(_value(run.fingerprint, key))}, this run {_short(_value(fingerprint, key))}"
         for key in keys
     )
     raise Refused(
         f"{where} holds another run, and what it made would not fit together with this:\n  {told}\n"
         f"Give another --out, or the configuration that the store was made with (its {run.KEY} has it)."
     )
+
+
+def _value(fingerprint: Mapping[str, Any], key: str) -> object:
+    """As it is told: the head that is left out is named."""
+    return fingerprint.get(key, SOFTMAX if key == "head" else None)
 
 
 def _short(value: Any) -> str:

@@ -33,11 +33,21 @@ def explain(config: Config, console: Console, *, dry_run: bool = False, accept_v
         if dry_run:
             return DONE
         with locked(config.out, alone=False):
-            return work(plan.run, plan.done, plan.pending, engine.ready(), console)
+            allowed = config.allow_quarantined
+            return work(plan.run, plan.done, plan.pending, engine.ready(), console, allow_quarantined=allowed)
 
 
-def work(run: Run, done: Iterable[int], pending: Sequence[int], engine: Engine, console: Console) -> int:
-    """Explains the pending units and, when none is left, finalizes → exit code. ``done``: what is committed already."""
+def work(
+    run: Run,
+    done: Iterable[int],
+    pending: Sequence[int],
+    engine: Engine,
+    console: Console,
+    *,
+    allow_quarantined: bool = False,
+) -> int:
+    """Explains the pending units and, when none is left, finalizes → exit code. ``done``: what is committed already;
+    ``allow_quarantined``: of this command, which is not always the one that ``run`` was planned by."""
     # A worker without a unit would load the model for nothing, and Ray warns of it.
     workers = min(engine.workers(run.config, run.device), max(1, len(pending)))
     stages = explain_stages(run, workers=workers)
@@ -57,10 +67,10 @@ def work(run: Run, done: Iterable[int], pending: Sequence[int], engine: Engine, 
         engine.stop()  # until then what is in hand may still be committed
         say(console, summary.interrupted_text(run, _rows(run, committed(open_output(run.config.out)))))
         return INTERRUPTED
-    return finish(run, meter, console)
+    return finish(run, meter, console, allow_quarantined=allow_quarantined)
 
 
-def finish(run: Run, meter: Meter, console: Console) -> int:
+def finish(run: Run, meter: Meter, console: Console, *, allow_quarantined: bool) -> int:
     """Finalizes a store of which no unit is pending → exit code, after saying what the session did."""
     store = open_output(run.config.out)
     try:
@@ -69,11 +79,11 @@ def finish(run: Run, meter: Meter, console: Console) -> int:
         if {*run.asked} <= committed(store):  # --limit asked for no more
             totals = totals_of(store, run, run.asked)
             say(console, summary.limited_text(run, meter, totals))
-            return exit_code(totals, allow_quarantined=run.config.allow_quarantined)
+            return exit_code(totals, allow_quarantined=allow_quarantined)
         say(console, summary.unfinished_text(run, meter, str(error)))
         return NOT_FINISHED
     say(console, summary.finished_text(run, meter, totals))
-    return exit_code(totals, allow_quarantined=run.config.allow_quarantined)
+    return exit_code(totals, allow_quarantined=allow_quarantined)
 
 
 def _rows(run: Run, units: Iterable[int]) -> int:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from obstore.store import LocalStore
 
+from jobs.abandoned import abandonable
 from jobs.config import Config
 from jobs.engine import StartingEngine
 from jobs.entries import Source
@@ -77,8 +77,8 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False, acce
     engine.begin()
     # The manifest waits beside: only when all is listed is it known whether OUT is this run's to write.
     with TemporaryDirectory(prefix="saliency-plan-") as aside:
-        with ThreadPoolExecutor(1) as pool, prefetched(list_entries(sources)) as entries:
-            facts = pool.submit(_facts, config, folders, lambda: engine.ready().device(config)).result()
+        with prefetched(list_entries(sources)) as entries:
+            facts = _facts(config, folders, lambda: engine.ready().device(config))
             if facts.needs_labels:
                 refuse_unmatched_folders(config, class_names=facts.class_names, folders=folders)
             unit_size = _unit_size(config, facts.arrays, facts.preprocessing.input_size, facts.preprocessing.channels)
@@ -167,8 +167,12 @@ def set_up(run: Run) -> None:
 def _facts(config: Config, folders: Sequence[str] | None, device: Callable[[], str]) -> Any:
     from jobs.facts import model_facts  # torch takes seconds to import; the listing has begun by now
 
-    with last_words(DIED, lasting=False), refuse_quitting(config.model):
-        return model_facts(config, folders=folders, device=device)
+    def tried() -> Any:
+        with refuse_quitting(config.model):
+            return model_facts(config, folders=folders, device=device)
+
+    with last_words(DIED, lasting=False):
+        return abandonable(tried, name="model")
 
 
 def class_folders(sources: Sequence[Source]) -> list[str] | None:

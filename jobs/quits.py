@@ -43,7 +43,7 @@ def no_quitting() -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
             raise
-        told = str(error) if isinstance(error, _Exit) else f"{type(error).__name__}: {error}"
+        told = str(error) if isinstance(error, _Exit) else f"{type(error).__name__}: {error}".removesuffix(": ")
         raise QuitError(f"it tried to end the program ({told})") from error
     finally:
         os._exit, lasts = real, False
@@ -57,6 +57,6 @@ def refuse_quitting(model: str) -> Iterator[None]:
             yield
     except QuitError as error:
         raise Refused(
-            f"{model} was tried on made-up images, and {error}, which it would do in the run, too. Let it raise an "
-            "exception instead."
+            f"{model}: while it was built, or tried on made-up images, {error}, which it would do in the run, too. Let "
+            "it raise an exception instead."
         ) from error

@@ -98,15 +98,23 @@ class Recompute:
         explained = self._explain(decoded)
         maker = run.maker(commit.software)
         others = [f"made by software {commit.software}"] if maker is None else maker.differences(self._explain.software)
-        for trouble in self._differences(line, explained, position, stored_position=row - first):
-            if others:
-                self.notes.append(f"row {row}: {trouble}; but it was made with other software ({'; '.join(others)})")
-                continue
+        troubles, distance = self._differences(line, explained, position, stored_position=row - first)
+        if troubles and others:  # the store's fault or the software's: the row proves neither
+            self.notes += [
+                f"row {row}: {trouble}; but it was made with other software ({'; '.join(others)}), so the row proves "
+                "nothing"
+                for trouble in troubles
+            ]
+            return
+        self._same[not distance] += 1
+        self._largest = max(self._largest, distance)
+        for trouble in troubles:
             yield Problem(f"row {row}", f"{trouble}, so the store does not hold what this model explains: {redo(unit)}")
 
     @property
     def compared(self) -> int:
-        """How many rows were explained again and held against the store."""
+        """How many rows were explained again and held against the store, without those that prove nothing: they differ,
+        and other software may be why."""
         return self._same.total()
 
     def summary(self, asked: int) -> str:
@@ -118,14 +126,14 @@ class Recompute:
 
     def _differences(
         self, line: dict[str, object], explained: ExplainedUnit, position: int, *, stored_position: int
-    ) -> Iterator[str]:
-        run = self._run
+    ) -> tuple[list[str], float]:
+        """What differs beyond what may, and the largest relative L2 of the row's maps: 0.0 if all are the same."""
+        run, troubles, largest = self._run, list[str](), 0.0
         now = explained.lines.slice(position, 1).to_pylist()[0]
         for target in run.target_specs:
             for name in (f"{target}__status", f"{target}__class"):
                 if now[name] != line[name]:
-                    yield f"{name} is {line[name]!r} in the index and {now[name]!r} when explained again"
-        same = True
+                    troubles.append(f"{name} is {line[name]!r} in the index and {now[name]!r} when explained again")
         for array in run.arrays:
             if line[f"{array.target}__status"] != OK or now[f"{array.target}__status"] != OK:
                 continue
@@ -134,10 +142,10 @@ class Recompute:
             distance, norm = float(np.linalg.norm(old - new)), float(np.linalg.norm(new))
             relative = distance / norm if norm else np.inf
             if distance:
-                same, self._largest = False, max(self._largest, relative)
+                largest = max(largest, relative)
             if distance > ALLOWED[run.config.precision] * norm + _step(array, explained, position):
-                yield f"map {array.path} is another when explained again (relative L2 {relative:.2g})"
-        self._same[same] += 1
+                troubles.append(f"map {array.path} is another when explained again (relative L2 {relative:.2g})")
+        return troubles, largest
 
     def _stored(self, unit: int, array: ArraySpec) -> Stored:
         if self._unit != unit:

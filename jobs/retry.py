@@ -42,7 +42,8 @@ def retry(
     accept_versions: bool = False,
     allow_quarantined: bool = False,
 ) -> int:
-    """→ the exit code of the run. Units that have no commit yet are done along with the others.
+    """→ the exit code of the run. Units that have no commit yet are done along with the others. ``allow_quarantined``
+    is of this command alone: neither is it kept, nor taken from the run's configuration.
 
     Refused, with nothing touched, where the model is not the run's, the machine has no room for it, or the software is
     not the store's (unless ``accept_versions``).
@@ -57,7 +58,6 @@ def retry(
             "max_pixels": max_pixels,
             "max_bytes": max_bytes,
             "max_seconds": max_seconds,
-            "allow_quarantined": allow_quarantined or None,
         }
         told = {key: value for key, value in changes.items() if value is not None or key == "limit"}
         config = make_config({**run.config.model_dump(), **told})
@@ -69,7 +69,7 @@ def retry(
             remembered(store, unit)  # raises, before anything is touched, if it is damaged
         run = run.model_copy(update={"config": config})
         if not pending:
-            return _nothing_to_retry(store, run, totals, console)
+            return _nothing_to_retry(store, run, totals, console, allow_quarantined=allow_quarantined)
         run = run.model_copy(update={"state": run.opened_state})
         with starting_engine(config) as engine:
             engine.begin()
@@ -86,7 +86,8 @@ def retry(
             # Before the commits go: a unit without one has the places of today, whichever command goes on with it.
             rewrite_manifest(store, run, pending, listed.move)
             _withdraw(store, again)
-            return work(run, done - {*again}, pending, engine.ready(), console)
+            remaining = done - {*again}
+            return work(run, remaining, pending, engine.ready(), console, allow_quarantined=allow_quarantined)
 
 
 def _quarantined(store: ObjectStore, run: Run, done: Collection[int]) -> tuple[list[int], Totals]:
@@ -100,14 +101,17 @@ def _quarantined(store: ObjectStore, run: Run, done: Collection[int]) -> tuple[l
     return again, totals
 
 
-def _nothing_to_retry(store: ObjectStore, run: Run, totals: Totals, console: Console) -> int:
+def _nothing_to_retry(
+    store: ObjectStore, run: Run, totals: Totals, console: Console, *, allow_quarantined: bool
+) -> int:
     """Finalizes the store if a kill kept that from being done → the exit code of a finished store."""
     if run.state != "finished" or SHA256SUMS not in set(list_keys(store)):
         say(console, "all units are committed, finalize is missing: it is done now")
-        return finish(run, Meter(rows=run.rows, of=run.rows, done_before=run.rows, pending=0, slots={}), console)
+        meter = Meter(rows=run.rows, of=run.rows, done_before=run.rows, pending=0, slots={})
+        return finish(run, meter, console, allow_quarantined=allow_quarantined)
     counts = ", ".join(f"{totals.statuses[name]:,} {name}" for name in (OK, PARTIAL, QUARANTINED))
     say(console, f"nothing to retry: {run.rows:,} rows: {counts}")
-    return exit_code(totals, allow_quarantined=run.config.allow_quarantined)
+    return exit_code(totals, allow_quarantined=allow_quarantined)
 
 
 def _samples(run: Run) -> Iterator[Sample]:

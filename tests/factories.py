@@ -273,3 +273,23 @@ def meddles() -> nn.Module:
 
     net.register_forward_pre_hook(look)
     return net
+
+
+def sleeps() -> nn.Module:
+    """Like ``tiny``, but it sleeps for a minute, and says so, while it is built, or in a forward (``ASLEEP``)."""
+    net = tiny()
+
+    def sleep(*_: object) -> None:
+        print("asleep", flush=True)
+        time.sleep(60)
+
+    if os.environ["ASLEEP"] == "build":
+        sleep()
+    net[0].register_forward_pre_hook(sleep)
+    return net
+
+
+def quits_built() -> nn.Module:
+    """Ends the program in the way ``HOW``, instead of making a model."""
+    WAYS_TO_QUIT[os.environ["HOW"]]()
+    return tiny()

@@ -15,6 +15,7 @@ from jobs.audit.job import audit
 from jobs.compare.compare import compare
 from jobs.exits import DONE, IMPERFECT
 from jobs.export.run import export
+from jobs.output import existing_run
 from jobs.retry import retry
 
 
@@ -73,3 +74,25 @@ def test_explain_takes_it_from_flag_and_file_and_its_store_is_the_same(
                      ["--config", tmp_path / "run.yaml", "--no-allow-quarantined"])
     ]  # fmt: skip
     assert codes == [DONE, DONE, IMPERFECT]
+
+
+def test_retry_allows_it_for_one_command(finished: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(finished, tmp_path / "s")
+    before = existing_run(str(out))
+    codes = [
+        retry(str(out), quiet(), workers="auto", runner="inline", allow_quarantined=allowed)
+        for allowed in (True, False)
+    ]
+    after = existing_run(str(out))
+    assert codes == [DONE, IMPERFECT]
+    assert before is not None and after is not None
+    assert after.config.allow_quarantined is before.config.allow_quarantined is False
+
+
+@pytest.mark.parametrize("allowed, code", [(False, IMPERFECT), (True, DONE)])
+def test_retry_takes_it_from_no_configuration(tmp_path: Path, allowed: bool, code: int) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.png").write_bytes(b"no image")
+    out = str(tmp_path / "s")
+    assert run_inline(images=str(tmp_path / "images"), out=out, allow_quarantined=True)[0] == DONE
+    assert retry(out, quiet(), workers="auto", runner="inline", allow_quarantined=allowed) == code

@@ -11,6 +11,7 @@ import pytest
 from conftest import flags, run_inline
 from factories import WAYS_TO_QUIT
 from PIL import Image
+from processes import start
 
 from jobs.class_config import ClassesConfig
 from jobs.classes import visualise
@@ -101,3 +102,27 @@ def test_only_its_own_process_is_kept() -> None:
         with pytest.raises(QuitError, match="tried to end"), no_quitting():
             os._exit(7)
     assert os._exit is before
+
+
+@pytest.mark.parametrize("where", ["build", "forward"])
+def test_ctrl_c_ends_the_plan_while_the_model_is_busy(
+    bright: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setenv("ASLEEP", where)
+    busy = start("explain", *flags(images=bright, out=tmp_path / "s", model="python:factories:sleeps"))
+    assert busy.stdout is not None and any("asleep" in line for line in busy.stdout)
+    busy.send_signal(signal.SIGINT)
+    told = busy.communicate(timeout=30)[0]
+    assert busy.returncode == 130, told
+    assert "interrupted" in told and "Traceback" not in told and "was ended while" not in told
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("how", WAYS_TO_QUIT)
+def test_factory_that_ends_the_program_is_refused_as_built(
+    bright: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setenv("HOW", how)
+    with pytest.raises(Refused, match=r"while it was built|would end the job|could not be made"):
+        run_inline(images=str(bright), out=str(tmp_path / "s"), **{**QUITS, "model": "python:factories:quits_built"})
+    assert not (tmp_path / "s").exists()

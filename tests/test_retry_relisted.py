@@ -160,3 +160,12 @@ def test_rows_of_remote_files_are_found_by_content(bucket: str, tmp_path: Path) 
     code, told = again(str(out))
     assert (code, made.statuses(out)) == (3, "qooooooo"), told
     assert said(verify, str(out), recompute=8)[0] == 0
+
+
+def test_files_that_changed_are_one_reason(tmp_path: Path) -> None:
+    made = make("folder", tmp_path / "made")
+    out = made.again(tmp_path / "store")
+    for number in (0, 1):
+        (made.images / f"{number}.bmp").write_bytes(picture(20 + number))
+    code, told = again(str(out))
+    assert code == 3 and "2 × the file changed since it was explained" in told, told
