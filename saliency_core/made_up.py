@@ -125,7 +125,7 @@ def _hint(error: Exception) -> str:
 
 def _has_script(model: Model) -> bool:
     """Whether it has parts in which no call can be seen."""
-    scripts = torch.jit.ScriptModule | torch.jit.ScriptFunction
+    scripts = (torch.jit.ScriptModule, torch.jit.ScriptFunction)
     return any(isinstance(value, scripts) for part in model.module.modules() for value in (part, *vars(part).values()))
 
 
