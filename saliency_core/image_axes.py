@@ -6,12 +6,12 @@ forward is run with two images and with three: the axis is the one that grows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from saliency_core.captures import Capture, Captures
+from saliency_core.captures import Captures
 from saliency_core.layouts import ImageAxis
 from saliency_core.models import Model
 from saliency_core.passes import Forward
@@ -21,25 +21,21 @@ def find_image_axes(model: Model, image: Tensor) -> dict[str, ImageAxis]:
     """Of every call of the forward, by its name, in a batch of images like ``image`` [1, C, H, W]. A call that is not
     there holds no batch of images: the model loops over them, or chooses among them by their values."""
     images = torch.cat([image, image.flip(3), 2 * image])
-    two, gradients = _calls(model, images[:2])
-    three, _ = _calls(model, images)
-    found = {}
-    for name, call in two.items():
-        axis = _growing(call.shape, three[name].shape) if name in three else None
-        if axis is not None:
-            found[name] = ImageAxis(axis, _is_strided(gradients[name], axis))
-    return found
+    two, three = _shapes(model, images[:2]), _shapes(model, images)
+    axes = {name: _growing(shape, three.get(name, ())) for name, shape in two.items()}
+    found = {name: ImageAxis(axis) for name, axis in axes.items() if axis is not None and two[name][axis] == 2}
+    several = {name: axis for name, axis in axes.items() if axis is not None and name not in found}
+    return found | (_laid_out(model, images[:2], several) if several else {})
 
 
-def _calls(model: Model, images: Tensor) -> tuple[dict[str, Capture], Mapping[str, Tensor]]:
-    """The first output of every call, and the gradient by it of the first image's scores."""
+def _shapes(model: Model, images: Tensor) -> dict[str, tuple[int, ...]]:
+    """Of the first output of every call."""
     captures = Captures(model.module, (images.shape[2], images.shape[3]), everything=True)
-    forward = Forward(model.logits, images, captures=captures, open_views=True)
-    calls: dict[str, Capture] = {}
+    Forward(model.logits, images, captures=captures, open_views=True)
+    shapes: dict[str, tuple[int, ...]] = {}
     for call in captures.calls:
-        calls.setdefault(call.name, call)
-    of_the_first = forward.outputs[:1].amax(1)
-    return calls, dict(zip(calls, forward.gradients(of_the_first, list(calls.values())), strict=True))
+        shapes.setdefault(call.name, call.shape)
+    return shapes
 
 
 def _growing(two: tuple[int, ...], three: tuple[int, ...]) -> int | None:
@@ -49,8 +45,38 @@ def _growing(two: tuple[int, ...], three: tuple[int, ...]) -> int | None:
     return axes[0] if len(axes) == 1 and 3 * two[axes[0]] == 2 * three[axes[0]] else None
 
 
-def _is_strided(gradient: Tensor, axis: int) -> bool:
-    """Whether the first of two images has every other place, and not the first half of them."""
-    first_half, every_other = (ImageAxis(axis, strided).first(gradient, 2) for strided in (False, True))
-    assert first_half is not None and every_other is not None
-    return bool(first_half[1].any()) and not bool(every_other[1].any())
+def _laid_out(model: Model, images: Tensor, axes: Mapping[str, int]) -> dict[str, ImageAxis]:
+    """Of calls with several places for each of two images: an image is changed, and its places are those that move."""
+    values = _values(model, images, axes)
+    other = 0.5 * images.flip(2) + 0.1
+    moved = [
+        {name: _moved(value, values[name], axes[name]) for name, value in _values(model, changed, axes).items()}
+        for changed in (torch.stack([other[0], images[1]]), torch.stack([images[0], other[1]]))
+    ]
+    found = {}
+    for name, axis in axes.items():
+        for strided in (False, True):
+            if not any(_places(by[name], 1 - row, strided).any() for row, by in enumerate(moved)):
+                found[name] = ImageAxis(axis, strided)
+                break
+    return found
+
+
+def _values(model: Model, images: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
+    size = (images.shape[2], images.shape[3])
+    captures = Captures(model.module, size, activations={name: name for name in names})
+    Forward(model.logits, images, captures=captures, open_views=True)
+    return {name: call.value for name, call in captures.activations.items() if call.value is not None}
+
+
+def _moved(value: Tensor, other: Tensor, axis: int) -> Tensor:
+    """Bool [places]."""
+    changed = (value != other) & ~(value.isnan() & other.isnan())
+    return changed.movedim(axis, 0).flatten(1).any(1)
+
+
+def _places(moved: Tensor, row: int, strided: bool) -> Tensor:
+    """Of image ``row`` of two."""
+    by_image = ImageAxis(0, strided).first(moved, 2)
+    assert by_image is not None
+    return by_image[row]

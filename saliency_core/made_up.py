@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +16,8 @@ from saliency_core.errors import Refused
 from saliency_core.models import Model
 from saliency_core.preprocessing import Preprocessing
 from saliency_core.watched import Reads
+
+_LONGEST = 300  # characters of an error of the user's
 
 
 def made_up_images(preprocessing: Preprocessing) -> Tensor:
@@ -52,19 +55,22 @@ def unlike(images: Tensor) -> list[Tensor]:
 @dataclass(frozen=True)
 class Ran:
     """``scores`` [n, classes]; ``gradient`` [n, C, H, W], of a sum of all scores, zeros when there is none.
-    ``own_backward``: the model has a backward, or hooks of gradients, of its own; ``branches``: it may branch on a
-    value that it reads."""
+    ``own_gradient``: it may be another than that of the scores: of a backward or of hooks of the model's own, or with
+    tensors taken out of the graph. ``branches``: the model may choose by a value that it reads; ``sizes``: it reads
+    sizes; ``draws``: from a generator that it has."""
 
     scores: Tensor
     gradient: Tensor
-    own_backward: bool = False
+    own_gradient: bool = False
     branches: bool = False
+    sizes: bool = False
+    draws: bool = False
 
 
 @dataclass(frozen=True)
 class Company:
     """Three images in three batches: all, the last two in reverse, the second alone. ``scores`` and ``gradient``: the
-    largest relative difference between one image's in two batches."""
+    largest relative difference between one image's in two batches; for scores, a batch of nine may be one of them."""
 
     batch: Ran
     pair: Ran
@@ -79,20 +85,48 @@ def run(model: Model, images: Tensor, *, backward: bool = True, graph: bool = Tr
     try:
         with torch.set_grad_enabled(graph):
             with reads:
-                scores = model.logits(x.clone())  # a model may write into its input, which autograd forbids for a leaf
-            if not backward or not scores.requires_grad:
-                return Ran(scores.detach(), torch.zeros_like(images), branches=reads.values)
-            own_backward = reads.hooks or _has_own_backward(scores)
-            (gradient,) = torch.autograd.grad(weighted_sum(scores), x, allow_unused=True)
+                outputs = model.outputs(x.clone())  # a model may write into it, which autograd forbids for a leaf
+            scores = model.as_logits(outputs, images)
+            _refuse_odd(model, scores)
+            own_gradient, gradient = reads.hooks or reads.cuts or _has_script(model), None
+            if backward and scores.requires_grad:
+                own_gradient = own_gradient or _has_own_backward(scores)
+                (gradient,) = torch.autograd.grad(weighted_sum(scores), x, allow_unused=True)
     except Refused:
         raise
     except Exception as error:  # whatever the user's model raises
         raise Refused(
-            f"{model.spec} fails on a batch of {list(images.shape)}: {type(error).__name__}: {error}. Does the "
-            "preprocessing fit it (size, channels), and does it take any number of images at once?"
+            f"{model.spec} fails on a batch of {list(images.shape)}: {type(error).__name__}: {_in_short(error)}."
+            f"{_hint(error)}"
         ) from error
     gradient = torch.zeros_like(images) if gradient is None else gradient
-    return Ran(scores.detach(), gradient, own_backward, reads.values)
+    return Ran(scores.detach(), gradient, own_gradient, reads.values, reads.sizes, reads.draws)
+
+
+def _refuse_odd(model: Model, scores: Tensor) -> None:
+    if scores.layout != torch.strided or scores.is_complex() or scores.is_quantized:
+        raise Refused(
+            f"{model.spec} gives scores of layout {scores.layout} and dtype {scores.dtype}, of which no target can be "
+            "read: let it return dense real numbers (to_dense(), dequantize())."
+        )
+
+
+def _in_short(error: Exception) -> str:
+    """What an error says, on one line that does not fill the screen."""
+    text = " ".join(str(error).split())
+    return (text if len(text) <= _LONGEST else text[:_LONGEST] + " …").rstrip(".")
+
+
+def _hint(error: Exception) -> str:
+    if not any(word in str(error).lower() for word in ("size", "shape", "channel", "dimension")):
+        return ""
+    return " Does the preprocessing fit it (size, channels), and does it take any number of images at once?"
+
+
+def _has_script(model: Model) -> bool:
+    """Whether it has parts in which no call can be seen."""
+    scripts = (torch.jit.ScriptModule, torch.jit.ScriptFunction)
+    return any(isinstance(value, scripts) for part in model.module.modules() for value in (part, *vars(part).values()))
 
 
 def _has_own_backward(scores: Tensor) -> bool:
@@ -109,18 +143,27 @@ def _has_own_backward(scores: Tensor) -> bool:
 
 
 def weighted_sum(scores: Tensor) -> Tensor:
-    """Each score has another weight: the plain sum of what a softmax makes is 1 for every image."""
-    return (scores * torch.linspace(1, 2, scores.shape[1], dtype=scores.dtype, device=scores.device)).sum()
+    """Each score has another weight: the plain sum of what a softmax makes is 1 for every image. Classes that are
+    masked, at −inf, are no target, so they are left out."""
+    weights = torch.linspace(1, 2, scores.shape[1], dtype=scores.dtype, device=scores.device)
+    return (torch.where(scores.isneginf(), 0, scores) * weights).sum()
 
 
-def in_company(model: Model, images: Tensor, *, again: Model | None = None, graph: bool = True) -> Company:
+def in_company(
+    model: Model, images: Tensor, *, again: Model | None = None, graph: bool = True, larger: bool = True
+) -> Company:
     """``again`` runs the pair; the model itself when it is None. Without a ``graph`` but for the image alone, gradients
-    are not compared, unless the model has a backward of its own."""
+    are not compared, unless the model has a gradient of its own. ``larger``: if the model reads sizes, it also meets
+    three times the images in one batch; that it fails there (as for want of memory) is left alone."""
     batch = run(model, images, backward=False, graph=graph)
     alone = run(model, images[1:2])
-    graph = graph or alone.own_backward
+    graph = graph or alone.own_gradient
     pair = run(again or model, images[[2, 1]], backward=graph, graph=graph)
     scores = [(alone.scores, batch.scores[1:2]), (pair.scores, batch.scores[[2, 1]]), (alone.scores, pair.scores[1:])]
+    if larger and alone.sizes:
+        with suppress(Refused):
+            nine = run(model, images.repeat(3, 1, 1, 1), backward=False, graph=False)
+            scores.append((nine.scores, batch.scores.repeat(3, 1)))
     apart = max(difference(*both) for both in scores)
     return Company(batch, pair, alone, apart, difference(alone.gradient, pair.gradient[1:]) if graph else 0.0)
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saliency_core.copies import copy_model
 from saliency_core.errors import Refused
 from saliency_core.heads import settle_head
 from saliency_core.made_up import difference, in_company, made_up_images, run
@@ -25,7 +26,7 @@ REPEATS = 16  # when the forward draws random numbers that may seldom matter
 @dataclass(frozen=True)
 class Probe:
     """Relative to the largest value of an image: ``rows``: how far its scores differ alone, in a batch and in another
-    order; ``gradient_rows``: how far its gradient does, which is not measured (None) unless the backward is the model's
+    order; ``gradient_rows``: how far its gradient does, which is not measured (None) unless the gradient is the model's
     own; ``repeat``: how far the scores do when it is run again. ``draws``: the forward draws random numbers, on which
     the scores do not depend. The others are those of ``Counts``."""
 
@@ -63,30 +64,36 @@ def probe_model(model: Model, *, again: Model | None = None) -> tuple[Probe, Ten
     on each other, when two runs differ, and when there is no gradient.
     """
     images = made_up_images(model.geometry)
-    model, again = _in_front_of_heads(model, again, images[:1])
+    model, again = _as_they_run(model, again, images)
     before = _random_state()
     seen = in_company(model, images, again=again, graph=False)
     repeat = difference(run(model, images[1:2], backward=False, graph=False).scores, seen.alone.scores)
-    draws = _random_state() != before
+    draws = seen.alone.draws or _random_state() != before
     counts = count_gradients(model, images, seen)
     if draws or max(seen.scores, repeat) > SCORES or seen.gradient > GRADIENTS:
         refuse_unequal(model, again or model, images, times=REPEATS if draws else 2)
     if seen.alone.branches:
         refuse_branches(model, images)
-    gradient = seen.gradient if seen.alone.own_backward else None
+    gradient = seen.gradient if seen.alone.own_gradient else None
     return Probe(seen.scores, gradient, repeat, draws, **asdict(counts)), seen.batch.scores
 
 
-def _in_front_of_heads(model: Model, again: Model | None, image: Tensor) -> tuple[Model, Model | None]:
-    """Both as they are explained: what squashes scores has gradients that vanish where the model is sure."""
+def _as_they_run(model: Model, again: Model | None, images: Tensor) -> tuple[Model, Model | None]:
+    """Both as a replica runs them: a copy, if there can be one, in front of heads: what squashes scores has gradients
+    that vanish where the model is sure. Each may meet one image before the others, another one."""
+    model = copy_model(model, images[:1], dtype=torch.float32).model
+    if again is not None:
+        again = copy_model(again, images[1:2], dtype=torch.float32).model
     try:
-        settled, _, _ = settle_head(model, image)
+        settled, _, _ = settle_head(model, images[:1])
+        if again is not None and settled.module is model.module:
+            again = replace(again, passing=settled.passing, head=settled.head)
+        elif again is not None:  # what no call can be seen in is edited
+            again, _, _ = settle_head(again, images[1:2])
     except Refused:
         raise
     except Exception:  # noqa: BLE001 - the model fails, and says so where it is run next
         return model, again
-    if again is not None and settled.module is model.module:
-        again = replace(again, passing=settled.passing, head=settled.head)
     return settled, again
 
 

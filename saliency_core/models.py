@@ -60,14 +60,21 @@ class Model:
         Raises:
             Refused: the outputs are ambiguous or of another shape.
         """
-        scores = self.columns(images)
-        return torch.cat([-scores, scores], dim=1) if scores.shape[1] == 1 else scores
+        return self.as_logits(self.outputs(images), images)
 
     def columns(self, images: Tensor) -> Tensor:
         """As the module gives them, [n, columns]: one column for each class, or one logit."""
+        return self.as_columns(self.outputs(images), images)
+
+    def outputs(self, images: Tensor) -> object:
+        """All that the module returns."""
         with nullcontext() if self.passing is None else PassBy(self.passing):
-            outputs = self.module(images)
-        return self.as_columns(outputs, images)
+            return self.module(images)
+
+    def as_logits(self, outputs: object, images: Tensor) -> Tensor:
+        """What the module made of ``images`` [n, C, H, W] → [n, classes]."""
+        scores = self.as_columns(outputs, images)
+        return torch.cat([-scores, scores], dim=1) if scores.shape[1] == 1 else scores
 
     def as_columns(self, outputs: object, images: Tensor) -> Tensor:
         """What the module made of ``images`` [n, C, H, W] → [n, columns]; also where it squeezed the shape [n, 1]."""

@@ -20,6 +20,12 @@ _READERS = {
     *("item", "tolist", "numpy", "equal", "allclose", "is_nonzero"),
 }
 _COMPARISONS = {"gt", "lt", "ge", "le", "eq", "ne", "greater", "less"}
+_CHOICES = {
+    *("argmax", "argmin", "argsort", "sort", "msort", "topk", "kthvalue", "max", "min", "median", "nanmedian", "mode"),
+    *("any", "all", "nonzero", "argwhere", "unique", "bucketize", "searchsorted", "sign", "heaviside"),
+    *("round", "floor", "ceil", "trunc", "floor_divide", "isclose"),
+}
+_SIZES = {"size", "len", "numel", "nelement", "unbind", "iter", "split", "chunk", "tensor_split"}
 _NEAR = 1e-4  # relative; what rounding leaves between two values is less, and what differs for a reason mostly more
 
 
@@ -77,7 +83,7 @@ class Watched(TorchFunctionMode):
     ) -> Any:
         del types
         result = made_by(func, args, kwargs or {})
-        moves = any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves((args, kwargs)))
+        moves = _moves(args, kwargs)
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and leaf.layout == torch.strided and not leaf.is_quantized:
                 owner = self._inside[-1] if self._inside else ""
@@ -88,10 +94,17 @@ class Watched(TorchFunctionMode):
 
 
 class Reads(TorchFunctionMode):
-    """``values``: whether Python, or a comparison, has read a single value of a tensor inside, on which it may branch;
-    ``hooks``: whether a gradient was hooked."""
+    """What is seen of a forward inside. ``values``: a value of a tensor is read by Python, or something is chosen by
+    values that depend on the image, so it may branch; ``hooks``: a gradient is hooked; ``cuts``: a tensor is taken out
+    of the graph, so the gradient is not that of the scores; ``sizes``: the size of a tensor is read; ``draws``: a
+    generator is passed to a call."""
 
-    values = hooks = False
+    values = hooks = cuts = sizes = draws = False
+
+    def __enter__(self) -> Reads:
+        self._graph = torch.is_grad_enabled()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
 
     def __torch_function__(
         self,
@@ -101,12 +114,28 @@ class Reads(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         del types
-        result = func(*args, **(kwargs or {}))
-        name = call_name(func)
-        compares = name.strip("_") in _COMPARISONS and isinstance(result, Tensor) and result.dim() == 0
-        self.hooks = self.hooks or name == "register_hook"
-        self.values = self.values or compares or name in _READERS
+        kwargs = kwargs or {}
+        name, attribute = call_name(func), _attribute(func)
+        plain = name.strip("_")
+        self.cuts = self.cuts or plain == "detach" or attribute == "data" or self._graph != torch.is_grad_enabled()
+        self.hooks = self.hooks or name == "register_hook" or attribute == "grad_fn"
+        self.sizes = self.sizes or plain in _SIZES or attribute == "shape"
+        self.draws = self.draws or any(isinstance(value, torch.Generator) for value in (*args, *kwargs.values()))
+        result = func(*args, **kwargs)
+        compares = plain in _COMPARISONS and isinstance(result, Tensor)
+        scalar = compares and result.dim() == 0
+        chooses = (compares or plain in _CHOICES) and (self.cuts or _moves(args, kwargs))
+        self.values = self.values or scalar or chooses or name in _READERS
         return result
+
+
+def _attribute(func: Callable[..., Any]) -> str:
+    """The name of the attribute of a tensor that the call reads; empty when it is no such call."""
+    return str(getattr(getattr(func, "__self__", None), "__name__", "")) if call_name(func) == "__get__" else ""
+
+
+def _moves(args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> bool:
+    return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves((args, kwargs)))
 
 
 def where_they_part(first: Sequence[Call], second: Sequence[Call], row: int | None = None) -> str:

@@ -132,7 +132,36 @@ class Over1d(nn.Module):
         return F.silu(self.one(x.transpose(1, 2))).transpose(1, 2)
 
 
+class Stacked(nn.Module):
+    """Each image and its mirror image, one behind the other or, ``strided``, behind all images; ``joined`` at the
+    end."""
+
+    def __init__(self, joined: Callable[[Tensor, Tensor], Tensor], *, strided: bool, blank: bool = False) -> None:
+        super().__init__()
+        self.body, self.joined, self.strided, self.blank = Plain(4), joined, strided, blank
+
+    def forward(self, x: Tensor) -> Tensor:
+        other = torch.zeros_like(x) if self.blank else 0.9 * x.flip(3)
+        if self.strided:
+            y = self.body(torch.cat([x, other]))
+            return self.joined(y[: len(x)], y[len(x) :])
+        y = self.body(torch.stack([x, other], 1).flatten(0, 1))
+        return self.joined(y[::2], y[1::2])
+
+
+def first_of(one: Tensor, other: Tensor) -> Tensor:
+    return one
+
+
 NETS = {
+    **{
+        f"stacked, {join.__name__}{', strided' * strided}{', blank' * blank}": lambda options=(join, strided, blank): (
+            Stacked(options[0], strided=options[1], blank=options[2])
+        )
+        for join in (torch.minimum, torch.add, first_of)
+        for strided in (False, True)
+        for blank in (False, True)
+    },
     "tokens": lambda: Tokens(lambda: nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)),
     "sequence first": lambda: Tokens(SequenceFirst),
     "channels first": lambda: Tokens(ChannelsFirst),

@@ -9,18 +9,21 @@ from torch import nn
 from unsound_nets import CHANCE, DEPENDENT, SOUND, UNMOVED
 
 from saliency_core import Model, Preprocessing, Refused
+from saliency_core.copies import frozen
 from saliency_core.model_probe import Probe, probe_model
 
 SMALL = Preprocessing((16, 16), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:.*dropout2d.*:UserWarning", "ignore:.*quantiz.*"),
+    pytest.mark.filterwarnings(
+        "ignore:.*dropout2d.*:UserWarning", "ignore:.*quantiz.*", "ignore:.*torch.jit.*:FutureWarning"
+    ),
 ]
 
 
 def probed(made: Callable[[], nn.Module]) -> Probe:
-    first, again = (Model("own", made().eval().requires_grad_(False), SMALL) for _ in range(2))
+    first, again = (Model("own", frozen(made()), SMALL) for _ in range(2))
     return probe_model(first, again=again)[0]
 
 

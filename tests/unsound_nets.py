@@ -160,12 +160,49 @@ def instance(x: Tensor) -> Tensor:
     return F.instance_norm(x)
 
 
+def data_of(x: Tensor) -> Tensor:
+    return x.data
+
+
+def without_graph(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return x.clone()
+
+
+def moves_the_gradient(cut: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Values of each image's own, and a gradient of the batch."""
+    off = (x - x.mean(0)).square()
+    return x + (off - cut(off))
+
+
+def scripted_gradient(x: Tensor) -> Tensor:
+    off = (x - x.mean(0)).square()
+    return x + (off - off.detach())
+
+
+def step_size(x: Tensor) -> Tensor:
+    """As in LSQ, which scales the gradient by the number of values of the whole batch."""
+    scale = 1 / x.numel() ** 0.5
+    return x * scale + (x - x * scale).detach()
+
+
+def topmost(x: Tensor) -> Tensor:
+    return x.topk(1).indices[0]
+
+
+def sorted_last(x: Tensor) -> Tensor:
+    return x.sort().indices[-1]
+
+
+def one_channel(choose: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return x * F.one_hot(choose(x.detach().square().mean((0, 2, 3))), 8).view(1, 8, 1, 1)
+
+
 DEPENDENT = {
     "no running statistics": (
         partial(Within, nn.BatchNorm2d(8, track_running_stats=False)), "batch_norm in module 'body'",
     ),
     "left in train mode": (lambda: Within(Training(nn.BatchNorm2d(8))), "batch_norm in module 'body.part'"),
-    "stays in train mode": (lambda: Within(StaysInTraining(nn.BatchNorm2d(8))), "batch_norm in module 'body.0'"),
     "functional batch norm": (
         partial(Within, call=lambda x: F.batch_norm(x, None, None, training=True)), "batch_norm",
     ),
@@ -190,9 +227,33 @@ DEPENDENT = {
     "an expert with little room": (lambda: Within(Experts()), "module 'body'"),
     "gradient of the batch at length 1": (partial(Within, call=Normalised.apply), ""),
     "hooked gradient of the batch": (partial(Within, call=hooked_gradient), ""),
+    **{
+        f"{cut.__name__}, gradient of the batch": (partial(Within, call=partial(moves_the_gradient, cut)), "")
+        for cut in (Tensor.detach, data_of, without_graph)
+    },
+    "scripted, gradient of the batch": (lambda: Within(torch.jit.script(scripted_gradient)), ""),
+    "a step size by the number of values": (partial(Within, call=step_size), ""),
+    **{
+        f"channel by {choose.__name__} of the batch": (partial(Within, call=partial(one_channel, choose)), "")
+        for choose in (torch.argmax, torch.argmin, topmost, sorted_last)
+    },
+    "channels above 0 in the batch": (partial(Within, call=lambda x: x * (x.mean((0, 2, 3), keepdim=True) > 0)), ""),
+    "less the mean of a batch that is not small": (
+        partial(Within, call=lambda x: x - x.mean(0) if len(x) > 3 else x), "",
+    ),
+    "by the shape of a batch that is not small": (
+        partial(Within, call=lambda x: x * (2 if x.shape[0] > 7 else 1)), "",
+    ),
 }  # fmt: skip
 
-GENERATOR = torch.Generator()
+GENERATOR, NUMPYS = torch.Generator(), np.random.default_rng(0)
+
+
+def without_value(x: Tensor) -> Tensor:
+    """0, with the gradient of ``x``."""
+    return x - x.detach()
+
+
 CHANCE = {
     "functional dropout": (partial(Within, call=F.dropout), "dropout in the forward"),
     "dropout2d": (partial(Within, call=F.dropout2d), "dropout2d"),
@@ -201,7 +262,6 @@ CHANCE = {
     "seldom": (partial(Within, call=partial(F.dropout2d, p=0.01)), "dropout2d"),
     "always on": (lambda: Within(nn.Sequential(nn.Identity(), AlwaysOn())), "dropout in module 'body.1'"),
     "Monte Carlo": (lambda: Within(Training(nn.Dropout())), "dropout in module 'body.part'"),
-    "train() ignores its mode": (lambda: Within(StaysInTraining(nn.Dropout())), "dropout in module 'body.0'"),
     "randn": (partial(Within, call=lambda x: x + 0.1 * torch.randn(x.shape)), "randn"),
     "rand_like": (partial(Within, call=lambda x: x + 0.1 * torch.rand_like(x)), "rand_like"),
     "bernoulli": (partial(Within, call=lambda x: x * torch.bernoulli(torch.full_like(x, 0.5))), "bernoulli"),
@@ -218,6 +278,14 @@ CHANCE = {
     "a generator of its own": (
         partial(Within, call=lambda x: x * torch.rand(x.shape, generator=GENERATOR)), "rand",
     ),
+    "a gradient by a generator of its own": (
+        partial(Within, call=lambda x: x + without_value(x * torch.rand(x.shape, generator=GENERATOR))), "rand",
+    ),
+    "seldom, by a generator of its own": (
+        partial(Within, call=lambda x: x * (torch.rand(x.shape[:2], generator=GENERATOR) > 0.02)[..., None, None]), "",
+    ),
+    "numpy, a generator of its own": (partial(Within, call=lambda x: x * NUMPYS.random()), "mul"),
+    "a gradient by numpy's generator": (partial(Within, call=lambda x: x + without_value(x * NUMPYS.random())), ""),
     "random": (partial(Within, call=lambda x: x * random.random()), "mul"),
     "a clock": (partial(Within, call=lambda x: x * (1 + time.perf_counter() % 1)), "mul"),
     "memory": (lambda: Within(Remembers()), "add in module 'body'"),
@@ -331,7 +399,59 @@ def batch_norms() -> nn.Module:
     return nn.Sequential(norm, nn.GroupNorm(2, 8), nn.LayerNorm([8, 16, 16]))
 
 
+class Large(nn.Module):
+    """Fails above three images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 3:
+            raise torch.OutOfMemoryError("device is full")
+        return x
+
+
+class Masked(nn.Module):
+    """A class that cannot be, and, when ``top`` is given, all but the best of each image."""
+
+    def __init__(self, last: nn.Module | None = None, top: int = 5) -> None:
+        super().__init__()
+        self.body, self.last, self.top = Within(), last or nn.Identity(), top
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.body(x)
+        scores = scores.masked_fill(scores < scores.topk(self.top).values[:, -1:], -torch.inf)
+        return self.last(scores.masked_fill(torch.arange(5) == 4, -torch.inf))
+
+
+def made_in_inference_mode() -> nn.Module:
+    with torch.inference_mode():
+        return Within()
+
+
+def traced_double() -> nn.Module:
+    return torch.jit.trace(Within().double().eval(), torch.zeros(2, 3, 16, 16, dtype=torch.float64))
+
+
+def scripted_softmax() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(768, 5), nn.Softmax(1)))
+
+
 SOUND = {
+    "stays in train mode": lambda: Within(StaysInTraining(nn.BatchNorm2d(8), nn.Dropout())),  # but for its parts
+    "a class masked": Masked,
+    "a class masked, behind a softmax": lambda: Masked(nn.Softmax(1)),
+    "all but three classes masked": lambda: Masked(top=3),
+    "made in inference mode": made_in_inference_mode,
+    **{f"in {kind}": lambda kind=kind: Within().to(kind) for kind in (torch.float64, torch.float16, torch.bfloat16)},
+    "traced in double": traced_double,
+    "a scripted softmax": scripted_softmax,
+    "too large a batch": lambda: Within(Large()),
+    "channels above 0 of each image": partial(Within, call=lambda x: x * (x.mean((2, 3), keepdim=True) > 0)),
+    "best channel of each image": partial(
+        Within, call=lambda x: x * F.one_hot(x.mean((2, 3)).argmax(1), 8)[..., None, None]
+    ),
+    "straight through, by detach": partial(Within, call=lambda x: x + ((16 * x).round() / 16 - x).detach()),
+    "reads its size": partial(Within, call=lambda x: x.reshape(len(x), -1).reshape(x.shape)),
     "norms": lambda: Within(batch_norms()),
     "instance norm": lambda: Within(nn.InstanceNorm2d(8, track_running_stats=True)),
     "instance norm without statistics": partial(Within, call=instance),
@@ -377,6 +497,27 @@ def all_nan() -> nn.Module:
     module = Within()
     module.head.bias.data.fill_(float("nan"))
     return module
+
+
+class Ends(nn.Module):
+    def __init__(self, last: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.body, self.last = Within(), last
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.body(x))
+
+
+def sparse() -> nn.Module:
+    return Ends(Tensor.to_sparse)
+
+
+def fails_in_many_words(scores: Tensor) -> Tensor:
+    raise ValueError("one\ntwo\nthree" + 1000 * " word")
+
+
+def wordy() -> nn.Module:
+    return Ends(fails_in_many_words)
 
 
 class Blind(nn.Module):
