@@ -134,7 +134,8 @@ def _changed(model: Model, probe: Tensor, change: Callable[[Model], object]) -> 
         except Exception:  # noqa: BLE001 - whatever it says, it said nothing before
             return plain
     near = 1e-9 if before.dtype == torch.float64 else 1e-3
-    return model if torch.allclose(before, after, rtol=near, atol=near * float(before.abs().max())) else plain
+    largest = float(before[before.isfinite()].abs().max()) if before.isfinite().any() else 0.0  # a class may be masked
+    return model if torch.allclose(before, after, rtol=near, atol=near * largest) else plain
 
 
 def _source(model: Model, images: Tensor) -> tuple[object, ...]:
