@@ -7,6 +7,7 @@ end that squash its scores are passed by, module or function. A single logit z s
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,8 +60,18 @@ def to_probabilities(scores: Tensor, kind: str) -> Tensor:
     return scores.softmax(dim=1) if kind == SOFTMAX else scores.sigmoid()
 
 
-def settle_head(model: Model, images: Tensor) -> tuple[Model, Head, tuple[str, ...]]:
-    """``model`` with its head settled, whose ``logits`` pass by what squashes them; the head; and what to tell of it.
+class Settled(NamedTuple):
+    """``model`` with its ``head`` settled, whose ``logits`` pass by what squashes them; ``notes`` on that for the user;
+    ``columns``: what it gives for the probe, [n, columns]."""
+
+    model: Model
+    head: Head
+    notes: tuple[str, ...]
+    columns: Tensor
+
+
+def settle_head(model: Model, images: Tensor) -> Settled:
+    """Finds out how scores become probabilities.
 
     Args:
         model: a copy of its own, which may be changed; its ``head`` is what was asked for.
@@ -70,12 +81,12 @@ def settle_head(model: Model, images: Tensor) -> tuple[Model, Head, tuple[str, .
         Refused: there is one score, of which a softmax or a hard sigmoid was made: no class can be told from it.
     """
     ending, passing, outputs = _without_ending(model, images)
-    squash = ""
+    squash, columns = "", outputs
     notes: list[str] = []
     if ending is not None:
         scores = _scores_in_front(passing, images, ending.kind, outputs)
         if scores is not None:
-            model, squash = passing, ending.kind
+            model, squash, columns = passing, ending.kind, scores
             if ending.inner or _is_distribution(scores):
                 notes.append("the scores in front of the model's last softmax or sigmoid were squashed before, too.")
         else:
@@ -96,7 +107,7 @@ def settle_head(model: Model, images: Tensor) -> tuple[Model, Head, tuple[str, .
     head = Head(kind, squash, as_ever=kind == SOFTMAX and (not squash or (ending is not None and ending.as_ever)))
     if squash or kind != SOFTMAX:
         notes.insert(0, head.note(outputs.shape[1]))
-    return replace(model, head=head.kind), head, tuple(notes)
+    return Settled(replace(model, head=head.kind), head, tuple(notes), columns)
 
 
 def _kind(model: Model, columns: int, squash: str) -> str:

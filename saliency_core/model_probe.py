@@ -17,7 +17,7 @@ from saliency_core.copies import copy_model
 from saliency_core.errors import Refused
 from saliency_core.heads import settle_head
 from saliency_core.made_up import difference, in_company, made_up_images, run
-from saliency_core.models import Model
+from saliency_core.models import Model, both_classes
 from saliency_core.unsound import GRADIENTS, SCORES, count_gradients, refuse_branches, refuse_unequal
 
 REPEATS = 16  # when the forward draws random numbers that may seldom matter
@@ -64,10 +64,12 @@ def probe_model(model: Model, *, again: Model | None = None) -> tuple[Probe, Ten
     on each other, when two runs differ, and when there is no gradient.
     """
     images = made_up_images(model.geometry)
-    model, again = _as_they_run(model, again, images)
     before = _random_state()
+    model, again, first = _as_they_run(model, again, images)
     seen = in_company(model, images, again=again, graph=False)
-    repeat = difference(run(model, images[1:2], backward=False, graph=False).scores, seen.alone.scores)
+    if first is None:
+        first = run(model, images[1:2], backward=False, graph=False).scores
+    repeat = difference(first, seen.alone.scores)
     draws = seen.alone.draws or _random_state() != before
     counts = count_gradients(model, images, seen)
     if draws or max(seen.scores, repeat) > SCORES or seen.gradient > GRADIENTS:
@@ -78,23 +80,26 @@ def probe_model(model: Model, *, again: Model | None = None) -> tuple[Probe, Ten
     return Probe(seen.scores, gradient, repeat, draws, **asdict(counts)), seen.batch.scores
 
 
-def _as_they_run(model: Model, again: Model | None, images: Tensor) -> tuple[Model, Model | None]:
+def _as_they_run(model: Model, again: Model | None, images: Tensor) -> tuple[Model, Model | None, Tensor | None]:
     """Both as a replica runs them: a copy, if there can be one, in front of heads: what squashes scores has gradients
-    that vanish where the model is sure. Each may meet one image before the others, another one."""
-    model = copy_model(model, images[:1], dtype=torch.float32).model
+    that vanish where the model is sure. Each may meet one image before the others, another one.
+
+    The scores of the second image that the model gave meanwhile come third, unless it failed.
+    """
+    model = copy_model(model, images[1:2], dtype=torch.float32).model
     if again is not None:
-        again = copy_model(again, images[1:2], dtype=torch.float32).model
+        again = copy_model(again, images[:1], dtype=torch.float32).model
     try:
-        settled, _, _ = settle_head(model, images[:1])
-        if again is not None and settled.module is model.module:
-            again = replace(again, passing=settled.passing, head=settled.head)
+        settled = settle_head(model, images[1:2])
+        if again is not None and settled.model.module is model.module:
+            again = replace(again, passing=settled.model.passing, head=settled.model.head)
         elif again is not None:  # what no call can be seen in is edited
-            again, _, _ = settle_head(again, images[1:2])
+            again = settle_head(again, images[:1]).model
     except Refused:
         raise
     except Exception:  # noqa: BLE001 - the model fails, and says so where it is run next
-        return model, again
-    return settled, again
+        return model, again, None
+    return settled.model, again, both_classes(settled.columns)
 
 
 def _random_state() -> tuple[object, ...]:

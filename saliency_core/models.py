@@ -73,8 +73,7 @@ class Model:
 
     def as_logits(self, outputs: object, images: Tensor) -> Tensor:
         """What the module made of ``images`` [n, C, H, W] → [n, classes]."""
-        scores = self.as_columns(outputs, images)
-        return torch.cat([-scores, scores], dim=1) if scores.shape[1] == 1 else scores
+        return both_classes(self.as_columns(outputs, images))
 
     def as_columns(self, outputs: object, images: Tensor) -> Tensor:
         """What the module made of ``images`` [n, C, H, W] → [n, columns]; also where it squeezed the shape [n, 1]."""
@@ -87,6 +86,11 @@ class Model:
                 "a classifier's [images, classes] is needed. Choose another `output`, or wrap the model."
             )
         return scores
+
+
+def both_classes(columns: Tensor) -> Tensor:
+    """[n, columns] → scores [n, classes]: one logit z is −z and z, of its two classes."""
+    return torch.cat([-columns, columns], dim=1) if columns.shape[1] == 1 else columns
 
 
 def load_model(

@@ -67,7 +67,7 @@ def make_replica(
     probe = probe.to(images.device, dtype)
     made = copy_model(model, probe, dtype=dtype)
     borrowed = isinstance(made.model.module, Borrowed)
-    running, head, notes = settle_head(made.model, probe)
+    running, head, notes, _ = settle_head(made.model, probe)
     module = running.module
     if borrowed:
         notes = (*notes, f"the model runs as it is, as it cannot be copied: {made.trouble}.")

@@ -132,7 +132,7 @@ def test_another_head_is_another_run(pictures: dict[str, Path], tmp_path: Path) 
     keys = {"images": str(pictures["marks"]), "out": str(tmp_path / "s"), "model": "python:headed:plain", **SAME}
     assert run_inline(**keys, limit=4)[0] == 0
     before = content(tmp_path / "s")
-    with pytest.raises(Refused, match="head: the store has None, this run sigmoid"):
+    with pytest.raises(Refused, match="head: the store has softmax, this run sigmoid"):
         run_inline(**keys, head="sigmoid")
     assert content(tmp_path / "s") == before
     assert run_inline(**keys, head="softmax")[0] == 0  # what auto is
