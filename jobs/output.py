@@ -18,6 +18,12 @@ from jobs.stopped import Unusable
 from jobs.stores import list_keys, open_output, put, read_object
 from saliency_core.errors import Refused
 
+_STORES = {
+    RUN_JSON: ("explain", "status", "verify", "retry", "show", "audit", "compare", "export"),
+    "classes.json": ("classes", "verify"),
+}
+"""The record of each kind of store → the command that makes it, and those that read it."""
+
 
 def open_run(out: str) -> tuple[ObjectStore, Run]:
     """An existing store and its run.json; Refused, with nothing made, where there is none."""
@@ -64,6 +70,12 @@ def _record_or_nothing(kind: type[Record], out: str) -> bytes | None:
     if foreign:
         with suppress(FileNotFoundError):  # unless another run has just begun there
             return read_object(store, kind.KEY)
+        for key, commands in _STORES.items():
+            with suppress(FileNotFoundError):
+                read_object(store, key)
+                raise Refused(
+                    f"{out} holds {key}, so it is a store of `saliency {commands[0]}`, for {', '.join(commands[1:])}."
+                )
         raise Refused(
             f"--out {out} is not empty and not a store of ours (it holds {', '.join(foreign)} …), and nothing is "
             "overwritten: choose another, or empty it yourself."

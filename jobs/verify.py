@@ -158,7 +158,11 @@ def _sound(console: Console, run: Run, done: Iterable[int], proven: str, *, fini
     what = (
         f"{len(pending):,} of {run.units:,} units are pending ({ranges(pending)})" if pending else "finalize is missing"
     )
-    say(console, f"not finished, and nothing is damaged: {proven}; {what}. Next: run the same explain command again")
+    further = ", without --limit" if run.config.limit is not None and {*run.asked} <= {*done} else ""
+    say(
+        console,
+        f"not finished, and nothing is damaged: {proven}; {what}. Next: run the same explain command again{further}",
+    )
     return NOT_FINISHED
 
 

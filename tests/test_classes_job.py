@@ -195,7 +195,8 @@ def test_foreign_directories_and_other_stores_are_left_alone(finished: Path, tmp
         run(tmp_path)
     before = content(finished)
     for command in (["status", finished], ["explain", "--images", tmp_path, "--model", "x", "--out", finished]):
-        assert saliency(*command).returncode == 2
+        told = saliency(*command)
+        assert told.returncode == 2 and "a store of `saliency classes`" in " ".join(told.stderr.split())
     assert content(finished) == before
 
 
