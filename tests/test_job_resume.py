@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import SAME, content, run_inline
+from conftest import SAME, content, run_inline, said
 from factories import tiny
 
+from jobs import verify
 from jobs.index import withdraw
 from jobs.output import open_run
 from jobs.store import open_array
@@ -44,6 +45,8 @@ def test_limit_chooses_units_and_a_later_run_goes_on(tree: Path, finished: Path,
     code, told = run_inline(images=str(tree), out=str(out), limit=10, **SAME)
     assert code == 3 and "10 of 10 asked for (--limit 10): 15 ok, 0 partial, 1 quarantined" in told
     assert sorted(path.name for path in (out / "index").iterdir()) == [f"unit-{unit:08d}.parquet" for unit in (0, 1)]
+    code, told = said(verify.verify, str(out))
+    assert code == 1 and "run the same explain command again, without --limit" in told
     code, _ = run_inline(images=str(tree), out=str(out), **SAME)
     assert code == 3
     assert content(out) == content(finished)
