@@ -90,8 +90,8 @@ class _Request(BaseHTTPRequestHandler):
         if url:
             self.server.asked.append(self._who(query))
         lines = "".join(
-            f"<Contents><Key>{quote(key) if url else escape(key)}</Key><Size>{len(data)}</Size><ETag>{_etag(data)}</ETag>"
-            "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
+            f"<Contents><Key>{quote(key) if url else escape(key)}</Key><Size>{len(data)}</Size>"
+            f"<ETag>{_etag(data)}</ETag><LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
             for key, data in ((key, self.server.objects[key]) for key in keys[:PAGE])
         )
         lines += "<EncodingType>url</EncodingType>" if url else ""
