@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlsplit
 
@@ -19,6 +21,7 @@ from machine_identity import TOKEN, machine_identity
 from moto.s3.models import s3_backends
 
 from jobs import stores
+from jobs.entries import SourceError
 from jobs.failures import NotAFile
 from jobs.objects import read, walk
 from jobs.sources import list_entries, open_sources
@@ -200,3 +203,37 @@ def test_buckets_of_google_are_listed_past_them_too(who: str, monkeypatch: pytes
             with pytest.raises(NotAFile, match="rename it"):
                 read(uri)
     assert set(server.asked) == {{"token": f"Bearer {BEARER}", "account": "signed"}.get(who, who)}
+
+
+def test_a_container_of_azures_is_refused_with_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """obstore signs no request for its list."""
+    name, more = "p/a//b.png", "<Properties><Last-Modified>Thu, 01 Jan 2026 00:00:00 GMT</Last-Modified>"
+    more += "<Content-Length>1</Content-Length><Content-Type>image/png</Content-Type><Etag>1</Etag></Properties>"
+    page = (
+        f"<EnumerationResults><Blobs><Blob><Name>{name}</Name>{more}</Blob></Blobs><NextMarker/></EnumerationResults>"
+    )
+
+    class Container(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if "comp=list" in self.path else 404)
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page.encode())
+
+        def do_HEAD(self) -> None:
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Container) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("AZURE_ALLOW_HTTP", "true")
+        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "somebody")
+        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "a2V5")
+        stores._bucket.cache_clear()
+        with pytest.raises(SourceError, match=r"az://pictures/p .*the key p/a//b\.png has .*: rename it"):
+            open_sources(["az://pictures/p"])
+        server.shutdown()
+    stores._bucket.cache_clear()
