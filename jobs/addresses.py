@@ -13,16 +13,55 @@ READ_SCHEMES = ("file", "s3", "gs", "az")
 _CONTAINERS = frozenset({"wasb", "wasbs", "abfs", "abfss", "adl"})
 """Schemes of Azure that name the container in front of the account: `wasbs://container@account/`."""
 
+
+def _or_encoded(sign: str) -> str:
+    """The sign itself, or percent-encoded, also more than once: as the part of an address within another's query."""
+    return rf"(?:{re.escape(sign)}|%(?:25){{0,3}}{ord(sign):02X})"
+
+
+_AT, _COLON, _EQUALS = (_or_encoded(sign) for sign in "@:=")
 _SCHEME = (
-    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,30}(?::|%3A)|(?<![^\s'\"(=,<\[{]))"  # or none, where an address may begin
+    rf"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{{0,30}}{_COLON}|(?<![^\s'\"(=,<\[{{]))"  # or none, where an address may begin
 )
 # One slash is what is left of two when an address went through a path.
-_SLASHES = r"(?P<slashes>(?:[/\\]|%2F){2,}|(?:(?<=https:)|(?<=http:)|(?<=ftp:)|(?<=s3:)|(?<=gs:)|(?<=az:))/)"
-# {0}: what an address cannot hold. The second form is of a password that holds `/`, `?` or `#`: no port reads so.
-# The lengths are bounded, or hostile names would take minutes.
-_USER = r"(?P<user>[^{0}/?#\\]{{0,1000}}|[^{0}/?#\\:\[\]]{{0,1000}}:(?!\d*(?:[{0}/?#\\]|$))[^{0}]{{0,1000}})(?:@|%40)"
-_PARAMETER = re.compile(r"(?P<mark>[?&;#]|%3F|%26|%3B)(?P<name>(?:(?!%3D|%26|%3F)[^=&;?#\s])+)(?:=|%3D)", re.I)
-_NEXT = re.compile(r"&|%26|$", re.I)  # a value may hold all else
+_SLASHES = (
+    rf"(?P<slashes>(?:\\|{_or_encoded('/')}){{2,}}"
+    r"|(?:(?<=https:)|(?<=http:)|(?<=ftp:)|(?<=s3:)|(?<=gs:)|(?<=az:))/)"
+)
+_FILE = r"\.(?:jpe?g|jpe|jfif|png|gif|webp|avif|jp2|bmp|tiff?|p[ngpb]m|tar|parquet|csv)"
+
+
+def _user(end: str) -> str:
+    """The pattern of user info; ``end``: what no address holds. The lengths are bounded, or hostile names would take
+    minutes."""
+    name, query = rf"[^{end}/?#\\:\[\]]", r"(?<=[?&#;])[^=&@/]{1,100}=(?!@)"
+    plain = rf"[^{end}/?#\\]{{0,1000}}"
+    # A password that holds `/`, `?` or `#`: no port reads so.
+    no_port = rf"{name}{{0,1000}}:(?!\d{{0,5}}(?:[{end}/?#\\]|$))[^{end}]{{0,1000}}"
+    # And one that begins as a port does: what follows the `@` is a host then, and no file, nor is it within a query.
+    port = rf"(?:{name}{{2,1000}}:\d{{0,5}}|{name}?:\d{{1,5}})[/?#\\]"
+    near = rf"(?=[^{end}@%]{{0,300}}[@%])"  # which is found quickly, or not
+    as_port = rf"{port}{near}(?:(?!{query})[^{end}]){{0,300}}(?={_AT}(?![^{end}/?#\\@]*{_FILE}(?:$|\W)))"
+    return f"(?P<user>{plain}|{no_port}|{as_port}){_AT}"
+
+
+# A drive or a name in front of a time of day is followed by no host with a path.
+_COPIED = re.compile(
+    r"(?<![^\s'\"(=,<\[{])[^\s/\\:@'\"(=,<\[{]{1,100}:(?![/\\])\S{1,256}@"
+    r"(?=(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\]):(?:[/~:]|\d{1,5}/))"
+)
+"""The user and the password of an address of scp's, `user:password@host:/path`."""
+_PAIR = rf"(?P<name>(?:(?!%(?:25){{0,3}}(?:3D|26|3F))[^=&;?#\s])+){_EQUALS}"
+_PARAMETER = re.compile(rf"(?P<mark>[?&;#]|%(?:25){{0,3}}(?:3F|26|3B|23)){_PAIR}", re.I)
+_INNER = re.compile(_PAIR, re.I)
+_NEXT = re.compile(_or_encoded("&") + "|$", re.I)  # a value may hold all else
+_QUOTE = rf"(?:\\?[\"']|{_or_encoded(chr(34))}|{_or_encoded(chr(39))})"
+_MEMBER = re.compile(
+    rf"(?P<quote>{_QUOTE})(?P<name>[\w.-]{{1,100}})(?P=quote)(?:\s|\+|%20)*+{_COLON}(?:\s|\+|%20)*+"
+    rf"(?:(?P<open>{_QUOTE})(?P<text>(?:(?!(?P=open))(?:\\.|.)){{1,5000}})|(?!{_QUOTE})(?P<bare>[^\s\"',}}\]%&]{{1,5000}}))",
+    re.I | re.S,
+)
+"""A member of a JSON object, within the query of an address."""
 _SECRET = re.compile(
     r"(signature|token|secret|passw(or)?d|passphrase|credentials?|(api|access|secret|private|auth|session|subscription)key"
     r"|accesskeyid|authorization|jwt|hmac|sessionid|bearer|otp|passcode)$|^(sig|auth|pwd|pass|pw|hdn(ts|ea|tl)|gda)$"
@@ -39,15 +78,15 @@ LONG_KEY = 16
 
 def scrubbed(address: str) -> str:
     """One address, or a path, without its credentials. What holds none comes back unchanged."""
-    return _without_parameters(_USER_IN_ADDRESS.sub(_without_user, address))
+    return _without_secrets(_USER_IN_ADDRESS.sub(_without_user, _COPIED.sub("", address)))
 
 
 def scrubbed_text(text: str) -> str:
     """A text without the credentials of the addresses in it, which end at white space."""
-    if "@" not in text and "=" not in text and "%" not in text:
+    if "@" not in text and "=" not in text and "%" not in text and '":' not in text:
         return text
-    text = _USER_IN_TEXT.sub(_without_user, text)
-    return _ADDRESS_IN_TEXT.sub(lambda found: _without_parameters(found[0]), text)
+    text = _USER_IN_TEXT.sub(_without_user, _COPIED.sub("", text))
+    return _ADDRESS_IN_TEXT.sub(lambda found: _without_secrets(found[0]), text)
 
 
 def holds_credentials(address: str) -> bool:
@@ -63,7 +102,7 @@ def plain_scheme(address: str) -> str:
 
 
 def _pattern(end: str) -> re.Pattern[str]:
-    return re.compile(_SCHEME + _SLASHES + _USER.format(end), re.I)
+    return re.compile(_SCHEME + _SLASHES + _user(end), re.I)
 
 
 _USER_IN_ADDRESS, _USER_IN_TEXT = _pattern(r"\0"), _pattern(r"\s")
@@ -71,9 +110,21 @@ _ADDRESS_IN_TEXT = re.compile(rf"{_SCHEME}{_SLASHES}\S+", re.I)
 
 
 def _without_user(found: re.Match[str]) -> str:
-    scheme, user = found["scheme"], unquote(found["user"])
-    is_name = not scheme or unquote(scheme).rstrip(":").lower() in _CONTAINERS
+    scheme, user = found["scheme"], _decoded(found["user"])
+    is_name = not scheme or _decoded(scheme).rstrip(":").lower() in _CONTAINERS
     return found[0] if is_name and ":" not in user else f"{scheme}{found['slashes']}"
+
+
+def _without_secrets(address: str) -> str:
+    return _without_parameters(_MEMBER.sub(_without_value, address))
+
+
+def _without_value(member: re.Match[str]) -> str:
+    value = "bare" if member["text"] is None else "text"
+    name = _plain(member["name"])
+    if not _SECRET.search(name) and not (name in _LONG_SECRETS and len(member[value]) >= LONG_KEY):
+        return member[0]
+    return member[0][: member.start(value) - member.start()]
 
 
 def _without_parameters(address: str) -> str:
@@ -100,9 +151,22 @@ def _value_end(parameter: re.Match[str]) -> int:
 
 
 def _is_secret(parameter: re.Match[str]) -> bool:
+    if _names_secret(parameter):
+        return True
+    inner = _INNER.match(parameter.string, parameter.end())  # a form within a parameter
+    return inner is not None and _names_secret(inner)
+
+
+def _names_secret(parameter: re.Match[str]) -> bool:
     name = _plain(parameter["name"])
     return bool(_SECRET.search(name)) or (name in _LONG_SECRETS and _value_end(parameter) - parameter.end() >= LONG_KEY)
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[-_.\s]", "", unquote(name)).lower()
+    return re.sub(r"[-_.\s\[\]]", "", _decoded(name)).lower()
+
+
+def _decoded(text: str) -> str:
+    for _ in range(4):
+        text = unquote(text)
+    return text

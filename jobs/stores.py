@@ -16,12 +16,12 @@ from urllib.parse import unquote_to_bytes
 
 import obstore
 from obstore.exceptions import InvalidPathError
-from obstore.store import LocalStore, S3Store, from_url
+from obstore.store import LocalStore, from_url
 
 from jobs.durable import settle_names, write_whole
 from jobs.failures import RAISED, failures, status_of, told
 from jobs.patience import FIRST_PAUSE, LONGEST_PAUSE, Tries, patience, patiently
-from jobs.s3_listing import can_list, s3_objects
+from jobs.raw_listing import NotListed, raw_objects
 from jobs.stopped import Unusable
 
 if TYPE_CHECKING:
@@ -131,12 +131,11 @@ def listed(store: ObjectStore, prefix: str | None, uri: str) -> Iterator[ObjectM
                 tries.renew()
             return
         except InvalidPathError as error:
-            if not isinstance(store, S3Store) or store.prefix or not can_list():
+            below = f"{prefix}/" if prefix else ""
+            try:
+                yield from cast("Iterator[ObjectMeta]", raw_objects(store, prefix=below, after=last or "", uri=uri))
+            except NotListed:
                 raise told(error, uri) from None
-            found = s3_objects(
-                str(store.config["bucket"]), prefix=f"{prefix}/" if prefix else "", after=last or "", uri=uri
-            )
-            yield from cast("Iterator[ObjectMeta]", found)
             return
         except RAISED as error:
             tries.wait(error)

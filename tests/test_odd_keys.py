@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import pyarrow.parquet as pq
 import pytest
 import s3
-from conftest import run_inline
+from conftest import SECRET, run_inline
+from fault_proxy import FaultProxy
+from google_server import BEARER, google
 from helpers import picture, write, write_tar
+from machine_identity import TOKEN, machine_identity
+from moto.s3.models import s3_backends
 
-from jobs.objects import walk
+from jobs import stores
+from jobs.entries import SourceError
+from jobs.failures import NotAFile
+from jobs.objects import read, walk
 from jobs.sources import list_entries, open_sources
 from jobs.stopped import Unusable
 from jobs.stores import list_keys, open_output
@@ -95,3 +108,132 @@ def test_a_store_of_ours_names_the_odd_key(bucket: str) -> None:
     put_all("0.png", "a//b.png")
     with pytest.raises(Unusable, match=r"a//b\.png.*rename it"):
         list(list_keys(open_output(f"{bucket}/p")))
+
+
+@pytest.mark.parametrize("variables", [
+    {}, {"AWS_SESSION_TOKEN": "a/token+of=this"}, {"AWS_ENDPOINT_URL_S3": "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL": "http://x"},
+    {"AWS_ENDPOINT": "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL": ""}, {"AWS_REGION": "eu-central-1"},
+    {"AWS_SKIP_SIGNATURE": "true"},
+])  # fmt: skip
+def test_the_environment_says_how_the_listing_is_asked_for(
+    variables: dict[str, str], proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_all("0.png", "a//b.png")
+    place = os.environ["AWS_ENDPOINT_URL"]
+    for name, value in variables.items():
+        monkeypatch.setenv(name, place if value == "AWS_ENDPOINT_URL" else value)
+        if not value:
+            monkeypatch.delenv(name)
+    path = listed_anew(proxy)
+    asked = dict(parse_qsl(urlsplit(path).query))
+    region = variables.get("AWS_REGION", "us-east-1")
+    if "AWS_SKIP_SIGNATURE" in variables:
+        assert "X-Amz-Signature" not in asked
+    else:
+        check_signature(path, place, region)
+        assert asked.get("X-Amz-Security-Token") == variables.get("AWS_SESSION_TOKEN")
+
+
+def test_the_machines_credentials_sign_the_listing(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_all("0.png", "a//b.png")
+    with machine_identity(monkeypatch, SECRET):
+        path = listed_anew(proxy)
+    check_signature(path, os.environ["AWS_ENDPOINT_URL"], "us-east-1")
+    asked = dict(parse_qsl(urlsplit(path).query))
+    assert asked["X-Amz-Credential"].startswith("MACHINE/") and asked["X-Amz-Security-Token"] == TOKEN
+
+
+def listed_anew(proxy: FaultProxy) -> str:
+    """Lists both objects as a process does that was started with these variables; the last path that is asked for."""
+    paths: list[str] = []
+
+    def script(method: str, path: str, times: int) -> None:
+        del method, times
+        paths.append(path)
+
+    proxy.script = script
+    stores._bucket.cache_clear()
+    assert [info.uri for info in walk("s3://pictures/p")] == ["s3://pictures/p/0.png", "s3://pictures/p/a//b.png"]
+    return paths[-1]
+
+
+def check_signature(path: str, endpoint: str, region: str) -> None:
+    """AWS's Signature Version 4 of a query, made again: the server here checks none."""
+    query = dict(parse_qsl(urlsplit(path).query))
+    signature, date = query.pop("X-Amz-Signature"), query["X-Amz-Date"]
+    asked = "&".join(f"{quote(name, safe='-_.~')}={quote(query[name], safe='-_.~')}" for name in sorted(query))
+    host = f"host:{urlsplit(endpoint).netloc}"
+    lines = ["GET", urlsplit(path).path, asked, host, "", "host", "UNSIGNED-PAYLOAD"]
+    scope = f"{date[:8]}/{region}/s3/aws4_request"
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    key = f"AWS4{SECRET}".encode()
+    for part in scope.split("/"):
+        key = hmac.digest(key, part.encode(), "sha256")
+    text = "\n".join(["AWS4-HMAC-SHA256", date, scope, digest])
+    assert hmac.digest(key, text.encode(), "sha256").hex() == signature
+
+
+def test_a_key_with_a_line_break_is_one_row(bucket: str, tmp_path: Path) -> None:
+    put_all("0.png")
+    s3_backends["123456789012"]["aws"].put_object(s3.BUCKET, "p/a\nb.png", b"")  # the server's routes know no such key
+    code, told = run_inline(images=f"{bucket}/p", out=str(tmp_path / "out"))
+    assert code == 3, told
+    index = pq.read_table(tmp_path / "out/index.parquet").to_pylist()
+    assert [(line["uri"], line["status"]) for line in index] == [
+        (f"{bucket}/p/0.png", "ok"),
+        (f"{bucket}/p/a\nb.png", "quarantined"),
+    ]
+    assert "cannot be asked for: rename it" in index[1]["error"]
+
+
+@pytest.mark.parametrize("who", ["token", "nobody", "account"])
+def test_buckets_of_google_are_listed_past_them_too(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd, sound = (
+        [f"gs://pictures/p/{name}" for name in (*ODD, "a\nb.png")],
+        [f"gs://pictures/p/{name}" for name in SOUND],
+    )
+    with google(monkeypatch, who) as server:
+        server.objects.update({uri.removeprefix("gs://pictures/"): uri.encode() for uri in (*odd, *sound)})
+        server.objects["pq.png"] = b"below another prefix"
+        assert {(info.uri, info.size) for info in walk("gs://pictures/p")} == {
+            (uri, len(uri.encode())) for uri in (*odd, *sound)
+        }
+        assert [read(uri).decode() for uri in sound] == sound
+        for uri in odd:
+            with pytest.raises(NotAFile, match="rename it"):
+                read(uri)
+    assert set(server.asked) == {{"token": f"Bearer {BEARER}", "account": "signed"}.get(who, who)}
+
+
+def test_a_container_of_azures_is_refused_with_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """obstore signs no request for its list."""
+    name, more = "p/a//b.png", "<Properties><Last-Modified>Thu, 01 Jan 2026 00:00:00 GMT</Last-Modified>"
+    more += "<Content-Length>1</Content-Length><Content-Type>image/png</Content-Type><Etag>1</Etag></Properties>"
+    page = (
+        f"<EnumerationResults><Blobs><Blob><Name>{name}</Name>{more}</Blob></Blobs><NextMarker/></EnumerationResults>"
+    )
+
+    class Container(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if "comp=list" in self.path else 404)
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page.encode())
+
+        def do_HEAD(self) -> None:
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Container) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("AZURE_ALLOW_HTTP", "true")
+        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "somebody")
+        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "a2V5")
+        stores._bucket.cache_clear()
+        with pytest.raises(SourceError, match=r"az://pictures/p .*the key p/a//b\.png has .*: rename it"):
+            open_sources(["az://pictures/p"])
+        server.shutdown()
+    stores._bucket.cache_clear()

@@ -118,6 +118,30 @@ def test_a_local_file_with_such_a_name_is_read(name: str, tmp_path: Path) -> Non
     assert code == 0, told
 
 
+LOCAL = (
+    *(
+        "a@b.png",
+        "a:b@c.png",
+        "12:30@home/x.png",
+        "12/34@x/y.png",
+        "a:b@c:d.png",
+        "x;token=1.png",
+        "img.php?token=1.png",
+    ),
+    *("x#access_token=1.png", '{"token":"1"}.png', "a%40b%3Ac.png", "@scope/x@2x.png", "user:1/2@host/x.png"),
+)
+
+
+def test_names_of_local_files_are_their_identity(tmp_path: Path) -> None:
+    for name in LOCAL:
+        write(tmp_path / "in" / name, picture(4))
+    listed = write_list(tmp_path / "in/list.csv", list(LOCAL))
+    for source in (List(find(str(listed)), table="csv"), *open_sources([str(tmp_path / "in")])):
+        entries = list(source.entries())
+        assert {entry.sample_id for entry in entries} == set(LOCAL), source
+        assert all(entry.without_credentials() is entry and entry.error is None for entry in entries)
+
+
 @pytest.mark.parametrize("key", ["images", "out", "weights", "model", "class_names", "output", "uri_column", "mean"])
 def test_a_configuration_that_holds_one_is_refused_without_it(key: str, tmp_path: Path) -> None:
     address = f"https://user:{PASSWORD}@host/x"

@@ -1,0 +1,133 @@
+"""The listing of a bucket as the store gives it, for prefixes below which obstore cannot list.
+
+A key with an empty segment, `.`, `..` or a control character is no path to obstore, which then refuses the whole page.
+Such keys cannot be read, but they must not hide the others. obstore signs the requests for these pages, with the
+credentials that it has, and only the answers are read here. S3 and Google's XML interface answer alike. obstore signs
+no request for a list of Azure's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+from http.client import HTTPException
+from time import monotonic, sleep
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import quote, unquote_plus, urlencode
+from urllib.request import Request, urlopen
+from xml.etree import ElementTree
+
+import obstore
+from obstore.store import GCSStore, ObjectStore, S3Store
+
+from jobs.failures import ASK_AGAIN, RAISED
+from jobs.patience import FIRST_PAUSE, LONGEST_PAUSE, patience
+from jobs.stopped import Unreachable
+
+VALID = timedelta(minutes=15)  # of a signed request: the clocks may differ
+_TRUE = ("1", "true", "on", "yes", "y")  # as obstore reads a switch
+
+
+class NotListed(Exception):
+    """The store's keys cannot be listed in this way."""
+
+
+def raw_objects(store: Any, *, prefix: str, after: str, uri: str) -> Iterator[dict[str, Any]]:
+    """``path``, ``size`` and ``e_tag`` of each key below ``prefix`` that sorts behind ``after``, in order, whatever the
+    key holds. Raises NotListed, or Unreachable of ``uri``."""
+    page = {"list-type": "2", "encoding-type": "url", "prefix": prefix} | ({"start-after": after} if after else {})
+    while True:
+        answer = _answer(store, page, uri)
+        plain = unquote_plus if answer.findtext("{*}EncodingType") == "url" else str
+        for entry in answer.iterfind("{*}Contents"):
+            key = plain(entry.findtext("{*}Key") or "")
+            yield {
+                "path": key.removeprefix("/").removesuffix("/"),  # as obstore does
+                "size": int(entry.findtext("{*}Size") or 0),
+                "e_tag": entry.findtext("{*}ETag"),
+            }
+        token = answer.findtext("{*}NextContinuationToken")
+        if not token:
+            return
+        page["continuation-token"] = token
+
+
+def _answer(store: Any, page: dict[str, str], uri: str) -> ElementTree.Element:
+    until, pause = monotonic() + patience(), FIRST_PAUSE
+    while True:
+        try:
+            with urlopen(_request(store, page), timeout=max(1.0, patience() / 3)) as answer:  # noqa: S310 - the user's endpoint
+                listing = ElementTree.fromstring(answer.read())  # noqa: S314 - the store's own
+            if not listing.tag.endswith("ListBucketResult"):
+                raise NotListed
+            return listing
+        except HTTPError as error:
+            if error.code < 500 and error.code not in ASK_AGAIN:
+                raise NotListed from None
+            trouble = f"it answered {error.code}"
+        except ElementTree.ParseError:  # a control character as it is
+            raise NotListed from None
+        except (OSError, HTTPException):
+            trouble = "no connection"
+        if monotonic() > until:
+            raise Unreachable(f"{uri}: the store failed, and went on failing ({trouble}).")
+        sleep(pause)
+        pause = min(LONGEST_PAUSE, 2 * pause)
+
+
+def _request(store: Any, page: dict[str, str]) -> Request:
+    query = urlencode(page, quote_via=quote, safe="")
+    try:
+        if store.prefix is None and isinstance(store, S3Store):
+            return _of_s3(store, query)
+        if store.prefix is None and isinstance(store, GCSStore):
+            return _of_google(store, query)
+    except RAISED:  # among them: credentials that may read, and not sign
+        raise NotListed from None
+    raise NotListed
+
+
+# An endpoint may hold a query, which is then signed with the rest. What obstore adds to the endpoint, as if it were the
+# path, goes into a parameter that stores ignore.
+
+
+def _of_s3(store: S3Store, query: str) -> Request:
+    static = {"aws_access_key_id": "-", "aws_secret_access_key": "-"}  # which need no request to be had
+    place = _place(_again(store, static))
+    if _is_set("AWS_SKIP_SIGNATURE"):
+        return Request(f"{place}?{query}")  # noqa: S310
+    its_host = {"aws_endpoint_url_s3": f"{place}?{query}&x-id=", "aws_virtual_hosted_style_request": "true"}
+    return Request(_signed(_again(store, its_host)))  # noqa: S310
+
+
+def _of_google(store: GCSStore, query: str) -> Request:
+    token = os.environ.get("GOOGLE_BEARER_TOKEN")
+    if token or _is_set("GOOGLE_SKIP_SIGNATURE"):
+        place = os.environ.get("GOOGLE_BASE_URL", "https://storage.googleapis.com").rstrip("/")
+        request = Request(f"{place}/{quote(store.config['bucket'], safe='')}?{query}")  # noqa: S310
+        if token:
+            request.add_unredirected_header("Authorization", f"Bearer {token}")
+        return request
+    return Request(_signed(_again(store, {"google_base_url": f"{_place(store)}?{query}&x-id="})))  # noqa: S310
+
+
+def _again(store: Any, config: dict[str, str]) -> ObjectStore:
+    """The same bucket with other settings."""
+    options = {"client_options": store.client_options, "retry_config": store.retry_config}
+    return type(store)(store.config["bucket"], config=config, **options)  # type: ignore[no-any-return]
+
+
+def _place(store: Any) -> str:
+    """The bucket's own address."""
+    return _signed(store).partition("?")[0].rstrip("/")
+
+
+def _signed(store: Any) -> str:
+    return re.sub("//[^/?]*@", "//", obstore.sign(store, "GET", "", VALID), count=1)  # urlopen takes no user info
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in _TRUE
