@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,17 @@ from saliency_core.errors import Refused
 _SOCKET = "/session_2026-11-29_08-42-19_963771_4194304/sockets/plasma_store"
 _LONGEST = 107 - len(_SOCKET)
 _OTHERS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - Ray makes a directory of its own there, for each session
+
+
+def with_utf8() -> None:
+    """Starts the program anew, in Python's UTF-8 mode, if the locale has another encoding for names of files.
+
+    Stores and tables hold names as UTF-8, whatever the locale is; and Python could not open a file called ``größe`` in
+    a locale of ASCII letters. The encoding is settled when Python starts, and no later.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - this same program
 
 
 def without_windows() -> None:
@@ -37,6 +49,15 @@ def with_user() -> None:
         getpass.getuser()
     except (KeyError, OSError):
         os.environ["USER"] = str(os.getuid())
+
+
+def refuse_no_working_directory() -> None:
+    """Raises Refused if the working directory was removed: no relative path leads anywhere, and libraries (MKL) end
+    the process."""
+    try:
+        os.getcwd()  # noqa: PTH109 - the question is whether there is one
+    except FileNotFoundError as error:
+        raise Refused("the working directory was removed: run the command from one that exists (cd).") from error
 
 
 def refuse_no_temporary() -> None:
@@ -78,8 +99,13 @@ def _trouble(directory: Path) -> str | None:
     there = directory if directory.exists() else directory.parent
     if not there.is_dir():
         return "is no directory"
+    return None if can_write(there) else "cannot be written"
+
+
+def can_write(directory: Path) -> bool:
+    """Whether files can be made in a directory. Leaves nothing there."""
     try:
-        tempfile.TemporaryFile(dir=there).close()  # the superuser may write anywhere, says os.access
+        tempfile.TemporaryFile(dir=directory).close()  # the superuser may write anywhere, says os.access
     except OSError:
-        return "cannot be written"
-    return None
+        return False
+    return True
