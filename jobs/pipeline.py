@@ -28,6 +28,7 @@ from jobs.addresses import scrubbed_text
 from jobs.carried import Failed, pack, unpack
 from jobs.cluster import refuse_unreachable
 from jobs.doing import Doing, noted, on
+from jobs.hidden_modules import refuse_hidden_from_workers
 from jobs.stages import Node, Stage
 from jobs.stopped import Stopped
 from jobs.surroundings import ray_directory
@@ -51,6 +52,7 @@ def start() -> None:
     """
     if ray.is_initialized():
         return
+    refuse_hidden_from_workers()
     # Ray's own notices drown ours, and advise against what we chose; its log files keep everything.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not sys.stderr.isatty():
