@@ -24,7 +24,13 @@ from jobs.flag_names import in_flags
 from jobs.hidden_modules import hidden_module
 from jobs.job_config import JobConfig
 from jobs.stopped import Stopped
-from jobs.surroundings import refuse_no_working_directory, with_user, with_utf8, without_windows
+from jobs.surroundings import (
+    refuse_no_working_directory,
+    with_user,
+    with_utf8,
+    without_strict_warnings,
+    without_windows,
+)
 from saliency_core.errors import Refused
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -54,6 +60,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ? for what it lacks
     without_windows()
+    without_strict_warnings()
     with_user()
     told = RichHandler(console=errors, show_path=False)
     told.setFormatter(Plain("%(message)s"))

@@ -79,16 +79,21 @@ def _on_this_machine() -> str | None:
 def _start_here() -> None:
     # Ray turns 127.0.0.1, when told to use it, into the machine's outer address, and then listens on all of them,
     # except where clusters are switched off, as they are on some systems by default.
-    clusters = ray_constants.ENABLE_RAY_CLUSTER
+    directory, clusters = ray_directory(), ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         ray.init(
             "local",  # not one that happens to run on this machine
             include_dashboard=False,
-            _temp_dir=ray_directory(),
+            _temp_dir=directory,
             logging_level=logging.ERROR,
             _system_config=EMBEDDED,
         )
+    except Exception as error:  # Ray raises a bare one
+        logs = f"{directory}/session_latest/logs"
+        raise Refused(
+            f"Ray could not start on this machine: {error} Its logs are in {logs}; --runner inline does without it."
+        ) from error
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = clusters
 

@@ -37,6 +37,14 @@ def without_windows() -> None:
     os.environ["MPLBACKEND"] = "agg"
 
 
+def without_strict_warnings() -> None:
+    """Keeps PYTHONWARNINGS, which has been read here, from the processes that this one starts.
+
+    Of Ray's daemons, those that import what is deprecated would end at once if it says ``error``.
+    """
+    os.environ.pop("PYTHONWARNINGS", None)
+
+
 def with_user() -> None:
     """Gives a user without an entry in the system's list, as a container may run under any number, a home and a name.
 

@@ -21,7 +21,7 @@ from jobs.hidden_modules import hidden_module, refuse_hidden_from_workers
 from jobs.output import refuse_unwritable
 from jobs.reader import open_store
 from jobs.status import status
-from jobs.surroundings import ray_directory
+from jobs.surroundings import ray_directory, without_strict_warnings
 from saliency_core.errors import Refused
 
 NO_HOME = {"HOME": "/proc/none", "MPLCONFIGDIR": "/proc/none", "XDG_CACHE_HOME": "/proc/none", "XDG_CONFIG_HOME": "x"}
@@ -109,8 +109,8 @@ def test_error_that_no_file_is_to_blame_for_is_not_explained_away() -> None:
 
 @pytest.mark.parametrize(
     "name, refused",
-    [("numpy.py", True), ("pyarrow/__init__.py", True), ("torch.py", True), ("torch/data.txt", False), ("random.py", False),
-     ("jobs/__init__.py", False), ("models.py", False)],
+    [("numpy.py", True), ("pyarrow/__init__.py", True), ("torch.py", True), ("torch/data.txt", False),
+     ("random.py", False), ("jobs/__init__.py", False), ("models.py", False)],
 )  # fmt: skip
 def test_module_that_only_workers_of_ray_would_take_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, refused: bool
@@ -135,6 +135,12 @@ def _shell(command: str) -> subprocess.CompletedProcess[str]:
         ["bash", "-c", command.format(f"{sys.executable} -m jobs")],
         capture_output=True, text=True, timeout=120, cwd=TESTS.parent, env={**os.environ, "PYTHONPATH": path},
     )  # fmt: skip
+
+
+def test_strict_warnings_are_kept_from_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONWARNINGS", "error")
+    without_strict_warnings()
+    assert "PYTHONWARNINGS" not in os.environ
 
 
 # -- Ray's directory ----------------------------------------------------------------------------------------------
