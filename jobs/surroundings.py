@@ -6,6 +6,7 @@ import getpass
 import os
 import sys
 import tempfile
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,11 +39,14 @@ def without_windows() -> None:
 
 
 def without_strict_warnings() -> None:
-    """Keeps PYTHONWARNINGS, which has been read here, from the processes that this one starts.
+    """Gives this process, and those that it starts, Python's own filters in place of PYTHONWARNINGS.
 
-    Of Ray's daemons, those that import what is deprecated would end at once if it says ``error``.
+    If that says ``error``, Ray's daemons end, and Ray Data fails, over what they themselves call deprecated.
     """
-    os.environ.pop("PYTHONWARNINGS", None)
+    if os.environ.pop("PYTHONWARNINGS", None) is not None:
+        warnings.simplefilter("default")
+        for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+            warnings.simplefilter("ignore", category)
 
 
 def with_user() -> None:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -137,9 +138,12 @@ def _shell(command: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_strict_warnings_are_kept_from_children(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strict_warnings_are_kept_from_libraries_and_children(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONWARNINGS", "error")
-    without_strict_warnings()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        without_strict_warnings()
+        warnings.warn("as Ray Data has it", DeprecationWarning, stacklevel=1)
     assert "PYTHONWARNINGS" not in os.environ
 
 
