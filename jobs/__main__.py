@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from jobs.cli import main
+import sys
+
+from jobs.exits import REFUSED
+from jobs.hidden_modules import hidden_module
+
+try:
+    from jobs.cli import main
+except Exception as error:
+    why = hidden_module(error)
+    if why is None:
+        raise
+    sys.stderr.write(f"refused: {why}\n")
+    sys.exit(REFUSED)
 
 if __name__ == "__main__":
     main()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from jobs.class_run import ClassRun, open_class_run
 from jobs.index import Commit, ShardRecord, encode_part, part_key
+from jobs.limited import Limited
 from jobs.presence import Presence
 from jobs.quits import no_quitting
 from jobs.stages import TASK_CPUS, Stage, replica_stage
@@ -112,8 +113,12 @@ class Visualise:
         if not run.probe.get("copied", True):
             self._model.module.to(run.device)  # the replica is the model itself: only here may it be moved
         self._run = run
+        self._limited = Limited(self._visualised, None)  # Ctrl-C does not wait for the device
 
     def __call__(self, unit: ChosenUnit) -> VisualisedUnit:
+        return self._limited(unit)
+
+    def _visualised(self, unit: ChosenUnit) -> VisualisedUnit:
         from saliency_core.class_models import visualise_classes
 
         config = self._run.config

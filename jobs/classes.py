@@ -30,9 +30,9 @@ from jobs.finalize import SHA256SUMS, digest, put_sums
 from jobs.fingerprint import classes_fingerprint, refuse_other_fingerprint
 from jobs.flag_names import plan_notes
 from jobs.index import committed, load_part, part_key, read_parts
+from jobs.model_trial import trial
 from jobs.output import claim, refuse_unwritable
 from jobs.probed import probe_lines
-from jobs.quits import refuse_quitting
 from jobs.sink import parquet_bytes
 from jobs.software import at_rest, begun, gone_on
 from jobs.store import CLASSES, class_metadata_objects, open_array
@@ -41,6 +41,7 @@ from saliency_core.errors import Refused, Told
 from saliency_core.recipe import Recipe
 
 if TYPE_CHECKING:
+    from jobs.model import TriedModel
     from saliency_core.class_models import ClassModels
     from saliency_core.models import Model
 
@@ -83,11 +84,13 @@ def _plan(config: ClassesConfig, engine: StartingEngine, *, accept_versions: boo
     engine.begin()
     from jobs.model import try_model  # with it comes torch, which takes seconds
 
-    with refuse_quitting(config.model):
+    def tried_all() -> tuple[TriedModel, list[int], ClassModels]:
         tried = try_model(config)
-        names, geometry = tried.model.class_names, tried.model.geometry
-        classes = _chosen(config.classes, names, tried.n_classes)
-        first = _try(tried.model, classes[0])
+        classes = _chosen(config.classes, tried.model.class_names, tried.n_classes)
+        return tried, classes, _try(tried.model, classes[0])
+
+    tried, classes, first = trial(tried_all, model=config.model)
+    names, geometry = tried.model.class_names, tried.model.geometry
     device = engine.ready().device(config)
     engine.ready().workers(config, device)  # refuses what the machine lacks
     unit_size = min(len(classes), BATCH[device] if config.batch_size == "auto" else config.batch_size)

@@ -21,9 +21,16 @@ from jobs.config import REPEATED, Config, flag_of, read_config
 from jobs.console import Plain, say
 from jobs.exits import DONE, INTERRUPTED, NOT_FINISHED, REFUSED
 from jobs.flag_names import in_flags
+from jobs.hidden_modules import hidden_module
 from jobs.job_config import JobConfig
 from jobs.stopped import Stopped
-from jobs.surroundings import with_user, without_windows
+from jobs.surroundings import (
+    refuse_no_working_directory,
+    with_user,
+    with_utf8,
+    without_strict_warnings,
+    without_windows,
+)
 from saliency_core.errors import Refused
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -48,10 +55,12 @@ Out = Annotated[str, typer.Argument(help="a store that explain made", metavar="O
 
 def main() -> None:
     """Runs a command; its troubles become a message and an exit code (see README)."""
+    with_utf8()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ? for what it lacks
     without_windows()
+    without_strict_warnings()
     with_user()
     told = RichHandler(console=errors, show_path=False)
     told.setFormatter(Plain("%(message)s"))
@@ -73,6 +82,7 @@ def _command(function: Callable[..., int]) -> Callable[..., int]:
 
 def _exit_code(function: Callable[[], int]) -> int:
     try:
+        refuse_no_working_directory()
         return function()
     except Refused as error:
         _tell("refused", str(error))
@@ -88,6 +98,9 @@ def _exit_code(function: Callable[[], int]) -> int:
     except Exception as error:
         if "SALIENCY_TRACEBACK" in os.environ:
             raise
+        if hides := hidden_module(error):
+            _tell("refused", hides)
+            return REFUSED
         notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
         _tell(
             "failed",

@@ -12,13 +12,14 @@ Result = TypeVar("Result")
 
 
 class Limited(Generic[Given, Result]):
-    """Calls ``function`` in a thread of its own, always the same, and gives up on a call after so many seconds.
+    """Calls ``function`` in a thread of its own, always the same, and gives up on a call after so many seconds, if
+    there is a limit; and at Ctrl-C.
 
     Nothing can end what hangs in a library, but its caller need not hang with it. After a TimeoutError the thread is
     lost, and so is this.
     """
 
-    def __init__(self, function: Callable[[Given], Result], seconds: float) -> None:
+    def __init__(self, function: Callable[[Given], Result], seconds: float | None) -> None:
         self._function = function
         self._seconds = seconds
         self._given: SimpleQueue[Given] = SimpleQueue()

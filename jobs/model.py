@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from jobs.abandoned import abandonable
 from jobs.job_config import JobConfig
 from jobs.objects import local_path
+from jobs.quits import refuse_quitting
 from jobs.record import Record
 from jobs.software import Software, software_here
 from saliency_core.errors import Refused
@@ -17,18 +19,26 @@ from saliency_core.models import Model, load_model, model_digest
 
 
 def build_model(config: JobConfig, *, class_names: Sequence[str] | None) -> Model:
-    """Refused where the model, its weights or its preprocessing cannot be had."""
-    return load_model(
-        config.model,
-        weights=config.weights,
-        weights_key=config.weights_key,
-        num_classes=config.num_classes,
-        output=config.output,
-        preset=config.preset,
-        preprocessing=config.preprocessing(),
-        class_names=class_names,
-        head=config.head,
-    )
+    """Loads the model in a thread that Ctrl-C leaves behind, whatever its factory is at.
+
+    Raises Refused if the model, its weights or its preprocessing cannot be had, or its code tries to end the process.
+    """
+
+    def built() -> Model:
+        with refuse_quitting(config.model):
+            return load_model(
+                config.model,
+                weights=config.weights,
+                weights_key=config.weights_key,
+                num_classes=config.num_classes,
+                output=config.output,
+                preset=config.preset,
+                preprocessing=config.preprocessing(),
+                class_names=class_names,
+                head=config.head,
+            )
+
+    return abandonable(built, name="model")
 
 
 def refuse_other_weights(run: Record, model: Model) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,6 +15,7 @@ from jobs.record import RUN_JSON, AnyRecord, Record, Run, parse_record, proven
 from jobs.software import gone_on
 from jobs.stopped import Unusable
 from jobs.stores import list_keys, open_output, put, read_object
+from jobs.surroundings import can_write
 from saliency_core.errors import Refused
 
 _STORES = {
@@ -132,7 +132,7 @@ def refuse_unwritable(out: str, *, flag: str = "--out") -> None:
             above = above.parent
     except OSError as error:  # a name that is too long
         raise Refused(f"{flag} {out} cannot be made: {error.strerror}. Choose another.") from error
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+    if not above.is_dir() or not can_write(above):
         raise Refused(
             f"{flag} {out} cannot be written: {above} is no directory that this user can write. Choose another."
         )

@@ -28,6 +28,7 @@ from jobs.addresses import scrubbed_text
 from jobs.carried import Failed, pack, unpack
 from jobs.cluster import refuse_unreachable
 from jobs.doing import Doing, noted, on
+from jobs.hidden_modules import refuse_hidden_from_workers
 from jobs.stages import Node, Stage
 from jobs.stopped import Stopped
 from jobs.surroundings import ray_directory
@@ -51,6 +52,7 @@ def start() -> None:
     """
     if ray.is_initialized():
         return
+    refuse_hidden_from_workers()
     # Ray's own notices drown ours, and advise against what we chose; its log files keep everything.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not sys.stderr.isatty():
@@ -77,16 +79,21 @@ def _on_this_machine() -> str | None:
 def _start_here() -> None:
     # Ray turns 127.0.0.1, when told to use it, into the machine's outer address, and then listens on all of them,
     # except where clusters are switched off, as they are on some systems by default.
-    clusters = ray_constants.ENABLE_RAY_CLUSTER
+    directory, clusters = ray_directory(), ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         ray.init(
             "local",  # not one that happens to run on this machine
             include_dashboard=False,
-            _temp_dir=ray_directory(),
+            _temp_dir=directory,
             logging_level=logging.ERROR,
             _system_config=EMBEDDED,
         )
+    except Exception as error:  # Ray raises a bare one
+        logs = f"{directory}/session_latest/logs"
+        raise Refused(
+            f"Ray could not start on this machine: {error} Its logs are in {logs}; --runner inline does without it."
+        ) from error
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = clusters
 

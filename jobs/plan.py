@@ -11,19 +11,17 @@ from typing import Any
 
 from obstore.store import LocalStore
 
-from jobs.abandoned import abandonable
 from jobs.config import Config
 from jobs.engine import StartingEngine
 from jobs.entries import Source
 from jobs.fingerprint import maps_fingerprint, refuse_other_fingerprint
 from jobs.index import committed
 from jobs.labels import label_notes, label_resolver, refuse_no_labels, refuse_unmatched_folders
-from jobs.last_words import last_words
 from jobs.manifest import Lines, scan, write_manifest
+from jobs.model_trial import trial
 from jobs.objects import is_remote, local_path
 from jobs.output import claim, existing_run, refuse_unwritable
 from jobs.prefetch import prefetched
-from jobs.quits import refuse_quitting
 from jobs.record import RUN_JSON, ArraySpec, Run, proven
 from jobs.relocate import complete_manifest
 from jobs.software import at_rest, begun, gone_on
@@ -38,10 +36,6 @@ MIB = 2**20
 SHARD_BYTES = (16 * MIB, 128 * MIB)
 LARGEST_AUTO_UNIT = 4096  # rows; beyond it a killed run repeats too much, however small the maps
 RECORD_BYTES = 2**31 - 64 * MIB  # a unit travels as one Arrow record, with room for its lines
-DIED = (
-    "stopped: this process was ended while the model was tried on the processor, by the model itself or from outside, "
-    "as when memory runs out. Nothing was touched."
-)
 # What a micro-batch may take on a device whose memory the driver cannot see.
 MICRO_BATCH = {"cpu": (16, 2**30), "cuda": (64, 8 * 2**30)}
 
@@ -167,12 +161,7 @@ def set_up(run: Run) -> None:
 def _facts(config: Config, folders: Sequence[str] | None, device: Callable[[], str]) -> Any:
     from jobs.facts import model_facts  # torch takes seconds to import; the listing has begun by now
 
-    def tried() -> Any:
-        with refuse_quitting(config.model):
-            return model_facts(config, folders=folders, device=device)
-
-    with last_words(DIED, lasting=False):
-        return abandonable(tried, name="model")
+    return trial(lambda: model_facts(config, folders=folders, device=device), model=config.model)
 
 
 def class_folders(sources: Sequence[Source]) -> list[str] | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import getpass
 import os
+import sys
 import tempfile
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +18,17 @@ _LONGEST = 107 - len(_SOCKET)
 _OTHERS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - Ray makes a directory of its own there, for each session
 
 
+def with_utf8() -> None:
+    """Starts the program anew, in Python's UTF-8 mode, if the locale has another encoding for names of files.
+
+    Stores and tables hold names as UTF-8, whatever the locale is; and Python could not open a file called ``größe`` in
+    a locale of ASCII letters. The encoding is settled when Python starts, and no later.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - this same program
+
+
 def without_windows() -> None:
     """Keeps matplotlib from the backend that a notebook or a desktop names in the environment.
 
@@ -23,6 +36,17 @@ def without_windows() -> None:
     processes that draw pages, and in a module of the user's, and fails where that names a package that is missing.
     """
     os.environ["MPLBACKEND"] = "agg"
+
+
+def without_strict_warnings() -> None:
+    """Gives this process, and those that it starts, Python's own filters in place of PYTHONWARNINGS.
+
+    If that says ``error``, Ray's daemons end, and Ray Data fails, over what they themselves call deprecated.
+    """
+    if os.environ.pop("PYTHONWARNINGS", None) is not None:
+        warnings.simplefilter("default")
+        for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+            warnings.simplefilter("ignore", category)
 
 
 def with_user() -> None:
@@ -37,6 +61,15 @@ def with_user() -> None:
         getpass.getuser()
     except (KeyError, OSError):
         os.environ["USER"] = str(os.getuid())
+
+
+def refuse_no_working_directory() -> None:
+    """Raises Refused if the working directory was removed: no relative path leads anywhere, and libraries (MKL) end
+    the process."""
+    try:
+        os.getcwd()  # noqa: PTH109 - the question is whether there is one
+    except FileNotFoundError as error:
+        raise Refused("the working directory was removed: run the command from one that exists (cd).") from error
 
 
 def refuse_no_temporary() -> None:
@@ -78,8 +111,13 @@ def _trouble(directory: Path) -> str | None:
     there = directory if directory.exists() else directory.parent
     if not there.is_dir():
         return "is no directory"
+    return None if can_write(there) else "cannot be written"
+
+
+def can_write(directory: Path) -> bool:
+    """Whether files can be made in a directory. Leaves nothing there."""
     try:
-        tempfile.TemporaryFile(dir=there).close()  # the superuser may write anywhere, says os.access
+        tempfile.TemporaryFile(dir=directory).close()  # the superuser may write anywhere, says os.access
     except OSError:
-        return "cannot be written"
-    return None
+        return False
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -275,17 +276,27 @@ def meddles() -> nn.Module:
     return net
 
 
+_BUILT: list[nn.Module] = []
+
+
 def sleeps() -> nn.Module:
-    """Like ``tiny``, but it sleeps for a minute, and says so, while it is built, or in a forward (``ASLEEP``)."""
+    """Like ``tiny``, but it says so and then hangs in C, where no signal reaches Python, if ``ASLEEP`` is the place:
+    ``build``, ``forward``, or one of a replica (the third build of a process: two are of the plan)."""
     net = tiny()
+    _BUILT.append(net)
 
     def sleep(*_: object) -> None:
         print("asleep", flush=True)
-        time.sleep(60)
+        mutex = ctypes.create_string_buffer(64)  # zeros: a mutex that is not locked
+        for _ in range(2):
+            ctypes.CDLL(None).pthread_mutex_lock(mutex)
 
-    if os.environ["ASLEEP"] == "build":
+    place, _, of_replica = os.environ.get("ASLEEP", "").partition(" of a ")
+    due = not of_replica or len(_BUILT) == 3
+    if due and place == "build":
         sleep()
-    net[0].register_forward_pre_hook(sleep)
+    if due and place == "forward":
+        net[0].register_forward_pre_hook(sleep)
     return net
 
 

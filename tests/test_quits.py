@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import flags, run_inline
+from conftest import content, flags, run_inline
 from factories import WAYS_TO_QUIT
 from PIL import Image
 from processes import start
@@ -104,18 +104,53 @@ def test_only_its_own_process_is_kept() -> None:
     assert os._exit is before
 
 
-@pytest.mark.parametrize("where", ["build", "forward"])
-def test_ctrl_c_ends_the_plan_while_the_model_is_busy(
-    bright: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+SLEEPS = {"model": "python:factories:sleeps"}
+BUSY = [
+    ("explain", "build"),
+    ("explain", "forward"),
+    ("explain", "build of a replica"),
+    ("classes", "forward"),
+    ("classes", "forward of a replica"),
+    ("retry", "build"),
+    ("verify", "build"),
+]
+
+
+@pytest.fixture(scope="module")
+def sleeping(bright: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of ``sleeps``, made while that was awake. Not to be changed: copy it."""
+    out = tmp_path_factory.mktemp("sleeping") / "s"
+    assert run_inline(images=str(bright), out=str(out), unit_size=4, **SLEEPS)[0] == 0
+    return out
+
+
+@pytest.mark.parametrize("command, where", BUSY)
+def test_ctrl_c_ends_a_command_while_the_model_is_busy(
+    bright: Path, tmp_path: Path, request: pytest.FixtureRequest, command: str, where: str
 ) -> None:
-    monkeypatch.setenv("ASLEEP", where)
-    busy = start("explain", *flags(images=bright, out=tmp_path / "s", model="python:factories:sleeps"))
+    out = tmp_path / "s"
+    arguments = flags(out=out, **SLEEPS)
+    if command == "explain":
+        arguments += ["--images", str(bright)]
+    elif command != "classes":
+        shutil.copytree(request.getfixturevalue("sleeping"), out)
+        arguments = [str(out)]
+        if command == "retry":
+            (out / "index/unit-00000001.parquet").unlink()
+            arguments += ["--runner", "inline"]
+        else:
+            arguments += ["--recompute", "1"]
+    before = content(out)
+    busy = start(command, *arguments, ASLEEP=where)
     assert busy.stdout is not None and any("asleep" in line for line in busy.stdout)
     busy.send_signal(signal.SIGINT)
     told = busy.communicate(timeout=30)[0]
     assert busy.returncode == 130, told
     assert "interrupted" in told and "Traceback" not in told and "was ended while" not in told
-    assert not (tmp_path / "s").exists()
+    if "replica" in where:  # it was made by then, and nothing is committed
+        assert not [*out.glob("index/*")]
+    else:
+        assert content(out) == before and out.exists() == bool(before)
 
 
 @pytest.mark.parametrize("how", WAYS_TO_QUIT)

@@ -68,6 +68,7 @@ def test_interrupt_stops_cleanly_and_tells_how_to_go_on(tree: Path, tmp_path: Pa
     told, _ = process.communicate(timeout=120)
     assert process.returncode == 130, told
     assert "run the same command again" in told and "Traceback" not in told
+    assert "raylet" not in told and "\x1b" not in told, "what Ray's daemons say of their end is nothing to the user"
     assert saliency("explain", *slow_flags(tree, out)).returncode == 3
 
 

@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
 import threading
+import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from conftest import SAME, TESTS, flags, run_inline, said
 
 from jobs.cluster import refuse_unreachable
+from jobs.hidden_modules import hidden_module, refuse_hidden_from_workers
+from jobs.output import refuse_unwritable
+from jobs.reader import open_store
 from jobs.status import status
-from jobs.surroundings import ray_directory
+from jobs.surroundings import ray_directory, without_strict_warnings
 from saliency_core.errors import Refused
 
+NO_HOME = {"HOME": "/proc/none", "MPLCONFIGDIR": "/proc/none", "XDG_CACHE_HOME": "/proc/none", "XDG_CONFIG_HOME": "x"}
+ASCII = {"LANG": "C", "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+NO_PROXY = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+# Several in a program: each start takes seconds, and none of them may matter.
 SURROUNDINGS = {
-    "backend of a notebook": {"MPLBACKEND": "module://matplotlib_inline.backend_inline"},
-    "backend from nowhere": {"MPLBACKEND": "module://nowhere"},
-    "backend that is none": {"MPLBACKEND": "garbage"},
-    "no display": {"MPLBACKEND": "TkAgg", "DISPLAY": ""},
-    "no home": {"HOME": "/proc/none", "MPLCONFIGDIR": "/proc/none"},
-    "ascii": {"LANG": "C", "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
-    "garbage for OpenMP": {"OMP_NUM_THREADS": "garbage"},
-    "garbage for CUDA": {"CUDA_VISIBLE_DEVICES": "garbage"},
-    "no temporary directory there": {"TMPDIR": "/proc/none"},
-}
+    "backend of a notebook, no home": {"MPLBACKEND": "module://matplotlib_inline.backend_inline", **NO_HOME},
+    "backend from nowhere, ascii": {"MPLBACKEND": "module://nowhere", **ASCII, "PYTHONDONTWRITEBYTECODE": "1"},
+    "backend that is none, garbage for OpenMP and CUDA": {
+        "MPLBACKEND": "garbage", "OMP_NUM_THREADS": "garbage", "CUDA_VISIBLE_DEVICES": "garbage",
+    },
+    "no display, no temporary directory there, a terminal of one column": {
+        "MPLBACKEND": "TkAgg", "DISPLAY": "", "TMPDIR": "/proc/none",
+        "TERM": "dumb", "NO_COLOR": "1", "COLUMNS": "1", "TZ": "Garbage/Zone",
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("environment", SURROUNDINGS.values(), ids=SURROUNDINGS)
@@ -41,13 +52,16 @@ def test_show_draws(small: Path, tmp_path: Path, saliency, environment: dict[str
 
 def test_audit_export_and_explain_too(tree: Path, small: Path, tmp_path: Path, saliency) -> None:
     out = shutil.copytree(small, tmp_path / "s")
-    for command, code in (
-        (("audit", out, "--runner", "inline"), 3),
-        (("export", out, "--to", "png", "-o", tmp_path / "e"), 3),
-        (("explain", *flags(images=tree / "ant", out=tmp_path / "t")), 3),
+    images = shutil.copytree(tree / "ant", tmp_path / "größe/ä")
+    strict = {"PYTHONWARNINGS": "error", **NO_PROXY, "RAY_ADDRESS": "garbage"}
+    for command, code, more in (
+        (("audit", out, "--runner", "inline"), 3, {"CUDA_VISIBLE_DEVICES": ""}),
+        (("export", out, "--to", "png", "-o", tmp_path / "e"), 3, {"CUDA_VISIBLE_DEVICES": "0"}),
+        (("explain", *flags(images=images, out=tmp_path / "t")), 3, {**strict, **ASCII}),
     ):
-        told = saliency(*command, **SURROUNDINGS["backend of a notebook"], **SURROUNDINGS["no home"])
+        told = saliency(*command, **SURROUNDINGS["backend of a notebook, no home"], **more)
         assert told.returncode == code, (command, told.stderr)
+    assert all("größe" in str(uri) for uri in open_store(str(tmp_path / "t")).lines()["uri"].to_pylist())
 
 
 @pytest.mark.parametrize("redirection", ["| head -c 1 >&2", ">&-", "2>&-", "<&-"])
@@ -58,6 +72,79 @@ def test_streams_that_are_closed(small: Path, redirection: str) -> None:
         capture_output=True, text=True, timeout=120, cwd=TESTS.parent,
     )  # fmt: skip
     assert "Traceback" not in told.stderr and "failed:" not in told.stderr, told.stderr
+
+
+LIMITS = "ulimit -n 64; umask 077"  # few files at once, and none for others
+
+
+def test_few_open_files_and_a_working_directory_that_cannot_be_written(small: Path) -> None:
+    told = _shell(f"{LIMITS}; cd /proc; {{}} verify {small}")
+    assert told.returncode == 0 and "verified" in told.stdout, told.stderr
+
+
+def test_working_directory_that_was_removed_is_refused(small: Path, tmp_path: Path) -> None:
+    told = _shell(f"mkdir {tmp_path}/w; cd {tmp_path}/w; rmdir {tmp_path}/w; {{}} status {small}")
+    assert told.returncode == 2 and "refused: the working directory was removed" in told.stderr, told.stderr
+
+
+@pytest.mark.parametrize("name", ["typer.py", "numpy/__init__.py", "torch.py"])
+def test_module_that_hides_an_installed_one_is_refused(tree: Path, tmp_path: Path, name: str) -> None:
+    """It is met at the start, or with the plan; and it does no harm where the working directory is not looked at."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("x = 1\n")
+    command = shlex.join(["explain", *flags(images=tree / "ant", out=tmp_path / "s")])
+    told = _shell(f"cd {tmp_path}; {{}} {command}")
+    assert told.returncode == 2 and told.stderr.startswith("refused: "), told.stderr
+    assert f"{tmp_path / name} hides the module {re.split('[./]', name)[0]}" in told.stderr
+    assert "PYTHONSAFEPATH=1" in told.stderr and not (tmp_path / "s").exists()
+
+
+def test_error_that_no_file_is_to_blame_for_is_not_explained_away() -> None:
+    for error in (
+        ImportError("cannot import name 'x' from 'numpy'"),
+        AttributeError("no attribute x"),
+        ValueError("x"),
+    ):
+        assert hidden_module(error) is None
+
+
+@pytest.mark.parametrize(
+    "name, refused",
+    [("numpy.py", True), ("pyarrow/__init__.py", True), ("torch.py", True), ("torch/data.txt", False),
+     ("random.py", False), ("jobs/__init__.py", False), ("models.py", False)],
+)  # fmt: skip
+def test_module_that_only_workers_of_ray_would_take_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, refused: bool
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("x = 1\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refused, match=f"{name} would hide the module") if refused else nullcontext():
+        refuse_hidden_from_workers()
+
+
+@pytest.mark.parametrize("out", ["/proc/x", "/sys/fs/x", "/dev/null", "/dev/null/x"])
+def test_place_where_even_the_superuser_cannot_write_is_refused(out: str) -> None:
+    with pytest.raises(Refused, match=f"--out {out} cannot be written"):
+        refuse_unwritable(out)
+
+
+def _shell(command: str) -> subprocess.CompletedProcess[str]:
+    """``command``, with the program in place of {}."""
+    path = os.pathsep.join((str(TESTS.parent), str(TESTS)))
+    return subprocess.run(
+        ["bash", "-c", command.format(f"{sys.executable} -m jobs")],
+        capture_output=True, text=True, timeout=120, cwd=TESTS.parent, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+
+
+def test_strict_warnings_are_kept_from_libraries_and_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONWARNINGS", "error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        without_strict_warnings()
+        warnings.warn("as Ray Data has it", DeprecationWarning, stacklevel=1)
+    assert "PYTHONWARNINGS" not in os.environ
 
 
 # -- Ray's directory ----------------------------------------------------------------------------------------------

@@ -1,0 +1,32 @@
+"""Try the user's model before anything is touched, so that what it does to this process ends no command in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from jobs.abandoned import abandonable
+from jobs.last_words import last_words
+from jobs.quits import refuse_quitting
+
+Result = TypeVar("Result")
+
+DIED = (
+    "stopped: this process was ended while the model was tried on the processor, by the model itself or from outside, "
+    "as when memory runs out. Nothing was touched."
+)
+
+
+def trial(call: Callable[[], Result], *, model: str) -> Result:
+    """Makes a call that runs the code of ``model``; returns what it returns and raises what it raises.
+
+    Ctrl-C ends the wait for it at once. Raises Refused if the model tries to end the process; if the process dies all
+    the same, ``DIED`` comes on its standard error.
+    """
+
+    def tried() -> Result:
+        with refuse_quitting(model):
+            return call()
+
+    with last_words(DIED, lasting=False):
+        return abandonable(tried, name="model")
