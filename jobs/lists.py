@@ -28,6 +28,7 @@ from jobs.parquet_process import parquet_processes
 from jobs.parquet_reading import LONGEST_URI, list_lines
 from jobs.reject import Rejected
 from jobs.tables import LABEL_COLUMNS, Damaged, Misfits, choose, uri_column_of
+from saliency_core.errors import Refused
 
 BATCH = 256  # rows that one thread looks up at a time
 _OBJECT = re.compile(r"[a-z0-9]+://[A-Za-z0-9$][A-Za-z0-9._$-]*/+[^/].*", re.DOTALL)  # a bucket, and a key in it
@@ -173,7 +174,10 @@ def _entry(line: tuple[str, str | None, int | str | None], folder: str, trouble:
     if address != written and trouble is None and _is_file(written, folder):
         address = written  # a name that only looks so
     sample_id = address.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    uri = _resolve(address, folder)
+    try:
+        uri = _resolve(address, folder)
+    except Refused as error:
+        return Entry(sample_id, sample_id, label=label, error=str(error))
     if is_remote(uri):
         # A bucket that cannot be would be asked for as if its store did not answer, and end the run.
         sound = _OBJECT.fullmatch(uri) is not None
