@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 NAMELESS = "the file"
+_RETRY = "run `saliency retry`"
 
 
 def without_names(reason: str, names: Iterable[str | None]) -> str:
@@ -17,3 +18,12 @@ def without_names(reason: str, names: Iterable[str | None]) -> str:
         if name in reason:
             reason = re.sub(rf"(?<![\w/~#%@.\\-]){re.escape(name)}(?![\w/~#%@\\-]|\.\w)", NAMELESS, reason)
     return reason
+
+
+def for_explained(reason: str) -> str:
+    """The reason why the image of a row that has maps cannot be read again.
+
+    `saliency retry` takes up rows without maps, so it would do nothing for this one: the command that reads the image
+    is what to run again.
+    """
+    return reason.replace(_RETRY, "run this command again")

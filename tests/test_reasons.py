@@ -88,4 +88,5 @@ def test_an_export_names_no_path_by_halves(tmp_path: Path) -> None:
     for path in images.iterdir():
         path.unlink()
     code, told = export(tmp_path / "s", "webdataset", tmp_path / "e", originals=True)
-    assert code == 3 and "3 × image: the file is missing" in told, told
+    assert code == 3 and "3 × image: the file is missing: put it back, then run this command again" in told, told
+    assert "saliency retry" not in told
