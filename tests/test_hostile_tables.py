@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +20,9 @@ from listings import PNG, listed
 from jobs.csvlines import LONGEST_LINE
 from jobs.entries import SourceError
 from jobs.fetch import fetch
+from jobs.parquet_process import parquet_processes
 from jobs.reject import Rejected
+from jobs.tables import Damaged
 
 # Lists and fetches a path in a process of its own, which then tells how much memory it had, its children's apart.
 MEASURE = """
@@ -68,7 +71,7 @@ pq.write_table(pa.table({'image': [PNG] * 100, 'label': labels}), path, compress
 
 WITHOUT_MEMORY = r"reading it takes more than \d+ MB of memory"
 OVER = r"300000000 bytes, over the limit"
-SOUND_ROW = str(len(PNG))
+SOUND_ROW = f"^{len(PNG)}$"
 # What may become of the file's own rows: which one it is depends on where in pyarrow the memory runs out.
 OUTCOMES: dict[str, list[list[str]]] = {
     "an image": [[SOUND_ROW, "600000000 bytes, over the limit", SOUND_ROW]],
@@ -94,9 +97,7 @@ def test_bombs_cost_their_own_rows(tmp_path: Path, bomb: str) -> None:
         write_parquet(tmp_path / "y.parquet", {"uri": ["b.png"] * 3})
         beside = {"b.png", "b.png~2", "b.png~3"}
     else:
-        write_parquet(
-            tmp_path / "y.parquet", {"image": [PNG] * 3} | ({"label": [1, 2, 3]} if bomb == "a label" else {})
-        )
+        write_parquet(tmp_path / "y.parquet", {"image": [PNG] * 3, "label": [1, 2, 3]})
         beside = {f"y.parquet#{row}" for row in range(3)}
     rows = measured(f"{tmp_path}/*.parquet")
     assert [rows.pop(name) for name in sorted(beside)] == [len(PNG)] * 3
@@ -105,6 +106,22 @@ def test_bombs_cost_their_own_rows(tmp_path: Path, bomb: str) -> None:
         len(came) == len(outcome) and all(re.search(each, row) for each, row in zip(outcome, came, strict=True))
         for outcome in OUTCOMES[bomb]
     ), came
+
+
+def dies(file: object, *, of: int) -> None:
+    """What a library does to its process."""
+    del file
+    signal.raise_signal(of)
+
+
+@pytest.mark.parametrize(("of", "memory"), [(signal.SIGABRT, True), (signal.SIGSEGV, False), (signal.SIGBUS, False)])
+def test_an_abort_under_the_limit_is_likely_of_memory(tmp_path: Path, of: int, memory: bool) -> None:
+    """C++ aborts if nothing catches a failed allocation; other signals are of damage."""
+    path = write_parquet(tmp_path / "x.parquet", {"image": [PNG]})
+    with pytest.raises(Damaged, match=f"killed the process that reads it, {signal.Signals(of).name}") as told:
+        parquet_processes().call(dies, str(path), of=of)
+    assert bool(re.match(f"{WITHOUT_MEMORY}, or it is damaged", str(told.value))) == memory
+    assert len(listed(path)) == 1
 
 
 def with_footer(data: bytes, change: Callable[[bytes], bytes]) -> bytes:
