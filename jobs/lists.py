@@ -180,8 +180,8 @@ def _entry(line: tuple[str, str | None, int | str | None], folder: str, trouble:
     sample_id = address.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     try:
         uri = _resolve(address, folder)
-    except Refused as error:
-        return Entry(sample_id, sample_id, label=label, error=str(error))
+    except Refused as refused:
+        return Entry(sample_id, sample_id, label=label, error=str(refused))
     if is_remote(uri):
         # A bucket that cannot be would be asked for as if its store did not answer, and end the run.
         sound = _OBJECT.fullmatch(uri) is not None
