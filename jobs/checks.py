@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Set
 
 import pyarrow as pa
 from obstore.store import ObjectStore
@@ -92,9 +92,20 @@ def check_listing(out: str, objects: Objects, run: Run) -> Iterator[Problem]:
             yield Problem(SHA256SUMS, f"lists {key!r}, which is no object of this run: {AGAIN}")
 
 
-def check_metadata(objects: Objects, run: Run) -> Iterator[Problem]:
-    """Every zarr.json says of its array what run.json says."""
+def not_set_up(store: ObjectStore, run: Run) -> frozenset[str]:
+    """What the store lacks of its manifest and its zarr.json, if it was stopped while it was set up: before its first
+    unit, none of which is ever written before all of that is there. The same command puts it."""
+    if run.state != "running" or any(True for _ in list_keys(store, "index")):
+        return frozenset()
+    planned = {*metadata_objects(run), *map(manifest_key, range(parts_of(run)))}
+    return frozenset(planned.difference(list_keys(store)))
+
+
+def check_metadata(objects: Objects, run: Run, *, unwritten: Set[str] = frozenset()) -> Iterator[Problem]:
+    """Every zarr.json, but those that are ``unwritten``, says of its array what run.json says."""
     for key, wanted in metadata_objects(run).items():
+        if key in unwritten:
+            continue
         data = yield from objects.read(key, remedy=RESTORE)
         try:
             if data is not None and json.loads(data) != json.loads(wanted):
@@ -103,11 +114,16 @@ def check_metadata(objects: Objects, run: Run) -> Iterator[Problem]:
             yield Problem(key, f"is no JSON ({error}): {RESTORE}")
 
 
-def check_manifest(objects: Objects, run: Run) -> Iterator[Problem]:
-    """Rows 0 to N − 1 in order, each in its unit; sample ids and labels are those that the run was planned with."""
+def check_manifest(objects: Objects, run: Run, *, unwritten: Set[str] = frozenset()) -> Iterator[Problem]:
+    """Rows 0 to N − 1 in order, each in its unit; sample ids and labels are those that the run was planned with.
+
+    Of parts that are ``unwritten`` nothing is asked, nor of what all parts together say."""
     digests, whole, anew = Digests(), True, f"restore it from a copy, or delete it and {RELIST}"
     for part in range(parts_of(run)):
         key = manifest_key(part)
+        if key in unwritten:
+            whole = False
+            continue
         data = yield from objects.read(key, remedy=anew, if_missing=RELIST)
         try:
             trouble = None if data is None else _check_part(data, run, part, digests)

@@ -52,6 +52,11 @@ class ChildDied(Exception):
     def took_too_long(self) -> bool:
         return self.code == -signal.SIGALRM
 
+    @property
+    def lacked_memory(self) -> bool:
+        """Whether the limit on memory is the likely cause: C++ aborts when a failed allocation is not caught."""
+        return self.code == -signal.SIGABRT
+
 
 class OutOfMemory(Exception):
     """The function asked for more memory than it may have."""

@@ -26,7 +26,7 @@ from jobs.class_stages import class_stages
 from jobs.console import say
 from jobs.engine import StartingEngine, starting_engine
 from jobs.exits import DONE, imperfect
-from jobs.finalize import SHA256SUMS, digest, put_sums
+from jobs.finalize import SHA256SUMS, digest, put_sums, sums_text
 from jobs.fingerprint import classes_fingerprint, refuse_other_fingerprint
 from jobs.flag_names import plan_notes
 from jobs.index import committed, load_part, part_key, read_parts
@@ -119,18 +119,24 @@ def _plan(config: ClassesConfig, engine: StartingEngine, *, accept_versions: boo
     if not _pending(run, committed(open_output(config.out))):
         return _set_up(at_rest(run, stored))
     run = gone_on(run, stored, tried.software, accept=accept_versions)
+    _unseal(open_output(config.out))  # units will be written of which it may have other hashes
     if run.all_software != stored.all_software or run.session_software != stored.session_software:
         _reopen(run)
     return _set_up(run)
 
 
 def _reopen(run: ClassRun) -> None:
-    """Tells in classes.json what software this session has. SHA256SUMS, which would contradict it, is taken away
-    first: from here on a kill leaves the store unfinished."""
+    """Tells in classes.json what software this session has."""
     store = open_output(run.config.out)
+    _unseal(store)
+    put(store, run.KEY, run.to_json())
+
+
+def _unseal(store: ObjectStore) -> None:
+    """Takes SHA256SUMS away, before anything is written that it may contradict: a kill leaves the store unfinished,
+    and not damaged."""
     if SHA256SUMS in set(list_keys(store)):
         delete(store, SHA256SUMS)
-    put(store, run.KEY, run.to_json())
 
 
 def _set_up(run: ClassRun) -> ClassRun:
@@ -187,12 +193,23 @@ def _finish(run: ClassRun, store: ObjectStore, console: Console) -> int:
     for key, rows in page_rows(run.rows).items():
         pictures = as_pictures(torch.from_numpy(images[rows.start : rows.stop]), run.preprocessing)
         made[key] = draw_page(pictures, lines.slice(rows.start, len(rows)).to_pylist())
+    sums |= {key: digest(data) for key, data in made.items()}
+    if not _is_sealed(store, sums):
+        _unseal(store)
     for key, data in made.items():
         put(store, key, data)
-    put_sums(store, sums | {key: digest(data) for key, data in made.items()})
+    put_sums(store, sums)
     astray = run.rows - lines["error"].null_count
     say(console, f"store: {run.config.out}, pictures: {', '.join(page_rows(run.rows))}")
     if astray:
         first = next(filter(None, lines["error"].to_pylist()))
         say(console, f"{astray:,} of {run.rows:,} classes have no image: {first}")
     return imperfect(run.config.allow_quarantined) if astray else DONE
+
+
+def _is_sealed(store: ObjectStore, sums: dict[str, str]) -> bool:
+    """Whether SHA256SUMS is there and holds these."""
+    try:
+        return read_object(store, SHA256SUMS) == sums_text(sums)
+    except FileNotFoundError:
+        return False

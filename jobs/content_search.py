@@ -100,8 +100,8 @@ def _place(line: dict[str, Any], sample: Sample | None, where: str, *, proven: b
     if not proven and has_other_label(line, sample):
         return Place(
             None,
-            f"{where} was changed, and what is at this row's place has the label {_label(*sample[1:])} instead of "
-            f"{_label(line['label'], line['label_text'])}: it may be another image. {_ELSE}",
+            # Without the labels: equal reasons are counted together.
+            f"{where} was changed, and what is at this row's place has another label: it may be another image. {_ELSE}",
         )
     return Place(sample, proven=proven)
 
@@ -109,10 +109,6 @@ def _place(line: dict[str, Any], sample: Sample | None, where: str, *, proven: b
 def has_other_label(line: dict[str, Any], sample: Sample) -> bool:
     """Whether the sample's label is not the one that the manifest's line has."""
     return (line["label"], line["label_text"]) != (sample.label, sample.label_text)
-
-
-def _label(label: int | None, text: str | None) -> str:
-    return repr(text) if text is not None else str(label)
 
 
 def _lines_by_stem(store: ObjectStore, run: Run, stems: Collection[str]) -> dict[str, list[dict[str, Any]]]:

@@ -27,19 +27,25 @@ DECODING = ("pillow", "numpy")  # the packages on which pixels depend
 
 class Decode:
     """Reads, hashes, decodes and resizes the images of a unit; refuses to work with other libraries than the session's
-    (unless ``any_software``)."""
+    (unless ``any_software``).
 
-    def __init__(self, run: Run, *, any_software: bool = False) -> None:
+    ``remembers``: the store may hold identities of images apart from their commits (``jobs.identity``). Without any,
+    each unit would ask for an object that is not there.
+    """
+
+    def __init__(self, run: Run, *, any_software: bool = False, remembers: bool = True) -> None:
         if not any_software:
             refuse_other_versions(run.session, DECODING)
         self._config = run.config
+        self._remembers = remembers
         self._preprocessing = run.preprocessing
         self._function = partial(decode, preprocessing=run.preprocessing, max_pixels=run.config.max_pixels)
         self._store = open_output(run.config.out)
         self._manifest = Manifest(self._store)
 
     def __call__(self, unit: int) -> DecodedUnit:
-        explained = {row: image.sha256 for row, image in remembered(self._store, unit).items() if image.explained}
+        known = remembered(self._store, unit) if self._remembers else {}
+        explained = {row: image.sha256 for row, image in known.items() if image.explained}
         return self.lines(unit, self._manifest.unit_lines(unit), explained=explained)
 
     def lines(self, unit: int, lines: pa.Table, *, explained: Mapping[int, str] | None = None) -> DecodedUnit:

@@ -54,6 +54,11 @@ class Decoder:
                 if isinstance(found, Exception):
                     raise found
                 return cast("Result | Rejected", found)
+        if last.lacked_memory:
+            return Rejected(
+                f"decoding it takes more than {memory / 2**20:.0f} MB of memory, or it is damaged ({last}): save it "
+                "again with another program, or raise --max-pixels, which allows for more"
+            )
         return Rejected(
             f"the image killed the process that decodes, {ATTEMPTS} times of {ATTEMPTS} ({last}): save it again with "
             "another program, or leave it out"

@@ -138,12 +138,20 @@ def _agreement(model: Model, precision: str, device: Callable[[], str]) -> tuple
     if here == "cuda":
         torch.cuda.empty_cache()  # a replica may want the memory
     where = "GPU" if here == "cuda" else "processor" if here == wanted else "processor, not on the run's GPUs"
-    note = (
+    notes = []
+    if (finite := agreed.get("finite", 1.0)) < 1:
+        notes.append(
+            f"{precision}: {1 - finite:.0%} of a few made-up images have no finite gradient map on this machine's "
+            f"{where}, and such images are quarantined: take another --precision if they are many."
+        )
+    if not finite:
+        return agreed, notes
+    notes.append(
         f"{precision}: gradient maps have a cosine of {agreed['cosine']:.3f} and a rank correlation of "
         f"{agreed['rank']:.3f} with float32's, and {agreed['same_class']:.0%} the same class (a few made-up images, "
         f"on this machine's {where})."
     )
-    return agreed, [note]
+    return agreed, notes
 
 
 def _try(explainer: Explainer, blank: Tensor) -> dict[str, Explanation]:

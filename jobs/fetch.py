@@ -140,9 +140,9 @@ def _followed(entry: Entry, place: Elsewhere, max_bytes: int) -> bytes | Rejecte
 def _changed(entry: Entry, info: ObjectInfo) -> Rejected | None:
     """An entry without size and etag (a remote list) cannot tell."""
     if entry.size is not None and entry.size != info.size:
-        difference = f"it had {entry.size} bytes and has {info.size}"
+        difference = "its size is another"
     elif entry.etag is not None and entry.etag != info.etag:
-        difference = f"its etag was {entry.etag} and is {info.etag}"
+        difference = "its etag is another"
     else:
         return None
     return Rejected(

@@ -134,7 +134,12 @@ def finalize(store: ObjectStore, run: Run, *, session: dict[str, Any]) -> Totals
 
 def put_sums(store: ObjectStore, sums: dict[str, str]) -> None:
     """SHA256SUMS, as ``sha256sum --check`` reads it."""
-    put(store, SHA256SUMS, "".join(f"{hexadecimal}  {key}\n" for key, hexadecimal in sorted(sums.items())).encode())
+    put(store, SHA256SUMS, sums_text(sums))
+
+
+def sums_text(sums: dict[str, str]) -> bytes:
+    """The content of SHA256SUMS: a line for each key, by key."""
+    return "".join(f"{hexadecimal}  {key}\n" for key, hexadecimal in sorted(sums.items())).encode()
 
 
 def _agree(store: ObjectStore, sums: dict[str, str]) -> None:

@@ -1,8 +1,8 @@
 """Where the bytes of images are in a table: the Arrow types that hold them, and reading them out of a cell.
 
-An encoded image may be a value of any binary type, a list of uint8, one of these inside structs or a list with one
-element, dictionary-encoded, or an extension type over one of these. In a struct {bytes, path} of Hugging Face, null or
-empty bytes mean that the image is the file at `path`.
+An encoded image may be a value of any binary type, a list of uint8, one of these inside structs or a list (or a view of
+one) with one element, dictionary-encoded, or an extension type over one of these. In a struct {bytes, path} of Hugging
+Face, null or empty bytes mean that the image is the file at `path`.
 """
 
 from __future__ import annotations
@@ -98,6 +98,11 @@ def _places(schema: pa.Schema, *, lists: bool) -> dict[str, Steps]:
     return places
 
 
+def _steps(schema: pa.Schema, *, lists: bool) -> Iterator[Steps]:
+    for column in schema:
+        yield from _inside(column.type, (column.name,), lists)
+
+
 def _inside(kind: pa.DataType, steps: Steps, lists: bool, depth: int = 0) -> Iterator[Steps]:
     if isinstance(kind, pa.FixedShapeTensorType) or depth > DEEPEST:  # pixels, not an encoded image
         return
@@ -110,7 +115,7 @@ def _inside(kind: pa.DataType, steps: Steps, lists: bool, depth: int = 0) -> Ite
             return
         for field in kind:
             yield from _inside(field.type, (*steps, field.name), lists, depth + 1)
-    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    elif _is_list(kind):
         if pa.types.is_uint8(kind.value_type):
             if lists:
                 yield steps
@@ -118,6 +123,39 @@ def _inside(kind: pa.DataType, steps: Steps, lists: bool, depth: int = 0) -> Ite
             yield from _inside(kind.value_type, steps, lists, depth + 1)
     elif _is_binary(kind) and not lists:
         yield steps
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_list(kind)
+        or pa.types.is_large_list(kind)
+        or pa.types.is_fixed_size_list(kind)
+        or pa.types.is_list_view(kind)
+        or pa.types.is_large_list_view(kind)
+    )
+
+
+def is_ambiguous(schema: pa.Schema, member: str) -> bool:
+    """Whether several places have the name that a manifest would have of this one, or two columns that of its column:
+    which of them is meant cannot be said."""
+    every = [*_steps(schema, lists=True), *_steps(schema, lists=False)]
+    steps = [each for each in every if ".".join(each) == member]
+    return len(steps) > 1 or any(schema.names.count(each[0]) > 1 for each in steps)
+
+
+def keyed_columns(schema: pa.Schema) -> list[pa.Field]:
+    """The columns with bytes in a map, which are not read: which key is the image's is not known."""
+    return [column for column in schema if _has_keyed(column.type)]
+
+
+def _has_keyed(kind: pa.DataType, depth: int = 0) -> bool:
+    kind = storage(kind)
+    if depth > DEEPEST:
+        return False
+    if pa.types.is_map(kind):
+        return any(True for lists in (False, True) for _ in _inside(kind.item_type, (), lists))
+    inner = [field.type for field in kind] if pa.types.is_struct(kind) else [kind.value_type] if _is_list(kind) else []
+    return any(_has_keyed(each, depth + 1) for each in inner)
 
 
 def _is_unembedded(kind: pa.StructType) -> bool:

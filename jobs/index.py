@@ -12,6 +12,7 @@ import pyarrow as pa
 from obstore.store import ObjectStore
 
 from jobs.lookahead import map_ahead
+from jobs.reasons import without_names
 from jobs.record import Run
 from jobs.sink import UNREADABLE, parquet_bytes, parquet_table
 from jobs.stopped import Stopped
@@ -138,10 +139,7 @@ def count_errors(lines: pa.Table) -> Counter[str]:
     """Reasons without the names of the files they were said of, so that equal troubles are counted together."""
     counts: Counter[str] = Counter()
     for line in lines.select(["error", "uri", "sample_id"]).filter(lines["error"].is_valid()).to_pylist():
-        error = line["error"]
-        for name in sorted(filter(None, (line["uri"], line["sample_id"])), key=len, reverse=True):
-            error = error.replace(name, "the file")
-        counts[error] += 1
+        counts[without_names(line["error"], (line["uri"], line["sample_id"]))] += 1
     return counts
 
 

@@ -12,6 +12,7 @@ from jobs.console import say
 from jobs.engine import Engine, starting_engine
 from jobs.exits import DONE, INTERRUPTED, NOT_FINISHED
 from jobs.finalize import NotFinishedError, exit_code, finalize, totals_of
+from jobs.identity import remembered_units
 from jobs.index import committed
 from jobs.last_words import last_words
 from jobs.lock import locked
@@ -50,7 +51,9 @@ def work(
     ``allow_quarantined``: of this command, which is not always the one that ``run`` was planned by."""
     # A worker without a unit would load the model for nothing, and Ray warns of it.
     workers = min(engine.workers(run.config, run.device), max(1, len(pending)))
-    stages = explain_stages(run, workers=workers)
+    # Listed here and once: what a retry remembers of pending units is there before its work begins.
+    remembers = bool(pending) and bool(remembered_units(open_output(run.config.out)))
+    stages = explain_stages(run, workers=workers, remembers=remembers)
     meter = Meter(
         rows=_rows(run, run.asked),
         of=run.rows,

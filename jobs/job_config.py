@@ -21,6 +21,7 @@ from pydantic import (
 
 from jobs import bounds
 from jobs.addresses import holds_credentials, plain_scheme
+from jobs.objects import normal
 from saliency_core.preprocessing import Preprocessing
 
 
@@ -210,6 +211,7 @@ def refuse_credentials(address: str) -> None:
 
 
 def full_path(path: str) -> str:
+    """A path of the command line or of a configuration: absolute, or the address that it is. Raises ValueError."""
     if not path.strip():
         raise ValueError("is empty")
     try:
@@ -217,4 +219,4 @@ def full_path(path: str) -> str:
     except UnicodeEncodeError:
         raise ValueError("is not UTF-8, and run.json could not name it: rename it, or take the folder above") from None
     path = plain_scheme(path)
-    return path if "://" in path else str(Path(path).absolute())
+    return path if "://" in path and not path.startswith("file://") else normal(path)

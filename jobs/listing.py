@@ -29,6 +29,7 @@ PHOTOS = ("jpg", "jpeg", "jpe", "jfif", "png", "gif", "webp", "avif", "jp2")
 BITMAPS = ("bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm")
 IMAGES = frozenset((*PHOTOS, *BITMAPS))  # what Pillow opens by itself
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
+COMPRESSED_TABLES = tuple(f".{table}{end}" for table in ("csv", "parquet") for end in (".gz", ".bz2", ".xz", ".zst"))
 KINDS = {"tar": "tar", "parquet": "parquet", "csv": "csv"} | dict.fromkeys(IMAGES, "image")
 
 
@@ -42,11 +43,13 @@ def extension(key: str) -> str:
 
 
 def kind_of(key: str) -> str | None:
-    """`image`, `tar`, `parquet`, `csv`, `compressed tar`, or None for what is not read."""
+    """`image`, `tar`, `parquet`, `csv`, `compressed tar`, `compressed table`, or None for what is not read."""
     if is_hidden(key):
         return None
     if key.lower().endswith(COMPRESSED):
         return "compressed tar"
+    if key.lower().endswith(COMPRESSED_TABLES):
+        return "compressed table"
     return KINDS.get(extension(key).removeprefix("."))
 
 

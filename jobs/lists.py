@@ -19,6 +19,7 @@ from jobs.addresses import plain_scheme, scrubbed
 from jobs.attended import attended
 from jobs.containers import container, unreadable
 from jobs.csvlines import records
+from jobs.encodings import LOOKED_AT, not_text
 from jobs.entries import Entry, Source, SourceError
 from jobs.label_values import printable, read_label
 from jobs.listing import Listing
@@ -28,6 +29,7 @@ from jobs.parquet_process import parquet_processes
 from jobs.parquet_reading import LONGEST_URI, list_lines
 from jobs.reject import Rejected
 from jobs.tables import LABEL_COLUMNS, Damaged, Misfits, choose, uri_column_of
+from saliency_core.errors import Refused
 
 BATCH = 256  # rows that one thread looks up at a time
 _OBJECT = re.compile(r"[a-z0-9]+://[A-Za-z0-9$][A-Za-z0-9._$-]*/+[^/].*", re.DOTALL)  # a bucket, and a key in it
@@ -91,7 +93,10 @@ class List(Source):
 
     def _csv(self, uri: str) -> Iterator[Cells]:
         # surrogateescape: a list may name files that are not UTF-8, as `ls > list.csv` writes them
-        with io.TextIOWrapper(open_file(uri), "utf-8-sig", "surrogateescape", newline="") as text:
+        with open_file(uri) as file, io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text:
+            if what := not_text(file.read(LOOKED_AT)):
+                raise SourceError(f"{uri} is {what}")
+            file.seek(0)
             lines = records(text)
             number, header = next(lines, (1, []))
             if isinstance(header, Rejected):
@@ -173,7 +178,10 @@ def _entry(line: tuple[str, str | None, int | str | None], folder: str, trouble:
     if address != written and trouble is None and _is_file(written, folder):
         address = written  # a name that only looks so
     sample_id = address.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    uri = _resolve(address, folder)
+    try:
+        uri = _resolve(address, folder)
+    except Refused as refused:
+        return Entry(sample_id, sample_id, label=label, error=str(refused))
     if is_remote(uri):
         # A bucket that cannot be would be asked for as if its store did not answer, and end the run.
         sound = _OBJECT.fullmatch(uri) is not None
@@ -188,7 +196,8 @@ def _entry(line: tuple[str, str | None, int | str | None], folder: str, trouble:
             raise trouble
         info = stat(uri)
     except FileNotFoundError:
-        return Entry(sample_id, uri, label=label, error=f"no such file: {uri}")
+        hint = "" if sample_id == address else ": its name is not UTF-8; write the list as UTF-8, if the file's name is"
+        return Entry(sample_id, uri, label=label, error=f"no such file: {uri}{hint}")
     except (OSError, ValueError) as error:
         return Entry(sample_id, uri, label=label, error=f"{uri}: {getattr(error, 'strerror', None) or error}")
     return Entry(sample_id, uri, size=info.size, etag=info.etag, label=label)

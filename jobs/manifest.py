@@ -217,3 +217,11 @@ def to_entries(lines: pa.Table) -> list[Entry]:
     """What ``fetch`` needs of manifest lines."""
     columns = [lines[name].to_pylist() for name in _FROM_ENTRY]
     return [Entry(**dict(zip(_FROM_ENTRY, values, strict=True))) for values in zip(*columns, strict=True)]
+
+
+def by_content(lines: pa.Table) -> pa.Table:
+    """Lines without size and etag, for rows whose SHA-256 is known: it tells more than both, which a copy changes."""
+    for name in ("size", "etag"):
+        field = lines.schema.field(name)
+        lines = lines.set_column(lines.schema.get_field_index(name), field, pa.nulls(len(lines), field.type))
+    return lines

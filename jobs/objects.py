@@ -23,6 +23,7 @@ from jobs.attended import NoAnswer, attended
 from jobs.failures import NotAFile
 from jobs.local_files import LocalFile, opened, read_from, regular
 from jobs.patience import patiently
+from jobs.plain_path import plain_path
 from jobs.stopped import Unreachable
 from jobs.stores import head, is_remote, listed, local_path, locate, plain_etag
 
@@ -79,8 +80,8 @@ def _uri(path: bytes) -> str:
 
 
 def normal(uri: str) -> str:
-    """The same place, written as listings write it: absolute, without a slash at the end."""
-    return uri.rstrip("/") if is_remote(uri) else uri_of(local_path(uri))
+    """The same place, written as listings write it: absolute, without `..`, without a slash at the end."""
+    return uri.rstrip("/") if is_remote(uri) else uri_of(plain_path(local_path(uri)))
 
 
 def parent(uri: str) -> str:

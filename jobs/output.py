@@ -10,6 +10,7 @@ from itertools import islice
 from obstore.store import ObjectStore
 
 from jobs.fingerprint import refuse_other_fingerprint
+from jobs.job_config import full_path
 from jobs.objects import is_remote, local_path
 from jobs.record import RUN_JSON, AnyRecord, Record, Run, parse_record, proven
 from jobs.software import gone_on
@@ -44,6 +45,10 @@ def existing_record(kind: type[AnyRecord], out: str) -> AnyRecord | None:
     Refused where it holds anything else, for nothing of anybody's is overwritten, and where it cannot be read. Makes
     nothing.
     """
+    try:
+        out = full_path(out)
+    except ValueError as error:
+        raise Refused(f"--out {out!r} {error}.") from error
     if not is_remote(out):
         path = local_path(out)
         if not path.exists():

@@ -52,10 +52,7 @@ class ParquetProcesses:
                     elif said.value is not None:
                         yield said.value
             except ChildDied as death:
-                slow = f"reading it takes longer than {SECONDS:g} s"
-                raise Damaged(
-                    slow if death.took_too_long else f"it killed the process that reads it, {death}"
-                ) from None
+                raise Damaged(_cause(death, memory)) from None
 
     def _last(self, function: Callable[..., Any], uri: str, arguments: dict[str, Any]) -> Any:
         *_, result = self.parts(function, uri, **arguments)
@@ -73,6 +70,15 @@ class ParquetProcesses:
             if child.lives():
                 with self._lock:
                     self._idle.append(child)
+
+
+def _cause(death: ChildDied, memory: int) -> str:
+    if death.took_too_long:
+        return f"reading it takes longer than {SECONDS:g} s"
+    killed = f"it killed the process that reads it, {death}"
+    if death.lacked_memory:
+        return f"reading it takes more than {memory >> 20} MB of memory, or it is damaged: {killed}"
+    return killed
 
 
 @cache

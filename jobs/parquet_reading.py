@@ -20,14 +20,25 @@ from jobs.image_columns import (
     Oversized,
     image_in,
     image_places,
+    is_ambiguous,
     is_text,
+    keyed_columns,
     places_by_member,
     storage,
     text_of,
 )
 from jobs.label_values import read_label
 from jobs.reject import Rejected
-from jobs.tables import IMAGE_COLUMNS, LABEL_COLUMNS, Damaged, choose, damage, listed_names, uri_column_of
+from jobs.tables import (
+    IMAGE_COLUMNS,
+    LABEL_COLUMNS,
+    URI_COLUMNS,
+    Damaged,
+    choose,
+    damage,
+    listed_names,
+    uri_column_of,
+)
 
 BUFFER = 1 << 20
 LINES = 1024  # of a list, given back at a time
@@ -50,6 +61,8 @@ def image_rows(file: BinaryIO, *, where: str, image_column: str | None, label_co
     with _opened(file) as table:
         schema = table.schema_arrow
         member = _image_member(schema, image_column, where)
+        if is_ambiguous(schema, member):
+            raise SourceError(_ambiguous(member, where, "image_column"))
         label = _label_column(schema, label_column, where)
         _check_counts(table, file)
         groups: list[tuple[int, list[Label] | None]] = []
@@ -70,6 +83,8 @@ def has_images(file: BinaryIO, *, where: str) -> bool:
         schema = table.schema_arrow
         if image_places(schema):
             return True
+        if keyed_columns(schema) and choose(schema.names, None, URI_COLUMNS, where=where, option="uri_column") is None:
+            return True  # listing its images says why they are not read
         uri_column_of(schema.names, None, where, beside="a column of image bytes")
         return False
 
@@ -81,9 +96,10 @@ def list_lines(
     with _opened(file) as table:
         schema = table.schema_arrow
         place = uri_column_of(schema.names, uri_column, where)
-        if not is_text(schema.field(place).type):
+        kind = _type_of(schema, place, where, "uri_column")
+        if not is_text(kind):
             raise SourceError(
-                f"{where}: column {place!r} is {schema.field(place).type}, not text, so it holds no URIs: name another "
+                f"{where}: column {place!r} is {kind}, not text, so it holds no URIs: name another "
                 "with uri_column, or the column of image bytes with image_column"
             )
         label = _label_column(schema, label_column, where)
@@ -157,10 +173,29 @@ def _image_member(schema: pa.Schema, wanted: str | None, where: str) -> str:
         return ".".join(places[name])
     held = f"these columns hold bytes: {listed_names(list(places))}" if places else "no column holds bytes"
     name = name or choose(schema.names, None, IMAGE_COLUMNS, where=where, option="image_column")
-    types = f"; {name} is {str(schema.field(name).type)[:200]}" if name else ""
+    types = f"; {name} is {str(_type_of(schema, name, where, 'image_column'))[:200]}" if name else ""
+    keyed = "".join(
+        f"; {listed_names([field.name])} holds bytes in a map ({str(field.type)[:200]}), which is not read, because "
+        "which key is the image's is not known: write the image to a column of its own"
+        for field in keyed_columns(schema)[:1]
+    )
     raise SourceError(
-        f"{where}: {held}; all columns: {listed_names(schema.names)}{types}. "
+        f"{where}: {held}; all columns: {listed_names(schema.names)}{types}{keyed}. "
         "Name the image's with image_column, or leave the file out"
+    )
+
+
+def _type_of(schema: pa.Schema, name: str, where: str, option: str) -> pa.DataType:
+    """The type of a column. Raises SourceError if several columns have the name."""
+    if schema.names.count(name) > 1:
+        raise SourceError(_ambiguous(name, where, option))
+    return schema.field(name).type
+
+
+def _ambiguous(name: str, where: str, option: str) -> str:
+    return (
+        f"{where}: several columns, or fields in them, have the name {listed_names([name])!r}, so which is meant is "
+        f"not known: give each its own name, or name another with {option}"
     )
 
 
@@ -171,7 +206,7 @@ def _only_of(members: dict[str, tuple[str, ...]], column: str) -> tuple[str, ...
 
 def _label_column(schema: pa.Schema, wanted: str | None, where: str) -> str | None:
     name = choose(schema.names, wanted, LABEL_COLUMNS, where=where, option="label_column")
-    if name is None or _is_label(schema.field(name).type):
+    if name is None or _is_label(_type_of(schema, name, where, "label_column")):
         return name
     if wanted:
         kind = str(schema.field(name).type)[:200]

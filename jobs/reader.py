@@ -23,8 +23,9 @@ from jobs.failures import told
 from jobs.fetch import fetch
 from jobs.images import load_canonical, most_memory
 from jobs.index import INDEX_PARQUET, OK, committed, read_part, schema
-from jobs.manifest import Manifest, to_entries
+from jobs.manifest import Manifest, by_content, to_entries
 from jobs.output import open_run
+from jobs.reasons import for_explained
 from jobs.record import ArraySpec, Run
 from jobs.reject import Rejected
 from jobs.store import MAPS, open_array, unscale_maps
@@ -185,13 +186,15 @@ class Store:
     def original(self, row: int, *, sha256: str | None = None) -> Image.Image | Rejected:
         """The canonical image (upright RGB, 8 bits) from where the manifest found it, or why it cannot be had.
 
-        ``sha256``: of its bytes, as the index has it; others are rejected. Without, the image is taken as it is now.
+        ``sha256``: of its bytes, as the index of a row with maps has it; others are rejected. Without, the image is
+        taken as it is now.
         """
-        entries: list[Entry] = to_entries(self.manifest_lines([row]))
+        line = self.manifest_lines([row])
+        entries: list[Entry] = to_entries(line if sha256 is None else by_content(line))
         config = self.run.config
         data = fetch(entries, max_bytes=config.max_bytes)[0]
         if isinstance(data, Rejected):
-            return data
+            return data if sha256 is None else Rejected(for_explained(data.reason))
         if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
             return Rejected(CHANGED)
         function = partial(load_canonical, max_pixels=config.max_pixels)

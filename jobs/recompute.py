@@ -19,7 +19,8 @@ from obstore.store import ObjectStore
 from jobs.contents import Problem, redo, unit_objects
 from jobs.decode import Decode
 from jobs.index import OK, QUARANTINED, read_part
-from jobs.manifest import Manifest
+from jobs.manifest import Manifest, by_content
+from jobs.reasons import for_explained
 from jobs.record import ArraySpec, Run
 from jobs.store import decode_shard, unscale_maps
 from jobs.stores import read_object
@@ -83,13 +84,12 @@ class Recompute:
         lines, commit = read_part(self._store, unit)
         line = lines.slice(row - first, 1).to_pylist()[0]
         planned = self._manifest.unit_lines(unit).slice(start, run.micro_batch)
-        decoded = self._decode.lines(unit, _by_content(planned))
+        decoded = self._decode.lines(unit, by_content(planned))
         position = row - first - start
         now = decoded.lines.slice(position, 1).to_pylist()[0]
         if now["status"] != OK or now["sha256"] != line["sha256"]:
-            self.notes.append(
-                f"row {row} was not compared: its image is not what it was ({now['error'] or 'other bytes'})"
-            )
+            why = for_explained(now["error"] or "other bytes: put the former image back, then run `saliency retry`")
+            self.notes.append(f"row {row} was not compared: its image is not what it was ({why})")
             return
         if commit.micro_batches:
             self.notes.append(
@@ -157,15 +157,6 @@ class Recompute:
 
     def _decoded(self, unit: int, path: str) -> NDArray[Any]:
         return decode_shard(self._run, path, unit, read_object(self._store, unit_objects(self._run, unit)[path]))
-
-
-def _by_content(planned: pa.Table) -> pa.Table:
-    """Manifest lines without size and etag: a copy has others, and the SHA-256 in the index tells more than both."""
-    for name in ("size", "etag"):
-        field = planned.schema.field(name)
-        nothing = pa.nulls(len(planned), field.type)
-        planned = planned.set_column(planned.schema.get_field_index(name), field, nothing)
-    return planned
 
 
 def _row(stored: NDArray[np.generic], scales: NDArray[np.float32] | None, position: int) -> NDArray[np.float64]:

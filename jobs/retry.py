@@ -26,6 +26,7 @@ from jobs.record import RUN_JSON, Run, proven
 from jobs.relocate import ListedAgain, rewrite_manifest
 from jobs.software import gone_on, software_here
 from jobs.sources import list_entries
+from jobs.store import metadata_objects
 from jobs.stores import delete, list_keys, put
 from jobs.words import ranges
 
@@ -131,9 +132,13 @@ def _relabelled(rows: Sequence[int]) -> str:
 
 
 def _reopen(store: ObjectStore, run: Run) -> None:
-    """Takes away what says that the store is finished: from here on a kill leaves it unfinished."""
-    put(store, RUN_JSON, proven(run))
+    """Takes away what says that the store is finished: from here on a kill leaves it unfinished. Puts what a run that
+    was stopped before its first unit has not put."""
     present = set(list_keys(store))
+    for key, metadata in metadata_objects(run).items():
+        if key not in present:
+            put(store, key, metadata)
+    put(store, RUN_JSON, proven(run))
     for key in (SHA256SUMS, INDEX_PARQUET):
         if key in present:
             delete(store, key)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from jobs.index import OK
 from jobs.reader import Store, open_store
+from jobs.reasons import for_explained
 from jobs.record import ArraySpec
 from jobs.reject import Rejected
 from jobs.rows import choose_rows
@@ -154,7 +155,7 @@ def _photograph(store: Store, line: dict[str, Any]) -> Photograph:
     """No larger than it is drawn: a hundred photographs at full size would fill the memory, and take minutes."""
     image = store.original(line["row"])
     if isinstance(image, Rejected):
-        return Photograph(None, None, printable(f"not to be had: {image.reason}", most=160))
+        return Photograph(None, None, printable(f"not to be had: {for_explained(image.reason)}", most=160))
     now, then = (image.width, image.height), (line["width"], line["height"])
     most = round(1.4 * CELL * DPI)
     image.thumbnail((most, most), Image.Resampling.LANCZOS)

@@ -58,6 +58,7 @@ def _open(
     listing = find(path)
     kinds, classes = _survey(listing)
     lists = kinds.pop("csv", 0)  # beside images, a CSV is a by-file
+    compressed = kinds.pop("compressed table", 0)  # likewise
     if len(kinds) > 1:
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         raise SourceError(f"{path} mixes kinds ({counts}): choose one with a glob, such as '{path}/**/*.jpg'")
@@ -72,6 +73,8 @@ def _open(
         return Parquet(listing, image_column=image_column, label_column=label_column, threads=threads)
     if table == "parquet" or (lists and not listing.whole):
         return List(listing, table=table, uri_column=uri_column, label_column=label_column, threads=threads)
+    if compressed:
+        raise SourceError(f"{path}: compressed tables cannot be read: decompress to .csv or .parquet first")
     hint = f": to read a list of URIs, name the file itself ({lists} .csv files found)" if lists else ""
     raise SourceError(f"{path} holds no images, tars or Parquet files{hint}")
 

@@ -54,12 +54,13 @@ def replica_stage(name: str, make: Callable[[], Callable[[Any], Any]], run: Reco
     return Stage(name, make, cpus=REPLICA_CPUS * run.config.threads, workers=workers)
 
 
-def explain_stages(run: Run, *, workers: int) -> list[Stage]:
-    """decode → explain → write; the items are unit numbers. The store's run.json must be in place."""
+def explain_stages(run: Run, *, workers: int, remembers: bool = True) -> list[Stage]:
+    """decode → explain → write; the items are unit numbers. The store's run.json must be in place. ``remembers``: as
+    for ``Decode``."""
     on_gpu = run.device == "cuda"
     out = run.config.out
     return [
-        Stage("decode", partial(_decode, out), cpus=1.0 if on_gpu else TASK_CPUS),
+        Stage("decode", partial(_decode, out, remembers=remembers), cpus=1.0 if on_gpu else TASK_CPUS),
         replica_stage("explain", partial(_explain, out), run, workers=workers),
         Stage("write", partial(_write, out), cpus=0.5 if on_gpu else TASK_CPUS),
     ]
@@ -78,8 +79,8 @@ def _planned(out: str) -> Run:
         ) from None
 
 
-def _decode(out: str) -> Callable[[Any], Any]:
-    return Decode(_planned(out))
+def _decode(out: str, *, remembers: bool) -> Callable[[Any], Any]:
+    return Decode(_planned(out), remembers=remembers)
 
 
 def _explain(out: str) -> Callable[[Any], Any]:

@@ -23,6 +23,7 @@ from jobs.failures import RAISED, failures, status_of, told
 from jobs.patience import FIRST_PAUSE, LONGEST_PAUSE, Tries, patience, patiently
 from jobs.raw_listing import NotListed, raw_objects
 from jobs.stopped import Unusable
+from saliency_core.errors import Refused
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -40,9 +41,15 @@ def is_remote(uri: str) -> bool:
 
 
 def local_path(uri: str | Path) -> Path:
-    """The path of a plain path or a percent-encoded `file://` URI."""
+    """The path of a plain path or a percent-encoded `file://` URI. Raises Refused for a URI of another host."""
     if isinstance(uri, str) and uri.startswith("file://"):
-        return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix("file://"))))
+        host, slash, path = uri.removeprefix("file://").partition("/")
+        if host.lower() not in ("", "localhost") or not slash:
+            raise Refused(
+                f"{uri} has {host or 'nothing'} in the place of the host, and files of other hosts are not read: write "
+                "the whole path, with or without file:// before its first slash"
+            )
+        return Path(os.fsdecode(unquote_to_bytes(f"/{path}")))
     return Path(uri)
 
 

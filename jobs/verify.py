@@ -20,6 +20,7 @@ from jobs.checks import (
     check_run,
     check_state,
     load_sums,
+    not_set_up,
 )
 from jobs.class_verify import is_class_store, verify_classes
 from jobs.console import say
@@ -112,9 +113,10 @@ def verify(out: str, console: Console, *, recompute: int = 0, seed: int = 0) -> 
     sample = Sample(recompute, seed)
 
     report.take(check_listing(out, objects, run))
-    report.take(check_metadata(objects, run))
+    unwritten = not_set_up(store, run)
+    report.take(check_metadata(objects, run, unwritten=unwritten))
     report.take(check_identities(objects))
-    planned = report.take(check_manifest(objects, run))
+    planned = report.take(check_manifest(objects, run, unwritten=unwritten))
     done = range(run.units) if finished else sorted(committed(store) & {*range(run.units)})
     problems, proven = collected(objects.scan(INDEX_PARQUET, remedy=AGAIN)) if finished else ([], False)
     report.take(problems)

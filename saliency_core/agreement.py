@@ -15,7 +15,11 @@ GRID = 14
 
 def agreement(model: Model, precision: str, *, device: str | torch.device = "cpu") -> dict[str, float]:
     """``cosine`` and ``rank`` (Spearman) correlation of the gradient maps of the predicted class with float32's, the
-    medians over a few smooth pictures of noise, and the part of them that gets the ``same_class``."""
+    medians over a few smooth pictures of noise, and the part of them that gets the ``same_class``.
+
+    Pictures whose maps are not finite are left out: then ``finite`` is the part of them that is left, and stands alone
+    if there is none. All values are finite.
+    """
     height, width = model.geometry.input_size
     generator = torch.Generator("cpu").manual_seed(0)
     shape = (IMAGES, model.geometry.channels, GRID, GRID)
@@ -25,10 +29,15 @@ def agreement(model: Model, precision: str, *, device: str | torch.device = "cpu
         Explainer(model, device=device, precision=each)(images)["predicted"] for each in ("float32", precision)
     )
     first, second = (each.maps["gradient"].flatten(1).double() for each in (exact, other))
-    return {
+    finite = first.isfinite().all(dim=1) & second.isfinite().all(dim=1)
+    part = {} if finite.all() else {"finite": float(finite.double().mean())}
+    if not finite.any():
+        return part
+    first, second = first[finite], second[finite]
+    return part | {
         "cosine": float(cosine_similarity(first, second).median()),
         "rank": float(rank_correlation(first, second).median()),
-        "same_class": float((exact.classes == other.classes).double().mean()),
+        "same_class": float((exact.classes == other.classes)[finite].double().mean()),
     }
 
 

@@ -50,7 +50,9 @@ Averages = dict[tuple[str, Signal], Average]
 class Explanation:
     """Of one target, on the images' device; NaN where ``applies`` is False.
 
-    ``maps`` by method slug: [n, H, W] ([n, C, H, W] where the reduction keeps channels). ``classes`` int64 [n], −1
+    ``maps`` by method slug: [n, H, W] ([n, C, H, W] where the reduction keeps channels). A map that would hold a value
+    that is not finite, although its score is finite, is NaN as a whole; ``applies``, which is of all methods, stays
+    True then, because other methods may have sound maps of the same score. ``classes`` int64 [n], −1
     where the target is no class; ``scores`` [n] before softmax or sigmoid; ``probabilities`` [n] after it, NaN where
     the target is no class; ``applies`` bool [n]; ``finite`` bool [n], False if the image or its score is not finite,
     and then ``applies`` is False, too. ``residuals`` [n] by the slugs of methods whose maps must add up to the score:
@@ -284,10 +286,12 @@ class Explainer:
                 first, *others = (signals[slug, signal] for signal in method.signals)
                 for other in others:
                     first = first * other
-                result.maps[method.slug] = blank(method.reduction(first).to(self.dtype), where=~result.applies)
+                map_ = method.reduction(first).to(self.dtype)
+                missing = ~(result.applies & map_.flatten(1).isfinite().all(dim=1))
+                result.maps[method.slug] = blank(map_, where=missing)
                 if len(method.signals) == 1 and (slug, method.signals[0]) in residuals:
                     residual = residuals[slug, method.signals[0]].to(self.dtype)
-                    result.residuals[method.slug] = blank(residual, where=~result.applies)
+                    result.residuals[method.slug] = blank(residual, where=missing)
         return results
 
     def _path_residuals(

@@ -39,6 +39,13 @@ def tiny_again() -> nn.Module:
     return tiny(1)
 
 
+def overflows() -> nn.Module:
+    """``tiny`` with weights that float16 does not hold."""
+    net = tiny()
+    net[-1].weight.data *= 1e6
+    return net
+
+
 def grey() -> nn.Module:
     """4 classes, one channel."""
     return _seeded(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 from test_classes_job import run
+from test_verify_state import Killed, stopping
 
+from jobs import class_stages, classes
 from jobs.exits import DAMAGED, DONE, NOT_FINISHED
 from jobs.verify import verify
 from saliency_core.errors import Refused
@@ -108,3 +112,57 @@ def test_another_session_changes_nothing_of_a_finished_store(store: Path) -> Non
 def test_no_class_is_explained_again(made: Path) -> None:
     with pytest.raises(Refused, match="--recompute"):
         verify(str(made), Console(file=io.StringIO()), recompute=1)
+
+
+def killed_at(at: int, monkeypatch: pytest.MonkeyPatch, out: Path) -> bool:
+    """Whether the command of ``made`` was stopped instead of its write number ``at``."""
+    count: list[int] = []
+    with monkeypatch.context() as patch:
+        for module, name in ((classes, "put"), (classes, "put_sums"), (classes, "delete"), (class_stages, "put")):
+            patch.setattr(module, name, stopping(getattr(module, name), at, count))
+        try:
+            run(out, classes=["0", "2", "4"])
+        except Killed:
+            return True
+    return False
+
+
+def nothing(store: Path) -> None:
+    del store
+
+
+def part_deleted(store: Path) -> None:
+    (store / "index/unit-00000001.parquet").unlink()
+
+
+def parts_and_shards_deleted(store: Path) -> None:
+    for path in (*store.glob("index/*"), *store.glob("classes.zarr/image/c/*")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def pictures_of_another_version(store: Path) -> None:
+    """As an older matplotlib drew them; SHA256SUMS agrees."""
+    picture, sums = store / "classes.png", store / "SHA256SUMS"
+    before = hashlib.sha256(picture.read_bytes()).hexdigest()
+    picture.write_bytes(picture.read_bytes() + b"older")
+    sums.write_text(sums.read_text().replace(before, hashlib.sha256(picture.read_bytes()).hexdigest()))
+
+
+@pytest.mark.parametrize("change", [nothing, part_deleted, parts_and_shards_deleted, pictures_of_another_version])
+def test_no_moment_of_a_run_into_a_finished_store_makes_damage(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
+) -> None:
+    """It is as it was before the run, unfinished, or finished again."""
+    moments = 0
+    while True:
+        store = Path(shutil.copytree(made, tmp_path / f"store{moments}"))
+        change(store)
+        before, sums = check(store)[0], (store / "SHA256SUMS").read_bytes()
+        if not killed_at(moments, monkeypatch, store):
+            break
+        code, told = check(store)
+        untouched = (store / "SHA256SUMS").exists() and (store / "SHA256SUMS").read_bytes() == sums
+        as_before = moments == 0 or (untouched and before == DONE)
+        assert code == (before if as_before else NOT_FINISHED), (moments, told)
+        moments += 1
+    assert check(store)[0] == DONE and moments > 3

@@ -11,7 +11,7 @@ import pytest
 import torch
 from captum.attr import InputXGradient as CaptumInputXGradient
 from captum.attr import Saliency
-from factories import several, tiny
+from factories import overflows, several, tiny
 from subjects import GEOMETRY, SMALL, distance, network, own, photographs
 from torch import Tensor, nn
 from torchvision import models
@@ -234,6 +234,41 @@ def test_agreement_is_measured() -> None:
     values = torch.randn(3, 50)
     torch.testing.assert_close(rank_correlation(values, values.exp()), torch.ones(3).double())
     torch.testing.assert_close(rank_correlation(values, -values), -torch.ones(3).double())
+
+
+class Spiked(nn.Module):
+    """Like ``tiny``, but the gradient of each image with a negative mean is not finite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = tiny()
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(dim=(1, 2, 3))
+        return self.inner(x) + (mean.abs() + mean).sqrt()[:, None]
+
+
+def test_agreement_holds_finite_numbers_alone() -> None:
+    """JSON has no others: run.json could not be read again."""
+    geometry = Preprocessing((16, 16), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
+    assert agreement(own(overflows(), geometry), "fp16") == {"finite": 0.0}
+    some = agreement(own(Spiked(), geometry), "bf16")
+    assert 0 < some["finite"] < 1 and some["cosine"] > 0.9 and some["same_class"] == 1
+
+
+@pytest.mark.parametrize("target", ["predicted", "label"])
+def test_a_map_that_is_not_finite_is_none(target: str) -> None:
+    """The score is finite, so the target applies, and the methods that do not read the gradient have their maps."""
+    images = torch.randn(4, 3, 16, 16)
+    images += torch.tensor([1.0, -1, 1, -1])[:, None, None, None] - images.mean(dim=(1, 2, 3), keepdim=True)
+    explainer = Explainer(own(Spiked()), methods=["gradient", "gradcam(layer=inner.4)"], targets=[target])
+    found = explainer(images, labels=torch.tensor([0, 1, 2, -1]))[target]
+    applies = [True, True, True, target == "predicted"]
+    assert found.applies.tolist() == found.scores.isfinite().tolist() == applies
+    assert found.maps["gradient"].isfinite().flatten(1).all(1).tolist() == [True, False, True, False]
+    assert found.maps["gradient"].isnan().flatten(1).all(1).tolist() == [False, True, False, True]
+    other = next(map_ for name, map_ in found.maps.items() if name != "gradient")
+    assert other.isfinite().flatten(1).all(1).tolist() == applies
 
 
 def test_a_model_that_writes_into_its_input() -> None:

@@ -35,6 +35,7 @@ SMALL = Preprocessing(resize=(16, 16), crop=None, interpolation="bilinear", mean
 CAP = 10**6
 DEEDS = {
     "signal SIGSEGV": "killed the process that decodes, 2 times of 2 (SIGSEGV, Segmentation fault)",
+    "signal SIGABRT": "MB of memory, or it is damaged (SIGABRT, Aborted)",
     "signal SIGKILL": "(SIGKILL, Killed)",
     "exit 7": "(exit code 7)",
     "hang": "s: if the image is sound, raise --max-seconds",

@@ -48,6 +48,12 @@ def test_where_the_driver_has_no_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch)
     assert 0.5 < bf16.agreement["cosine"] < 1 and bf16.notes[-1].endswith("not on the run's GPUs).")
 
 
+def test_maps_that_are_not_finite_at_a_precision_are_told() -> None:
+    facts = facts_of("cpu", precision="fp16", model="python:factories:overflows")
+    assert facts.agreement == {"finite": 0.0}
+    assert "fp16: 100% of a few made-up images have no finite gradient map" in facts.notes[-1]
+
+
 def test_the_device_is_asked_for_only_where_it_matters() -> None:
     def unknown() -> str:
         raise AssertionError("nobody needs it")

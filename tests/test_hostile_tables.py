@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +20,9 @@ from listings import PNG, listed
 from jobs.csvlines import LONGEST_LINE
 from jobs.entries import SourceError
 from jobs.fetch import fetch
+from jobs.parquet_process import parquet_processes
 from jobs.reject import Rejected
+from jobs.tables import Damaged
 
 # Lists and fetches a path in a process of its own, which then tells how much memory it had, its children's apart.
 MEASURE = """
@@ -36,10 +40,10 @@ print(json.dumps([int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) << 10, rows]))
 """
 
 
-def measured(path: Path) -> dict[str, str | int]:
+def measured(path: str) -> dict[str, str | int]:
     """Rows of a path → the size of the image or why there is none. Memory of the process stays under 512 MB."""
     told = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(path)], capture_output=True, text=True, timeout=300, cwd=TESTS
+        [sys.executable, "-c", MEASURE, path], capture_output=True, text=True, timeout=300, cwd=TESTS
     )  # fmt: skip
     assert told.returncode == 0, told.stderr
     memory, rows = json.loads(told.stdout)
@@ -65,23 +69,59 @@ pq.write_table(pa.table({'image': [PNG] * 100, 'label': labels}), path, compress
 }
 
 
+WITHOUT_MEMORY = r"reading it takes more than \d+ MB of memory"
+OVER = r"300000000 bytes, over the limit"
+SOUND_ROW = f"^{len(PNG)}$"
+# What may become of the file's own rows: which one it is depends on where in pyarrow the memory runs out.
+OUTCOMES: dict[str, list[list[str]]] = {
+    "an image": [[SOUND_ROW, "600000000 bytes, over the limit", SOUND_ROW]],
+    "a dictionary": [
+        [SOUND_ROW, OVER, OVER, OVER, SOUND_ROW],
+        [WITHOUT_MEMORY] * 5,
+        [SOUND_ROW, *[WITHOUT_MEMORY] * 4],
+    ],
+    "a label": [[SOUND_ROW] * 100, [f"its rows are lost .{WITHOUT_MEMORY}"]],
+    "a URI": [["a URI of 300000007 characters", SOUND_ROW], [f"cannot be read as Parquet .{WITHOUT_MEMORY}"]],
+}
+
+
 @pytest.mark.parametrize("bomb", ["an image", *(pytest.param(b, marks=pytest.mark.slow) for b in list(BOMBS)[1:])])
 def test_bombs_cost_their_own_rows(tmp_path: Path, bomb: str) -> None:
-    """The file has some kilobytes, and what it unpacks to does not come to this process."""
+    """The file has some kilobytes, and what it unpacks to does not come to this process, nor harms the file beside."""
     path = tmp_path / "x.parquet"
     written_apart(BOMBS[bomb], path)
     assert path.stat().st_size < 20 << 20
-    write(tmp_path / "a.png", PNG)
-    rows = list(measured(path).values())
-    if bomb == "an image":
-        assert [rows[0], rows[2]] == [len(PNG)] * 2 and "600000000 bytes, over the limit" in str(rows[1])
-    elif bomb == "a dictionary":
-        assert len(rows) == 5 and all(row == len(PNG) or isinstance(row, str) for row in rows)
-        assert rows[0] == rows[4] == len(PNG) or "MB of memory" in str(rows[0]) or "killed" in str(rows[0])
-    elif bomb == "a label":
-        assert rows == [len(PNG)] * 100 or (len(rows) == 1 and "cannot be read" in str(rows[0]))
+    if bomb == "a URI":
+        write(tmp_path / "a.png", PNG)
+        write(tmp_path / "b.png", PNG)
+        write_parquet(tmp_path / "y.parquet", {"uri": ["b.png"] * 3})
+        beside = {"b.png", "b.png~2", "b.png~3"}
     else:
-        assert "a URI of" in str(rows[0]) or "cannot be read" in str(rows[0])
+        write_parquet(tmp_path / "y.parquet", {"image": [PNG] * 3, "label": [1, 2, 3]})
+        beside = {f"y.parquet#{row}" for row in range(3)}
+    rows = measured(f"{tmp_path}/*.parquet")
+    assert [rows.pop(name) for name in sorted(beside)] == [len(PNG)] * 3
+    came = [str(row) for row in rows.values()]
+    assert any(
+        len(came) == len(outcome) and all(re.search(each, row) for each, row in zip(outcome, came, strict=True))
+        for outcome in OUTCOMES[bomb]
+    ), came
+
+
+def dies(file: object, *, of: int) -> None:
+    """What a library does to its process."""
+    del file
+    signal.raise_signal(of)
+
+
+@pytest.mark.parametrize(("of", "memory"), [(signal.SIGABRT, True), (signal.SIGSEGV, False), (signal.SIGBUS, False)])
+def test_an_abort_under_the_limit_is_likely_of_memory(tmp_path: Path, of: int, memory: bool) -> None:
+    """C++ aborts if nothing catches a failed allocation; other signals are of damage."""
+    path = write_parquet(tmp_path / "x.parquet", {"image": [PNG]})
+    with pytest.raises(Damaged, match=f"killed the process that reads it, {signal.Signals(of).name}") as told:
+        parquet_processes().call(dies, str(path), of=of)
+    assert bool(re.match(f"{WITHOUT_MEMORY}, or it is damaged", str(told.value))) == memory
+    assert len(listed(path)) == 1
 
 
 def with_footer(data: bytes, change: Callable[[bytes], bytes]) -> bytes:

@@ -19,6 +19,8 @@ from fault_proxy import FAULTS, FaultProxy
 from jobs import stores
 from jobs.failures import RENEW
 from jobs.fetch import REMOTE_THREADS, fetch
+from jobs.identity import remember
+from jobs.index import withdraw
 from jobs.objects import open_file, read, stat, walk
 from jobs.patience import VARIABLE
 from jobs.reject import Rejected
@@ -64,6 +66,27 @@ def test_commits_are_listed_for_a_run_and_not_for_a_unit(tree: Path, proxy: Faul
         listed.clear()
     assert asked[2] == asked[16]
     assert asked[2]["/index/"] == 3  # once by each finalize, and for what is done already
+
+
+def test_identities_are_asked_for_only_if_there_are_any(tree: Path, proxy: FaultProxy) -> None:
+    """One listing for a run that has none; after a retry that was killed, one request for each unit."""
+    asked: list[str] = []
+
+    def script(method: str, path: str, times: int) -> None:
+        del times
+        if "identity" in path:
+            asked.append(f"{method} {'list' if 'list-type' in path else 'unit'}")
+
+    proxy.script = script
+    out = f"s3://{s3.BUCKET}/identities"
+    assert run_inline(images=str(tree / "ant"), out=out, unit_size=2, limit=2)[0] in (0, 3)
+    assert "GET unit" not in asked and "GET list" in asked
+    store = open_output(out)
+    remember(store, 0)
+    withdraw(store, [0])
+    asked.clear()
+    assert run_inline(images=str(tree / "ant"), out=out, unit_size=2)[0] == 3
+    assert asked.count("GET unit") >= 5  # units, of which the last one is of one row
 
 
 @pytest.mark.parametrize("code", [*RENEW, "503"])

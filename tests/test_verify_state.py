@@ -12,8 +12,9 @@ import pytest
 from conftest import SAME, run_inline, said
 from damage import check
 
-from jobs import finalize, plan
+from jobs import finalize, output, plan, relocate
 from jobs import retry as retrying
+from jobs import write as writing
 from jobs.exits import DAMAGED, DONE, NOT_FINISHED
 from jobs.retry import retry
 
@@ -113,6 +114,36 @@ def test_no_moment_of_a_resumed_run_is_damage(tree: Path, store: Path, monkeypat
         moments += 1
     assert moments > 3
     assert check(store)[0] == DONE
+
+
+def test_no_moment_of_a_first_run_is_damage(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the record's own write to the first commit; each store is then finished by the same command."""
+    moments = 0
+    while True:
+        out = tmp_path / f"store{moments}"
+        command = lambda out=out: run_inline(images=str(tree / "bee"), out=str(out), unit_size=4, batch_size=4)  # noqa: E731
+        if not kill_at(moments, monkeypatch, command, output, relocate, plan, writing):
+            break
+        if moments:
+            code, told = check(out)
+            assert code == NOT_FINISHED, (moments, told)
+            assert "units are pending" in told and "Next: run the same explain command again" in told
+        assert command()[0] == DONE
+        assert check(out)[0] == DONE
+        moments += 1
+    assert moments > 8
+
+
+def test_a_retry_goes_on_with_a_store_that_was_not_set_up(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A retry of a run that was killed before its arrays were made makes them."""
+    out = tmp_path / "store"
+    command = lambda: run_inline(images=str(tree / "bee"), out=str(out), unit_size=4, batch_size=4)  # noqa: E731
+    assert kill_at(0, monkeypatch, command, plan)
+    assert not (out / "maps.zarr").exists() and check(out)[0] == NOT_FINISHED
+    assert said(retry, str(out), workers="1", runner="inline")[0] == DONE
+    assert check(out)[0] == DONE
 
 
 def test_no_moment_of_finalize_is_damage(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,7 @@ class LeftOut(BaseModel):
     sample_id: str
     what: str
     reason: str
+    uri: str = ""
 
 
 class Commit(BaseModel):

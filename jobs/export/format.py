@@ -37,7 +37,7 @@ class Format(ABC):
 
 def left_out(line: dict[str, Any], what: str, reason: str) -> LeftOut:
     """Of an index line."""
-    return LeftOut(row=line["row"], sample_id=line["sample_id"], what=what, reason=reason)
+    return LeftOut(row=line["row"], sample_id=line["sample_id"], what=what, reason=reason, uri=line["uri"])
 
 
 def lacking(line: dict[str, Any], reasons: dict[str, str | None]) -> list[LeftOut]:

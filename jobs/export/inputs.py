@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.decode import Decode
+from jobs.manifest import by_content
 from jobs.reader import CHANGED, Store
+from jobs.reasons import for_explained
 
 
 class Inputs:
@@ -20,9 +22,9 @@ class Inputs:
 
     def __call__(self, lines: list[dict[str, Any]]) -> tuple[NDArray[np.uint8], list[str | None]]:
         """Index lines → pixels uint8 [n, H, W, C], not yet normalised, and why there are none, or None, for each."""
-        decoded = self._decode.lines(0, self._store.manifest_lines([line["row"] for line in lines]))
+        decoded = self._decode.lines(0, by_content(self._store.manifest_lines([line["row"] for line in lines])))
         troubles = [
-            error or (CHANGED if digest != line["sha256"] else None)
+            for_explained(error) if error else CHANGED if digest != line["sha256"] else None
             for line, error, digest in zip(
                 lines, decoded.lines["error"].to_pylist(), decoded.lines["sha256"].to_pylist(), strict=True
             )

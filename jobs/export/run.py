@@ -20,6 +20,7 @@ from jobs.objects import is_remote, local_path
 from jobs.output import refuse_inside
 from jobs.progress import Display
 from jobs.reader import open_store
+from jobs.reasons import without_names
 from jobs.words import duration
 from saliency_core.errors import Refused
 from saliency_core.look import Look
@@ -148,8 +149,7 @@ def _summary(console: Console, selection: Selection, folder: Folder, commits: It
     for commit in commits:
         for one in commit.left_out:
             rows.add(one.row)
-            # Without the names of files, equal troubles are counted together.
-            reason = one.reason.replace(one.sample_id, "the file") if one.sample_id else one.reason
+            reason = without_names(one.reason, (one.uri, one.sample_id))
             reason = reason if one.what == WHOLE else f"{one.what}: {reason}"
             reasons[reason] += 1
             if len(examples.setdefault(reason, [])) < NAMED:

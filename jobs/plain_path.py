@@ -1,0 +1,25 @@
+"""Write a local path in the one way that does not depend on the working directory."""
+
+from __future__ import annotations
+
+import glob
+import os
+from pathlib import Path
+
+
+def plain_path(path: Path) -> Path:
+    """The absolute path without `..`. Names of links stay, but for one that `..` follows: that is where it leads.
+
+    What stands behind a wildcard is left as it is, because `*/..` is every directory that exists.
+    """
+    root, *parts = path.absolute().parts
+    place = Path(root)
+    for index, part in enumerate(parts):
+        if glob.has_magic(part):
+            return place.joinpath(*parts[index:])
+        if part != "..":
+            place /= part
+        else:
+            # Not Path.is_symlink, which raises for names that are too long.
+            place = Path(os.path.realpath(place) if os.path.islink(place) else place).parent  # noqa: PTH114
+    return place
