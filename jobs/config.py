@@ -102,7 +102,7 @@ def read_config(kind: type[AnyConfig], flags: dict[str, Any], *, file: Path | No
     values: dict[str, Any] = {}
     if file is not None:
         try:
-            loaded = yaml.safe_load(file.read_text())
+            loaded = yaml.load(file.read_text(), _OnceEach)  # noqa: S506 - a SafeLoader
         except RecursionError:
             raise Refused(f"--config {file} cannot be read: it nests its values too deeply.") from None
         except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: bad UTF-8, dates, numbers of 5,000 digits
@@ -115,10 +115,13 @@ def read_config(kind: type[AnyConfig], flags: dict[str, Any], *, file: Path | No
                 f"--config {file}: {', '.join(nested)} holds a mapping, or a list of lists: write one value, or a list "
                 "of values (a target or method that needs braces or brackets in quotes)."
             )
-        values.update({_key_of(str(name), kind): value for name, value in loaded.items()})
+        for name, value in loaded.items():
+            if (key := _key_of(str(name), kind)) in values:
+                raise Refused(f"--config {file} gives {flag_of(key)} twice, the second time as {name}: keep one.")
+            values[key] = value
         fields = kind.model_fields
         # To pydantic, true is also the number 1.
-        switched = {key for key in values.keys() & fields.keys() if isinstance(values[key], bool)}
+        switched = {key for key in values.keys() & fields.keys() if _holds_switch(values[key])}
         if wrong := sorted(flag_of(key) for key in switched if fields[key].annotation is not bool):
             raise Refused(f"--config {file}: {', '.join(wrong)} is true or false: write its value.")
     values.update(flags)
@@ -131,6 +134,21 @@ def read_config(kind: type[AnyConfig], flags: dict[str, Any], *, file: Path | No
             troubles.setdefault(_flag(one["loc"]), []).append(_words(one))
         lines = [f"{flag}: {', or '.join(dict.fromkeys(told))}" for flag, told in troubles.items()]
         raise Refused(scrubbed_text("the configuration cannot work:\n  " + "\n  ".join(lines))) from error
+
+
+class _OnceEach(yaml.SafeLoader):
+    """Reads YAML; of a key that is given twice it would else keep the last value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [name.value for name, _ in node.value if isinstance(name, yaml.ScalarNode)]
+        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"{', '.join(twice)} is given more than once: keep one")
+        return super().construct_mapping(node, deep)
+
+
+def _holds_switch(value: object) -> bool:
+    return any(isinstance(one, bool) for one in (value if isinstance(value, list) else [value]))
 
 
 def _nests(value: object) -> bool:

@@ -105,6 +105,7 @@ def model_facts(config: Config, *, folders: Sequence[str] | None, device: Callab
         passes=explainer.passes,
         notes=plan_notes(
             *model.notes,
+            *_scale_note(model.geometry),
             replica.head.note(tried.n_classes),
             *tried.probe.notes,
             *explainer.notes,
@@ -116,6 +117,16 @@ def model_facts(config: Config, *, folders: Sequence[str] | None, device: Callab
         head=replica.head,
         probe={**tried.probe.to_dict(), "copied": replica.copied},
     )
+
+
+def _scale_note(geometry: Preprocessing) -> list[str]:
+    """What to tell of a mean that no pixel has."""
+    if max(geometry.mean) <= 1:
+        return []
+    return [
+        f"preprocessing: pixels are from 0 to 1 when the mean {geometry.mean} is taken off them: if `mean` and `std` "
+        "are of pixels up to 255, divide both by 255"
+    ]
 
 
 def _layer_note(explainer: Explainer, replica: Replica) -> list[str]:

@@ -52,6 +52,10 @@ def most_memory(data: bytes, *, max_pixels: int) -> int:
 SIGNED, SEPARATE = 2, 2
 
 
+# Pillow's raw modes of grey PNGs → what it multiplies their values by.
+_GREY_STEPS = {"L;2": 85, "L;4": 17}
+
+
 class UnsupportedImageError(ValueError):
     """Pillow reads the file, but its values have no one 8-bit meaning."""
 
@@ -99,8 +103,9 @@ def canonical(image: Image.Image) -> Image.Image:
     """An opened image as upright 8-bit RGB; alpha lies over white.
 
     Raises UnsupportedImageError for floats, for signed integers and for those of more than 16 bits, whose white no
-    header tells, and what Pillow raises on damage.
+    header tells, for what Pillow misreads, and what Pillow raises on damage.
     """
+    _scale_clear_grey(image)
     image.load()
     turn = _turn(image)
     if image.mode == "F":
@@ -116,6 +121,13 @@ def canonical(image: Image.Image) -> Image.Image:
     if image.mode != "RGB":
         image = image.convert("RGB")
     return image if turn is None else image.transpose(turn)
+
+
+def _scale_clear_grey(image: Image.Image) -> None:
+    """Scales the clear value of a PNG that is not loaded yet as Pillow scales the pixels, but not that value."""
+    clear, tiles = image.info.get("transparency"), getattr(image, "tile", ())
+    if isinstance(clear, int) and tiles:
+        image.info["transparency"] = clear * _GREY_STEPS.get(tiles[0].args, 1)
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
@@ -141,6 +153,11 @@ def _refuse_no_white(image: Image.Image) -> None:
         raise UnsupportedImageError(
             f"{'signed' if signed else 'unsigned'} integers of {bits} bits (here from {values.min()} to "
             f"{values.max()}) have no fixed white: save the image with 8 or 16 bits, unsigned"
+        )
+    if ExifTags.Base.ColorMap in tags and 0 < max(_values(tags, ExifTags.Base.ColorMap)) < 256:
+        raise UnsupportedImageError(
+            "a TIFF with a palette of 8-bit colours, which TIFF has as 16 bits, so that Pillow reads them as black: "
+            "save it again, as RGB"
         )
     if bits > 8 and SEPARATE in _values(tags, ExifTags.Base.PlanarConfiguration) and len(image.getbands()) > 1:
         raise UnsupportedImageError(

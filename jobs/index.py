@@ -102,21 +102,23 @@ class WithdrawnError(Stopped):
 
 def read_part(store: ObjectStore, unit: int) -> tuple[pa.Table, Commit]:
     """A committed unit's lines and commit. Raises DamagedError, or WithdrawnError if there is no commit."""
-    return load_part(_stored_part(store, unit), unit)
+    return load_part(stored_part(store, unit), unit)
 
 
 def read_parts(store: ObjectStore, units: Iterable[int]) -> Iterator[tuple[int, bytes]]:
     """The units' parts as they are stored, in order, for ``load_part``. Raises WithdrawnError if one is gone."""
-    return map_ahead(lambda unit: (unit, _stored_part(store, unit)), units, threads=READ_AHEAD)
+    return map_ahead(lambda unit: (unit, stored_part(store, unit)), units, threads=READ_AHEAD)
 
 
-def _stored_part(store: ObjectStore, unit: int) -> bytes:
+def stored_part(store: ObjectStore, unit: int) -> bytes:
+    """A committed unit's part as it is stored. Raises WithdrawnError if there is none."""
     try:
         return read_object(store, part_key(unit))
     except FileNotFoundError:
         raise WithdrawnError(
-            f"{part_key(unit)} is gone: another process, such as a second `saliency retry`, works on this store. Wait "
-            "until it has ended, then run the same command again: it goes on from what is there."
+            f"{part_key(unit)} is gone: another process, such as a second `saliency retry`, works on this store, or it "
+            "was removed. Wait until that process has ended, then run the same command again: it goes on from what is "
+            "there. Without one, `saliency verify` tells what to do."
         ) from None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 
@@ -113,6 +113,20 @@ def claim(record: AnyRecord, *, accept_versions: bool = False) -> AnyRecord:
             refuse_other_fingerprint(other, record.fingerprint, where=out)
             return gone_on(record, other, record.session, accept=accept_versions)
     return record
+
+
+def refuse_reordered(stored: Sequence[str], images: Sequence[str]) -> None:
+    """Refused if one of the --images of a store stands elsewhere among those of a run that goes on with it.
+
+    The sample ids of several inputs begin with their positions, so in another order equal names are other files.
+    """
+    moved = [path for path in images if path in stored and stored.index(path) != images.index(path)]
+    if moved:
+        raise Refused(
+            f"--images {moved[0]} is input {images.index(moved[0])} of this run, and was {stored.index(moved[0])} when "
+            f"the store was planned, so rows would get images of another input. Give them in the store's order: "
+            f"{' '.join(f'--images {path}' for path in stored)}"
+        )
 
 
 def refuse_inside(output: str, out: str) -> None:

@@ -20,7 +20,7 @@ from jobs.labels import label_notes, label_resolver, refuse_no_labels, refuse_un
 from jobs.manifest import Lines, scan, write_manifest
 from jobs.model_trial import trial
 from jobs.objects import is_remote, local_path
-from jobs.output import claim, existing_run, refuse_unwritable
+from jobs.output import claim, existing_run, refuse_reordered, refuse_unwritable
 from jobs.prefetch import prefetched
 from jobs.record import RUN_JSON, ArraySpec, Run, proven
 from jobs.relocate import complete_manifest
@@ -118,6 +118,7 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False, acce
         run = run.model_copy(update={"fingerprint": fingerprint.to_json()})
         if stored is not None:
             refuse_other_fingerprint(stored, run.fingerprint, where=config.out)
+            refuse_reordered(stored.config.images, config.images)
             run = run.model_copy(update={"totals": stored.totals, "state": stored.opened_state})
         done = set() if stored is None else committed(open_output(config.out))
         pending = _pending(run, done)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from jobs.decoder import shared_decoder
 from jobs.entries import Entry
-from jobs.failures import told
+from jobs.failures import NotAFile, told
 from jobs.fetch import fetch
 from jobs.images import load_canonical, most_memory
 from jobs.index import INDEX_PARQUET, OK, committed, read_part, schema
@@ -28,9 +28,11 @@ from jobs.output import open_run
 from jobs.reasons import for_explained
 from jobs.record import ArraySpec, Run
 from jobs.reject import Rejected
+from jobs.stopped import Stopped
 from jobs.store import MAPS, open_array, unscale_maps
 from jobs.stores import is_remote, open_output
 from jobs.tables import Damaged, open_parquet
+from jobs.words import first_line
 from saliency_core.errors import Refused
 
 CHANGED = "the image is not the one that was explained: its bytes have changed"
@@ -78,6 +80,14 @@ class MapArray:
             return unscale_maps(stored, np.asarray(self._open(f"{self.spec.path}_scale")[rows]))
         except BaseError as error:
             raise told(error, f"{self._run.config.out}/{MAPS}/{self.spec.path}") from None
+        except (Refused, Stopped):
+            raise
+        # Of a shard zarrs raises RuntimeError; of metadata zarr raises what its parsing trips over.
+        except (RuntimeError, ValueError, LookupError, TypeError, FileNotFoundError) as error:
+            raise Refused(
+                f"the maps {self.spec.path} from row {rows.start} on cannot be read "
+                f"({first_line(error)}): run `saliency verify {self._run.config.out}`, which tells what is damaged."
+            ) from error
 
     def _open(self, path: str) -> Any:
         if self._opened is None or self._opened[0] != os.getpid():
@@ -252,6 +262,11 @@ class Store:
                 return pa.concat_tables(tables)
         except (Damaged, LookupError, UnicodeDecodeError) as error:  # names and text that damage left
             raise Refused(f"{where} is damaged ({error}): run `saliency verify {self.run.config.out}`.") from error
+        except (FileNotFoundError, NotAFile) as error:
+            raise Refused(
+                f"{where} is missing: another command may be at work on this store, such as `saliency retry`; else run "
+                f"`saliency verify {self.run.config.out}`."
+            ) from error
 
     def _from_parts(self, rows: NDArray[np.int64], columns: list[str]) -> pa.Table:
         """``rows`` ascending."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from jobs import bounds
 from jobs.config import Config, MapDtype
 from jobs.job_config import JobConfig
 from jobs.software import Software
@@ -79,8 +81,8 @@ class Record(BaseModel):
     format_version: int = FORMAT_VERSION
     config: JobConfig
     fingerprint: dict[str, Any]
-    rows: int
-    unit_size: int
+    rows: int = Field(ge=1, le=bounds.COUNT)
+    unit_size: int = Field(ge=1, le=bounds.COUNT)
     device: str
     preprocessing_: dict[str, Any] = Field(alias="preprocessing")
     probe: dict[str, Any] = {}
@@ -142,9 +144,9 @@ class Run(Record):
 
     state: str = "running"
     config: Config
-    micro_batch: int
+    micro_batch: int = Field(ge=1, le=bounds.COUNT)
     class_names: tuple[str, ...] | None
-    n_classes: int
+    n_classes: int = Field(ge=1, le=bounds.COUNT)
     target_specs: dict[str, str]
     arrays: tuple[ArraySpec, ...]
     head: str = "softmax"
@@ -185,17 +187,25 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 def parse_record(kind: type[AnyRecord], data: bytes, *, where: str) -> AnyRecord:
     """The record's bytes → itself; Refused where they are damaged or of a format that this version does not know."""
+    version = other_format(data)  # which may have other fields
+    if version is not None:
+        raise Refused(
+            f"{where} is of store format {version}, this program reads {FORMAT_VERSION}: use the version that made it."
+        )
     try:
-        record = kind.model_validate_json(data)
+        return kind.model_validate_json(data)
     except ValueError as error:
         first = " ".join(str(error).splitlines()[:3])
         raise Refused(f"{where}/{kind.KEY} cannot be read, so the store cannot be used: {first}") from error
-    if record.format_version != FORMAT_VERSION:
-        raise Refused(
-            f"{where} is of store format {record.format_version}, this program reads {FORMAT_VERSION}: use the "
-            "version that made it."
-        )
-    return record
+
+
+def other_format(data: bytes) -> int | None:
+    """The store format that a record's bytes tell, if it is another than this program's; None if they tell none."""
+    try:
+        version = json.loads(data)["format_version"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return version if type(version) is int and version != FORMAT_VERSION else None
 
 
 def proven(record: Record) -> bytes:

@@ -50,9 +50,9 @@ def damage() -> Iterator[None]:
 
 
 def choose(names: Sequence[str], wanted: str | None, usual: Iterable[str], *, where: str, option: str) -> str | None:
-    """`wanted`, else the first of the `usual` names in any case, else None. Raises SourceError."""
+    """`wanted`, else the first of the `usual` names, in any case and between spaces, else None. Raises SourceError."""
     if wanted is None:
-        folded = {name.casefold(): name for name in reversed(names)}
+        folded = {name.strip().casefold(): name for name in reversed(names)}
         return next((folded[name] for name in usual if name in folded), None)
     if wanted not in names:
         raise SourceError(f"{where} has no column {wanted!r} ({option}); it has: {listed_names(names)}")
@@ -68,6 +68,11 @@ def uri_column_of(names: Sequence[str], wanted: str | None, where: str, *, besid
         raise SourceError(
             f"{where} has neither {beside} nor one of URIs; it has: {listed_names(names)}. "
             "Name one with image_column or uri_column"
+        )
+    if len(names) == 1 and (other := next((mark for mark in ";\t|" if mark in names[0]), None)):
+        raise SourceError(
+            f"{where} has a single column, {listed_names(names)!r}: its cells seem to be separated by {other!r}. "
+            "Separate them by commas"
         )
     raise SourceError(
         f"{where} has no column of URIs ({', '.join(URI_COLUMNS)}); it has: {listed_names(names)}. "

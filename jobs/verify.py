@@ -33,7 +33,7 @@ from jobs.manifest import Manifest
 from jobs.objects import is_remote, local_path
 from jobs.output import open_run
 from jobs.recompute import Recompute, Sample
-from jobs.record import RUN_JSON, Run
+from jobs.record import RUN_JSON, Run, other_format
 from jobs.software import Makers
 from jobs.store import MAPS
 from jobs.stores import list_keys, open_output, read_object
@@ -207,8 +207,9 @@ def _of_other_format(store: ObjectStore) -> bool:
     """Whether run.json is sound, as far as can be told, and only of a format that this program does not know."""
     try:
         data = read_object(store, RUN_JSON)
-        Run.model_validate_json(data)
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
+        return False
+    if other_format(data) is None:
         return False
     try:
         return f"{hashlib.sha256(data).hexdigest()}  {RUN_JSON}\n".encode() in read_object(store, SHA256SUMS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -107,7 +108,8 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
         "seed: .nan", "stall_seconds: .inf", "max_pixels: -.inf", "threads: [1, 2]", "mean: [.inf, 0, 0]",
         "images: {a: b}", "out: 2024-99-99", "out: 2024-01-01", "limit: true", "methods: [[gradient]]", "seed: 0o8",
         "resize: [1, 2, 3]", "crop: [.nan, 3]", "threads: 1.5", "unit_size: {1: 2}", "targets: !!set {predicted}",
-        "max_seconds: true", "allow_quarantined: 7",
+        "max_seconds: true", "allow_quarantined: 7", "mean: [true, false, yes]", "seed: 1\nseed: 2",
+        "unit_size: 1\nunit-size: 2", "method: gradient\nmethods: fullgrad",
     ],
     ids=lambda text: text[-24:],
 )  # fmt: skip
@@ -157,3 +159,19 @@ def test_record_that_could_not_be_read_again_is_not_written(finished: Path, tmp_
     broken = run.model_copy(update={"agreement": {"cosine": float("nan")}})
     with pytest.raises(Refused, match=r"run\.json could not be read again"):
         proven(broken)
+
+
+@pytest.mark.parametrize("key", ["rows", "unit_size", "micro_batch", "n_classes"])
+@pytest.mark.parametrize("value", [-1, 0, 10**30])
+def test_record_with_numbers_of_no_store_is_refused(key: str, value: int, finished: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "s"))
+    record = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps({**record, key: value}))
+    with pytest.raises(Refused, match=rf"run\.json cannot be read.*{key}"):
+        existing_run(str(out))
+
+
+@pytest.mark.parametrize("mean, told", [("127.5,127.5,127.5", True), ("0.485,0.456,0.406", False), ("1,1,1", False)])
+def test_mean_of_pixels_up_to_255_is_told(tree: Path, tmp_path: Path, mean: str, told: bool) -> None:
+    _, text = run_inline(images=str(tree / "ant"), out=str(tmp_path / "s"), unit_size=8, mean=mean)
+    assert ("divide both by 255" in text) is told, text

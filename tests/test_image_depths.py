@@ -60,8 +60,9 @@ def grey_png(depth: int) -> bytes:
     return png(16, 16, depth, 0, b"".join(b"\0" + row.tobytes() for row in rows))
 
 
-def palette_tiff() -> bytes:
-    return tiff(ramp(255, "u1"), photometric="palette", colormap=np.tile(np.arange(256, dtype=np.uint16) * 257, (3, 1)))
+def palette_tiff(step: int = 257) -> bytes:
+    colours = np.tile(np.arange(256, dtype=np.uint16) * step, (3, 1))
+    return tiff(ramp(255, "u1"), photometric="palette", colormap=colours)
 
 
 # file, and how many steps of grey the depth has between black and white
@@ -94,6 +95,7 @@ REFUSED = {
        {"float16": "not an image", "float32": "float", "float64": "not an image"}.items()},
     **{f"{kind} TIFF": (tiff(ramp(100, kind)), "not an image") for kind in ("int64", "uint64")},
     **{f"{kind} RGB TIFF": (rgb_tiff(kind), "not an image") for kind in ("int8", "int16", "int32", "uint32")},
+    "palette TIFF of 8-bit colours": (palette_tiff(1), "8-bit colours"),
     "uint16 RGB TIFF, planes": (planes("uint16"), "one after the other"),
     "uint16 TIFF, white is 0": (tiff(ramp(65535, "u2"), photometric="miniswhite"), "white as zero"),
     "5 bands": (tiff(ramp(255, "u1", channels=5), photometric="minisblack", planarconfig="contig"), "not an image"),

@@ -155,6 +155,16 @@ def test_a_clear_colour_lies_over_white(mode: str, clear: object) -> None:
     np.testing.assert_array_equal(read(encode(image, "PNG", transparency=clear)), expected)
 
 
+@pytest.mark.parametrize("clear", [0, 1, 2, 3])
+@pytest.mark.parametrize("depth", [2, 4])
+def test_a_clear_grey_of_few_bits_is_scaled_as_the_pixels_are(depth: int, clear: int) -> None:
+    values = np.arange(4, dtype=np.uint8)
+    packed = np.packbits((values[:, None] >> np.arange(depth - 1, -1, -1)) & 1).tobytes()
+    found = read(png(4, 1, depth, 0, b"\0" + packed, (b"tRNS", struct.pack(">H", clear))))
+    expected = np.where(values == clear, 255, values * (255 // (2**depth - 1)))
+    np.testing.assert_array_equal(found[0, :, 0], expected)
+
+
 def test_an_animation_gives_its_first_frame() -> None:
     frames = [Image.fromarray(PHOTO).quantize(256), Image.new("P", (41, 31), 3)]
     data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])

@@ -107,3 +107,14 @@ def test_columns_that_hold_no_labels(tmp_path: Path, value: object, place: str) 
 def test_labels_of_a_csv_that_are_not_utf8(tmp_path: Path) -> None:
     path = write(tmp_path / "x.csv", b"uri,label\ns3://b/a.png,caf\xe9\ns3://b/b.png,1.0\ns3://b/c.png\n")
     assert labels(path) == [r"caf\xe9", 1, None]
+
+
+@pytest.mark.parametrize("name", [" label", "Label ", "\tLABEL"])
+@pytest.mark.parametrize("place", ["csv", "image", "uri"])
+def test_spaces_around_a_columns_name_do_not_lose_labels(tmp_path: Path, place: str, name: str) -> None:
+    """As `uri, label` has them, with a space after each comma."""
+    if place == "csv":
+        path = write(tmp_path / "x.csv", f"uri,{name}\ns3://b/a.png, 7\n".encode())
+    else:
+        path = write_parquet(tmp_path / "x.parquet", {place: [PNG if place == "image" else "s3://b/a.png"], name: [7]})
+    assert labels(path) == [7]

@@ -15,6 +15,7 @@ from relisted import picture
 from jobs.reader import open_store
 from jobs.retry import retry
 from jobs.verify import verify
+from saliency_core.errors import Refused
 
 RUN = {"unit_size": 2, "batch_size": 2, "methods": ("gradient",), "targets": ("predicted",)}
 again = partial(said, retry, runner="inline", workers="1")
@@ -133,3 +134,20 @@ def test_swapped_folders_are_explained_when_they_are_back(tmp_path: Path) -> Non
     swap(root)
     code, told = again(str(out))
     assert (code, statuses(out)) == (0, "oooooo"), told
+
+
+@pytest.mark.parametrize("images", ["ba", "b", "bab"])
+def test_inputs_in_another_order_are_refused(images: str, tmp_path: Path) -> None:
+    """Ids begin with the position of their input, so the ids of folders with equal names stay the same."""
+    for folder, first in (("a", 0), ("b", 3)):
+        for number in range(3):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            put(tmp_path / folder / f"{number}.bmp", picture(first + number))
+    out = tmp_path / "out"
+    run_inline(images=(str(tmp_path / "a"), str(tmp_path / "b")), out=str(out), limit=2, **RUN)
+    with pytest.raises(Refused, match="input 0 of this run, and was 1" if images == "ba" else "samples"):
+        run_inline(images=tuple(str(tmp_path / folder) for folder in images), out=str(out), **RUN)
+    for folder in "ab":
+        (tmp_path / folder).rename(tmp_path / f"moved {folder}")
+    run_inline(images=(str(tmp_path / "moved a"), str(tmp_path / "moved b")), out=str(out), **RUN)
+    assert statuses(out) == "oooooo"

@@ -294,3 +294,24 @@ def test_a_lost_shard_is_not_a_row_without_a_map(finished: Path, tmp_path: Path)
     with pytest.raises(Refused, match=r"rows \[16.*saliency verify"):
         found.maps(GRADIENT, [0, 16, 17])
     assert np.isfinite(found.maps(GRADIENT, [0])).all()
+
+
+@pytest.mark.parametrize("what", ["cut off", "empty", "gone", "text"])
+@pytest.mark.parametrize("key", ["c/2/0/0", "zarr.json"])
+def test_damaged_maps_are_told(key: str, what: str, finished: Path, tmp_path: Path) -> None:
+    """By each command that reads maps: it ends with 2, not as by a mistake of its own."""
+    out = Path(shutil.copytree(finished, tmp_path / "s"))
+    damaged = out / "maps.zarr" / GRADIENT / key
+    whole = damaged.read_bytes()
+    damaged.write_bytes({"cut off": whole[: len(whole) // 2], "text": b"x" * len(whole)}.get(what, b""))
+    if what == "gone":
+        damaged.unlink()
+    with pytest.raises(Refused, match="saliency verify"):
+        open_store(str(out)).maps(GRADIENT, [16])
+
+
+def test_a_missing_index_is_told(finished: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "s"))
+    (out / "index.parquet").unlink()
+    with pytest.raises(Refused, match=r"index\.parquet is missing.*saliency verify"):
+        open_store(str(out)).lines([0])

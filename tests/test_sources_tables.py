@@ -122,6 +122,12 @@ def test_a_list_without_a_uri_column_is_refused(tmp_path: Path) -> None:
     assert labels(path, uri_column="where", label_column="what") == [1]
 
 
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_a_list_with_other_separators_is_told_what_is_wrong(tmp_path: Path, mark: str) -> None:
+    with pytest.raises(SourceError, match="Separate them by commas"):
+        listed(write(tmp_path / "list.csv", f"uri{mark}label\na.png{mark}1\n".encode()))
+
+
 def test_a_long_list_keeps_its_order(tmp_path: Path) -> None:
     names = [f"{i}.png" for i in range(1500)]
     entries = listed(write(tmp_path / "list.csv", ("uri\n" + "\n".join(names)).encode()))

@@ -84,9 +84,10 @@ def test_what_is_no_store_is_refused_and_left_alone(tmp_path: Path, made: str) -
     assert out.exists() == (made != "nothing")
 
 
-def test_another_format_version_is_refused_not_called_damage(store: Path) -> None:
+@pytest.mark.parametrize("rows", [b'"rows":', b'"lines":'], ids=["the same fields", "other fields"])
+def test_another_format_version_is_refused_not_called_damage(rows: bytes, store: Path) -> None:
     data = (store / "run.json").read_bytes()
-    other = data.replace(b'"format_version": 1', b'"format_version": 3')
+    other = data.replace(b'"format_version": 1', b'"format_version": 3').replace(b'"rows":', rows)
     (store / "run.json").write_bytes(other)
     assert check(store)[0] == DAMAGED  # by its sums, this is a flipped bit
     sums = (store / "SHA256SUMS").read_text()

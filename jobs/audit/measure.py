@@ -12,8 +12,7 @@ import pyarrow.compute as pc
 from jobs.audit.measures import CORNER, FRAME, GRID, Floats, measure, shares, shrink
 from jobs.audit.objects import ObjectsOf, on_objects
 from jobs.audit.unit_parts import FACTS, encode, made_from, part_key
-from jobs.index import OK, load_part
-from jobs.index import part_key as index_key
+from jobs.index import OK, load_part, stored_part
 from jobs.reader import open_store
 from jobs.record import Run
 from jobs.stores import open_output, put, read_object
@@ -41,7 +40,7 @@ class Measure:
 
     def __call__(self, unit: int) -> MeasuredUnit:
         array, run = self._spec.path, self._reader.run
-        committed = read_object(self._store, index_key(unit))
+        committed = stored_part(self._store, unit)
         of: dict[str, object] = {
             "commit": hashlib.sha256(committed).hexdigest(),
             "objects": self._objects.digest if self._objects else None,
