@@ -370,8 +370,8 @@ class Explainer:
         if signal.readout.leftovers and bool((residual > INCOMPLETE).any()):
             self._tell(
                 f"what FullGrad's maps are made of does not add up to the score (it is off by up to more than "
-                f"{INCOMPLETE:.0%}): a bias is not seen, as in other threads and vmap, or the model has a gradient of its "
-                "own. Of each map the column `residual` tells how far it is off."
+                f"{INCOMPLETE:.0%}): a bias is not seen, as in other threads and vmap, or the model has a gradient of "
+                "its own. Of each map the column `residual` tells how far it is off."
             )
 
     def _tell(self, note: str) -> None:

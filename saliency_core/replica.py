@@ -74,10 +74,10 @@ def make_replica(
     watched = bool(activations or live or not fold_biased)
     scripted = next((name for name, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)), None)
     if watched and scripted is not None:
+        part = f"part {scripted!r} of " if scripted else ""
         raise Refused(
-            f"{f'part {scripted!r} of ' if scripted else ''}{model.spec} is TorchScript, whose layers cannot be watched: "
-            "FullGrad, CAMs and layer targets need the model itself (python:package.module:factory). Gradient methods "
-            "and rules work."
+            f"{part}{model.spec} is TorchScript, whose layers cannot be watched: FullGrad, CAMs and layer "
+            "targets need the model itself (python:package.module:factory). Gradient methods and rules work."
         )
     if not borrowed:  # what follows changes modules
         running = _faster(running, probe, dtype, fold_biased, keep={*activations, *live}, channels_last=channels_last)

@@ -242,9 +242,7 @@ class Reorders(nn.Module):
 @pytest.mark.parametrize("way", ["sorted", "chunks", "views", "padded"])
 @pytest.mark.parametrize("method", ["gradcam", "layercam(layer=body.one)", "guided_gradcam(layer=body.two)"])
 def test_what_does_not_hold_the_images_in_their_order_has_no_cam(way: str, method: str) -> None:
-    with pytest.raises(
-        Refused, match=r"layer '(relu|body|silu).*(in another order|which part of it is of)"
-    ):
+    with pytest.raises(Refused, match=r"layer '(relu|body|silu).*(in another order|which part of it is of)"):
         Explainer(own(built(lambda: Reorders(way))), methods=[method], precision="float64")(images_of(5, 8, 8))
 
 
@@ -269,6 +267,7 @@ class Elsewhere(nn.Module):
             return pool.submit(self.body, x).result()
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_a_part_in_torchscript_is_named() -> None:
     module = built(ChannelsLast)
     module.two = torch.jit.trace(module.two, torch.zeros(1, 4).double())
