@@ -100,7 +100,11 @@ def model_facts(config: Config, *, folders: Sequence[str] | None, device: Callab
         target_specs={target.slug: target.spec for target in explainer.targets},
         method_specs={method.slug: method.spec for method in explainer.methods},
         arrays=arrays,
-        parameter_bytes=sum(value.nbytes for value in model.module.state_dict().values() if isinstance(value, Tensor)),
+        parameter_bytes=sum(
+            value.numel() * value.element_size()
+            for value in model.module.state_dict().values()
+            if isinstance(value, Tensor)
+        ),
         image_bytes=image_bytes,
         passes=explainer.passes,
         notes=plan_notes(
@@ -201,11 +205,15 @@ class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
     def __init__(self, module: nn.Module) -> None:
         self.total = 0
         self._seen = {
-            value.untyped_storage().data_ptr() for value in module.state_dict().values() if isinstance(value, Tensor)
+            value.untyped_storage().data_ptr()
+            for value in module.state_dict().values()
+            if isinstance(value, Tensor) and value.layout == torch.strided  # others have no storage
         }
         super().__init__(self._count, lambda saved: saved)
 
     def _count(self, saved: Tensor) -> Tensor:
+        if saved.layout != torch.strided:
+            return saved
         storage = saved.untyped_storage()
         if storage.data_ptr() not in self._seen:
             self._seen.add(storage.data_ptr())

@@ -30,7 +30,14 @@ class Cam(Readout):
     nonnegative = True
 
     def read(self, one: Pass) -> Iterator[Tensor]:
-        activation, gradient = spatial(one.activations[self.layer or AUTO])
+        layer = one.activations[self.layer or AUTO]
+        if layer.capture.shape[:1] != one.inputs.shape[:1]:
+            raise Refused(
+                f"layer {layer.capture.name!r} gives {list(layer.capture.shape)} for {len(one.inputs)} images, so "
+                "which part of it is of which image is not known (does the model loop over images, pad their batch, or "
+                "look at several views of each?). Choose another layer=… or method, or let it take all images at once."
+            )
+        activation, gradient = spatial(layer)
         yield self.weigh(activation, gradient)
 
     def finish(self, readings: Iterable[Tensor], size: tuple[int, int]) -> Tensor:

@@ -111,4 +111,6 @@ def _why_not(checkpoint: Mapping[Any, Any]) -> str:
     stranger = next((name for name, value in mixed.items() if not isinstance(value, Tensor)), None)
     if stranger is None:
         return ""
-    return f": its {stranger!r} is a {type(mixed[stranger]).__name__}"
+    value = mixed[stranger]
+    empty = "n empty" if isinstance(value, Mapping) and not value else ""
+    return f": its {stranger!r} is a{empty} {type(value).__name__}"

@@ -34,10 +34,11 @@ _CARRIERS = {
     *("getitem", "select", "slice", "narrow", "permute", "transpose", "t", "movedim", "get", "ravel", "unbind"),
     *("expand", "contiguous", "clone", "alias", "to", "to_copy", "float", "double", "half", "bfloat16", "type"),
     *("type_as", "cpu", "cuda", "dropout", "feature_dropout", "nan_to_num", "lift_fresh_copy", "requires_grad"),
+    *("flip", "index_select"),
     *_JOINS,
 }
 # Of probabilities alone, and next to nothing there: with scores they would do something else.
-_GUARDS = ("clamp", "clip", "clamp_min", "clamp_max", "hardtanh", "log")
+_GUARDS = ("clamp", "clip", "clamp_min", "clamp_max", "hardtanh", "log", "exp")
 _SUMS = ("add", "radd", "iadd")
 _OF_MODULES = 5  # the ``_stacklevel`` that nn.Softmax and nn.LogSoftmax, and nothing else, call their function with
 

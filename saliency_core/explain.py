@@ -42,6 +42,7 @@ from saliency_core.targets import Choice, Outputs, Target, pick
 LESS_EXACT = ("tf32", "bf16", "fp16")
 PRECISIONS = ("float32", "float64", *LESS_EXACT)
 PASS_SIZE = 16
+INCOMPLETE = 0.05  # of the sum of the parts' sizes; float32 leaves 1e-6, half precision within 1e-2
 
 Averages = dict[tuple[str, Signal], Average]
 
@@ -267,6 +268,7 @@ class Explainer:
                             averages[key].add(signal.readout.read(one), sample.weights)
                             residual = signal.readout.residual(one)
                         if residual is not None:
+                            self._tell_incomplete(signal, residual[finite.repeat(len(sample.weights))])
                             mean = _weighted(residual, sample.weights)
                             residuals[key] = residuals[key] + mean if key in residuals else mean
             for (slug, signal), average in averages.items():
@@ -367,6 +369,14 @@ class Explainer:
                     f"target {target.spec!r} does not depend on layer {replica.places[name]!r}, so the CAM of that "
                     "layer is zero everywhere: name one in front of what the target reads with layer=…."
                 )
+
+    def _tell_incomplete(self, signal: Signal, residual: Tensor) -> None:
+        if signal.readout.leftovers and bool((residual > INCOMPLETE).any()):
+            self._tell(
+                f"what FullGrad's maps are made of does not add up to the score (it is off by up to more than "
+                f"{INCOMPLETE:.0%}): a bias is not seen, as in other threads and vmap, or the model has a gradient of "
+                "its own. Of each map the column `residual` tells how far it is off."
+            )
 
     def _tell(self, note: str) -> None:
         if note not in self.notes:

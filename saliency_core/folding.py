@@ -13,6 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from saliency_core.eager import eagerly
 from saliency_core.parts import is_plain
 
 
@@ -44,7 +45,7 @@ def _pairs(module: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d, nn.BatchN
         part.register_forward_hook(flow.seen) for part in module.modules() if is_plain(part, nn.Conv2d, nn.BatchNorm2d)
     ]
     try:
-        with torch.no_grad(), flow:
+        with torch.no_grad(), eagerly(), flow:
             outputs = module(images.clone())
     finally:
         for handle in handles:

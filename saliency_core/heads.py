@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from saliency_core.eager import eagerly
 from saliency_core.endings import LOGIT, SIGMOID, SOFTMAX, Ending, Trace, find_ending
 from saliency_core.errors import Refused
 from saliency_core.models import AUTO, Model, select_output
@@ -129,7 +130,7 @@ def _without_ending(model: Model, images: Tensor) -> tuple[Ending | None, Model,
         if isinstance(model.module, torch.jit.ScriptModule):
             ending, edited = scripted_ending(model.module)
             return ending, replace(model, module=edited), model.columns(images.clone())
-        with Trace() as trace:
+        with eagerly(), Trace() as trace:
             outputs = model.module(images.clone())
         ending = find_ending(trace.calls, id(select_output(outputs, model.output)))
         passing = model if ending is None else replace(model, passing=trace.passing(ending))
@@ -159,17 +160,19 @@ def _is_distribution(values: Tensor) -> bool:
 
 
 def _looks_squashed(model: Model, images: Tensor, outputs: Tensor) -> bool:
-    """Whether outputs [1, columns] are a distribution, stay between 0 and 1 however strong the images are, or end at 0
-    as the logarithms of such outputs do."""
+    """Whether outputs [1, columns] are a distribution, have the same sum or stay between 0 and 1 however strong the
+    images are, or end at 0 as the logarithms of such outputs do."""
     if _is_distribution(outputs) or _is_distribution(outputs.exp()):
         return True
-    if not (_in_unit_interval(outputs) or outputs.max() <= 0):
+    if not (bool((outputs >= 0).all()) or outputs.max() <= 0):
         return False
     try:
         with torch.no_grad():
             values = torch.cat([model.columns(scale * images) for scale in _SCALES])
     except Exception:  # noqa: BLE001 - no model need take images like these
         return False
+    if _is_distribution(values / outputs.sum(dim=1, keepdim=True)):  # as in percent
+        return True
     return _in_unit_interval(values) or bool(values[-2:].max() > -1e-3 and values.max() <= 0)
 
 

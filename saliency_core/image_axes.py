@@ -6,15 +6,18 @@ forward is run with two images and with three: the axis is the one that grows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from saliency_core.captures import Captures
+from saliency_core.errors import Refused
 from saliency_core.layouts import ImageAxis
 from saliency_core.models import Model
 from saliency_core.passes import Forward
+
+_NEAR = 1e-3  # relative to the largest value; the same kernels run on the same images in another order
 
 
 def find_image_axes(model: Model, image: Tensor) -> dict[str, ImageAxis]:
@@ -23,9 +26,47 @@ def find_image_axes(model: Model, image: Tensor) -> dict[str, ImageAxis]:
     images = torch.cat([image, image.flip(3), 2 * image])
     two, three = _shapes(model, images[:2]), _shapes(model, images)
     axes = {name: _growing(shape, three.get(name, ())) for name, shape in two.items()}
-    found = {name: ImageAxis(axis) for name, axis in axes.items() if axis is not None and two[name][axis] == 2}
-    several = {name: axis for name, axis in axes.items() if axis is not None and name not in found}
+    single = {name: axis for name, axis in axes.items() if axis is not None and two[name][axis] == 2}
+    several = {name: axis for name, axis in axes.items() if axis is not None and name not in single}
+    kept = _in_order(model, torch.cat([image, _unlike(image)]), single)
+    found = {name: ImageAxis(axis) for name, axis in single.items() if name in kept}
     return found | (_laid_out(model, images[:2], several) if several else {})
+
+
+def refuse_mixed_images(model: Model, image: Tensor, layers: Collection[str]) -> None:
+    """Raises Refused unless the rows of what ``layers`` give are the images of the batch, in their order."""
+    if not layers:
+        return
+    images = torch.cat([image, _unlike(image), -image])
+    rows = {name: 0 for name, value in _values(model, images, layers).items() if value.dim() and len(value) == 3}
+    mixed = rows.keys() - _in_order(model, images, rows)
+    if mixed:
+        raise Refused(
+            f"layer {min(mixed)!r} holds the images of a batch in another order than they came in (does the model sort "
+            "or choose among them?), so what it gives cannot be told to be of one image or another: choose another "
+            "layer or method, or let the model keep their order."
+        )
+
+
+def _unlike(image: Tensor) -> Tensor:
+    return 0.5 * image.flip(2) + 0.1
+
+
+def _in_order(model: Model, images: Tensor, axes: Mapping[str, int]) -> set[str]:
+    """The calls in which the places along these axes move as the images do: as they do not where a model sorts them."""
+    if not axes:
+        return set()
+    values, rolled = _values(model, images, axes), _values(model, images.roll(1, 0), axes)
+    return {
+        name
+        for name, axis in axes.items()
+        if name in values and name in rolled and _near(values[name].roll(1, axis), rolled[name])
+    }
+
+
+def _near(value: Tensor, other: Tensor) -> bool:
+    size = float(value.abs().nan_to_num(0, 0, 0).max())
+    return value.shape == other.shape and torch.allclose(value, other, _NEAR, _NEAR * size, equal_nan=True)
 
 
 def _shapes(model: Model, images: Tensor) -> dict[str, tuple[int, ...]]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from saliency_core.eager import eagerly
 from saliency_core.errors import Refused
 from saliency_core.preprocessing import Preprocessing
 
@@ -35,7 +36,7 @@ def give_sizes(module: nn.Module, preprocessing: Preprocessing, spec: str) -> No
     blank = torch.zeros(1, preprocessing.channels, height, width)
     why = "they are not reached"
     try:
-        with torch.no_grad():
+        with torch.no_grad(), eagerly():
             module(blank)
     except Exception as error:  # noqa: BLE001 whatever the user's model raises
         why = f"{type(error).__name__}: {error}"

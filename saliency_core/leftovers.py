@@ -114,7 +114,7 @@ class Leftover:
 
     def _along_its_inputs(self) -> list[Tensor]:
         """J·u of every output. Refused where torch cannot tell it."""
-        places = [position for position, leaf in enumerate(self._leaves) if _is_float(leaf)]
+        places = [position for position, leaf in enumerate(self._leaves) if _is_float(leaf) and _is_dense(leaf)]
 
         def call(*inputs: Tensor) -> list[Tensor]:
             leaves = list(self._leaves)
@@ -150,6 +150,10 @@ def _name(func: Callable[..., Any]) -> str:
 
 def _is_float(leaf: object) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def _is_dense(leaf: Any) -> bool:
+    return bool(leaf.layout == torch.strided)  # of a sparse matrix torch knows no tangent, and it is a weight
 
 
 def _moves(leaf: object) -> bool:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
-from zipfile import ZipFile
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from torch import Tensor, nn
@@ -158,6 +158,11 @@ def build_file(path: Path) -> Built:
         raise Refused(
             f"model file {str(path)!r} holds more than a graph and tensors, and loading it could run code, so it is "
             f"not loaded ({why}). Export the module alone, with plain tensors as examples."
+        ) from error
+    except BadZipFile as error:
+        raise Refused(
+            f"model file {str(path)!r} cannot be read: it is no archive, as torch.export and TorchScript files are, or "
+            "it is cut off; for a state dict, `weights`."
         ) from error
     except Exception as error:
         raise Refused(f"model file {str(path)!r} cannot be read ({type(error).__name__}: {error}).") from error

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from saliency_core.checkpoints import find_state
+from saliency_core.eager import eagerly
 from saliency_core.endings import SIGMOID, SOFTMAX, PassBy, Passing
 from saliency_core.errors import Refused
 from saliency_core.inference_mode import freeze, give_sizes, put_in_eval_mode, refuse_no_values
@@ -68,7 +69,7 @@ class Model:
 
     def outputs(self, images: Tensor) -> object:
         """All that the module returns."""
-        with nullcontext() if self.passing is None else PassBy(self.passing):
+        with eagerly(), nullcontext() if self.passing is None else PassBy(self.passing):
             return self.module(images)
 
     def as_logits(self, outputs: object, images: Tensor) -> Tensor:
@@ -76,10 +77,13 @@ class Model:
         return both_classes(self.as_columns(outputs, images))
 
     def as_columns(self, outputs: object, images: Tensor) -> Tensor:
-        """What the module made of ``images`` [n, C, H, W] → [n, columns]; also where it squeezed the shape [n, 1]."""
+        """What the module made of ``images`` [n, C, H, W] → [n, columns]; also if it squeezed axes of size 1, or left
+        some behind the columns, as a 1 × 1 convolution does."""
         scores = select_output(outputs, self.output)
-        if scores.dim() < 2 and scores.numel() == len(images):
-            scores = scores.reshape(-1, 1)
+        if scores.dim() < 2 and len(images) in (1, scores.numel()):
+            scores = scores.reshape(len(images), -1)
+        if scores.dim() > 2 and scores.shape[:2].numel() == scores.numel():
+            scores = scores.flatten(1)
         if scores.dim() != 2 or len(scores) != len(images) or scores.shape[1] == 0:
             raise Refused(
                 f"{self.spec} gives outputs of shape {list(scores.shape)} for images of shape {list(images.shape)}: "
@@ -235,8 +239,11 @@ def select_output(outputs: object, output: int | str | None) -> Tensor:
         return next(iter(tensors.values()))
     if output is not None and str(output) in tensors:
         return tensors[str(output)]
+    kind = type(outputs).__name__
+    if not tensors:
+        raise Refused(f"the model returns a {kind} without a tensor in it: let it return the scores [images, classes].")
     what = "has several outputs" if output is None else f"has no tensor output {output!r}"
-    raise Refused(f"the model ({type(outputs).__name__}) {what}: choose `output` from {', '.join(tensors) or 'none'}.")
+    raise Refused(f"the model ({kind}) {what}: choose `output` from {', '.join(tensors)}.")
 
 
 def _named_outputs(outputs: object) -> dict[str, object]:
@@ -248,7 +255,7 @@ def _named_outputs(outputs: object) -> dict[str, object]:
         return {str(position): value for position, value in enumerate(outputs)}
     if is_dataclass(outputs):
         return {field.name: getattr(outputs, field.name) for field in fields(outputs)}
-    return {"0": outputs}
+    return {"0": outputs} if isinstance(outputs, Tensor) else dict(getattr(outputs, "__dict__", {}))
 
 
 def model_digest(model: Model) -> str:
@@ -266,7 +273,14 @@ def weights_digest(module: nn.Module) -> str:
     for name, value in sorted(module.state_dict().items()):
         if not isinstance(value, Tensor):
             continue
-        data = value.detach().cpu().contiguous()
-        digest.update(f"{name} {data.dtype} {list(data.shape)}\n".encode())
+        data = _dense(value.detach()).cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {list(data.shape)}\n".encode())
         digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _dense(value: Tensor) -> Tensor:
+    """The values of a tensor that torch keeps in another form: sparse, of oneDNN's, quantised, lazily conjugated."""
+    if value.is_quantized:
+        return value.dequantize()
+    return value.to_dense() if value.layout != torch.strided else value.resolve_conj().resolve_neg()

@@ -15,7 +15,7 @@ from saliency_core.copies import copy_frozen as copy_frozen
 from saliency_core.errors import Refused
 from saliency_core.folding import fold_batch_norms
 from saliency_core.heads import Head, settle_head
-from saliency_core.image_axes import find_image_axes
+from saliency_core.image_axes import find_image_axes, refuse_mixed_images
 from saliency_core.layouts import ImageAxis
 from saliency_core.models import Model
 from saliency_core.stem import lay_out_stem
@@ -72,10 +72,12 @@ def make_replica(
     if borrowed:
         notes = (*notes, f"the model runs as it is, as it cannot be copied: {made.trouble}.")
     watched = bool(activations or live or not fold_biased)
-    if watched and isinstance(module, torch.jit.ScriptModule):
+    scripted = next((name for name, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)), None)
+    if watched and scripted is not None:
+        part = f"part {scripted!r} of " if scripted else ""
         raise Refused(
-            f"{model.spec} is TorchScript, whose layers cannot be watched: FullGrad, CAMs and layer targets need the "
-            "model itself (python:package.module:factory). Gradient methods and rules work."
+            f"{part}{model.spec} is TorchScript, whose layers cannot be watched: FullGrad, CAMs and layer "
+            "targets need the model itself (python:package.module:factory). Gradient methods and rules work."
         )
     if not borrowed:  # what follows changes modules
         running = _faster(running, probe, dtype, fold_biased, keep={*activations, *live}, channels_last=channels_last)
@@ -85,6 +87,7 @@ def make_replica(
         found = find_layer(running, probe)
         places[AUTO] = found.name
         told = found.whereabouts
+    refuse_mixed_images(running, probe, {*places.values(), *live})
     blocked = not channels_last and not borrowed and runs_blocked(running, torch.cat([probe, 2 * probe]))
     axes = {} if fold_biased else find_image_axes(running, probe)
     return Replica(running, places, notes, _source(model, images), told, blocked, head, not borrowed, axes)
@@ -141,7 +144,11 @@ def _changed(model: Model, probe: Tensor, change: Callable[[Model], object]) -> 
 def _source(model: Model, images: Tensor) -> tuple[object, ...]:
     """Changes when a weight is edited or replaced (not through ``.data``, which torch itself does not see)."""
     values = [*model.module.parameters(), *model.module.buffers()]
-    return images.shape[1:], images.device, *((value.data_ptr(), _version(value)) for value in values)
+    return images.shape[1:], images.device, *((_place(value), _version(value)) for value in values)
+
+
+def _place(value: Tensor) -> int:
+    return value.data_ptr() if value.layout == torch.strided else id(value)  # a sparse tensor has no storage
 
 
 def _version(value: Tensor) -> int:

@@ -91,11 +91,15 @@ def _refuse_other_archives(path: Path) -> None:
     try:
         with ZipFile(path) as archive:
             members = [name.partition("/")[2] for name in archive.namelist()]
+            # torch compares no checksums; it may be told to write none, which leaves them at 0
+            damaged = archive.testzip() if any(item.CRC for item in archive.infolist()) else None
     except BadZipFile as error:
         raise Refused(
             f"{path} is cut off or damaged: it begins as a file of torch.save's, and has no end ({error}). "
             "Fetch or save it again."
         ) from error
+    if damaged is not None:
+        raise Refused(f"{path} is damaged: the checksum of {damaged!r} in it does not hold. Fetch or save it again.")
     if "archive_format" in members or any(name.startswith("code/") for name in members):
         raise Refused(
             f"{path} holds a whole model, graph and weights: give it as `model` file:{path}, without `weights`."
@@ -128,6 +132,8 @@ def _read_torch(path: Path) -> object:
     except EOFError as error:
         raise Refused(f"{path} is cut off ({error}): fetch or save it again.") from error
     except Exception as error:  # zip and torch each raise their own kinds
+        if ".tar format" in str(error):  # torch would advise to read it without weights_only
+            raise Refused(f"{path} is a tar archive, which is not read: give the state dict that is in it.") from error
         why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise Refused(f"{path} cannot be read as weights ({why}): it may be cut off or damaged.") from error
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import struct
+import tarfile
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -310,6 +311,14 @@ def arrays(*, zipped: bool) -> bytes:
     return buffer.getvalue()
 
 
+def flipped(path: Path) -> None:
+    """One byte, in the weights, is another."""
+    torch.save(state(), path)
+    content = bytearray(path.read_bytes())
+    content[content.index(state()["4.weight"].numpy().tobytes())] ^= 255
+    path.write_bytes(content)
+
+
 def scripted(path: Path) -> None:
     torch.jit.save(torch.jit.script(tiny()), path)
 
@@ -332,6 +341,9 @@ def scripted(path: Path) -> None:
         (lambda path: torch.save({"a": argparse.Namespace(lr=1)} | state(), path), r"\(argparse.Namespace\)"),
         (lambda path: torch.save({"model": state(), "best": np.float64(1)}, path), r"\(numpy.*scalar\)"),
         (lambda path: torch.save(tiny(), path), "Sequential"),
+        (flipped, "is damaged: the checksum of"),
+        (lambda path: tarfile.open(path, "w").close(), "is (a tar archive|neither)"),
+        (lambda path: torch.save({"state_dict": {}}, path), "'state_dict' is an empty dict"),
     ],
 )  # fmt: skip
 def test_each_unreadable_file_is_told_by_what_it_is(write: Callable[[Path], Any], words: str, tmp_path: Path) -> None:
@@ -340,6 +352,14 @@ def test_each_unreadable_file_is_told_by_what_it_is(write: Callable[[Path], Any]
     with pytest.raises(Refused, match=words) as refusal:
         load(path, "factories:tiny")
     assert ("holds more than tensors" in str(refusal.value)) == (words[0] == "\\" or words == "Sequential")
+
+
+def test_a_file_without_checksums_is_read(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        assert is_loaded(load_tiny(state(), tmp_path))
+    finally:
+        torch.serialization.set_crc32_options(True)
 
 
 def test_a_cut_pickle_of_the_older_form(tmp_path: Path) -> None:

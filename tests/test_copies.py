@@ -111,7 +111,7 @@ def test_class_images_of_what_cannot_be_copied() -> None:
     assert not found.copied and found.images.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["hooked", "owning", "weight_normed", "keeping"])
+@pytest.mark.parametrize("name", ["hooked", "owning", "weight_normed", "keeping", "sparse"])
 def test_jobs_of_them(name: str, tree: Path, tmp_path: Path) -> None:
     keys = {"images": str(tree / "ant"), "unit_size": 6, "batch_size": 3, "model": f"python:uncopied_nets:{name}"}
     code, told = run_inline(out=str(tmp_path / "s"), **keys)

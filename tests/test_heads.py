@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -95,6 +97,11 @@ ENDS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "index": ("softmax", lambda z: z[:, :, None].softmax(1)[:, :, 0]),
     "clone and cast": ("softmax", lambda z: z.softmax(1).clone().to(torch.float64).double()),
     "flatten": ("softmax", lambda z: z[:, :, None, None].softmax(1).flatten(1)),
+    "exponential of logarithms": ("softmax", lambda z: z.log_softmax(1).exp()),
+    "flipped and back": ("softmax", lambda z: z.softmax(1).flip(1).flip(1)),
+    "chosen by index": ("softmax", lambda z: z.flip(1).softmax(1).index_select(1, torch.arange(3, -1, -1))),
+    "left axes of size 1": ("softmax", lambda z: z[:, :, None, None].softmax(1)),
+    "squeezed whole": ("softmax", lambda z: z[:, :, None, None].softmax(1).squeeze()),
     "Softmax2d": ("softmax", lambda z: nn.Softmax2d()(z[:, :, None, None])[..., 0, 0]),
     "nn.Sigmoid": ("sigmoid", nn.Sigmoid()),
     "nn.LogSigmoid": ("sigmoid", nn.LogSigmoid()),
@@ -176,6 +183,7 @@ ONE_LOGIT: dict[str, Callable[[Tensor], Tensor]] = {
     "of shape [n]": lambda z: z.squeeze(1),
     "indexed": lambda z: z[:, 0],
     "squeezed whole": lambda z: z.squeeze(),
+    "left axes of size 1": lambda z: z[:, :, None, None],
     "nn.Sigmoid": nn.Sigmoid(),
     "sigmoid, squeezed": lambda z: torch.sigmoid(z).squeeze(1),
     "squeezed, sigmoid": lambda z: z.flatten().sigmoid(),
@@ -250,6 +258,39 @@ def test_every_method_explains_the_scores_in_front(end: Callable[..., Tensor], c
             assert expected.maps[name].any()
             close(found.maps[name], expected.maps[name])
         assert found.residuals["fullgrad"].max() <= 1e-12
+
+
+@dataclass
+class Scores:
+    logits: Tensor
+    hidden: object = None
+
+
+class Answer:
+    def __init__(self, logits: Tensor) -> None:
+        self.logits, self.loss = logits, None
+
+
+RETURNED: dict[str, Callable[[Tensor], object]] = {
+    "tuple": lambda z: (z, None),
+    "list": lambda z: [z],
+    "dict": lambda z: {"logits": z, "hidden_states": (z, z)},
+    "dataclass": Scores,
+    "namespace": lambda z: SimpleNamespace(logits=z),
+    "object": Answer,
+}
+
+
+@pytest.mark.parametrize("form", RETURNED)
+def test_the_only_tensor_returned_is_the_scores(form: str) -> None:
+    module, images = headed(RETURNED[form]), images_of()
+    exactly(explain(module, images, "gradient").scores, module.body(images).amax(1))
+
+
+@pytest.mark.parametrize("returned", [None, "text", Answer(None), {}, []])
+def test_what_holds_no_tensor_is_refused(returned: object) -> None:
+    with pytest.raises(Refused, match=f"returns a {type(returned).__name__} without a tensor"):
+        explain(built(lambda: Ending(lambda z: returned)), images_of(), "gradient")
 
 
 class Both(nn.Module):
@@ -337,6 +378,7 @@ def test_what_is_no_head_is_refused(model: Callable[[], Model], named: str) -> N
         (lambda z: z.softmax(1)[:, :2], "ends in softmax"),
         (lambda z: z.tanh(), "ends in tanh"),
         (F.hardsigmoid, "ends in hardsigmoid"),
+        (lambda z: 100 * z.softmax(1), "look like probabilities"),  # percent
         (lambda z: torch.minimum(z, 0 * z) - torch.log1p((-z.abs()).exp()), "look like probabilities"),  # log-sigmoid
         (lambda z: z.softmax(1).softmax(1), "squashed before"),
         (lambda z: z.sigmoid().softmax(1), "squashed before"),

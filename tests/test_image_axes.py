@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from subjects import own
 from torch import Tensor, nn
 
 from saliency_core import Explainer, Refused
+from saliency_core.errors import Told
 from saliency_core.fullgrad_decomposition import decompose
 from saliency_core.image_axes import find_image_axes
 from saliency_core.layouts import ImageAxis
@@ -217,6 +219,66 @@ def test_what_holds_one_image_at_a_time(kind: str) -> None:
             explainer(images)
     with pytest.raises(Refused, match="one image at a time"):
         decompose(own(module), images, precision="float64")
+
+
+class Reorders(nn.Module):
+    """Sorts images by brightness, or takes them in chunks, views or a padded batch, and undoes that at the end."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.body, self.way = Plain(4), way
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "sorted":
+            order = x.detach().mean((1, 2, 3)).argsort()
+            return self.body(x[order])[order.argsort()]
+        if self.way == "chunks":
+            return torch.cat([self.body(part) for part in x.split(2)])
+        if self.way == "views":
+            return self.body(torch.cat([x, x.flip(3)])).view(2, len(x), 5).mean(0)
+        return self.body(F.pad(x, (0, 0, 0, 0, 0, 0, 0, -len(x) % 4)))[: len(x)]
+
+
+@pytest.mark.parametrize("way", ["sorted", "chunks", "views", "padded"])
+@pytest.mark.parametrize("method", ["gradcam", "layercam(layer=body.one)", "guided_gradcam(layer=body.two)"])
+def test_what_does_not_hold_the_images_in_their_order_has_no_cam(way: str, method: str) -> None:
+    with pytest.raises(Refused, match=r"layer '(relu|body|silu).*(in another order|which part of it is of)"):
+        Explainer(own(built(lambda: Reorders(way))), methods=[method], precision="float64")(images_of(5, 8, 8))
+
+
+def test_what_is_sorted_has_no_fullgrad_and_no_layer_target() -> None:
+    module, images = own(built(lambda: Reorders("sorted"))), images_of(3, 8, 8)
+    with pytest.raises(Refused, match=r"choose among them\?\), so its map"):
+        Explainer(module, methods=["fullgrad"], precision="float64")(images)
+    with pytest.raises(Refused, match=r"'body\.one' holds the images of a batch in another order"):
+        Explainer(module, targets=["layer:body.one[2]"], precision="float64")(images)
+    assert Explainer(module, precision="float64")(images)["predicted"].maps["gradient"].isfinite().all()
+
+
+class Elsewhere(nn.Module):
+    """Runs its body in another thread, where no call is seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Plain(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(self.body, x).result()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_part_in_torchscript_is_named() -> None:
+    module = built(ChannelsLast)
+    module.two = torch.jit.trace(module.two, torch.zeros(1, 4).double())
+    with pytest.raises(Refused, match=r"part 'two' of own is TorchScript.*Gradient methods"):
+        Explainer(own(module), methods=["gradcam"], precision="float64")(images_of(2, 8, 8))
+
+
+def test_what_does_not_add_up_is_told() -> None:
+    explainer = Explainer(own(built(Elsewhere)), methods=["fullgrad"], precision="float64")
+    with pytest.warns(Told, match="does not add up"):
+        assert explainer(images_of(2, 8, 8))["predicted"].residuals["fullgrad"].max() > 0.05
 
 
 def test_axes_are_seen() -> None:

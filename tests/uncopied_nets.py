@@ -156,6 +156,23 @@ class NoMode(Silent):
         super().to(device)
 
 
+class Sparse(nn.Module):
+    """Mixes its scores with a sparse matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.mix = small(), nn.Parameter(torch.eye(5).to_sparse())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sparse.mm(self.mix, self.body(x).t()).t()
+
+
+def compiled_inside() -> nn.Module:
+    module = small()
+    module[3] = torch.compile(module[3], backend="eager")
+    return module
+
+
 UNCOPIED = {
     "lock": lambda: Owning(threading.Lock()),
     "file": lambda: Owning(sys.__stdout__),
@@ -179,6 +196,8 @@ COPIED = {
     "silent": Silent,
     "no mode": NoMode,
     "another forward": replaced_forward,
+    "compiled": lambda: torch.compile(small(), backend="eager"),
+    "compiled inside": compiled_inside,
 }
 CAST = {
     "bfloat16": lambda: OwnDtype(torch.bfloat16),
@@ -193,6 +212,10 @@ def hooked() -> nn.Module:
 
 def owning() -> nn.Module:
     return Owning(threading.Lock())
+
+
+def sparse() -> nn.Module:
+    return Sparse()
 
 
 def weight_normed() -> nn.Module:
