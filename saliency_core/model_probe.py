@@ -20,7 +20,7 @@ from saliency_core.made_up import difference, in_company, made_up_images, run
 from saliency_core.models import Model, both_classes
 from saliency_core.unsound import GRADIENTS, SCORES, count_gradients, refuse_branches, refuse_unequal
 
-REPEATS = 16  # when the forward draws random numbers that may seldom matter
+REPEATS = 64  # when the forward draws random numbers that may seldom matter
 
 
 @dataclass(frozen=True)
