@@ -37,7 +37,7 @@ COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[
 CONFIGS = {"explain": Config, "classes": ClassesConfig}
 LANGUAGES = {"sh", "python", "yaml", "sql", "text", ""}
 # Programs of others that blocks call.
-PROGRAMS = set("[ eval export mypy pip pre-commit pytest python3 ray ruff sh .ci/run".split())
+PROGRAMS = {"[", "eval", "export", "mypy", "pip", "pre-commit", "pytest", "python3", "ray", "ruff", "sh", ".ci/run"}
 NOT_HERE = {"fiftyone", "quantus"}  # test_export_tools.py installs them
 # --help, which all commands have, and flags of Ray and the AWS CLI.
 OTHER_FLAGS = {
@@ -176,7 +176,7 @@ def test_commands_in_sentences_exist() -> None:
         text = (ROOT / path).read_text()
         for command, rest in re.findall(r"`(?:saliency|python -m jobs) ([a-z]+)([^`]*)`", text):
             assert command in COMMANDS, f"{path}: {command}"
-            assert set(re.findall(r"(?<!\S)-{1,2}[a-z][\w-]*", rest)) <= options(command), f"{path}: {command}{rest}"
+            assert set(re.findall(r"(?<!\S)-{1,2}[a-z][\w-]*", rest)) <= options(command) | {"--help"}, (path, command)
         for script, rest in re.findall(r"`python (tests/[\w/]+\.py)([^`]*)`", text):
             source = (ROOT / script).read_text()
             assert all(f'"{flag}"' in source for flag in re.findall(r"--[\w-]+", rest)), f"{path}: {script}{rest}"
@@ -209,6 +209,13 @@ def test_yaml_blocks_are_yaml() -> None:
             assert isinstance(yaml.safe_load(one.text), dict), str(one)
 
 
+def test_hooks_and_ci_run_the_same_programs() -> None:
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    ci = (ROOT / ".ci" / "run").read_text().splitlines()
+    for hook in repository["hooks"]:
+        assert any(line.startswith(hook["entry"]) for line in ci), hook["entry"]
+
+
 def test_extending_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every block, one after the other; the function of a loss stands in a module, as its spec says."""
     before = dict(REGISTRY)
@@ -233,7 +240,7 @@ def test_extending_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
             del REGISTRY[name]
     made = {key: map_ for one in maps for key, map_ in one.items()}
     assert list(made) == [
-        "predicted/absolute_backprop", "predicted/gradient", "predicted/mirrored_gradient",
+        "predicted/absolute_backprop", "predicted/gradient", "predicted/dimmed_gradient",
         "predicted/sharpness_max", "predicted/sizecam", "entropy/gradient", "lowest/gradient",
     ]  # fmt: skip
     for key, map_ in made.items():
