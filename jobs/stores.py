@@ -1,6 +1,6 @@
 """Which store a URI means, and what is done there: every request to an object store, and every write anywhere.
 
-Credentials, region and endpoint come from each store's usual environment variables (README, "Object stores").
+Credentials, region and endpoint come from each store's usual environment variables (jobs/docs/object-stores.md).
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import socket
 from importlib.metadata import version
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import TINY, flags
+from documents import block, read_document
 
 from jobs.cli import app
 from jobs.cluster import refuse_unreachable, refuse_unshared
@@ -21,7 +21,6 @@ from jobs.stages import Node
 from saliency_core.errors import Refused
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
 
 
 def config(**keys: object) -> Any:
@@ -136,8 +135,7 @@ def test_ray_up_accepts_cluster_yaml() -> None:
 
 
 def test_kuberay_manifest_is_a_job_of_ours() -> None:
-    (text,) = re.findall(r"```yaml\n(apiVersion: ray\.io/v1\n.*?)```", README, re.DOTALL)
-    manifest = yaml.safe_load(text)
+    manifest = yaml.safe_load(block("clusters.md", "apiVersion: ray.io/v1"))
     assert manifest["kind"] == "RayJob"
     cluster = manifest["spec"]["rayClusterSpec"]
     assert cluster["rayVersion"] == version("ray")
@@ -145,7 +143,7 @@ def test_kuberay_manifest_is_a_job_of_ours() -> None:
         (container,) = group["template"]["spec"]["containers"]
         assert f":{cluster['rayVersion']}-" in container["image"]
         assert container["resources"]["requests"].keys() <= container["resources"]["limits"].keys()
-    assert f"FROM rayproject/ray:{cluster['rayVersion']}-py311-gpu" in README
+    assert f"FROM rayproject/ray:{cluster['rayVersion']}-py311-gpu" in read_document("clusters.md")
     (workers,) = cluster["workerGroupSpecs"]
     assert workers["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     program, command, *given = shlex.split(manifest["spec"]["entrypoint"])

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import TESTS
+from documents import block
 from exports import GRADIENT, audited, run
-from readme import block
 
 from jobs.audit.results import ROWS
 from jobs.audit.results import folder as audit_folder
@@ -89,7 +89,7 @@ def test_virelay_opens_its_projects(finished: Path, tmp_path: Path) -> None:
 
 
 def test_quantus_measures_its_batches(finished: Path, tmp_path: Path) -> None:
-    """The README's loop; and a metric that asks the model, whose answer to the whole image is its own."""
+    """The loop of interop.md; and a metric that asks the model, whose answer to the whole image is its own."""
     run(finished, "quantus", tmp_path / "handed/quantus", arrays=[GRADIENT], rows_per_part=16)
     python = environment(tmp_path / "venv", "quantus", ours=True)
     script = tmp_path / "measure.py"
@@ -98,7 +98,7 @@ def test_quantus_measures_its_batches(finished: Path, tmp_path: Path) -> None:
         "from factories import tiny\n"
         f"os.chdir({str(tmp_path)!r})\n"
         "net = tiny().eval()\n"
-        f"{block('Reading a store', 'import quantus')}\n"
+        f"{block('interop.md', 'import quantus')}\n"
         "named = {name: part[name] for name in ('x_batch', 'y_batch', 'a_batch')}\n"
         "flipped = quantus.PixelFlipping(features_in_step=256)(model=net, **named)\n"
         "faithful = quantus.FaithfulnessCorrelation(nr_runs=10, subset_size=32)(model=net, **named)\n"
@@ -118,13 +118,13 @@ def test_quantus_measures_its_batches(finished: Path, tmp_path: Path) -> None:
 
 
 def test_fiftyone_has_its_heat_maps(finished: Path, tmp_path: Path) -> None:
-    """The README's snippet, as far as a MongoDB can be had; the samples need none."""
+    """The snippet of interop.md, as far as a MongoDB can be had; the samples need none."""
     python = environment(tmp_path / "venv", "fiftyone", ours=True)
     script = tmp_path / "look.py"
     script.write_text(
         "import json, os\n"
         f"os.chdir({str(tmp_path)!r})\n"
-        f"text = {block('Reading a store', 'import fiftyone')!r}\n"
+        f"text = {block('interop.md', 'import fiftyone')!r}\n"
         "names = {}\n"
         "kept = True\n"
         "try:\n"

@@ -1,4 +1,4 @@
-"""Other people's tools open the store, as the README says."""
+"""Other tools open the store, as README and interop.md say."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import xarray as xr
 import zarr
 from conftest import run_inline
-from readme import blocks
+from documents import blocks
 
 from jobs.cli import app
 from jobs.reader import open_store
@@ -68,13 +68,13 @@ ELSEWHERE = ("import quantus", "import fiftyone")  # test_export_tools.py
 # webdataset leaves its files to the garbage collector.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.filterwarnings("ignore:Exception ignored in.*FileIO:pytest.PytestUnraisableExceptionWarning")
-def test_the_readme_reads_and_hands_over(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every block of the section, one after the other, beside a store that is named as there."""
+def test_the_documents_read_and_hand_over(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every block of interop.md, one after the other, beside a store that is named as there."""
     (tmp_path / "maps").symlink_to(finished)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     ran = []
-    for language, text in blocks("Reading a store"):
+    for language, text in ((one.language, one.text) for one in blocks("interop.md")):
         if any(mark in text for mark in ELSEWHERE):
             continue
         ran.append(language)

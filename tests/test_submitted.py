@@ -1,4 +1,4 @@
-"""Runs that `ray job submit` hands to a cluster, as the README says, with the words that Ray has for their ends."""
+"""Runs that `ray job submit` hands to a cluster, as clusters.md says, with the words that Ray has for their ends."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def submit(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 def test_run_is_submitted(tree: Path, tmp_path: Path, submit: list[str], undisturbed) -> None:
-    """Ray calls what ends with quarantined rows failed; as the README says, it need not."""
+    """Ray calls what ends with quarantined rows failed; as clusters.md says, it need not."""
     out = tmp_path / "store"
     keys = flags(images=tree, out=out, device="cpu", **{**SLOW, "runner": "ray"})
     explain = [*map(str, (sys.executable, "-m", "jobs", "explain", *keys))]
