@@ -19,7 +19,7 @@ from jobs.index import Commit, ShardRecord, encode_part, part_key
 from jobs.limited import Limited
 from jobs.presence import Presence
 from jobs.quits import no_quitting
-from jobs.stages import TASK_CPUS, Stage, replica_stage
+from jobs.stage import TASK_CPUS, Stage, replica_stage
 from jobs.stopped import Stopped
 from jobs.store import encode_class_shards
 from jobs.stores import open_output, put

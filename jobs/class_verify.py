@@ -27,7 +27,7 @@ from jobs.stores import list_keys, open_output, read_object
 from saliency_core.errors import Refused
 
 if TYPE_CHECKING:
-    from jobs.verify import Report
+    from jobs.problem_report import Report
 
 NEXT = "run the same classes command again"
 AGAIN = f"{NEXT}, it writes this object anew"

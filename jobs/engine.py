@@ -14,7 +14,7 @@ from typing import Any
 from jobs.cluster import refuse_unshared
 from jobs.doing import Doing
 from jobs.job_config import JobConfig
-from jobs.stages import REPLICA_CPUS, TASK_CPUS, Node, Stage, fit
+from jobs.stage import REPLICA_CPUS, TASK_CPUS, Node, Stage, fit
 from jobs.stopped import Stopped
 from jobs.surroundings import refuse_no_temporary
 from jobs.watchdog import Watchdog

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from jobs.doing import Doing, LocalBoard, noted, on
-from jobs.stages import Stage
+from jobs.stage import Stage
 
 _BOARD = LocalBoard()
 

@@ -19,7 +19,8 @@ from jobs.lock import locked
 from jobs.plan import make_plan
 from jobs.progress import Display, Meter
 from jobs.record import Run
-from jobs.stages import Stage, explain_stages
+from jobs.stage import Stage
+from jobs.stages import explain_stages
 from jobs.stores import open_output
 
 

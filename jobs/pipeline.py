@@ -29,7 +29,7 @@ from jobs.carried import Failed, pack, unpack
 from jobs.cluster import refuse_unreachable
 from jobs.doing import Doing, noted, on
 from jobs.hidden_modules import refuse_hidden_from_workers
-from jobs.stages import Node, Stage
+from jobs.stage import Node, Stage
 from jobs.stopped import Stopped
 from jobs.surroundings import ray_directory
 from saliency_core.errors import Refused

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from time import monotonic
 
 import pyarrow as pa
 from obstore.store import ObjectStore
@@ -25,13 +24,14 @@ from jobs.checks import (
 from jobs.class_verify import is_class_store, verify_classes
 from jobs.console import say
 from jobs.contents import AGAIN, RESTORE, Objects, Problem, collected
-from jobs.exits import DAMAGED, DONE, NOT_FINISHED
+from jobs.exits import DONE, NOT_FINISHED
 from jobs.finalize import SHA256SUMS
 from jobs.index import INDEX_PARQUET, committed
 from jobs.lookahead import map_ahead
 from jobs.manifest import Manifest
 from jobs.objects import is_remote, local_path
 from jobs.output import open_run
+from jobs.problem_report import Report
 from jobs.recompute import Recompute, Sample
 from jobs.record import RUN_JSON, Run, other_format
 from jobs.software import Makers
@@ -41,39 +41,7 @@ from jobs.unit_checks import check_unit
 from jobs.words import ranges
 from saliency_core.errors import Refused
 
-MOST_PRINTED = 50
 THREADS = 4  # each holds one shard, packed and unpacked
-PROGRESS_SECONDS = 15.0
-
-
-class Report:
-    """Prints problems as they are found, up to a number, and counts them all."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._spoke = monotonic()
-        self.problems = 0
-
-    def take(self, problems: Iterable[Problem]) -> bool:
-        """Whether there were none."""
-        before = self.problems
-        for problem in problems:
-            self.problems += 1
-            if self.problems <= MOST_PRINTED:
-                say(self._console, f"{problem.where}: {problem.what}")
-        return self.problems == before
-
-    def progress(self, text: str) -> None:
-        if monotonic() - self._spoke > PROGRESS_SECONDS:
-            self._spoke = monotonic()
-            say(self._console, text)
-
-    def end(self, remark: str) -> int:
-        """The last line of a store that is damaged."""
-        unseen = self.problems - MOST_PRINTED
-        more = f" ({unseen:,} of them not printed)" if unseen > 0 else ""
-        say(self._console, f"damaged: {self.problems:,} problems{more}. {remark}")
-        return DAMAGED
 
 
 @dataclass(frozen=True)

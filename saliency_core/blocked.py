@@ -12,26 +12,19 @@ computes some convolutions without oneDNN, or otherwise.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar, Token
-from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from saliency_core.calls import call_name, is_in_place
-from saliency_core.copies import copied
-from saliency_core.models import Model
 
 ENOUGH = 16
 _CHANNELS = 16  # of a block; fewer would be padded
-_WORTH = 0.75  # values copied, by those that convolutions read: up to here every net of torchvision gains
-_NEAR, _NEAR_GRADIENT = 1e-3, 0.1  # rounding alone flips gates of ReLUs
 _LARGE = 1e15  # below it, what stays in blocks does not overflow
 _RELUS = ("relu", "relu_")
 _SUMS = ("add", "add_", "__add__", "__iadd__")
@@ -157,40 +150,10 @@ def whole(value: Tensor) -> Tensor:
         return value.to_dense() if value.is_mkldnn else value
 
 
-def runs_blocked(model: Model, images: Tensor) -> bool:
-    """Whether ``model`` can run ``images`` [n, C, H, W] inside, forward and backward, and gains by it."""
-    if not torch._C._has_mkldnn or images.dtype != torch.float32 or images.device.type != "cpu":
-        return False
-    parts = list(model.module.modules())
-    hooked: bool = _has_any_global_hook()  # type: ignore[no-untyped-call]
-    if hooked or any(isinstance(part, torch.jit.ScriptModule) or _is_hooked(part) for part in parts):
-        return False  # who knows what these do
-    if sum(isinstance(part, nn.Conv2d) for part in parts) < 2:
-        return False
-    inside = Blocked(enough=1)
-    try:
-        model = replace(model, module=copied(model.module))  # it may keep what it sees
-        others, another = _run(model, images, inside)
-        if inside.copied > _WORTH * inside.read:
-            return False
-        logits, gradient = _run(model, images, nullcontext())
-    except Exception:  # noqa: BLE001 - where it is run it says what it has to say
-        return False
-    near = torch.allclose(logits, others, rtol=_NEAR, atol=_NEAR * float(logits.abs().max()))
-    return near and bool((another - gradient).norm() <= _NEAR_GRADIENT * gradient.norm())
-
-
 def refuse_bad(*values: Tensor) -> None:
     """NotInBlocks where one is not finite: oneDNN's ReLU makes zeros of NaN, and NaN of infinity at a closed gate."""
     if not all(value.isfinite().all() for value in values):
         raise NotInBlocks("NaN or infinity")
-
-
-def _run(model: Model, images: Tensor, mode: AbstractContextManager[Any]) -> tuple[Tensor, Tensor]:
-    x = images.detach().requires_grad_()
-    with mode:
-        logits = model.logits(x.clone())
-    return logits.detach(), torch.autograd.grad(logits.amax(1).sum(), x)[0]
 
 
 def _property(func: Callable[..., Any]) -> str:
@@ -215,7 +178,3 @@ def _writes(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, 
     if "out" in kwargs or any(arg is True for arg in args):
         return True
     return is_in_place(func, kwargs) and (not args or _is_blocked(args[0]))
-
-
-def _is_hooked(part: nn.Module) -> bool:
-    return any(getattr(part, f"_{kind}_hooks") for kind in ("forward", "forward_pre", "backward", "backward_pre"))

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from saliency_core.captures import Capture, Captures
 from saliency_core.errors import Refused
-from saliency_core.models import Model
-from saliency_core.passes import Forward, LayerPass, Pass
+from saliency_core.last_spatial_layer import AUTO
+from saliency_core.passes import LayerPass, Pass
 from saliency_core.readouts import Readout
 
-AUTO = "auto"
-_NO_TOKENS = ("linear", "flatten", "view", "reshape", "permute", "transpose", "contiguous", "unsqueeze", "squeeze")
 EPSILON = 1e-7
 
 
@@ -108,48 +105,3 @@ def spatial(layer: LayerPass) -> tuple[Tensor, Tensor]:
             "[images, channels, height, width] or tokens of a grid. Choose another layer=…."
         )
     return first, second
-
-
-def find_layer(model: Model, images: Tensor) -> Capture:
-    """The last spatial activation before the head, found by running the model once on ``images`` [n, C, H, W].
-
-    The head begins at the last convolution or linear layer. An activation counts where the score depends on more than
-    one place of it: a transformer's last tokens but the class token do not reach the score.
-    """
-    captures = Captures(model.module, (images.shape[2], images.shape[3]), everything=True)
-    forward = Forward(model.logits, images, captures=captures, open_views=True)
-    names = [call.name.partition("#")[0] for call in captures.calls]
-    heads = [place for place, name in enumerate(names) if name.startswith(("conv", "linear", "addmm"))]
-    candidates = [
-        call
-        for call, name in zip(captures.calls[: heads[-1] if heads else None], names, strict=False)
-        # Tokens are what a layer makes; a picture that was flattened only looks like them.
-        if _lies_over_the_image(call) and not (call.axes is None and name in _NO_TOKENS)
-    ]
-    for call, gradient in reversed(list(zip(candidates, _gradients(forward, candidates), strict=True))):
-        if _places(call, gradient) > 1:
-            return call
-    raise Refused(
-        f"{model.spec} has no spatial activation before its head that a CAM could be made of: name one with layer=…, "
-        "or choose another method."
-    )
-
-
-def _gradients(forward: Forward, candidates: Sequence[Capture]) -> list[Tensor]:
-    return forward.gradients(forward.outputs.amax(dim=1), candidates) if candidates else []
-
-
-def _lies_over_the_image(call: Capture) -> bool:
-    if call.axes is not None:
-        return call.shape[call.axes[0]] * call.shape[call.axes[1]] > 1
-    return call.grid is not None
-
-
-def _places(call: Capture, gradient: Tensor) -> int:
-    """At how many places of the image the score depends on the activation."""
-    if call.axes is not None:
-        channels = ({1, 2, 3} - set(call.axes)).pop()
-        return int((gradient != 0).any(dim=channels).any(dim=0).sum())
-    assert call.grid is not None
-    tokens = gradient[:, -call.grid[0] * call.grid[1] :]
-    return int((tokens != 0).any(dim=2).any(dim=0).sum())

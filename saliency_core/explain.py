@@ -28,14 +28,15 @@ from saliency_core.memory import is_out_of_memory
 from saliency_core.methods import Signal, parse_method
 from saliency_core.models import Model
 from saliency_core.moments import MEAN, Average
+from saliency_core.outputs import Outputs
 from saliency_core.passes import Forward, Pass
 from saliency_core.readouts import InputXGradient
+from saliency_core.relus import Rule
 from saliency_core.replica import Replica, make_replica
-from saliency_core.rules import Rule
 from saliency_core.samplers import Batch, Sampler
 from saliency_core.specs import refuse_collisions
 from saliency_core.target_specs import parse_targets
-from saliency_core.targets import Choice, Outputs, Target, pick
+from saliency_core.targets import Choice, Target, pick
 
 # Run channels-last, which is faster; there a CPU's 3 × 3 convolutions round two to five times as coarsely, which is not
 # what float32 promises.

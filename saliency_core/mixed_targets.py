@@ -11,16 +11,8 @@ from torch import Tensor, nn
 
 from saliency_core.endings import LOGIT
 from saliency_core.errors import Refused
-from saliency_core.targets import (
-    Choice,
-    Label,
-    Outputs,
-    Target,
-    everywhere,
-    pick,
-    refuse_no_class,
-    why_no_label,
-)
+from saliency_core.outputs import Outputs
+from saliency_core.targets import Choice, Label, Target, everywhere, pick, refuse_no_class, why_no_label
 
 
 class Contrast(Target):

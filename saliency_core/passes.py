@@ -16,8 +16,8 @@ from saliency_core.blocked import ENOUGH, Blocked, refuse_bad, whole
 from saliency_core.captures import Capture, Captures
 from saliency_core.endings import SOFTMAX
 from saliency_core.errors import Refused
-from saliency_core.rules import OutOfViews, Plain, Rule, find_relus
-from saliency_core.targets import Outputs
+from saliency_core.outputs import Outputs
+from saliency_core.relus import OutOfViews, Plain, Rule, find_relus
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from saliency_core.blocked import runs_blocked
-from saliency_core.cam import AUTO, find_layer
+from saliency_core.blocked_trial import runs_blocked
 from saliency_core.copies import Borrowed, copied, copy_model
 from saliency_core.copies import copy_frozen as copy_frozen
 from saliency_core.errors import Refused
 from saliency_core.folding import fold_batch_norms
 from saliency_core.heads import Head, settle_head
 from saliency_core.image_axes import find_image_axes, refuse_mixed_images
+from saliency_core.last_spatial_layer import AUTO, find_layer
 from saliency_core.layouts import ImageAxis
 from saliency_core.models import Model
 from saliency_core.stem import lay_out_stem

@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from saliency_core.endings import SOFTMAX
 from saliency_core.errors import Refused
+from saliency_core.outputs import Outputs
 
 NO_LABEL = -1
 MOST_DIGITS = 18  # of a class, channel or unit: int64 holds them all
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """Of one forward: ``logits`` [n, classes] before ``head``, by name the ``layers`` [n, …] that a target reads."""
-
-    logits: Tensor
-    layers: Mapping[str, Tensor] = field(default_factory=dict)
-    head: str = SOFTMAX
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torchvision import models
 
 from saliency_core import Explainer
-from saliency_core.blocked import Blocked, runs_blocked, whole
+from saliency_core.blocked import Blocked, whole
+from saliency_core.blocked_trial import runs_blocked
 from saliency_core.captures import Captures
 from saliency_core.errors import Told
 from saliency_core.passes import Forward

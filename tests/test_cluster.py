@@ -17,7 +17,7 @@ from jobs.cli import app
 from jobs.cluster import refuse_unreachable, refuse_unshared
 from jobs.config import make_config
 from jobs.engine import Engine
-from jobs.stages import Node
+from jobs.stage import Node
 from saliency_core.errors import Refused
 
 ROOT = Path(__file__).parent.parent

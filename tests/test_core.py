@@ -23,7 +23,7 @@ from saliency_core.fullgrad import EPSILON, psi_sum
 from saliency_core.methods import REGISTRY, Entry, Signal, parse_method
 from saliency_core.readouts import Gradient
 from saliency_core.reduce import REDUCTIONS
-from saliency_core.rules import Plain
+from saliency_core.relus import Plain
 from saliency_core.samplers import Batch, Sample, Sampler
 
 

@@ -12,7 +12,7 @@ from conftest import TINY, run_inline
 
 from jobs.config import make_config
 from jobs.engine import Engine
-from jobs.stages import Node
+from jobs.stage import Node
 from saliency_core.errors import Refused
 
 REFUSALS = [

@@ -16,7 +16,7 @@ from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.cluster_utils import Cluster
 
 from jobs import pipeline
-from jobs.stages import Stage
+from jobs.stage import Stage
 
 pytestmark = pytest.mark.slow
 

@@ -268,7 +268,7 @@ def test_interrupt_counts_what_the_store_has(tree: Path, tmp_path: Path) -> None
     from jobs.inline import doing, run_stages
     from jobs.job import work
     from jobs.output import open_run
-    from jobs.stages import Node
+    from jobs.stage import Node
 
     run_inline(images=str(tree), out=str(tmp_path / "s"), limit=8, **SAME)
     store, run = open_run(str(tmp_path / "s"))

@@ -21,7 +21,7 @@ from damage import (
 
 from jobs.exits import DAMAGED, DONE, NOT_FINISHED
 from jobs.index import DamagedError, part_key
-from jobs.verify import MOST_PRINTED
+from jobs.problem_report import MOST_PRINTED
 from saliency_core.errors import Refused
 
 # -- sound stores --------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from jobs.objects import is_remote, normal
 from jobs.output import open_run
 from jobs.reader import open_store
 from jobs.record import Run
-from jobs.stages import Stage
+from jobs.stage import Stage
 from jobs.stores import delete, put, read_object
 from jobs.words import duration, shown
 from saliency_core.errors import Refused

@@ -13,7 +13,7 @@ from jobs.compare.gather import FEW, Gathered
 from jobs.compare.pairs import Side
 from jobs.compare.pictures import Line, PairArtist, PairFigure, mean_tiles
 from jobs.compare.results import Comparison
-from jobs.report.audited import Names
+from jobs.report.class_names import Names
 from jobs.report.page import Column, Compared, Link, Table, Tile, Value, figure
 from jobs.report.sheets import LARGE, SMALL, Sheets
 from jobs.report.site import Site

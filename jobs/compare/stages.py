@@ -20,7 +20,7 @@ from jobs.index import DamagedError
 from jobs.presence import Presence
 from jobs.reader import open_store
 from jobs.sink import UNREADABLE, parquet_bytes, parquet_table
-from jobs.stages import Stage
+from jobs.stage import Stage
 from jobs.stores import open_output, put, read_object
 from jobs.words import first_line
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -88,19 +87,3 @@ def _by_class(classes: NDArray[np.int32]) -> tuple[NDArray[np.int64], dict[int, 
     found = np.unique(classes[order], return_index=True, return_counts=True)
     parts = zip(*(values.tolist() for values in found), strict=True)
     return order, {number: (start, start + count) for number, start, count in parts}
-
-
-class Names:
-    """How a class is called, and where its page is: by its number, for a name may be anything."""
-
-    def __init__(self, names: Sequence[str] | None) -> None:
-        self._names = names or ()
-
-    def of(self, number: int | None, name: str | None = None) -> str:
-        if number is None or number < 0:
-            return "no class"
-        return name or (self._names[number] if number < len(self._names) else "") or f"class {number}"
-
-    @staticmethod
-    def page(number: int) -> str:
-        return f"classes/{number if number >= 0 else 'none'}.html"

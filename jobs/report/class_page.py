@@ -12,7 +12,8 @@ from markupsafe import Markup
 
 from jobs.audit.results import Audit
 from jobs.reader import open_store
-from jobs.report.audited import Line, Names
+from jobs.report.audited import Line
+from jobs.report.class_names import Names
 from jobs.report.figures import MEDIAN, compared
 from jobs.report.page import Compared, Link, Tile, isolated
 from jobs.report.pictures import RowArtist, RowPicture, difference_picture, mean_picture

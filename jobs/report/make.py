@@ -16,7 +16,8 @@ from jobs.audit.results import Audit
 from jobs.console import say
 from jobs.progress import PLAIN_EVERY
 from jobs.reader import Store, open_store
-from jobs.report.audited import Audited, Line, Names, read_audited
+from jobs.report.audited import Audited, Line, read_audited
+from jobs.report.class_names import Names
 from jobs.report.class_page import ClassPages, Made, Task, shown_rows
 from jobs.report.overview import overview
 from jobs.report.page import Link

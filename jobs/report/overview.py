@@ -11,7 +11,8 @@ from jobs.audit.results import ON_OBJECT
 from jobs.audit.words import corner_in_words
 from jobs.index import OK, PARTIAL, QUARANTINED
 from jobs.record import Run
-from jobs.report.audited import Audited, Line, Names
+from jobs.report.audited import Audited, Line
+from jobs.report.class_names import Names
 from jobs.report.class_page import Made
 from jobs.report.figures import MEDIAN, compared
 from jobs.report.page import Column, Compared, Link, Table, Tile, Value, figure
