@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from saliency_core.blocked import Blocked
+from saliency_core.autograd.onednn_blocked import Blocked
 from saliency_core.copies import copied
 from saliency_core.models import Model
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from saliency_core.autograd.forward import LayerPass, Pass
 from saliency_core.errors import Refused
 from saliency_core.last_spatial_layer import AUTO
-from saliency_core.passes import LayerPass, Pass
 from saliency_core.readouts import Readout
 
 EPSILON = 1e-7

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from saliency_core.arithmetic import arithmetic
+from saliency_core.autograd.forward import Forward
+from saliency_core.autograd.precision import arithmetic
 from saliency_core.deprocess import deprocess
 from saliency_core.errors import Refused, Told
 from saliency_core.heads import Head, to_probabilities
 from saliency_core.models import Model
-from saliency_core.passes import Forward
 from saliency_core.preprocessing import Preprocessing
 from saliency_core.recipe import Recipe
 from saliency_core.replica import make_replica

@@ -20,18 +20,18 @@ from saliency_core.arguments import (
     as_rows,
     as_target_specs,
 )
-from saliency_core.arithmetic import arithmetic, usable
-from saliency_core.captures import Captures
+from saliency_core.autograd.capture import Captures
+from saliency_core.autograd.forward import Forward, Pass
+from saliency_core.autograd.model_outputs import Outputs
+from saliency_core.autograd.precision import arithmetic, usable
+from saliency_core.autograd.relus import Rule
 from saliency_core.errors import Refused, Told
 from saliency_core.heads import to_probabilities
 from saliency_core.memory import is_out_of_memory
 from saliency_core.methods import Signal, parse_method
 from saliency_core.models import Model
 from saliency_core.moments import MEAN, Average
-from saliency_core.outputs import Outputs
-from saliency_core.passes import Forward, Pass
 from saliency_core.readouts import InputXGradient
-from saliency_core.relus import Rule
 from saliency_core.replica import Replica, make_replica
 from saliency_core.samplers import Batch, Sampler
 from saliency_core.specs import refuse_collisions

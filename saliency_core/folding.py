@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from saliency_core.eager import eagerly
+from saliency_core.autograd.eager import eagerly
 from saliency_core.parts import is_plain
 
 

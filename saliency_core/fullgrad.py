@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from saliency_core.captures import Capture
+from saliency_core.autograd.capture import Capture
+from saliency_core.autograd.forward import LayerPass, Pass
 from saliency_core.errors import Refused
-from saliency_core.passes import LayerPass, Pass
 from saliency_core.readouts import Reader, Readout
 
 EPSILON = 1e-6

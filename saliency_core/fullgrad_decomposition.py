@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from saliency_core.arguments import Values
+from saliency_core.autograd.forward import LayerPass
 from saliency_core.errors import Refused
 from saliency_core.explain import Explainer
 from saliency_core.fullgrad import bias_of, completeness, images_first
 from saliency_core.models import Model
-from saliency_core.passes import LayerPass
 
 
 def decompose(

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saliency_core.eager import eagerly
-from saliency_core.endings import LOGIT, SIGMOID, SOFTMAX, Ending, Trace, find_ending
+from saliency_core.autograd.eager import eagerly
+from saliency_core.autograd.output_calls import LOGIT, SIGMOID, SOFTMAX, Ending, Trace, find_ending
+from saliency_core.autograd.torchscript_output import scripted_ending
 from saliency_core.errors import Refused
 from saliency_core.models import AUTO, Model, select_output
-from saliency_core.scripted import scripted_ending
 
 _CLOSE = 1e-2  # of the largest: whether scores were found in front of probabilities, which may be clamped or rounded
 _NO_LOGIT = (

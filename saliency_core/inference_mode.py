@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from saliency_core.eager import eagerly
+from saliency_core.autograd.eager import eagerly
 from saliency_core.errors import Refused
 from saliency_core.preprocessing import Preprocessing
 

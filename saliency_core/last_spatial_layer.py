@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from saliency_core.captures import Capture, Captures
+from saliency_core.autograd.capture import Capture, Captures
+from saliency_core.autograd.forward import Forward
 from saliency_core.errors import Refused
 from saliency_core.models import Model
-from saliency_core.passes import Forward
 
 AUTO = "auto"
 _NO_TOKENS = ("linear", "flatten", "view", "reshape", "permute", "transpose", "contiguous", "unsqueeze", "squeeze")

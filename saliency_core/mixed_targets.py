@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saliency_core.endings import LOGIT
+from saliency_core.autograd.model_outputs import Outputs
+from saliency_core.autograd.output_calls import LOGIT
 from saliency_core.errors import Refused
-from saliency_core.outputs import Outputs
 from saliency_core.targets import Choice, Label, Target, everywhere, pick, refuse_no_class, why_no_label
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from saliency_core.autograd.eager import eagerly
+from saliency_core.autograd.output_calls import SIGMOID, SOFTMAX, PassBy, Passing
 from saliency_core.checkpoints import find_state
-from saliency_core.eager import eagerly
-from saliency_core.endings import SIGMOID, SOFTMAX, PassBy, Passing
 from saliency_core.errors import Refused
 from saliency_core.inference_mode import freeze, give_sizes, put_in_eval_mode, refuse_no_values
 from saliency_core.model_sources import Built, build_file, build_timm, build_torchvision

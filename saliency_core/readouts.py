@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from saliency_core.passes import LayerPass, Pass
+from saliency_core.autograd.forward import LayerPass, Pass
 
 
 class Readout(ABC):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from saliency_core.autograd.spatial_axes import ImageAxis
 from saliency_core.blocked_trial import runs_blocked
 from saliency_core.copies import Borrowed, copied, copy_model
 from saliency_core.copies import copy_frozen as copy_frozen
@@ -16,7 +17,6 @@ from saliency_core.folding import fold_batch_norms
 from saliency_core.heads import Head, settle_head
 from saliency_core.image_axes import find_image_axes, refuse_mixed_images
 from saliency_core.last_spatial_layer import AUTO, find_layer
-from saliency_core.layouts import ImageAxis
 from saliency_core.models import Model
 from saliency_core.stem import lay_out_stem
 from saliency_core.strides import unstride

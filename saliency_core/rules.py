@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
-from saliency_core.relus import Rule
+from saliency_core.autograd.relus import Rule
 
 
 @dataclass(frozen=True)

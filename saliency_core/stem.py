@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from saliency_core.calls import call_name
+from saliency_core.autograd.torch_calls import call_name
 from saliency_core.models import Model
 from saliency_core.parts import is_plain
 from saliency_core.strides import convolve, reads_few_channels

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saliency_core.blocked import whole
+from saliency_core.autograd.onednn_blocked import whole
 from saliency_core.parts import is_plain
 
 _FEW_CHANNELS = 4

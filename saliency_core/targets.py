@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from saliency_core.autograd.model_outputs import Outputs
 from saliency_core.errors import Refused
-from saliency_core.outputs import Outputs
 
 NO_LABEL = -1
 MOST_DIGITS = 18  # of a class, channel or unit: int64 holds them all

@@ -13,7 +13,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from saliency_core.calls import call_name, made_by
+from saliency_core.autograd.torch_calls import call_name, made_by
 
 _READERS = {
     *("__bool__", "__float__", "__int__", "__index__", "__array__"),

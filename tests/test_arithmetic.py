@@ -12,7 +12,7 @@ from subjects import own
 from torch import Tensor
 
 from saliency_core import Explainer, Model
-from saliency_core.arithmetic import arithmetic
+from saliency_core.autograd.precision import arithmetic
 from saliency_core.class_models import visualise_classes
 from saliency_core.recipe import Recipe
 

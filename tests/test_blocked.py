@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torchvision import models
 
 from saliency_core import Explainer
-from saliency_core.blocked import Blocked, whole
+from saliency_core.autograd.capture import Captures
+from saliency_core.autograd.forward import Forward
+from saliency_core.autograd.onednn_blocked import Blocked, whole
 from saliency_core.blocked_trial import runs_blocked
-from saliency_core.captures import Captures
 from saliency_core.errors import Told
-from saliency_core.passes import Forward
 
 pytestmark = pytest.mark.skipif(not torch._C._has_mkldnn, reason="torch without oneDNN")
 METHODS = [

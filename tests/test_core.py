@@ -18,12 +18,12 @@ from torchvision import models
 
 from saliency_core import Explainer, Model, Preprocessing, Refused, load_model
 from saliency_core.agreement import agreement, rank_correlation
+from saliency_core.autograd.relus import Plain
 from saliency_core.explain import group_by_sampler
 from saliency_core.fullgrad import EPSILON, psi_sum
 from saliency_core.methods import REGISTRY, Entry, Signal, parse_method
 from saliency_core.readouts import Gradient
 from saliency_core.reduce import REDUCTIONS
-from saliency_core.relus import Plain
 from saliency_core.samplers import Batch, Sample, Sampler
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from saliency_core import Explainer, load_model
-from saliency_core.calls import is_in_place
+from saliency_core.autograd.torch_calls import is_in_place
 from saliency_core.fullgrad_decomposition import decompose
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,10 +14,10 @@ from subjects import own
 from torch import Tensor, nn
 
 from saliency_core import Explainer, Refused
+from saliency_core.autograd.spatial_axes import ImageAxis
 from saliency_core.errors import Told
 from saliency_core.fullgrad_decomposition import decompose
 from saliency_core.image_axes import find_image_axes
-from saliency_core.layouts import ImageAxis
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

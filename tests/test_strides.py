@@ -12,8 +12,8 @@ from subjects import own
 from torch import Tensor, nn
 
 from saliency_core import Explainer
-from saliency_core.captures import Captures
-from saliency_core.passes import Forward
+from saliency_core.autograd.capture import Captures
+from saliency_core.autograd.forward import Forward
 from saliency_core.replica import copy_frozen, speed_up
 from saliency_core.strides import unstride
 

@@ -20,7 +20,7 @@ from core import GEOMETRY, draw, pictures, wait
 from torch import Tensor, nn
 
 from saliency_core import Explainer, Model
-from saliency_core.arithmetic import arithmetic
+from saliency_core.autograd.precision import arithmetic
 from saliency_core.memory import keep_freed_memory
 
 

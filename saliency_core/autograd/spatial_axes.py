@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from saliency_core.calls import call_name
+from saliency_core.autograd.torch_calls import call_name
 
 _SPATIAL = ("conv", "pool", "interpolate", "upsample", "pad")
 _HALVINGS = 8

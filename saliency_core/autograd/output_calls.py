@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from saliency_core.calls import call_name
+from saliency_core.autograd.torch_calls import call_name
 from saliency_core.errors import Refused
 
 SOFTMAX, SIGMOID, LOGIT = "softmax", "sigmoid", "logit"

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 from torch.utils.hooks import RemovableHandle
 
-from saliency_core.blocked import ENOUGH, Blocked, refuse_bad, whole
-from saliency_core.captures import Capture, Captures
-from saliency_core.endings import SOFTMAX
+from saliency_core.autograd.capture import Capture, Captures
+from saliency_core.autograd.model_outputs import Outputs
+from saliency_core.autograd.onednn_blocked import ENOUGH, Blocked, refuse_bad, whole
+from saliency_core.autograd.output_calls import SOFTMAX
+from saliency_core.autograd.relus import OutOfViews, Plain, Rule, find_relus
 from saliency_core.errors import Refused
-from saliency_core.outputs import Outputs
-from saliency_core.relus import OutOfViews, Plain, Rule, find_relus
 
 
 @dataclass(frozen=True)

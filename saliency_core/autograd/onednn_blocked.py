@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from saliency_core.calls import call_name, is_in_place
+from saliency_core.autograd.torch_calls import call_name, is_in_place
 
 ENOUGH = 16
 _CHANNELS = 16  # of a block; fewer would be padded

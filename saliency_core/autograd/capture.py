@@ -20,11 +20,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
-from saliency_core.blocked import whole
-from saliency_core.calls import call_name, made_by
+from saliency_core.autograd.bias_terms import Left, Leftover
+from saliency_core.autograd.onednn_blocked import whole
+from saliency_core.autograd.spatial_axes import ImageAxis, Layouts
+from saliency_core.autograd.torch_calls import call_name, made_by
 from saliency_core.errors import Refused
-from saliency_core.layouts import ImageAxis, Layouts
-from saliency_core.leftovers import Left, Leftover
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from saliency_core.endings import SOFTMAX
+from saliency_core.autograd.output_calls import SOFTMAX
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from saliency_core.calls import is_in_place
+from saliency_core.autograd.torch_calls import is_in_place
 from saliency_core.errors import Refused
 
 Gradients = tuple[Tensor, ...]

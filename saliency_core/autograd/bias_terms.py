@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
-from saliency_core.calls import call_name, is_in_place, made_by
+from saliency_core.autograd.torch_calls import call_name, is_in_place, made_by
 from saliency_core.errors import Refused
 
 _CONVOLUTIONS = (*(f"{kind}{d}d" for kind in ("conv", "conv_transpose") for d in (1, 2, 3)), "convolution")

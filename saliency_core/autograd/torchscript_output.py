@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saliency_core.endings import NEGATED, Call, Ending, find_ending
+from saliency_core.autograd.output_calls import NEGATED, Call, Ending, find_ending
 
 
 def scripted_ending(module: torch.jit.ScriptModule) -> tuple[Ending | None, nn.Module]:
