@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from saliency_core.errors import Refused
-from saliency_core.head_size import other_class_count
 from saliency_core.inference_mode import refuse_no_values
 from saliency_core.model_sources import Built
-from saliency_core.own_hooks import load_by_own_hooks
-from saliency_core.renaming import rename_old_densenet
-from saliency_core.state_fitting import Fit, fit_state, fit_unchanged, fits_for_hooks
-from saliency_core.tensor_kinds import note_other_kinds
+from saliency_core.state_dicts.head_size import other_class_count
+from saliency_core.state_dicts.load_hooks import load_by_own_hooks
+from saliency_core.state_dicts.renaming import rename_old_densenet
+from saliency_core.state_dicts.state_fitting import Fit, fit_state, fit_unchanged, fits_for_hooks
+from saliency_core.state_dicts.tensor_dtypes import note_other_kinds
 
 
 def load_state(

@@ -14,7 +14,7 @@ from zipfile import BadZipFile, ZipFile
 import torch
 
 from saliency_core.errors import Refused
-from saliency_core.module_versions import VersionedState, versions_of
+from saliency_core.state_dicts.module_versions import VersionedState, versions_of
 
 _LARGEST_INDEX = 64 * 2**20  # bytes; of a model of 100,000 tensors it takes about 10 MiB
 _MOST_SHARDS = 10_000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saliency_core.state_fitting import Fit
+from saliency_core.state_dicts.state_fitting import Fit
 
 
 def other_class_count(fit: Fit) -> int | None:

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from saliency_core.module_versions import VersionedState, rename_versions
-from saliency_core.renaming import Renaming, without
-from saliency_core.tied_tensors import equal, is_copy, tied_names
+from saliency_core.state_dicts.module_versions import VersionedState, rename_versions
+from saliency_core.state_dicts.renaming import Renaming, without
+from saliency_core.state_dicts.tied_tensors import equal, is_copy, tied_names
 
 # Parts of names that wrappers of a module, or of any module in it, bring: torch.compile, FSDP, activation checkpoints.
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_ddp_module"})

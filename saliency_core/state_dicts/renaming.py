@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from saliency_core.module_versions import VersionedState, rename_versions
+from saliency_core.state_dicts.module_versions import VersionedState, rename_versions
 
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])(?=\.)")
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from saliency_core.errors import Refused
-from saliency_core.module_versions import VersionedState, part_of, versions_of
+from saliency_core.state_dicts.module_versions import VersionedState, part_of, versions_of
 
 # In the order of preference: the weights that were trained, before averages of them.
 _NAMES = (

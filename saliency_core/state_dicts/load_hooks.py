@@ -7,7 +7,7 @@ from copy import deepcopy
 
 from torch import nn
 
-from saliency_core.state_fitting import Fit
+from saliency_core.state_dicts.state_fitting import Fit
 
 
 def load_by_own_hooks(module: nn.Module, fits: Iterable[Fit]) -> Fit | None:
