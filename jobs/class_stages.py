@@ -26,7 +26,7 @@ from jobs.stores import open_output, put
 from saliency_core.memory import keep_freed_memory
 
 if TYPE_CHECKING:
-    from saliency_core.models import Model
+    from saliency_core.model.model_loading import Model
 
 SCHEMA = pa.schema(
     {

@@ -43,7 +43,7 @@ from saliency_core.recipe import Recipe
 if TYPE_CHECKING:
     from jobs.model import TriedModel
     from saliency_core.class_models import ClassModels
-    from saliency_core.models import Model
+    from saliency_core.model.model_loading import Model
 
 # Small, so that a few classes are spread over several replicas; and the same on every machine.
 BATCH = {"cpu": 8, "cuda": 32}

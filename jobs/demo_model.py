@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from jobs.demo_data import CLASSES, DemoImage
-from saliency_core.preprocessing import Preprocessing
+from saliency_core.model.preprocessing import Preprocessing
 
 # Squeezed, not cropped: the mark is in a corner.
 PREPROCESSING = Preprocessing((96, 96), None, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 3)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from jobs.reject import Rejected
-from saliency_core.preprocessing import Preprocessing
+from saliency_core.model.preprocessing import Preprocessing
 
 # Raster formats that data sets consist of. Others widen what hostile bytes can reach: EPS starts Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")

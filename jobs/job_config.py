@@ -22,7 +22,7 @@ from pydantic import (
 from jobs import bounds
 from jobs.addresses import holds_credentials, plain_scheme
 from jobs.objects import normal
-from saliency_core.preprocessing import Preprocessing
+from saliency_core.model.preprocessing import Preprocessing
 
 
 def _size(value: object) -> object:

@@ -14,8 +14,8 @@ from jobs.quits import refuse_quitting
 from jobs.record import Record
 from jobs.software import Software, software_here
 from saliency_core.errors import Refused
+from saliency_core.model.model_loading import Model, load_model, model_digest
 from saliency_core.model_probe import Probe, probe_model
-from saliency_core.models import Model, load_model, model_digest
 
 
 def build_model(config: JobConfig, *, class_names: Sequence[str] | None) -> Model:

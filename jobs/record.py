@@ -13,7 +13,7 @@ from jobs.config import Config, MapDtype
 from jobs.job_config import JobConfig
 from jobs.software import Software
 from saliency_core.errors import Refused
-from saliency_core.preprocessing import Preprocessing
+from saliency_core.model.preprocessing import Preprocessing
 
 FORMAT_VERSION = 1
 STATISTICS = ("min", "max", "mean", "l1", "l2")

@@ -23,8 +23,8 @@ from saliency_core.errors import Refused
 from saliency_core.grid import CELL, Cell, Panel, draw, refuse_too_many
 from saliency_core.lettering import printable
 from saliency_core.look import Look
+from saliency_core.model.preprocessing import Geometry
 from saliency_core.page import DPI
-from saliency_core.preprocessing import Geometry
 from saliency_core.views import Photograph, refuse_unknown, view_cells
 
 MOST_ARRAYS = 6  # that are drawn unasked

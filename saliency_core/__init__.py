@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from saliency_core.errors import Refused, Told
     from saliency_core.explain import Explainer, Explanation
     from saliency_core.fullgrad_decomposition import Decomposition, decompose
-    from saliency_core.models import Model, load_model
-    from saliency_core.preprocessing import Preprocessing
+    from saliency_core.model.model_loading import Model, load_model
+    from saliency_core.model.preprocessing import Preprocessing
 
 __all__ = [
     "Decomposition",
@@ -31,12 +31,12 @@ _HOME = {
     "Decomposition": "fullgrad_decomposition",
     "Explainer": "explain",
     "Explanation": "explain",
-    "Model": "models",
-    "Preprocessing": "preprocessing",
+    "Model": "model.model_loading",
+    "Preprocessing": "model.preprocessing",
     "Refused": "errors",
     "Told": "errors",
     "decompose": "fullgrad_decomposition",
-    "load_model": "models",
+    "load_model": "model.model_loading",
 }
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, interpolate
 
 from saliency_core.explain import Explainer
-from saliency_core.models import Model
+from saliency_core.model.model_loading import Model
 
 IMAGES = 4
 GRID = 14

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from saliency_core.errors import Refused
-from saliency_core.preprocessing import Preprocessing
+from saliency_core.model.preprocessing import Preprocessing
 
 BASELINES = ("zero", "black", "mean", "blur", "noise")
 

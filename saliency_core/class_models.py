@@ -24,9 +24,9 @@ from saliency_core.autograd.forward import Forward
 from saliency_core.autograd.precision import arithmetic
 from saliency_core.deprocess import deprocess
 from saliency_core.errors import Refused, Told
-from saliency_core.heads import Head, to_probabilities
-from saliency_core.models import Model
-from saliency_core.preprocessing import Preprocessing
+from saliency_core.model.heads import Head, to_probabilities
+from saliency_core.model.model_loading import Model
+from saliency_core.model.preprocessing import Preprocessing
 from saliency_core.recipe import Recipe
 from saliency_core.replica import make_replica
 from saliency_core.samplers import noise_for

@@ -13,8 +13,8 @@ from torch.autograd.function import BackwardCFunction
 from torch.nn.functional import interpolate
 
 from saliency_core.errors import Refused
-from saliency_core.models import Model
-from saliency_core.preprocessing import Preprocessing
+from saliency_core.model.model_loading import Model
+from saliency_core.model.preprocessing import Preprocessing
 from saliency_core.watched import Reads
 
 _LONGEST = 300  # characters of an error of the user's

@@ -14,10 +14,10 @@ from saliency_core.copies import Borrowed, copied, copy_model
 from saliency_core.copies import copy_frozen as copy_frozen
 from saliency_core.errors import Refused
 from saliency_core.folding import fold_batch_norms
-from saliency_core.heads import Head, settle_head
 from saliency_core.image_axes import find_image_axes, refuse_mixed_images
 from saliency_core.last_spatial_layer import AUTO, find_layer
-from saliency_core.models import Model
+from saliency_core.model.heads import Head, settle_head
+from saliency_core.model.model_loading import Model
 from saliency_core.stem import lay_out_stem
 from saliency_core.strides import unstride
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from saliency_core.baselines import make_baseline
-from saliency_core.preprocessing import Preprocessing
+from saliency_core.model.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)

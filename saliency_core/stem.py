@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from saliency_core.autograd.torch_calls import call_name
-from saliency_core.models import Model
+from saliency_core.model.model_loading import Model
 from saliency_core.parts import is_plain
 from saliency_core.strides import convolve, reads_few_channels
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from saliency_core.errors import Refused
 from saliency_core.mixed_targets import Contrast, ContrastLabel, LayerUnit, Loss, Weighted
-from saliency_core.named import import_named
+from saliency_core.model.import_path import import_named
 from saliency_core.specs import checked_slug, split_name
 from saliency_core.targets import MOST_DIGITS, Class, Label, Predicted, Target, Top, class_number
 

@@ -12,8 +12,8 @@ from saliency_core.deprocess import deprocess_signal
 from saliency_core.errors import Refused
 from saliency_core.grid import Cell, Scale
 from saliency_core.look import Look
+from saliency_core.model.preprocessing import Geometry
 from saliency_core.picture import Map, Pixels, blur
-from saliency_core.preprocessing import Geometry
 
 VIEWS = ("map", "overlay", "mask")
 

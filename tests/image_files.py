@@ -10,7 +10,7 @@ from PIL import Image
 from skimage import data as photographs
 
 from jobs.images import load_canonical
-from saliency_core.preprocessing import Preprocessing
+from saliency_core.model.preprocessing import Preprocessing
 
 CAP = 2_000_000
 SMALL = Preprocessing(16, (16, 16), "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 3)

@@ -16,7 +16,7 @@ from typing import Any
 from jobs import images
 from jobs.images import Decoded
 from jobs.reject import Rejected
-from saliency_core.preprocessing import Preprocessing
+from saliency_core.model.preprocessing import Preprocessing
 
 MARK = b"#killer "
 

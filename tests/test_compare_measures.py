@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 from jobs.compare.common import CommonPart
 from jobs.compare.likeness import centres, distance, overlap, rank_correlation
 from jobs.compare.places import direction, in_words
-from saliency_core.preprocessing import Preprocessing
+from saliency_core.model.preprocessing import Preprocessing
 
 # -- measures ------------------------------------------------------------------------------------------------
 

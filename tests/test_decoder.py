@@ -29,7 +29,7 @@ from jobs.reader import open_store
 from jobs.reject import Rejected
 from jobs.stopped import Stopped
 from jobs.store import open_array
-from saliency_core.preprocessing import Preprocessing
+from saliency_core.model.preprocessing import Preprocessing
 
 SMALL = Preprocessing(resize=(16, 16), crop=None, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3, channels=3)
 CAP = 10**6

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from saliency_core import Preprocessing, Refused, load_model
-from saliency_core.symbolic_expressions import is_guard, is_symbolic_expression
+from saliency_core.model.symbolic_expressions import is_guard, is_symbolic_expression
 
 SMALL = Preprocessing((32, 32), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -260,7 +260,7 @@ def test_the_older_form_beside_a_broken_one_is_not_read(tmp_path: Path, members:
 def test_a_member_that_unpacks_to_too_much_is_refused(
     tmp_path: Path, members: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("saliency_core.exported_program_checks.LARGEST_MEMBER", 2**16)
+    monkeypatch.setattr("saliency_core.model.exported_program_checks.LARGEST_MEMBER", 2**16)
     path = written(tmp_path / "large.pt2", members | {"extra/note": b"x" * 2**17})
     with pytest.raises(Refused, match="131072 bytes"):
         load_model(f"file:{path}", preprocessing=SMALL)

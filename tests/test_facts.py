@@ -12,7 +12,7 @@ from factories import tiny
 from jobs import facts
 from jobs.config import make_config
 from jobs.facts import ModelFacts, model_facts
-from saliency_core.models import Model
+from saliency_core.model.model_loading import Model
 
 
 def facts_of(device: str, **keys: object) -> ModelFacts:

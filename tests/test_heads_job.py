@@ -23,7 +23,7 @@ from jobs.config import make_config, read_config
 from jobs.facts import model_facts
 from jobs.reader import open_store
 from saliency_core.errors import Refused
-from saliency_core.models import Model
+from saliency_core.model.model_loading import Model
 
 SAME = {
     "unit_size": 4,
@@ -187,7 +187,7 @@ def open_classes(store: Path) -> np.ndarray:
 
 def test_the_core_takes_a_head(tmp_path: Path) -> None:
     from saliency_core import load_model
-    from saliency_core.preprocessing import Preprocessing
+    from saliency_core.model.preprocessing import Preprocessing
 
     geometry = Preprocessing((16, 16), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
     model = load_model("python:headed:plain", preprocessing=geometry, head="sigmoid")

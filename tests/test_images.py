@@ -13,7 +13,7 @@ from skimage import data as photographs
 
 from jobs.images import Decoded, decode, load_canonical
 from jobs.reject import Rejected
-from saliency_core.preprocessing import Preprocessing
+from saliency_core.model.preprocessing import Preprocessing
 
 
 def reason(data: bytes, *, max_pixels: int = CAP) -> str:

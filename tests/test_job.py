@@ -19,7 +19,7 @@ from jobs.index import read_part
 from jobs.output import open_run
 from jobs.store import open_array
 from saliency_core.errors import Refused
-from saliency_core.preprocessing import Preprocessing
+from saliency_core.model.preprocessing import Preprocessing
 
 GEOMETRY = Preprocessing((16, 16), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
 

@@ -15,7 +15,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
-from saliency_core.preprocessing import FILTERS, Preprocessing
+from saliency_core.model.preprocessing import FILTERS, Preprocessing
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Real photographs, all shipped with their packages: nothing is downloaded.

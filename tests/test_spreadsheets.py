@@ -16,7 +16,7 @@ import jobs
 from jobs.audit.objects import ObjectsOf
 from jobs.reader import open_store
 from jobs.spreadsheets import SafeWriter, neutral, plain
-from saliency_core.preprocessing import Geometry
+from saliency_core.model.preprocessing import Geometry
 
 FORMULAS = (
     "=1+1",

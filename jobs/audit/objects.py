@@ -19,7 +19,7 @@ from jobs.objects import parent, read
 from jobs.record import Run
 from jobs.spreadsheets import neutral
 from saliency_core.errors import Refused
-from saliency_core.preprocessing import Geometry
+from saliency_core.model.preprocessing import Geometry
 
 BOX = ("x0", "y0", "x1", "y1")
 MOST_MASK_PIXELS = 100_000_000

@@ -8,7 +8,7 @@ from PIL import Image
 
 from jobs.audit.measures import Floats
 from jobs.record import ArraySpec, Run
-from saliency_core.preprocessing import Geometry
+from saliency_core.model.preprocessing import Geometry
 
 SAME = 1e-6  # of an edge: boxes that differ by less are one
 

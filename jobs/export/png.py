@@ -17,7 +17,7 @@ from jobs.record import ArraySpec
 from jobs.reject import Rejected
 from jobs.spreadsheets import SafeWriter
 from saliency_core.look import Look
-from saliency_core.preprocessing import Geometry
+from saliency_core.model.preprocessing import Geometry
 from saliency_core.views import Photograph, refuse_unknown, view_at_size
 
 TABLE = "pictures.csv"

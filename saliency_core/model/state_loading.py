@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from saliency_core.errors import Refused
-from saliency_core.inference_mode import refuse_no_values
-from saliency_core.model_sources import Built
+from saliency_core.model.inference_mode import refuse_no_values
+from saliency_core.model.model_sources import Built
 from saliency_core.state_dicts.head_size import other_class_count
 from saliency_core.state_dicts.load_hooks import load_by_own_hooks
 from saliency_core.state_dicts.renaming import rename_old_densenet

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from saliency_core.errors import Refused
-from saliency_core.symbolic_expressions import is_guard, is_symbolic_expression
+from saliency_core.model.symbolic_expressions import is_guard, is_symbolic_expression
 
 # Of the whole JSON member; a ViT-L's graph takes 20 MiB.
 LARGEST_MEMBER = 256 * 2**20

@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from saliency_core.autograd.eager import eagerly
 from saliency_core.errors import Refused
-from saliency_core.preprocessing import Preprocessing
+from saliency_core.model.preprocessing import Preprocessing
 
 
 def put_in_eval_mode(module: nn.Module) -> None:

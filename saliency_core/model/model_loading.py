@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from saliency_core.autograd.eager import eagerly
 from saliency_core.autograd.output_calls import SIGMOID, SOFTMAX, PassBy, Passing
 from saliency_core.errors import Refused
-from saliency_core.inference_mode import freeze, give_sizes, put_in_eval_mode, refuse_no_values
-from saliency_core.model_sources import Built, build_file, build_timm, build_torchvision
-from saliency_core.named import kept_from_exiting
-from saliency_core.preprocessing import Preprocessing
+from saliency_core.model.import_path import kept_from_exiting
+from saliency_core.model.inference_mode import freeze, give_sizes, put_in_eval_mode, refuse_no_values
+from saliency_core.model.model_sources import Built, build_file, build_timm, build_torchvision
+from saliency_core.model.preprocessing import Preprocessing
+from saliency_core.model.state_loading import load_state
+from saliency_core.model.user_factory import call_factory
+from saliency_core.model.weights import read_checkpoint
 from saliency_core.state_dicts.checkpoints import find_state
-from saliency_core.state_loading import load_state
-from saliency_core.user_factory import call_factory
-from saliency_core.weights import read_checkpoint
 
 AUTO = "auto"
 HEADS = (AUTO, SOFTMAX, SIGMOID)

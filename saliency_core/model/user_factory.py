@@ -7,7 +7,7 @@ import inspect
 from torch import nn
 
 from saliency_core.errors import Refused
-from saliency_core.named import import_named
+from saliency_core.model.import_path import import_named
 
 
 def call_factory(path: str) -> nn.Module:

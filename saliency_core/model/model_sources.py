@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from saliency_core.errors import Refused
-from saliency_core.exported_program_checks import refuse_programs
-from saliency_core.preprocessing import Preprocessing
-from saliency_core.weights import tensors_only
+from saliency_core.model.exported_program_checks import refuse_programs
+from saliency_core.model.preprocessing import Preprocessing
+from saliency_core.model.weights import tensors_only
 
 
 @dataclass(frozen=True)
