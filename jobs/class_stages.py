@@ -23,7 +23,7 @@ from jobs.stage import TASK_CPUS, Stage, replica_stage
 from jobs.stopped import Stopped
 from jobs.store import encode_class_shards
 from jobs.stores import open_output, put
-from saliency_core.memory import keep_freed_memory
+from saliency_core.replica.cpu.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
     from saliency_core.model.model_loading import Model

@@ -17,11 +17,11 @@ from jobs.software import Software
 from saliency_core.agreement import agreement
 from saliency_core.errors import Refused, Told
 from saliency_core.explain import LESS_EXACT, Explainer, Explanation
-from saliency_core.last_spatial_layer import AUTO
 from saliency_core.model.heads import Head
 from saliency_core.model.model_loading import Model
 from saliency_core.model.preprocessing import Preprocessing
-from saliency_core.replica import Replica
+from saliency_core.replica.last_spatial_layer import AUTO
+from saliency_core.replica.prepare import Replica
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from jobs.store import scale_maps
 from jobs.units import DecodedUnit, ExplainedUnit
 from saliency_core.errors import Told
 from saliency_core.explain import Explainer
-from saliency_core.memory import is_out_of_memory, keep_freed_memory
+from saliency_core.replica.cpu.allocator import is_out_of_memory, keep_freed_memory
 from saliency_core.targets import NO_LABEL
 
 log = logging.getLogger(__name__)

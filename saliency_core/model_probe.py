@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saliency_core.copies import copy_model
 from saliency_core.errors import Refused
 from saliency_core.made_up import difference, in_company, made_up_images, run
 from saliency_core.model.heads import settle_head
 from saliency_core.model.model_loading import Model, both_classes
+from saliency_core.replica.model_copies import copy_model
 from saliency_core.unsound import GRADIENTS, SCORES, count_gradients, refuse_branches, refuse_unequal
 
 REPEATS = 64  # when the forward draws random numbers that may seldom matter

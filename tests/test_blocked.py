@@ -19,8 +19,8 @@ from saliency_core import Explainer
 from saliency_core.autograd.capture import Captures
 from saliency_core.autograd.forward import Forward
 from saliency_core.autograd.onednn_blocked import Blocked, whole
-from saliency_core.blocked_trial import runs_blocked
 from saliency_core.errors import Told
+from saliency_core.replica.cpu.onednn_trial import runs_blocked
 
 pytestmark = pytest.mark.skipif(not torch._C._has_mkldnn, reason="torch without oneDNN")
 METHODS = [

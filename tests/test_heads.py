@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from saliency_core import Explainer, Model, Refused
 from saliency_core.errors import Told
-from saliency_core.replica import make_replica
+from saliency_core.replica.prepare import make_replica
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

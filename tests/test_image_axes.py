@@ -17,7 +17,7 @@ from saliency_core import Explainer, Refused
 from saliency_core.autograd.spatial_axes import ImageAxis
 from saliency_core.errors import Told
 from saliency_core.fullgrad_decomposition import decompose
-from saliency_core.image_axes import find_image_axes
+from saliency_core.replica.image_axes import find_image_axes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,7 +10,7 @@ from torchvision import models
 
 from saliency_core import Explainer, Refused
 from saliency_core.explain import PRECISIONS
-from saliency_core.replica import copy_frozen, fold_batch_norms
+from saliency_core.replica.prepare import copy_frozen, fold_batch_norms
 
 
 def conv(channels: int = 3, *, bias: bool = False) -> nn.Conv2d:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torchvision import models
 
 from saliency_core import Explainer
-from saliency_core.replica import speed_up
-from saliency_core.stem import lay_out_stem
+from saliency_core.replica.cpu.channels_last_stem import lay_out_stem
+from saliency_core.replica.prepare import speed_up
 
 
 class Net(nn.Module):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from saliency_core import Explainer
 from saliency_core.autograd.capture import Captures
 from saliency_core.autograd.forward import Forward
-from saliency_core.replica import copy_frozen, speed_up
-from saliency_core.strides import unstride
+from saliency_core.replica.cpu.space_to_depth import unstride
+from saliency_core.replica.prepare import copy_frozen, speed_up
 
 FASTER = {
     "7 by 2": nn.Conv2d(3, 5, 7, stride=2, padding=3),

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from saliency_core.autograd.onednn_blocked import Blocked
-from saliency_core.copies import copied
 from saliency_core.model.model_loading import Model
+from saliency_core.replica.model_copies import copied
 
 _WORTH = 0.75  # values copied, by those that convolutions read: up to here every net of torchvision gains
 _NEAR, _NEAR_GRADIENT = 1e-3, 0.1  # rounding alone flips gates of ReLUs

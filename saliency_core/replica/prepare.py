@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from saliency_core.autograd.spatial_axes import ImageAxis
-from saliency_core.blocked_trial import runs_blocked
-from saliency_core.copies import Borrowed, copied, copy_model
-from saliency_core.copies import copy_frozen as copy_frozen
 from saliency_core.errors import Refused
-from saliency_core.folding import fold_batch_norms
-from saliency_core.image_axes import find_image_axes, refuse_mixed_images
-from saliency_core.last_spatial_layer import AUTO, find_layer
 from saliency_core.model.heads import Head, settle_head
 from saliency_core.model.model_loading import Model
-from saliency_core.stem import lay_out_stem
-from saliency_core.strides import unstride
+from saliency_core.replica.batch_norm_folding import fold_batch_norms
+from saliency_core.replica.cpu.channels_last_stem import lay_out_stem
+from saliency_core.replica.cpu.onednn_trial import runs_blocked
+from saliency_core.replica.cpu.space_to_depth import unstride
+from saliency_core.replica.image_axes import find_image_axes, refuse_mixed_images
+from saliency_core.replica.last_spatial_layer import AUTO, find_layer
+from saliency_core.replica.model_copies import Borrowed, copied, copy_model
+from saliency_core.replica.model_copies import copy_frozen as copy_frozen
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saliency_core.autograd.onednn_blocked import whole
-from saliency_core.parts import is_plain
+from saliency_core.replica.module_checks import is_plain
 
 _FEW_CHANNELS = 4
 _WASTE = 1.5  # of products with padding's zeros, what is put up with

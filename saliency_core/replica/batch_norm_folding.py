@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from saliency_core.autograd.eager import eagerly
-from saliency_core.parts import is_plain
+from saliency_core.replica.module_checks import is_plain
 
 
 def fold_batch_norms(
