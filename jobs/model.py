@@ -15,7 +15,7 @@ from jobs.record import Record
 from jobs.software import Software, software_here
 from saliency_core.errors import Refused
 from saliency_core.model.model_loading import Model, load_model, model_digest
-from saliency_core.model_probe import Probe, probe_model
+from saliency_core.probe.model_probe import Probe, probe_model
 
 
 def build_model(config: JobConfig, *, class_names: Sequence[str] | None) -> Model:

@@ -10,7 +10,7 @@ from torch import nn
 from unsound_nets import CHANCE, DEPENDENT, GENERATOR, SOUND, UNMOVED
 
 from saliency_core import Model, Preprocessing, Refused
-from saliency_core.model_probe import Probe, probe_model
+from saliency_core.probe.model_probe import Probe, probe_model
 from saliency_core.replica.model_copies import frozen
 
 SMALL = Preprocessing((16, 16), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from saliency_core.errors import Refused
-from saliency_core.made_up import Company, Ran, difference, in_company, run, unlike, weighted_sum
 from saliency_core.model.model_loading import Model
+from saliency_core.probe.recorded_calls import Call, Watched, what_cuts, where_they_part
+from saliency_core.probe.synthetic_images import Company, Ran, difference, in_company, run, unlike, weighted_sum
 from saliency_core.replica.model_copies import copied
-from saliency_core.watched import Call, Watched, what_cuts, where_they_part
 
 # What rounding makes of float32, relative to the largest value. Measured with torchvision's nets: up to 1.5e-6 of the
 # scores, and, as the gate of a ReLU may flip, up to 1e-2 of a gradient. What is above these bounds is run in float64,

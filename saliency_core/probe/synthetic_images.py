@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 from saliency_core.errors import Refused
 from saliency_core.model.model_loading import Model
 from saliency_core.model.preprocessing import Preprocessing
-from saliency_core.watched import Reads
+from saliency_core.probe.recorded_calls import Reads
 
 _LONGEST = 300  # characters of an error of the user's
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from saliency_core.errors import Refused
-from saliency_core.made_up import difference, in_company, made_up_images, run
 from saliency_core.model.heads import settle_head
 from saliency_core.model.model_loading import Model, both_classes
+from saliency_core.probe.synthetic_images import difference, in_company, made_up_images, run
+from saliency_core.probe.unsound_models import GRADIENTS, SCORES, count_gradients, refuse_branches, refuse_unequal
 from saliency_core.replica.model_copies import copy_model
-from saliency_core.unsound import GRADIENTS, SCORES, count_gradients, refuse_branches, refuse_unequal
 
 REPEATS = 64  # when the forward draws random numbers that may seldom matter
 

@@ -1,0 +1,1 @@
+"""Checks, on a few synthetic images, that the maps of a model mean something."""
