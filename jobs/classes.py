@@ -149,7 +149,7 @@ def _set_up(run: ClassRun) -> ClassRun:
 
 def _chosen(wanted: Sequence[str], names: Sequence[str] | None, n_classes: int) -> list[int]:
     """Class numbers, ascending, each once. Refused for what is no class."""
-    from saliency_core.targets import class_number
+    from saliency_core.targets.class_targets import class_number
 
     if list(wanted) == [ALL]:
         return list(range(n_classes))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from jobs.index import OK, PARTIAL, QUARANTINED, schema
 from jobs.record import STATISTICS, Run
-from saliency_core.targets import NO_LABEL, Target
+from saliency_core.targets.class_targets import NO_LABEL, Target
 
 
 class Results:

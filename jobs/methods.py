@@ -8,7 +8,7 @@ from jobs.console import say
 from jobs.exits import DONE
 from saliency_core.methods import REGISTRY, parse_method
 from saliency_core.reduce import REDUCTIONS
-from saliency_core.target_specs import TARGETS
+from saliency_core.targets.target_parsing import TARGETS
 
 
 def methods(console: Console) -> int:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from jobs.reader import Store
 from saliency_core.errors import Refused
-from saliency_core.targets import class_number
+from saliency_core.targets.class_targets import class_number
 
 
 def choose_rows(

@@ -26,7 +26,7 @@ from jobs.units import DecodedUnit, ExplainedUnit
 from saliency_core.errors import Told
 from saliency_core.explain import Explainer
 from saliency_core.replica.cpu.allocator import is_out_of_memory, keep_freed_memory
-from saliency_core.targets import NO_LABEL
+from saliency_core.targets.class_targets import NO_LABEL
 
 log = logging.getLogger(__name__)
 _OF_A_GPU: type[Exception] | tuple[()] = getattr(torch, "AcceleratorError", ())  # torch 2.8 has it

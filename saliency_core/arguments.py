@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from saliency_core.errors import Refused
 from saliency_core.model.model_loading import Model
-from saliency_core.targets import NO_LABEL
+from saliency_core.targets.class_targets import NO_LABEL
 
 _PRINTED_MODULE = re.compile(r"[=:]\s*[A-Z]\w*\(")  # as in "gradcam(layer=Conv2d(3, 8, …))"
 

@@ -35,8 +35,8 @@ from saliency_core.replica.cpu.allocator import is_out_of_memory
 from saliency_core.replica.prepare import Replica, make_replica
 from saliency_core.samplers import Batch, Sampler
 from saliency_core.specs import refuse_collisions
-from saliency_core.target_specs import parse_targets
-from saliency_core.targets import Choice, Target, pick
+from saliency_core.targets.class_targets import Choice, Target, pick
+from saliency_core.targets.target_parsing import parse_targets
 
 # Run channels-last, which is faster; there a CPU's 3 × 3 convolutions round two to five times as coarsely, which is not
 # what float32 promises.

@@ -16,7 +16,7 @@ from jobs.patience import VARIABLE, patience
 from jobs.record import proven
 from saliency_core.errors import Refused
 from saliency_core.methods import parse_method
-from saliency_core.target_specs import parse_targets
+from saliency_core.targets.target_parsing import parse_targets
 
 HUGE = "9" * 5000
 WHOLE = {**TINY, "images": "a", "out": "b"}

@@ -31,7 +31,7 @@ from jobs.job import explain
 from jobs.methods import methods
 from saliency_core.methods import REGISTRY
 from saliency_core.reduce import REDUCTIONS
-from saliency_core.target_specs import TARGETS
+from saliency_core.targets.target_parsing import TARGETS
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 CONFIGS = {"explain": Config, "classes": ClassesConfig}

@@ -12,7 +12,7 @@ from conftest import content, flags, run_inline
 from jobs.reader import open_store
 from saliency_core.methods import REGISTRY
 from saliency_core.specs import is_class_spec
-from saliency_core.target_specs import parse_targets
+from saliency_core.targets.target_parsing import parse_targets
 
 METHODS = (
     "fullgrad",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from saliency_core.autograd.model_outputs import Outputs
 from saliency_core.autograd.output_calls import LOGIT
 from saliency_core.errors import Refused
-from saliency_core.targets import Choice, Label, Target, everywhere, pick, refuse_no_class, why_no_label
+from saliency_core.targets.class_targets import Choice, Label, Target, everywhere, pick, refuse_no_class, why_no_label
 
 
 class Contrast(Target):

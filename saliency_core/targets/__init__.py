@@ -1,0 +1,1 @@
+"""Targets: the scalar score that is explained, for each image of a batch."""
