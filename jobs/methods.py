@@ -6,8 +6,8 @@ from rich.console import Console
 
 from jobs.console import say
 from jobs.exits import DONE
-from saliency_core.methods import REGISTRY, parse_method
-from saliency_core.reduce import REDUCTIONS
+from saliency_core.methods.reductions import REDUCTIONS
+from saliency_core.methods.registry import REGISTRY, parse_method
 from saliency_core.targets.target_parsing import TARGETS
 
 

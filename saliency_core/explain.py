@@ -26,14 +26,14 @@ from saliency_core.autograd.model_outputs import Outputs
 from saliency_core.autograd.precision import arithmetic, usable
 from saliency_core.autograd.relus import Rule
 from saliency_core.errors import Refused, Told
-from saliency_core.methods import Signal, parse_method
+from saliency_core.methods.averaging import MEAN, Average
+from saliency_core.methods.readouts import InputXGradient
+from saliency_core.methods.registry import Signal, parse_method
+from saliency_core.methods.samplers import Batch, Sampler
 from saliency_core.model.heads import to_probabilities
 from saliency_core.model.model_loading import Model
-from saliency_core.moments import MEAN, Average
-from saliency_core.readouts import InputXGradient
 from saliency_core.replica.cpu.allocator import is_out_of_memory
 from saliency_core.replica.prepare import Replica, make_replica
-from saliency_core.samplers import Batch, Sampler
 from saliency_core.specs import refuse_collisions
 from saliency_core.targets.class_targets import Choice, Target, pick
 from saliency_core.targets.target_parsing import parse_targets

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from saliency_core import Explainer
 from saliency_core.explain import Explanation
-from saliency_core.methods import REGISTRY
-from saliency_core.samplers import noise_for
+from saliency_core.methods.registry import REGISTRY
+from saliency_core.methods.samplers import noise_for
 
 METHODS = [name for name in REGISTRY if name != "compose"]
 ROWS = torch.tensor([41, 7, 1_000_003, 0, 12])

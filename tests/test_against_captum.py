@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from saliency_core import Explainer
-from saliency_core.samplers import noise_for
+from saliency_core.methods.samplers import noise_for
 
 pytestmark = pytest.mark.filterwarnings("ignore:Setting backward hooks on ReLU activations")
 

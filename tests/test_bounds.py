@@ -15,7 +15,7 @@ from jobs.output import existing_run
 from jobs.patience import VARIABLE, patience
 from jobs.record import proven
 from saliency_core.errors import Refused
-from saliency_core.methods import parse_method
+from saliency_core.methods.registry import parse_method
 from saliency_core.targets.target_parsing import parse_targets
 
 HUGE = "9" * 5000

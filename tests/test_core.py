@@ -20,11 +20,11 @@ from saliency_core import Explainer, Model, Preprocessing, Refused, load_model
 from saliency_core.agreement import agreement, rank_correlation
 from saliency_core.autograd.relus import Plain
 from saliency_core.explain import group_by_sampler
-from saliency_core.fullgrad import EPSILON, psi_sum
-from saliency_core.methods import REGISTRY, Entry, Signal, parse_method
-from saliency_core.readouts import Gradient
-from saliency_core.reduce import REDUCTIONS
-from saliency_core.samplers import Batch, Sample, Sampler
+from saliency_core.methods.fullgrad import EPSILON, psi_sum
+from saliency_core.methods.readouts import Gradient
+from saliency_core.methods.reductions import REDUCTIONS
+from saliency_core.methods.registry import REGISTRY, Entry, Signal, parse_method
+from saliency_core.methods.samplers import Batch, Sample, Sampler
 
 
 def loop(module: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -330,7 +330,7 @@ def test_fullgrads_sums_are_those_of_the_definition_however_few_images_fit(
     low, high = (each(sizes, dim=(1, 2, 3), keepdim=True) for each in (torch.amin, torch.amax))
     expected = ((sizes - low) / (high - low + EPSILON)).sum(1, keepdim=True)
     for fit in (1, 3, 7):
-        monkeypatch.setattr("saliency_core.fullgrad.BUFFER", fit * gradient[0].numel())
+        monkeypatch.setattr("saliency_core.methods.fullgrad.BUFFER", fit * gradient[0].numel())
         summed, share = psi_sum(gradient, factor)
         torch.testing.assert_close(summed, expected, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(share, terms.sum((1, 2, 3)), rtol=1e-12, atol=1e-12)

@@ -29,8 +29,8 @@ from jobs.demo_model import make
 from jobs.exits import IMPERFECT
 from jobs.job import explain
 from jobs.methods import methods
-from saliency_core.methods import REGISTRY
-from saliency_core.reduce import REDUCTIONS
+from saliency_core.methods.reductions import REDUCTIONS
+from saliency_core.methods.registry import REGISTRY
 from saliency_core.targets.target_parsing import TARGETS
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]

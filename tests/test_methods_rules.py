@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from saliency_core import Explainer, Model
 from saliency_core.autograd.relus import find_relus
 from saliency_core.errors import Refused, Told
-from saliency_core.methods import parse_method
+from saliency_core.methods.registry import parse_method
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,7 +9,7 @@ from references import noisy_gradients, of_class, out_of_place
 from subjects import SMALL, distance
 from torch import Tensor, nn
 
-from saliency_core.samplers import Batch, Noise, Path, Sampler, noise_for
+from saliency_core.methods.samplers import Batch, Noise, Path, Sampler, noise_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,16 +8,16 @@ from functools import partial
 from typing import Any
 
 from saliency_core.autograd.relus import Plain, Rule
-from saliency_core.baselines import BASELINES
-from saliency_core.cam import GradCam, GradCamPlusPlus, HiResCam, LayerCam, XGradCam
 from saliency_core.errors import Refused
-from saliency_core.fullgrad import FullGrad, SimpleFullGrad
-from saliency_core.moments import MEAN, MOMENTS, SQUARE, VARIANCE
-from saliency_core.readouts import Gradient, InputXGradient, Readout
-from saliency_core.reduce import Reduction, parse_reduction
+from saliency_core.methods.averaging import MEAN, MOMENTS, SQUARE, VARIANCE
+from saliency_core.methods.baselines import BASELINES
+from saliency_core.methods.cam import GradCam, GradCamPlusPlus, HiResCam, LayerCam, XGradCam
+from saliency_core.methods.fullgrad import FullGrad, SimpleFullGrad
+from saliency_core.methods.readouts import Gradient, InputXGradient, Readout
+from saliency_core.methods.reductions import Reduction, parse_reduction
+from saliency_core.methods.relu_rules import Deconvnet, Guided
+from saliency_core.methods.samplers import Noise, Once, Path, Sampler
 from saliency_core.replica.last_spatial_layer import AUTO
-from saliency_core.rules import Deconvnet, Guided
-from saliency_core.samplers import Noise, Once, Path, Sampler
 from saliency_core.specs import Argument, call_slug, call_spec, parse_call, split_name
 
 

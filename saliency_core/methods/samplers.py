@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saliency_core.baselines import make_baseline
+from saliency_core.methods.baselines import make_baseline
 from saliency_core.model.preprocessing import Preprocessing
 
 

@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 from saliency_core.autograd.capture import Capture
 from saliency_core.autograd.forward import LayerPass, Pass
 from saliency_core.errors import Refused
-from saliency_core.readouts import Reader, Readout
+from saliency_core.methods.readouts import Reader, Readout
 
 EPSILON = 1e-6
 BUFFER = 2**19  # values; what stays in a core's own cache

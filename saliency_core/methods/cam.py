@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 
 from saliency_core.autograd.forward import LayerPass, Pass
 from saliency_core.errors import Refused
-from saliency_core.readouts import Readout
+from saliency_core.methods.readouts import Readout
 from saliency_core.replica.last_spatial_layer import AUTO
 
 EPSILON = 1e-7

@@ -1,0 +1,1 @@
+"""Methods: rule × sampler × readout, then a reduction."""
