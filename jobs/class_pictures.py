@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saliency_core.lettering import printable
-from saliency_core.page import DPI, Page
+from saliency_core.visualization.canvas import DPI, Page
+from saliency_core.visualization.picture_text import printable
 
 PER_PAGE, COLUMNS = 100, 10
 SMALLEST, GAP, CAPTION = 1.2, 0.12, 0.42  # inches; a smaller picture has no room for its caption

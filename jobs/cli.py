@@ -249,7 +249,7 @@ def show(
     """Draw rows: the image, its maps, and the maps on the image at its original size."""
     from jobs import show as picture
     from jobs.rows import row_numbers
-    from saliency_core.look import Look
+    from saliency_core.visualization.map_style import Look
 
     made = picture.show(
         out,
@@ -349,7 +349,7 @@ def export(
     """Hand rows of a store over to other tools. Goes on by itself where it was stopped."""
     from jobs.export import run
     from jobs.rows import row_numbers
-    from saliency_core.look import Look
+    from saliency_core.visualization.map_style import Look
 
     return run.export(
         out,

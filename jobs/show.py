@@ -20,12 +20,12 @@ from jobs.record import ArraySpec
 from jobs.reject import Rejected
 from jobs.rows import choose_rows
 from saliency_core.errors import Refused
-from saliency_core.grid import CELL, Cell, Panel, draw, refuse_too_many
-from saliency_core.lettering import printable
-from saliency_core.look import Look
 from saliency_core.model.preprocessing import Geometry
-from saliency_core.page import DPI
-from saliency_core.views import Photograph, refuse_unknown, view_cells
+from saliency_core.visualization.canvas import DPI
+from saliency_core.visualization.contact_sheet import CELL, Cell, Panel, draw, refuse_too_many
+from saliency_core.visualization.map_style import Look
+from saliency_core.visualization.picture_text import printable
+from saliency_core.visualization.views import Photograph, refuse_unknown, view_cells
 
 MOST_ARRAYS = 6  # that are drawn unasked
 MOST_BESIDE = 5  # cells; where there would be more, the views of an array stand below each other
@@ -49,7 +49,8 @@ def show(
     ``rows``: these, in this order. Otherwise the first ``n`` committed ones, of ``class_`` (number or name of the class
     that was explained) where given, sorted where ``highest`` or ``lowest`` names an index column. ``arrays``: by
     default all, or some of the first target's where these are too many; the target of the first is the one that
-    ``class_`` means. ``views``: what is drawn of each, of ``saliency_core.views.VIEWS``. ``look``: in which colours.
+    ``class_`` means. ``views``: what is drawn of each, of ``saliency_core.visualization.views.VIEWS``. ``look``: in
+    which colours.
 
     Refused, with nothing written, for what cannot be shown.
     """

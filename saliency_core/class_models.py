@@ -22,7 +22,6 @@ from torch.nn import functional
 
 from saliency_core.autograd.forward import Forward
 from saliency_core.autograd.precision import arithmetic
-from saliency_core.deprocess import deprocess
 from saliency_core.errors import Refused, Told
 from saliency_core.methods.samplers import noise_for
 from saliency_core.model.heads import Head, to_probabilities
@@ -30,6 +29,7 @@ from saliency_core.model.model_loading import Model
 from saliency_core.model.preprocessing import Preprocessing
 from saliency_core.recipe import Recipe
 from saliency_core.replica.prepare import make_replica
+from saliency_core.visualization.deprocess import deprocess
 
 _SMOOTH = 1e-8  # under the root of the total variation, whose slope would be infinite where the image is flat
 _TINY = torch.finfo(torch.float64).tiny

@@ -26,7 +26,7 @@ from jobs.export.folder import Commit, Folder
 from jobs.export.run import TO
 from jobs.reader import Store, open_store
 from saliency_core.errors import Refused
-from saliency_core.look import Look
+from saliency_core.visualization.map_style import Look
 
 # -- every format ----------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from jobs.export.names import name_of
 from jobs.export.run import TO
 from jobs.reader import Store, open_store
 from saliency_core.errors import Refused
-from saliency_core.look import Look, draw_map
+from saliency_core.visualization.map_style import Look, draw_map
 
 # -- webdataset ------------------------------------------------------------------------------------------------
 

@@ -47,7 +47,7 @@ geometry = Preprocessing(resize=(8, 8), crop=None, interpolation="bilinear", mea
 net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3))
 found = Explainer(Model("own", net.requires_grad_(False), geometry))(torch.rand(2, 3, 8, 8))
 assert found["predicted"].maps["gradient"].shape == (2, 8, 8)
-for name in ("model.model_loading", "picture", "model.weights", "model.model_sources", "methods.registry"):
+for name in ("model.model_loading", "visualization.colormap", "model.weights", "model.model_sources", "methods.registry"):
     __import__("saliency_core." + name)
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, timeout=120)

@@ -11,10 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from saliency_core import Preprocessing
-from saliency_core.deprocess import deprocess, deprocess_signal
 from saliency_core.errors import Refused
-from saliency_core.look import Look, draw_map
-from saliency_core.picture import (
+from saliency_core.visualization.colormap import (
     DIVERGING,
     SEQUENTIAL,
     blur,
@@ -27,6 +25,8 @@ from saliency_core.picture import (
     overlay,
     strength,
 )
+from saliency_core.visualization.deprocess import deprocess, deprocess_signal
+from saliency_core.visualization.map_style import Look, draw_map
 
 RNG = np.random.default_rng(0)
 MAP = RNG.normal(size=(7, 5)).astype(np.float32)

@@ -22,7 +22,7 @@ from jobs.report.audited import read_audited
 from jobs.report.make import make_report
 from jobs.report.pictures import RowArtist
 from saliency_core.errors import Refused
-from saliency_core.look import draw_map
+from saliency_core.visualization.map_style import draw_map
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from PIL import Image
 from jobs import show as module
 from jobs.reader import Store, open_store
 from jobs.show import show
-from saliency_core.deprocess import deprocess_signal
-from saliency_core.lettering import printable
-from saliency_core.look import Look, draw_map
+from saliency_core.visualization.deprocess import deprocess_signal
+from saliency_core.visualization.map_style import Look, draw_map
+from saliency_core.visualization.picture_text import printable
 
 SCALE = (1, 257, 3)
 

@@ -16,9 +16,9 @@ from jobs.export.selection import Selection, why_not
 from jobs.record import ArraySpec
 from jobs.reject import Rejected
 from jobs.spreadsheets import SafeWriter
-from saliency_core.look import Look
 from saliency_core.model.preprocessing import Geometry
-from saliency_core.views import Photograph, refuse_unknown, view_at_size
+from saliency_core.visualization.map_style import Look
+from saliency_core.visualization.views import Photograph, refuse_unknown, view_at_size
 
 TABLE = "pictures.csv"
 _ABOUT = ("class", "class_name", "score", "probability")

@@ -23,7 +23,7 @@ from jobs.reader import open_store
 from jobs.reasons import without_names
 from jobs.words import duration
 from saliency_core.errors import Refused
-from saliency_core.look import Look
+from saliency_core.visualization.map_style import Look
 
 FORMAT_VERSION = 1
 TO = ("virelay", "quantus", "webdataset", "png")

@@ -15,8 +15,8 @@ from jobs.index import OK
 from jobs.reader import Store
 from jobs.report.page import Tile
 from jobs.report.sheets import LARGE, Sheets
-from saliency_core.look import Look
-from saliency_core.picture import DIVERGING, UNSEEN, Pixels, colour
+from saliency_core.visualization.colormap import DIVERGING, UNSEEN, Pixels, colour
+from saliency_core.visualization.map_style import Look
 
 Mean = Sequence[float] | NDArray[np.float32] | None
 """A mean of small maps, row by row; None where there is none."""

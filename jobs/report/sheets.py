@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jobs.report.page import Tile
-from saliency_core.picture import Pixels
+from saliency_core.visualization.colormap import Pixels
 
 ACROSS = 8  # tiles along each edge of a sheet: the style sheet knows as many places
 LARGE, SMALL = 128, 48  # pixels: edges of a tile

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from saliency_core.picture import UNSEEN, Map, Pixels
+from saliency_core.visualization.colormap import UNSEEN, Map, Pixels
 
 _CENTRE, _SPREAD = 0.5, 0.1  # as keras-vis has them
 _AXES = (-3, -2, -1)

@@ -10,9 +10,9 @@ from typing import Literal
 from matplotlib.figure import Figure
 
 from saliency_core.errors import Refused
-from saliency_core.lettering import printable, side_by_side
-from saliency_core.page import DPI, Page
-from saliency_core.picture import Pixels
+from saliency_core.visualization.canvas import DPI, Page
+from saliency_core.visualization.colormap import Pixels
+from saliency_core.visualization.picture_text import printable, side_by_side
 
 CELL = 2.3  # the width of a cell; in inches, like all lengths here
 _GAP, _GUTTER, _MARGIN = 0.14, 0.45, 0.25

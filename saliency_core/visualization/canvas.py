@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from saliency_core.lettering import FONT, printable
-from saliency_core.picture import Pixels
+from saliency_core.visualization.colormap import Pixels
+from saliency_core.visualization.picture_text import FONT, printable
 
 DPI = 150
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from saliency_core.deprocess import deprocess_signal
 from saliency_core.errors import Refused
-from saliency_core.grid import Cell, Scale
-from saliency_core.look import Look
 from saliency_core.model.preprocessing import Geometry
-from saliency_core.picture import Map, Pixels, blur
+from saliency_core.visualization.colormap import Map, Pixels, blur
+from saliency_core.visualization.contact_sheet import Cell, Scale
+from saliency_core.visualization.deprocess import deprocess_signal
+from saliency_core.visualization.map_style import Look
 
 VIEWS = ("map", "overlay", "mask")
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saliency_core.errors import Refused
-from saliency_core.picture import (
+from saliency_core.visualization.colormap import (
     DIVERGING,
     LARGEST_BLUR,
     SEQUENTIAL,
