@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, field_validator, model_validator
 
 from jobs import bounds
 from jobs.job_config import JobConfig, as_numbers, key
-from saliency_core.recipe import Recipe
+from saliency_core.class_visualization.ascent_recipe import Recipe
 
 ALL = "all"
 

@@ -119,7 +119,7 @@ class Visualise:
         return self._limited(unit)
 
     def _visualised(self, unit: ChosenUnit) -> VisualisedUnit:
-        from saliency_core.class_models import visualise_classes
+        from saliency_core.class_visualization.ascent import visualise_classes
 
         config = self._run.config
         try:

@@ -37,12 +37,12 @@ from jobs.sink import parquet_bytes
 from jobs.software import at_rest, begun, gone_on
 from jobs.store import CLASSES, class_metadata_objects, open_array
 from jobs.stores import delete, list_keys, open_output, put, read_object
+from saliency_core.class_visualization.ascent_recipe import Recipe
 from saliency_core.errors import Refused, Told
-from saliency_core.recipe import Recipe
 
 if TYPE_CHECKING:
     from jobs.model import TriedModel
-    from saliency_core.class_models import ClassModels
+    from saliency_core.class_visualization.ascent import ClassModels
     from saliency_core.model.model_loading import Model
 
 # Small, so that a few classes are spread over several replicas; and the same on every machine.
@@ -158,7 +158,7 @@ def _chosen(wanted: Sequence[str], names: Sequence[str] | None, n_classes: int) 
 
 def _try(model: Model, number: int) -> ClassModels:
     """One step for one class, on the CPU. Refused where that cannot work."""
-    from saliency_core.class_models import visualise_classes
+    from saliency_core.class_visualization.ascent import visualise_classes
 
     try:
         with warnings.catch_warnings():
@@ -177,7 +177,7 @@ def _finish(run: ClassRun, store: ObjectStore, console: Console) -> int:
     """classes.parquet, the pictures and, last, the sums → exit code."""
     import torch
 
-    from saliency_core.class_models import as_pictures
+    from saliency_core.class_visualization.ascent import as_pictures
 
     # The record is of the session that claimed the store: what lies there, not what this one would have written.
     sums = {run.KEY: digest(read_object(store, run.KEY))}

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
+from saliency_core.class_visualization.ascent_recipe import Recipe
 from saliency_core.errors import Refused
-from saliency_core.recipe import Recipe
 
 if TYPE_CHECKING:
     from jobs.class_run import ClassRun

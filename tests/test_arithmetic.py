@@ -13,8 +13,8 @@ from torch import Tensor
 
 from saliency_core import Explainer, Model
 from saliency_core.autograd.precision import arithmetic
-from saliency_core.class_models import visualise_classes
-from saliency_core.recipe import Recipe
+from saliency_core.class_visualization.ascent import visualise_classes
+from saliency_core.class_visualization.ascent_recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 AROUND: dict[str, Callable[[], AbstractContextManager[None]]] = {

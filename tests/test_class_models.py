@@ -10,11 +10,11 @@ import torch
 from factories import NoGradient, tiny
 from torch import Tensor, nn
 
-from saliency_core.class_models import as_pictures, blur, penalty, total_variation, visualise_classes
+from saliency_core.class_visualization.ascent import as_pictures, blur, penalty, total_variation, visualise_classes
+from saliency_core.class_visualization.ascent_recipe import Recipe
 from saliency_core.errors import Refused, Told
 from saliency_core.model.model_loading import Model
 from saliency_core.model.preprocessing import Preprocessing
-from saliency_core.recipe import Recipe
 
 GEOMETRY = Preprocessing((6, 9), None, "bilinear", (0.5, 0.4, 0.3), (0.25, 0.2, 0.1), 3)
 SHAPE = (3, 6, 9)

@@ -23,11 +23,11 @@ from jobs.class_stages import VisualiseError
 from jobs.classes import visualise
 from jobs.config import flag_of, read_config
 from jobs.stores import list_keys, open_output, read_object
-from saliency_core.class_models import visualise_classes
+from saliency_core.class_visualization.ascent import visualise_classes
+from saliency_core.class_visualization.ascent_recipe import Recipe
 from saliency_core.errors import Refused
 from saliency_core.model.model_loading import Model
 from saliency_core.model.preprocessing import Preprocessing
-from saliency_core.recipe import Recipe
 
 KEYS = {**TINY, "resize": "12x10", "steps": 4, "jitter": 1, "blur_every": 2, "batch_size": 2, "seed": 3}
 GEOMETRY = Preprocessing((12, 10), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)

@@ -15,9 +15,9 @@ from uncopied_nets import CAST, COPIED, UNCOPIED, ReadsBefore
 
 from jobs.reader import open_store
 from saliency_core import Explainer, Model, Preprocessing, Refused
-from saliency_core.class_models import visualise_classes
+from saliency_core.class_visualization.ascent import visualise_classes
+from saliency_core.class_visualization.ascent_recipe import Recipe
 from saliency_core.model.inference_mode import put_in_eval_mode
-from saliency_core.recipe import Recipe
 
 SMALL = Preprocessing((16, 16), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
 METHODS = ("all=gradient(reduction=none)", "guided_backprop", "fullgrad", "gradcam")

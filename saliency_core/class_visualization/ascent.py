@@ -22,12 +22,12 @@ from torch.nn import functional
 
 from saliency_core.autograd.forward import Forward
 from saliency_core.autograd.precision import arithmetic
+from saliency_core.class_visualization.ascent_recipe import Recipe
 from saliency_core.errors import Refused, Told
 from saliency_core.methods.samplers import noise_for
 from saliency_core.model.heads import Head, to_probabilities
 from saliency_core.model.model_loading import Model
 from saliency_core.model.preprocessing import Preprocessing
-from saliency_core.recipe import Recipe
 from saliency_core.replica.prepare import make_replica
 from saliency_core.visualization.deprocess import deprocess
 

@@ -1,0 +1,1 @@
+"""Class model visualisation: the image that a class scores highest on."""
