@@ -14,12 +14,12 @@ from jobs.flag_names import plan_notes
 from jobs.model import blank_images, try_model
 from jobs.record import ArraySpec
 from jobs.software import Software
-from saliency_core.agreement import agreement
 from saliency_core.errors import Refused, Told
-from saliency_core.explain import LESS_EXACT, Explainer, Explanation
+from saliency_core.explainer import LESS_EXACT, Explainer, Explanation
 from saliency_core.model.heads import Head
 from saliency_core.model.model_loading import Model
 from saliency_core.model.preprocessing import Preprocessing
+from saliency_core.precision_agreement import agreement
 from saliency_core.replica.last_spatial_layer import AUTO
 from saliency_core.replica.prepare import Replica
 

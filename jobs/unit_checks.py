@@ -15,7 +15,7 @@ from jobs.record import ArraySpec, Run
 from jobs.sink import UNREADABLE
 from jobs.store import decode_shard, fill_value
 from jobs.words import ranges
-from saliency_core.specs import is_class_spec
+from saliency_core.spec_syntax import is_class_spec
 
 PLANNED = ("row", "unit", "sample_id", "uri", "label")
 # Half a step of 8 bits, and float16's rounding of what is at most 1, as parts of the map's scale; with float32's own.

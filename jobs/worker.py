@@ -24,7 +24,7 @@ from jobs.stopped import Stopped
 from jobs.store import scale_maps
 from jobs.units import DecodedUnit, ExplainedUnit
 from saliency_core.errors import Told
-from saliency_core.explain import Explainer
+from saliency_core.explainer import Explainer
 from saliency_core.replica.cpu.allocator import is_out_of_memory, keep_freed_memory
 from saliency_core.targets.class_targets import NO_LABEL
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from saliency_core.errors import Refused, Told
-    from saliency_core.explain import Explainer, Explanation
+    from saliency_core.explainer import Explainer, Explanation
     from saliency_core.fullgrad_decomposition import Decomposition, decompose
     from saliency_core.model.model_loading import Model, load_model
     from saliency_core.model.preprocessing import Preprocessing
@@ -29,8 +29,8 @@ __all__ = [
 
 _HOME = {
     "Decomposition": "fullgrad_decomposition",
-    "Explainer": "explain",
-    "Explanation": "explain",
+    "Explainer": "explainer",
+    "Explanation": "explainer",
     "Model": "model.model_loading",
     "Preprocessing": "model.preprocessing",
     "Refused": "errors",

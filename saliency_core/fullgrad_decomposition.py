@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from saliency_core.arguments import Values
+from saliency_core.argument_checks import Values
 from saliency_core.autograd.forward import LayerPass
 from saliency_core.errors import Refused
-from saliency_core.explain import Explainer
+from saliency_core.explainer import Explainer
 from saliency_core.methods.fullgrad import bias_of, completeness, images_first
 from saliency_core.model.model_loading import Model
 

@@ -8,7 +8,7 @@ from subjects import own
 from torch import Tensor, nn
 
 from saliency_core import Explainer
-from saliency_core.explain import Explanation
+from saliency_core.explainer import Explanation
 from saliency_core.methods.registry import REGISTRY
 from saliency_core.methods.samplers import noise_for
 

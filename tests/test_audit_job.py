@@ -19,8 +19,6 @@ from rich.console import Console
 
 from jobs.audit import measure
 from jobs.audit.job import _shared_out
-from jobs.audit.measures import MEASURES, shares, shrink
-from jobs.audit.measures import measure as measured
 from jobs.audit.results import (
     AUDIT_JSON,
     CLASSES,
@@ -36,6 +34,8 @@ from jobs.reader import Store, open_store
 from jobs.report.make import make_report
 from jobs.verify import verify
 from saliency_core.errors import Refused
+from saliency_core.map_measures import MEASURES, shares, shrink
+from saliency_core.map_measures import measure as measured
 
 
 def test_tables_agree_with_the_store(store: Path) -> None:

@@ -9,11 +9,11 @@ from threadpoolctl import threadpool_limits
 
 from jobs.audit.examine import examine
 from jobs.audit.groups import Background, Examined, Group
-from jobs.audit.measures import CORNERS, GRID, MEASURES, Floats, density, measure, shares, shrink
 from jobs.audit.results import ON_OBJECT, class_schema, cluster_schema
 from jobs.audit.spectral import LANDMARKS, split
 from jobs.audit.suspicion import Suspicion, suspect
 from jobs.audit.words import differences, finding, percent, place
+from saliency_core.map_measures import CORNERS, GRID, MEASURES, Floats, density, measure, shares, shrink
 
 CELLS = (28, 28)
 CLASSES, EACH = 6, 60

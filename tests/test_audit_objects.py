@@ -12,10 +12,10 @@ from conftest import run_inline
 from damage import copied  # noqa: F401  the fixture ``store``
 from PIL import Image
 
-from jobs.audit.measures import shares
 from jobs.audit.results import ON_OBJECT, ROWS
 from jobs.reader import open_store
 from saliency_core.errors import Refused
+from saliency_core.map_measures import shares
 
 
 def test_objects(store: Path, tmp_path: Path) -> None:

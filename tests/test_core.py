@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torchvision import models
 
 from saliency_core import Explainer, Model, Preprocessing, Refused, load_model
-from saliency_core.agreement import agreement, rank_correlation
 from saliency_core.autograd.relus import Plain
-from saliency_core.explain import group_by_sampler
+from saliency_core.explainer import group_by_sampler
 from saliency_core.methods.fullgrad import EPSILON, psi_sum
 from saliency_core.methods.readouts import Gradient
 from saliency_core.methods.reductions import REDUCTIONS
 from saliency_core.methods.registry import REGISTRY, Entry, Signal, parse_method
 from saliency_core.methods.samplers import Batch, Sample, Sampler
+from saliency_core.precision_agreement import agreement, rank_correlation
 
 
 def loop(module: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from conftest import content, flags, run_inline
 
 from jobs.reader import open_store
 from saliency_core.methods.registry import REGISTRY
-from saliency_core.specs import is_class_spec
+from saliency_core.spec_syntax import is_class_spec
 from saliency_core.targets.target_parsing import parse_targets
 
 METHODS = (

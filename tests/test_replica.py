@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from saliency_core import Explainer, Refused
-from saliency_core.explain import PRECISIONS
+from saliency_core.explainer import PRECISIONS
 from saliency_core.replica.prepare import copy_frozen, fold_batch_norms
 
 

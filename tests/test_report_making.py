@@ -15,13 +15,13 @@ from audits import write_audit
 from reports import ARRAY, Page, Recorder, pages, report
 from rich.console import Console
 
-from jobs.audit.measures import MEASURES
 from jobs.audit.results import AUDIT_JSON, CLASSES, CLUSTERS, ROWS, folder
 from jobs.reader import open_store
 from jobs.report.audited import read_audited
 from jobs.report.make import make_report
 from jobs.report.pictures import RowArtist
 from saliency_core.errors import Refused
+from saliency_core.map_measures import MEASURES
 from saliency_core.visualization.map_style import draw_map
 
 

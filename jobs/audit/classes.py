@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from jobs.audit.examine import examine
 from jobs.audit.groups import Background, Examined, Group
-from jobs.audit.measures import Floats
 from jobs.audit.unit_parts import FACTS, FIGURES, floats, integers, read_units, small_maps
 from jobs.output import open_run
 from jobs.stores import open_output
+from saliency_core.map_measures import Floats
 
 GROUP_BYTES = 128 << 20  # of small maps that a task gathers; a class is never cut, so a large one may have more
 

@@ -10,10 +10,10 @@ from threadpoolctl import threadpool_limits
 
 from jobs.audit.figures import figures
 from jobs.audit.groups import Background, Examined, Group, Integers
-from jobs.audit.measures import Floats
 from jobs.audit.spectral import NONE, by_size, split
 from jobs.audit.suspicion import Suspicion, suspect
 from jobs.audit.words import differences, finding
+from saliency_core.map_measures import Floats
 
 TYPICAL, WRONG, EXAMPLES = 8, 12, 8
 MOST_UNUSUAL = 1e6  # usual distances; also where the usual one is zero

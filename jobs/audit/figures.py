@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.audit.groups import Group
-from jobs.audit.measures import MEASURES, Floats
 from jobs.audit.results import ON_OBJECT
+from saliency_core.map_measures import MEASURES, Floats
 
 
 def figures(group: Group, where: NDArray[np.bool_]) -> dict[str, Any]:

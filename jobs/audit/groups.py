@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.audit.measures import Floats
+from saliency_core.map_measures import Floats
 
 Integers = NDArray[np.int64]
 

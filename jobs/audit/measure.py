@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.audit.measures import CORNER, FRAME, GRID, Floats, measure, shares, shrink
 from jobs.audit.objects import ObjectsOf, on_objects
 from jobs.audit.unit_parts import FACTS, encode, made_from, part_key
 from jobs.index import OK, load_part, stored_part
 from jobs.reader import open_store
 from jobs.record import Run
 from jobs.stores import open_output, put, read_object
+from saliency_core.map_measures import CORNER, FRAME, GRID, Floats, measure, shares, shrink
 
 AT_ONCE = 64  # maps in memory: 13 MB at 224 × 224, and a few times that on the way
 

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.audit.measures import Floats
 from jobs.objects import parent, read
 from jobs.record import Run
 from jobs.spreadsheets import neutral
 from saliency_core.errors import Refused
+from saliency_core.map_measures import Floats
 from saliency_core.model.preprocessing import Geometry
 
 BOX = ("x0", "y0", "x1", "y1")

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from obstore.store import ObjectStore
 
-from jobs.audit.measures import Floats
 from jobs.audit.results import Figures
 from jobs.audit.unit_parts import FIGURES, floats, read_units, small_maps
+from saliency_core.map_measures import Floats
 
 _MEANS = {"accuracy": "correct", "confidence": "probability", **{name: name for name in FIGURES}}
 

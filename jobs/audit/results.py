@@ -15,11 +15,11 @@ from __future__ import annotations
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from jobs.audit.measures import MEASURES
 from jobs.sink import UNREADABLE, parquet_table
 from jobs.stores import open_output, read_object
 from jobs.words import first_line
 from saliency_core.errors import Refused
+from saliency_core.map_measures import MEASURES
 
 AUDIT_JSON = "audit.json"
 ROWS, CLASSES, CLUSTERS = "rows.parquet", "classes.parquet", "clusters.parquet"

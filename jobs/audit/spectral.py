@@ -18,7 +18,7 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
 from jobs.audit.groups import Integers
-from jobs.audit.measures import Floats, shrink
+from saliency_core.map_measures import Floats, shrink
 
 LANDMARKS = 500  # rows of a class that the graph is made of; the others follow their nearest
 MOST_CLUSTERS = 8

@@ -17,7 +17,7 @@ from scipy.linalg import cholesky, solve_triangular
 from scipy.special import betainc
 
 from jobs.audit.groups import Background
-from jobs.audit.measures import Floats
+from saliency_core.map_measures import Floats
 
 ALARM = 1.0
 BARS = ((2e-3, 1.2), (1e-4, 2.7), (0.0, 10.0))

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jobs.audit.measures import CORNERS
 from jobs.audit.suspicion import Suspicion
+from saliency_core.map_measures import CORNERS
 
 APART = 0.05  # a difference of shares that is worth a word
 LEAST_RATIO = 1.5  # and the larger over the smaller

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.audit.measures import Floats
 from jobs.record import ArraySpec, Run
+from saliency_core.map_measures import Floats
 from saliency_core.model.preprocessing import Geometry
 
 SAME = 1e-6  # of an edge: boxes that differ by less are one

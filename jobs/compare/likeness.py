@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.audit.measures import Floats
+from saliency_core.map_measures import Floats
 
 Doubles = NDArray[np.float64]
 

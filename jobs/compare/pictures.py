@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from jobs.audit.measures import density
 from jobs.compare.findings import percent
 from jobs.compare.pairs import Side
 from jobs.compare.results import Comparison
 from jobs.report.page import Tile
 from jobs.report.pictures import IMAGE, RowArtist, difference_picture, mean_picture
 from jobs.report.sheets import Sheets
+from saliency_core.map_measures import density
 
 Line = dict[str, Any]
 

@@ -8,7 +8,6 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 
-from jobs.audit.measures import GRID
 from jobs.compare.common import CommonPart
 from jobs.compare.pairs import Ledger, Side
 from jobs.compare.results import COMPARE_JSON, Comparison
@@ -20,6 +19,7 @@ from jobs.reader import Store
 from jobs.stores import list_keys, open_output, put, read_object
 from jobs.words import first_line
 from saliency_core.errors import Refused
+from saliency_core.map_measures import GRID
 
 
 def choose_sides(a: Store, b: Store, array: str | None, array_b: str | None) -> tuple[Side, Side]:

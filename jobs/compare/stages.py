@@ -12,7 +12,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from obstore.store import ObjectStore
 
-from jobs.audit.measures import Floats, shares, shrink
 from jobs.compare.common import CommonPart
 from jobs.compare.likeness import centres, distance, overlap, rank_correlation, relevance
 from jobs.compare.results import CENTRES, COMPARE_JSON, FIGURE_SCHEMA, Comparison, part_key, sums_key
@@ -23,6 +22,7 @@ from jobs.sink import UNREADABLE, parquet_bytes, parquet_table
 from jobs.stage import Stage
 from jobs.stores import open_output, put, read_object
 from jobs.words import first_line
+from saliency_core.map_measures import Floats, shares, shrink
 
 PAIRS = 32  # that are worked on at once: of 224 × 224 pixels, some 100 MiB
 

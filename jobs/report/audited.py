@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from jobs.audit.measures import density
 from jobs.audit.results import CLASSES, CLUSTERS, ROWS, Audit, read_audit
 from jobs.reader import Store
 from saliency_core.errors import Refused
+from saliency_core.map_measures import density
 
 Line = dict[str, Any]
 

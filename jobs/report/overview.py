@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.audit.measures import CORNERS
 from jobs.audit.results import ON_OBJECT
 from jobs.audit.words import corner_in_words
 from jobs.index import OK, PARTIAL, QUARANTINED
@@ -19,6 +18,7 @@ from jobs.report.page import Column, Compared, Link, Table, Tile, Value, figure
 from jobs.report.pictures import mean_picture
 from jobs.report.sheets import Sheets
 from jobs.words import duration
+from saliency_core.map_measures import CORNERS
 
 MOST_FINDINGS = 25  # that are shown with their evidence; more are named
 Pairs = list[tuple[str, str]]

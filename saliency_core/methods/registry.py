@@ -18,7 +18,7 @@ from saliency_core.methods.reductions import Reduction, parse_reduction
 from saliency_core.methods.relu_rules import Deconvnet, Guided
 from saliency_core.methods.samplers import Noise, Once, Path, Sampler
 from saliency_core.replica.last_spatial_layer import AUTO
-from saliency_core.specs import Argument, call_slug, call_spec, parse_call, split_name
+from saliency_core.spec_syntax import Argument, call_slug, call_spec, parse_call, split_name
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from saliency_core.errors import Refused
 from saliency_core.model.import_path import import_named
-from saliency_core.specs import checked_slug, split_name
+from saliency_core.spec_syntax import checked_slug, split_name
 from saliency_core.targets.class_targets import MOST_DIGITS, Class, Label, Predicted, Target, Top, class_number
 from saliency_core.targets.score_targets import Contrast, ContrastLabel, LayerUnit, Loss, Weighted
 

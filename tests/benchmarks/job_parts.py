@@ -54,7 +54,7 @@ def kernel(run: Run) -> Part:
     import torch
 
     from jobs.model import build_model
-    from saliency_core.explain import Explainer
+    from saliency_core.explainer import Explainer
     from saliency_core.replica.cpu.allocator import keep_freed_memory
 
     torch.set_num_threads(run.config.threads)

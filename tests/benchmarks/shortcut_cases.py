@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from jobs.audit.measures import MEASURES, measure, shares, shrink
 from jobs.demo_data import CLASSES, make_images
 from jobs.demo_model import PREPROCESSING
 from saliency_core import Explainer, Model
+from saliency_core.map_measures import MEASURES, measure, shares, shrink
 
 EDGE = 48  # pixels
 CELL, CELLS = 4, 3  # the mark: so many pixels a cell, so many cells an edge

@@ -10,7 +10,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from saliency_core.arguments import (
+from saliency_core.argument_checks import (
     Values,
     as_device,
     as_images,
@@ -34,7 +34,7 @@ from saliency_core.model.heads import to_probabilities
 from saliency_core.model.model_loading import Model
 from saliency_core.replica.cpu.allocator import is_out_of_memory
 from saliency_core.replica.prepare import Replica, make_replica
-from saliency_core.specs import refuse_collisions
+from saliency_core.spec_syntax import refuse_collisions
 from saliency_core.targets.class_targets import Choice, Target, pick
 from saliency_core.targets.target_parsing import parse_targets
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, interpolate
 
-from saliency_core.explain import Explainer
+from saliency_core.explainer import Explainer
 from saliency_core.model.model_loading import Model
 
 IMAGES = 4
