@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from jobs.exits import REFUSED
-from jobs.hidden_modules import hidden_module
+from jobs.util.exit_codes import REFUSED
+from jobs.util.hidden_modules import hidden_module
 
 try:
     from jobs.cli import main

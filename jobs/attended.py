@@ -1,6 +1,6 @@
 """Call functions that may hang, one after the other, in a thread that is left behind if one does.
 
-A read from a mount that stands still cannot be ended. ``jobs.limited`` hands each call over; here a whole batch is
+A read from a mount that stands still cannot be ended. ``jobs.util.timeout`` hands each call over; here a whole batch is
 handed over at once, so that what does not hang costs nothing.
 """
 
@@ -12,7 +12,7 @@ from time import monotonic
 from typing import Generic, TypeVar
 
 from jobs.patience import patience
-from jobs.stopped import Unreachable
+from jobs.util.job_errors import Unreachable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

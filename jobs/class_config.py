@@ -7,8 +7,8 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, field_validator, model_validator
 
-from jobs import bounds
 from jobs.job_config import JobConfig, as_numbers, key
+from jobs.util import bounds
 from saliency_core.class_visualization.ascent_recipe import Recipe
 
 ALL = "all"

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from jobs.class_run import ClassRun, open_class_run
 from jobs.index import Commit, ShardRecord, encode_part, part_key
-from jobs.limited import Limited
 from jobs.presence import Presence
-from jobs.quits import no_quitting
 from jobs.stage import TASK_CPUS, Stage, replica_stage
-from jobs.stopped import Stopped
 from jobs.store import encode_class_shards
 from jobs.stores import open_output, put
+from jobs.util.exit_guard import no_quitting
+from jobs.util.job_errors import Stopped
+from jobs.util.timeout import Limited
 from saliency_core.replica.cpu.allocator import keep_freed_memory
 
 if TYPE_CHECKING:

@@ -23,9 +23,7 @@ from jobs.class_config import ALL, ClassesConfig
 from jobs.class_pictures import draw_page, page_rows
 from jobs.class_run import ClassRun, existing_class_run
 from jobs.class_stages import class_stages
-from jobs.console import say
 from jobs.engine import StartingEngine, starting_engine
-from jobs.exits import DONE, imperfect
 from jobs.finalize import SHA256SUMS, digest, put_sums, sums_text
 from jobs.fingerprint import classes_fingerprint, refuse_other_fingerprint
 from jobs.flag_names import plan_notes
@@ -37,6 +35,8 @@ from jobs.sink import parquet_bytes
 from jobs.software import at_rest, begun, gone_on
 from jobs.store import CLASSES, class_metadata_objects, open_array
 from jobs.stores import delete, list_keys, open_output, put, read_object
+from jobs.util.console import say
+from jobs.util.exit_codes import DONE, imperfect
 from saliency_core.class_visualization.ascent_recipe import Recipe
 from saliency_core.errors import Refused, Told
 

@@ -18,19 +18,19 @@ from rich.logging import RichHandler
 
 from jobs.class_config import ClassesConfig
 from jobs.config import REPEATED, Config, flag_of, read_config
-from jobs.console import Plain, say
-from jobs.exits import DONE, INTERRUPTED, NOT_FINISHED, REFUSED
 from jobs.flag_names import in_flags
-from jobs.hidden_modules import hidden_module
 from jobs.job_config import JobConfig
-from jobs.stopped import Stopped
-from jobs.surroundings import (
+from jobs.util.console import Plain, say
+from jobs.util.environment import (
     refuse_no_working_directory,
     with_user,
     with_utf8,
     without_strict_warnings,
     without_windows,
 )
+from jobs.util.exit_codes import DONE, INTERRUPTED, NOT_FINISHED, REFUSED
+from jobs.util.hidden_modules import hidden_module
+from jobs.util.job_errors import Stopped
 from saliency_core.errors import Refused
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

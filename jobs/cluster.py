@@ -10,10 +10,10 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from urllib.parse import urlsplit
 
-from jobs.addresses import scrubbed
 from jobs.globs import expand, is_glob
 from jobs.job_config import JobConfig
 from jobs.objects import is_remote, local_path
+from jobs.util.redaction import scrubbed
 from saliency_core.errors import Refused
 
 ANSWER_SECONDS = 10.0  # of a head, which is asked for nothing but a greeting

@@ -8,9 +8,9 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import ValidationError, field_validator
 
-from jobs import bounds
-from jobs.addresses import scrubbed, scrubbed_text
 from jobs.job_config import AutoOrCount, JobConfig, full_path, key
+from jobs.util import bounds
+from jobs.util.redaction import scrubbed, scrubbed_text
 from saliency_core.errors import Refused
 
 MapDtype = Literal["float32", "float16", "uint8", "int8"]

@@ -9,8 +9,8 @@ from threading import Lock
 from time import process_time
 from typing import TypeVar, cast
 
-from jobs.child import Child, ChildDied, End, OutOfMemory, started
 from jobs.reject import Rejected
+from jobs.util.limited_process import Child, ChildDied, End, OutOfMemory, started
 
 Result = TypeVar("Result")
 # What strikes at random (a killed node, a kernel out of memory) may strike while a sound image is decoded, not twice.

@@ -15,13 +15,13 @@ from jobs.audit.job import audit
 from jobs.audit.results import CLASSES as CLASSES_PARQUET
 from jobs.audit.results import folder
 from jobs.config import make_config
-from jobs.console import say
 from jobs.demo_data import CLASSES, MARKED, make_images, write_shards
-from jobs.exits import DONE, IMPERFECT, NOT_FINISHED
 from jobs.index import OK, QUARANTINED
 from jobs.job import explain
 from jobs.reader import open_store
 from jobs.show import show
+from jobs.util.console import say
+from jobs.util.exit_codes import DONE, IMPERFECT, NOT_FINISHED
 from jobs.verify import verify
 from saliency_core.errors import Refused
 

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from time import time
 from typing import Any, Protocol
 
-from jobs.stopped import Stopped
-from jobs.words import duration
+from jobs.util.formatting import duration
+from jobs.util.job_errors import Stopped
 
 # Workers die for other reasons too: nodes come and go. So many in a row over one record are no accident, unless a
 # record takes about as long as a node lives, and then no run would end.

@@ -15,8 +15,8 @@ from jobs.cluster import refuse_unshared
 from jobs.doing import Doing
 from jobs.job_config import JobConfig
 from jobs.stage import REPLICA_CPUS, TASK_CPUS, Node, Stage, fit
-from jobs.stopped import Stopped
-from jobs.surroundings import refuse_no_temporary
+from jobs.util.environment import refuse_no_temporary
+from jobs.util.job_errors import Stopped
 from jobs.watchdog import Watchdog
 from saliency_core.errors import Refused
 

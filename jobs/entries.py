@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jobs.addresses import scrubbed, scrubbed_text
+from jobs.util.redaction import scrubbed, scrubbed_text
 from saliency_core.errors import Refused
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
 
-from jobs.stopped import Unreachable
+from jobs.util.job_errors import Unreachable
 from saliency_core.errors import Refused
 
 RAISED = (BaseError, OSError, ValueError)

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from jobs.addresses import scrubbed
 from jobs.attended import NoAnswer, attended
 from jobs.entries import Entry
 from jobs.failures import OF_THE_MACHINE
@@ -17,8 +16,9 @@ from jobs.objects import ObjectInfo, is_remote, parent, read, read_ranges, stat
 from jobs.parquet_process import parquet_processes
 from jobs.parquet_reading import image_values
 from jobs.reject import Rejected
-from jobs.stopped import Unreachable
 from jobs.tables import Damaged
+from jobs.util.job_errors import Unreachable
+from jobs.util.redaction import scrubbed
 
 REMOTE_THREADS = 16  # a request waits far longer than it works
 BATCH = 16  # Parquet rows decoded at a time: images are large

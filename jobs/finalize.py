@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 
-from jobs.exits import DONE, imperfect
 from jobs.identity import forget_committed
 from jobs.index import (
     INDEX_PARQUET,
@@ -38,7 +37,8 @@ from jobs.record import RUN_JSON, Run
 from jobs.sink import HashingSink
 from jobs.store import metadata_objects
 from jobs.stores import put, read_object
-from jobs.words import ranges
+from jobs.util.exit_codes import DONE, imperfect
+from jobs.util.formatting import ranges
 
 SHA256SUMS = "SHA256SUMS"
 GROUP_ROWS = 65_536

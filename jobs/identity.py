@@ -18,7 +18,7 @@ from obstore.store import ObjectStore
 from jobs.index import QUARANTINED, DamagedError, WithdrawnError, read_part
 from jobs.sink import UNREADABLE, parquet_bytes, parquet_table
 from jobs.stores import delete, list_keys, put, read_object
-from jobs.words import first_line
+from jobs.util.formatting import first_line
 
 PREFIX = "identity"
 _KEY = re.compile(PREFIX + r"/unit-(\d{8,})\.parquet")

@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass
 import pyarrow as pa
 from obstore.store import ObjectStore
 
-from jobs.lookahead import map_ahead
-from jobs.reasons import without_names
 from jobs.record import Run
 from jobs.sink import UNREADABLE, parquet_bytes, parquet_table
-from jobs.stopped import Stopped
 from jobs.stores import delete, list_keys, read_object
-from jobs.words import first_line
+from jobs.util.failure_reasons import without_names
+from jobs.util.formatting import first_line
+from jobs.util.job_errors import Stopped
+from jobs.util.lookahead import map_ahead
 
 OK, PARTIAL, QUARANTINED = "ok", "partial", "quarantined"
 INDEX_PARQUET = "index.parquet"

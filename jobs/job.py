@@ -8,13 +8,10 @@ from rich.console import Console
 
 from jobs import summary
 from jobs.config import Config
-from jobs.console import say
 from jobs.engine import Engine, starting_engine
-from jobs.exits import DONE, INTERRUPTED, NOT_FINISHED
 from jobs.finalize import NotFinishedError, exit_code, finalize, totals_of
 from jobs.identity import remembered_units
 from jobs.index import committed
-from jobs.last_words import last_words
 from jobs.lock import locked
 from jobs.plan import make_plan
 from jobs.progress import Display, Meter
@@ -22,6 +19,9 @@ from jobs.record import Run
 from jobs.stage import Stage
 from jobs.stages import explain_stages
 from jobs.stores import open_output
+from jobs.util.console import say
+from jobs.util.death_notice import last_words
+from jobs.util.exit_codes import DONE, INTERRUPTED, NOT_FINISHED
 
 
 def explain(config: Config, console: Console, *, dry_run: bool = False, accept_versions: bool = False) -> int:

@@ -19,9 +19,9 @@ from pydantic import (
     model_validator,
 )
 
-from jobs import bounds
-from jobs.addresses import holds_credentials, plain_scheme
 from jobs.objects import normal
+from jobs.util import bounds
+from jobs.util.redaction import holds_credentials, plain_scheme
 from saliency_core.model.preprocessing import Preprocessing
 
 

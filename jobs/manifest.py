@@ -20,9 +20,9 @@ from jobs.entries import Entry
 from jobs.index import DamagedError
 from jobs.record import Run
 from jobs.sink import UNREADABLE, parquet_file, sealed
-from jobs.stopped import Stopped
 from jobs.stores import put, read_object
-from jobs.words import first_line
+from jobs.util.formatting import first_line
+from jobs.util.job_errors import Stopped
 
 SCHEMA = pa.schema(
     {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from jobs.console import say
-from jobs.exits import DONE
+from jobs.util.console import say
+from jobs.util.exit_codes import DONE
 from saliency_core.methods.reductions import REDUCTIONS
 from saliency_core.methods.registry import REGISTRY, parse_method
 from saliency_core.targets.target_parsing import TARGETS

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from jobs.abandoned import abandonable
 from jobs.job_config import JobConfig
 from jobs.objects import local_path
-from jobs.quits import refuse_quitting
 from jobs.record import Record
 from jobs.software import Software, software_here
+from jobs.util.exit_guard import refuse_quitting
+from jobs.util.interruptible_wait import abandonable
 from saliency_core.errors import Refused
 from saliency_core.model.model_loading import Model, load_model, model_digest
 from saliency_core.probe.model_probe import Probe, probe_model

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from jobs.abandoned import abandonable
-from jobs.last_words import last_words
-from jobs.quits import refuse_quitting
+from jobs.util.death_notice import last_words
+from jobs.util.exit_guard import refuse_quitting
+from jobs.util.interruptible_wait import abandonable
 
 Result = TypeVar("Result")
 

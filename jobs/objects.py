@@ -23,9 +23,9 @@ from jobs.attended import NoAnswer, attended
 from jobs.failures import NotAFile
 from jobs.local_files import LocalFile, opened, read_from, regular
 from jobs.patience import patiently
-from jobs.plain_path import plain_path
-from jobs.stopped import Unreachable
 from jobs.stores import head, is_remote, listed, local_path, locate, plain_etag
+from jobs.util.job_errors import Unreachable
+from jobs.util.plain_path import plain_path
 
 __all__ = [
     "NoAnswer",

@@ -14,9 +14,9 @@ from jobs.job_config import full_path
 from jobs.objects import is_remote, local_path
 from jobs.record import RUN_JSON, AnyRecord, Record, Run, parse_record, proven
 from jobs.software import gone_on
-from jobs.stopped import Unusable
 from jobs.stores import list_keys, open_output, put, read_object
-from jobs.surroundings import can_write
+from jobs.util.environment import can_write
+from jobs.util.job_errors import Unusable
 from saliency_core.errors import Refused
 
 _STORES = {

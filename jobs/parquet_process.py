@@ -9,9 +9,9 @@ from functools import cache, partial
 from threading import BoundedSemaphore, Lock
 from typing import Any
 
-from jobs.child import Child, ChildDied, End, OutOfMemory, Part, started
 from jobs.objects import NoAnswer, NotAFile, answered, is_remote, open_file
 from jobs.tables import Damaged
+from jobs.util.limited_process import Child, ChildDied, End, OutOfMemory, Part, started
 
 SECONDS = 600.0  # of work on one file, beside reading it
 LISTING_MEMORY = 1 << 30  # bytes; footers, labels and lines of lists

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from time import monotonic, sleep
 from typing import TypeVar
 
-from jobs.bounds import YEAR
 from jobs.failures import RAISED, told, transient
+from jobs.util.bounds import YEAR
 from saliency_core.errors import Refused
 
 VARIABLE = "SALIENCY_STORE_SECONDS"

@@ -24,14 +24,14 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.experimental import internal_kv
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jobs.addresses import scrubbed_text
 from jobs.carried import Failed, pack, unpack
 from jobs.cluster import refuse_unreachable
 from jobs.doing import Doing, noted, on
-from jobs.hidden_modules import refuse_hidden_from_workers
 from jobs.stage import Node, Stage
-from jobs.stopped import Stopped
-from jobs.surroundings import ray_directory
+from jobs.util.environment import ray_directory
+from jobs.util.hidden_modules import refuse_hidden_from_workers
+from jobs.util.job_errors import Stopped
+from jobs.util.redaction import scrubbed_text
 from saliency_core.errors import Refused
 
 log = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ from time import monotonic
 
 from rich.console import Console
 
-from jobs.console import say
 from jobs.contents import Problem
-from jobs.exits import DAMAGED
+from jobs.util.console import say
+from jobs.util.exit_codes import DAMAGED
 
 MOST_PRINTED = 50
 

@@ -10,10 +10,10 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from jobs.console import say
 from jobs.index import OK, PARTIAL, QUARANTINED, add_errors
 from jobs.units import CommittedUnit
-from jobs.words import duration
+from jobs.util.console import say
+from jobs.util.formatting import duration
 
 STAGES = ("decode", "explain", "write")
 PLAIN_EVERY = 10.0

@@ -25,7 +25,7 @@ from obstore.store import GCSStore, ObjectStore, S3Store
 
 from jobs.failures import ASK_AGAIN, RAISED
 from jobs.patience import FIRST_PAUSE, LONGEST_PAUSE, patience
-from jobs.stopped import Unreachable
+from jobs.util.job_errors import Unreachable
 
 VALID = timedelta(minutes=15)  # of a signed request: the clocks may differ
 _TRUE = ("1", "true", "on", "yes", "y")  # as obstore reads a switch

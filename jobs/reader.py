@@ -25,14 +25,14 @@ from jobs.images import load_canonical, most_memory
 from jobs.index import INDEX_PARQUET, OK, committed, read_part, schema
 from jobs.manifest import Manifest, by_content, to_entries
 from jobs.output import open_run
-from jobs.reasons import for_explained
 from jobs.record import ArraySpec, Run
 from jobs.reject import Rejected
-from jobs.stopped import Stopped
 from jobs.store import MAPS, open_array, unscale_maps
 from jobs.stores import is_remote, open_output
 from jobs.tables import Damaged, open_parquet
-from jobs.words import first_line
+from jobs.util.failure_reasons import for_explained
+from jobs.util.formatting import first_line
+from jobs.util.job_errors import Stopped
 from saliency_core.errors import Refused
 
 CHANGED = "the image is not the one that was explained: its bytes have changed"

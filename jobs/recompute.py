@@ -20,11 +20,11 @@ from jobs.contents import Problem, redo, unit_objects
 from jobs.decode import Decode
 from jobs.index import OK, QUARANTINED, read_part
 from jobs.manifest import Manifest, by_content
-from jobs.reasons import for_explained
 from jobs.record import ArraySpec, Run
 from jobs.store import decode_shard, unscale_maps
 from jobs.stores import read_object
 from jobs.units import ExplainedUnit
+from jobs.util.failure_reasons import for_explained
 from saliency_core.errors import Refused
 
 # Relative L2 between the map and the one stored, beyond which it is not the same explanation. Other processors move

@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs import bounds
 from jobs.config import Config, MapDtype
 from jobs.job_config import JobConfig
 from jobs.software import Software
+from jobs.util import bounds
 from saliency_core.errors import Refused
 from saliency_core.model.preprocessing import Preprocessing
 

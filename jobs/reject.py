@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jobs.addresses import scrubbed_text
+from jobs.util.redaction import scrubbed_text
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from obstore.store import ObjectStore
 from rich.console import Console
 
 from jobs.config import make_config
-from jobs.console import say
 from jobs.content_search import Sample
 from jobs.engine import starting_engine
 from jobs.finalize import SHA256SUMS, Totals, exit_code
@@ -28,7 +27,8 @@ from jobs.software import gone_on, software_here
 from jobs.sources import list_entries
 from jobs.store import metadata_objects
 from jobs.stores import delete, list_keys, put
-from jobs.words import ranges
+from jobs.util.console import say
+from jobs.util.formatting import ranges
 
 
 def retry(

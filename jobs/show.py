@@ -15,10 +15,10 @@ from PIL import Image
 
 from jobs.index import OK
 from jobs.reader import Store, open_store
-from jobs.reasons import for_explained
 from jobs.record import ArraySpec
 from jobs.reject import Rejected
 from jobs.rows import choose_rows
+from jobs.util.failure_reasons import for_explained
 from saliency_core.errors import Refused
 from saliency_core.model.preprocessing import Geometry
 from saliency_core.visualization.canvas import DPI

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from jobs.own_code import code_digests, is_installed
-from jobs.words import ranges
+from jobs.util.formatting import ranges
 from saliency_core.arithmetic_version import ARITHMETIC_VERSION
 from saliency_core.errors import Refused
 

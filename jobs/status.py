@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from jobs.console import say
-from jobs.exits import NOT_FINISHED
 from jobs.finalize import SHA256SUMS, Totals, exit_code
 from jobs.index import committed, load_part, read_parts
 from jobs.output import open_run
@@ -16,7 +14,9 @@ from jobs.record import Run
 from jobs.software import Makers
 from jobs.stores import list_keys
 from jobs.summary import error_table, halved_text, statuses_text, zero_text
-from jobs.words import duration, quoted, ranges
+from jobs.util.console import say
+from jobs.util.exit_codes import NOT_FINISHED
+from jobs.util.formatting import duration, quoted, ranges
 
 
 def status(out: str, console: Console) -> int:

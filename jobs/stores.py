@@ -22,7 +22,7 @@ from jobs.durable import settle_names, write_whole
 from jobs.failures import RAISED, failures, status_of, told
 from jobs.patience import FIRST_PAUSE, LONGEST_PAUSE, Tries, patience, patiently
 from jobs.raw_listing import NotListed, raw_objects
-from jobs.stopped import Unusable
+from jobs.util.job_errors import Unusable
 from saliency_core.errors import Refused
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from jobs.plan import MIB, Plan
 from jobs.probed import probe_lines
 from jobs.progress import STAGES, Meter
 from jobs.record import Run
-from jobs.words import duration, quoted
+from jobs.util.formatting import duration, quoted
 
 MOST_LINES = 12
 

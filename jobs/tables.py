@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from jobs.entries import SourceError
 from jobs.label_values import printable
 from jobs.objects import BUFFER, open_file
-from jobs.words import first_line
+from jobs.util.formatting import first_line
 
 LABEL_COLUMNS = ("label", "cls", "class")
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")

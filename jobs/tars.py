@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import BinaryIO
 
-from jobs.addresses import scrubbed_text
 from jobs.containers import container
 from jobs.entries import Entry, Source, SourceError
 from jobs.label_values import read_label
 from jobs.listing import IMAGES, Listing, is_hidden
-from jobs.lookahead import map_ahead
 from jobs.objects import NoAnswer, ObjectInfo, answered, open_file
 from jobs.tables import Misfits
 from jobs.tarheaders import Member
 from jobs.tarscan import Broken, scan
+from jobs.util.lookahead import map_ahead
+from jobs.util.redaction import scrubbed_text
 
 MAX_LABEL_BYTES = 1 << 20  # a larger .cls or .json is no label
 LABEL_KEYS = ("label", "cls", "class")

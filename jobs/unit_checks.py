@@ -14,7 +14,7 @@ from jobs.index import OK, PARTIAL, QUARANTINED, Commit, ShardRecord, decode_par
 from jobs.record import ArraySpec, Run
 from jobs.sink import UNREADABLE
 from jobs.store import decode_shard, fill_value
-from jobs.words import ranges
+from jobs.util.formatting import ranges
 from saliency_core.spec_syntax import is_class_spec
 
 PLANNED = ("row", "unit", "sample_id", "uri", "label")

@@ -22,12 +22,9 @@ from jobs.checks import (
     not_set_up,
 )
 from jobs.class_verify import is_class_store, verify_classes
-from jobs.console import say
 from jobs.contents import AGAIN, RESTORE, Objects, Problem, collected
-from jobs.exits import DONE, NOT_FINISHED
 from jobs.finalize import SHA256SUMS
 from jobs.index import INDEX_PARQUET, committed
-from jobs.lookahead import map_ahead
 from jobs.manifest import Manifest
 from jobs.objects import is_remote, local_path
 from jobs.output import open_run
@@ -38,7 +35,10 @@ from jobs.software import Makers
 from jobs.store import MAPS
 from jobs.stores import list_keys, open_output, read_object
 from jobs.unit_checks import check_unit
-from jobs.words import ranges
+from jobs.util.console import say
+from jobs.util.exit_codes import DONE, NOT_FINISHED
+from jobs.util.formatting import ranges
+from jobs.util.lookahead import map_ahead
 from saliency_core.errors import Refused
 
 THREADS = 4  # each holds one shard, packed and unpacked

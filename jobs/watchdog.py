@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, cast
 
 from jobs.doing import Doing
-from jobs.words import duration
+from jobs.util.formatting import duration
 
 OURS = signal.SIGUSR2
 

@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.index import OK
-from jobs.limited import Limited
 from jobs.lines import Results, index_lines, take_back_nonfinite
 from jobs.model import build_model, refuse_other_weights
-from jobs.quits import no_quitting
 from jobs.record import STATISTICS, Run
 from jobs.software import refuse_other_worker, software_here
-from jobs.stopped import Stopped
 from jobs.store import scale_maps
 from jobs.units import DecodedUnit, ExplainedUnit
+from jobs.util.exit_guard import no_quitting
+from jobs.util.job_errors import Stopped
+from jobs.util.timeout import Limited
 from saliency_core.errors import Told
 from saliency_core.explainer import Explainer
 from saliency_core.replica.cpu.allocator import is_out_of_memory, keep_freed_memory

@@ -25,10 +25,10 @@ from processes import end_all
 from rich.console import Console
 
 from jobs.config import make_config
-from jobs.exits import IMPERFECT
 from jobs.job import explain
 from jobs.patience import VARIABLE
 from jobs.reader import Store, open_store
+from jobs.util.exit_codes import IMPERFECT
 
 TESTS = Path(__file__).parent
 SECRET = "SECRET-KEY-OF-TESTS"

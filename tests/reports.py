@@ -15,10 +15,10 @@ from PIL import Image
 from rich.console import Console
 
 from jobs.audit.job import audit
-from jobs.exits import IMPERFECT
 from jobs.report.make import make_report
 from jobs.report.page import Tile
 from jobs.report.sheets import Sheets
+from jobs.util.exit_codes import IMPERFECT
 
 ARRAY = "label/gradient"
 SCRIPT = "<script>alert(1)</script>"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.addresses import holds_credentials, plain_scheme, scrubbed, scrubbed_text
+from jobs.util.redaction import holds_credentials, plain_scheme, scrubbed, scrubbed_text
 
 CUT = {
     # user info

@@ -13,10 +13,10 @@ from rich.console import Console
 
 from jobs.audit.job import audit
 from jobs.compare.compare import compare
-from jobs.exits import DONE, IMPERFECT
 from jobs.export.run import export
 from jobs.output import existing_run
 from jobs.retry import retry
+from jobs.util.exit_codes import DONE, IMPERFECT
 
 
 def quiet() -> Console:

@@ -15,7 +15,7 @@ from test_classes_job import run
 from test_verify_state import Killed, stopping
 
 from jobs import class_stages, classes
-from jobs.exits import DAMAGED, DONE, NOT_FINISHED
+from jobs.util.exit_codes import DAMAGED, DONE, NOT_FINISHED
 from jobs.verify import verify
 from saliency_core.errors import Refused
 

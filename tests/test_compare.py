@@ -21,7 +21,7 @@ from jobs.compare.findings import percent
 from jobs.compare.results import COMPARE_JSON, FIGURES
 from jobs.index import DamagedError
 from jobs.reader import open_store
-from jobs.stopped import Stopped
+from jobs.util.job_errors import Stopped
 from saliency_core.errors import Refused
 
 

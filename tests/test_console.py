@@ -10,7 +10,7 @@ from conftest import flags
 from PIL import Image
 from rich.console import Console
 
-from jobs.console import say
+from jobs.util.console import say
 
 EVIL = "\x1b[2J\x1b]0;owned\x07\r\u202efdp"
 

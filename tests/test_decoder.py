@@ -27,8 +27,8 @@ from jobs.images import Decoded, decode, load_canonical, most_memory
 from jobs.output import open_run
 from jobs.reader import open_store
 from jobs.reject import Rejected
-from jobs.stopped import Stopped
 from jobs.store import open_array
+from jobs.util.job_errors import Stopped
 from saliency_core.model.preprocessing import Preprocessing
 
 SMALL = Preprocessing(resize=(16, 16), crop=None, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3, channels=3)

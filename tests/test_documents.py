@@ -26,9 +26,9 @@ from jobs.cli import app
 from jobs.config import Config, read_config
 from jobs.demo_data import CLASSES, make_images, write_shards
 from jobs.demo_model import make
-from jobs.exits import IMPERFECT
 from jobs.job import explain
 from jobs.methods import methods
+from jobs.util.exit_codes import IMPERFECT
 from saliency_core.methods.reductions import REDUCTIONS
 from saliency_core.methods.registry import REGISTRY
 from saliency_core.targets.target_parsing import TARGETS

@@ -9,8 +9,8 @@ import time
 import pytest
 
 from jobs.doing import MOST_ATTEMPTS, LocalBoard, noted, on
-from jobs.limited import Limited
-from jobs.stopped import Stopped
+from jobs.util.job_errors import Stopped
+from jobs.util.timeout import Limited
 
 
 def test_record_is_given_up_after_so_many_deaths() -> None:
@@ -44,7 +44,7 @@ def test_limited_gives_results_errors_and_up() -> None:
 
 
 def test_last_words_are_said_of_the_dead_alone() -> None:
-    script = "import os, sys; from jobs.last_words import last_words\nwith last_words('gone'):\n    {}"
+    script = "import os, sys; from jobs.util.death_notice import last_words\nwith last_words('gone'):\n    {}"
     on_its_way_out = "sys.excepthook = lambda *_: os._exit(1); raise ValueError"
     for ending, words in (
         ("pass", ""), ("raise SystemExit(0)", ""), ("os.kill(os.getpid(), 9)", "gone\n"), (on_its_way_out, "gone\n"),

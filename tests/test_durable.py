@@ -12,8 +12,8 @@ from conftest import run_inline
 from obstore.store import LocalStore
 
 from jobs.index import part_key
-from jobs.stopped import Unusable
 from jobs.stores import delete, put
+from jobs.util.job_errors import Unusable
 
 SMALL = {"unit_size": 8, "batch_size": 4}
 

@@ -20,8 +20,8 @@ from jobs.finalize import finalize
 from jobs.output import open_run
 from jobs.presence import Presence
 from jobs.record import RUN_JSON
-from jobs.stopped import Unusable
 from jobs.stores import delete, open_output, put
+from jobs.util.job_errors import Unusable
 from saliency_core.errors import Refused
 
 HAPPENINGS: dict[str, Callable[[Path], None]] = {

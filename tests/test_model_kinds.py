@@ -19,8 +19,8 @@ from PIL import Image
 from processes import kill_all, start, wait_for_commits
 from torch import nn
 
-from jobs.exits import DONE, IMPERFECT
 from jobs.retry import retry
+from jobs.util.exit_codes import DONE, IMPERFECT
 from jobs.verify import verify
 from saliency_core.errors import Refused
 

@@ -25,8 +25,8 @@ from jobs.objects import open_file, read, stat, walk
 from jobs.patience import VARIABLE
 from jobs.reject import Rejected
 from jobs.sources import list_entries, open_sources
-from jobs.stopped import Unreachable, Unusable
 from jobs.stores import address, delete, list_keys, open_output, put, read_object
+from jobs.util.job_errors import Unreachable, Unusable
 from saliency_core.errors import Refused
 
 

@@ -26,8 +26,8 @@ from jobs.record import RUN_JSON
 from jobs.reject import Rejected
 from jobs.retry import retry
 from jobs.status import status
-from jobs.stopped import Unreachable
 from jobs.stores import list_keys, open_output, read_object
+from jobs.util.job_errors import Unreachable
 from jobs.verify import verify
 
 SECRETS = (SECRET, "Signature=", "X-Amz-Signature")

@@ -25,8 +25,8 @@ from jobs.entries import SourceError
 from jobs.failures import NotAFile
 from jobs.objects import read, walk
 from jobs.sources import list_entries, open_sources
-from jobs.stopped import Unusable
 from jobs.stores import list_keys, open_output
+from jobs.util.job_errors import Unusable
 
 ODD = (
     "a//b.png",

@@ -9,8 +9,8 @@ from obstore.exceptions import GenericError
 
 from jobs import patience
 from jobs.patience import FIRST_PAUSE, LONGEST_PAUSE, VARIABLE, patiently
-from jobs.stopped import Unreachable
 from jobs.stores import open_output
+from jobs.util.job_errors import Unreachable
 from saliency_core.errors import Refused
 
 

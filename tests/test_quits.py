@@ -16,7 +16,7 @@ from processes import start
 from jobs.class_config import ClassesConfig
 from jobs.classes import visualise
 from jobs.config import read_config
-from jobs.quits import QuitError, no_quitting
+from jobs.util.exit_guard import QuitError, no_quitting
 from jobs.worker import ExplainError
 from saliency_core.errors import Refused
 

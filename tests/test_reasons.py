@@ -15,8 +15,8 @@ from helpers import write_parquet
 from PIL import Image
 from relisted import MADE, picture
 
-from jobs.reasons import without_names
 from jobs.retry import retry
+from jobs.util.failure_reasons import without_names
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from jobs.report.class_page import Figure, Made
 from jobs.report.overview import overview
 from jobs.report.page import Tile, figure, render
 from jobs.report.sheets import LARGE, SMALL, Sheets
-from jobs.words import shown
+from jobs.util.formatting import shown
 
 
 @pytest.fixture(scope="module")

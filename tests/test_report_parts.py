@@ -16,7 +16,7 @@ from jobs.report.pictures import mean_picture
 from jobs.report.scatter import MOST, scatter
 from jobs.report.sheets import ACROSS, Sheets
 from jobs.report.site import Site
-from jobs.words import shown
+from jobs.util.formatting import shown
 
 
 def test_what_is_put_out_is_text() -> None:

@@ -15,11 +15,11 @@ from processes import start
 from relisted import BROKEN, MADE, Item, Made, make, picture
 
 from jobs import stores
-from jobs.exits import DONE, IMPERFECT, REFUSED
 from jobs.index import WithdrawnError, read_parts, withdraw
 from jobs.lock import locked
 from jobs.output import open_run
 from jobs.retry import retry
+from jobs.util.exit_codes import DONE, IMPERFECT, REFUSED
 from jobs.verify import verify
 from saliency_core.errors import Refused
 

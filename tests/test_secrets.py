@@ -15,12 +15,12 @@ from conftest import flags, run_inline
 from helpers import picture, write, write_parquet, write_tar
 from test_addresses import CUT, KEPT, ONLY_AS_ADDRESS
 
-from jobs.addresses import scrubbed
 from jobs.config import make_config
 from jobs.listing import find
 from jobs.lists import List
 from jobs.patience import VARIABLE
 from jobs.sources import list_entries, open_sources
+from jobs.util.redaction import scrubbed
 from saliency_core.errors import Refused
 
 PASSWORD = "Tr0ub4dor"  # what the tables call PW

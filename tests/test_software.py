@@ -24,13 +24,13 @@ from jobs.class_config import ClassesConfig
 from jobs.classes import visualise
 from jobs.config import make_config, read_config
 from jobs.decode import Decode
-from jobs.exits import DONE, IMPERFECT, NOT_FINISHED
 from jobs.index import Commit, encode_part, part_key, read_part
 from jobs.job import explain
 from jobs.output import claim, open_run
 from jobs.retry import retry
 from jobs.software import Software
 from jobs.status import status
+from jobs.util.exit_codes import DONE, IMPERFECT, NOT_FINISHED
 from jobs.worker import Explain
 from saliency_core.errors import Refused
 

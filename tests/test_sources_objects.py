@@ -11,11 +11,11 @@ import s3
 from helpers import FOUR, offsets, overwrite, write, write_parquet, write_tar
 from listings import PNG, ids, listed, one
 
-from jobs.lookahead import map_ahead
 from jobs.objects import is_remote, key_below, read, stat, uri_of, walk
 from jobs.sources import SourceError
-from jobs.stopped import Unusable
 from jobs.stores import open_output
+from jobs.util.job_errors import Unusable
+from jobs.util.lookahead import map_ahead
 
 
 def test_map_ahead_keeps_order_looks_a_little_ahead_and_passes_errors_on() -> None:

@@ -15,7 +15,7 @@ from helpers import picture, write
 import jobs
 from jobs.audit.objects import ObjectsOf
 from jobs.reader import open_store
-from jobs.spreadsheets import SafeWriter, neutral, plain
+from jobs.util.csv_escaping import SafeWriter, neutral, plain
 from saliency_core.model.preprocessing import Geometry
 
 FORMULAS = (
@@ -85,4 +85,4 @@ def test_there_is_no_other_writer_of_csv() -> None:
     writers = [
         path for path in Path(jobs.__path__[0]).rglob("*.py") if re.search(r"csv\.(Dict)?[wW]rite", path.read_text())
     ]
-    assert [path.name for path in writers] == ["spreadsheets.py"]
+    assert [path.name for path in writers] == ["csv_escaping.py"]

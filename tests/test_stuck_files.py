@@ -18,7 +18,7 @@ from jobs.local_files import NotAFile, opened, read_from
 from jobs.objects import open_file, read, read_ranges
 from jobs.patience import VARIABLE
 from jobs.sources import list_entries, open_sources
-from jobs.stopped import Unreachable
+from jobs.util.job_errors import Unreachable
 
 
 def pipe(path: Path) -> None:

@@ -20,11 +20,11 @@ import pytest
 from conftest import SAME, TESTS, flags, run_inline, said
 
 from jobs.cluster import refuse_unreachable
-from jobs.hidden_modules import hidden_module, refuse_hidden_from_workers
 from jobs.output import refuse_unwritable
 from jobs.reader import open_store
 from jobs.status import status
-from jobs.surroundings import ray_directory, without_strict_warnings
+from jobs.util.environment import ray_directory, without_strict_warnings
+from jobs.util.hidden_modules import hidden_module, refuse_hidden_from_workers
 from saliency_core.errors import Refused
 
 NO_HOME = {"HOME": "/proc/none", "MPLCONFIGDIR": "/proc/none", "XDG_CACHE_HOME": "/proc/none", "XDG_CONFIG_HOME": "x"}

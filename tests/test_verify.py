@@ -19,9 +19,9 @@ from damage import (
     objects,
 )
 
-from jobs.exits import DAMAGED, DONE, NOT_FINISHED
 from jobs.index import DamagedError, part_key
 from jobs.problem_report import MOST_PRINTED
+from jobs.util.exit_codes import DAMAGED, DONE, NOT_FINISHED
 from saliency_core.errors import Refused
 
 # -- sound stores --------------------------------------------------------------------------------------------

@@ -24,10 +24,10 @@ from damage import (
 )
 from obstore.store import LocalStore
 
-from jobs.exits import DAMAGED, DONE
 from jobs.index import Commit, encode_part, part_key, read_part
 from jobs.manifest import Manifest
 from jobs.manifest import encode_part as encode_manifest
+from jobs.util.exit_codes import DAMAGED, DONE
 from saliency_core.errors import Refused
 
 MANIFEST = "manifest/part-00000.parquet"

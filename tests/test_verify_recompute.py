@@ -26,8 +26,8 @@ from factories import tiny
 from obstore.store import LocalStore
 from relisted import make, picture
 
-from jobs.exits import DAMAGED, DONE, NOT_FINISHED
 from jobs.index import Commit, encode_part, part_key, read_part
+from jobs.util.exit_codes import DAMAGED, DONE, NOT_FINISHED
 from saliency_core.errors import Refused
 
 

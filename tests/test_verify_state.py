@@ -15,8 +15,8 @@ from damage import check
 from jobs import finalize, output, plan, relocate
 from jobs import retry as retrying
 from jobs import write as writing
-from jobs.exits import DAMAGED, DONE, NOT_FINISHED
 from jobs.retry import retry
+from jobs.util.exit_codes import DAMAGED, DONE, NOT_FINISHED
 
 
 @pytest.fixture

@@ -24,16 +24,16 @@ from jobs.audit.overall import overall
 from jobs.audit.results import AUDIT_JSON, Audit, folder
 from jobs.audit.unit_parts import integers, made_from, part_key, read_units
 from jobs.config import make_config
-from jobs.console import say
 from jobs.engine import Engine, starting_engine
-from jobs.exits import DONE, imperfect
 from jobs.objects import is_remote, normal
 from jobs.output import open_run
 from jobs.reader import open_store
 from jobs.record import Run
 from jobs.stage import Stage
 from jobs.stores import delete, put, read_object
-from jobs.words import duration, shown
+from jobs.util.console import say
+from jobs.util.exit_codes import DONE, imperfect
+from jobs.util.formatting import duration, shown
 from saliency_core.errors import Refused
 
 BACKGROUND = 4096  # rows that every class is held against

@@ -16,7 +16,7 @@ from PIL import Image
 
 from jobs.objects import parent, read
 from jobs.record import Run
-from jobs.spreadsheets import neutral
+from jobs.util.csv_escaping import neutral
 from saliency_core.errors import Refused
 from saliency_core.map_measures import Floats
 from saliency_core.model.preprocessing import Geometry

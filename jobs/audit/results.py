@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from jobs.sink import UNREADABLE, parquet_table
 from jobs.stores import open_output, read_object
-from jobs.words import first_line
+from jobs.util.formatting import first_line
 from saliency_core.errors import Refused
 from saliency_core.map_measures import MEASURES
 

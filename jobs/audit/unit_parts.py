@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from obstore.store import ObjectStore
 
 from jobs.audit.results import ON_OBJECT, folder
-from jobs.lookahead import map_ahead
 from jobs.sink import UNREADABLE, parquet_bytes, parquet_table
 from jobs.stores import read_object
+from jobs.util.lookahead import map_ahead
 from saliency_core.map_measures import MEASURES, Floats
 
 FACTS = ("row", "class", "label", "predicted", "correct", "probability", "sure")

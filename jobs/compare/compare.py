@@ -16,16 +16,16 @@ from jobs.compare.pairs import WITHOUT_MAP, make_ledger
 from jobs.compare.plan import choose_sides, claim, make_plan, pair_units
 from jobs.compare.results import CLASSES, COMPARE_JSON, COMPARED, ROWS, Comparison, part_key, sums_key
 from jobs.compare.stages import PairUnit, compare_stages, read_units
-from jobs.console import say
 from jobs.engine import starting_engine
-from jobs.exits import DONE, imperfect
 from jobs.job_config import JobConfig, full_path
 from jobs.output import refuse_inside
 from jobs.progress import PLAIN_EVERY
 from jobs.reader import Store, open_store
 from jobs.sink import parquet_bytes
 from jobs.stores import list_keys, open_output, put
-from jobs.words import shown
+from jobs.util.console import say
+from jobs.util.exit_codes import DONE, imperfect
+from jobs.util.formatting import shown
 from saliency_core.errors import Refused
 
 EXAMPLES = 20  # sample ids of each reason why rows have no comparison

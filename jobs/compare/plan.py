@@ -17,7 +17,7 @@ from jobs.objects import is_remote, local_path
 from jobs.output import refuse_unwritable
 from jobs.reader import Store
 from jobs.stores import list_keys, open_output, put, read_object
-from jobs.words import first_line
+from jobs.util.formatting import first_line
 from saliency_core.errors import Refused
 from saliency_core.map_measures import GRID
 

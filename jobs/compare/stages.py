@@ -21,7 +21,7 @@ from jobs.reader import open_store
 from jobs.sink import UNREADABLE, parquet_bytes, parquet_table
 from jobs.stage import Stage
 from jobs.stores import open_output, put, read_object
-from jobs.words import first_line
+from jobs.util.formatting import first_line
 from saliency_core.map_measures import Floats, shares, shrink
 
 PAIRS = 32  # that are worked on at once: of 224 × 224 pixels, some 100 MiB

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from pydantic import BaseModel
 
-from jobs.spreadsheets import SafeWriter
+from jobs.util.csv_escaping import SafeWriter
 from saliency_core.errors import Refused
 
 RECIPE, PARTS, LEFT_OUT = "export.json", "parts", "left_out.csv"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from jobs.decode import Decode
 from jobs.manifest import by_content
 from jobs.reader import CHANGED, Store
-from jobs.reasons import for_explained
+from jobs.util.failure_reasons import for_explained
 
 
 class Inputs:

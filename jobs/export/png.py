@@ -15,7 +15,7 @@ from jobs.export.names import key_of, name_of
 from jobs.export.selection import Selection, why_not
 from jobs.record import ArraySpec
 from jobs.reject import Rejected
-from jobs.spreadsheets import SafeWriter
+from jobs.util.csv_escaping import SafeWriter
 from saliency_core.model.preprocessing import Geometry
 from saliency_core.visualization.map_style import Look
 from saliency_core.visualization.views import Photograph, refuse_unknown, view_at_size

@@ -11,8 +11,6 @@ from typing import Any
 
 from rich.console import Console
 
-from jobs.console import say
-from jobs.exits import DONE, imperfect
 from jobs.export.folder import LEFT_OUT, WHOLE, Commit, Folder
 from jobs.export.format import Format
 from jobs.export.selection import Selection, select
@@ -20,8 +18,10 @@ from jobs.objects import is_remote, local_path
 from jobs.output import refuse_inside
 from jobs.progress import Display
 from jobs.reader import open_store
-from jobs.reasons import without_names
-from jobs.words import duration
+from jobs.util.console import say
+from jobs.util.exit_codes import DONE, imperfect
+from jobs.util.failure_reasons import without_names
+from jobs.util.formatting import duration
 from saliency_core.errors import Refused
 from saliency_core.visualization.map_style import Look
 

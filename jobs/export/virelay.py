@@ -29,7 +29,7 @@ from jobs.export.names import name_of
 from jobs.export.selection import Batch, Selection, why_not
 from jobs.export.virelay_analysis import fresh_audit, write_analysis
 from jobs.record import ArraySpec
-from jobs.stopped import Stopped
+from jobs.util.job_errors import Stopped
 from saliency_core.errors import Refused
 
 INPUTS = "inputs"

@@ -13,7 +13,6 @@ import pyarrow as pa
 from rich.console import Console
 
 from jobs.audit.results import Audit
-from jobs.console import say
 from jobs.progress import PLAIN_EVERY
 from jobs.reader import Store, open_store
 from jobs.report.audited import Audited, Line, read_audited
@@ -23,7 +22,8 @@ from jobs.report.overview import overview
 from jobs.report.page import Link
 from jobs.report.sheets import LARGE, SMALL, Sheets
 from jobs.report.site import Site
-from jobs.words import duration
+from jobs.util.console import say
+from jobs.util.formatting import duration
 from saliency_core.errors import Refused
 
 EXAMPLES = 4  # rows of each kind that are shown of a class, which fill a line

@@ -17,7 +17,7 @@ from jobs.report.figures import MEDIAN, compared
 from jobs.report.page import Column, Compared, Link, Table, Tile, Value, figure
 from jobs.report.pictures import mean_picture
 from jobs.report.sheets import Sheets
-from jobs.words import duration
+from jobs.util.formatting import duration
 from saliency_core.map_measures import CORNERS
 
 MOST_FINDINGS = 25  # that are shown with their evidence; more are named

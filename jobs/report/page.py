@@ -23,7 +23,7 @@ from typing import Any, Literal
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from jobs.words import shown
+from jobs.util.formatting import shown
 
 Kind = Literal["text", "count", "number", "percent", "tile"]
 NOTHING = "–"

@@ -26,7 +26,7 @@ from time import process_time
 from typing import Any, BinaryIO, cast
 from weakref import finalize
 
-from jobs.stopped import Stopped
+from jobs.util.job_errors import Stopped
 
 STARTS = 3
 PIECE = 8 << 20  # bytes of a file that the parent holds at a time
@@ -98,7 +98,7 @@ class Child:
         with theirs:
             # It finds what this process finds, also what only sys.path tells of, and nothing in the working directory.
             self._process = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-P", "-m", "jobs.child", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "jobs.util.limited_process", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,  # libraries complain there of images, which they do not name
@@ -171,8 +171,8 @@ def started(work: str) -> Child:
             last = death
     raise Stopped(
         f"no process that {work} can be started: {STARTS} of them ended at once ({last}), and without one "
-        f"nothing of that is done. `{sys.executable} -m jobs.child` tells whether the program is whole; it may also be "
-        "that memory is short."
+        f"nothing of that is done. `{sys.executable} -m jobs.util.limited_process` tells whether "
+        "the program is whole; it may also be that memory is short."
     )
 
 
@@ -315,6 +315,6 @@ def _own_memory() -> int | None:
 
 
 if __name__ == "__main__":
-    from jobs import child  # pickles name the classes of this module, not those of __main__
+    from jobs.util import limited_process  # pickles name the classes of this module, not those of __main__
 
-    child.main(int(sys.argv[1]))
+    limited_process.main(int(sys.argv[1]))

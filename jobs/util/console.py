@@ -6,8 +6,8 @@ import logging
 
 from rich.console import Console
 
-from jobs.addresses import scrubbed_text
-from jobs.words import shown_lines
+from jobs.util.formatting import shown_lines
+from jobs.util.redaction import scrubbed_text
 
 
 def say(console: Console, text: str) -> None:
