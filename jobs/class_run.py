@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.class_config import ClassesConfig
+from jobs.config.classes_config import ClassesConfig
 from jobs.output import existing_record
 from jobs.record import Record
 from saliency_core.errors import Refused

@@ -19,14 +19,14 @@ import pyarrow as pa
 from obstore.store import ObjectStore
 from rich.console import Console
 
-from jobs.class_config import ALL, ClassesConfig
 from jobs.class_pictures import draw_page, page_rows
 from jobs.class_run import ClassRun, existing_class_run
 from jobs.class_stages import class_stages
+from jobs.config.classes_config import ALL, ClassesConfig
+from jobs.config.flag_names import plan_notes
 from jobs.engine import StartingEngine, starting_engine
 from jobs.finalize import SHA256SUMS, digest, put_sums, sums_text
 from jobs.fingerprint import classes_fingerprint, refuse_other_fingerprint
-from jobs.flag_names import plan_notes
 from jobs.index import committed, load_part, part_key, read_parts
 from jobs.model_trial import trial
 from jobs.output import claim, refuse_unwritable

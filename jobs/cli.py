@@ -16,10 +16,10 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from jobs.class_config import ClassesConfig
-from jobs.config import REPEATED, Config, flag_of, read_config
-from jobs.flag_names import in_flags
-from jobs.job_config import JobConfig
+from jobs.config.classes_config import ClassesConfig
+from jobs.config.explain_config import REPEATED, Config, flag_of, read_config
+from jobs.config.flag_names import in_flags
+from jobs.config.job_config import JobConfig
 from jobs.util.console import Plain, say
 from jobs.util.environment import (
     refuse_no_working_directory,

@@ -10,8 +10,8 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from urllib.parse import urlsplit
 
+from jobs.config.job_config import JobConfig
 from jobs.globs import expand, is_glob
-from jobs.job_config import JobConfig
 from jobs.objects import is_remote, local_path
 from jobs.util.redaction import scrubbed
 from saliency_core.errors import Refused

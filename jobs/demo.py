@@ -14,7 +14,7 @@ from rich.console import Console
 from jobs.audit.job import audit
 from jobs.audit.results import CLASSES as CLASSES_PARQUET
 from jobs.audit.results import folder
-from jobs.config import make_config
+from jobs.config.explain_config import make_config
 from jobs.demo_data import CLASSES, MARKED, make_images, write_shards
 from jobs.index import OK, QUARANTINED
 from jobs.job import explain

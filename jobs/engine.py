@@ -12,8 +12,8 @@ from functools import partial
 from typing import Any
 
 from jobs.cluster import refuse_unshared
+from jobs.config.job_config import JobConfig
 from jobs.doing import Doing
-from jobs.job_config import JobConfig
 from jobs.stage import REPLICA_CPUS, TASK_CPUS, Node, Stage, fit
 from jobs.util.environment import refuse_no_temporary
 from jobs.util.job_errors import Stopped

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from jobs.config import Config, MapDtype
-from jobs.flag_names import plan_notes
+from jobs.config.explain_config import Config, MapDtype
+from jobs.config.flag_names import plan_notes
 from jobs.model import blank_images, try_model
 from jobs.record import ArraySpec
 from jobs.software import Software

@@ -18,7 +18,7 @@ from saliency_core.errors import Refused
 
 if TYPE_CHECKING:
     from jobs.class_run import ClassRun
-    from jobs.job_config import JobConfig
+    from jobs.config.job_config import JobConfig
     from jobs.record import Record, Run
 
 SOFTMAX = "softmax"  # the head of all stores that were made before it was recorded

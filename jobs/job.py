@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 
 from jobs import summary
-from jobs.config import Config
+from jobs.config.explain_config import Config
 from jobs.engine import Engine, starting_engine
 from jobs.finalize import NotFinishedError, exit_code, finalize, totals_of
 from jobs.identity import remembered_units

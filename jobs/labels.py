@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from jobs.config import Config
+from jobs.config.explain_config import Config
 from jobs.manifest import LabelResolver, Summary
 from saliency_core.errors import Refused
 

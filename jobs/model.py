@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from jobs.job_config import JobConfig
+from jobs.config.job_config import JobConfig
 from jobs.objects import local_path
 from jobs.record import Record
 from jobs.software import Software, software_here

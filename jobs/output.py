@@ -9,8 +9,8 @@ from itertools import islice
 
 from obstore.store import ObjectStore
 
+from jobs.config.job_config import full_path
 from jobs.fingerprint import refuse_other_fingerprint
-from jobs.job_config import full_path
 from jobs.objects import is_remote, local_path
 from jobs.record import RUN_JSON, AnyRecord, Record, Run, parse_record, proven
 from jobs.software import gone_on

@@ -11,7 +11,7 @@ from typing import Any
 
 from obstore.store import LocalStore
 
-from jobs.config import Config
+from jobs.config.explain_config import Config
 from jobs.engine import StartingEngine
 from jobs.entries import Source
 from jobs.fingerprint import maps_fingerprint, refuse_other_fingerprint

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.config import Config, MapDtype
-from jobs.job_config import JobConfig
+from jobs.config.explain_config import Config, MapDtype
+from jobs.config.job_config import JobConfig
 from jobs.software import Software
 from jobs.util import bounds
 from saliency_core.errors import Refused

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from obstore.store import ObjectStore
 from rich.console import Console
 
-from jobs.config import make_config
+from jobs.config.explain_config import make_config
 from jobs.content_search import Sample
 from jobs.engine import starting_engine
 from jobs.finalize import SHA256SUMS, Totals, exit_code

@@ -20,7 +20,7 @@ from saliency_core.errors import Refused
 if TYPE_CHECKING:
     from torch import nn
 
-    from jobs.job_config import JobConfig
+    from jobs.config.job_config import JobConfig
     from jobs.record import AnyRecord, Record
 
 # Beside these, the packages that the network's classes come from: timm, transformers, ….

@@ -24,7 +24,7 @@ from PIL import Image
 from processes import end_all
 from rich.console import Console
 
-from jobs.config import make_config
+from jobs.config.explain_config import make_config
 from jobs.job import explain
 from jobs.patience import VARIABLE
 from jobs.reader import Store, open_store

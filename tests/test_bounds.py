@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import TINY, content, run_inline
 
-from jobs.class_config import ClassesConfig
-from jobs.config import flag_of, make_config, read_config
+from jobs.config.classes_config import ClassesConfig
+from jobs.config.explain_config import flag_of, make_config, read_config
 from jobs.output import existing_run
 from jobs.patience import VARIABLE, patience
 from jobs.record import proven

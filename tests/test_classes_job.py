@@ -17,11 +17,11 @@ from conftest import CLASSES, TINY, said
 from factories import tiny
 from PIL import Image
 
-from jobs.class_config import ClassesConfig
 from jobs.class_pictures import page_rows
 from jobs.class_stages import VisualiseError
 from jobs.classes import visualise
-from jobs.config import flag_of, read_config
+from jobs.config.classes_config import ClassesConfig
+from jobs.config.explain_config import flag_of, read_config
 from jobs.stores import list_keys, open_output, read_object
 from saliency_core.class_visualization.ascent import visualise_classes
 from saliency_core.class_visualization.ascent_recipe import Recipe

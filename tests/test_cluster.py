@@ -15,7 +15,7 @@ from documents import block, read_document
 
 from jobs.cli import app
 from jobs.cluster import refuse_unreachable, refuse_unshared
-from jobs.config import make_config
+from jobs.config.explain_config import make_config
 from jobs.engine import Engine
 from jobs.stage import Node
 from saliency_core.errors import Refused

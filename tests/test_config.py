@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import TESTS, TINY, content, flags
 
-from jobs.config import Config, flag_of, make_config
+from jobs.config.explain_config import Config, flag_of, make_config
 from saliency_core.errors import Refused
 
 WHOLE = {

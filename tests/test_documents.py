@@ -21,9 +21,9 @@ from conftest import said
 from documents import README, ROOT, Block, all_blocks, block, blocks, documents, read_document
 from PIL import Image
 
-from jobs.class_config import ClassesConfig
 from jobs.cli import app
-from jobs.config import Config, read_config
+from jobs.config.classes_config import ClassesConfig
+from jobs.config.explain_config import Config, read_config
 from jobs.demo_data import CLASSES, make_images, write_shards
 from jobs.demo_model import make
 from jobs.job import explain

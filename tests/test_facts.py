@@ -10,7 +10,7 @@ from conftest import TINY
 from factories import tiny
 
 from jobs import facts
-from jobs.config import make_config
+from jobs.config.explain_config import make_config
 from jobs.facts import ModelFacts, model_facts
 from saliency_core.model.model_loading import Model
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import TINY
 
 from jobs import cli
-from jobs.flag_names import in_flags, plan_notes
+from jobs.config.flag_names import in_flags, plan_notes
 from jobs.util.exit_codes import REFUSED
 
 CORE = Path(__file__).parent.parent / "saliency_core"

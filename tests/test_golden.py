@@ -15,7 +15,7 @@ from golden.make import KEYS
 from rich.console import Console
 
 from jobs import verify
-from jobs.config import make_config
+from jobs.config.explain_config import make_config
 from jobs.job import explain
 from jobs.reader import open_store
 

@@ -12,10 +12,10 @@ from conftest import SAME, content, flags, run_inline
 from rich.console import Console
 
 from jobs.audit.job import audit
-from jobs.class_config import ClassesConfig
 from jobs.classes import visualise
 from jobs.compare.compare import compare
-from jobs.config import read_config
+from jobs.config.classes_config import ClassesConfig
+from jobs.config.explain_config import read_config
 from jobs.finalize import finalize
 from jobs.output import open_run
 from jobs.presence import Presence

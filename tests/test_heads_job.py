@@ -17,9 +17,9 @@ from PIL import Image
 from references import gradient
 from torch import Tensor
 
-from jobs.class_config import ClassesConfig
 from jobs.classes import visualise
-from jobs.config import make_config, read_config
+from jobs.config.classes_config import ClassesConfig
+from jobs.config.explain_config import make_config, read_config
 from jobs.facts import model_facts
 from jobs.reader import open_store
 from saliency_core.errors import Refused

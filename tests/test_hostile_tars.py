@@ -12,7 +12,7 @@ import pytest
 from helpers import picture, write
 from listings import PNG, listed
 
-from jobs.config import Config
+from jobs.config.explain_config import Config
 from jobs.entries import Entry
 from jobs.fetch import fetch
 from jobs.labels import label_resolver

@@ -14,7 +14,7 @@ from conftest import CLASSES, SAME, TINY, run_inline
 from factories import tiny
 from PIL import Image
 
-from jobs.config import make_config
+from jobs.config.explain_config import make_config
 from jobs.index import read_part
 from jobs.output import open_run
 from jobs.store import open_array

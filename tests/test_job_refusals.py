@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import TINY, run_inline
 
-from jobs.config import make_config
+from jobs.config.explain_config import make_config
 from jobs.engine import Engine
 from jobs.stage import Node
 from saliency_core.errors import Refused

@@ -11,8 +11,8 @@ from conftest import run_inline, said
 from relisted import MADE, picture
 
 from jobs.cli import _exit_code
+from jobs.config.job_config import full_path
 from jobs.fetch import fetch
-from jobs.job_config import full_path
 from jobs.retry import retry
 from jobs.sources import list_entries, open_sources
 from jobs.status import status

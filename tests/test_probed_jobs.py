@@ -14,9 +14,9 @@ from conftest import TINY, flags, run_inline, said
 from PIL import Image
 from rich.console import Console
 
-from jobs.class_config import ClassesConfig
 from jobs.classes import visualise
-from jobs.config import read_config
+from jobs.config.classes_config import ClassesConfig
+from jobs.config.explain_config import read_config
 from jobs.reader import open_store
 from jobs.status import status
 from saliency_core.errors import Refused

@@ -13,9 +13,9 @@ from factories import WAYS_TO_QUIT
 from PIL import Image
 from processes import start
 
-from jobs.class_config import ClassesConfig
 from jobs.classes import visualise
-from jobs.config import read_config
+from jobs.config.classes_config import ClassesConfig
+from jobs.config.explain_config import read_config
 from jobs.util.exit_guard import QuitError, no_quitting
 from jobs.worker import ExplainError
 from saliency_core.errors import Refused

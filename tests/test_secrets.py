@@ -15,7 +15,7 @@ from conftest import flags, run_inline
 from helpers import picture, write, write_parquet, write_tar
 from test_addresses import CUT, KEPT, ONLY_AS_ADDRESS
 
-from jobs.config import make_config
+from jobs.config.explain_config import make_config
 from jobs.listing import find
 from jobs.lists import List
 from jobs.patience import VARIABLE

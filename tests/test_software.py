@@ -20,9 +20,9 @@ from PIL import Image
 from test_classes_job import KEYS as CLASSES_KEYS
 
 from jobs import software
-from jobs.class_config import ClassesConfig
 from jobs.classes import visualise
-from jobs.config import make_config, read_config
+from jobs.config.classes_config import ClassesConfig
+from jobs.config.explain_config import make_config, read_config
 from jobs.decode import Decode
 from jobs.index import Commit, encode_part, part_key, read_part
 from jobs.job import explain

@@ -23,7 +23,7 @@ from jobs.audit.objects import ObjectsOf
 from jobs.audit.overall import overall
 from jobs.audit.results import AUDIT_JSON, Audit, folder
 from jobs.audit.unit_parts import integers, made_from, part_key, read_units
-from jobs.config import make_config
+from jobs.config.explain_config import make_config
 from jobs.engine import Engine, starting_engine
 from jobs.objects import is_remote, normal
 from jobs.output import open_run

@@ -16,8 +16,8 @@ from jobs.compare.pairs import WITHOUT_MAP, make_ledger
 from jobs.compare.plan import choose_sides, claim, make_plan, pair_units
 from jobs.compare.results import CLASSES, COMPARE_JSON, COMPARED, ROWS, Comparison, part_key, sums_key
 from jobs.compare.stages import PairUnit, compare_stages, read_units
+from jobs.config.job_config import JobConfig, full_path
 from jobs.engine import starting_engine
-from jobs.job_config import JobConfig, full_path
 from jobs.output import refuse_inside
 from jobs.progress import PLAIN_EVERY
 from jobs.reader import Store, open_store

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, field_validator, model_validator
 
-from jobs.job_config import JobConfig, as_numbers, key
+from jobs.config.job_config import JobConfig, as_numbers, key
 from jobs.util import bounds
 from saliency_core.class_visualization.ascent_recipe import Recipe
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from jobs.class_config import ClassesConfig
-from jobs.config import Config, flag_of
+from jobs.config.classes_config import ClassesConfig
+from jobs.config.explain_config import Config, flag_of
 
 _ARGUMENT = re.compile(r"`([a-z_]+)`")
 _KEYS = Config.model_fields.keys() | ClassesConfig.model_fields.keys()

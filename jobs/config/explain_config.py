@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import ValidationError, field_validator
 
-from jobs.job_config import AutoOrCount, JobConfig, full_path, key
+from jobs.config.job_config import AutoOrCount, JobConfig, full_path, key
 from jobs.util import bounds
 from jobs.util.redaction import scrubbed, scrubbed_text
 from saliency_core.errors import Refused
