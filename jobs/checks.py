@@ -17,9 +17,9 @@ from jobs.index import INDEX_PARQUET
 from jobs.manifest import PART_UNITS, SCHEMA, Digests, parts_of
 from jobs.manifest import part_key as manifest_key
 from jobs.record import RUN_JSON, Run
-from jobs.sink import UNREADABLE, parquet_file
+from jobs.storage.object_store import list_keys, read_object
+from jobs.storage.parquet import UNREADABLE, parquet_file
 from jobs.store import metadata_objects
-from jobs.stores import list_keys, read_object
 from jobs.tables import Damaged, open_parquet
 
 STATES = ("running", "reopened", "finished")

@@ -18,8 +18,8 @@ from jobs.class_run import ClassRun, open_class_run
 from jobs.index import Commit, ShardRecord, encode_part, part_key
 from jobs.presence import Presence
 from jobs.stage import TASK_CPUS, Stage, replica_stage
+from jobs.storage.object_store import open_output, put
 from jobs.store import encode_class_shards
-from jobs.stores import open_output, put
 from jobs.util.exit_guard import no_quitting
 from jobs.util.job_errors import Stopped
 from jobs.util.timeout import Limited

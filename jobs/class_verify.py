@@ -16,11 +16,11 @@ from jobs.contents import Objects, Problem, collected
 from jobs.finalize import SHA256SUMS
 from jobs.fingerprint import class_contradictions
 from jobs.index import DamagedError, committed, load_part, part_key, unit_of
-from jobs.objects import is_remote, local_path
 from jobs.record import RUN_JSON
 from jobs.software import Makers
+from jobs.storage.files import is_remote, local_path
+from jobs.storage.object_store import list_keys, open_output, read_object
 from jobs.store import CLASSES, class_metadata_objects
-from jobs.stores import list_keys, open_output, read_object
 from jobs.util.console import say
 from jobs.util.exit_codes import DONE, NOT_FINISHED
 from jobs.util.job_errors import Unusable

@@ -31,10 +31,10 @@ from jobs.index import committed, load_part, part_key, read_parts
 from jobs.model_trial import trial
 from jobs.output import claim, refuse_unwritable
 from jobs.probed import probe_lines
-from jobs.sink import parquet_bytes
 from jobs.software import at_rest, begun, gone_on
+from jobs.storage.object_store import delete, list_keys, open_output, put, read_object
+from jobs.storage.parquet import parquet_bytes
 from jobs.store import CLASSES, class_metadata_objects, open_array
-from jobs.stores import delete, list_keys, open_output, put, read_object
 from jobs.util.console import say
 from jobs.util.exit_codes import DONE, imperfect
 from saliency_core.class_visualization.ascent_recipe import Recipe

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from jobs.entries import SourceError
-from jobs.failures import NotAFile
+from jobs.storage.storage_errors import NotAFile
 
 OF_THE_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EISDIR})
 """What is wrong with one file, whatever others are: missing, a link to itself, no permission."""

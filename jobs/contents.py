@@ -16,10 +16,10 @@ from jobs.identity import identity_key, unit_of_identity
 from jobs.index import INDEX_PARQUET, ShardRecord, part_key, unit_of
 from jobs.manifest import part_key as manifest_key
 from jobs.manifest import parts_of
-from jobs.objects import is_remote, keys
 from jobs.record import RUN_JSON, Run
+from jobs.storage.files import is_remote, keys
+from jobs.storage.object_store import read_object, stream
 from jobs.store import MAPS, metadata_objects
-from jobs.stores import read_object, stream
 
 _SHARD = re.compile(r"maps\.zarr/.+/c/(\d+)(?:/0)*")
 _STAGED = re.compile(r"(.+)#\d+")

@@ -19,7 +19,7 @@ from jobs.manifest import Manifest, to_entries
 from jobs.record import Run
 from jobs.reject import Rejected
 from jobs.software import refuse_other_versions
-from jobs.stores import open_output
+from jobs.storage.object_store import open_output
 from jobs.units import DecodedUnit
 
 DECODING = ("pillow", "numpy")  # the packages on which pixels depend

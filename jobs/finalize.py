@@ -34,9 +34,9 @@ from jobs.manifest import part_key as manifest_key
 from jobs.manifest import parts_of, sound
 from jobs.presence import Presence
 from jobs.record import RUN_JSON, Run
-from jobs.sink import HashingSink
+from jobs.storage.object_store import put, read_object
+from jobs.storage.parquet import HashingSink
 from jobs.store import metadata_objects
-from jobs.stores import put, read_object
 from jobs.util.exit_codes import DONE, imperfect
 from jobs.util.formatting import ranges
 

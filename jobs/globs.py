@@ -7,8 +7,8 @@ import os
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from jobs.attended import attended
-from jobs.objects import ObjectInfo, is_remote, key_below, listed_files, local_path, normal, walk
+from jobs.storage.files import ObjectInfo, is_remote, key_below, listed_files, local_path, normal, walk
+from jobs.storage.hang_guard import attended
 
 
 def is_glob(path: str) -> bool:

@@ -12,8 +12,8 @@ import pyarrow as pa
 from obstore.store import ObjectStore
 
 from jobs.record import Run
-from jobs.sink import UNREADABLE, parquet_bytes, parquet_table
-from jobs.stores import delete, list_keys, read_object
+from jobs.storage.object_store import delete, list_keys, read_object
+from jobs.storage.parquet import UNREADABLE, parquet_bytes, parquet_table
 from jobs.util.failure_reasons import without_names
 from jobs.util.formatting import first_line
 from jobs.util.job_errors import Stopped

@@ -18,7 +18,7 @@ from jobs.progress import Display, Meter
 from jobs.record import Run
 from jobs.stage import Stage
 from jobs.stages import explain_stages
-from jobs.stores import open_output
+from jobs.storage.object_store import open_output
 from jobs.util.console import say
 from jobs.util.death_notice import last_words
 from jobs.util.exit_codes import DONE, INTERRUPTED, NOT_FINISHED

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from jobs.entries import SourceError
 from jobs.globs import expand, fixed_prefix, is_glob
-from jobs.objects import (
+from jobs.storage.files import (
     ObjectInfo,
     answered,
     is_remote,
@@ -23,7 +23,7 @@ from jobs.objects import (
     stat,
     walk,
 )
-from jobs.stores import REMOTE
+from jobs.storage.object_store import REMOTE
 
 PHOTOS = ("jpg", "jpeg", "jpe", "jfif", "png", "gif", "webp", "avif", "jp2")
 BITMAPS = ("bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm")

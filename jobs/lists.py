@@ -15,17 +15,17 @@ from hashlib import blake2b
 from itertools import islice
 from operator import itemgetter
 
-from jobs.attended import attended
 from jobs.containers import container, unreadable
 from jobs.csvlines import records
 from jobs.encodings import LOOKED_AT, not_text
 from jobs.entries import Entry, Source, SourceError
 from jobs.label_values import printable, read_label
 from jobs.listing import Listing
-from jobs.objects import NoAnswer, answered, is_remote, local_path, open_file, parent, stat, uri_of
 from jobs.parquet_process import parquet_processes
 from jobs.parquet_reading import LONGEST_URI, list_lines
 from jobs.reject import Rejected
+from jobs.storage.files import NoAnswer, answered, is_remote, local_path, open_file, parent, stat, uri_of
+from jobs.storage.hang_guard import attended
 from jobs.tables import LABEL_COLUMNS, Damaged, Misfits, choose, uri_column_of
 from jobs.util.lookahead import map_ahead
 from jobs.util.redaction import plain_scheme, scrubbed

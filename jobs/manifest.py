@@ -19,8 +19,8 @@ from obstore.store import ObjectStore
 from jobs.entries import Entry
 from jobs.index import DamagedError
 from jobs.record import Run
-from jobs.sink import UNREADABLE, parquet_file, sealed
-from jobs.stores import put, read_object
+from jobs.storage.object_store import put, read_object
+from jobs.storage.parquet import UNREADABLE, parquet_file, sealed
 from jobs.util.formatting import first_line
 from jobs.util.job_errors import Stopped
 

@@ -9,7 +9,7 @@ from functools import cache, partial
 from threading import BoundedSemaphore, Lock
 from typing import Any
 
-from jobs.objects import NoAnswer, NotAFile, answered, is_remote, open_file
+from jobs.storage.files import NoAnswer, NotAFile, answered, is_remote, open_file
 from jobs.tables import Damaged
 from jobs.util.limited_process import Child, ChildDied, End, OutOfMemory, Part, started
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from jobs.containers import container
 from jobs.entries import Entry, Source, SourceError
 from jobs.listing import Listing
-from jobs.objects import ObjectInfo
 from jobs.parquet_process import parquet_processes
 from jobs.parquet_reading import ImageRows, has_images, image_rows
+from jobs.storage.files import ObjectInfo
 from jobs.tables import Damaged, Misfits
 from jobs.util.lookahead import map_ahead
 

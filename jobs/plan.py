@@ -19,14 +19,14 @@ from jobs.index import committed
 from jobs.labels import label_notes, label_resolver, refuse_no_labels, refuse_unmatched_folders
 from jobs.manifest import Lines, scan, write_manifest
 from jobs.model_trial import trial
-from jobs.objects import is_remote, local_path
 from jobs.output import claim, existing_run, refuse_reordered, refuse_unwritable
 from jobs.record import RUN_JSON, ArraySpec, Run, proven
 from jobs.relocate import complete_manifest
 from jobs.software import at_rest, begun, gone_on
 from jobs.sources import list_entries, open_sources
+from jobs.storage.files import is_remote, local_path
+from jobs.storage.object_store import open_output, put
 from jobs.store import metadata_objects
-from jobs.stores import open_output, put
 from jobs.util.prefetch import prefetched
 from saliency_core.errors import Refused
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from obstore.store import LocalStore, ObjectStore
 
-from jobs.stores import address, gone, head, refusals
+from jobs.storage.object_store import address, gone, head, refusals
 
 
 class Presence:

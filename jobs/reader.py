@@ -19,7 +19,6 @@ from PIL import Image
 
 from jobs.decoder import shared_decoder
 from jobs.entries import Entry
-from jobs.failures import NotAFile, told
 from jobs.fetch import fetch
 from jobs.images import load_canonical, most_memory
 from jobs.index import INDEX_PARQUET, OK, committed, read_part, schema
@@ -27,8 +26,9 @@ from jobs.manifest import Manifest, by_content, to_entries
 from jobs.output import open_run
 from jobs.record import ArraySpec, Run
 from jobs.reject import Rejected
+from jobs.storage.object_store import is_remote, open_output
+from jobs.storage.storage_errors import NotAFile, told
 from jobs.store import MAPS, open_array, unscale_maps
-from jobs.stores import is_remote, open_output
 from jobs.tables import Damaged, open_parquet
 from jobs.util.failure_reasons import for_explained
 from jobs.util.formatting import first_line

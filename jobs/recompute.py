@@ -21,8 +21,8 @@ from jobs.decode import Decode
 from jobs.index import OK, QUARANTINED, read_part
 from jobs.manifest import Manifest, by_content
 from jobs.record import ArraySpec, Run
+from jobs.storage.object_store import read_object
 from jobs.store import decode_shard, unscale_maps
-from jobs.stores import read_object
 from jobs.units import ExplainedUnit
 from jobs.util.failure_reasons import for_explained
 from saliency_core.errors import Refused

@@ -20,7 +20,7 @@ from jobs.index import committed
 from jobs.list_search import find_by_uri, is_file, refuse_rows, swapped_rows, written
 from jobs.manifest import PART_UNITS, PLACE, SCHEMA, Manifest, encode_part, part_key, parts_of, to_entries
 from jobs.record import Run
-from jobs.stores import list_keys, put, read_object
+from jobs.storage.object_store import list_keys, put, read_object
 
 GONE = (
     "is listed no more: its source was changed. What stands there now has no row in this store; explain into a new "

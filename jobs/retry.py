@@ -25,8 +25,8 @@ from jobs.record import RUN_JSON, Run, proven
 from jobs.relocate import ListedAgain, rewrite_manifest
 from jobs.software import gone_on, software_here
 from jobs.sources import list_entries
+from jobs.storage.object_store import delete, list_keys, put
 from jobs.store import metadata_objects
-from jobs.stores import delete, list_keys, put
 from jobs.util.console import say
 from jobs.util.formatting import ranges
 

@@ -12,7 +12,7 @@ from jobs.output import open_run
 from jobs.pulse import Pulse, pulse
 from jobs.record import Run
 from jobs.software import Makers
-from jobs.stores import list_keys
+from jobs.storage.object_store import list_keys
 from jobs.summary import error_table, halved_text, statuses_text, zero_text
 from jobs.util.console import say
 from jobs.util.exit_codes import NOT_FINISHED

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from jobs.entries import SourceError
 from jobs.label_values import printable
-from jobs.objects import BUFFER, open_file
+from jobs.storage.files import BUFFER, open_file
 from jobs.util.formatting import first_line
 
 LABEL_COLUMNS = ("label", "cls", "class")

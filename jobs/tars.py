@@ -13,7 +13,7 @@ from jobs.containers import container
 from jobs.entries import Entry, Source, SourceError
 from jobs.label_values import read_label
 from jobs.listing import IMAGES, Listing, is_hidden
-from jobs.objects import NoAnswer, ObjectInfo, answered, open_file
+from jobs.storage.files import NoAnswer, ObjectInfo, answered, open_file
 from jobs.tables import Misfits
 from jobs.tarheaders import Member
 from jobs.tarscan import Broken, scan

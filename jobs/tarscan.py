@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from jobs.objects import ObjectInfo
+from jobs.storage.files import ObjectInfo
 from jobs.tarheaders import BLOCK, Exhausted, Headers, Member, is_header
 
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}

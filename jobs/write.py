@@ -8,8 +8,8 @@ from collections import Counter
 from jobs.index import Commit, ShardRecord, count_errors, encode_part, part_key
 from jobs.presence import Presence
 from jobs.record import RUN_JSON, Run
+from jobs.storage.object_store import open_output, put
 from jobs.store import encode_shards
-from jobs.stores import open_output, put
 from jobs.units import CommittedUnit, ExplainedUnit
 
 

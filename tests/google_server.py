@@ -17,7 +17,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-from jobs import stores
+from jobs.storage import object_store
 
 BUCKET = "pictures"
 BEARER = "who-asks"
@@ -54,10 +54,10 @@ def google(monkeypatch: pytest.MonkeyPatch, who: str) -> Iterator[GoogleBucket]:
             monkeypatch.setenv(
                 *{"token": ("GOOGLE_BEARER_TOKEN", BEARER), "nobody": ("GOOGLE_SKIP_SIGNATURE", "true")}[who]
             )
-        stores._bucket.cache_clear()
+        object_store._bucket.cache_clear()
         yield server
         server.shutdown()
-    stores._bucket.cache_clear()
+    object_store._bucket.cache_clear()
 
 
 class _Request(BaseHTTPRequestHandler):

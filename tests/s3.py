@@ -11,7 +11,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from jobs import stores
+from jobs.storage import object_store
 
 BUCKET = "pictures"
 
@@ -34,14 +34,14 @@ def server(monkeypatch: pytest.MonkeyPatch, address: str = "127.0.0.1", *, secre
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    stores._bucket.cache_clear()
+    object_store._bucket.cache_clear()
     try:
         _client().create_bucket(Bucket=BUCKET)
         yield f"s3://{BUCKET}"
     finally:
         urlopen(Request(f"http://{host}:{port}/moto-api/reset", method="POST")).close()  # its state is global
         moto.stop()
-        stores._bucket.cache_clear()
+        object_store._bucket.cache_clear()
 
 
 def upload(root: Path, prefix: str) -> str:

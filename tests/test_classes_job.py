@@ -22,7 +22,7 @@ from jobs.class_stages import VisualiseError
 from jobs.classes import visualise
 from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import flag_of, read_config
-from jobs.stores import list_keys, open_output, read_object
+from jobs.storage.object_store import list_keys, open_output, read_object
 from saliency_core.class_visualization.ascent import visualise_classes
 from saliency_core.class_visualization.ascent_recipe import Recipe
 from saliency_core.errors import Refused

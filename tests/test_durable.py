@@ -12,7 +12,7 @@ from conftest import run_inline
 from obstore.store import LocalStore
 
 from jobs.index import part_key
-from jobs.stores import delete, put
+from jobs.storage.object_store import delete, put
 from jobs.util.job_errors import Unusable
 
 SMALL = {"unit_size": 8, "batch_size": 4}

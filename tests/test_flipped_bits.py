@@ -17,7 +17,7 @@ from jobs import index, manifest
 from jobs.index import DamagedError, load_part
 from jobs.manifest import Manifest, sound
 from jobs.reader import open_store
-from jobs.sink import _SEAL, parquet_table
+from jobs.storage.parquet import _SEAL, parquet_table
 from saliency_core.errors import Refused
 
 UNITS = 6  # of ``finished``

@@ -85,7 +85,10 @@ def test_disk_full_when_the_index_is_compacted(tree: Path, disk, undisturbed, tm
     ],
 )
 def test_disk_that_takes_no_writes(hurdle: str, message: str, disk) -> None:
-    put = 'import sys; from jobs.stores import open_output, put; put(open_output(sys.argv[1]), "a/b", bytes(5000))'
+    put = (
+        "import sys; from jobs.storage.object_store import open_output, put; "
+        'put(open_output(sys.argv[1]), "a/b", bytes(5000))'
+    )
     told = disk(
         f'mount -o remount,size=1m "$DISK"; mkdir "$DISK/store"; {hurdle}; '
         f'{sys.executable} -B -c \'{put}\' "$DISK/store"; ls -R "$DISK/store"'

@@ -20,7 +20,7 @@ from jobs.finalize import finalize
 from jobs.output import open_run
 from jobs.presence import Presence
 from jobs.record import RUN_JSON
-from jobs.stores import delete, open_output, put
+from jobs.storage.object_store import delete, open_output, put
 from jobs.util.job_errors import Unusable
 from saliency_core.errors import Refused
 

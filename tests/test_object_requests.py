@@ -16,16 +16,16 @@ import s3
 from conftest import run_inline
 from fault_proxy import FAULTS, FaultProxy
 
-from jobs import stores
-from jobs.failures import RENEW
 from jobs.fetch import REMOTE_THREADS, fetch
 from jobs.identity import remember
 from jobs.index import withdraw
-from jobs.objects import open_file, read, stat, walk
-from jobs.patience import VARIABLE
 from jobs.reject import Rejected
 from jobs.sources import list_entries, open_sources
-from jobs.stores import address, delete, list_keys, open_output, put, read_object
+from jobs.storage import object_store
+from jobs.storage.files import open_file, read, stat, walk
+from jobs.storage.object_store import address, delete, list_keys, open_output, put, read_object
+from jobs.storage.retrying import VARIABLE
+from jobs.storage.storage_errors import RENEW
 from jobs.util.job_errors import Unreachable, Unusable
 from saliency_core.errors import Refused
 
@@ -94,7 +94,7 @@ def test_refused_asker_is_nobodys_row(code: str, tree: Path, proxy: FaultProxy, 
     images = s3.upload(tree, "folder")
     entries = list(list_entries(open_sources([images])))[:4]
     monkeypatch.setenv(VARIABLE, "1")
-    stores._bucket.cache_clear()
+    object_store._bucket.cache_clear()
     proxy.script = lambda *asked: code if code == "503" else f"{400 if 'Token' in code else 403} {code}"
     with pytest.raises(Unreachable, match=code):
         fetch(entries, max_bytes=1 << 20)
@@ -147,12 +147,12 @@ def test_other_clouds_are_opened_from_their_own_environment(monkeypatch: pytest.
         "AZURE_STORAGE_ACCOUNT_NAME": "somebody", "AZURE_STORAGE_ACCOUNT_KEY": "a2V5",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
-    stores._bucket.cache_clear()
+    object_store._bucket.cache_clear()
     kinds = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
     for scheme, kind in kinds.items():
-        store, key = stores.locate(f"{scheme}://bucket/some/key")
+        store, key = object_store.locate(f"{scheme}://bucket/some/key")
         assert (type(store).__name__, key, address(store)) == (kind, "some/key", f"{scheme}://bucket")
-    stores._bucket.cache_clear()
+    object_store._bucket.cache_clear()
 
 
 def test_region_and_endpoint_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,9 +174,9 @@ def test_region_and_endpoint_are_those_of_the_environment(monkeypatch: pytest.Mo
             "AWS_ALLOW_HTTP": "true", "AWS_ACCESS_KEY_ID": "WHO", "AWS_SECRET_ACCESS_KEY": "x",
         }.items():  # fmt: skip
             monkeypatch.setenv(name, value)
-        stores._bucket.cache_clear()
+        object_store._bucket.cache_clear()
         with pytest.raises(FileNotFoundError):
             read("s3://bucket/some/key")
         server.shutdown()
-    stores._bucket.cache_clear()
+    object_store._bucket.cache_clear()
     assert re.search(r"Credential=WHO/\d+/eu-central-1/s3/", signed[0])

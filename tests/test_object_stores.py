@@ -18,15 +18,15 @@ from conftest import SECRET, content, flags, run_inline, said
 from fault_proxy import FAULTS, FaultProxy, seeded
 from helpers import write_tar
 
-from jobs import stores
 from jobs.finalize import SHA256SUMS
-from jobs.patience import VARIABLE
 from jobs.reader import open_store
 from jobs.record import RUN_JSON
 from jobs.reject import Rejected
 from jobs.retry import retry
 from jobs.status import status
-from jobs.stores import list_keys, open_output, read_object
+from jobs.storage import object_store
+from jobs.storage.object_store import list_keys, open_output, read_object
+from jobs.storage.retrying import VARIABLE
 from jobs.util.job_errors import Unreachable
 from jobs.verify import verify
 
@@ -177,7 +177,7 @@ def test_outage_that_lasts_ends_the_run_and_the_same_command_goes_on(
 ) -> None:
     images, out = s3.upload(inputs / "folder", "folder"), f"s3://{s3.BUCKET}/store"
     monkeypatch.setenv(VARIABLE, "2")
-    stores._bucket.cache_clear()
+    object_store._bucket.cache_clear()
     cut_off(proxy, method, after=10, back=None)
     with pytest.raises(Unreachable, match=r"^s3://pictures/.*the store failed, and went on failing \(") as stopped:
         run_inline(images=images, out=out, **job("folder"))

@@ -20,12 +20,12 @@ from helpers import picture, write, write_tar
 from machine_identity import TOKEN, machine_identity
 from moto.s3.models import s3_backends
 
-from jobs import stores
 from jobs.entries import SourceError
-from jobs.failures import NotAFile
-from jobs.objects import read, walk
 from jobs.sources import list_entries, open_sources
-from jobs.stores import list_keys, open_output
+from jobs.storage import object_store
+from jobs.storage.files import read, walk
+from jobs.storage.object_store import list_keys, open_output
+from jobs.storage.storage_errors import NotAFile
 from jobs.util.job_errors import Unusable
 
 ODD = (
@@ -152,7 +152,7 @@ def listed_anew(proxy: FaultProxy) -> str:
         paths.append(path)
 
     proxy.script = script
-    stores._bucket.cache_clear()
+    object_store._bucket.cache_clear()
     assert [info.uri for info in walk("s3://pictures/p")] == ["s3://pictures/p/0.png", "s3://pictures/p/a//b.png"]
     return paths[-1]
 
@@ -232,8 +232,8 @@ def test_a_container_of_azures_is_refused_with_the_key(monkeypatch: pytest.Monke
         monkeypatch.setenv("AZURE_ALLOW_HTTP", "true")
         monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "somebody")
         monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "a2V5")
-        stores._bucket.cache_clear()
+        object_store._bucket.cache_clear()
         with pytest.raises(SourceError, match=r"az://pictures/p .*the key p/a//b\.png has .*: rename it"):
             open_sources(["az://pictures/p"])
         server.shutdown()
-    stores._bucket.cache_clear()
+    object_store._bucket.cache_clear()

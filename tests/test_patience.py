@@ -7,9 +7,9 @@ from itertools import pairwise
 import pytest
 from obstore.exceptions import GenericError
 
-from jobs import patience
-from jobs.patience import FIRST_PAUSE, LONGEST_PAUSE, VARIABLE, patiently
-from jobs.stores import open_output
+from jobs.storage import retrying
+from jobs.storage.object_store import open_output
+from jobs.storage.retrying import FIRST_PAUSE, LONGEST_PAUSE, VARIABLE, patiently
 from jobs.util.job_errors import Unreachable
 from saliency_core.errors import Refused
 
@@ -19,8 +19,8 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What it waits for, which is all the time that passes."""
     found: list[float] = []
     monkeypatch.setenv(VARIABLE, "60")
-    monkeypatch.setattr(patience, "sleep", found.append)
-    monkeypatch.setattr(patience, "monotonic", lambda: sum(found))
+    monkeypatch.setattr(retrying, "sleep", found.append)
+    monkeypatch.setattr(retrying, "monotonic", lambda: sum(found))
     return found
 
 

@@ -14,11 +14,11 @@ from conftest import content, run_inline, said
 from processes import start
 from relisted import BROKEN, MADE, Item, Made, make, picture
 
-from jobs import stores
 from jobs.index import WithdrawnError, read_parts, withdraw
 from jobs.lock import locked
 from jobs.output import open_run
 from jobs.retry import retry
+from jobs.storage import object_store
 from jobs.util.exit_codes import DONE, IMPERFECT, REFUSED
 from jobs.verify import verify
 from saliency_core.errors import Refused
@@ -50,7 +50,7 @@ def photographed(out: Path, album: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
 
         return call
 
-    monkeypatch.setattr(stores, "write_whole", watched(stores.write_whole))
+    monkeypatch.setattr(object_store, "write_whole", watched(object_store.write_whole))
     monkeypatch.setattr(obstore, "delete", watched(obstore.delete))
 
     def end() -> list[Path]:

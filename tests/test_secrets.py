@@ -18,8 +18,8 @@ from test_addresses import CUT, KEPT, ONLY_AS_ADDRESS
 from jobs.config.explain_config import make_config
 from jobs.listing import find
 from jobs.lists import List
-from jobs.patience import VARIABLE
 from jobs.sources import list_entries, open_sources
+from jobs.storage.retrying import VARIABLE
 from jobs.util.redaction import scrubbed
 from saliency_core.errors import Refused
 

@@ -13,8 +13,8 @@ from helpers import write, write_tar
 from listings import PNG, ids, labels, listed, one
 
 from jobs.globs import expand
-from jobs.objects import local_path, read, stat
 from jobs.sources import SourceError, list_entries, open_sources
+from jobs.storage.files import local_path, read, stat
 
 # -- folders -------------------------------------------------------------------------------------------------
 

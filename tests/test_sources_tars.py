@@ -13,8 +13,8 @@ import pytest
 from helpers import FOUR, offsets, overwrite, picture, write, write_tar
 from listings import PNG, ids, labels, listed, one
 
-from jobs.objects import read
 from jobs.sources import list_entries, open_sources
+from jobs.storage.files import read
 
 
 def test_labels_of_keys_that_are_not_adjacent(tmp_path: Path) -> None:

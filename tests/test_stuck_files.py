@@ -14,10 +14,10 @@ from helpers import picture, write, write_parquet, write_tar
 from stuck_mount import stuck_mount
 
 from jobs.entries import SourceError
-from jobs.local_files import NotAFile, opened, read_from
-from jobs.objects import open_file, read, read_ranges
-from jobs.patience import VARIABLE
 from jobs.sources import list_entries, open_sources
+from jobs.storage.files import open_file, read, read_ranges
+from jobs.storage.local_files import NotAFile, opened, read_from
+from jobs.storage.retrying import VARIABLE
 from jobs.util.job_errors import Unreachable
 
 

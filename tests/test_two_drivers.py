@@ -17,7 +17,7 @@ from jobs import finalize as finalizing
 from jobs.finalize import SHA256SUMS, finalize
 from jobs.output import claim, open_run
 from jobs.record import RUN_JSON, Run
-from jobs.stores import put
+from jobs.storage.object_store import put
 from jobs.verify import verify
 from saliency_core.errors import Refused
 

@@ -13,7 +13,7 @@ from jobs.audit.examine import examine
 from jobs.audit.groups import Background, Examined, Group
 from jobs.audit.unit_parts import FACTS, FIGURES, floats, integers, read_units, small_maps
 from jobs.output import open_run
-from jobs.stores import open_output
+from jobs.storage.object_store import open_output
 from saliency_core.map_measures import Floats
 
 GROUP_BYTES = 128 << 20  # of small maps that a task gathers; a class is never cut, so a large one may have more

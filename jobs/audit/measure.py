@@ -14,7 +14,7 @@ from jobs.audit.unit_parts import FACTS, encode, made_from, part_key
 from jobs.index import OK, load_part, stored_part
 from jobs.reader import open_store
 from jobs.record import Run
-from jobs.stores import open_output, put, read_object
+from jobs.storage.object_store import open_output, put, read_object
 from saliency_core.map_measures import CORNER, FRAME, GRID, Floats, measure, shares, shrink
 
 AT_ONCE = 64  # maps in memory: 13 MB at 224 × 224, and a few times that on the way

@@ -15,8 +15,8 @@ from __future__ import annotations
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from jobs.sink import UNREADABLE, parquet_table
-from jobs.stores import open_output, read_object
+from jobs.storage.object_store import open_output, read_object
+from jobs.storage.parquet import UNREADABLE, parquet_table
 from jobs.util.formatting import first_line
 from saliency_core.errors import Refused
 from saliency_core.map_measures import MEASURES

@@ -13,8 +13,8 @@ from obstore.store import ObjectStore
 from jobs.audit.classes import ExaminedClass
 from jobs.audit.results import CLASSES, CLUSTERS, ROWS, class_schema, cluster_schema, folder, row_schema
 from jobs.audit.unit_parts import FACTS, FIGURES, integers, read_units
-from jobs.sink import HashingSink, parquet_bytes
-from jobs.stores import put
+from jobs.storage.object_store import put
+from jobs.storage.parquet import HashingSink, parquet_bytes
 
 
 def put_tables(

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from obstore.store import ObjectStore
 
 from jobs.audit.results import ON_OBJECT, folder
-from jobs.sink import UNREADABLE, parquet_bytes, parquet_table
-from jobs.stores import read_object
+from jobs.storage.object_store import read_object
+from jobs.storage.parquet import UNREADABLE, parquet_bytes, parquet_table
 from jobs.util.lookahead import map_ahead
 from saliency_core.map_measures import MEASURES, Floats
 

@@ -21,8 +21,8 @@ from jobs.engine import starting_engine
 from jobs.output import refuse_inside
 from jobs.progress import PLAIN_EVERY
 from jobs.reader import Store, open_store
-from jobs.sink import parquet_bytes
-from jobs.stores import list_keys, open_output, put
+from jobs.storage.object_store import list_keys, open_output, put
+from jobs.storage.parquet import parquet_bytes
 from jobs.util.console import say
 from jobs.util.exit_codes import DONE, imperfect
 from jobs.util.formatting import shown

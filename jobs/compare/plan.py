@@ -13,10 +13,10 @@ from jobs.compare.pairs import Ledger, Side
 from jobs.compare.results import COMPARE_JSON, Comparison
 from jobs.compare.stages import PairUnit
 from jobs.fingerprint import differing
-from jobs.objects import is_remote, local_path
 from jobs.output import refuse_unwritable
 from jobs.reader import Store
-from jobs.stores import list_keys, open_output, put, read_object
+from jobs.storage.files import is_remote, local_path
+from jobs.storage.object_store import list_keys, open_output, put, read_object
 from jobs.util.formatting import first_line
 from saliency_core.errors import Refused
 from saliency_core.map_measures import GRID

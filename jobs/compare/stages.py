@@ -18,9 +18,9 @@ from jobs.compare.results import CENTRES, COMPARE_JSON, FIGURE_SCHEMA, Compariso
 from jobs.index import DamagedError
 from jobs.presence import Presence
 from jobs.reader import open_store
-from jobs.sink import UNREADABLE, parquet_bytes, parquet_table
 from jobs.stage import Stage
-from jobs.stores import open_output, put, read_object
+from jobs.storage.object_store import open_output, put, read_object
+from jobs.storage.parquet import UNREADABLE, parquet_bytes, parquet_table
 from jobs.util.formatting import first_line
 from saliency_core.map_measures import Floats, shares, shrink
 

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from jobs.objects import normal
+from jobs.storage.files import normal
 from jobs.util import bounds
 from jobs.util.redaction import holds_credentials, plain_scheme
 from saliency_core.model.preprocessing import Preprocessing

@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import Any
 
 from jobs.report.page import render
-from jobs.stores import delete, list_keys, open_output, put
+from jobs.storage.object_store import delete, list_keys, open_output, put
 
 STATIC = ("report.css", "report.js")
 _OURS = re.compile(

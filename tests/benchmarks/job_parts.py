@@ -82,8 +82,8 @@ def decode(run: Run) -> Part:
 def write(run: Run) -> Part:
     """The same maps into the same store again: equal input, equal bytes."""
     from jobs.index import read_part
+    from jobs.storage.object_store import open_output
     from jobs.store import open_array
-    from jobs.stores import open_output
     from jobs.write import Write
 
     writer, store = Write(run), open_output(run.config.out)

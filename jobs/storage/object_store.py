@@ -18,10 +18,10 @@ import obstore
 from obstore.exceptions import InvalidPathError
 from obstore.store import LocalStore, from_url
 
-from jobs.durable import settle_names, write_whole
-from jobs.failures import RAISED, failures, status_of, told
-from jobs.patience import FIRST_PAUSE, LONGEST_PAUSE, Tries, patience, patiently
-from jobs.raw_listing import NotListed, raw_objects
+from jobs.storage.local_writes import settle_names, write_whole
+from jobs.storage.raw_listing import NotListed, raw_objects
+from jobs.storage.retrying import FIRST_PAUSE, LONGEST_PAUSE, Tries, patience, patiently
+from jobs.storage.storage_errors import RAISED, failures, status_of, told
 from jobs.util.job_errors import Unusable
 from saliency_core.errors import Refused
 

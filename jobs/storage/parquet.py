@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from obstore.store import LocalStore, ObjectStore
 
-from jobs.durable import settle
-from jobs.stores import address, refusals
+from jobs.storage.local_writes import settle
+from jobs.storage.object_store import address, refusals
 
 UNREADABLE = (
     ValueError, OSError, LookupError, TypeError,

@@ -23,8 +23,8 @@ from xml.etree import ElementTree
 import obstore
 from obstore.store import GCSStore, ObjectStore, S3Store
 
-from jobs.failures import ASK_AGAIN, RAISED
-from jobs.patience import FIRST_PAUSE, LONGEST_PAUSE, patience
+from jobs.storage.retrying import FIRST_PAUSE, LONGEST_PAUSE, patience
+from jobs.storage.storage_errors import ASK_AGAIN, RAISED
 from jobs.util.job_errors import Unreachable
 
 VALID = timedelta(minutes=15)  # of a signed request: the clocks may differ

@@ -19,11 +19,11 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import obstore
 
-from jobs.attended import NoAnswer, attended
-from jobs.failures import NotAFile
-from jobs.local_files import LocalFile, opened, read_from, regular
-from jobs.patience import patiently
-from jobs.stores import head, is_remote, listed, local_path, locate, plain_etag
+from jobs.storage.hang_guard import NoAnswer, attended
+from jobs.storage.local_files import LocalFile, opened, read_from, regular
+from jobs.storage.object_store import head, is_remote, listed, local_path, locate, plain_etag
+from jobs.storage.retrying import patiently
+from jobs.storage.storage_errors import NotAFile
 from jobs.util.job_errors import Unreachable
 from jobs.util.plain_path import plain_path
 

@@ -2,7 +2,7 @@
 
 What is no regular file is refused before it is opened, as opening a device may act on it, and again once it is open, as
 the name may lead elsewhere by then. What would block is asked not to (O_NONBLOCK); what blocks all the same is for
-``jobs.attended``, to which each read that gave bytes is progress.
+``jobs.storage.hang_guard``, to which each read that gave bytes is progress.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic, sleep
 
-from jobs.attended import note_progress
-from jobs.failures import NotAFile
-from jobs.patience import patience
-from jobs.stores import local_path
+from jobs.storage.hang_guard import note_progress
+from jobs.storage.object_store import local_path
+from jobs.storage.retrying import patience
+from jobs.storage.storage_errors import NotAFile
 
 PIECE = 4 << 20  # bytes of one read, however slow the disk
 LEAST = 64 << 10  # of a file that does not tell its size

@@ -11,7 +11,7 @@ from threading import Event, Thread, local
 from time import monotonic
 from typing import Generic, TypeVar
 
-from jobs.patience import patience
+from jobs.storage.retrying import patience
 from jobs.util.job_errors import Unreachable
 
 Item = TypeVar("Item")

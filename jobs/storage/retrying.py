@@ -7,7 +7,7 @@ from collections.abc import Callable
 from time import monotonic, sleep
 from typing import TypeVar
 
-from jobs.failures import RAISED, told, transient
+from jobs.storage.storage_errors import RAISED, told, transient
 from jobs.util.bounds import YEAR
 from saliency_core.errors import Refused
 

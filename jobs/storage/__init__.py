@@ -1,0 +1,1 @@
+"""Bytes on local disks and object stores, behind one API."""
