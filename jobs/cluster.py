@@ -11,7 +11,7 @@ from tempfile import NamedTemporaryFile
 from urllib.parse import urlsplit
 
 from jobs.config.job_config import JobConfig
-from jobs.globs import expand, is_glob
+from jobs.inputs.globs import expand, is_glob
 from jobs.storage.files import is_remote, local_path
 from jobs.util.redaction import scrubbed
 from saliency_core.errors import Refused

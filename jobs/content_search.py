@@ -18,9 +18,9 @@ import pyarrow as pa
 from obstore.store import ObjectStore
 
 from jobs.alignment import align
-from jobs.entries import Entry
-from jobs.fetch import fetch
 from jobs.identity import Known, known_images
+from jobs.inputs.entry import Entry
+from jobs.inputs.fetch import fetch
 from jobs.manifest import Manifest
 from jobs.record import Run
 

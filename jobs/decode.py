@@ -9,15 +9,15 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from jobs.decoder import shared_decoder
-from jobs.entries import Entry
-from jobs.fetch import fetch
 from jobs.identity import remembered
-from jobs.images import Decoded, decode, most_memory
 from jobs.index import OK, QUARANTINED
+from jobs.inputs.decode_image import Decoded, decode, most_memory
+from jobs.inputs.decoder_process import shared_decoder
+from jobs.inputs.entry import Entry
+from jobs.inputs.fetch import fetch
+from jobs.inputs.rejected import Rejected
 from jobs.manifest import Manifest, to_entries
 from jobs.record import Run
-from jobs.reject import Rejected
 from jobs.software import refuse_other_versions
 from jobs.storage.object_store import open_output
 from jobs.units import DecodedUnit

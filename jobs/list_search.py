@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 from obstore.store import ObjectStore
 
 from jobs.content_search import Place, Sample, Tell, digests_of, known_of, stem
-from jobs.entries import Entry
 from jobs.identity import known_images, remembered_units
 from jobs.index import committed
+from jobs.inputs.entry import Entry
 from jobs.manifest import Manifest, to_entries
 from jobs.record import Run
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 
-from jobs.entries import Entry
 from jobs.index import DamagedError
+from jobs.inputs.entry import Entry
 from jobs.record import Run
 from jobs.storage.object_store import put, read_object
 from jobs.storage.parquet import UNREADABLE, parquet_file, sealed

@@ -13,6 +13,7 @@ from jobs.engine import starting_engine
 from jobs.finalize import SHA256SUMS, Totals, exit_code
 from jobs.identity import remember, remembered, remembered_units
 from jobs.index import INDEX_PARQUET, OK, PARTIAL, QUARANTINED, committed, load_part, read_parts, withdraw
+from jobs.inputs.sources import list_entries
 from jobs.job import finish, work
 from jobs.labels import label_resolver
 from jobs.lock import locked
@@ -24,7 +25,6 @@ from jobs.progress import Meter
 from jobs.record import RUN_JSON, Run, proven
 from jobs.relocate import ListedAgain, rewrite_manifest
 from jobs.software import gone_on, software_here
-from jobs.sources import list_entries
 from jobs.storage.object_store import delete, list_keys, put
 from jobs.store import metadata_objects
 from jobs.util.console import say

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jobs.index import OK
+from jobs.inputs.rejected import Rejected
 from jobs.reader import Store, open_store
 from jobs.record import ArraySpec
-from jobs.reject import Rejected
 from jobs.rows import choose_rows
 from jobs.util.failure_reasons import for_explained
 from saliency_core.errors import Refused

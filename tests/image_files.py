@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from skimage import data as photographs
 
-from jobs.images import load_canonical
+from jobs.inputs.decode_image import load_canonical
 from saliency_core.model.preprocessing import Preprocessing
 
 CAP = 2_000_000

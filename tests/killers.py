@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jobs import images
-from jobs.images import Decoded
-from jobs.reject import Rejected
+from jobs.inputs import decode_image
+from jobs.inputs.decode_image import Decoded
+from jobs.inputs.rejected import Rejected
 from saliency_core.model.preprocessing import Preprocessing
 
 MARK = b"#killer "
@@ -44,7 +44,7 @@ def decode(data: bytes, preprocessing: Preprocessing, *, max_pixels: int) -> Dec
         case ["once", path] if not Path(path).exists():
             Path(path).touch()
             os.kill(os.getpid(), signal.SIGKILL)
-    return images.decode(data, preprocessing, max_pixels=max_pixels)
+    return decode_image.decode(data, preprocessing, max_pixels=max_pixels)
 
 
 def decode_stage(out: str) -> Callable[[Any], Any]:

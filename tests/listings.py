@@ -6,7 +6,7 @@ from pathlib import Path
 
 from helpers import picture
 
-from jobs.sources import Entry, Source, list_entries, open_sources
+from jobs.inputs.sources import Entry, Source, list_entries, open_sources
 
 PNG = picture()
 

@@ -79,7 +79,7 @@ def _kind(command: str) -> str | None:
         return "gcs"
     if "raylet/raylet" in command:
         return "raylet"
-    if "jobs.decoder" in command:
+    if "jobs.inputs.decoder_process" in command:
         return "decoder"
     if command.startswith("ray::"):  # Ray names a worker after what it does
         doing = command.removeprefix("ray::").strip()

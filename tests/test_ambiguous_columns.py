@@ -10,8 +10,8 @@ import pytest
 from helpers import write, write_parquet
 from listings import PNG, listed
 
-from jobs.fetch import fetch
-from jobs.sources import SourceError
+from jobs.inputs.fetch import fetch
+from jobs.inputs.sources import SourceError
 
 BYTES, TEXT, NUMBER = pa.array([PNG]), pa.array(["a.png"]), pa.array([1])
 INSIDE = pa.array([{"bytes": PNG, "path": None}])

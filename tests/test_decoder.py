@@ -22,11 +22,11 @@ from killers import marked
 from PIL import Image
 
 import jobs.decode
-from jobs.decoder import Decoder, shared_decoder
-from jobs.images import Decoded, decode, load_canonical, most_memory
+from jobs.inputs.decode_image import Decoded, decode, load_canonical, most_memory
+from jobs.inputs.decoder_process import Decoder, shared_decoder
+from jobs.inputs.rejected import Rejected
 from jobs.output import open_run
 from jobs.reader import open_store
-from jobs.reject import Rejected
 from jobs.store import open_array
 from jobs.util.job_errors import Stopped
 from saliency_core.model.preprocessing import Preprocessing
@@ -138,7 +138,7 @@ def test_processes_end_with_their_parent() -> None:
     """However it ends: by itself, or by SIGKILL in the middle of an image."""
     script = """
 import os, signal, sys, test_decoder as t
-from jobs.decoder import shared_decoder
+from jobs.inputs.decoder_process import shared_decoder
 t.ask(shared_decoder(), t.picture())
 print(t.child(shared_decoder()).pid, flush=True)
 if sys.argv[1] == "killed":

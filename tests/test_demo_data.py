@@ -16,9 +16,9 @@ from PIL import Image
 
 from jobs.demo_data import CLASSES, MARKED, DemoImage, make_images, stamp, write_shards
 from jobs.demo_model import PREPROCESSING, TRAIN_IMAGES, make, predict, prepare, train
-from jobs.images import Decoded, decode
-from jobs.reject import Rejected
-from jobs.sources import Entry, list_entries, open_sources
+from jobs.inputs.decode_image import Decoded, decode
+from jobs.inputs.rejected import Rejected
+from jobs.inputs.sources import Entry, list_entries, open_sources
 
 IMAGES = list(make_images(seed=3, n=48))
 

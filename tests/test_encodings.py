@@ -17,8 +17,8 @@ import pytest
 from helpers import write
 from listings import PNG, listed
 
-from jobs.encodings import not_text
-from jobs.sources import SourceError
+from jobs.inputs.sources import SourceError
+from jobs.inputs.text_encodings import not_text
 
 LIST = "uri,label\na.png,1\n"
 

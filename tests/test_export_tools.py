@@ -23,8 +23,8 @@ from exports import GRADIENT, audited, run
 
 from jobs.audit.results import ROWS
 from jobs.audit.results import folder as audit_folder
+from jobs.inputs.tables import open_parquet
 from jobs.reader import open_store
-from jobs.tables import open_parquet
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

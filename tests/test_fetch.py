@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import fetch as module
-from jobs.fetch import fetch
-from jobs.reject import Rejected
-from jobs.sources import Entry, list_entries, open_sources
+from jobs.inputs import fetch as module
+from jobs.inputs.fetch import fetch
+from jobs.inputs.rejected import Rejected
+from jobs.inputs.sources import Entry, list_entries, open_sources
 from tests import s3
 from tests.helpers import extracted, picture, write, write_tar
 
@@ -207,7 +207,9 @@ def test_decoding_needs_no_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys, jobs.fetch, jobs.sources; sys.exit(bool({'torch', 'ray', 'zarr'} & set(sys.modules)))"
+    code = (
+        "import sys, jobs.inputs.fetch, jobs.inputs.sources; sys.exit(bool({'torch', 'ray', 'zarr'} & {*sys.modules}))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

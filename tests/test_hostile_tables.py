@@ -17,20 +17,20 @@ from conftest import TESTS
 from helpers import picture, write, write_parquet
 from listings import PNG, listed
 
-from jobs.csvlines import LONGEST_LINE
-from jobs.entries import SourceError
-from jobs.fetch import fetch
-from jobs.parquet_process import parquet_processes
-from jobs.reject import Rejected
-from jobs.tables import Damaged
+from jobs.inputs.csv_records import LONGEST_LINE
+from jobs.inputs.entry import SourceError
+from jobs.inputs.fetch import fetch
+from jobs.inputs.parquet_process import parquet_processes
+from jobs.inputs.rejected import Rejected
+from jobs.inputs.tables import Damaged
 
 # Lists and fetches a path in a process of its own, which then tells how much memory it had, its children's apart.
 MEASURE = """
 import json, pathlib, re, sys
 from listings import listed
-from jobs.fetch import fetch
+from jobs.inputs.fetch import fetch
 from jobs.manifest import Lines, encode_part
-from jobs.reject import Rejected
+from jobs.inputs.rejected import Rejected
 entries = listed(sys.argv[1])
 encode_part(list(Lines(entries, unit_size=256, n_classes=10, resolve=lambda label: None)))
 found = fetch(entries, max_bytes=1_000_000)

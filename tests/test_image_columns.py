@@ -11,9 +11,9 @@ import pytest
 from helpers import picture, write, write_parquet
 from listings import PNG, listed
 
-from jobs.fetch import fetch
-from jobs.reject import Rejected
-from jobs.sources import SourceError
+from jobs.inputs.fetch import fetch
+from jobs.inputs.rejected import Rejected
+from jobs.inputs.sources import SourceError
 
 OTHER = picture(9)
 assert len(PNG) == len(OTHER)

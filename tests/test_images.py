@@ -11,8 +11,8 @@ from image_files import CAP, PHOTO, SMALL, encode, orientation_exif, png, read
 from PIL import Image, ImageFile, features
 from skimage import data as photographs
 
-from jobs.images import Decoded, decode, load_canonical
-from jobs.reject import Rejected
+from jobs.inputs.decode_image import Decoded, decode, load_canonical
+from jobs.inputs.rejected import Rejected
 from saliency_core.model.preprocessing import Preprocessing
 
 
@@ -204,5 +204,5 @@ def test_damage_gives_pixels_or_a_reason(name: str) -> None:
 
 
 def test_decode_workers_do_not_import_torch() -> None:
-    code = "import sys, jobs.images; sys.exit('torch' in sys.modules or 'torchvision' in sys.modules)"
+    code = "import sys, jobs.inputs.decode_image; sys.exit('torch' in sys.modules or 'torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-W", "error", "-c", code], check=False).returncode == 0

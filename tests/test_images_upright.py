@@ -9,7 +9,7 @@ from image_files import CAP, PHOTO, SMALL, encode, orientation_exif, png, read
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.images import Decoded, canonical, decode
+from jobs.inputs.decode_image import Decoded, canonical, decode
 
 
 def png16(values: NDArray[np.uint16], *chunks: tuple[bytes, bytes]) -> bytes:

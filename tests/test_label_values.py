@@ -13,7 +13,7 @@ import pytest
 from helpers import write, write_parquet, write_tar
 from listings import PNG, labels
 
-from jobs.sources import SourceError
+from jobs.inputs.sources import SourceError
 
 Label = int | str | None
 MANY = "1" * 5000

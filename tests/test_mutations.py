@@ -16,10 +16,10 @@ from helpers import write_tar
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.entries import Entry, SourceError
-from jobs.fetch import fetch
+from jobs.inputs.entry import Entry, SourceError
+from jobs.inputs.fetch import fetch
+from jobs.inputs.sources import list_entries, open_sources
 from jobs.output import open_run
-from jobs.sources import list_entries, open_sources
 from jobs.store import open_array
 
 FORMS = {

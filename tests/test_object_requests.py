@@ -16,11 +16,11 @@ import s3
 from conftest import run_inline
 from fault_proxy import FAULTS, FaultProxy
 
-from jobs.fetch import REMOTE_THREADS, fetch
 from jobs.identity import remember
 from jobs.index import withdraw
-from jobs.reject import Rejected
-from jobs.sources import list_entries, open_sources
+from jobs.inputs.fetch import REMOTE_THREADS, fetch
+from jobs.inputs.rejected import Rejected
+from jobs.inputs.sources import list_entries, open_sources
 from jobs.storage import object_store
 from jobs.storage.files import open_file, read, stat, walk
 from jobs.storage.object_store import address, delete, list_keys, open_output, put, read_object

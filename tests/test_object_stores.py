@@ -19,9 +19,9 @@ from fault_proxy import FAULTS, FaultProxy, seeded
 from helpers import write_tar
 
 from jobs.finalize import SHA256SUMS
+from jobs.inputs.rejected import Rejected
 from jobs.reader import open_store
 from jobs.record import RUN_JSON
-from jobs.reject import Rejected
 from jobs.retry import retry
 from jobs.status import status
 from jobs.storage import object_store

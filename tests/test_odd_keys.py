@@ -20,8 +20,8 @@ from helpers import picture, write, write_tar
 from machine_identity import TOKEN, machine_identity
 from moto.s3.models import s3_backends
 
-from jobs.entries import SourceError
-from jobs.sources import list_entries, open_sources
+from jobs.inputs.entry import SourceError
+from jobs.inputs.sources import list_entries, open_sources
 from jobs.storage import object_store
 from jobs.storage.files import read, walk
 from jobs.storage.object_store import list_keys, open_output

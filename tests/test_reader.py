@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader
 
 from jobs.dataset import MapDataset
 from jobs.index import read_part, withdraw
+from jobs.inputs.rejected import Rejected
 from jobs.output import open_run
 from jobs.reader import Store, open_store
-from jobs.reject import Rejected
 from jobs.store import open_array
 from saliency_core.errors import Refused
 from tests import s3

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import finalize, index
-from jobs.entries import Entry
+from jobs.inputs.entry import Entry
+from jobs.inputs.sources import list_entries, open_sources
 from jobs.output import open_run
-from jobs.sources import list_entries, open_sources
 
 
 def test_index_is_the_same_however_many_parts_are_taken_at_once(

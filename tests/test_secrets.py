@@ -16,9 +16,9 @@ from helpers import picture, write, write_parquet, write_tar
 from test_addresses import CUT, KEPT, ONLY_AS_ADDRESS
 
 from jobs.config.explain_config import make_config
-from jobs.listing import find
-from jobs.lists import List
-from jobs.sources import list_entries, open_sources
+from jobs.inputs.listing import find
+from jobs.inputs.sources import list_entries, open_sources
+from jobs.inputs.uri_list_source import List
 from jobs.storage.retrying import VARIABLE
 from jobs.util.redaction import scrubbed
 from saliency_core.errors import Refused

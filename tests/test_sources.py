@@ -12,8 +12,8 @@ import pytest
 from helpers import write, write_tar
 from listings import PNG, ids, labels, listed, one
 
-from jobs.globs import expand
-from jobs.sources import SourceError, list_entries, open_sources
+from jobs.inputs.globs import expand
+from jobs.inputs.sources import SourceError, list_entries, open_sources
 from jobs.storage.files import local_path, read, stat
 
 # -- folders -------------------------------------------------------------------------------------------------

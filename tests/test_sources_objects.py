@@ -11,7 +11,7 @@ import s3
 from helpers import FOUR, offsets, overwrite, write, write_parquet, write_tar
 from listings import PNG, ids, listed, one
 
-from jobs.sources import SourceError
+from jobs.inputs.sources import SourceError
 from jobs.storage.files import is_remote, key_below, read, stat, uri_of, walk
 from jobs.storage.object_store import open_output
 from jobs.util.job_errors import Unusable

@@ -10,7 +10,7 @@ import pytest
 from helpers import write, write_parquet
 from listings import PNG, ids, labels, listed
 
-from jobs.sources import SourceError, list_entries, open_sources
+from jobs.inputs.sources import SourceError, list_entries, open_sources
 from jobs.storage.files import read, uri_of
 
 # -- Parquet with images -------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 from helpers import FOUR, offsets, overwrite, picture, write, write_tar
 from listings import PNG, ids, labels, listed, one
 
-from jobs.sources import list_entries, open_sources
+from jobs.inputs.sources import list_entries, open_sources
 from jobs.storage.files import read
 
 

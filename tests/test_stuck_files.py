@@ -13,8 +13,8 @@ from conftest import run_inline
 from helpers import picture, write, write_parquet, write_tar
 from stuck_mount import stuck_mount
 
-from jobs.entries import SourceError
-from jobs.sources import list_entries, open_sources
+from jobs.inputs.entry import SourceError
+from jobs.inputs.sources import list_entries, open_sources
 from jobs.storage.files import open_file, read, read_ranges
 from jobs.storage.local_files import NotAFile, opened, read_from
 from jobs.storage.retrying import VARIABLE

@@ -16,7 +16,7 @@ from jobs.export.folder import Folder, LeftOut
 from jobs.export.format import Format, lacking, left_out
 from jobs.export.names import key_of, name_of
 from jobs.export.selection import Selection, why_not
-from jobs.reject import Rejected
+from jobs.inputs.rejected import Rejected
 
 QUALITY = 95  # of JPEG: near what it was, and far below its size as PNG
 MOST_PIXELS = 65_500  # each way: libjpeg's limit

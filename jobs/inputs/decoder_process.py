@@ -9,7 +9,7 @@ from threading import Lock
 from time import process_time
 from typing import TypeVar, cast
 
-from jobs.reject import Rejected
+from jobs.inputs.rejected import Rejected
 from jobs.util.limited_process import Child, ChildDied, End, OutOfMemory, started
 
 Result = TypeVar("Result")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from jobs.containers import container
-from jobs.entries import Entry, Source, SourceError
-from jobs.listing import Listing
-from jobs.parquet_process import parquet_processes
-from jobs.parquet_reading import ImageRows, has_images, image_rows
+from jobs.inputs.container_errors import container
+from jobs.inputs.entry import Entry, Source, SourceError
+from jobs.inputs.listing import Listing
+from jobs.inputs.parquet_process import parquet_processes
+from jobs.inputs.parquet_reading import ImageRows, has_images, image_rows
+from jobs.inputs.tables import Damaged, Misfits
 from jobs.storage.files import ObjectInfo
-from jobs.tables import Damaged, Misfits
 from jobs.util.lookahead import map_ahead
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from jobs.reject import Rejected
+from jobs.inputs.rejected import Rejected
 from saliency_core.model.preprocessing import Preprocessing
 
 # Raster formats that data sets consist of. Others widen what hostile bytes can reach: EPS starts Ghostscript.

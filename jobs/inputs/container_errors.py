@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from jobs.entries import SourceError
+from jobs.inputs.entry import SourceError
 from jobs.storage.storage_errors import NotAFile
 
 OF_THE_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EISDIR})

@@ -7,16 +7,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from jobs.entries import Entry
-from jobs.image_columns import Elsewhere, Oversized
-from jobs.lists import look_up
-from jobs.parquet_process import parquet_processes
-from jobs.parquet_reading import image_values
-from jobs.reject import Rejected
+from jobs.inputs.entry import Entry
+from jobs.inputs.image_columns import Elsewhere, Oversized
+from jobs.inputs.parquet_process import parquet_processes
+from jobs.inputs.parquet_reading import image_values
+from jobs.inputs.rejected import Rejected
+from jobs.inputs.tables import Damaged
+from jobs.inputs.uri_list_source import look_up
 from jobs.storage.files import ObjectInfo, is_remote, parent, read, read_ranges, stat
 from jobs.storage.hang_guard import NoAnswer, attended
 from jobs.storage.storage_errors import OF_THE_MACHINE
-from jobs.tables import Damaged
 from jobs.util.job_errors import Unreachable
 from jobs.util.redaction import scrubbed
 

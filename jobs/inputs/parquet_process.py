@@ -1,4 +1,4 @@
-"""Calls `jobs.parquet_reading` in limited processes, of which several may wait for remote files at the same time."""
+"""Calls `jobs.inputs.parquet_reading` in limited processes, of which several may wait for remote files."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from functools import cache, partial
 from threading import BoundedSemaphore, Lock
 from typing import Any
 
+from jobs.inputs.tables import Damaged
 from jobs.storage.files import NoAnswer, NotAFile, answered, is_remote, open_file
-from jobs.tables import Damaged
 from jobs.util.limited_process import Child, ChildDied, End, OutOfMemory, Part, started
 
 SECONDS = 600.0  # of work on one file, beside reading it

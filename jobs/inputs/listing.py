@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from jobs.entries import SourceError
-from jobs.globs import expand, fixed_prefix, is_glob
+from jobs.inputs.entry import SourceError
+from jobs.inputs.globs import expand, fixed_prefix, is_glob
 from jobs.storage.files import (
     ObjectInfo,
     answered,

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from jobs.entries import Entry, Source, SourceError
-from jobs.folders import Folder
-from jobs.listing import Listing, find, kind_of
-from jobs.lists import List
-from jobs.parquets import Parquet, holds_images
-from jobs.tars import Tars
+from jobs.inputs.entry import Entry, Source, SourceError
+from jobs.inputs.folder_source import Folder
+from jobs.inputs.listing import Listing, find, kind_of
+from jobs.inputs.parquet_source import Parquet, holds_images
+from jobs.inputs.tar_source import Tars
+from jobs.inputs.uri_list_source import List
 
 __all__ = ["Entry", "Source", "SourceError", "list_entries", "open_sources"]
 

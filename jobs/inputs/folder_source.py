@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from jobs.entries import Entry, Source
-from jobs.listing import Listing
+from jobs.inputs.entry import Entry, Source
+from jobs.inputs.listing import Listing
 
 
 class Folder(Source):

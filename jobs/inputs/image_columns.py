@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from jobs.label_values import printable
-from jobs.reject import Rejected
+from jobs.inputs.label_values import printable
+from jobs.inputs.rejected import Rejected
 
 DEEPEST = 32  # structs and lists in each other; deeper ones are not searched
 LONGEST_TEXT = 128 << 10  # bytes; more than any label or URI has, so that a text cut off here is seen to be too long

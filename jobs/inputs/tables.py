@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.entries import SourceError
-from jobs.label_values import printable
+from jobs.inputs.entry import SourceError
+from jobs.inputs.label_values import printable
 from jobs.storage.files import BUFFER, open_file
 from jobs.util.formatting import first_line
 

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.entries import SourceError
-from jobs.image_columns import (
+from jobs.inputs.entry import SourceError
+from jobs.inputs.image_columns import (
     Elsewhere,
     Oversized,
     image_in,
@@ -27,9 +27,9 @@ from jobs.image_columns import (
     storage,
     text_of,
 )
-from jobs.label_values import read_label
-from jobs.reject import Rejected
-from jobs.tables import (
+from jobs.inputs.label_values import read_label
+from jobs.inputs.rejected import Rejected
+from jobs.inputs.tables import (
     IMAGE_COLUMNS,
     LABEL_COLUMNS,
     URI_COLUMNS,

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from jobs.inputs.tar_headers import BLOCK, Exhausted, Headers, Member, is_header
 from jobs.storage.files import ObjectInfo
-from jobs.tarheaders import BLOCK, Exhausted, Headers, Member, is_header
 
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 

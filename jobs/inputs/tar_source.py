@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import BinaryIO
 
-from jobs.containers import container
-from jobs.entries import Entry, Source, SourceError
-from jobs.label_values import read_label
-from jobs.listing import IMAGES, Listing, is_hidden
+from jobs.inputs.container_errors import container
+from jobs.inputs.entry import Entry, Source, SourceError
+from jobs.inputs.label_values import read_label
+from jobs.inputs.listing import IMAGES, Listing, is_hidden
+from jobs.inputs.tables import Misfits
+from jobs.inputs.tar_headers import Member
+from jobs.inputs.tar_scanner import Broken, scan
 from jobs.storage.files import NoAnswer, ObjectInfo, answered, open_file
-from jobs.tables import Misfits
-from jobs.tarheaders import Member
-from jobs.tarscan import Broken, scan
 from jobs.util.lookahead import map_ahead
 from jobs.util.redaction import scrubbed_text
 

@@ -15,18 +15,18 @@ from hashlib import blake2b
 from itertools import islice
 from operator import itemgetter
 
-from jobs.containers import container, unreadable
-from jobs.csvlines import records
-from jobs.encodings import LOOKED_AT, not_text
-from jobs.entries import Entry, Source, SourceError
-from jobs.label_values import printable, read_label
-from jobs.listing import Listing
-from jobs.parquet_process import parquet_processes
-from jobs.parquet_reading import LONGEST_URI, list_lines
-from jobs.reject import Rejected
+from jobs.inputs.container_errors import container, unreadable
+from jobs.inputs.csv_records import records
+from jobs.inputs.entry import Entry, Source, SourceError
+from jobs.inputs.label_values import printable, read_label
+from jobs.inputs.listing import Listing
+from jobs.inputs.parquet_process import parquet_processes
+from jobs.inputs.parquet_reading import LONGEST_URI, list_lines
+from jobs.inputs.rejected import Rejected
+from jobs.inputs.tables import LABEL_COLUMNS, Damaged, Misfits, choose, uri_column_of
+from jobs.inputs.text_encodings import LOOKED_AT, not_text
 from jobs.storage.files import NoAnswer, answered, is_remote, local_path, open_file, parent, stat, uri_of
 from jobs.storage.hang_guard import attended
-from jobs.tables import LABEL_COLUMNS, Damaged, Misfits, choose, uri_column_of
 from jobs.util.lookahead import map_ahead
 from jobs.util.redaction import plain_scheme, scrubbed
 from saliency_core.errors import Refused

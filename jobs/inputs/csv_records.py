@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TextIO
 
-from jobs.reject import Rejected
+from jobs.inputs.rejected import Rejected
 
 LONGEST_LINE = 16 << 20  # characters
 AGAIN = 16 << 20  # characters that are read again at least, and otherwise as many as were read

@@ -1,0 +1,1 @@
+"""Input images: listing, fetching and decoding."""
