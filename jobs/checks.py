@@ -10,17 +10,17 @@ import pyarrow as pa
 from obstore.store import ObjectStore
 
 from jobs.contents import AGAIN, RELIST, RESTORE, Objects, Problem, collected, foreign, is_expected
-from jobs.finalize import SHA256SUMS, is_range
-from jobs.fingerprint import contradictions, read_samples
-from jobs.identity import PREFIX, decode_identities, unit_of_identity
-from jobs.index import INDEX_PARQUET
 from jobs.inputs.tables import Damaged, open_parquet
-from jobs.manifest import PART_UNITS, SCHEMA, Digests, parts_of
-from jobs.manifest import part_key as manifest_key
-from jobs.record import RUN_JSON, Run
 from jobs.storage.object_store import list_keys, read_object
 from jobs.storage.parquet import UNREADABLE, parquet_file
-from jobs.store import metadata_objects
+from jobs.store.arrays import metadata_objects
+from jobs.store.finalize import SHA256SUMS, is_range
+from jobs.store.fingerprint import contradictions, read_samples
+from jobs.store.index import INDEX_PARQUET
+from jobs.store.manifest import PART_UNITS, SCHEMA, Digests, parts_of
+from jobs.store.manifest import part_key as manifest_key
+from jobs.store.row_identity import PREFIX, decode_identities, unit_of_identity
+from jobs.store.run_record import RUN_JSON, Run
 
 STATES = ("running", "reopened", "finished")
 _SUM = re.compile(r"([0-9a-f]{64})  (.+)")

@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from jobs.class_run import ClassRun, open_class_run
-from jobs.index import Commit, ShardRecord, encode_part, part_key
-from jobs.presence import Presence
 from jobs.stage import TASK_CPUS, Stage, replica_stage
 from jobs.storage.object_store import open_output, put
-from jobs.store import encode_class_shards
+from jobs.store.arrays import encode_class_shards
+from jobs.store.class_record import ClassRun, open_class_run
+from jobs.store.index import Commit, ShardRecord, encode_part, part_key
+from jobs.store.store_presence import Presence
 from jobs.util.exit_guard import no_quitting
 from jobs.util.job_errors import Stopped
 from jobs.util.timeout import Limited
@@ -99,7 +99,7 @@ class Visualise:
         import torch  # the driver and the other stages can do without
 
         from jobs.model import build_model, refuse_other_weights
-        from jobs.software import refuse_other_worker, software_here
+        from jobs.store.software_versions import refuse_other_worker, software_here
         from saliency_core.errors import Told
 
         warnings.simplefilter("ignore", Told)  # the plan has told it

@@ -10,17 +10,17 @@ from obstore.store import ObjectStore
 from rich.console import Console
 
 from jobs.checks import load_sums
-from jobs.class_run import ClassRun, existing_class_run
 from jobs.class_stages import SCHEMA
 from jobs.contents import Objects, Problem, collected
-from jobs.finalize import SHA256SUMS
-from jobs.fingerprint import class_contradictions
-from jobs.index import DamagedError, committed, load_part, part_key, unit_of
-from jobs.record import RUN_JSON
-from jobs.software import Makers
 from jobs.storage.files import is_remote, local_path
 from jobs.storage.object_store import list_keys, open_output, read_object
-from jobs.store import CLASSES, class_metadata_objects
+from jobs.store.arrays import CLASSES, class_metadata_objects
+from jobs.store.class_record import ClassRun, existing_class_run
+from jobs.store.finalize import SHA256SUMS
+from jobs.store.fingerprint import class_contradictions
+from jobs.store.index import DamagedError, committed, load_part, part_key, unit_of
+from jobs.store.run_record import RUN_JSON
+from jobs.store.software_versions import Makers
 from jobs.util.console import say
 from jobs.util.exit_codes import DONE, NOT_FINISHED
 from jobs.util.job_errors import Unusable

@@ -20,21 +20,21 @@ from obstore.store import ObjectStore
 from rich.console import Console
 
 from jobs.class_pictures import draw_page, page_rows
-from jobs.class_run import ClassRun, existing_class_run
 from jobs.class_stages import class_stages
 from jobs.config.classes_config import ALL, ClassesConfig
 from jobs.config.flag_names import plan_notes
 from jobs.engine import StartingEngine, starting_engine
-from jobs.finalize import SHA256SUMS, digest, put_sums, sums_text
-from jobs.fingerprint import classes_fingerprint, refuse_other_fingerprint
-from jobs.index import committed, load_part, part_key, read_parts
 from jobs.model_trial import trial
-from jobs.output import claim, refuse_unwritable
 from jobs.probed import probe_lines
-from jobs.software import at_rest, begun, gone_on
 from jobs.storage.object_store import delete, list_keys, open_output, put, read_object
 from jobs.storage.parquet import parquet_bytes
-from jobs.store import CLASSES, class_metadata_objects, open_array
+from jobs.store.arrays import CLASSES, class_metadata_objects, open_array
+from jobs.store.class_record import ClassRun, existing_class_run
+from jobs.store.finalize import SHA256SUMS, digest, put_sums, sums_text
+from jobs.store.fingerprint import classes_fingerprint, refuse_other_fingerprint
+from jobs.store.index import committed, load_part, part_key, read_parts
+from jobs.store.open import claim, refuse_unwritable
+from jobs.store.software_versions import at_rest, begun, gone_on
 from jobs.util.console import say
 from jobs.util.exit_codes import DONE, imperfect
 from saliency_core.class_visualization.ascent_recipe import Recipe

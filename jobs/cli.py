@@ -248,7 +248,7 @@ def show(
 ) -> int:
     """Draw rows: the image, its maps, and the maps on the image at its original size."""
     from jobs import show as picture
-    from jobs.rows import row_numbers
+    from jobs.store.row_selection import row_numbers
     from saliency_core.visualization.map_style import Look
 
     made = picture.show(
@@ -348,7 +348,7 @@ def export(
 ) -> int:
     """Hand rows of a store over to other tools. Goes on by itself where it was stopped."""
     from jobs.export import run
-    from jobs.rows import row_numbers
+    from jobs.store.row_selection import row_numbers
     from saliency_core.visualization.map_style import Look
 
     return run.export(

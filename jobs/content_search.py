@@ -18,11 +18,11 @@ import pyarrow as pa
 from obstore.store import ObjectStore
 
 from jobs.alignment import align
-from jobs.identity import Known, known_images
 from jobs.inputs.entry import Entry
 from jobs.inputs.fetch import fetch
-from jobs.manifest import Manifest
-from jobs.record import Run
+from jobs.store.manifest import Manifest
+from jobs.store.row_identity import Known, known_images
+from jobs.store.run_record import Run
 
 _ROW = re.compile(r"(.+\.parquet)#@?\d+", re.IGNORECASE | re.DOTALL)
 _OCCURRENCE = re.compile(r"(.+)~\d+", re.DOTALL)

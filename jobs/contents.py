@@ -11,15 +11,15 @@ from typing import TypeVar
 
 from obstore.store import ObjectStore
 
-from jobs.finalize import SHA256SUMS
-from jobs.identity import identity_key, unit_of_identity
-from jobs.index import INDEX_PARQUET, ShardRecord, part_key, unit_of
-from jobs.manifest import part_key as manifest_key
-from jobs.manifest import parts_of
-from jobs.record import RUN_JSON, Run
 from jobs.storage.files import is_remote, keys
 from jobs.storage.object_store import read_object, stream
-from jobs.store import MAPS, metadata_objects
+from jobs.store.arrays import MAPS, metadata_objects
+from jobs.store.finalize import SHA256SUMS
+from jobs.store.index import INDEX_PARQUET, ShardRecord, part_key, unit_of
+from jobs.store.manifest import part_key as manifest_key
+from jobs.store.manifest import parts_of
+from jobs.store.row_identity import identity_key, unit_of_identity
+from jobs.store.run_record import RUN_JSON, Run
 
 _SHARD = re.compile(r"maps\.zarr/.+/c/(\d+)(?:/0)*")
 _STAGED = re.compile(r"(.+)#\d+")

@@ -9,17 +9,17 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from jobs.identity import remembered
-from jobs.index import OK, QUARANTINED
 from jobs.inputs.decode_image import Decoded, decode, most_memory
 from jobs.inputs.decoder_process import shared_decoder
 from jobs.inputs.entry import Entry
 from jobs.inputs.fetch import fetch
 from jobs.inputs.rejected import Rejected
-from jobs.manifest import Manifest, to_entries
-from jobs.record import Run
-from jobs.software import refuse_other_versions
 from jobs.storage.object_store import open_output
+from jobs.store.index import OK, QUARANTINED
+from jobs.store.manifest import Manifest, to_entries
+from jobs.store.row_identity import remembered
+from jobs.store.run_record import Run
+from jobs.store.software_versions import refuse_other_versions
 from jobs.units import DecodedUnit
 
 DECODING = ("pillow", "numpy")  # the packages on which pixels depend
@@ -29,8 +29,8 @@ class Decode:
     """Reads, hashes, decodes and resizes the images of a unit; refuses to work with other libraries than the session's
     (unless ``any_software``).
 
-    ``remembers``: the store may hold identities of images apart from their commits (``jobs.identity``). Without any,
-    each unit would ask for an object that is not there.
+    ``remembers``: the store may hold identities of images apart from their commits (``jobs.store.row_identity``).
+    Without any, each unit would ask for an object that is not there.
     """
 
     def __init__(self, run: Run, *, any_software: bool = False, remembers: bool = True) -> None:

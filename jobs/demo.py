@@ -16,10 +16,10 @@ from jobs.audit.results import CLASSES as CLASSES_PARQUET
 from jobs.audit.results import folder
 from jobs.config.explain_config import make_config
 from jobs.demo_data import CLASSES, MARKED, make_images, write_shards
-from jobs.index import OK, QUARANTINED
 from jobs.job import explain
-from jobs.reader import open_store
 from jobs.show import show
+from jobs.store.index import OK, QUARANTINED
+from jobs.store.store_reader import open_store
 from jobs.util.console import say
 from jobs.util.exit_codes import DONE, IMPERFECT, NOT_FINISHED
 from jobs.verify import verify

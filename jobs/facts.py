@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from jobs.config.explain_config import Config, MapDtype
 from jobs.config.flag_names import plan_notes
 from jobs.model import blank_images, try_model
-from jobs.record import ArraySpec
-from jobs.software import Software
+from jobs.store.run_record import ArraySpec
+from jobs.store.software_versions import Software
 from saliency_core.errors import Refused, Told
 from saliency_core.explainer import LESS_EXACT, Explainer, Explanation
 from saliency_core.model.heads import Head

@@ -9,16 +9,16 @@ from rich.console import Console
 from jobs import summary
 from jobs.config.explain_config import Config
 from jobs.engine import Engine, starting_engine
-from jobs.finalize import NotFinishedError, exit_code, finalize, totals_of
-from jobs.identity import remembered_units
-from jobs.index import committed
-from jobs.lock import locked
 from jobs.plan import make_plan
 from jobs.progress import Display, Meter
-from jobs.record import Run
 from jobs.stage import Stage
 from jobs.stages import explain_stages
 from jobs.storage.object_store import open_output
+from jobs.store.finalize import NotFinishedError, exit_code, finalize, totals_of
+from jobs.store.index import committed
+from jobs.store.row_identity import remembered_units
+from jobs.store.run_record import Run
+from jobs.store.store_lock import locked
 from jobs.util.console import say
 from jobs.util.death_notice import last_words
 from jobs.util.exit_codes import DONE, INTERRUPTED, NOT_FINISHED

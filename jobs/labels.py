@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from jobs.config.explain_config import Config
-from jobs.manifest import LabelResolver, Summary
+from jobs.store.manifest import LabelResolver, Summary
 from saliency_core.errors import Refused
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from jobs.index import OK, PARTIAL, QUARANTINED, schema
-from jobs.record import STATISTICS, Run
+from jobs.store.index import OK, PARTIAL, QUARANTINED, schema
+from jobs.store.run_record import STATISTICS, Run
 from saliency_core.targets.class_targets import NO_LABEL, Target
 
 

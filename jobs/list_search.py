@@ -19,11 +19,11 @@ import pyarrow.compute as pc
 from obstore.store import ObjectStore
 
 from jobs.content_search import Place, Sample, Tell, digests_of, known_of, stem
-from jobs.identity import known_images, remembered_units
-from jobs.index import committed
 from jobs.inputs.entry import Entry
-from jobs.manifest import Manifest, to_entries
-from jobs.record import Run
+from jobs.store.index import committed
+from jobs.store.manifest import Manifest, to_entries
+from jobs.store.row_identity import known_images, remembered_units
+from jobs.store.run_record import Run
 
 PROBES = 3  # explained images of a folder that are read: one that is as it was proves the folder
 SWAPPED = (

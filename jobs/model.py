@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from jobs.config.job_config import JobConfig
-from jobs.record import Record
-from jobs.software import Software, software_here
 from jobs.storage.files import local_path
+from jobs.store.run_record import Record
+from jobs.store.software_versions import Software, software_here
 from jobs.util.exit_guard import refuse_quitting
 from jobs.util.interruptible_wait import abandonable
 from saliency_core.errors import Refused

@@ -13,20 +13,20 @@ from obstore.store import LocalStore
 
 from jobs.config.explain_config import Config
 from jobs.engine import StartingEngine
-from jobs.fingerprint import maps_fingerprint, refuse_other_fingerprint
-from jobs.index import committed
 from jobs.inputs.entry import Source
 from jobs.inputs.sources import list_entries, open_sources
 from jobs.labels import label_notes, label_resolver, refuse_no_labels, refuse_unmatched_folders
-from jobs.manifest import Lines, scan, write_manifest
 from jobs.model_trial import trial
-from jobs.output import claim, existing_run, refuse_reordered, refuse_unwritable
-from jobs.record import RUN_JSON, ArraySpec, Run, proven
 from jobs.relocate import complete_manifest
-from jobs.software import at_rest, begun, gone_on
 from jobs.storage.files import is_remote, local_path
 from jobs.storage.object_store import open_output, put
-from jobs.store import metadata_objects
+from jobs.store.arrays import metadata_objects
+from jobs.store.fingerprint import maps_fingerprint, refuse_other_fingerprint
+from jobs.store.index import committed
+from jobs.store.manifest import Lines, scan, write_manifest
+from jobs.store.open import claim, existing_run, refuse_reordered, refuse_unwritable
+from jobs.store.run_record import RUN_JSON, ArraySpec, Run, proven
+from jobs.store.software_versions import at_rest, begun, gone_on
 from jobs.util.prefetch import prefetched
 from saliency_core.errors import Refused
 

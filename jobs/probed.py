@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.record import Record
+from jobs.store.run_record import Record
 
 
 def probe_lines(run: Record) -> list[tuple[str, str]]:

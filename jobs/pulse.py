@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 
 from obstore.store import ObjectStore
 
-from jobs.index import unit_of
-from jobs.record import RUN_JSON, Run
 from jobs.storage.object_store import address, head, listed, refusals
+from jobs.store.index import unit_of
+from jobs.store.run_record import RUN_JSON, Run
 
 RECENT = 20  # commits that the rate is taken from
 LEAST_SILENCE = 120.0  # seconds; a run needs as long to start its workers and to load the model

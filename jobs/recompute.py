@@ -18,11 +18,11 @@ from obstore.store import ObjectStore
 
 from jobs.contents import Problem, redo, unit_objects
 from jobs.decode import Decode
-from jobs.index import OK, QUARANTINED, read_part
-from jobs.manifest import Manifest, by_content
-from jobs.record import ArraySpec, Run
 from jobs.storage.object_store import read_object
-from jobs.store import decode_shard, unscale_maps
+from jobs.store.arrays import decode_shard, unscale_maps
+from jobs.store.index import OK, QUARANTINED, read_part
+from jobs.store.manifest import Manifest, by_content
+from jobs.store.run_record import ArraySpec, Run
 from jobs.units import ExplainedUnit
 from jobs.util.failure_reasons import for_explained
 from saliency_core.errors import Refused

@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 from obstore.store import ObjectStore
 
 from jobs.content_search import Place, Sample, Tell, find_by_content, has_other_label, stem, stems_of
-from jobs.identity import remembered_units
-from jobs.index import committed
 from jobs.list_search import find_by_uri, is_file, refuse_rows, swapped_rows, written
-from jobs.manifest import PART_UNITS, PLACE, SCHEMA, Manifest, encode_part, part_key, parts_of, to_entries
-from jobs.record import Run
 from jobs.storage.object_store import list_keys, put, read_object
+from jobs.store.index import committed
+from jobs.store.manifest import PART_UNITS, PLACE, SCHEMA, Manifest, encode_part, part_key, parts_of, to_entries
+from jobs.store.row_identity import remembered_units
+from jobs.store.run_record import Run
 
 GONE = (
     "is listed no more: its source was changed. What stands there now has no row in this store; explain into a new "

@@ -10,23 +10,23 @@ from rich.console import Console
 from jobs.config.explain_config import make_config
 from jobs.content_search import Sample
 from jobs.engine import starting_engine
-from jobs.finalize import SHA256SUMS, Totals, exit_code
-from jobs.identity import remember, remembered, remembered_units
-from jobs.index import INDEX_PARQUET, OK, PARTIAL, QUARANTINED, committed, load_part, read_parts, withdraw
 from jobs.inputs.sources import list_entries
 from jobs.job import finish, work
 from jobs.labels import label_resolver
-from jobs.lock import locked
-from jobs.manifest import resolved
 from jobs.model import build_model, refuse_other_weights
-from jobs.output import open_run
 from jobs.plan import class_folders, sources_of
 from jobs.progress import Meter
-from jobs.record import RUN_JSON, Run, proven
 from jobs.relocate import ListedAgain, rewrite_manifest
-from jobs.software import gone_on, software_here
 from jobs.storage.object_store import delete, list_keys, put
-from jobs.store import metadata_objects
+from jobs.store.arrays import metadata_objects
+from jobs.store.finalize import SHA256SUMS, Totals, exit_code
+from jobs.store.index import INDEX_PARQUET, OK, PARTIAL, QUARANTINED, committed, load_part, read_parts, withdraw
+from jobs.store.manifest import resolved
+from jobs.store.open import open_run
+from jobs.store.row_identity import remember, remembered, remembered_units
+from jobs.store.run_record import RUN_JSON, Run, proven
+from jobs.store.software_versions import gone_on, software_here
+from jobs.store.store_lock import locked
 from jobs.util.console import say
 from jobs.util.formatting import ranges
 

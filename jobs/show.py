@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.index import OK
 from jobs.inputs.rejected import Rejected
-from jobs.reader import Store, open_store
-from jobs.record import ArraySpec
-from jobs.rows import choose_rows
+from jobs.store.index import OK
+from jobs.store.row_selection import choose_rows
+from jobs.store.run_record import ArraySpec
+from jobs.store.store_reader import Store, open_store
 from jobs.util.failure_reasons import for_explained
 from saliency_core.errors import Refused
 from saliency_core.model.preprocessing import Geometry

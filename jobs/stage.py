@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.record import Record
+from jobs.store.run_record import Record
 
 
 @dataclass(frozen=True)

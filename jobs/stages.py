@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any
 
 from jobs.decode import Decode
-from jobs.output import open_run
-from jobs.record import Run
 from jobs.stage import TASK_CPUS, Stage, replica_stage
+from jobs.store.open import open_run
+from jobs.store.run_record import Run
 from jobs.write import Write
 from saliency_core.errors import Refused
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
-from jobs.finalize import Totals
-from jobs.index import OK, PARTIAL, QUARANTINED
 from jobs.plan import MIB, Plan
 from jobs.probed import probe_lines
 from jobs.progress import STAGES, Meter
-from jobs.record import Run
+from jobs.store.finalize import Totals
+from jobs.store.index import OK, PARTIAL, QUARANTINED
+from jobs.store.run_record import Run
 from jobs.util.formatting import duration, quoted
 
 MOST_LINES = 12

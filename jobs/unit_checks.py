@@ -9,11 +9,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from jobs.contents import Objects, Problem, redo, unit_objects
-from jobs.finalize import check_rows
-from jobs.index import OK, PARTIAL, QUARANTINED, Commit, ShardRecord, decode_part, part_key
-from jobs.record import ArraySpec, Run
 from jobs.storage.parquet import UNREADABLE
-from jobs.store import decode_shard, fill_value
+from jobs.store.arrays import decode_shard, fill_value
+from jobs.store.finalize import check_rows
+from jobs.store.index import OK, PARTIAL, QUARANTINED, Commit, ShardRecord, decode_part, part_key
+from jobs.store.run_record import ArraySpec, Run
 from jobs.util.formatting import ranges
 from saliency_core.spec_syntax import is_class_spec
 

@@ -23,17 +23,17 @@ from jobs.checks import (
 )
 from jobs.class_verify import is_class_store, verify_classes
 from jobs.contents import AGAIN, RESTORE, Objects, Problem, collected
-from jobs.finalize import SHA256SUMS
-from jobs.index import INDEX_PARQUET, committed
-from jobs.manifest import Manifest
-from jobs.output import open_run
 from jobs.problem_report import Report
 from jobs.recompute import Recompute, Sample
-from jobs.record import RUN_JSON, Run, other_format
-from jobs.software import Makers
 from jobs.storage.files import is_remote, local_path
 from jobs.storage.object_store import list_keys, open_output, read_object
-from jobs.store import MAPS
+from jobs.store.arrays import MAPS
+from jobs.store.finalize import SHA256SUMS
+from jobs.store.index import INDEX_PARQUET, committed
+from jobs.store.manifest import Manifest
+from jobs.store.open import open_run
+from jobs.store.run_record import RUN_JSON, Run, other_format
+from jobs.store.software_versions import Makers
 from jobs.unit_checks import check_unit
 from jobs.util.console import say
 from jobs.util.exit_codes import DONE, NOT_FINISHED

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jobs.index import OK
 from jobs.lines import Results, index_lines, take_back_nonfinite
 from jobs.model import build_model, refuse_other_weights
-from jobs.record import STATISTICS, Run
-from jobs.software import refuse_other_worker, software_here
-from jobs.store import scale_maps
+from jobs.store.arrays import scale_maps
+from jobs.store.index import OK
+from jobs.store.run_record import STATISTICS, Run
+from jobs.store.software_versions import refuse_other_worker, software_here
 from jobs.units import DecodedUnit, ExplainedUnit
 from jobs.util.exit_guard import no_quitting
 from jobs.util.job_errors import Stopped

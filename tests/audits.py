@@ -15,8 +15,8 @@ from sklearn.decomposition import PCA
 from jobs.audit.job import audit
 from jobs.audit.results import AUDIT_JSON, CLASSES, CLUSTERS, ROWS, Audit, class_schema, cluster_schema, folder
 from jobs.audit.results import row_schema as schema_of_rows
-from jobs.reader import open_store
 from jobs.storage.object_store import open_output, put
+from jobs.store.store_reader import open_store
 from saliency_core.map_measures import CORNERS, MEASURES, measure, shares, shrink
 
 CORNER_PLACES = {"top_left": (0.12, 0.12), "top_right": (0.12, 0.88), "bottom_left": (0.88, 0.12)}

@@ -26,8 +26,8 @@ from rich.console import Console
 
 from jobs.config.explain_config import make_config
 from jobs.job import explain
-from jobs.reader import Store, open_store
 from jobs.storage.retrying import VARIABLE
+from jobs.store.store_reader import Store, open_store
 from jobs.util.exit_codes import IMPERFECT
 
 TESTS = Path(__file__).parent

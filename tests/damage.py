@@ -13,10 +13,10 @@ import pytest
 from conftest import said
 from obstore.store import LocalStore
 
-from jobs.finalize import finalize
-from jobs.index import Commit, ShardRecord, encode_part, part_key, read_part
-from jobs.record import Run, parse_record
-from jobs.store import decode_shard, encode_shards
+from jobs.store.arrays import decode_shard, encode_shards
+from jobs.store.finalize import finalize
+from jobs.store.index import Commit, ShardRecord, encode_part, part_key, read_part
+from jobs.store.run_record import Run, parse_record
 from jobs.verify import verify
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from jobs.audit.results import AUDIT_JSON, ROWS, Audit, row_schema
 from jobs.audit.results import folder as audit_folder
 from jobs.export.run import export
-from jobs.reader import open_store
+from jobs.store.store_reader import open_store
 
 GRADIENT, INPUT_X = "predicted/gradient", "predicted/input_x_gradient"
 BROKEN = ("ant/broken.jpg", "cat/empty.png", "dog/torn.png")

@@ -50,7 +50,7 @@ def decode(data: bytes, preprocessing: Preprocessing, *, max_pixels: int) -> Dec
 def decode_stage(out: str) -> Callable[[Any], Any]:
     """The decode stage, wherever it is built, with this decoding."""
     from jobs import decode as stage
-    from jobs.output import open_run
+    from jobs.store.open import open_run
 
     stage.decode = decode
     return stage.Decode(open_run(out)[1])

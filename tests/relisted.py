@@ -16,7 +16,7 @@ from conftest import run_inline
 from helpers import write_parquet, write_tar
 from PIL import Image
 
-from jobs.reader import open_store
+from jobs.store.store_reader import open_store
 
 UNIT, ROWS, BROKEN = 4, 8, 2
 MADE = {"unit_size": UNIT, "batch_size": UNIT, "methods": ("gradient",), "targets": ("predicted",)}

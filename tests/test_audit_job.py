@@ -30,8 +30,8 @@ from jobs.audit.results import (
     group_schema,
     row_schema,
 )
-from jobs.reader import Store, open_store
 from jobs.report.make import make_report
+from jobs.store.store_reader import Store, open_store
 from jobs.verify import verify
 from saliency_core.errors import Refused
 from saliency_core.map_measures import MEASURES, shares, shrink

@@ -13,7 +13,7 @@ from damage import copied  # noqa: F401  the fixture ``store``
 from PIL import Image
 
 from jobs.audit.results import ON_OBJECT, ROWS
-from jobs.reader import open_store
+from jobs.store.store_reader import open_store
 from saliency_core.errors import Refused
 from saliency_core.map_measures import shares
 

@@ -16,9 +16,9 @@ from helpers import write_tar
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.index import QUARANTINED
-from jobs.output import open_run
-from jobs.store import open_array
+from jobs.store.arrays import open_array
+from jobs.store.index import QUARANTINED
+from jobs.store.open import open_run
 
 RNG = np.random.default_rng(5)
 

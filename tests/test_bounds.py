@@ -11,9 +11,9 @@ from conftest import TINY, content, run_inline
 
 from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import flag_of, make_config, read_config
-from jobs.output import existing_run
-from jobs.record import proven
 from jobs.storage.retrying import VARIABLE, patience
+from jobs.store.open import existing_run
+from jobs.store.run_record import proven
 from saliency_core.errors import Refused
 from saliency_core.methods.registry import parse_method
 from saliency_core.targets.target_parsing import parse_targets

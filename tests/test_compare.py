@@ -19,8 +19,8 @@ from scipy.stats import spearmanr
 
 from jobs.compare.findings import percent
 from jobs.compare.results import COMPARE_JSON, FIGURES
-from jobs.index import DamagedError
-from jobs.reader import open_store
+from jobs.store.index import DamagedError
+from jobs.store.store_reader import open_store
 from jobs.util.job_errors import Stopped
 from saliency_core.errors import Refused
 

@@ -16,8 +16,8 @@ from rich.console import Console
 
 from jobs.compare.pairs import Side
 from jobs.compare.results import FIGURES
-from jobs.reader import open_store
 from jobs.retry import retry
+from jobs.store.store_reader import open_store
 from saliency_core.errors import Refused
 
 

@@ -13,7 +13,7 @@ from conftest import run_inline
 from torch import Tensor, nn
 from uncopied_nets import CAST, COPIED, UNCOPIED, ReadsBefore
 
-from jobs.reader import open_store
+from jobs.store.store_reader import open_store
 from saliency_core import Explainer, Model, Preprocessing, Refused
 from saliency_core.class_visualization.ascent import visualise_classes
 from saliency_core.class_visualization.ascent_recipe import Recipe

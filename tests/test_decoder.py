@@ -25,9 +25,9 @@ import jobs.decode
 from jobs.inputs.decode_image import Decoded, decode, load_canonical, most_memory
 from jobs.inputs.decoder_process import Decoder, shared_decoder
 from jobs.inputs.rejected import Rejected
-from jobs.output import open_run
-from jobs.reader import open_store
-from jobs.store import open_array
+from jobs.store.arrays import open_array
+from jobs.store.open import open_run
+from jobs.store.store_reader import open_store
 from jobs.util.job_errors import Stopped
 from saliency_core.model.preprocessing import Preprocessing
 

@@ -11,8 +11,8 @@ import pytest
 from conftest import run_inline
 from obstore.store import LocalStore
 
-from jobs.index import part_key
 from jobs.storage.object_store import delete, put
+from jobs.store.index import part_key
 from jobs.util.job_errors import Unusable
 
 SMALL = {"unit_size": 8, "batch_size": 4}

@@ -24,7 +24,7 @@ from jobs.cli import app
 from jobs.export import selection
 from jobs.export.folder import Commit, Folder
 from jobs.export.run import TO
-from jobs.reader import Store, open_store
+from jobs.store.store_reader import Store, open_store
 from saliency_core.errors import Refused
 from saliency_core.visualization.map_style import Look
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from jobs.export.names import name_of
 from jobs.export.run import TO
-from jobs.reader import Store, open_store
+from jobs.store.store_reader import Store, open_store
 from saliency_core.errors import Refused
 from saliency_core.visualization.map_style import Look, draw_map
 

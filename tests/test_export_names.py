@@ -17,7 +17,7 @@ from PIL import Image
 
 from jobs.export.names import key_of, name_of
 from jobs.export.run import TO
-from jobs.reader import Store
+from jobs.store.store_reader import Store
 
 HOSTILE = (
     "../../etc/passwd",

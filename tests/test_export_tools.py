@@ -24,7 +24,7 @@ from exports import GRADIENT, audited, run
 from jobs.audit.results import ROWS
 from jobs.audit.results import folder as audit_folder
 from jobs.inputs.tables import open_parquet
-from jobs.reader import open_store
+from jobs.store.store_reader import open_store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

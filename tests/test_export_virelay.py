@@ -16,7 +16,7 @@ from PIL import Image
 
 from jobs.audit.results import AUDIT_JSON, ROWS
 from jobs.audit.results import folder as audit_folder
-from jobs.reader import Store, open_store
+from jobs.store.store_reader import Store, open_store
 
 
 def test_virelay_has_every_sample_with_its_attribution(

@@ -20,8 +20,8 @@ from processes import parts, start, wait_for_commits
 
 from jobs import plan
 from jobs.doing import MOST_ATTEMPTS, LocalBoard, noted, on
-from jobs.output import claim
-from jobs.record import Run
+from jobs.store.open import claim
+from jobs.store.run_record import Run
 from jobs.watchdog import Watchdog
 from saliency_core.errors import Refused
 

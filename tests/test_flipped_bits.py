@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from obstore.store import MemoryStore
 
-from jobs import index, manifest
-from jobs.index import DamagedError, load_part
-from jobs.manifest import Manifest, sound
-from jobs.reader import open_store
 from jobs.storage.parquet import _SEAL, parquet_table
+from jobs.store import index, manifest
+from jobs.store.index import DamagedError, load_part
+from jobs.store.manifest import Manifest, sound
+from jobs.store.store_reader import open_store
 from saliency_core.errors import Refused
 
 UNITS = 6  # of ``finished``

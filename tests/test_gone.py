@@ -16,11 +16,11 @@ from jobs.classes import visualise
 from jobs.compare.compare import compare
 from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import read_config
-from jobs.finalize import finalize
-from jobs.output import open_run
-from jobs.presence import Presence
-from jobs.record import RUN_JSON
 from jobs.storage.object_store import delete, open_output, put
+from jobs.store.finalize import finalize
+from jobs.store.open import open_run
+from jobs.store.run_record import RUN_JSON
+from jobs.store.store_presence import Presence
 from jobs.util.job_errors import Unusable
 from saliency_core.errors import Refused
 

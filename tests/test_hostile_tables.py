@@ -29,7 +29,7 @@ MEASURE = """
 import json, pathlib, re, sys
 from listings import listed
 from jobs.inputs.fetch import fetch
-from jobs.manifest import Lines, encode_part
+from jobs.store.manifest import Lines, encode_part
 from jobs.inputs.rejected import Rejected
 entries = listed(sys.argv[1])
 encode_part(list(Lines(entries, unit_size=256, n_classes=10, resolve=lambda label: None)))

@@ -18,7 +18,7 @@ from jobs.inputs.fetch import fetch
 from jobs.inputs.tar_headers import MOST_EXTENSIONS
 from jobs.inputs.tar_source import MOST_LOSSES
 from jobs.labels import label_resolver
-from jobs.manifest import Lines, encode_part
+from jobs.store.manifest import Lines, encode_part
 
 NO_NAMES = label_resolver(Config(images=["x"], model="demo", out="x"), class_names=None, folders=None)
 

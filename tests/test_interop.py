@@ -17,7 +17,7 @@ from conftest import run_inline
 from documents import blocks
 
 from jobs.cli import app
-from jobs.reader import open_store
+from jobs.store.store_reader import open_store
 
 # xarray cannot know whether somebody consolidated the metadata, and says so; nothing here does.
 pytestmark = pytest.mark.filterwarnings("ignore:.*[Cc]onsolidated:")

@@ -15,9 +15,9 @@ from factories import tiny
 from PIL import Image
 
 from jobs.config.explain_config import make_config
-from jobs.index import read_part
-from jobs.output import open_run
-from jobs.store import open_array
+from jobs.store.arrays import open_array
+from jobs.store.index import read_part
+from jobs.store.open import open_run
 from saliency_core.errors import Refused
 from saliency_core.model.preprocessing import Preprocessing
 

@@ -14,9 +14,9 @@ from conftest import SAME, content, run_inline, said
 from factories import tiny
 
 from jobs import verify
-from jobs.index import withdraw
-from jobs.output import open_run
-from jobs.store import open_array
+from jobs.store.arrays import open_array
+from jobs.store.index import withdraw
+from jobs.store.open import open_run
 from saliency_core.errors import Refused
 
 

@@ -12,8 +12,8 @@ import pytest
 from conftest import run_inline, said
 from relisted import picture
 
-from jobs.reader import open_store
 from jobs.retry import retry
+from jobs.store.store_reader import open_store
 from jobs.verify import verify
 from saliency_core.errors import Refused
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import content, flags, run_inline
 
-from jobs.reader import open_store
+from jobs.store.store_reader import open_store
 from saliency_core.methods.registry import REGISTRY
 from saliency_core.spec_syntax import is_class_spec
 from saliency_core.targets.target_parsing import parse_targets

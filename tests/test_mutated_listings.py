@@ -17,7 +17,7 @@ import json, pathlib, re, sys
 import numpy as np
 from mutants import write_mutants
 from obstore.store import MemoryStore
-from jobs.manifest import Lines, write_manifest
+from jobs.store.manifest import Lines, write_manifest
 from jobs.inputs.sources import list_entries, open_sources
 folder, kind, seed, batches, number = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 draw = np.random.default_rng(seed)

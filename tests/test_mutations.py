@@ -19,8 +19,8 @@ from PIL import Image
 from jobs.inputs.entry import Entry, SourceError
 from jobs.inputs.fetch import fetch
 from jobs.inputs.sources import list_entries, open_sources
-from jobs.output import open_run
-from jobs.store import open_array
+from jobs.store.arrays import open_array
+from jobs.store.open import open_run
 
 FORMS = {
     "jpg": ("JPEG", {}),

@@ -16,8 +16,6 @@ import s3
 from conftest import run_inline
 from fault_proxy import FAULTS, FaultProxy
 
-from jobs.identity import remember
-from jobs.index import withdraw
 from jobs.inputs.fetch import REMOTE_THREADS, fetch
 from jobs.inputs.rejected import Rejected
 from jobs.inputs.sources import list_entries, open_sources
@@ -26,6 +24,8 @@ from jobs.storage.files import open_file, read, stat, walk
 from jobs.storage.object_store import address, delete, list_keys, open_output, put, read_object
 from jobs.storage.retrying import VARIABLE
 from jobs.storage.storage_errors import RENEW
+from jobs.store.index import withdraw
+from jobs.store.row_identity import remember
 from jobs.util.job_errors import Unreachable, Unusable
 from saliency_core.errors import Refused
 

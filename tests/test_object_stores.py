@@ -18,15 +18,15 @@ from conftest import SECRET, content, flags, run_inline, said
 from fault_proxy import FAULTS, FaultProxy, seeded
 from helpers import write_tar
 
-from jobs.finalize import SHA256SUMS
 from jobs.inputs.rejected import Rejected
-from jobs.reader import open_store
-from jobs.record import RUN_JSON
 from jobs.retry import retry
 from jobs.status import status
 from jobs.storage import object_store
 from jobs.storage.object_store import list_keys, open_output, read_object
 from jobs.storage.retrying import VARIABLE
+from jobs.store.finalize import SHA256SUMS
+from jobs.store.run_record import RUN_JSON
+from jobs.store.store_reader import open_store
 from jobs.util.job_errors import Unreachable
 from jobs.verify import verify
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.fingerprint import refuse_other_fingerprint
-from jobs.output import existing_run
+from jobs.store.fingerprint import refuse_other_fingerprint
+from jobs.store.open import existing_run
 from saliency_core.errors import Refused
 
 

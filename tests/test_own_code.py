@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.own_code import code_digests, is_installed
+from jobs.store.code_digests import code_digests, is_installed
 
 FILES = {
     "menagerie/__init__.py": '"""Nets."""\n',

@@ -17,12 +17,12 @@ from conftest import run_inline
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from jobs.dataset import MapDataset
-from jobs.index import read_part, withdraw
 from jobs.inputs.rejected import Rejected
-from jobs.output import open_run
-from jobs.reader import Store, open_store
-from jobs.store import open_array
+from jobs.store.arrays import open_array
+from jobs.store.index import read_part, withdraw
+from jobs.store.open import open_run
+from jobs.store.store_reader import Store, open_store
+from jobs.store.torch_dataset import MapDataset
 from saliency_core.errors import Refused
 from tests import s3
 
@@ -202,7 +202,7 @@ def test_a_map_goes_back_to_its_image(tree: Path, tmp_path: Path) -> None:
 
 def test_reading_needs_no_torch(finished: Path) -> None:
     script = (
-        f"import sys; from jobs.reader import open_store; s = open_store({str(finished)!r}); "
+        f"import sys; from jobs.store.store_reader import open_store; s = open_store({str(finished)!r}); "
         f"s.maps({GRADIENT!r}, [0]); s.lines([0]); s.original(0); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, timeout=120)

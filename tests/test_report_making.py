@@ -16,10 +16,10 @@ from reports import ARRAY, Page, Recorder, pages, report
 from rich.console import Console
 
 from jobs.audit.results import AUDIT_JSON, CLASSES, CLUSTERS, ROWS, folder
-from jobs.reader import open_store
 from jobs.report.audited import read_audited
 from jobs.report.make import make_report
 from jobs.report.pictures import RowArtist
+from jobs.store.store_reader import open_store
 from saliency_core.errors import Refused
 from saliency_core.map_measures import MEASURES
 from saliency_core.visualization.map_style import draw_map

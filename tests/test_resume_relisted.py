@@ -10,10 +10,10 @@ import pytest
 from conftest import run_inline, said
 from relisted import MADE, Item, Made, make, picture, write
 
-from jobs.identity import remember
-from jobs.index import withdraw
-from jobs.output import open_run
 from jobs.retry import retry
+from jobs.store.index import withdraw
+from jobs.store.open import open_run
+from jobs.store.row_identity import remember
 from jobs.verify import verify
 
 Edit = Callable[[list[Item]], list[Item]]

@@ -14,11 +14,11 @@ from conftest import content, run_inline, said
 from processes import start
 from relisted import BROKEN, MADE, Item, Made, make, picture
 
-from jobs.index import WithdrawnError, read_parts, withdraw
-from jobs.lock import locked
-from jobs.output import open_run
 from jobs.retry import retry
 from jobs.storage import object_store
+from jobs.store.index import WithdrawnError, read_parts, withdraw
+from jobs.store.open import open_run
+from jobs.store.store_lock import locked
 from jobs.util.exit_codes import DONE, IMPERFECT, REFUSED
 from jobs.verify import verify
 from saliency_core.errors import Refused

@@ -12,9 +12,9 @@ import s3
 from conftest import content, run_inline, said
 from relisted import BROKEN, MADE, Item, Made, make, picture
 
-from jobs.index import DamagedError
-from jobs.reader import open_store
 from jobs.retry import retry
+from jobs.store.index import DamagedError
+from jobs.store.store_reader import open_store
 from jobs.verify import verify
 
 Items = list[Item]

@@ -12,10 +12,10 @@ from threading import Thread
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import finalize, index
 from jobs.inputs.entry import Entry
 from jobs.inputs.sources import list_entries, open_sources
-from jobs.output import open_run
+from jobs.store import finalize, index
+from jobs.store.open import open_run
 
 
 def test_index_is_the_same_however_many_parts_are_taken_at_once(

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jobs import show as module
-from jobs.reader import Store, open_store
 from jobs.show import show
+from jobs.store.store_reader import Store, open_store
 from saliency_core.visualization.deprocess import deprocess_signal
 from saliency_core.visualization.map_style import Look, draw_map
 from saliency_core.visualization.picture_text import printable

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from conftest import CLASSES, run_inline
 
-from jobs.reader import Store, open_store
-from jobs.rows import choose_rows
 from jobs.show import show
+from jobs.store.row_selection import choose_rows
+from jobs.store.store_reader import Store, open_store
 from saliency_core.errors import Refused
 
 

@@ -19,17 +19,17 @@ from obstore.store import LocalStore
 from PIL import Image
 from test_classes_job import KEYS as CLASSES_KEYS
 
-from jobs import software
 from jobs.classes import visualise
 from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import make_config, read_config
 from jobs.decode import Decode
-from jobs.index import Commit, encode_part, part_key, read_part
 from jobs.job import explain
-from jobs.output import claim, open_run
 from jobs.retry import retry
-from jobs.software import Software
 from jobs.status import status
+from jobs.store import software_versions
+from jobs.store.index import Commit, encode_part, part_key, read_part
+from jobs.store.open import claim, open_run
+from jobs.store.software_versions import Software
 from jobs.util.exit_codes import DONE, IMPERFECT, NOT_FINISHED
 from jobs.worker import Explain
 from saliency_core.errors import Refused
@@ -155,7 +155,7 @@ def test_other_software_is_refused_by_name_or_accepted_and_recorded(changed: str
 
 def test_another_arithmetic_is_other_software(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     project.begin()
-    monkeypatch.setattr(software, "ARITHMETIC_VERSION", 99)
+    monkeypatch.setattr(software_versions, "ARITHMETIC_VERSION", 99)
     with pytest.raises(Refused, match="arithmetic: 1, now 99"):
         project.explain()
     assert project.explain(accept_versions=True)[0] == DONE

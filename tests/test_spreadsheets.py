@@ -14,7 +14,7 @@ from helpers import picture, write
 
 import jobs
 from jobs.audit.objects import ObjectsOf
-from jobs.reader import open_store
+from jobs.store.store_reader import open_store
 from jobs.util.csv_escaping import SafeWriter, neutral, plain
 from saliency_core.model.preprocessing import Geometry
 

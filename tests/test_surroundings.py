@@ -20,9 +20,9 @@ import pytest
 from conftest import SAME, TESTS, flags, run_inline, said
 
 from jobs.cluster import refuse_unreachable
-from jobs.output import refuse_unwritable
-from jobs.reader import open_store
 from jobs.status import status
+from jobs.store.open import refuse_unwritable
+from jobs.store.store_reader import open_store
 from jobs.util.environment import ray_directory, without_strict_warnings
 from jobs.util.hidden_modules import hidden_module, refuse_hidden_from_workers
 from saliency_core.errors import Refused
@@ -264,11 +264,11 @@ def test_status_of_a_limit_that_was_met(unfinished: Path) -> None:
 def test_interrupt_counts_what_the_store_has(tree: Path, tmp_path: Path) -> None:
     """Not what this process was told of."""
     from jobs.engine import Engine
-    from jobs.index import committed
     from jobs.inline import doing, run_stages
     from jobs.job import work
-    from jobs.output import open_run
     from jobs.stage import Node
+    from jobs.store.index import committed
+    from jobs.store.open import open_run
 
     run_inline(images=str(tree), out=str(tmp_path / "s"), limit=8, **SAME)
     store, run = open_run(str(tmp_path / "s"))

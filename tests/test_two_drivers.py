@@ -13,11 +13,11 @@ import s3
 from conftest import said
 from fault_proxy import FaultProxy
 
-from jobs import finalize as finalizing
-from jobs.finalize import SHA256SUMS, finalize
-from jobs.output import claim, open_run
-from jobs.record import RUN_JSON, Run
 from jobs.storage.object_store import put
+from jobs.store import finalize as finalizing
+from jobs.store.finalize import SHA256SUMS, finalize
+from jobs.store.open import claim, open_run
+from jobs.store.run_record import RUN_JSON, Run
 from jobs.verify import verify
 from saliency_core.errors import Refused
 

@@ -19,8 +19,8 @@ from damage import (
     objects,
 )
 
-from jobs.index import DamagedError, part_key
 from jobs.problem_report import MOST_PRINTED
+from jobs.store.index import DamagedError, part_key
 from jobs.util.exit_codes import DAMAGED, DONE, NOT_FINISHED
 from saliency_core.errors import Refused
 

@@ -24,9 +24,9 @@ from damage import (
 )
 from obstore.store import LocalStore
 
-from jobs.index import Commit, encode_part, part_key, read_part
-from jobs.manifest import Manifest
-from jobs.manifest import encode_part as encode_manifest
+from jobs.store.index import Commit, encode_part, part_key, read_part
+from jobs.store.manifest import Manifest
+from jobs.store.manifest import encode_part as encode_manifest
 from jobs.util.exit_codes import DAMAGED, DONE
 from saliency_core.errors import Refused
 

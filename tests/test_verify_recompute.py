@@ -26,7 +26,7 @@ from factories import tiny
 from obstore.store import LocalStore
 from relisted import make, picture
 
-from jobs.index import Commit, encode_part, part_key, read_part
+from jobs.store.index import Commit, encode_part, part_key, read_part
 from jobs.util.exit_codes import DAMAGED, DONE, NOT_FINISHED
 from saliency_core.errors import Refused
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from jobs.audit.examine import examine
 from jobs.audit.groups import Background, Examined, Group
 from jobs.audit.unit_parts import FACTS, FIGURES, floats, integers, read_units, small_maps
-from jobs.output import open_run
 from jobs.storage.object_store import open_output
+from jobs.store.open import open_run
 from saliency_core.map_measures import Floats
 
 GROUP_BYTES = 128 << 20  # of small maps that a task gathers; a class is never cut, so a large one may have more

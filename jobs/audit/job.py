@@ -25,12 +25,12 @@ from jobs.audit.results import AUDIT_JSON, Audit, folder
 from jobs.audit.unit_parts import integers, made_from, part_key, read_units
 from jobs.config.explain_config import make_config
 from jobs.engine import Engine, starting_engine
-from jobs.output import open_run
-from jobs.reader import open_store
-from jobs.record import Run
 from jobs.stage import Stage
 from jobs.storage.files import is_remote, normal
 from jobs.storage.object_store import delete, put, read_object
+from jobs.store.open import open_run
+from jobs.store.run_record import Run
+from jobs.store.store_reader import open_store
 from jobs.util.console import say
 from jobs.util.exit_codes import DONE, imperfect
 from jobs.util.formatting import duration, shown

@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 
 from jobs.audit.objects import ObjectsOf, on_objects
 from jobs.audit.unit_parts import FACTS, encode, made_from, part_key
-from jobs.index import OK, load_part, stored_part
-from jobs.reader import open_store
-from jobs.record import Run
 from jobs.storage.object_store import open_output, put, read_object
+from jobs.store.index import OK, load_part, stored_part
+from jobs.store.run_record import Run
+from jobs.store.store_reader import open_store
 from saliency_core.map_measures import CORNER, FRAME, GRID, Floats, measure, shares, shrink
 
 AT_ONCE = 64  # maps in memory: 13 MB at 224 × 224, and a few times that on the way

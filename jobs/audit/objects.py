@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.record import Run
 from jobs.storage.files import parent, read
+from jobs.store.run_record import Run
 from jobs.util.csv_escaping import neutral
 from saliency_core.errors import Refused
 from saliency_core.map_measures import Floats

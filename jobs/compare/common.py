@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.record import ArraySpec, Run
+from jobs.store.run_record import ArraySpec, Run
 from saliency_core.map_measures import Floats
 from saliency_core.model.preprocessing import Geometry
 

@@ -18,11 +18,11 @@ from jobs.compare.results import CLASSES, COMPARE_JSON, COMPARED, ROWS, Comparis
 from jobs.compare.stages import PairUnit, compare_stages, read_units
 from jobs.config.job_config import JobConfig, full_path
 from jobs.engine import starting_engine
-from jobs.output import refuse_inside
 from jobs.progress import PLAIN_EVERY
-from jobs.reader import Store, open_store
 from jobs.storage.object_store import list_keys, open_output, put
 from jobs.storage.parquet import parquet_bytes
+from jobs.store.open import refuse_inside
+from jobs.store.store_reader import Store, open_store
 from jobs.util.console import say
 from jobs.util.exit_codes import DONE, imperfect
 from jobs.util.formatting import shown

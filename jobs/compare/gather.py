@@ -14,7 +14,7 @@ from jobs.compare.likeness import Doubles
 from jobs.compare.pairs import Ledger, in_words
 from jobs.compare.places import direction
 from jobs.compare.results import CHANGES, COMPARED, FIGURE_SCHEMA, FIGURES, ROW_SCHEMA, class_schema
-from jobs.index import OK
+from jobs.store.index import OK
 
 MOST_ROWS = 12  # of a class, that are named
 FEW = 5  # pairs: classes with fewer come last, for a single row proves little

@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jobs.compare.results import COMPARED, ROW_SCHEMA
-from jobs.index import OK, QUARANTINED
-from jobs.reader import Store
-from jobs.record import ArraySpec
+from jobs.store.index import OK, QUARANTINED
+from jobs.store.run_record import ArraySpec
+from jobs.store.store_reader import Store
 from saliency_core.errors import Refused
 
 BY_ROW, BY_ID = "by row: both have the same manifest", "by sample id"

@@ -12,11 +12,11 @@ from jobs.compare.common import CommonPart
 from jobs.compare.pairs import Ledger, Side
 from jobs.compare.results import COMPARE_JSON, Comparison
 from jobs.compare.stages import PairUnit
-from jobs.fingerprint import differing
-from jobs.output import refuse_unwritable
-from jobs.reader import Store
 from jobs.storage.files import is_remote, local_path
 from jobs.storage.object_store import list_keys, open_output, put, read_object
+from jobs.store.fingerprint import differing
+from jobs.store.open import refuse_unwritable
+from jobs.store.store_reader import Store
 from jobs.util.formatting import first_line
 from saliency_core.errors import Refused
 from saliency_core.map_measures import GRID

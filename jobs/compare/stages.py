@@ -15,12 +15,12 @@ from obstore.store import ObjectStore
 from jobs.compare.common import CommonPart
 from jobs.compare.likeness import centres, distance, overlap, rank_correlation, relevance
 from jobs.compare.results import CENTRES, COMPARE_JSON, FIGURE_SCHEMA, Comparison, part_key, sums_key
-from jobs.index import DamagedError
-from jobs.presence import Presence
-from jobs.reader import open_store
 from jobs.stage import Stage
 from jobs.storage.object_store import open_output, put, read_object
 from jobs.storage.parquet import UNREADABLE, parquet_bytes, parquet_table
+from jobs.store.index import DamagedError
+from jobs.store.store_presence import Presence
+from jobs.store.store_reader import open_store
 from jobs.util.formatting import first_line
 from saliency_core.map_measures import Floats, shares, shrink
 

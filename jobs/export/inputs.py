@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.decode import Decode
-from jobs.manifest import by_content
-from jobs.reader import CHANGED, Store
+from jobs.store.manifest import by_content
+from jobs.store.store_reader import CHANGED, Store
 from jobs.util.failure_reasons import for_explained
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import quote
 
-from jobs.record import ArraySpec
+from jobs.store.run_record import ArraySpec
 
 MOST = 60  # characters of a sample's own name: with arrays' names a file's must stay below 255 bytes
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")

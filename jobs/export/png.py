@@ -14,7 +14,7 @@ from jobs.export.format import Format, lacking, left_out
 from jobs.export.names import key_of, name_of
 from jobs.export.selection import Selection, why_not
 from jobs.inputs.rejected import Rejected
-from jobs.record import ArraySpec
+from jobs.store.run_record import ArraySpec
 from jobs.util.csv_escaping import SafeWriter
 from saliency_core.model.preprocessing import Geometry
 from saliency_core.visualization.map_style import Look

@@ -14,8 +14,8 @@ from jobs.export.format import Format, lacking
 from jobs.export.inputs import Inputs
 from jobs.export.names import name_of
 from jobs.export.selection import Batch, Selection, why_not
-from jobs.index import OK
-from jobs.record import ArraySpec
+from jobs.store.index import OK
+from jobs.store.run_record import ArraySpec
 from saliency_core.errors import Refused
 
 Floats = NDArray[np.float32]

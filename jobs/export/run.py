@@ -14,10 +14,10 @@ from rich.console import Console
 from jobs.export.folder import LEFT_OUT, WHOLE, Commit, Folder
 from jobs.export.format import Format
 from jobs.export.selection import Selection, select
-from jobs.output import refuse_inside
 from jobs.progress import Display
-from jobs.reader import open_store
 from jobs.storage.files import is_remote, local_path
+from jobs.store.open import refuse_inside
+from jobs.store.store_reader import open_store
 from jobs.util.console import say
 from jobs.util.exit_codes import DONE, imperfect
 from jobs.util.failure_reasons import without_names

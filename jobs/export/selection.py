@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from jobs.index import OK, QUARANTINED
-from jobs.reader import Store
-from jobs.record import ArraySpec
-from jobs.rows import choose_rows
+from jobs.store.index import OK, QUARANTINED
+from jobs.store.row_selection import choose_rows
+from jobs.store.run_record import ArraySpec
+from jobs.store.store_reader import Store
 from saliency_core.errors import Refused
 
 BATCH = 32  # rows whose maps are in memory at once

@@ -28,7 +28,7 @@ from jobs.export.inputs import Inputs
 from jobs.export.names import name_of
 from jobs.export.selection import Batch, Selection, why_not
 from jobs.export.virelay_analysis import fresh_audit, write_analysis
-from jobs.record import ArraySpec
+from jobs.store.run_record import ArraySpec
 from jobs.util.job_errors import Stopped
 from saliency_core.errors import Refused
 

@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jobs.audit.results import ROWS, read_audit
-from jobs.index import OK
-from jobs.reader import Store
-from jobs.record import ArraySpec
+from jobs.store.index import OK
+from jobs.store.run_record import ArraySpec
+from jobs.store.store_reader import Store
 from saliency_core.errors import Refused
 
 log = logging.getLogger(__name__)

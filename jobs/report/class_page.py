@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 
 from jobs.audit.results import Audit
-from jobs.reader import open_store
 from jobs.report.audited import Line
 from jobs.report.class_names import Names
 from jobs.report.figures import MEDIAN, compared
@@ -20,6 +19,7 @@ from jobs.report.pictures import RowArtist, RowPicture, difference_picture, mean
 from jobs.report.scatter import scatter
 from jobs.report.sheets import Sheets
 from jobs.report.site import Site
+from jobs.store.store_reader import open_store
 
 KINDS = ("typical", "atypical", "wrong")
 BOTH = ("predicted", "label")  # targets whose maps are shown side by side where they differ

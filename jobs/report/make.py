@@ -14,7 +14,6 @@ from rich.console import Console
 
 from jobs.audit.results import Audit
 from jobs.progress import PLAIN_EVERY
-from jobs.reader import Store, open_store
 from jobs.report.audited import Audited, Line, read_audited
 from jobs.report.class_names import Names
 from jobs.report.class_page import ClassPages, Made, Task, shown_rows
@@ -22,6 +21,7 @@ from jobs.report.overview import overview
 from jobs.report.page import Link
 from jobs.report.sheets import LARGE, SMALL, Sheets
 from jobs.report.site import Site
+from jobs.store.store_reader import Store, open_store
 from jobs.util.console import say
 from jobs.util.formatting import duration
 from saliency_core.errors import Refused

@@ -8,8 +8,6 @@ from typing import Any
 
 from jobs.audit.results import ON_OBJECT
 from jobs.audit.words import corner_in_words
-from jobs.index import OK, PARTIAL, QUARANTINED
-from jobs.record import Run
 from jobs.report.audited import Audited, Line
 from jobs.report.class_names import Names
 from jobs.report.class_page import Made
@@ -17,6 +15,8 @@ from jobs.report.figures import MEDIAN, compared
 from jobs.report.page import Column, Compared, Link, Table, Tile, Value, figure
 from jobs.report.pictures import mean_picture
 from jobs.report.sheets import Sheets
+from jobs.store.index import OK, PARTIAL, QUARANTINED
+from jobs.store.run_record import Run
 from jobs.util.formatting import duration
 from saliency_core.map_measures import CORNERS
 

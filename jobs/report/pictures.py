@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from jobs.decode import Decode
-from jobs.index import OK
-from jobs.reader import Store
 from jobs.report.page import Tile
 from jobs.report.sheets import LARGE, Sheets
+from jobs.store.index import OK
+from jobs.store.store_reader import Store
 from saliency_core.visualization.colormap import DIVERGING, UNSEEN, Pixels, colour
 from saliency_core.visualization.map_style import Look
 

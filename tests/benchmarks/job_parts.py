@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from jobs.decode import Decode
-from jobs.record import Run
+from jobs.store.run_record import Run
 from jobs.units import ExplainedUnit
 
 MIN_SECONDS = 5.0
@@ -28,7 +28,7 @@ Part = tuple[Callable[[int], Any], Callable[[Any], int]]  # a unit → its input
 
 def alone(part: str, store: str, number: str, of: str) -> None:
     """Warms up, waits for the word, then works on every ``of``-th unit, again and again until the time is worth it."""
-    from jobs.output import open_run
+    from jobs.store.open import open_run
 
     _, run = open_run(store)
     make: dict[str, Callable[[Run], Part]] = {"kernel": kernel, "decode": decode, "write": write}
@@ -81,9 +81,9 @@ def decode(run: Run) -> Part:
 
 def write(run: Run) -> Part:
     """The same maps into the same store again: equal input, equal bytes."""
-    from jobs.index import read_part
     from jobs.storage.object_store import open_output
-    from jobs.store import open_array
+    from jobs.store.arrays import open_array
+    from jobs.store.index import read_part
     from jobs.write import Write
 
     writer, store = Write(run), open_output(run.config.out)

@@ -125,7 +125,7 @@ def plan(images: str, out: str, unit_size: str) -> Figures:
 
 
 def commit(images: str, out: str, unit_size: str) -> Figures:
-    from jobs.output import open_run
+    from jobs.store.open import open_run
 
     return measured(partial(commit_units, out, range(last_hundredth(open_run(out)[1].units))))
 
@@ -140,12 +140,12 @@ def status(images: str, out: str, unit_size: str) -> Figures:
 
 
 def finalize(images: str, out: str, unit_size: str) -> Figures:
-    import jobs.finalize
-    from jobs.output import open_run
+    import jobs.store.finalize
+    from jobs.store.open import open_run
 
     store, run = open_run(out)
     commit_units(out, range(last_hundredth(run.units), run.units))
-    return measured(partial(jobs.finalize.finalize, store, run, session={}))
+    return measured(partial(jobs.store.finalize.finalize, store, run, session={}))
 
 
 STEPS: dict[str, Callable[[str, str, str], Figures]] = {
@@ -175,9 +175,9 @@ def commit_some(out: str, units: range) -> None:
     import pyarrow as pa
 
     from jobs.contents import unit_objects
-    from jobs.index import Commit, ShardRecord, encode_part, part_key, schema
-    from jobs.manifest import Manifest
-    from jobs.output import open_run
+    from jobs.store.index import Commit, ShardRecord, encode_part, part_key, schema
+    from jobs.store.manifest import Manifest
+    from jobs.store.open import open_run
 
     store, run = open_run(out)
     manifest, rng = Manifest(store), np.random.default_rng(0)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from jobs import cli, stages
-from jobs.output import open_run
+from jobs.store.open import open_run
 from jobs.worker import Asked, Explain, Found
 
 

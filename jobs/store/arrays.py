@@ -19,8 +19,8 @@ from zarr.storage import LocalStore as ZarrLocalStore
 from zarr.storage import MemoryStore
 from zarr.storage import ObjectStore as ZarrObjectStore
 
-from jobs.class_run import ClassRun
-from jobs.record import ArraySpec, Record, Run
+from jobs.store.class_record import ClassRun
+from jobs.store.run_record import ArraySpec, Record, Run
 
 MAPS = "maps.zarr"
 CLASSES = "classes.zarr"

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 import pyarrow as pa
 from obstore.store import ObjectStore
 
-from jobs.record import Run
 from jobs.storage.object_store import delete, list_keys, read_object
 from jobs.storage.parquet import UNREADABLE, parquet_bytes, parquet_table
+from jobs.store.run_record import Run
 from jobs.util.failure_reasons import without_names
 from jobs.util.formatting import first_line
 from jobs.util.job_errors import Stopped

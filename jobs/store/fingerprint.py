@@ -1,4 +1,4 @@
-"""The fingerprint of a run: all that the bytes of its store depend on, but for the software (``jobs.software``).
+"""The fingerprint of a run: all that the bytes of its store depend on, but for the software.
 
 Two runs that agree in it may share a store. It is built in one place, from the record that holds it, and compared in
 one place; records store it as JSON.
@@ -17,9 +17,9 @@ from saliency_core.class_visualization.ascent_recipe import Recipe
 from saliency_core.errors import Refused
 
 if TYPE_CHECKING:
-    from jobs.class_run import ClassRun
     from jobs.config.job_config import JobConfig
-    from jobs.record import Record, Run
+    from jobs.store.class_record import ClassRun
+    from jobs.store.run_record import Record, Run
 
 SOFTMAX = "softmax"  # the head of all stores that were made before it was recorded
 _SAMPLES = re.compile(r"(\d+) images, sha256 of their ids ([0-9a-f]+)")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from jobs.config.classes_config import ClassesConfig
-from jobs.output import existing_record
-from jobs.record import Record
+from jobs.store.open import existing_record
+from jobs.store.run_record import Record
 from saliency_core.errors import Refused
 
 

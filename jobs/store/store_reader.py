@@ -17,19 +17,19 @@ from numpy.typing import NDArray
 from obstore.exceptions import BaseError
 from PIL import Image
 
-from jobs.index import INDEX_PARQUET, OK, committed, read_part, schema
 from jobs.inputs.decode_image import load_canonical, most_memory
 from jobs.inputs.decoder_process import shared_decoder
 from jobs.inputs.entry import Entry
 from jobs.inputs.fetch import fetch
 from jobs.inputs.rejected import Rejected
 from jobs.inputs.tables import Damaged, open_parquet
-from jobs.manifest import Manifest, by_content, to_entries
-from jobs.output import open_run
-from jobs.record import ArraySpec, Run
 from jobs.storage.object_store import is_remote, open_output
 from jobs.storage.storage_errors import NotAFile, told
-from jobs.store import MAPS, open_array, unscale_maps
+from jobs.store.arrays import MAPS, open_array, unscale_maps
+from jobs.store.index import INDEX_PARQUET, OK, committed, read_part, schema
+from jobs.store.manifest import Manifest, by_content, to_entries
+from jobs.store.open import open_run
+from jobs.store.run_record import ArraySpec, Run
 from jobs.util.failure_reasons import for_explained
 from jobs.util.formatting import first_line
 from jobs.util.job_errors import Stopped

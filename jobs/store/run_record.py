@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.config.explain_config import Config, MapDtype
 from jobs.config.job_config import JobConfig
-from jobs.software import Software
+from jobs.store.software_versions import Software
 from jobs.util import bounds
 from saliency_core.errors import Refused
 from saliency_core.model.preprocessing import Preprocessing
@@ -70,9 +70,9 @@ class ArraySpec(BaseModel):
 class Record(BaseModel):
     """What a store of any job knows of itself, in the object ``KEY``: without it there is no store.
 
-    ``fingerprint``: as ``jobs.fingerprint`` writes and compares it. ``versions``, ``arithmetic`` and ``code``: the
-    software that the store was begun with; ``later_software``: what else made units of it; ``session_software``: the
-    digest of that which the last session with work had.
+    ``fingerprint``: as ``jobs.store.fingerprint`` writes and compares it. ``versions``, ``arithmetic`` and ``code``:
+    the software that the store was begun with; ``later_software``: what else made units of it; ``session_software``:
+    the digest of that which the last session with work had.
     """
 
     model_config = ConfigDict(frozen=True)

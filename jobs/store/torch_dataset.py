@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from jobs.index import OK
-from jobs.reader import Store
+from jobs.store.index import OK
+from jobs.store.store_reader import Store
 
 Item = tuple[torch.Tensor, dict[str, Any]]
 

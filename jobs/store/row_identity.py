@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 from obstore.store import ObjectStore
 
-from jobs.index import QUARANTINED, DamagedError, WithdrawnError, read_part
 from jobs.storage.object_store import delete, list_keys, put, read_object
 from jobs.storage.parquet import UNREADABLE, parquet_bytes, parquet_table
+from jobs.store.index import QUARANTINED, DamagedError, WithdrawnError, read_part
 from jobs.util.formatting import first_line
 
 PREFIX = "identity"

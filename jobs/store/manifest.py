@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 
-from jobs.index import DamagedError
 from jobs.inputs.entry import Entry
-from jobs.record import Run
 from jobs.storage.object_store import put, read_object
 from jobs.storage.parquet import UNREADABLE, parquet_file, sealed
+from jobs.store.index import DamagedError
+from jobs.store.run_record import Run
 from jobs.util.formatting import first_line
 from jobs.util.job_errors import Stopped
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from jobs.reader import Store
+from jobs.store.store_reader import Store
 from saliency_core.errors import Refused
 from saliency_core.targets.class_targets import class_number
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from jobs.own_code import code_digests, is_installed
+from jobs.store.code_digests import code_digests, is_installed
 from jobs.util.formatting import ranges
 from saliency_core.arithmetic_version import ARITHMETIC_VERSION
 from saliency_core.errors import Refused
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from jobs.config.job_config import JobConfig
-    from jobs.record import AnyRecord, Record
+    from jobs.store.run_record import AnyRecord, Record
 
 # Beside these, the packages that the network's classes come from: timm, transformers, ….
 ALWAYS = ("saliency", "ray", "torch", "torchvision", "numpy", "pillow", "pyarrow", "zarr", "obstore")

@@ -10,11 +10,11 @@ from itertools import islice
 from obstore.store import ObjectStore
 
 from jobs.config.job_config import full_path
-from jobs.fingerprint import refuse_other_fingerprint
-from jobs.record import RUN_JSON, AnyRecord, Record, Run, parse_record, proven
-from jobs.software import gone_on
 from jobs.storage.files import is_remote, local_path
 from jobs.storage.object_store import list_keys, open_output, put, read_object
+from jobs.store.fingerprint import refuse_other_fingerprint
+from jobs.store.run_record import RUN_JSON, AnyRecord, Record, Run, parse_record, proven
+from jobs.store.software_versions import gone_on
 from jobs.util.environment import can_write
 from jobs.util.job_errors import Unusable
 from saliency_core.errors import Refused

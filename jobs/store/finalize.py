@@ -15,8 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 
-from jobs.identity import forget_committed
-from jobs.index import (
+from jobs.storage.object_store import put, read_object
+from jobs.storage.parquet import HashingSink
+from jobs.store.arrays import metadata_objects
+from jobs.store.index import (
     INDEX_PARQUET,
     OK,
     PARTIAL,
@@ -30,13 +32,11 @@ from jobs.index import (
     read_parts,
     schema,
 )
-from jobs.manifest import part_key as manifest_key
-from jobs.manifest import parts_of, sound
-from jobs.presence import Presence
-from jobs.record import RUN_JSON, Run
-from jobs.storage.object_store import put, read_object
-from jobs.storage.parquet import HashingSink
-from jobs.store import metadata_objects
+from jobs.store.manifest import part_key as manifest_key
+from jobs.store.manifest import parts_of, sound
+from jobs.store.row_identity import forget_committed
+from jobs.store.run_record import RUN_JSON, Run
+from jobs.store.store_presence import Presence
 from jobs.util.exit_codes import DONE, imperfect
 from jobs.util.formatting import ranges
 
