@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.alignment import align
+from jobs.relocation.sample_alignment import align
 
 
 @pytest.mark.parametrize(

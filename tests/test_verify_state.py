@@ -12,9 +12,10 @@ import pytest
 from conftest import SAME, run_inline, said
 from damage import check
 
-from jobs import plan, relocate
+from jobs import plan
 from jobs import retry as retrying
 from jobs import write as writing
+from jobs.relocation import relocation
 from jobs.retry import retry
 from jobs.store import finalize, open
 from jobs.util.exit_codes import DAMAGED, DONE, NOT_FINISHED
@@ -123,7 +124,7 @@ def test_no_moment_of_a_first_run_is_damage(tree: Path, tmp_path: Path, monkeypa
     while True:
         out = tmp_path / f"store{moments}"
         command = lambda out=out: run_inline(images=str(tree / "bee"), out=str(out), unit_size=4, batch_size=4)  # noqa: E731
-        if not kill_at(moments, monkeypatch, command, open, relocate, plan, writing):
+        if not kill_at(moments, monkeypatch, command, open, relocation, plan, writing):
             break
         if moments:
             code, told = check(out)

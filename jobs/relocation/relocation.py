@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from obstore.store import ObjectStore
 
-from jobs.content_search import Place, Sample, Tell, find_by_content, has_other_label, stem, stems_of
-from jobs.list_search import find_by_uri, is_file, refuse_rows, swapped_rows, written
+from jobs.relocation.content_search import Place, Sample, Tell, find_by_content, has_other_label, stem, stems_of
+from jobs.relocation.uri_list_search import find_by_uri, is_file, refuse_rows, swapped_rows, written
 from jobs.storage.object_store import list_keys, put, read_object
 from jobs.store.index import committed
 from jobs.store.manifest import PART_UNITS, PLACE, SCHEMA, Manifest, encode_part, part_key, parts_of, to_entries

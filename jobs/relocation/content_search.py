@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 from obstore.store import ObjectStore
 
-from jobs.alignment import align
 from jobs.inputs.entry import Entry
 from jobs.inputs.fetch import fetch
+from jobs.relocation.sample_alignment import align
 from jobs.store.manifest import Manifest
 from jobs.store.row_identity import Known, known_images
 from jobs.store.run_record import Run

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from obstore.store import ObjectStore
 
-from jobs.content_search import Place, Sample, Tell, digests_of, known_of, stem
 from jobs.inputs.entry import Entry
+from jobs.relocation.content_search import Place, Sample, Tell, digests_of, known_of, stem
 from jobs.store.index import committed
 from jobs.store.manifest import Manifest, to_entries
 from jobs.store.row_identity import known_images, remembered_units
