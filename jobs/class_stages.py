@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from jobs.stage import TASK_CPUS, Stage, replica_stage
+from jobs.runners.stage import TASK_CPUS, Stage, replica_stage
 from jobs.storage.object_store import open_output, put
 from jobs.store.arrays import encode_class_shards
 from jobs.store.class_record import ClassRun, open_class_run

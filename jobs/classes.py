@@ -23,9 +23,9 @@ from jobs.class_pictures import draw_page, page_rows
 from jobs.class_stages import class_stages
 from jobs.config.classes_config import ALL, ClassesConfig
 from jobs.config.flag_names import plan_notes
-from jobs.engine import StartingEngine, starting_engine
 from jobs.model_trial import trial
 from jobs.probed import probe_lines
+from jobs.runners.engine import StartingEngine, starting_engine
 from jobs.storage.object_store import delete, list_keys, open_output, put, read_object
 from jobs.storage.parquet import parquet_bytes
 from jobs.store.arrays import CLASSES, class_metadata_objects, open_array

@@ -8,10 +8,10 @@ from rich.console import Console
 
 from jobs import summary
 from jobs.config.explain_config import Config
-from jobs.engine import Engine, starting_engine
 from jobs.plan import make_plan
 from jobs.progress import Display, Meter
-from jobs.stage import Stage
+from jobs.runners.engine import Engine, starting_engine
+from jobs.runners.stage import Stage
 from jobs.stages import explain_stages
 from jobs.storage.object_store import open_output
 from jobs.store.finalize import NotFinishedError, exit_code, finalize, totals_of

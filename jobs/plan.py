@@ -12,12 +12,12 @@ from typing import Any
 from obstore.store import LocalStore
 
 from jobs.config.explain_config import Config
-from jobs.engine import StartingEngine
 from jobs.inputs.entry import Source
 from jobs.inputs.sources import list_entries, open_sources
 from jobs.labels import label_notes, label_resolver, refuse_no_labels, refuse_unmatched_folders
 from jobs.model_trial import trial
 from jobs.relocation.relocation import complete_manifest
+from jobs.runners.engine import StartingEngine
 from jobs.storage.files import is_remote, local_path
 from jobs.storage.object_store import open_output, put
 from jobs.store.arrays import metadata_objects

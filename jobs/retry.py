@@ -8,7 +8,6 @@ from obstore.store import ObjectStore
 from rich.console import Console
 
 from jobs.config.explain_config import make_config
-from jobs.engine import starting_engine
 from jobs.inputs.sources import list_entries
 from jobs.job import finish, work
 from jobs.labels import label_resolver
@@ -17,6 +16,7 @@ from jobs.plan import class_folders, sources_of
 from jobs.progress import Meter
 from jobs.relocation.content_search import Sample
 from jobs.relocation.relocation import ListedAgain, rewrite_manifest
+from jobs.runners.engine import starting_engine
 from jobs.storage.object_store import delete, list_keys, put
 from jobs.store.arrays import metadata_objects
 from jobs.store.finalize import SHA256SUMS, Totals, exit_code

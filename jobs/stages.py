@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from jobs.decode import Decode
-from jobs.stage import TASK_CPUS, Stage, replica_stage
+from jobs.runners.stage import TASK_CPUS, Stage, replica_stage
 from jobs.store.open import open_run
 from jobs.store.run_record import Run
 from jobs.write import Write

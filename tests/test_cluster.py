@@ -14,10 +14,10 @@ from conftest import TINY, flags
 from documents import block, read_document
 
 from jobs.cli import app
-from jobs.cluster import refuse_unreachable, refuse_unshared
 from jobs.config.explain_config import make_config
-from jobs.engine import Engine
-from jobs.stage import Node
+from jobs.runners.cluster import refuse_unreachable, refuse_unshared
+from jobs.runners.engine import Engine
+from jobs.runners.stage import Node
 from saliency_core.errors import Refused
 
 ROOT = Path(__file__).parent.parent

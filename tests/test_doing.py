@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from jobs.doing import MOST_ATTEMPTS, LocalBoard, noted, on
+from jobs.runners.in_flight import MOST_ATTEMPTS, LocalBoard, noted, on
 from jobs.util.job_errors import Stopped
 from jobs.util.timeout import Limited
 

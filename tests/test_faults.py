@@ -19,10 +19,10 @@ from PIL import Image
 from processes import parts, start, wait_for_commits
 
 from jobs import plan
-from jobs.doing import MOST_ATTEMPTS, LocalBoard, noted, on
+from jobs.runners.in_flight import MOST_ATTEMPTS, LocalBoard, noted, on
+from jobs.runners.watchdog import Watchdog
 from jobs.store.open import claim
 from jobs.store.run_record import Run
-from jobs.watchdog import Watchdog
 from saliency_core.errors import Refused
 
 SMALL = {"unit_size": 4, "batch_size": 4}

@@ -11,8 +11,8 @@ import torch
 from conftest import TINY, run_inline
 
 from jobs.config.explain_config import make_config
-from jobs.engine import Engine
-from jobs.stage import Node
+from jobs.runners.engine import Engine
+from jobs.runners.stage import Node
 from saliency_core.errors import Refused
 
 REFUSALS = [

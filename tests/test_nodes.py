@@ -15,8 +15,8 @@ from processes import kill_all, start, wait_for_commits
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.cluster_utils import Cluster
 
-from jobs import pipeline
-from jobs.stage import Stage
+from jobs.runners import ray_data
+from jobs.runners.stage import Stage
 
 pytestmark = pytest.mark.slow
 
@@ -41,16 +41,16 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 def test_processes_stay_that_have_nothing_to_do(cluster: Cluster) -> None:
     """Ray ends those beyond one a core after a second, and each costs seconds of processor to start."""
     stages = [Stage("told", told_process, cpus=0.5)]
-    pipeline.start()
+    ray_data.start()
     try:
-        before = set(pipeline.run_stages(range(4), stages))
+        before = set(ray_data.run_stages(range(4), stages))
         time.sleep(10)
-        after = set(pipeline.run_stages(range(4), stages))
+        after = set(ray_data.run_stages(range(4), stages))
         gc.collect()  # what Ray Data kept of the records
         time.sleep(5)
         told = get_cluster_status(cluster.address)
     finally:
-        pipeline.stop()
+        ray_data.stop()
     assert len(before) == 4
     assert after == before
     busy = {one.node_id for one in told.active_nodes}

@@ -178,7 +178,7 @@ def test_neither_a_source_nor_its_refusal_holds_one(tmp_path: Path) -> None:
     ],
 )
 def test_a_cluster_s_address_is_said_without(address: str, shown: str) -> None:
-    from jobs.cluster import refuse_unreachable
+    from jobs.runners.cluster import refuse_unreachable
 
     with pytest.raises(Refused, match=shown) as refusal:
         refuse_unreachable(address)

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from conftest import SAME, TESTS, flags, run_inline, said
 
-from jobs.cluster import refuse_unreachable
+from jobs.runners.cluster import refuse_unreachable
 from jobs.status import status
 from jobs.store.open import refuse_unwritable
 from jobs.store.store_reader import open_store
@@ -263,10 +263,10 @@ def test_status_of_a_limit_that_was_met(unfinished: Path) -> None:
 
 def test_interrupt_counts_what_the_store_has(tree: Path, tmp_path: Path) -> None:
     """Not what this process was told of."""
-    from jobs.engine import Engine
-    from jobs.inline import doing, run_stages
     from jobs.job import work
-    from jobs.stage import Node
+    from jobs.runners.engine import Engine
+    from jobs.runners.in_process import doing, run_stages
+    from jobs.runners.stage import Node
     from jobs.store.index import committed
     from jobs.store.open import open_run
 

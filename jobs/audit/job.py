@@ -24,8 +24,8 @@ from jobs.audit.overall import overall
 from jobs.audit.results import AUDIT_JSON, Audit, folder
 from jobs.audit.unit_parts import integers, made_from, part_key, read_units
 from jobs.config.explain_config import make_config
-from jobs.engine import Engine, starting_engine
-from jobs.stage import Stage
+from jobs.runners.engine import Engine, starting_engine
+from jobs.runners.stage import Stage
 from jobs.storage.files import is_remote, normal
 from jobs.storage.object_store import delete, put, read_object
 from jobs.store.open import open_run

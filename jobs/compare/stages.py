@@ -15,7 +15,7 @@ from obstore.store import ObjectStore
 from jobs.compare.common import CommonPart
 from jobs.compare.likeness import centres, distance, overlap, rank_correlation, relevance
 from jobs.compare.results import CENTRES, COMPARE_JSON, FIGURE_SCHEMA, Comparison, part_key, sums_key
-from jobs.stage import Stage
+from jobs.runners.stage import Stage
 from jobs.storage.object_store import open_output, put, read_object
 from jobs.storage.parquet import UNREADABLE, parquet_bytes, parquet_table
 from jobs.store.index import DamagedError

@@ -105,9 +105,9 @@ def in_own_process(step: str, images: Path, out: Path, *, unit_size: str) -> Fig
 
 def plan(images: str, out: str, unit_size: str) -> Figures:
     from jobs.config.explain_config import make_config
-    from jobs.engine import starting_engine
     from jobs.facts import model_facts
     from jobs.plan import make_plan
+    from jobs.runners.engine import starting_engine
 
     config = make_config(
         {

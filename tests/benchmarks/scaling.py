@@ -86,7 +86,7 @@ def measure(
     """One run of the job on a cluster of its own."""
     from ray.cluster_utils import Cluster
 
-    from jobs.pipeline import EMBEDDED
+    from jobs.runners.ray_data import EMBEDDED
 
     ready = work / "ready"
     ready.mkdir()

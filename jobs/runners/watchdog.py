@@ -9,7 +9,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, cast
 
-from jobs.doing import Doing
+from jobs.runners.in_flight import Doing
 from jobs.util.formatting import duration
 
 OURS = signal.SIGUSR2

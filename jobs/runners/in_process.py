@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from jobs.doing import Doing, LocalBoard, noted, on
-from jobs.stage import Stage
+from jobs.runners.in_flight import Doing, LocalBoard, noted, on
+from jobs.runners.stage import Stage
 
 _BOARD = LocalBoard()
 

@@ -24,10 +24,10 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.experimental import internal_kv
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jobs.carried import Failed, pack, unpack
-from jobs.cluster import refuse_unreachable
-from jobs.doing import Doing, noted, on
-from jobs.stage import Node, Stage
+from jobs.runners.cluster import refuse_unreachable
+from jobs.runners.envelope import Failed, pack, unpack
+from jobs.runners.in_flight import Doing, noted, on
+from jobs.runners.stage import Node, Stage
 from jobs.util.environment import ray_directory
 from jobs.util.hidden_modules import refuse_hidden_from_workers
 from jobs.util.job_errors import Stopped

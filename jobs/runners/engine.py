@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from jobs.cluster import refuse_unshared
 from jobs.config.job_config import JobConfig
-from jobs.doing import Doing
-from jobs.stage import REPLICA_CPUS, TASK_CPUS, Node, Stage, fit
+from jobs.runners.cluster import refuse_unshared
+from jobs.runners.in_flight import Doing
+from jobs.runners.stage import REPLICA_CPUS, TASK_CPUS, Node, Stage, fit
+from jobs.runners.watchdog import Watchdog
 from jobs.util.environment import refuse_no_temporary
 from jobs.util.job_errors import Stopped
-from jobs.watchdog import Watchdog
 from saliency_core.errors import Refused
 
 PING_MS = "30000"
@@ -151,17 +151,17 @@ def starting_engine(config: JobConfig, *, inline: bool = False) -> Iterator[Star
         raise
     finally:
         if engine.begun and not embedded and engine.wait(patience):
-            from jobs import pipeline
+            from jobs.runners import ray_data
 
             # Before the thread ends: without its processes, Ray's shutdown waits five seconds for nothing.
-            pipeline.stop()
+            ray_data.stop()
         engine.end()
 
 
 def _inline() -> Engine:
     import torch
 
-    from jobs import inline
+    from jobs.runners import in_process as inline
 
     return Engine(inline.run_stages, inline.doing, [Node(1.0, float(torch.cuda.device_count()))])
 
@@ -171,8 +171,8 @@ def _ray(config: JobConfig) -> Engine:
     # go unanswered; by default Ray gives it seven minutes.
     for setting in ("keepalive_time", "keepalive_timeout"):
         os.environ.setdefault(f"RAY_grpc_client_{setting}_ms", PING_MS)
-    from jobs import pipeline
+    from jobs.runners import ray_data
 
-    pipeline.start()
-    refuse_unshared(config, pipeline.nodes_lacking)
-    return Engine(pipeline.run_stages, pipeline.doing, pipeline.nodes(), pipeline.grows(), pipeline.stop)
+    ray_data.start()
+    refuse_unshared(config, ray_data.nodes_lacking)
+    return Engine(ray_data.run_stages, ray_data.doing, ray_data.nodes(), ray_data.grows(), ray_data.stop)

@@ -1,0 +1,1 @@
+"""How stages run, in one process or on Ray; knows nothing of maps."""
