@@ -98,7 +98,7 @@ class Visualise:
     def __init__(self, run: ClassRun) -> None:
         import torch  # the driver and the other stages can do without
 
-        from jobs.model import build_model, refuse_other_weights
+        from jobs.explain.model import build_model, refuse_other_weights
         from jobs.store.software_versions import refuse_other_worker, software_here
         from saliency_core.errors import Told
 

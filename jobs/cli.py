@@ -161,7 +161,7 @@ def explain(
 ) -> int:
     """Explain every image: maps and an index into a store. Goes on by itself where the store is unfinished."""
     made = read_config(Config, flags, file=config)
-    from jobs import job
+    from jobs.explain import explain_command as job
 
     return job.explain(made, console, dry_run=dry_run, accept_versions=accept_versions)
 
@@ -208,7 +208,7 @@ def retry(
     allow_quarantined: AllowQuarantined = False,
 ) -> int:
     """Explain again the units that hold quarantined rows; their inputs are listed again."""
-    from jobs import retry as again
+    from jobs.explain import retry as again
 
     return again.retry(
         out,

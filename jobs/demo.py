@@ -16,7 +16,7 @@ from jobs.audit.results import CLASSES as CLASSES_PARQUET
 from jobs.audit.results import folder
 from jobs.config.explain_config import make_config
 from jobs.demo_data import CLASSES, MARKED, make_images, write_shards
-from jobs.job import explain
+from jobs.explain.explain_command import explain
 from jobs.show import show
 from jobs.store.index import OK, QUARANTINED
 from jobs.store.store_reader import open_store

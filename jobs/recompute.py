@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from obstore.store import ObjectStore
 
 from jobs.contents import Problem, redo, unit_objects
-from jobs.decode import Decode
+from jobs.explain.decode_stage import Decode
+from jobs.explain.unit_records import ExplainedUnit
 from jobs.storage.object_store import read_object
 from jobs.store.arrays import decode_shard, unscale_maps
 from jobs.store.index import OK, QUARANTINED, read_part
 from jobs.store.manifest import Manifest, by_content
 from jobs.store.run_record import ArraySpec, Run
-from jobs.units import ExplainedUnit
 from jobs.util.failure_reasons import for_explained
 from saliency_core.errors import Refused
 
@@ -62,7 +62,7 @@ class Recompute:
     """
 
     def __init__(self, store: ObjectStore, run: Run) -> None:
-        from jobs.worker import Explain  # with it comes torch, which nothing else here needs
+        from jobs.explain.explain_stage import Explain  # with it comes torch, which nothing else here needs
 
         _refuse_other_device(run)
         self._store = store

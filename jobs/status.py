@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from jobs.explain.messages import error_table, halved_text, statuses_text, zero_text
 from jobs.pulse import Pulse, pulse
 from jobs.storage.object_store import list_keys
 from jobs.store.finalize import SHA256SUMS, Totals, exit_code
@@ -13,7 +14,6 @@ from jobs.store.index import committed, load_part, read_parts
 from jobs.store.open import open_run
 from jobs.store.run_record import Run
 from jobs.store.software_versions import Makers
-from jobs.summary import error_table, halved_text, statuses_text, zero_text
 from jobs.util.console import say
 from jobs.util.exit_codes import NOT_FINISHED
 from jobs.util.formatting import duration, quoted, ranges

@@ -25,7 +25,7 @@ from processes import end_all
 from rich.console import Console
 
 from jobs.config.explain_config import make_config
-from jobs.job import explain
+from jobs.explain.explain_command import explain
 from jobs.storage.retrying import VARIABLE
 from jobs.store.store_reader import Store, open_store
 from jobs.util.exit_codes import IMPERFECT

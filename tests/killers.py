@@ -49,7 +49,7 @@ def decode(data: bytes, preprocessing: Preprocessing, *, max_pixels: int) -> Dec
 
 def decode_stage(out: str) -> Callable[[Any], Any]:
     """The decode stage, wherever it is built, with this decoding."""
-    from jobs import decode as stage
+    from jobs.explain import decode_stage as stage
     from jobs.store.open import open_run
 
     stage.decode = decode
@@ -58,8 +58,9 @@ def decode_stage(out: str) -> Callable[[Any], Any]:
 
 def explain(*arguments: str) -> None:
     """The program, with this decoding in whichever process its stages run."""
-    from jobs import cli, stages
+    from jobs import cli
+    from jobs.explain import explain_stages
 
-    stages._decode = decode_stage
+    explain_stages._decode = decode_stage
     sys.argv[1:] = ["explain", *arguments]
     cli.main()

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from jobs.audit.job import audit
 from jobs.compare.compare import compare
+from jobs.explain.retry import retry
 from jobs.export.run import export
-from jobs.retry import retry
 from jobs.store.open import existing_run
 from jobs.util.exit_codes import DONE, IMPERFECT
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from jobs.compare.pairs import Side
 from jobs.compare.results import FIGURES
-from jobs.retry import retry
+from jobs.explain.retry import retry
 from jobs.store.store_reader import open_store
 from saliency_core.errors import Refused
 

@@ -21,7 +21,7 @@ from helpers import picture
 from killers import marked
 from PIL import Image
 
-import jobs.decode
+import jobs.explain.decode_stage
 from jobs.inputs.decode_image import Decoded, decode, load_canonical, most_memory
 from jobs.inputs.decoder_process import Decoder, shared_decoder
 from jobs.inputs.rejected import Rejected
@@ -250,7 +250,7 @@ KEYS = {"unit_size": 8, "batch_size": 4, "max_seconds": 3, "max_pixels": CAP}
 def test_killers_cost_their_own_rows(crowd: tuple[Path, Path], tmp_path: Path, monkeypatch) -> None:
     sound, mixed = crowd
     assert run_inline(images=str(sound), out=str(tmp_path / "sound"), **KEYS)[0] == 0
-    monkeypatch.setattr(jobs.decode, "decode", killers.decode)
+    monkeypatch.setattr(jobs.explain.decode_stage, "decode", killers.decode)
     code, told = run_inline(images=str(mixed), out=str(tmp_path / "mixed"), **KEYS)
     assert code == 3 and f"{len(DEEDS)} quarantined" in told, told
     hold(tmp_path / "sound", tmp_path / "mixed")

@@ -9,9 +9,9 @@ import torch
 from conftest import TINY
 from factories import tiny
 
-from jobs import facts
 from jobs.config.explain_config import make_config
-from jobs.facts import ModelFacts, model_facts
+from jobs.explain import model_profile as facts
+from jobs.explain.model_profile import ModelFacts, model_facts
 from saliency_core.model.model_loading import Model
 
 

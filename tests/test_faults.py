@@ -18,7 +18,7 @@ from conftest import content, flags, run_inline
 from PIL import Image
 from processes import parts, start, wait_for_commits
 
-from jobs import plan
+from jobs.explain import explain_plan
 from jobs.runners.in_flight import MOST_ATTEMPTS, LocalBoard, noted, on
 from jobs.runners.watchdog import Watchdog
 from jobs.store.open import claim
@@ -205,7 +205,7 @@ def test_killed_while_planning_starts_anew(tree: Path, tmp_path: Path, finished:
         raise Killed
 
     for step in ("complete_manifest", "set_up"):
-        monkeypatch.setattr(plan, step, killed)
+        monkeypatch.setattr(explain_plan, step, killed)
         with pytest.raises(Killed):
             run_inline(images=str(tree), out=str(out), **same)
         monkeypatch.undo()
@@ -259,7 +259,7 @@ def test_run_that_is_overtaken_while_it_plans(tree: Path, tmp_path: Path, salien
         assert saliency("explain", *flags(methods=other, **keys)).returncode == 3
         return claim(record, **how)
 
-    monkeypatch.setattr(plan, "claim", claim_too_late)
+    monkeypatch.setattr(explain_plan, "claim", claim_too_late)
     if other == "gradient":
         assert run_inline(methods="gradient", **keys)[0] == 3
     else:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from jobs import verify
 from jobs.config.explain_config import make_config
-from jobs.job import explain
+from jobs.explain.explain_command import explain
 from jobs.store.store_reader import open_store
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -20,7 +20,7 @@ from torch import Tensor
 from jobs.classes import visualise
 from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import make_config, read_config
-from jobs.facts import model_facts
+from jobs.explain.model_profile import model_facts
 from jobs.store.store_reader import open_store
 from saliency_core.errors import Refused
 from saliency_core.model.model_loading import Model

@@ -13,11 +13,11 @@ from helpers import picture, write
 from listings import PNG, listed
 
 from jobs.config.explain_config import Config
+from jobs.explain.label_resolution import label_resolver
 from jobs.inputs.entry import Entry
 from jobs.inputs.fetch import fetch
 from jobs.inputs.tar_headers import MOST_EXTENSIONS
 from jobs.inputs.tar_source import MOST_LOSSES
-from jobs.labels import label_resolver
 from jobs.store.manifest import Lines, encode_part
 
 NO_NAMES = label_resolver(Config(images=["x"], model="demo", out="x"), class_names=None, folders=None)

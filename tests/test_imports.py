@@ -54,7 +54,14 @@ for name in ("model.model_loading", "visualization.colormap", "model.weights", "
 
 
 @pytest.mark.parametrize(
-    "module", ["jobs.cli", "jobs.config.explain_config", "jobs.decode", "jobs.write", "saliency_core"]
+    "module",
+    [
+        "jobs.cli",
+        "jobs.config.explain_config",
+        "jobs.explain.decode_stage",
+        "jobs.explain.write_stage",
+        "saliency_core",
+    ],
 )
 def test_stays_light(module: str) -> None:
     """Neither the command line nor a decode or write worker waits for torch; only the pipeline for Ray."""

@@ -12,7 +12,7 @@ import pytest
 from conftest import run_inline, said
 from relisted import picture
 
-from jobs.retry import retry
+from jobs.explain.retry import retry
 from jobs.store.store_reader import open_store
 from jobs.verify import verify
 from saliency_core.errors import Refused

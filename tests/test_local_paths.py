@@ -12,9 +12,9 @@ from relisted import MADE, picture
 
 from jobs.cli import _exit_code
 from jobs.config.job_config import full_path
+from jobs.explain.retry import retry
 from jobs.inputs.fetch import fetch
 from jobs.inputs.sources import list_entries, open_sources
-from jobs.retry import retry
 from jobs.status import status
 from jobs.verify import verify
 from saliency_core.errors import Refused

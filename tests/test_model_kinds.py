@@ -19,7 +19,7 @@ from PIL import Image
 from processes import kill_all, start, wait_for_commits
 from torch import nn
 
-from jobs.retry import retry
+from jobs.explain.retry import retry
 from jobs.util.exit_codes import DONE, IMPERFECT
 from jobs.verify import verify
 from saliency_core.errors import Refused

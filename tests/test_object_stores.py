@@ -18,8 +18,8 @@ from conftest import SECRET, content, flags, run_inline, said
 from fault_proxy import FAULTS, FaultProxy, seeded
 from helpers import write_tar
 
+from jobs.explain.retry import retry
 from jobs.inputs.rejected import Rejected
-from jobs.retry import retry
 from jobs.status import status
 from jobs.storage import object_store
 from jobs.storage.object_store import list_keys, open_output, read_object

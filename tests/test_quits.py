@@ -16,8 +16,8 @@ from processes import start
 from jobs.classes import visualise
 from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import read_config
+from jobs.explain.explain_stage import ExplainError
 from jobs.util.exit_guard import QuitError, no_quitting
-from jobs.worker import ExplainError
 from saliency_core.errors import Refused
 
 QUITS = {"model": "python:factories:quits", "unit_size": 4}

@@ -15,7 +15,7 @@ from helpers import write_parquet
 from PIL import Image
 from relisted import MADE, picture
 
-from jobs.retry import retry
+from jobs.explain.retry import retry
 from jobs.util.failure_reasons import without_names
 
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import run_inline, said
 from relisted import MADE, Item, Made, make, picture, write
 
-from jobs.retry import retry
+from jobs.explain.retry import retry
 from jobs.store.index import withdraw
 from jobs.store.open import open_run
 from jobs.store.row_identity import remember

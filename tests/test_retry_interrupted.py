@@ -14,7 +14,7 @@ from conftest import content, run_inline, said
 from processes import start
 from relisted import BROKEN, MADE, Item, Made, make, picture
 
-from jobs.retry import retry
+from jobs.explain.retry import retry
 from jobs.storage import object_store
 from jobs.store.index import WithdrawnError, read_parts, withdraw
 from jobs.store.open import open_run

@@ -12,7 +12,7 @@ import s3
 from conftest import content, run_inline, said
 from relisted import BROKEN, MADE, Item, Made, make, picture
 
-from jobs.retry import retry
+from jobs.explain.retry import retry
 from jobs.store.index import DamagedError
 from jobs.store.store_reader import open_store
 from jobs.verify import verify

@@ -58,7 +58,7 @@ IN_SLICES = """
 import operator
 from functools import partial
 from jobs import pipeline
-from jobs.stages import Stage
+from jobs.explain.explain_stages import Stage
 
 pipeline.AT_ONCE = 2
 pipeline.start()

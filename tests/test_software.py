@@ -22,16 +22,16 @@ from test_classes_job import KEYS as CLASSES_KEYS
 from jobs.classes import visualise
 from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import make_config, read_config
-from jobs.decode import Decode
-from jobs.job import explain
-from jobs.retry import retry
+from jobs.explain.decode_stage import Decode
+from jobs.explain.explain_command import explain
+from jobs.explain.explain_stage import Explain
+from jobs.explain.retry import retry
 from jobs.status import status
 from jobs.store import software_versions
 from jobs.store.index import Commit, encode_part, part_key, read_part
 from jobs.store.open import claim, open_run
 from jobs.store.software_versions import Software
 from jobs.util.exit_codes import DONE, IMPERFECT, NOT_FINISHED
-from jobs.worker import Explain
 from saliency_core.errors import Refused
 
 FACTORY = """

@@ -263,7 +263,7 @@ def test_status_of_a_limit_that_was_met(unfinished: Path) -> None:
 
 def test_interrupt_counts_what_the_store_has(tree: Path, tmp_path: Path) -> None:
     """Not what this process was told of."""
-    from jobs.job import work
+    from jobs.explain.explain_command import work
     from jobs.runners.engine import Engine
     from jobs.runners.in_process import doing, run_stages
     from jobs.runners.stage import Node

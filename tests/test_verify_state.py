@@ -12,11 +12,11 @@ import pytest
 from conftest import SAME, run_inline, said
 from damage import check
 
-from jobs import plan
-from jobs import retry as retrying
-from jobs import write as writing
+from jobs.explain import explain_plan
+from jobs.explain import retry as retrying
+from jobs.explain import write_stage as writing
+from jobs.explain.retry import retry
 from jobs.relocation import relocation
-from jobs.retry import retry
 from jobs.store import finalize, open
 from jobs.util.exit_codes import DAMAGED, DONE, NOT_FINISHED
 
@@ -110,7 +110,7 @@ def test_no_moment_of_a_resumed_run_is_damage(tree: Path, store: Path, monkeypat
     edit(store, state="reopened")
     command = lambda: run_inline(images=str(tree), out=str(store), **SAME)  # noqa: E731
     moments = 0
-    while kill_at(moments, monkeypatch, command, plan, finalize):
+    while kill_at(moments, monkeypatch, command, explain_plan, finalize):
         code, told = check(store)
         assert code == NOT_FINISHED, (moments, told)
         moments += 1
@@ -124,7 +124,7 @@ def test_no_moment_of_a_first_run_is_damage(tree: Path, tmp_path: Path, monkeypa
     while True:
         out = tmp_path / f"store{moments}"
         command = lambda out=out: run_inline(images=str(tree / "bee"), out=str(out), unit_size=4, batch_size=4)  # noqa: E731
-        if not kill_at(moments, monkeypatch, command, open, relocation, plan, writing):
+        if not kill_at(moments, monkeypatch, command, open, relocation, explain_plan, writing):
             break
         if moments:
             code, told = check(out)
@@ -142,7 +142,7 @@ def test_a_retry_goes_on_with_a_store_that_was_not_set_up(
     """A retry of a run that was killed before its arrays were made makes them."""
     out = tmp_path / "store"
     command = lambda: run_inline(images=str(tree / "bee"), out=str(out), unit_size=4, batch_size=4)  # noqa: E731
-    assert kill_at(0, monkeypatch, command, plan)
+    assert kill_at(0, monkeypatch, command, explain_plan)
     assert not (out / "maps.zarr").exists() and check(out)[0] == NOT_FINISHED
     assert said(retry, str(out), workers="1", runner="inline")[0] == DONE
     assert check(out)[0] == DONE

@@ -17,7 +17,7 @@ from jobs.compare.plan import choose_sides, claim, make_plan, pair_units
 from jobs.compare.results import CLASSES, COMPARE_JSON, COMPARED, ROWS, Comparison, part_key, sums_key
 from jobs.compare.stages import PairUnit, compare_stages, read_units
 from jobs.config.job_config import JobConfig, full_path
-from jobs.progress import PLAIN_EVERY
+from jobs.explain.progress import PLAIN_EVERY
 from jobs.runners.engine import starting_engine
 from jobs.storage.object_store import list_keys, open_output, put
 from jobs.storage.parquet import parquet_bytes

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.decode import Decode
+from jobs.explain.decode_stage import Decode
 from jobs.store.manifest import by_content
 from jobs.store.store_reader import CHANGED, Store
 from jobs.util.failure_reasons import for_explained

@@ -13,7 +13,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from jobs.audit.results import Audit
-from jobs.progress import PLAIN_EVERY
+from jobs.explain.progress import PLAIN_EVERY
 from jobs.report.audited import Audited, Line, read_audited
 from jobs.report.class_names import Names
 from jobs.report.class_page import ClassPages, Made, Task, shown_rows

@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from jobs.decode import Decode
+from jobs.explain.decode_stage import Decode
 from jobs.report.page import Tile
 from jobs.report.sheets import LARGE, Sheets
 from jobs.store.index import OK

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from jobs.decode import Decode
+from jobs.explain.decode_stage import Decode
+from jobs.explain.unit_records import ExplainedUnit
 from jobs.store.run_record import Run
-from jobs.units import ExplainedUnit
 
 MIN_SECONDS = 5.0
 BATCH = 16  # of the plain loop
@@ -53,7 +53,7 @@ def kernel(run: Run) -> Part:
     """The Explainer alone, on micro-batches that are normalised already."""
     import torch
 
-    from jobs.model import build_model
+    from jobs.explain.model import build_model
     from saliency_core.explainer import Explainer
     from saliency_core.replica.cpu.allocator import keep_freed_memory
 
@@ -81,10 +81,10 @@ def decode(run: Run) -> Part:
 
 def write(run: Run) -> Part:
     """The same maps into the same store again: equal input, equal bytes."""
+    from jobs.explain.write_stage import Write
     from jobs.storage.object_store import open_output
     from jobs.store.arrays import open_array
     from jobs.store.index import read_part
-    from jobs.write import Write
 
     writer, store = Write(run), open_output(run.config.out)
 

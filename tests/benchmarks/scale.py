@@ -105,8 +105,8 @@ def in_own_process(step: str, images: Path, out: Path, *, unit_size: str) -> Fig
 
 def plan(images: str, out: str, unit_size: str) -> Figures:
     from jobs.config.explain_config import make_config
-    from jobs.facts import model_facts
-    from jobs.plan import make_plan
+    from jobs.explain.explain_plan import make_plan
+    from jobs.explain.model_profile import model_facts
     from jobs.runners.engine import starting_engine
 
     config = make_config(

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from jobs import cli, stages
+from jobs import cli
+from jobs.explain import explain_stages
+from jobs.explain.explain_stage import Asked, Explain, Found
 from jobs.store.open import open_run
-from jobs.worker import Asked, Explain, Found
 
 
 class Delay(Explain):
@@ -36,5 +37,5 @@ def explain(out: str) -> Callable[[Any], Any]:
 if __name__ == "__main__":
     import scaling_delay  # as the replicas know it
 
-    stages._explain = scaling_delay.explain
+    explain_stages._explain = scaling_delay.explain
     cli.main()

@@ -15,7 +15,7 @@ sys.path[:0] = [str(GOLDEN.parent.parent), str(GOLDEN.parent)]
 from rich.console import Console  # noqa: E402
 
 from jobs.config.explain_config import make_config  # noqa: E402
-from jobs.job import explain  # noqa: E402
+from jobs.explain.explain_command import explain  # noqa: E402
 
 KEYS = {
     "model": "python:factories:tiny",

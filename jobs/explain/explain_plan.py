@@ -12,10 +12,10 @@ from typing import Any
 from obstore.store import LocalStore
 
 from jobs.config.explain_config import Config
+from jobs.explain.label_resolution import label_notes, label_resolver, refuse_no_labels, refuse_unmatched_folders
+from jobs.explain.model_trial import trial
 from jobs.inputs.entry import Source
 from jobs.inputs.sources import list_entries, open_sources
-from jobs.labels import label_notes, label_resolver, refuse_no_labels, refuse_unmatched_folders
-from jobs.model_trial import trial
 from jobs.relocation.relocation import complete_manifest
 from jobs.runners.engine import StartingEngine
 from jobs.storage.files import is_remote, local_path
@@ -160,7 +160,7 @@ def set_up(run: Run) -> None:
 
 
 def _facts(config: Config, folders: Sequence[str] | None, device: Callable[[], str]) -> Any:
-    from jobs.facts import model_facts  # torch takes seconds to import; the listing has begun by now
+    from jobs.explain.model_profile import model_facts  # torch takes seconds to import; the listing has begun by now
 
     return trial(lambda: model_facts(config, folders=folders, device=device), model=config.model)
 

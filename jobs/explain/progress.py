@@ -10,8 +10,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from jobs.explain.unit_records import CommittedUnit
 from jobs.store.index import OK, PARTIAL, QUARANTINED, add_errors
-from jobs.units import CommittedUnit
 from jobs.util.console import say
 from jobs.util.formatting import duration
 

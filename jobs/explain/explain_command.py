@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 
-from jobs import summary
 from jobs.config.explain_config import Config
-from jobs.plan import make_plan
-from jobs.progress import Display, Meter
+from jobs.explain import messages
+from jobs.explain.explain_plan import make_plan
+from jobs.explain.explain_stages import explain_stages
+from jobs.explain.progress import Display, Meter
 from jobs.runners.engine import Engine, starting_engine
 from jobs.runners.stage import Stage
-from jobs.stages import explain_stages
 from jobs.storage.object_store import open_output
 from jobs.store.finalize import NotFinishedError, exit_code, finalize, totals_of
 from jobs.store.index import committed
@@ -31,7 +31,7 @@ def explain(config: Config, console: Console, *, dry_run: bool = False, accept_v
     """
     with starting_engine(config, inline=dry_run) as engine:
         plan = make_plan(config, engine=engine, dry=dry_run, accept_versions=accept_versions)
-        say(console, summary.plan_text(plan))
+        say(console, messages.plan_text(plan))
         if dry_run:
             return DONE
         with locked(config.out, alone=False):
@@ -63,13 +63,13 @@ def work(
         slots=_slots(stages, engine),
     )
     try:
-        with last_words(summary.died_text(run)), Display(meter, console) as display:
+        with last_words(messages.died_text(run)), Display(meter, console) as display:
             for unit in engine.work(pending, stages, stall_seconds=run.config.stall_seconds):
                 meter.add(unit)
                 display.update()
     except KeyboardInterrupt:
         engine.stop()  # until then what is in hand may still be committed
-        say(console, summary.interrupted_text(run, _rows(run, committed(open_output(run.config.out)))))
+        say(console, messages.interrupted_text(run, _rows(run, committed(open_output(run.config.out)))))
         return INTERRUPTED
     return finish(run, meter, console, allow_quarantined=allow_quarantined)
 
@@ -82,11 +82,11 @@ def finish(run: Run, meter: Meter, console: Console, *, allow_quarantined: bool)
     except NotFinishedError as error:
         if {*run.asked} <= committed(store):  # --limit asked for no more
             totals = totals_of(store, run, run.asked)
-            say(console, summary.limited_text(run, meter, totals))
+            say(console, messages.limited_text(run, meter, totals))
             return exit_code(totals, allow_quarantined=allow_quarantined)
-        say(console, summary.unfinished_text(run, meter, str(error)))
+        say(console, messages.unfinished_text(run, meter, str(error)))
         return NOT_FINISHED
-    say(console, summary.finished_text(run, meter, totals))
+    say(console, messages.finished_text(run, meter, totals))
     return exit_code(totals, allow_quarantined=allow_quarantined)
 
 

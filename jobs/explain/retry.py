@@ -8,12 +8,12 @@ from obstore.store import ObjectStore
 from rich.console import Console
 
 from jobs.config.explain_config import make_config
+from jobs.explain.explain_command import finish, work
+from jobs.explain.explain_plan import class_folders, sources_of
+from jobs.explain.label_resolution import label_resolver
+from jobs.explain.model import build_model, refuse_other_weights
+from jobs.explain.progress import Meter
 from jobs.inputs.sources import list_entries
-from jobs.job import finish, work
-from jobs.labels import label_resolver
-from jobs.model import build_model, refuse_other_weights
-from jobs.plan import class_folders, sources_of
-from jobs.progress import Meter
 from jobs.relocation.content_search import Sample
 from jobs.relocation.relocation import ListedAgain, rewrite_manifest
 from jobs.runners.engine import starting_engine

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
+from jobs.explain.unit_records import DecodedUnit
 from jobs.inputs.decode_image import Decoded, decode, most_memory
 from jobs.inputs.decoder_process import shared_decoder
 from jobs.inputs.entry import Entry
@@ -20,7 +21,6 @@ from jobs.store.manifest import Manifest, to_entries
 from jobs.store.row_identity import remembered
 from jobs.store.run_record import Run
 from jobs.store.software_versions import refuse_other_versions
-from jobs.units import DecodedUnit
 
 DECODING = ("pillow", "numpy")  # the packages on which pixels depend
 

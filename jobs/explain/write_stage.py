@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 
+from jobs.explain.unit_records import CommittedUnit, ExplainedUnit
 from jobs.storage.object_store import open_output, put
 from jobs.store.arrays import encode_shards
 from jobs.store.index import Commit, ShardRecord, count_errors, encode_part, part_key
 from jobs.store.run_record import RUN_JSON, Run
 from jobs.store.store_presence import Presence
-from jobs.units import CommittedUnit, ExplainedUnit
 
 
 class Write:

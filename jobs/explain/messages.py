@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from jobs.plan import MIB, Plan
-from jobs.probed import probe_lines
-from jobs.progress import STAGES, Meter
+from jobs.explain.explain_plan import MIB, Plan
+from jobs.explain.probe_messages import probe_lines
+from jobs.explain.progress import STAGES, Meter
 from jobs.store.finalize import Totals
 from jobs.store.index import OK, PARTIAL, QUARANTINED
 from jobs.store.run_record import Run

@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jobs.lines import Results, index_lines, take_back_nonfinite
-from jobs.model import build_model, refuse_other_weights
+from jobs.explain.index_rows import Results, index_lines, take_back_nonfinite
+from jobs.explain.model import build_model, refuse_other_weights
+from jobs.explain.unit_records import DecodedUnit, ExplainedUnit
 from jobs.store.arrays import scale_maps
 from jobs.store.index import OK
 from jobs.store.run_record import STATISTICS, Run
 from jobs.store.software_versions import refuse_other_worker, software_here
-from jobs.units import DecodedUnit, ExplainedUnit
 from jobs.util.exit_guard import no_quitting
 from jobs.util.job_errors import Stopped
 from jobs.util.timeout import Limited

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from jobs.config.explain_config import Config, MapDtype
 from jobs.config.flag_names import plan_notes
-from jobs.model import blank_images, try_model
+from jobs.explain.model import blank_images, try_model
 from jobs.store.run_record import ArraySpec
 from jobs.store.software_versions import Software
 from saliency_core.errors import Refused, Told

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from jobs.decode import Decode
+from jobs.explain.decode_stage import Decode
+from jobs.explain.write_stage import Write
 from jobs.runners.stage import TASK_CPUS, Stage, replica_stage
 from jobs.store.open import open_run
 from jobs.store.run_record import Run
-from jobs.write import Write
 from saliency_core.errors import Refused
 
 
@@ -44,7 +44,9 @@ def _decode(out: str, *, remembers: bool) -> Callable[[Any], Any]:
 
 
 def _explain(out: str) -> Callable[[Any], Any]:
-    from jobs.worker import Explain  # with it comes torch, which the driver and the other stages can do without
+    from jobs.explain.explain_stage import (
+        Explain,  # with it comes torch, which the driver and the other stages can do without
+    )
 
     return Explain(_planned(out))
 

@@ -1,0 +1,1 @@
+"""``saliency explain`` and ``saliency retry``: plan, stages and messages."""
