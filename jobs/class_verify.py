@@ -10,7 +10,7 @@ from obstore.store import ObjectStore
 from rich.console import Console
 
 from jobs.checks import load_sums
-from jobs.class_stages import SCHEMA
+from jobs.classes.classes_stages import SCHEMA
 from jobs.contents import Objects, Problem, collected
 from jobs.storage.files import is_remote, local_path
 from jobs.storage.object_store import list_keys, open_output, read_object

@@ -171,7 +171,7 @@ def explain(
 def classes(flags: dict[str, Any], config: ConfigFile = None, accept_versions: AcceptVersions = False) -> int:
     """Show what the model takes each class for: the image that its score is highest on."""
     made = read_config(ClassesConfig, flags, file=config)
-    from jobs import classes as job
+    from jobs.classes import classes_command as job
 
     return job.visualise(made, console, accept_versions=accept_versions)
 

@@ -17,9 +17,9 @@ from conftest import CLASSES, TINY, said
 from factories import tiny
 from PIL import Image
 
-from jobs.class_pictures import page_rows
-from jobs.class_stages import VisualiseError
-from jobs.classes import visualise
+from jobs.classes.class_contact_sheet import page_rows
+from jobs.classes.classes_command import visualise
+from jobs.classes.classes_stages import VisualiseError
 from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import flag_of, read_config
 from jobs.storage.object_store import list_keys, open_output, read_object

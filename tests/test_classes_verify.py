@@ -14,7 +14,7 @@ from rich.console import Console
 from test_classes_job import run
 from test_verify_state import Killed, stopping
 
-from jobs import class_stages, classes
+from jobs.classes import classes_command, classes_stages
 from jobs.util.exit_codes import DAMAGED, DONE, NOT_FINISHED
 from jobs.verify import verify
 from saliency_core.errors import Refused
@@ -118,7 +118,12 @@ def killed_at(at: int, monkeypatch: pytest.MonkeyPatch, out: Path) -> bool:
     """Whether the command of ``made`` was stopped instead of its write number ``at``."""
     count: list[int] = []
     with monkeypatch.context() as patch:
-        for module, name in ((classes, "put"), (classes, "put_sums"), (classes, "delete"), (class_stages, "put")):
+        for module, name in (
+            (classes_command, "put"),
+            (classes_command, "put_sums"),
+            (classes_command, "delete"),
+            (classes_stages, "put"),
+        ):
             patch.setattr(module, name, stopping(getattr(module, name), at, count))
         try:
             run(out, classes=["0", "2", "4"])

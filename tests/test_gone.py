@@ -12,7 +12,7 @@ from conftest import SAME, content, flags, run_inline
 from rich.console import Console
 
 from jobs.audit.job import audit
-from jobs.classes import visualise
+from jobs.classes.classes_command import visualise
 from jobs.compare.compare import compare
 from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import read_config

@@ -17,7 +17,7 @@ from PIL import Image
 from references import gradient
 from torch import Tensor
 
-from jobs.classes import visualise
+from jobs.classes.classes_command import visualise
 from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import make_config, read_config
 from jobs.explain.model_profile import model_facts

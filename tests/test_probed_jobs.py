@@ -14,7 +14,7 @@ from conftest import TINY, flags, run_inline, said
 from PIL import Image
 from rich.console import Console
 
-from jobs.classes import visualise
+from jobs.classes.classes_command import visualise
 from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import read_config
 from jobs.status import status

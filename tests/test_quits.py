@@ -13,7 +13,7 @@ from factories import WAYS_TO_QUIT
 from PIL import Image
 from processes import start
 
-from jobs.classes import visualise
+from jobs.classes.classes_command import visualise
 from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import read_config
 from jobs.explain.explain_stage import ExplainError

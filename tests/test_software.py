@@ -19,7 +19,7 @@ from obstore.store import LocalStore
 from PIL import Image
 from test_classes_job import KEYS as CLASSES_KEYS
 
-from jobs.classes import visualise
+from jobs.classes.classes_command import visualise
 from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import make_config, read_config
 from jobs.explain.decode_stage import Decode

@@ -19,8 +19,8 @@ import pyarrow as pa
 from obstore.store import ObjectStore
 from rich.console import Console
 
-from jobs.class_pictures import draw_page, page_rows
-from jobs.class_stages import class_stages
+from jobs.classes.class_contact_sheet import draw_page, page_rows
+from jobs.classes.classes_stages import class_stages
 from jobs.config.classes_config import ALL, ClassesConfig
 from jobs.config.flag_names import plan_notes
 from jobs.explain.model_trial import trial

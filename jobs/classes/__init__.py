@@ -1,0 +1,1 @@
+"""``saliency classes``: class model visualisation as a job."""
