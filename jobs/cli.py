@@ -191,7 +191,7 @@ def verify(
     seed: Annotated[int, typer.Option(min=0, help="which random rows")] = 0,
 ) -> int:
     """Prove that plan, index, arrays and hashes agree; name what does not."""
-    from jobs import verify as proof
+    from jobs.verify import verify_command as proof
 
     return proof.verify(out, console, recompute=recompute, seed=seed)
 

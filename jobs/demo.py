@@ -22,7 +22,7 @@ from jobs.store.index import OK, QUARANTINED
 from jobs.store.store_reader import open_store
 from jobs.util.console import say
 from jobs.util.exit_codes import DONE, IMPERFECT, NOT_FINISHED
-from jobs.verify import verify
+from jobs.verify.verify_command import verify
 from saliency_core.errors import Refused
 
 IMAGES = 480

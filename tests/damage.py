@@ -17,7 +17,7 @@ from jobs.store.arrays import decode_shard, encode_shards
 from jobs.store.finalize import finalize
 from jobs.store.index import Commit, ShardRecord, encode_part, part_key, read_part
 from jobs.store.run_record import Run, parse_record
-from jobs.verify import verify
+from jobs.verify.verify_command import verify
 
 
 def check(out: Path | str, **options: int) -> tuple[int, str]:

@@ -32,7 +32,7 @@ from jobs.audit.results import (
 )
 from jobs.report.make import make_report
 from jobs.store.store_reader import Store, open_store
-from jobs.verify import verify
+from jobs.verify.verify_command import verify
 from saliency_core.errors import Refused
 from saliency_core.map_measures import MEASURES, shares, shrink
 from saliency_core.map_measures import measure as measured

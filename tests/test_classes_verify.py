@@ -16,7 +16,7 @@ from test_verify_state import Killed, stopping
 
 from jobs.classes import classes_command, classes_stages
 from jobs.util.exit_codes import DAMAGED, DONE, NOT_FINISHED
-from jobs.verify import verify
+from jobs.verify.verify_command import verify
 from saliency_core.errors import Refused
 
 

@@ -14,10 +14,10 @@ import pytest
 from golden.make import KEYS
 from rich.console import Console
 
-from jobs import verify
 from jobs.config.explain_config import make_config
 from jobs.explain.explain_command import explain
 from jobs.store.store_reader import open_store
+from jobs.verify import verify_command
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -32,7 +32,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_golden_store_verifies(tmp_path: Path) -> None:
     shutil.copytree(GOLDEN / "store-v1", tmp_path / "store")
-    assert verify.verify(str(tmp_path / "store"), Console(file=io.StringIO())) == 0
+    assert verify_command.verify(str(tmp_path / "store"), Console(file=io.StringIO())) == 0
 
 
 def test_golden_store_is_read() -> None:

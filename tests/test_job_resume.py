@@ -13,10 +13,10 @@ import torch
 from conftest import SAME, content, run_inline, said
 from factories import tiny
 
-from jobs import verify
 from jobs.store.arrays import open_array
 from jobs.store.index import withdraw
 from jobs.store.open import open_run
+from jobs.verify import verify_command
 from saliency_core.errors import Refused
 
 
@@ -45,7 +45,7 @@ def test_limit_chooses_units_and_a_later_run_goes_on(tree: Path, finished: Path,
     code, told = run_inline(images=str(tree), out=str(out), limit=10, **SAME)
     assert code == 3 and "10 of 10 asked for (--limit 10): 15 ok, 0 partial, 1 quarantined" in told
     assert sorted(path.name for path in (out / "index").iterdir()) == [f"unit-{unit:08d}.parquet" for unit in (0, 1)]
-    code, told = said(verify.verify, str(out))
+    code, told = said(verify_command.verify, str(out))
     assert code == 1 and "run the same explain command again, without --limit" in told
     code, _ = run_inline(images=str(tree), out=str(out), **SAME)
     assert code == 3

@@ -14,7 +14,7 @@ from relisted import picture
 
 from jobs.explain.retry import retry
 from jobs.store.store_reader import open_store
-from jobs.verify import verify
+from jobs.verify.verify_command import verify
 from saliency_core.errors import Refused
 
 RUN = {"unit_size": 2, "batch_size": 2, "methods": ("gradient",), "targets": ("predicted",)}

@@ -21,7 +21,7 @@ from torch import nn
 
 from jobs.explain.retry import retry
 from jobs.util.exit_codes import DONE, IMPERFECT
-from jobs.verify import verify
+from jobs.verify.verify_command import verify
 from saliency_core.errors import Refused
 
 # torch calls TorchScript deprecated, when it is written and when it is read; its files are about all the same.

@@ -28,7 +28,7 @@ from jobs.store.finalize import SHA256SUMS
 from jobs.store.run_record import RUN_JSON
 from jobs.store.store_reader import open_store
 from jobs.util.job_errors import Unreachable
-from jobs.verify import verify
+from jobs.verify.verify_command import verify
 
 SECRETS = (SECRET, "Signature=", "X-Amz-Signature")
 

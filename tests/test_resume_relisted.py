@@ -14,7 +14,7 @@ from jobs.explain.retry import retry
 from jobs.store.index import withdraw
 from jobs.store.open import open_run
 from jobs.store.row_identity import remember
-from jobs.verify import verify
+from jobs.verify.verify_command import verify
 
 Edit = Callable[[list[Item]], list[Item]]
 POSITIONS, NAMES = ("parquet", "tar of one name"), ("tar", "folder", "csv")

@@ -20,7 +20,7 @@ from jobs.store.index import WithdrawnError, read_parts, withdraw
 from jobs.store.open import open_run
 from jobs.store.store_lock import locked
 from jobs.util.exit_codes import DONE, IMPERFECT, REFUSED
-from jobs.verify import verify
+from jobs.verify.verify_command import verify
 from saliency_core.errors import Refused
 
 again = partial(said, retry, runner="inline", workers="1")

@@ -15,7 +15,7 @@ from relisted import BROKEN, MADE, Item, Made, make, picture
 from jobs.explain.retry import retry
 from jobs.store.index import DamagedError
 from jobs.store.store_reader import open_store
-from jobs.verify import verify
+from jobs.verify.verify_command import verify
 
 Items = list[Item]
 Edit = Callable[[Items], Items]

@@ -18,7 +18,7 @@ from jobs.store import finalize as finalizing
 from jobs.store.finalize import SHA256SUMS, finalize
 from jobs.store.open import claim, open_run
 from jobs.store.run_record import RUN_JSON, Run
-from jobs.verify import verify
+from jobs.verify.verify_command import verify
 from saliency_core.errors import Refused
 
 

@@ -19,9 +19,9 @@ from damage import (
     objects,
 )
 
-from jobs.problem_report import MOST_PRINTED
 from jobs.store.index import DamagedError, part_key
 from jobs.util.exit_codes import DAMAGED, DONE, NOT_FINISHED
+from jobs.verify.problem_report import MOST_PRINTED
 from saliency_core.errors import Refused
 
 # -- sound stores --------------------------------------------------------------------------------------------

@@ -174,10 +174,10 @@ def commit_some(out: str, units: range) -> None:
     import obstore
     import pyarrow as pa
 
-    from jobs.contents import unit_objects
     from jobs.store.index import Commit, ShardRecord, encode_part, part_key, schema
     from jobs.store.manifest import Manifest
     from jobs.store.open import open_run
+    from jobs.verify.checked_objects import unit_objects
 
     store, run = open_run(out)
     manifest, rng = Manifest(store), np.random.default_rng(0)

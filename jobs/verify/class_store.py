@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING
 from obstore.store import ObjectStore
 from rich.console import Console
 
-from jobs.checks import load_sums
 from jobs.classes.classes_stages import SCHEMA
-from jobs.contents import Objects, Problem, collected
 from jobs.storage.files import is_remote, local_path
 from jobs.storage.object_store import list_keys, open_output, read_object
 from jobs.store.arrays import CLASSES, class_metadata_objects
@@ -24,10 +22,12 @@ from jobs.store.software_versions import Makers
 from jobs.util.console import say
 from jobs.util.exit_codes import DONE, NOT_FINISHED
 from jobs.util.job_errors import Unusable
+from jobs.verify.checked_objects import Objects, Problem, collected
+from jobs.verify.store_checks import load_sums
 from saliency_core.errors import Refused
 
 if TYPE_CHECKING:
-    from jobs.problem_report import Report
+    from jobs.verify.problem_report import Report
 
 NEXT = "run the same classes command again"
 AGAIN = f"{NEXT}, it writes this object anew"

@@ -16,7 +16,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from obstore.store import ObjectStore
 
-from jobs.contents import Problem, redo, unit_objects
 from jobs.explain.decode_stage import Decode
 from jobs.explain.unit_records import ExplainedUnit
 from jobs.storage.object_store import read_object
@@ -25,6 +24,7 @@ from jobs.store.index import OK, QUARANTINED, read_part
 from jobs.store.manifest import Manifest, by_content
 from jobs.store.run_record import ArraySpec, Run
 from jobs.util.failure_reasons import for_explained
+from jobs.verify.checked_objects import Problem, redo, unit_objects
 from saliency_core.errors import Refused
 
 # Relative L2 between the map and the one stored, beyond which it is not the same explanation. Other processors move

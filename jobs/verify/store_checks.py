@@ -9,7 +9,6 @@ from collections.abc import Generator, Iterator, Set
 import pyarrow as pa
 from obstore.store import ObjectStore
 
-from jobs.contents import AGAIN, RELIST, RESTORE, Objects, Problem, collected, foreign, is_expected
 from jobs.inputs.tables import Damaged, open_parquet
 from jobs.storage.object_store import list_keys, read_object
 from jobs.storage.parquet import UNREADABLE, parquet_file
@@ -21,6 +20,7 @@ from jobs.store.manifest import PART_UNITS, SCHEMA, Digests, parts_of
 from jobs.store.manifest import part_key as manifest_key
 from jobs.store.row_identity import PREFIX, decode_identities, unit_of_identity
 from jobs.store.run_record import RUN_JSON, Run
+from jobs.verify.checked_objects import AGAIN, RELIST, RESTORE, Objects, Problem, collected, foreign, is_expected
 
 STATES = ("running", "reopened", "finished")
 _SUM = re.compile(r"([0-9a-f]{64})  (.+)")

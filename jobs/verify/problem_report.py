@@ -7,9 +7,9 @@ from time import monotonic
 
 from rich.console import Console
 
-from jobs.contents import Problem
 from jobs.util.console import say
 from jobs.util.exit_codes import DAMAGED
+from jobs.verify.checked_objects import Problem
 
 MOST_PRINTED = 50
 

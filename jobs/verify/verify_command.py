@@ -10,7 +10,24 @@ import pyarrow as pa
 from obstore.store import ObjectStore
 from rich.console import Console
 
-from jobs.checks import (
+from jobs.storage.files import is_remote, local_path
+from jobs.storage.object_store import list_keys, open_output, read_object
+from jobs.store.arrays import MAPS
+from jobs.store.finalize import SHA256SUMS
+from jobs.store.index import INDEX_PARQUET, committed
+from jobs.store.manifest import Manifest
+from jobs.store.open import open_run
+from jobs.store.run_record import RUN_JSON, Run, other_format
+from jobs.store.software_versions import Makers
+from jobs.util.console import say
+from jobs.util.exit_codes import DONE, NOT_FINISHED
+from jobs.util.formatting import ranges
+from jobs.util.lookahead import map_ahead
+from jobs.verify.checked_objects import AGAIN, RESTORE, Objects, Problem, collected
+from jobs.verify.class_store import is_class_store, verify_classes
+from jobs.verify.problem_report import Report
+from jobs.verify.recompute import Recompute, Sample
+from jobs.verify.store_checks import (
     Compacted,
     check_identities,
     check_listing,
@@ -21,24 +38,7 @@ from jobs.checks import (
     load_sums,
     not_set_up,
 )
-from jobs.class_verify import is_class_store, verify_classes
-from jobs.contents import AGAIN, RESTORE, Objects, Problem, collected
-from jobs.problem_report import Report
-from jobs.recompute import Recompute, Sample
-from jobs.storage.files import is_remote, local_path
-from jobs.storage.object_store import list_keys, open_output, read_object
-from jobs.store.arrays import MAPS
-from jobs.store.finalize import SHA256SUMS
-from jobs.store.index import INDEX_PARQUET, committed
-from jobs.store.manifest import Manifest
-from jobs.store.open import open_run
-from jobs.store.run_record import RUN_JSON, Run, other_format
-from jobs.store.software_versions import Makers
-from jobs.unit_checks import check_unit
-from jobs.util.console import say
-from jobs.util.exit_codes import DONE, NOT_FINISHED
-from jobs.util.formatting import ranges
-from jobs.util.lookahead import map_ahead
+from jobs.verify.unit_checks import check_unit
 from saliency_core.errors import Refused
 
 THREADS = 4  # each holds one shard, packed and unpacked

@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from jobs.contents import Objects, Problem, redo, unit_objects
 from jobs.storage.parquet import UNREADABLE
 from jobs.store.arrays import decode_shard, fill_value
 from jobs.store.finalize import check_rows
 from jobs.store.index import OK, PARTIAL, QUARANTINED, Commit, ShardRecord, decode_part, part_key
 from jobs.store.run_record import ArraySpec, Run
 from jobs.util.formatting import ranges
+from jobs.verify.checked_objects import Objects, Problem, redo, unit_objects
 from saliency_core.spec_syntax import is_class_spec
 
 PLANNED = ("row", "unit", "sample_id", "uri", "label")

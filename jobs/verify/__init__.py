@@ -1,0 +1,1 @@
+"""``saliency verify``: the proof that a store is sound."""
