@@ -179,7 +179,7 @@ def classes(flags: dict[str, Any], config: ConfigFile = None, accept_versions: A
 @_command
 def status(out: Out) -> int:
     """How far a run is, and what went wrong so far."""
-    from jobs import status as told
+    from jobs.inspect import status as told
 
     return told.status(out, console)
 
@@ -247,7 +247,7 @@ def show(
     alpha: Annotated[float, typer.Option(help="opacity of the strongest value on the image")] = 0.9,
 ) -> int:
     """Draw rows: the image, its maps, and the maps on the image at its original size."""
-    from jobs import show as picture
+    from jobs.inspect import show as picture
     from jobs.store.row_selection import row_numbers
     from saliency_core.visualization.map_style import Look
 
@@ -373,7 +373,7 @@ def export(
 @_command
 def methods() -> int:
     """The methods, targets and reductions that explain knows."""
-    from jobs import methods as known
+    from jobs.inspect import list_methods as known
 
     return known.methods(console)
 

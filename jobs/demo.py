@@ -17,7 +17,7 @@ from jobs.audit.results import folder
 from jobs.config.explain_config import make_config
 from jobs.demo_data import CLASSES, MARKED, make_images, write_shards
 from jobs.explain.explain_command import explain
-from jobs.show import show
+from jobs.inspect.show import show
 from jobs.store.index import OK, QUARANTINED
 from jobs.store.store_reader import open_store
 from jobs.util.console import say

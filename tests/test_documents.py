@@ -27,7 +27,7 @@ from jobs.config.explain_config import Config, read_config
 from jobs.demo_data import CLASSES, make_images, write_shards
 from jobs.demo_model import make
 from jobs.explain.explain_command import explain
-from jobs.methods import methods
+from jobs.inspect.list_methods import methods
 from jobs.util.exit_codes import IMPERFECT
 from saliency_core.methods.reductions import REDUCTIONS
 from saliency_core.methods.registry import REGISTRY

@@ -15,7 +15,7 @@ from jobs.config.job_config import full_path
 from jobs.explain.retry import retry
 from jobs.inputs.fetch import fetch
 from jobs.inputs.sources import list_entries, open_sources
-from jobs.status import status
+from jobs.inspect.status import status
 from jobs.verify.verify_command import verify
 from saliency_core.errors import Refused
 

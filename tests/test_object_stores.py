@@ -20,7 +20,7 @@ from helpers import write_tar
 
 from jobs.explain.retry import retry
 from jobs.inputs.rejected import Rejected
-from jobs.status import status
+from jobs.inspect.status import status
 from jobs.storage import object_store
 from jobs.storage.object_store import list_keys, open_output, read_object
 from jobs.storage.retrying import VARIABLE

@@ -17,7 +17,7 @@ from rich.console import Console
 from jobs.classes.classes_command import visualise
 from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import read_config
-from jobs.status import status
+from jobs.inspect.status import status
 from jobs.store.store_reader import open_store
 from saliency_core.errors import Refused
 

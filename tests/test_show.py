@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs import show as module
-from jobs.show import show
+from jobs.inspect import show as module
+from jobs.inspect.show import show
 from jobs.store.store_reader import Store, open_store
 from saliency_core.visualization.deprocess import deprocess_signal
 from saliency_core.visualization.map_style import Look, draw_map

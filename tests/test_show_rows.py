@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import CLASSES, run_inline
 
-from jobs.show import show
+from jobs.inspect.show import show
 from jobs.store.row_selection import choose_rows
 from jobs.store.store_reader import Store, open_store
 from saliency_core.errors import Refused

@@ -26,7 +26,7 @@ from jobs.explain.decode_stage import Decode
 from jobs.explain.explain_command import explain
 from jobs.explain.explain_stage import Explain
 from jobs.explain.retry import retry
-from jobs.status import status
+from jobs.inspect.status import status
 from jobs.store import software_versions
 from jobs.store.index import Commit, encode_part, part_key, read_part
 from jobs.store.open import claim, open_run

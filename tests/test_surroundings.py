@@ -19,8 +19,8 @@ import psutil
 import pytest
 from conftest import SAME, TESTS, flags, run_inline, said
 
+from jobs.inspect.status import status
 from jobs.runners.cluster import refuse_unreachable
-from jobs.status import status
 from jobs.store.open import refuse_unwritable
 from jobs.store.store_reader import open_store
 from jobs.util.environment import ray_directory, without_strict_warnings

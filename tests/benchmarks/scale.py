@@ -133,10 +133,10 @@ def commit(images: str, out: str, unit_size: str) -> Figures:
 def status(images: str, out: str, unit_size: str) -> Figures:
     from rich.console import Console
 
-    import jobs.status
+    import jobs.inspect.status
 
     with Path(os.devnull).open("w") as nowhere:
-        return measured(partial(jobs.status.status, out, Console(file=nowhere)))
+        return measured(partial(jobs.inspect.status.status, out, Console(file=nowhere)))
 
 
 def finalize(images: str, out: str, unit_size: str) -> Figures:

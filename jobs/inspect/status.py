@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from jobs.explain.messages import error_table, halved_text, statuses_text, zero_text
-from jobs.pulse import Pulse, pulse
+from jobs.inspect.run_activity import Pulse, pulse
 from jobs.storage.object_store import list_keys
 from jobs.store.finalize import SHA256SUMS, Totals, exit_code
 from jobs.store.index import committed, load_part, read_parts
