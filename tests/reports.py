@@ -15,9 +15,9 @@ from PIL import Image
 from rich.console import Console
 
 from jobs.audit.job import audit
+from jobs.html.components import Tile
+from jobs.html.sprite_sheet import Sheets
 from jobs.report.make import make_report
-from jobs.report.page import Tile
-from jobs.report.sheets import Sheets
 from jobs.util.exit_codes import IMPERFECT
 
 ARRAY = "label/gradient"

@@ -18,7 +18,7 @@ from jobs.compare.compare import compare
 from jobs.compare.page import FINDINGS
 from jobs.compare.pictures import mean_tiles
 from jobs.compare.results import COMPARE_JSON, Comparison
-from jobs.report.sheets import Sheets
+from jobs.html.sprite_sheet import Sheets
 
 ARRAY = "label/gradient"
 

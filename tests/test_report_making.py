@@ -16,9 +16,9 @@ from reports import ARRAY, Page, Recorder, pages, report
 from rich.console import Console
 
 from jobs.audit.results import AUDIT_JSON, CLASSES, CLUSTERS, ROWS, folder
+from jobs.html.map_pictures import RowArtist
 from jobs.report.audited import read_audited
 from jobs.report.make import make_report
-from jobs.report.pictures import RowArtist
 from jobs.store.store_reader import open_store
 from saliency_core.errors import Refused
 from saliency_core.map_measures import MEASURES

@@ -13,10 +13,10 @@ from jobs.compare.gather import FEW, Gathered
 from jobs.compare.pairs import Side
 from jobs.compare.pictures import Line, PairArtist, PairFigure, mean_tiles
 from jobs.compare.results import Comparison
-from jobs.report.class_names import Names
-from jobs.report.page import Column, Compared, Link, Table, Tile, Value, figure
-from jobs.report.sheets import LARGE, SMALL, Sheets
-from jobs.report.site import Site
+from jobs.html.class_names import Names
+from jobs.html.components import Column, Compared, Link, Table, Tile, Value, figure
+from jobs.html.site import Site
+from jobs.html.sprite_sheet import LARGE, SMALL, Sheets
 
 FINDINGS = 6  # classes that are told of first
 PAGES = 60  # classes that have a page, those that moved most

@@ -10,9 +10,9 @@ import numpy as np
 from jobs.compare.findings import percent
 from jobs.compare.pairs import Side
 from jobs.compare.results import Comparison
-from jobs.report.page import Tile
-from jobs.report.pictures import IMAGE, RowArtist, difference_picture, mean_picture
-from jobs.report.sheets import Sheets
+from jobs.html.components import Tile
+from jobs.html.map_pictures import IMAGE, RowArtist, difference_picture, mean_picture
+from jobs.html.sprite_sheet import Sheets
 from saliency_core.map_measures import density
 
 Line = dict[str, Any]

@@ -11,14 +11,14 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 
 from jobs.audit.results import Audit
+from jobs.html.class_names import Names
+from jobs.html.components import Compared, Link, Tile, isolated
+from jobs.html.map_pictures import RowArtist, RowPicture, difference_picture, mean_picture
+from jobs.html.site import Site
+from jobs.html.sprite_sheet import Sheets
 from jobs.report.audited import Line
-from jobs.report.class_names import Names
 from jobs.report.figures import MEDIAN, compared
-from jobs.report.page import Compared, Link, Tile, isolated
-from jobs.report.pictures import RowArtist, RowPicture, difference_picture, mean_picture
 from jobs.report.scatter import scatter
-from jobs.report.sheets import Sheets
-from jobs.report.site import Site
 from jobs.store.store_reader import open_store
 
 KINDS = ("typical", "atypical", "wrong")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from jobs.audit.words import corner_in_words
+from jobs.html.components import Compared, Kind, figure
 from jobs.report.audited import Line
-from jobs.report.page import Compared, Kind, figure
 from saliency_core.map_measures import CORNERS
 
 Labelled = tuple[tuple[str, str, Kind], ...]  # label, column, kind

@@ -14,13 +14,13 @@ from rich.console import Console
 
 from jobs.audit.results import Audit
 from jobs.explain.progress import PLAIN_EVERY
+from jobs.html.class_names import Names
+from jobs.html.components import Link
+from jobs.html.site import Site
+from jobs.html.sprite_sheet import LARGE, SMALL, Sheets
 from jobs.report.audited import Audited, Line, read_audited
-from jobs.report.class_names import Names
 from jobs.report.class_page import ClassPages, Made, Task, shown_rows
 from jobs.report.overview import overview
-from jobs.report.page import Link
-from jobs.report.sheets import LARGE, SMALL, Sheets
-from jobs.report.site import Site
 from jobs.store.store_reader import Store, open_store
 from jobs.util.console import say
 from jobs.util.formatting import duration

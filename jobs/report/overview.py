@@ -8,13 +8,13 @@ from typing import Any
 
 from jobs.audit.results import ON_OBJECT
 from jobs.audit.words import corner_in_words
+from jobs.html.class_names import Names
+from jobs.html.components import Column, Compared, Link, Table, Tile, Value, figure
+from jobs.html.map_pictures import mean_picture
+from jobs.html.sprite_sheet import Sheets
 from jobs.report.audited import Audited, Line
-from jobs.report.class_names import Names
 from jobs.report.class_page import Made
 from jobs.report.figures import MEDIAN, compared
-from jobs.report.page import Column, Compared, Link, Table, Tile, Value, figure
-from jobs.report.pictures import mean_picture
-from jobs.report.sheets import Sheets
 from jobs.store.index import OK, PARTIAL, QUARANTINED
 from jobs.store.run_record import Run
 from jobs.util.formatting import duration

@@ -124,7 +124,7 @@ def _finalize(value: object) -> object:
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("jobs.report"),
+        loader=PackageLoader("jobs.html"),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=_finalize,

@@ -6,7 +6,7 @@ import re
 from importlib.resources import files
 from typing import Any
 
-from jobs.report.page import render
+from jobs.html.components import render
 from jobs.storage.object_store import delete, list_keys, open_output, put
 
 STATIC = ("report.css", "report.js")
@@ -37,7 +37,7 @@ class Site:
 
     def put_static(self) -> list[str]:
         """The style sheet and the script that every page asks for."""
-        return [self.put(name, files("jobs.report").joinpath("static", name).read_bytes()) for name in STATIC]
+        return [self.put(name, files("jobs.html").joinpath("static", name).read_bytes()) for name in STATIC]
 
     def sweep(self, written: set[str]) -> None:
         """Takes away what an earlier report of ours left and this one has not written; other files stay."""

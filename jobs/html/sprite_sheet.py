@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.report.page import Tile
+from jobs.html.components import Tile
 from saliency_core.visualization.colormap import Pixels
 
 ACROSS = 8  # tiles along each edge of a sheet: the style sheet knows as many places

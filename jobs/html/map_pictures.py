@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from jobs.explain.decode_stage import Decode
-from jobs.report.page import Tile
-from jobs.report.sheets import LARGE, Sheets
+from jobs.html.components import Tile
+from jobs.html.sprite_sheet import LARGE, Sheets
 from jobs.store.index import OK
 from jobs.store.store_reader import Store
 from saliency_core.visualization.colormap import DIVERGING, UNSEEN, Pixels, colour

@@ -1,0 +1,1 @@
+"""Parts of HTML pages: tables, tiles, pictures, sprite sheets."""
