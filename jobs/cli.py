@@ -282,7 +282,7 @@ def audit(
     allow_quarantined: AllowQuarantined = False,
 ) -> int:
     """Find what the model looks at, class by class, and what is suspicious about it; write a report."""
-    from jobs.audit import job
+    from jobs.audit import audit_command as job
 
     return job.audit(
         out,

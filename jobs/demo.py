@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from jobs.audit.job import audit
-from jobs.audit.results import CLASSES as CLASSES_PARQUET
-from jobs.audit.results import folder
+from jobs.audit.audit_command import audit
+from jobs.audit.audit_schema import CLASSES as CLASSES_PARQUET
+from jobs.audit.audit_schema import folder
 from jobs.config.explain_config import make_config
 from jobs.demo_data import CLASSES, MARKED, make_images, write_shards
 from jobs.explain.explain_command import explain

@@ -12,9 +12,9 @@ from conftest import said
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
-from jobs.audit.job import audit
-from jobs.audit.results import AUDIT_JSON, CLASSES, CLUSTERS, ROWS, Audit, class_schema, cluster_schema, folder
-from jobs.audit.results import row_schema as schema_of_rows
+from jobs.audit.audit_command import audit
+from jobs.audit.audit_schema import AUDIT_JSON, CLASSES, CLUSTERS, ROWS, Audit, class_schema, cluster_schema, folder
+from jobs.audit.audit_schema import row_schema as schema_of_rows
 from jobs.storage.object_store import open_output, put
 from jobs.store.store_reader import open_store
 from saliency_core.map_measures import CORNERS, MEASURES, measure, shares, shrink

@@ -14,10 +14,10 @@ from conftest import run_inline
 from PIL import Image
 from rich.console import Console
 
-from jobs.audit.job import audit
+from jobs.audit.audit_command import audit
+from jobs.audit.report.build_report import make_report
 from jobs.html.components import Tile
 from jobs.html.sprite_sheet import Sheets
-from jobs.report.make import make_report
 from jobs.util.exit_codes import IMPERFECT
 
 ARRAY = "label/gradient"

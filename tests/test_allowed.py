@@ -11,7 +11,7 @@ from conftest import SAME, flags, run_inline
 from PIL import Image
 from rich.console import Console
 
-from jobs.audit.job import audit
+from jobs.audit.audit_command import audit
 from jobs.compare.compare import compare
 from jobs.explain.retry import retry
 from jobs.export.run import export

@@ -17,9 +17,9 @@ from damage import copied  # noqa: F401  the fixture ``store``
 from PIL import Image
 from rich.console import Console
 
-from jobs.audit import measure
-from jobs.audit.job import _shared_out
-from jobs.audit.results import (
+from jobs.audit import measure_stage
+from jobs.audit.audit_command import _shared_out
+from jobs.audit.audit_schema import (
     AUDIT_JSON,
     CLASSES,
     CLUSTERS,
@@ -30,7 +30,7 @@ from jobs.audit.results import (
     group_schema,
     row_schema,
 )
-from jobs.report.make import make_report
+from jobs.audit.report.build_report import make_report
 from jobs.store.store_reader import Store, open_store
 from jobs.verify.verify_command import verify
 from saliency_core.errors import Refused
@@ -83,7 +83,7 @@ def test_tables_agree_with_the_store(store: Path) -> None:
 def test_what_was_measured_is_measured_once(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(store)
     once = content(store)
-    monkeypatch.setattr(measure, "measure", lambda _: pytest.fail("measured again"))
+    monkeypatch.setattr(measure_stage, "measure", lambda _: pytest.fail("measured again"))
     code, told = run(store)
     assert code == 3 and "units by an earlier audit" in told
     again = content(store)
@@ -105,7 +105,7 @@ def test_maps_are_read_a_few_at_a_time_and_once(store: Path, monkeypatch: pytest
         return maps(self, path, rows)
 
     monkeypatch.setattr(Store, "maps", spied)
-    monkeypatch.setattr(measure, "AT_ONCE", 3)
+    monkeypatch.setattr(measure_stage, "AT_ONCE", 3)
     run(store, objects=str(store.parent / "boxes.csv"))
     assert max(map(len, asked)) == 3
     mapped = pq.read_table(store / "audit/predicted/gradient" / ROWS)["row"].to_pylist()

@@ -7,12 +7,12 @@ import pyarrow as pa
 import pytest
 from threadpoolctl import threadpool_limits
 
-from jobs.audit.examine import examine
-from jobs.audit.groups import Background, Examined, Group
-from jobs.audit.results import ON_OBJECT, class_schema, cluster_schema
-from jobs.audit.spectral import LANDMARKS, split
-from jobs.audit.suspicion import Suspicion, suspect
-from jobs.audit.words import differences, finding, percent, place
+from jobs.audit.audit_finding_text import differences, finding, percent, place
+from jobs.audit.audit_schema import ON_OBJECT, class_schema, cluster_schema
+from jobs.audit.class_examination import examine
+from jobs.audit.group_types import Background, Examined, Group
+from jobs.audit.shortcut_detection import Suspicion, suspect
+from jobs.audit.spectral_clustering import LANDMARKS, split
 from saliency_core.map_measures import CORNERS, GRID, MEASURES, Floats, density, measure, shares, shrink
 
 CELLS = (28, 28)

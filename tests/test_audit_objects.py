@@ -12,7 +12,7 @@ from conftest import run_inline
 from damage import copied  # noqa: F401  the fixture ``store``
 from PIL import Image
 
-from jobs.audit.results import ON_OBJECT, ROWS
+from jobs.audit.audit_schema import ON_OBJECT, ROWS
 from jobs.store.store_reader import open_store
 from saliency_core.errors import Refused
 from saliency_core.map_measures import shares

@@ -21,8 +21,8 @@ from conftest import TESTS
 from documents import block
 from exports import GRADIENT, audited, run
 
-from jobs.audit.results import ROWS
-from jobs.audit.results import folder as audit_folder
+from jobs.audit.audit_schema import ROWS
+from jobs.audit.audit_schema import folder as audit_folder
 from jobs.inputs.tables import open_parquet
 from jobs.store.store_reader import open_store
 

@@ -14,8 +14,8 @@ from conftest import run_inline
 from exports import GRADIENT, INPUT_X, audited, run
 from PIL import Image
 
-from jobs.audit.results import AUDIT_JSON, ROWS
-from jobs.audit.results import folder as audit_folder
+from jobs.audit.audit_schema import AUDIT_JSON, ROWS
+from jobs.audit.audit_schema import folder as audit_folder
 from jobs.store.store_reader import Store, open_store
 
 

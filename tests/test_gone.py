@@ -11,7 +11,7 @@ import pytest
 from conftest import SAME, content, flags, run_inline
 from rich.console import Console
 
-from jobs.audit.job import audit
+from jobs.audit.audit_command import audit
 from jobs.classes.classes_command import visualise
 from jobs.compare.compare import compare
 from jobs.config.classes_config import ClassesConfig

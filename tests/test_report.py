@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from reports import ARRAY, NAMES, OVER, Page, audit_and_report, pages, report
 
+from jobs.audit.report.audit_data import read_audited
+from jobs.audit.report.class_page import Figure, Made
+from jobs.audit.report.overview_page import overview
 from jobs.html.components import Tile, figure, render
 from jobs.html.sprite_sheet import LARGE, SMALL, Sheets
-from jobs.report.audited import read_audited
-from jobs.report.class_page import Figure, Made
-from jobs.report.overview import overview
 from jobs.store.store_reader import open_store
 from jobs.util.formatting import shown
 

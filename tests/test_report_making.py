@@ -15,10 +15,10 @@ from audits import write_audit
 from reports import ARRAY, Page, Recorder, pages, report
 from rich.console import Console
 
-from jobs.audit.results import AUDIT_JSON, CLASSES, CLUSTERS, ROWS, folder
+from jobs.audit.audit_schema import AUDIT_JSON, CLASSES, CLUSTERS, ROWS, folder
+from jobs.audit.report.audit_data import read_audited
+from jobs.audit.report.build_report import make_report
 from jobs.html.map_pictures import RowArtist
-from jobs.report.audited import read_audited
-from jobs.report.make import make_report
 from jobs.store.store_reader import open_store
 from saliency_core.errors import Refused
 from saliency_core.map_measures import MEASURES
@@ -39,7 +39,7 @@ def test_without_findings_it_says_so_and_what_was_looked_for(store: Path) -> Non
 
 
 def test_many_findings_are_named_after_the_first(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.report.overview.MOST_FINDINGS", 2)
+    monkeypatch.setattr("jobs.audit.report.overview_page.MOST_FINDINGS", 2)
     page = Page(report(store, alarms=5) / "index.html")
     assert len(page.all("article")) == 2 and "And 3 more" in page.text
 

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from reports import Recorder
 
+from jobs.audit.report.scatter import MOST, scatter
 from jobs.html.components import figure
 from jobs.html.map_pictures import mean_picture
 from jobs.html.site import Site
 from jobs.html.sprite_sheet import ACROSS, Sheets
-from jobs.report.scatter import MOST, scatter
 from jobs.util.formatting import shown
 
 

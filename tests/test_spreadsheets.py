@@ -13,7 +13,7 @@ from exports import run
 from helpers import picture, write
 
 import jobs
-from jobs.audit.objects import ObjectsOf
+from jobs.audit.object_masks import ObjectsOf
 from jobs.store.store_reader import open_store
 from jobs.util.csv_escaping import SafeWriter, neutral, plain
 from saliency_core.model.preprocessing import Geometry

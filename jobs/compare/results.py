@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from jobs.audit.results import small_map_type
+from jobs.audit.audit_schema import small_map_type
 
 COMPARE_JSON = "compare.json"
 ROWS, CLASSES = "rows.parquet", "classes.parquet"

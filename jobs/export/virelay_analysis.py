@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from jobs.audit.results import ROWS, read_audit
+from jobs.audit.audit_schema import ROWS, read_audit
 from jobs.store.index import OK
 from jobs.store.run_record import ArraySpec
 from jobs.store.store_reader import Store

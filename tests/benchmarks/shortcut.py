@@ -24,9 +24,9 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from shortcut_cases import METHODS, Case, Seen, see  # noqa: E402
 
-from jobs.audit.examine import examine  # noqa: E402
-from jobs.audit.groups import Background, Group  # noqa: E402
-from jobs.audit.results import ON_OBJECT  # noqa: E402
+from jobs.audit.audit_schema import ON_OBJECT  # noqa: E402
+from jobs.audit.class_examination import examine  # noqa: E402
+from jobs.audit.group_types import Background, Group  # noqa: E402
 
 USED = 0.1  # share of the other classes' images that are fooled: the model uses the mark
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jobs.audit.words import corner_in_words
+from jobs.audit.audit_finding_text import corner_in_words
+from jobs.audit.report.audit_data import Line
 from jobs.html.components import Compared, Kind, figure
-from jobs.report.audited import Line
 from saliency_core.map_measures import CORNERS
 
 Labelled = tuple[tuple[str, str, Kind], ...]  # label, column, kind

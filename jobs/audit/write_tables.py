@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 
-from jobs.audit.classes import ExaminedClass
-from jobs.audit.results import CLASSES, CLUSTERS, ROWS, class_schema, cluster_schema, folder, row_schema
-from jobs.audit.unit_parts import FACTS, FIGURES, integers, read_units
+from jobs.audit.audit_schema import CLASSES, CLUSTERS, ROWS, class_schema, cluster_schema, folder, row_schema
+from jobs.audit.examine_stage import ExaminedClass
+from jobs.audit.unit_measures import FACTS, FIGURES, integers, read_units
 from jobs.storage.object_store import put
 from jobs.storage.parquet import HashingSink, parquet_bytes
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cholesky, solve_triangular
 from scipy.special import betainc
 
-from jobs.audit.groups import Background
+from jobs.audit.group_types import Background
 from saliency_core.map_measures import Floats
 
 ALARM = 1.0

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from jobs.audit.results import CLASSES, CLUSTERS, ROWS, Audit, read_audit
+from jobs.audit.audit_schema import CLASSES, CLUSTERS, ROWS, Audit, read_audit
 from jobs.store.store_reader import Store
 from saliency_core.errors import Refused
 from saliency_core.map_measures import density

@@ -17,7 +17,7 @@ from sklearn.cluster import SpectralClustering
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
-from jobs.audit.groups import Integers
+from jobs.audit.group_types import Integers
 from saliency_core.map_measures import Floats, shrink
 
 LANDMARKS = 500  # rows of a class that the graph is made of; the others follow their nearest

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.audit.results import ON_OBJECT
-from jobs.audit.words import corner_in_words
+from jobs.audit.audit_finding_text import corner_in_words
+from jobs.audit.audit_schema import ON_OBJECT
+from jobs.audit.report.audit_data import Audited, Line
+from jobs.audit.report.class_page import Made
+from jobs.audit.report.comparison_table import MEDIAN, compared
 from jobs.html.class_names import Names
 from jobs.html.components import Column, Compared, Link, Table, Tile, Value, figure
 from jobs.html.map_pictures import mean_picture
 from jobs.html.sprite_sheet import Sheets
-from jobs.report.audited import Audited, Line
-from jobs.report.class_page import Made
-from jobs.report.figures import MEDIAN, compared
 from jobs.store.index import OK, PARTIAL, QUARANTINED
 from jobs.store.run_record import Run
 from jobs.util.formatting import duration

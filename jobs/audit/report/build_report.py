@@ -12,15 +12,15 @@ from time import monotonic
 import pyarrow as pa
 from rich.console import Console
 
-from jobs.audit.results import Audit
+from jobs.audit.audit_schema import Audit
+from jobs.audit.report.audit_data import Audited, Line, read_audited
+from jobs.audit.report.class_page import ClassPages, Made, Task, shown_rows
+from jobs.audit.report.overview_page import overview
 from jobs.explain.progress import PLAIN_EVERY
 from jobs.html.class_names import Names
 from jobs.html.components import Link
 from jobs.html.site import Site
 from jobs.html.sprite_sheet import LARGE, SMALL, Sheets
-from jobs.report.audited import Audited, Line, read_audited
-from jobs.report.class_page import ClassPages, Made, Task, shown_rows
-from jobs.report.overview import overview
 from jobs.store.store_reader import Store, open_store
 from jobs.util.console import say
 from jobs.util.formatting import duration

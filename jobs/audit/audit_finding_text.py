@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jobs.audit.suspicion import Suspicion
+from jobs.audit.shortcut_detection import Suspicion
 from saliency_core.map_measures import CORNERS
 
 APART = 0.05  # a difference of shares that is worth a word

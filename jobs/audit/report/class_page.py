@@ -10,15 +10,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
-from jobs.audit.results import Audit
+from jobs.audit.audit_schema import Audit
+from jobs.audit.report.audit_data import Line
+from jobs.audit.report.comparison_table import MEDIAN, compared
+from jobs.audit.report.scatter import scatter
 from jobs.html.class_names import Names
 from jobs.html.components import Compared, Link, Tile, isolated
 from jobs.html.map_pictures import RowArtist, RowPicture, difference_picture, mean_picture
 from jobs.html.site import Site
 from jobs.html.sprite_sheet import Sheets
-from jobs.report.audited import Line
-from jobs.report.figures import MEDIAN, compared
-from jobs.report.scatter import scatter
 from jobs.store.store_reader import open_store
 
 KINDS = ("typical", "atypical", "wrong")

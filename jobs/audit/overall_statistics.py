@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from obstore.store import ObjectStore
 
-from jobs.audit.results import Figures
-from jobs.audit.unit_parts import FIGURES, floats, read_units, small_maps
+from jobs.audit.audit_schema import Figures
+from jobs.audit.unit_measures import FIGURES, floats, read_units, small_maps
 from saliency_core.map_measures import Floats
 
 _MEANS = {"accuracy": "correct", "confidence": "probability", **{name: name for name in FIGURES}}

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from obstore.store import ObjectStore
 
-from jobs.audit.results import ON_OBJECT, folder
+from jobs.audit.audit_schema import ON_OBJECT, folder
 from jobs.storage.object_store import read_object
 from jobs.storage.parquet import UNREADABLE, parquet_bytes, parquet_table
 from jobs.util.lookahead import map_ahead

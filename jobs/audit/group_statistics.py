@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.audit.groups import Group
-from jobs.audit.results import ON_OBJECT
+from jobs.audit.audit_schema import ON_OBJECT
+from jobs.audit.group_types import Group
 from saliency_core.map_measures import MEASURES, Floats
 
 

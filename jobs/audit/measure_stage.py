@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.audit.objects import ObjectsOf, on_objects
-from jobs.audit.unit_parts import FACTS, encode, made_from, part_key
+from jobs.audit.object_masks import ObjectsOf, on_objects
+from jobs.audit.unit_measures import FACTS, encode, made_from, part_key
 from jobs.storage.object_store import open_output, put, read_object
 from jobs.store.index import OK, load_part, stored_part
 from jobs.store.run_record import Run

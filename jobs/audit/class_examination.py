@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from jobs.audit.figures import figures
-from jobs.audit.groups import Background, Examined, Group, Integers
-from jobs.audit.spectral import NONE, by_size, split
-from jobs.audit.suspicion import Suspicion, suspect
-from jobs.audit.words import differences, finding
+from jobs.audit.audit_finding_text import differences, finding
+from jobs.audit.group_statistics import figures
+from jobs.audit.group_types import Background, Examined, Group, Integers
+from jobs.audit.shortcut_detection import Suspicion, suspect
+from jobs.audit.spectral_clustering import NONE, by_size, split
 from saliency_core.map_measures import Floats
 
 TYPICAL, WRONG, EXAMPLES = 8, 12, 8

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.audit.examine import examine
-from jobs.audit.groups import Background, Examined, Group
-from jobs.audit.unit_parts import FACTS, FIGURES, floats, integers, read_units, small_maps
+from jobs.audit.class_examination import examine
+from jobs.audit.group_types import Background, Examined, Group
+from jobs.audit.unit_measures import FACTS, FIGURES, floats, integers, read_units, small_maps
 from jobs.storage.object_store import open_output
 from jobs.store.open import open_run
 from saliency_core.map_measures import Floats

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from obstore.store import ObjectStore
 from rich.console import Console
 
-from jobs.audit import tables
-from jobs.audit.classes import GROUP_BYTES, Classes, Examine, ExaminedClass
-from jobs.audit.measure import Measure
-from jobs.audit.objects import ObjectsOf
-from jobs.audit.overall import overall
-from jobs.audit.results import AUDIT_JSON, Audit, folder
-from jobs.audit.unit_parts import integers, made_from, part_key, read_units
+from jobs.audit import write_tables
+from jobs.audit.audit_schema import AUDIT_JSON, Audit, folder
+from jobs.audit.examine_stage import GROUP_BYTES, Classes, Examine, ExaminedClass
+from jobs.audit.measure_stage import Measure
+from jobs.audit.object_masks import ObjectsOf
+from jobs.audit.overall_statistics import overall
+from jobs.audit.unit_measures import integers, made_from, part_key, read_units
 from jobs.config.explain_config import make_config
 from jobs.runners.engine import Engine, starting_engine
 from jobs.runners.stage import Stage
@@ -81,7 +81,7 @@ def audit(
     started = monotonic()
     with suppress(FileNotFoundError):  # tables of two audits must not pass for one
         delete(store, f"{folder(array)}/{AUDIT_JSON}")
-    lines = tables.put_tables(store, array, units, found, cells)
+    lines = write_tables.put_tables(store, array, units, found, cells)
     together = overall(store, array, units, cells)
     seconds["write"] = monotonic() - started
     spec = open_store(out).arrays[array]
@@ -97,7 +97,7 @@ def audit(
         known = sum(len(part) - part["inside"].null_count for part in read_units(store, array, units, ["inside"]))
         say(console, f"{known:,} of {mapped:,} maps have an object in sight (--objects; matched by sample_id)")
     if report:
-        from jobs.report.make import make_report  # with it comes what draws
+        from jobs.audit.report.build_report import make_report  # with it comes what draws
 
         started = monotonic()
         say(console, f"report: {make_report(out, array, console)}")
