@@ -308,7 +308,7 @@ def compare(
     allow_quarantined: AllowQuarantined = False,
 ) -> int:
     """Compare two models, methods or releases: whose class changed, whose maps moved, and where to."""
-    from jobs.compare import compare as comparison
+    from jobs.compare import compare_command as comparison
 
     return comparison.compare(
         a,

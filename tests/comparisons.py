@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from conftest import said
 
-from jobs.compare.compare import compare
-from jobs.compare.results import COMPARE_JSON, Comparison
+from jobs.compare.compare_command import compare
+from jobs.compare.compare_schema import COMPARE_JSON, Comparison
 
 GRADIENT = "predicted/gradient"
 SAME = {"unit_size": 8, "batch_size": 4}

@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from jobs.audit.audit_command import audit
-from jobs.compare.compare import compare
+from jobs.compare.compare_command import compare
 from jobs.explain.retry import retry
 from jobs.export.run import export
 from jobs.store.open import existing_run

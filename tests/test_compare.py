@@ -17,8 +17,8 @@ from comparisons import GRADIENT, SAME, compared, found, rows_of, tables
 from conftest import run_inline
 from scipy.stats import spearmanr
 
-from jobs.compare.findings import percent
-from jobs.compare.results import COMPARE_JSON, FIGURES
+from jobs.compare.compare_schema import COMPARE_JSON, FIGURES
+from jobs.compare.comparison_finding_text import percent
 from jobs.store.index import DamagedError
 from jobs.store.store_reader import open_store
 from jobs.util.job_errors import Stopped

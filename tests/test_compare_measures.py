@@ -11,9 +11,9 @@ from comparisons import SAME, compared, found, rows_of
 from conftest import run_inline
 from scipy.stats import spearmanr
 
-from jobs.compare.common import CommonPart
-from jobs.compare.likeness import centres, distance, overlap, rank_correlation
-from jobs.compare.places import direction, in_words
+from jobs.compare.common_grid import CommonPart
+from jobs.compare.location_text import direction, in_words
+from jobs.compare.similarity import centres, distance, overlap, rank_correlation
 from saliency_core.model.preprocessing import Preprocessing
 
 # -- measures ------------------------------------------------------------------------------------------------

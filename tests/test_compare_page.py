@@ -13,11 +13,11 @@ from browser import Visit, chromium
 from conftest import run_inline, said
 from reports import NAMES, Page, pages
 
-from jobs.compare import page as module
-from jobs.compare.compare import compare
-from jobs.compare.page import FINDINGS
-from jobs.compare.pictures import mean_tiles
-from jobs.compare.results import COMPARE_JSON, Comparison
+from jobs.compare import comparison_report as module
+from jobs.compare.compare_command import compare
+from jobs.compare.compare_schema import COMPARE_JSON, Comparison
+from jobs.compare.comparison_pictures import mean_tiles
+from jobs.compare.comparison_report import FINDINGS
 from jobs.html.sprite_sheet import Sheets
 
 ARRAY = "label/gradient"

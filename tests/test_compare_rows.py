@@ -14,8 +14,8 @@ from conftest import run_inline
 from PIL import Image
 from rich.console import Console
 
-from jobs.compare.pairs import Side
-from jobs.compare.results import FIGURES
+from jobs.compare.compare_schema import FIGURES
+from jobs.compare.row_matching import Side
 from jobs.explain.retry import retry
 from jobs.store.store_reader import open_store
 from saliency_core.errors import Refused

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from jobs.audit.audit_command import audit
 from jobs.classes.classes_command import visualise
-from jobs.compare.compare import compare
+from jobs.compare.compare_command import compare
 from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import read_config
 from jobs.storage.object_store import delete, open_output, put
@@ -105,7 +105,7 @@ def test_no_write_makes_a_directory_again(finished: Path, tmp_path: Path) -> Non
 
 
 def test_comparison_stops_too(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jobs.compare import compare as comparing
+    from jobs.compare import compare_command as comparing
 
     real = comparing.pair_units
 

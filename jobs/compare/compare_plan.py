@@ -8,10 +8,10 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 
-from jobs.compare.common import CommonPart
-from jobs.compare.pairs import Ledger, Side
-from jobs.compare.results import COMPARE_JSON, Comparison
-from jobs.compare.stages import PairUnit
+from jobs.compare.common_grid import CommonPart
+from jobs.compare.compare_schema import COMPARE_JSON, Comparison
+from jobs.compare.compare_stages import PairUnit
+from jobs.compare.row_matching import Ledger, Side
 from jobs.storage.files import is_remote, local_path
 from jobs.storage.object_store import list_keys, open_output, put, read_object
 from jobs.store.fingerprint import differing

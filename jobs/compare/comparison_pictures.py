@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from jobs.compare.findings import percent
-from jobs.compare.pairs import Side
-from jobs.compare.results import Comparison
+from jobs.compare.compare_schema import Comparison
+from jobs.compare.comparison_finding_text import percent
+from jobs.compare.row_matching import Side
 from jobs.html.components import Tile
 from jobs.html.map_pictures import IMAGE, RowArtist, difference_picture, mean_picture
 from jobs.html.sprite_sheet import Sheets

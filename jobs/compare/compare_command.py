@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
 
-from jobs.compare.findings import class_finding, summary
-from jobs.compare.gather import Gathered, gather
-from jobs.compare.page import ReportPages
-from jobs.compare.pairs import WITHOUT_MAP, make_ledger
-from jobs.compare.plan import choose_sides, claim, make_plan, pair_units
-from jobs.compare.results import CLASSES, COMPARE_JSON, COMPARED, ROWS, Comparison, part_key, sums_key
-from jobs.compare.stages import PairUnit, compare_stages, read_units
+from jobs.compare.aggregate import Gathered, gather
+from jobs.compare.compare_plan import choose_sides, claim, make_plan, pair_units
+from jobs.compare.compare_schema import CLASSES, COMPARE_JSON, COMPARED, ROWS, Comparison, part_key, sums_key
+from jobs.compare.compare_stages import PairUnit, compare_stages, read_units
+from jobs.compare.comparison_finding_text import class_finding, summary
+from jobs.compare.comparison_report import ReportPages
+from jobs.compare.row_matching import WITHOUT_MAP, make_ledger
 from jobs.config.job_config import JobConfig, full_path
 from jobs.explain.progress import PLAIN_EVERY
 from jobs.runners.engine import starting_engine

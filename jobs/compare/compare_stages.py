@@ -12,9 +12,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from obstore.store import ObjectStore
 
-from jobs.compare.common import CommonPart
-from jobs.compare.likeness import centres, distance, overlap, rank_correlation, relevance
-from jobs.compare.results import CENTRES, COMPARE_JSON, FIGURE_SCHEMA, Comparison, part_key, sums_key
+from jobs.compare.common_grid import CommonPart
+from jobs.compare.compare_schema import CENTRES, COMPARE_JSON, FIGURE_SCHEMA, Comparison, part_key, sums_key
+from jobs.compare.similarity import centres, distance, overlap, rank_correlation, relevance
 from jobs.runners.stage import Stage
 from jobs.storage.object_store import open_output, put, read_object
 from jobs.storage.parquet import UNREADABLE, parquet_bytes, parquet_table

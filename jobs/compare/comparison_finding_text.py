@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.compare.gather import FEW, Gathered, accuracies
-from jobs.compare.places import in_words
-from jobs.compare.results import COMPARED
+from jobs.compare.aggregate import FEW, Gathered, accuracies
+from jobs.compare.compare_schema import COMPARED
+from jobs.compare.location_text import in_words
 
 ROUNDING = 1e-5  # maps whose figures are so near to those of equal ones have not moved
 LONGEST = 60  # characters of a class' name within a sentence

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from jobs.compare.results import COMPARED, ROW_SCHEMA
+from jobs.compare.compare_schema import COMPARED, ROW_SCHEMA
 from jobs.store.index import OK, QUARANTINED
 from jobs.store.run_record import ArraySpec
 from jobs.store.store_reader import Store

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.compare.likeness import Doubles
-from jobs.compare.pairs import Ledger, in_words
-from jobs.compare.places import direction
-from jobs.compare.results import CHANGES, COMPARED, FIGURE_SCHEMA, FIGURES, ROW_SCHEMA, class_schema
+from jobs.compare.compare_schema import CHANGES, COMPARED, FIGURE_SCHEMA, FIGURES, ROW_SCHEMA, class_schema
+from jobs.compare.location_text import direction
+from jobs.compare.row_matching import Ledger, in_words
+from jobs.compare.similarity import Doubles
 from jobs.store.index import OK
 
 MOST_ROWS = 12  # of a class, that are named

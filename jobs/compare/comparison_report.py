@@ -8,11 +8,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.compare.findings import class_finding, percent, unmoved
-from jobs.compare.gather import FEW, Gathered
-from jobs.compare.pairs import Side
-from jobs.compare.pictures import Line, PairArtist, PairFigure, mean_tiles
-from jobs.compare.results import Comparison
+from jobs.compare.aggregate import FEW, Gathered
+from jobs.compare.compare_schema import Comparison
+from jobs.compare.comparison_finding_text import class_finding, percent, unmoved
+from jobs.compare.comparison_pictures import Line, PairArtist, PairFigure, mean_tiles
+from jobs.compare.row_matching import Side
 from jobs.html.class_names import Names
 from jobs.html.components import Column, Compared, Link, Table, Tile, Value, figure
 from jobs.html.site import Site
