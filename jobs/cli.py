@@ -347,7 +347,7 @@ def export(
     allow_quarantined: AllowQuarantined = False,
 ) -> int:
     """Hand rows of a store over to other tools. Goes on by itself where it was stopped."""
-    from jobs.export import run
+    from jobs.export import export_command as run
     from jobs.store.row_selection import row_numbers
     from saliency_core.visualization.map_style import Look
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from jobs.audit.audit_schema import AUDIT_JSON, ROWS, Audit, row_schema
 from jobs.audit.audit_schema import folder as audit_folder
-from jobs.export.run import export
+from jobs.export.export_command import export
 from jobs.store.store_reader import open_store
 
 GRADIENT, INPUT_X = "predicted/gradient", "predicted/input_x_gradient"

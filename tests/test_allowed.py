@@ -14,7 +14,7 @@ from rich.console import Console
 from jobs.audit.audit_command import audit
 from jobs.compare.compare_command import compare
 from jobs.explain.retry import retry
-from jobs.export.run import export
+from jobs.export.export_command import export
 from jobs.store.open import existing_run
 from jobs.util.exit_codes import DONE, IMPERFECT
 

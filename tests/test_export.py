@@ -22,8 +22,8 @@ from rich.console import Console
 
 from jobs.cli import app
 from jobs.export import selection
-from jobs.export.folder import Commit, Folder
-from jobs.export.run import TO
+from jobs.export.export_command import TO
+from jobs.export.output_directory import Commit, Folder
 from jobs.store.store_reader import Store, open_store
 from saliency_core.errors import Refused
 from saliency_core.visualization.map_style import Look

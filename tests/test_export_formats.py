@@ -19,8 +19,8 @@ from exports import BROKEN, GRADIENT, INPUT_X, lacking, run, samples
 from factories import tiny
 from PIL import Image
 
-from jobs.export.names import name_of
-from jobs.export.run import TO
+from jobs.export.export_command import TO
+from jobs.export.safe_names import name_of
 from jobs.store.store_reader import Store, open_store
 from saliency_core.errors import Refused
 from saliency_core.visualization.map_style import Look, draw_map

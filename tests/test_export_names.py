@@ -15,8 +15,8 @@ from conftest import run_inline
 from exports import GRADIENT, run, samples
 from PIL import Image
 
-from jobs.export.names import key_of, name_of
-from jobs.export.run import TO
+from jobs.export.export_command import TO
+from jobs.export.safe_names import key_of, name_of
 from jobs.store.store_reader import Store
 
 HOSTILE = (

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.export.folder import Folder, LeftOut
-from jobs.export.format import Format, lacking, left_out
-from jobs.export.names import key_of, name_of
+from jobs.export.export_format import Format, lacking, left_out
+from jobs.export.output_directory import Folder, LeftOut
+from jobs.export.safe_names import key_of, name_of
 from jobs.export.selection import Selection, why_not
 from jobs.inputs.rejected import Rejected
 from jobs.store.run_record import ArraySpec

@@ -9,10 +9,10 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from jobs.export.folder import Folder, LeftOut
-from jobs.export.format import Format, lacking
-from jobs.export.inputs import Inputs
-from jobs.export.names import name_of
+from jobs.export.export_format import Format, lacking
+from jobs.export.model_inputs import Inputs
+from jobs.export.output_directory import Folder, LeftOut
+from jobs.export.safe_names import name_of
 from jobs.export.selection import Batch, Selection, why_not
 from jobs.store.index import OK
 from jobs.store.run_record import ArraySpec

@@ -21,11 +21,11 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from jobs.export.folder import LEFT_OUT, Folder, LeftOut
-from jobs.export.format import Format, lacking
+from jobs.export.export_format import Format, lacking
 from jobs.export.hdf5 import append, joined, point_at
-from jobs.export.inputs import Inputs
-from jobs.export.names import name_of
+from jobs.export.model_inputs import Inputs
+from jobs.export.output_directory import LEFT_OUT, Folder, LeftOut
+from jobs.export.safe_names import name_of
 from jobs.export.selection import Batch, Selection, why_not
 from jobs.export.virelay_analysis import fresh_audit, write_analysis
 from jobs.store.run_record import ArraySpec

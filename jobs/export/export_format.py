@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.export.folder import WHOLE, Folder, LeftOut
+from jobs.export.output_directory import WHOLE, Folder, LeftOut
 from jobs.export.selection import Selection
 
 

@@ -12,8 +12,8 @@ from typing import Any
 from rich.console import Console
 
 from jobs.explain.progress import Display
-from jobs.export.folder import LEFT_OUT, WHOLE, Commit, Folder
-from jobs.export.format import Format
+from jobs.export.export_format import Format
+from jobs.export.output_directory import LEFT_OUT, WHOLE, Commit, Folder
 from jobs.export.selection import Selection, select
 from jobs.storage.files import is_remote, local_path
 from jobs.store.open import refuse_inside
