@@ -386,6 +386,6 @@ def demo(
     """Make images with a planted artefact, train a small model, explain, verify, show a picture, audit, report."""
     # Training threads that wait by spinning crawl where cores are shared (6 times as slow). Torch reads this once.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from jobs import demo as shown
+    from jobs.demo import demo_command as shown
 
     return shown.demo(directory, console, runner=runner)

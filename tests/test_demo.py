@@ -9,7 +9,7 @@ from subprocess import CompletedProcess
 import pytest
 from reports import Page
 
-from jobs.demo_data import CLASSES, MARKED
+from jobs.demo.demo_images import CLASSES, MARKED
 
 
 @pytest.mark.slow

@@ -14,8 +14,8 @@ import torch
 from helpers import extracted
 from PIL import Image
 
-from jobs.demo_data import CLASSES, MARKED, DemoImage, make_images, stamp, write_shards
-from jobs.demo_model import PREPROCESSING, TRAIN_IMAGES, make, predict, prepare, train
+from jobs.demo.demo_images import CLASSES, MARKED, DemoImage, make_images, stamp, write_shards
+from jobs.demo.demo_model import PREPROCESSING, TRAIN_IMAGES, make, predict, prepare, train
 from jobs.inputs.decode_image import Decoded, decode
 from jobs.inputs.rejected import Rejected
 from jobs.inputs.sources import Entry, list_entries, open_sources
@@ -127,7 +127,7 @@ def test_shards_have_the_same_bytes_and_are_left_alone_the_second_time(tmp_path:
 
 
 def test_making_the_data_needs_no_torch() -> None:
-    code = "import sys, jobs.demo_data; sys.exit('torch' in sys.modules)"
+    code = "import sys, jobs.demo.demo_images; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -24,8 +24,8 @@ from PIL import Image
 from jobs.cli import app
 from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import Config, read_config
-from jobs.demo_data import CLASSES, make_images, write_shards
-from jobs.demo_model import make
+from jobs.demo.demo_images import CLASSES, make_images, write_shards
+from jobs.demo.demo_model import make
 from jobs.explain.explain_command import explain
 from jobs.inspect.list_methods import methods
 from jobs.util.exit_codes import IMPERFECT

@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from jobs.demo_data import CLASSES, make_images
-from jobs.demo_model import PREPROCESSING
+from jobs.demo.demo_images import CLASSES, make_images
+from jobs.demo.demo_model import PREPROCESSING
 from saliency_core import Explainer, Model
 from saliency_core.map_measures import MEASURES, measure, shares, shrink
 

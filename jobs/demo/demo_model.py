@@ -1,6 +1,6 @@
 """The demo's classifier: a small CNN, and how it learns within seconds on two cores.
 
-`python:jobs.demo_model:make` is its model spec.
+`python:jobs.demo.demo_model:make` is its model spec.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from jobs.demo_data import CLASSES, DemoImage
+from jobs.demo.demo_images import CLASSES, DemoImage
 from saliency_core.model.preprocessing import Preprocessing
 
 # Squeezed, not cropped: the mark is in a corner.

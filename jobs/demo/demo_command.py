@@ -15,7 +15,7 @@ from jobs.audit.audit_command import audit
 from jobs.audit.audit_schema import CLASSES as CLASSES_PARQUET
 from jobs.audit.audit_schema import folder
 from jobs.config.explain_config import make_config
-from jobs.demo_data import CLASSES, MARKED, make_images, write_shards
+from jobs.demo.demo_images import CLASSES, MARKED, make_images, write_shards
 from jobs.explain.explain_command import explain
 from jobs.inspect.show import show
 from jobs.store.index import OK, QUARANTINED
@@ -45,7 +45,7 @@ def demo(directory: Path, console: Console, *, runner: str) -> int:
         make_config(
             {
                 "images": str(images / "*.tar"),
-                "model": "python:jobs.demo_model:make",
+                "model": "python:jobs.demo.demo_model:make",
                 "weights": str(directory / "model.pt"),
                 "class_names": str(images / "classes.txt"),
                 "resize": "96x96",
@@ -87,7 +87,7 @@ def _refuse_foreign(directory: Path) -> None:
 def _train(weights: Path) -> float:
     import torch  # it takes seconds, and the images need none of it
 
-    from jobs.demo_model import TRAIN_IMAGES, make, prepare, train
+    from jobs.demo.demo_model import TRAIN_IMAGES, make, prepare, train
 
     model = make()
     accuracy = train(model, *prepare(make_images(seed=TRAIN_SEED, n=TRAIN_IMAGES)), seed=0)

@@ -1,0 +1,1 @@
+"""``saliency demo``: images with a planted artefact, and a model that falls for it."""
