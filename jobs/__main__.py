@@ -8,7 +8,7 @@ from jobs.util.exit_codes import REFUSED
 from jobs.util.hidden_modules import hidden_module
 
 try:
-    from jobs.cli import main
+    from jobs.cli.app import main
 except Exception as error:
     why = hidden_module(error)
     if why is None:

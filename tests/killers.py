@@ -58,9 +58,9 @@ def decode_stage(out: str) -> Callable[[Any], Any]:
 
 def explain(*arguments: str) -> None:
     """The program, with this decoding in whichever process its stages run."""
-    from jobs import cli
+    from jobs.cli import app
     from jobs.explain import explain_stages
 
     explain_stages._decode = decode_stage
     sys.argv[1:] = ["explain", *arguments]
-    cli.main()
+    app.main()

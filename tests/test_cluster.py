@@ -13,7 +13,7 @@ import yaml
 from conftest import TINY, flags
 from documents import block, read_document
 
-from jobs.cli import app
+from jobs.cli.app import app
 from jobs.config.explain_config import make_config
 from jobs.runners.cluster import refuse_unreachable, refuse_unshared
 from jobs.runners.engine import Engine

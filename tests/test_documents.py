@@ -21,7 +21,7 @@ from conftest import said
 from documents import README, ROOT, Block, all_blocks, block, blocks, documents, read_document
 from PIL import Image
 
-from jobs.cli import app
+from jobs.cli.app import app
 from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import Config, read_config
 from jobs.demo.demo_images import CLASSES, make_images, write_shards

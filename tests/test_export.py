@@ -20,7 +20,7 @@ from conftest import TESTS, run_inline
 from exports import BROKEN, GRADIENT, INPUT_X, files, lacking, run, samples
 from rich.console import Console
 
-from jobs.cli import app
+from jobs.cli.app import app
 from jobs.export import selection
 from jobs.export.export_command import TO
 from jobs.export.output_directory import Commit, Folder

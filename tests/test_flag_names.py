@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 
-from jobs import cli
+from jobs.cli import app
 from jobs.config.flag_names import in_flags, plan_notes
 from jobs.util.exit_codes import REFUSED
 
@@ -43,7 +43,7 @@ def test_a_refusal_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     keys = {**TINY, "images": str(tmp_path / "in"), "out": str(tmp_path / "out"), "num_classes": 3}
     flags = [part for key, value in keys.items() for part in (f"--{key.replace('_', '-')}", str(value))]
     with pytest.raises(SystemExit) as ended:
-        cli.app(["explain", *flags])
+        app.app(["explain", *flags])
     assert ended.value.code == REFUSED
     told = " ".join(capsys.readouterr().err.split())
     assert "--num-classes 3 has no effect" in told and "`" not in told

@@ -56,7 +56,7 @@ for name in ("model.model_loading", "visualization.colormap", "model.weights", "
 @pytest.mark.parametrize(
     "module",
     [
-        "jobs.cli",
+        "jobs.cli.app",
         "jobs.config.explain_config",
         "jobs.explain.decode_stage",
         "jobs.explain.write_stage",

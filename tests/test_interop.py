@@ -16,7 +16,7 @@ import zarr
 from conftest import run_inline
 from documents import blocks
 
-from jobs.cli import app
+from jobs.cli.app import app
 from jobs.store.store_reader import open_store
 
 # xarray cannot know whether somebody consolidated the metadata, and says so; nothing here does.

@@ -10,7 +10,7 @@ import pytest
 from conftest import run_inline, said
 from relisted import MADE, picture
 
-from jobs.cli import _exit_code
+from jobs.cli.app import _exit_code
 from jobs.config.job_config import full_path
 from jobs.explain.retry import retry
 from jobs.inputs.fetch import fetch

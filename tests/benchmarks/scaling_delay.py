@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from jobs import cli
+from jobs.cli import app
 from jobs.explain import explain_stages
 from jobs.explain.explain_stage import Asked, Explain, Found
 from jobs.store.open import open_run
@@ -38,4 +38,4 @@ if __name__ == "__main__":
     import scaling_delay  # as the replicas know it
 
     explain_stages._explain = scaling_delay.explain
-    cli.main()
+    app.main()
