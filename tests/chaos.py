@@ -29,9 +29,10 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from conftest import content, flags
 from PIL import Image
-from processes import kill_all, parts, start
+
+from tests.conftest import content, flags
+from tests.support.processes import kill_all, parts, start
 
 FATAL = ("everything", "driver", "raylet", "gcs", "agent")
 KINDS = (*FATAL, "replica", "reader", "writer", "idle worker", "decoder", "Ray Data's own")

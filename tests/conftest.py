@@ -17,11 +17,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import numpy as np
 import pytest
-import s3
 import torch
-from fault_proxy import FaultProxy, faulty
 from PIL import Image
-from processes import end_all
 from rich.console import Console
 
 from jobs.config.explain_config import make_config
@@ -29,8 +26,11 @@ from jobs.explain.explain_command import explain
 from jobs.storage.retrying import VARIABLE
 from jobs.store.store_reader import Store, open_store
 from jobs.util.exit_codes import IMPERFECT
+from tests.support.faults import s3
+from tests.support.faults.fault_proxy import FaultProxy, faulty
+from tests.support.paths import PYTHONPATH, TESTS
+from tests.support.processes import end_all
 
-TESTS = Path(__file__).parent
 SECRET = "SECRET-KEY-OF-TESTS"
 CLASSES = ("ant", "bee", "cat", "dog", "elk")
 TINY = {
@@ -164,7 +164,7 @@ def partial(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished store of images and classes with hostile names. Not to be changed, but for its report."""
-    import reports
+    from tests.support import reports
 
     root = tmp_path_factory.mktemp("hostile")
     return reports.make_store(reports.make_images(root / "images"), root / "store")
@@ -194,7 +194,7 @@ def saliency() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(
             [sys.executable, "-m", "jobs", *map(str, arguments)],
             capture_output=True, text=True, timeout=timeout, cwd=TESTS.parent,
-            env={**os.environ, "PYTHONPATH": str(TESTS), "COLUMNS": "200", **environment},
+            env={**os.environ, "PYTHONPATH": PYTHONPATH, "COLUMNS": "200", **environment},
         )  # fmt: skip
 
     return run

@@ -14,13 +14,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from captum.attr import LayerAttribution, LayerGradCam
-from references import built, gated, gradient, integrated, noisy_gradients, of_class, out_of_place
-from subjects import GEOMETRY, distance, network, own, photographs
 from torch import Tensor, nn
 from torchvision import models
 
 from saliency_core import Explainer
 from saliency_core.methods.samplers import noise_for
+from tests.support.references import built, gated, gradient, integrated, noisy_gradients, of_class, out_of_place
+from tests.support.subjects import GEOMETRY, distance, network, own, photographs
 
 pytestmark = pytest.mark.filterwarnings("ignore:Setting backward hooks on ReLU activations")
 

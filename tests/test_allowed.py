@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import SAME, flags, run_inline
 from PIL import Image
 from rich.console import Console
 
@@ -17,6 +16,7 @@ from jobs.explain.retry import retry
 from jobs.export.export_command import export
 from jobs.store.open import existing_run
 from jobs.util.exit_codes import DONE, IMPERFECT
+from tests.conftest import SAME, flags, run_inline
 
 
 def quiet() -> Console:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import write, write_parquet
-from listings import PNG, listed
 
 from jobs.inputs.fetch import fetch
 from jobs.inputs.sources import SourceError
+from tests.support.input_files import write, write_parquet
+from tests.support.listed_inputs import PNG, listed
 
 BYTES, TEXT, NUMBER = pa.array([PNG]), pa.array(["a.png"]), pa.array([1])
 INSIDE = pa.array([{"bytes": PNG, "path": None}])

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from factories import tiny
-from subjects import SMALL, own
 from torch import Tensor, nn
 
 import saliency_core
 from saliency_core import Explainer, Model, Refused, decompose
+from tests.support.subjects import SMALL, own
 
 IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 

@@ -7,14 +7,14 @@ from contextlib import AbstractContextManager
 
 import pytest
 import torch
-from nets import LABELS, METHODS, images_of, net
-from subjects import own
 from torch import Tensor
 
 from saliency_core import Explainer, Model
 from saliency_core.autograd.precision import arithmetic
 from saliency_core.class_visualization.ascent import visualise_classes
 from saliency_core.class_visualization.ascent_recipe import Recipe
+from tests.support.method_nets import LABELS, METHODS, images_of, net
+from tests.support.subjects import own
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 AROUND: dict[str, Callable[[], AbstractContextManager[None]]] = {

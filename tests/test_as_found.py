@@ -8,13 +8,13 @@ from contextlib import contextmanager
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import LABELS, METHODS, Net, images_of, net
-from references import built
-from subjects import SMALL, own
 from torch import Tensor, nn
 from torch.overrides import _len_torch_function_stack
 
 from saliency_core import Explainer, Model, Refused
+from tests.support.method_nets import LABELS, METHODS, Net, images_of, net
+from tests.support.references import built
+from tests.support.subjects import SMALL, own
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,10 +10,6 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-import s3
-from audits import run
-from conftest import content, run_inline
-from damage import copied  # noqa: F401  the fixture ``store``
 from PIL import Image
 from rich.console import Console
 
@@ -36,6 +32,10 @@ from jobs.verify.verify_command import verify
 from saliency_core.errors import Refused
 from saliency_core.map_measures import MEASURES, shares, shrink
 from saliency_core.map_measures import measure as measured
+from tests.conftest import content, run_inline
+from tests.support.audited_stores import run
+from tests.support.damage import copied  # noqa: F401  the fixture ``store``
+from tests.support.faults import s3
 
 
 def test_tables_agree_with_the_store(store: Path) -> None:

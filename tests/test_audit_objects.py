@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from audits import run
-from conftest import run_inline
-from damage import copied  # noqa: F401  the fixture ``store``
 from PIL import Image
 
 from jobs.audit.audit_schema import ON_OBJECT, ROWS
 from jobs.store.store_reader import open_store
 from saliency_core.errors import Refused
 from saliency_core.map_measures import shares
+from tests.conftest import run_inline
+from tests.support.audited_stores import run
+from tests.support.damage import copied  # noqa: F401  the fixture ``store``
 
 
 def test_objects(store: Path, tmp_path: Path) -> None:

@@ -11,14 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import CLASSES, flags, run_inline
-from helpers import write_tar
 from numpy.typing import NDArray
 from PIL import Image
 
 from jobs.store.arrays import open_array
 from jobs.store.index import QUARANTINED
 from jobs.store.open import open_run
+from tests.conftest import CLASSES, flags, run_inline
+from tests.support.input_files import write_tar
 
 RNG = np.random.default_rng(5)
 

@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from references import built
-from subjects import own
 from torch import Tensor, nn
 from torchvision import models
 
@@ -21,6 +19,8 @@ from saliency_core.autograd.forward import Forward
 from saliency_core.autograd.onednn_blocked import Blocked, whole
 from saliency_core.errors import Told
 from saliency_core.replica.cpu.onednn_trial import runs_blocked
+from tests.support.references import built
+from tests.support.subjects import own
 
 pytestmark = pytest.mark.skipif(not torch._C._has_mkldnn, reason="torch without oneDNN")
 METHODS = [

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import TINY, content, run_inline
 
 from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import flag_of, make_config, read_config
@@ -17,6 +16,7 @@ from jobs.store.run_record import proven
 from saliency_core.errors import Refused
 from saliency_core.methods.registry import parse_method
 from saliency_core.targets.target_parsing import parse_targets
+from tests.conftest import TINY, content, run_inline
 
 HUGE = "9" * 5000
 WHOLE = {**TINY, "images": "a", "out": "b"}

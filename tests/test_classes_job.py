@@ -9,11 +9,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import s3
 import torch
 import xarray
 import yaml
-from conftest import CLASSES, TINY, said
 from factories import tiny
 from PIL import Image
 
@@ -28,6 +26,8 @@ from saliency_core.class_visualization.ascent_recipe import Recipe
 from saliency_core.errors import Refused
 from saliency_core.model.model_loading import Model
 from saliency_core.model.preprocessing import Preprocessing
+from tests.conftest import CLASSES, TINY, said
+from tests.support.faults import s3
 
 KEYS = {**TINY, "resize": "12x10", "steps": 4, "jitter": 1, "blur_every": 2, "batch_size": 2, "seed": 3}
 GEOMETRY = Preprocessing((12, 10), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)

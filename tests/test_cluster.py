@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import TINY, flags
-from documents import block, read_document
 
 from jobs.cli.app import app
 from jobs.config.explain_config import make_config
@@ -19,6 +17,8 @@ from jobs.runners.cluster import refuse_unreachable, refuse_unshared
 from jobs.runners.engine import Engine
 from jobs.runners.stage import Node
 from saliency_core.errors import Refused
+from tests.conftest import TINY, flags
+from tests.support.documents import block, read_document
 
 ROOT = Path(__file__).parent.parent
 

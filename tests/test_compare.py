@@ -13,8 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from comparisons import GRADIENT, SAME, compared, found, rows_of, tables
-from conftest import run_inline
 from scipy.stats import spearmanr
 
 from jobs.compare.compare_schema import COMPARE_JSON, FIGURES
@@ -23,6 +21,8 @@ from jobs.store.index import DamagedError
 from jobs.store.store_reader import open_store
 from jobs.util.job_errors import Stopped
 from saliency_core.errors import Refused
+from tests.conftest import run_inline
+from tests.support.comparisons import GRADIENT, SAME, compared, found, rows_of, tables
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from comparisons import SAME, compared, found, rows_of
-from conftest import run_inline
 from scipy.stats import spearmanr
 
 from jobs.compare.common_grid import CommonPart
 from jobs.compare.location_text import direction, in_words
 from jobs.compare.similarity import centres, distance, overlap, rank_correlation
 from saliency_core.model.preprocessing import Preprocessing
+from tests.conftest import run_inline
+from tests.support.comparisons import SAME, compared, found, rows_of
 
 # -- measures ------------------------------------------------------------------------------------------------
 

@@ -8,10 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import reports
-from browser import Visit, chromium
-from conftest import run_inline, said
-from reports import NAMES, Page, pages
 
 from jobs.compare import comparison_report as module
 from jobs.compare.compare_command import compare
@@ -19,6 +15,10 @@ from jobs.compare.compare_schema import COMPARE_JSON, Comparison
 from jobs.compare.comparison_pictures import mean_tiles
 from jobs.compare.comparison_report import FINDINGS
 from jobs.html.sprite_sheet import Sheets
+from tests.conftest import run_inline, said
+from tests.support import reports
+from tests.support.browser import Visit, chromium
+from tests.support.reports import NAMES, Page, pages
 
 ARRAY = "label/gradient"
 

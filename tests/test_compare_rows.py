@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from comparisons import GRADIENT, SAME, compared, found, rows_of
-from conftest import run_inline
 from PIL import Image
 from rich.console import Console
 
@@ -19,6 +17,8 @@ from jobs.compare.row_matching import Side
 from jobs.explain.retry import retry
 from jobs.store.store_reader import open_store
 from saliency_core.errors import Refused
+from tests.conftest import run_inline
+from tests.support.comparisons import GRADIENT, SAME, compared, found, rows_of
 
 
 def listed(tree: Path, path: Path, names: list[str]) -> Path:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TESTS, TINY, content, flags
 
 from jobs.config.explain_config import Config, flag_of, make_config
 from saliency_core.errors import Refused
+from tests.conftest import TESTS, TINY, content, flags
 
 WHOLE = {
     "images": ("a", "b/*.tar"),

@@ -6,11 +6,11 @@ import io
 import shutil
 from pathlib import Path
 
-from conftest import flags
 from PIL import Image
 from rich.console import Console
 
 from jobs.util.console import say
+from tests.conftest import flags
 
 EVIL = "\x1b[2J\x1b]0;owned\x07\r\u202efdp"
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import run_inline
 from torch import Tensor, nn
 from uncopied_nets import CAST, COPIED, UNCOPIED, ReadsBefore
 
@@ -18,6 +17,7 @@ from saliency_core import Explainer, Model, Preprocessing, Refused
 from saliency_core.class_visualization.ascent import visualise_classes
 from saliency_core.class_visualization.ascent_recipe import Recipe
 from saliency_core.model.inference_mode import put_in_eval_mode
+from tests.conftest import run_inline
 
 SMALL = Preprocessing((16, 16), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
 METHODS = ("all=gradient(reduction=none)", "guided_backprop", "fullgrad", "gradcam")

@@ -12,7 +12,6 @@ import torch
 from captum.attr import InputXGradient as CaptumInputXGradient
 from captum.attr import Saliency
 from factories import overflows, several, tiny
-from subjects import GEOMETRY, SMALL, distance, network, own, photographs
 from torch import Tensor, nn
 from torchvision import models
 
@@ -25,6 +24,7 @@ from saliency_core.methods.reductions import REDUCTIONS
 from saliency_core.methods.registry import REGISTRY, Entry, Signal, parse_method
 from saliency_core.methods.samplers import Batch, Sample, Sampler
 from saliency_core.precision_agreement import agreement, rank_correlation
+from tests.support.subjects import GEOMETRY, SMALL, distance, network, own, photographs
 
 
 def loop(module: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,14 +11,10 @@ import time
 from functools import partial
 from pathlib import Path
 
-import killers
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from conftest import TESTS, flags, run_inline
-from helpers import picture
-from killers import marked
 from PIL import Image
 
 import jobs.explain.decode_stage
@@ -30,6 +26,11 @@ from jobs.store.open import open_run
 from jobs.store.store_reader import open_store
 from jobs.util.job_errors import Stopped
 from saliency_core.model.preprocessing import Preprocessing
+from tests.conftest import TESTS, flags, run_inline
+from tests.support.faults import crashing_decoder
+from tests.support.faults.crashing_decoder import marked
+from tests.support.input_files import picture
+from tests.support.paths import PYTHONPATH
 
 SMALL = Preprocessing(resize=(16, 16), crop=None, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3, channels=3)
 CAP = 10**6
@@ -43,7 +44,9 @@ DEEDS = {
 }
 
 
-def ask(decoder: Decoder, data: bytes, *, function=killers.decode, seconds: float = 30.0) -> Decoded | Rejected:
+def ask(
+    decoder: Decoder, data: bytes, *, function=crashing_decoder.decode, seconds: float = 30.0
+) -> Decoded | Rejected:
     function = partial(function, preprocessing=SMALL, max_pixels=CAP)
     return decoder(function, data, seconds=seconds, memory=most_memory(data, max_pixels=CAP))
 
@@ -146,7 +149,7 @@ if sys.argv[1] == "killed":
 sys.stdin.read()
 """
     for how in ("by itself", "killed"):
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([PYTHONPATH, str(Path(__file__).parent)])}
         parent = subprocess.Popen(
             [sys.executable, "-c", script, how],
             env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -250,7 +253,7 @@ KEYS = {"unit_size": 8, "batch_size": 4, "max_seconds": 3, "max_pixels": CAP}
 def test_killers_cost_their_own_rows(crowd: tuple[Path, Path], tmp_path: Path, monkeypatch) -> None:
     sound, mixed = crowd
     assert run_inline(images=str(sound), out=str(tmp_path / "sound"), **KEYS)[0] == 0
-    monkeypatch.setattr(jobs.explain.decode_stage, "decode", killers.decode)
+    monkeypatch.setattr(jobs.explain.decode_stage, "decode", crashing_decoder.decode)
     code, told = run_inline(images=str(mixed), out=str(tmp_path / "mixed"), **KEYS)
     assert code == 3 and f"{len(DEEDS)} quarantined" in told, told
     hold(tmp_path / "sound", tmp_path / "mixed")
@@ -262,9 +265,12 @@ def test_killers_cost_their_own_rows_in_ray(crowd: tuple[Path, Path], tmp_path: 
     assert run_inline(images=str(sound), out=str(tmp_path / "sound"), **KEYS)[0] == 0
     arguments = flags(images=mixed, out=tmp_path / "mixed", **{**KEYS, "runner": "ray", "workers": 2})
     told = subprocess.run(
-        [sys.executable, "-c", "import sys, killers; killers.explain(*sys.argv[1:])", *arguments],
+        [
+            sys.executable, "-c", "from tests.support.faults.crashing_decoder import explain; import sys; "
+            "explain(*sys.argv[1:])", *arguments,
+        ],
         capture_output=True, text=True, timeout=280, cwd=TESTS.parent,
-        env={**os.environ, "PYTHONPATH": str(TESTS), "COLUMNS": "200"},
+        env={**os.environ, "PYTHONPATH": PYTHONPATH, "COLUMNS": "200"},
     )  # fmt: skip
     assert told.returncode == 3, told.stdout + told.stderr
     hold(tmp_path / "sound", tmp_path / "mixed")

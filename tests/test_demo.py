@@ -7,9 +7,9 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
-from reports import Page
 
 from jobs.demo.demo_images import CLASSES, MARKED
+from tests.support.reports import Page
 
 
 @pytest.mark.slow

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import extracted
 from PIL import Image
 
 from jobs.demo.demo_images import CLASSES, MARKED, DemoImage, make_images, stamp, write_shards
@@ -19,6 +18,7 @@ from jobs.demo.demo_model import PREPROCESSING, TRAIN_IMAGES, make, predict, pre
 from jobs.inputs.decode_image import Decoded, decode
 from jobs.inputs.rejected import Rejected
 from jobs.inputs.sources import Entry, list_entries, open_sources
+from tests.support.input_files import extracted
 
 IMAGES = list(make_images(seed=3, n=48))
 

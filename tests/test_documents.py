@@ -17,8 +17,6 @@ import pytest
 import torch
 import typer
 import yaml
-from conftest import said
-from documents import README, ROOT, Block, all_blocks, block, blocks, documents, read_document
 from PIL import Image
 
 from jobs.cli.app import app
@@ -32,6 +30,8 @@ from jobs.util.exit_codes import IMPERFECT
 from saliency_core.methods.reductions import REDUCTIONS
 from saliency_core.methods.registry import REGISTRY
 from saliency_core.targets.target_parsing import TARGETS
+from tests.conftest import said
+from tests.support.documents import README, ROOT, Block, all_blocks, block, blocks, documents, read_document
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 CONFIGS = {"explain": Config, "classes": ClassesConfig}

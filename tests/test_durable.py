@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import run_inline
 from obstore.store import LocalStore
 
 from jobs.storage.object_store import delete, put
 from jobs.store.index import part_key
 from jobs.util.job_errors import Unusable
+from tests.conftest import run_inline
 
 SMALL = {"unit_size": 8, "batch_size": 4}
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import write
-from listings import PNG, listed
 
 from jobs.inputs.sources import SourceError
 from jobs.inputs.text_encodings import not_text
+from tests.support.input_files import write
+from tests.support.listed_inputs import PNG, listed
 
 LIST = "uri,label\na.png,1\n"
 

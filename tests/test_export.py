@@ -16,8 +16,6 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from conftest import TESTS, run_inline
-from exports import BROKEN, GRADIENT, INPUT_X, files, lacking, run, samples
 from rich.console import Console
 
 from jobs.cli.app import app
@@ -27,6 +25,8 @@ from jobs.export.output_directory import Commit, Folder
 from jobs.store.store_reader import Store, open_store
 from saliency_core.errors import Refused
 from saliency_core.visualization.map_style import Look
+from tests.conftest import TESTS, run_inline
+from tests.support.exports import BROKEN, GRADIENT, INPUT_X, files, lacking, run, samples
 
 # -- every format ----------------------------------------------------------------------------------------------
 

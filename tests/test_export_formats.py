@@ -14,8 +14,6 @@ import numpy as np
 import pytest
 import torch
 import webdataset
-from conftest import run_inline
-from exports import BROKEN, GRADIENT, INPUT_X, lacking, run, samples
 from factories import tiny
 from PIL import Image
 
@@ -24,6 +22,8 @@ from jobs.export.safe_names import name_of
 from jobs.store.store_reader import Store, open_store
 from saliency_core.errors import Refused
 from saliency_core.visualization.map_style import Look, draw_map
+from tests.conftest import run_inline
+from tests.support.exports import BROKEN, GRADIENT, INPUT_X, lacking, run, samples
 
 # -- webdataset ------------------------------------------------------------------------------------------------
 

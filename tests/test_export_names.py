@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run_inline
-from exports import GRADIENT, run, samples
 from PIL import Image
 
 from jobs.export.export_command import TO
 from jobs.export.safe_names import key_of, name_of
 from jobs.store.store_reader import Store
+from tests.conftest import run_inline
+from tests.support.exports import GRADIENT, run, samples
 
 HOSTILE = (
     "../../etc/passwd",

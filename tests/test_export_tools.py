@@ -17,14 +17,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TESTS
-from documents import block
-from exports import GRADIENT, audited, run
 
 from jobs.audit.audit_schema import ROWS
 from jobs.audit.audit_schema import folder as audit_folder
 from jobs.inputs.tables import open_parquet
 from jobs.store.store_reader import open_store
+from tests.conftest import TESTS
+from tests.support.documents import block
+from tests.support.exports import GRADIENT, audited, run
+from tests.support.paths import PYTHONPATH
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -64,7 +65,7 @@ def test_virelay_opens_its_projects(finished: Path, tmp_path: Path) -> None:
     python = environment(tmp_path / "venv", "virelay", ours=False)
     projects = sorted((tmp_path / "e").glob("*.yaml"))
     assert len(projects) == 4
-    found = answer(python, TESTS / "virelay_opens.py", *projects)
+    found = answer(python, TESTS / "support/virelay_loader.py", *projects)
     assert all(set(codes) == {200} for codes in found["answers"])
     store = open_store(str(copy))
     lines = [line for line in store.lines().to_pylist() if line["status"] == "ok"]
@@ -105,7 +106,7 @@ def test_quantus_measures_its_batches(finished: Path, tmp_path: Path) -> None:
         "found = scores, [one[0] for one in flipped], faithful\n"
         "print(json.dumps([list(map(float, one)) for one in found]))\n"
     )
-    sparse, flipped, faithful = answer(python, script, PYTHONPATH=f"{TESTS.parent}:{TESTS}")
+    sparse, flipped, faithful = answer(python, script, PYTHONPATH=PYTHONPATH)
     store = open_store(str(finished))
     maps = store.maps(GRADIENT, [line["row"] for line in store.lines().to_pylist() if line["status"] == "ok"])
     assert len(sparse) == len(maps) == 40 and all(np.isfinite(sparse)) and all(np.abs(faithful) <= 1)

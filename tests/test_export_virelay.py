@@ -10,13 +10,13 @@ import h5py
 import numpy as np
 import pyarrow.parquet as pq
 import yaml
-from conftest import run_inline
-from exports import GRADIENT, INPUT_X, audited, run
 from PIL import Image
 
 from jobs.audit.audit_schema import AUDIT_JSON, ROWS
 from jobs.audit.audit_schema import folder as audit_folder
 from jobs.store.store_reader import Store, open_store
+from tests.conftest import run_inline
+from tests.support.exports import GRADIENT, INPUT_X, audited, run
 
 
 def test_virelay_has_every_sample_with_its_attribution(

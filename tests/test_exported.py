@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import Net, close
-from odd_nets import Odd, explain, images_of, parts_of
-from references import built, residual
-from subjects import SMALL, own
 from torch import Tensor, nn
 from torchvision import models
 
 from saliency_core import Explainer, load_model
 from saliency_core.autograd.torch_calls import is_in_place
 from saliency_core.fullgrad_decomposition import decompose
+from tests.support.bias_nets import Odd, explain, images_of, parts_of
+from tests.support.method_nets import Net, close
+from tests.support.references import built, residual
+from tests.support.subjects import SMALL, own
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 METHODS = ("fullgrad", "simple_fullgrad", "gradcam", "guided_backprop")

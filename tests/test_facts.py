@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
 from factories import tiny
 
 from jobs.config.explain_config import make_config
 from jobs.explain import model_profile as facts
 from jobs.explain.model_profile import ModelFacts, model_facts
 from saliency_core.model.model_loading import Model
+from tests.conftest import TINY
 
 
 def facts_of(device: str, **keys: object) -> ModelFacts:

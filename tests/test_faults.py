@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import content, flags, run_inline
 from PIL import Image
-from processes import parts, start, wait_for_commits
 
 from jobs.explain import explain_plan
 from jobs.runners.in_flight import MOST_ATTEMPTS, LocalBoard, noted, on
@@ -24,6 +22,9 @@ from jobs.runners.watchdog import Watchdog
 from jobs.store.open import claim
 from jobs.store.run_record import Run
 from saliency_core.errors import Refused
+from tests.conftest import content, flags, run_inline
+from tests.support.paths import TESTS
+from tests.support.processes import parts, start, wait_for_commits
 
 SMALL = {"unit_size": 4, "batch_size": 4}
 SLOW = {"unit_size": 2, "batch_size": 2, "model": "python:factories:slow"}
@@ -220,7 +221,7 @@ def test_killed_while_planning_starts_anew(tree: Path, tmp_path: Path, finished:
 def test_clock_that_jumps(tmp_path: Path, slow, undisturbed, runner: str) -> None:
     """Back by a year, and ahead by two: every process of the job sees it."""
     library, clock, out = tmp_path / "clock.so", tmp_path / "clock", tmp_path / "store"
-    source = Path(__file__).with_name("wrong_clock.c")
+    source = TESTS / "support/faults/wrong_clock.c"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
     clock.write_bytes(struct.pack("=q", 0))
     wrong = {"LD_PRELOAD": str(library), "WRONG_BY": str(clock)}

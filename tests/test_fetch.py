@@ -15,8 +15,8 @@ from jobs.inputs import fetch as module
 from jobs.inputs.fetch import fetch
 from jobs.inputs.rejected import Rejected
 from jobs.inputs.sources import Entry, list_entries, open_sources
-from tests import s3
-from tests.helpers import extracted, picture, write, write_tar
+from tests.support.faults import s3
+from tests.support.input_files import extracted, picture, write, write_tar
 
 LIMIT = 1 << 20
 PICTURES = [picture(i) for i in range(60)]

@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import TINY
 
 from jobs.cli import app
 from jobs.config.flag_names import in_flags, plan_notes
 from jobs.util.exit_codes import REFUSED
+from tests.conftest import TINY
 
 CORE = Path(__file__).parent.parent / "saliency_core"
 

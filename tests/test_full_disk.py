@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import TESTS, content, flags
+
+from tests.conftest import TESTS, content, flags
+from tests.support.paths import PYTHONPATH
 
 JOB = {"unit_size": 8, "batch_size": 4, "targets": ("predicted", "label")}
 MOUNTS = ["unshare", "--user", "--map-root-user", "--mount"]
@@ -32,7 +34,7 @@ def disk(tmp_path: Path) -> Callable[[str], Told]:
         told = subprocess.run(
             [*MOUNTS, "bash", "-c", mount + script],
             capture_output=True, text=True, timeout=250, cwd=TESTS.parent,
-            env={**os.environ, "PYTHONPATH": f"{TESTS.parent}:{TESTS}", "COLUMNS": "200", **variables},
+            env={**os.environ, "PYTHONPATH": PYTHONPATH, "COLUMNS": "200", **variables},
         )  # fmt: skip
         if told.returncode == 77 or told.stderr.startswith("unshare:"):
             pytest.skip(f"this kernel lets nobody mount a small disk: {told.stderr.strip()}")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from odd_nets import Odd, explain, images_of, parts_of, saturating, twin
-from references import built, full_gradient, gradient, of_class, residual
-from subjects import distance, own
 from torch import Tensor, nn
 
 from saliency_core.errors import Refused, Told
 from saliency_core.fullgrad_decomposition import decompose
+from tests.support.bias_nets import Odd, explain, images_of, parts_of, saturating, twin
+from tests.support.references import built, full_gradient, gradient, of_class, residual
+from tests.support.subjects import distance, own
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from odd_nets import Odd, explain, images_of, parts_of, saturating
-from references import biased_outputs, built, full_gradient, of_class, out_of_place, residual
-from subjects import own
 from torch import Tensor, nn
 from torchvision import models
 
 from saliency_core import Explainer
 from saliency_core.fullgrad_decomposition import decompose
+from tests.support.bias_nets import Odd, explain, images_of, parts_of, saturating
+from tests.support.references import biased_outputs, built, full_gradient, of_class, out_of_place, residual
+from tests.support.subjects import own
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

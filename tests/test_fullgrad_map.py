@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from odd_nets import Odd, explain, images_of, saturating, twin
-from references import built, full_gradient, fullgrad_map, noisy, of_class, out_of_place, psi, residual
-from subjects import distance, own
 from torch import Tensor, nn
 from torchvision import models
 
 from saliency_core import Explainer
 from saliency_core.methods.samplers import noise_for
+from tests.support.bias_nets import Odd, explain, images_of, saturating, twin
+from tests.support.references import built, full_gradient, fullgrad_map, noisy, of_class, out_of_place, psi, residual
+from tests.support.subjects import distance, own
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from golden.make import KEYS
 from rich.console import Console
 
 from jobs.config.explain_config import make_config
 from jobs.explain.explain_command import explain
 from jobs.store.store_reader import open_store
 from jobs.verify import verify_command
+from tests.golden.make import KEYS
 
 GOLDEN = Path(__file__).parent / "golden"
 

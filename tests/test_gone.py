@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import SAME, content, flags, run_inline
 from rich.console import Console
 
 from jobs.audit.audit_command import audit
@@ -23,6 +22,7 @@ from jobs.store.run_record import RUN_JSON
 from jobs.store.store_presence import Presence
 from jobs.util.job_errors import Unusable
 from saliency_core.errors import Refused
+from tests.conftest import SAME, content, flags, run_inline
 
 HAPPENINGS: dict[str, Callable[[Path], None]] = {
     "renamed": lambda out: out.rename(out.with_name("elsewhere")),

@@ -11,14 +11,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import METHODS, ROWS, Net, close, explain, images_of
-from references import built, gradient, of_class
-from subjects import SMALL, own
 from torch import Tensor, nn
 
 from saliency_core import Explainer, Model, Refused
 from saliency_core.errors import Told
 from saliency_core.replica.prepare import make_replica
+from tests.support.method_nets import METHODS, ROWS, Net, close, explain, images_of
+from tests.support.references import built, gradient, of_class
+from tests.support.subjects import SMALL, own
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,11 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import CLASSES, TINY, content, run_inline, said
-from damage import check
 from headed import Headed, binary, logit, marks
 from PIL import Image
-from references import gradient
 from torch import Tensor
 
 from jobs.classes.classes_command import visualise
@@ -24,6 +21,9 @@ from jobs.explain.model_profile import model_facts
 from jobs.store.store_reader import open_store
 from saliency_core.errors import Refused
 from saliency_core.model.model_loading import Model
+from tests.conftest import CLASSES, TINY, content, run_inline, said
+from tests.support.damage import check
+from tests.support.references import gradient
 
 SAME = {
     "unit_size": 4,

@@ -13,9 +13,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import TESTS
-from helpers import picture, write, write_parquet
-from listings import PNG, listed
 
 from jobs.inputs.csv_records import LONGEST_LINE
 from jobs.inputs.entry import SourceError
@@ -23,11 +20,14 @@ from jobs.inputs.fetch import fetch
 from jobs.inputs.parquet_process import parquet_processes
 from jobs.inputs.rejected import Rejected
 from jobs.inputs.tables import Damaged
+from tests.conftest import TESTS
+from tests.support.input_files import picture, write, write_parquet
+from tests.support.listed_inputs import PNG, listed
 
 # Lists and fetches a path in a process of its own, which then tells how much memory it had, its children's apart.
 MEASURE = """
 import json, pathlib, re, sys
-from listings import listed
+from tests.support.listed_inputs import listed
 from jobs.inputs.fetch import fetch
 from jobs.store.manifest import Lines, encode_part
 from jobs.inputs.rejected import Rejected
@@ -43,7 +43,7 @@ print(json.dumps([int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) << 10, rows]))
 def measured(path: str) -> dict[str, str | int]:
     """Rows of a path → the size of the image or why there is none. Memory of the process stays under 512 MB."""
     told = subprocess.run(
-        [sys.executable, "-c", MEASURE, path], capture_output=True, text=True, timeout=300, cwd=TESTS
+        [sys.executable, "-c", MEASURE, path], capture_output=True, text=True, timeout=300, cwd=TESTS.parent
     )  # fmt: skip
     assert told.returncode == 0, told.stderr
     memory, rows = json.loads(told.stdout)

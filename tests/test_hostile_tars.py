@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers import picture, write
-from listings import PNG, listed
 
 from jobs.config.explain_config import Config
 from jobs.explain.label_resolution import label_resolver
@@ -19,6 +17,8 @@ from jobs.inputs.fetch import fetch
 from jobs.inputs.tar_headers import MOST_EXTENSIONS
 from jobs.inputs.tar_source import MOST_LOSSES
 from jobs.store.manifest import Lines, encode_part
+from tests.support.input_files import picture, write
+from tests.support.listed_inputs import PNG, listed
 
 NO_NAMES = label_resolver(Config(images=["x"], model="demo", out="x"), class_names=None, folders=None)
 

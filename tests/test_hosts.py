@@ -9,9 +9,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-import s3
-from conftest import flags, run_inline
-from hosts import Host, why_not, wired
+
+from tests.conftest import flags, run_inline
+from tests.support.faults import s3
+from tests.support.faults.hosts import Host, why_not, wired
 
 REASON = why_not()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(REASON is not None, reason=REASON or "")]

@@ -8,9 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 import torch.nn.functional as F
-from odd_nets import images_of
-from references import built
-from subjects import own
 from torch import Tensor, nn
 
 from saliency_core import Explainer, Refused
@@ -18,6 +15,9 @@ from saliency_core.autograd.spatial_axes import ImageAxis
 from saliency_core.errors import Told
 from saliency_core.fullgrad_decomposition import decompose
 from saliency_core.replica.image_axes import find_image_axes
+from tests.support.bias_nets import images_of
+from tests.support.references import built
+from tests.support.subjects import own
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

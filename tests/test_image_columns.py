@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import picture, write, write_parquet
-from listings import PNG, listed
 
 from jobs.inputs.fetch import fetch
 from jobs.inputs.rejected import Rejected
 from jobs.inputs.sources import SourceError
+from tests.support.input_files import picture, write, write_parquet
+from tests.support.listed_inputs import PNG, listed
 
 OTHER = picture(9)
 assert len(PNG) == len(OTHER)

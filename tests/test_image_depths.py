@@ -7,12 +7,12 @@ import io
 import numpy as np
 import pytest
 import tifffile
-from image_files import CAP, encode, png, read
 from numpy.typing import NDArray
 from PIL import Image
 
 from jobs.inputs.decode_image import load_canonical
 from jobs.inputs.rejected import Rejected
+from tests.support.image_files import CAP, encode, png, read
 
 RAMP = np.linspace(0, 1, 256).reshape(16, 16)
 WHITE = {"uint8": 255, "uint16": 65535, "int8": 127, "int16": 32767, "uint32": 2**32 - 1, "int32": 2**31 - 1}

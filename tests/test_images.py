@@ -7,13 +7,13 @@ import zlib
 
 import numpy as np
 import pytest
-from image_files import CAP, PHOTO, SMALL, encode, orientation_exif, png, read
 from PIL import Image, ImageFile, features
 from skimage import data as photographs
 
 from jobs.inputs.decode_image import Decoded, decode, load_canonical
 from jobs.inputs.rejected import Rejected
 from saliency_core.model.preprocessing import Preprocessing
+from tests.support.image_files import CAP, PHOTO, SMALL, encode, orientation_exif, png, read
 
 
 def reason(data: bytes, *, max_pixels: int = CAP) -> str:

@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from image_files import CAP, PHOTO, SMALL, encode, orientation_exif, png, read
 from numpy.typing import NDArray
 from PIL import Image
 
 from jobs.inputs.decode_image import Decoded, canonical, decode
+from tests.support.image_files import CAP, PHOTO, SMALL, encode, orientation_exif, png, read
 
 
 def png16(values: NDArray[np.uint16], *chunks: tuple[bytes, bytes]) -> bytes:

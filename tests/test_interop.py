@@ -13,11 +13,11 @@ import polars as pl
 import pytest
 import xarray as xr
 import zarr
-from conftest import run_inline
-from documents import blocks
 
 from jobs.cli.app import app
 from jobs.store.store_reader import open_store
+from tests.conftest import run_inline
+from tests.support.documents import blocks
 
 # xarray cannot know whether somebody consolidated the metadata, and says so; nothing here does.
 pytestmark = pytest.mark.filterwarnings("ignore:.*[Cc]onsolidated:")

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import CLASSES, SAME, TINY, run_inline
 from factories import tiny
 from PIL import Image
 
@@ -20,6 +19,7 @@ from jobs.store.index import read_part
 from jobs.store.open import open_run
 from saliency_core.errors import Refused
 from saliency_core.model.preprocessing import Preprocessing
+from tests.conftest import CLASSES, SAME, TINY, run_inline
 
 GEOMETRY = Preprocessing((16, 16), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
 

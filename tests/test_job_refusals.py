@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, run_inline
 
 from jobs.config.explain_config import make_config
 from jobs.runners.engine import Engine
 from jobs.runners.stage import Node
 from saliency_core.errors import Refused
+from tests.conftest import TINY, run_inline
 
 REFUSALS = [
     ({"images": "/nowhere/at/all"}, "nowhere"),
@@ -86,7 +86,7 @@ def test_out_that_cannot_be_made_is_refused(tree: Path, tmp_path: Path) -> None:
 
 
 def test_dry_run_prices_and_touches_nothing(tree: Path, tmp_path: Path, saliency) -> None:
-    from conftest import flags
+    from tests.conftest import flags
 
     told = saliency("explain", *flags(images=tree, out=tmp_path / "out", unit_size=8), "--dry-run")
     assert told.returncode == 0, told.stderr

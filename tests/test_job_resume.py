@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import SAME, content, run_inline, said
 from factories import tiny
 
 from jobs.store.arrays import open_array
@@ -18,6 +17,7 @@ from jobs.store.index import withdraw
 from jobs.store.open import open_run
 from jobs.verify import verify_command
 from saliency_core.errors import Refused
+from tests.conftest import SAME, content, run_inline, said
 
 
 def test_finished_store_has_nothing_to_do(tree: Path, finished: Path) -> None:

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import CLASSES, run_inline
-from helpers import picture, write, write_parquet, write_tar
+
+from tests.conftest import CLASSES, run_inline
+from tests.support.input_files import picture, write, write_parquet, write_tar
 
 
 def folders(*names: str):

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from helpers import write, write_parquet, write_tar
-from listings import PNG, labels
 
 from jobs.inputs.sources import SourceError
+from tests.support.input_files import write, write_parquet, write_tar
+from tests.support.listed_inputs import PNG, labels
 
 Label = int | str | None
 MANY = "1" * 5000

@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import run_inline, said
-from relisted import picture
 
 from jobs.explain.retry import retry
 from jobs.store.store_reader import open_store
 from jobs.verify.verify_command import verify
 from saliency_core.errors import Refused
+from tests.conftest import run_inline, said
+from tests.support.changed_inputs import picture
 
 RUN = {"unit_size": 2, "batch_size": 2, "methods": ("gradient",), "targets": ("predicted",)}
 again = partial(said, retry, runner="inline", workers="1")

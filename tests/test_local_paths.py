@@ -7,8 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import run_inline, said
-from relisted import MADE, picture
 
 from jobs.cli.app import _exit_code
 from jobs.config.job_config import full_path
@@ -18,6 +16,8 @@ from jobs.inputs.sources import list_entries, open_sources
 from jobs.inspect.status import status
 from jobs.verify.verify_command import verify
 from saliency_core.errors import Refused
+from tests.conftest import run_inline, said
+from tests.support.changed_inputs import MADE, picture
 
 
 @pytest.fixture()

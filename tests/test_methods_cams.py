@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from factories import tiny
-from nets import Net, close, explain, images_of, net
-from references import CAMS, built, captured, of_class, out_of_place, upsampled
 from torch import Tensor, nn
 from torchvision import models
 
 from saliency_core.errors import Refused, Told
+from tests.support.method_nets import Net, close, explain, images_of, net
+from tests.support.references import CAMS, built, captured, of_class, out_of_place, upsampled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nets import LABELS, METHODS, ROWS, Net, close, explain, images_of, net
-from references import CAMS, built
-from subjects import distance, own
 from torch import Tensor, nn
 
 from saliency_core import Explainer, Refused
+from tests.support.method_nets import LABELS, METHODS, ROWS, Net, close, explain, images_of, net
+from tests.support.references import CAMS, built
+from tests.support.subjects import distance, own
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

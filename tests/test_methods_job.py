@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import content, flags, run_inline
 
 from jobs.store.store_reader import open_store
 from saliency_core.methods.registry import REGISTRY
 from saliency_core.spec_syntax import is_class_spec
 from saliency_core.targets.target_parsing import parse_targets
+from tests.conftest import content, flags, run_inline
 
 METHODS = (
     "fullgrad",

@@ -7,8 +7,14 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import ROWS, close, draws, explain, images_of, net
-from references import (
+from torch import Tensor, nn
+
+from saliency_core import Explainer, Model
+from saliency_core.autograd.relus import find_relus
+from saliency_core.errors import Refused, Told
+from saliency_core.methods.registry import parse_method
+from tests.support.method_nets import ROWS, close, draws, explain, images_of, net
+from tests.support.references import (
     built,
     full_gradient,
     fullgrad_map,
@@ -19,13 +25,7 @@ from references import (
     of_class,
     out_of_place,
 )
-from subjects import SMALL
-from torch import Tensor, nn
-
-from saliency_core import Explainer, Model
-from saliency_core.autograd.relus import find_relus
-from saliency_core.errors import Refused, Told
-from saliency_core.methods.registry import parse_method
+from tests.support.subjects import SMALL
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

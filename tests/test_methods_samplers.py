@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nets import ROWS, close, draws, explain, images_of, net
-from references import noisy_gradients, of_class, out_of_place
-from subjects import SMALL, distance
 from torch import Tensor, nn
 
 from saliency_core.methods.samplers import Batch, Noise, Path, Sampler, noise_for
+from tests.support.method_nets import ROWS, close, draws, explain, images_of, net
+from tests.support.references import noisy_gradients, of_class, out_of_place
+from tests.support.subjects import SMALL, distance
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,16 +13,16 @@ import pytest
 import timm
 import torch
 import torchvision
-from conftest import content, flags, run_inline, said
 from factories import tiny
 from PIL import Image
-from processes import kill_all, start, wait_for_commits
 from torch import nn
 
 from jobs.explain.retry import retry
 from jobs.util.exit_codes import DONE, IMPERFECT
 from jobs.verify.verify_command import verify
 from saliency_core.errors import Refused
+from tests.conftest import content, flags, run_inline, said
+from tests.support.processes import kill_all, start, wait_for_commits
 
 # torch calls TorchScript deprecated, when it is written and when it is read; its files are about all the same.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")

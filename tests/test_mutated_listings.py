@@ -8,14 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TESTS
-from mutants import KINDS, sound
+
+from tests.conftest import TESTS
+from tests.support.mutated_inputs import KINDS, sound
 
 # A folder after the other, in a process of its own: which rows each has, and how much memory that took.
 LIST = """
 import json, pathlib, re, sys
 import numpy as np
-from mutants import write_mutants
+from tests.support.mutated_inputs import write_mutants
 from obstore.store import MemoryStore
 from jobs.store.manifest import Lines, write_manifest
 from jobs.inputs.sources import list_entries, open_sources
@@ -42,7 +43,7 @@ def hold(folder: Path, kind: str, seed: int, batches: int, number: int) -> int:
     """Lists so many batches of mutants. Returns how many rows they have; every sound file has all of its four."""
     told = subprocess.run(
         [sys.executable, "-c", LIST, *map(str, (folder, kind, seed, batches, number))],
-        capture_output=True, text=True, timeout=500, cwd=TESTS,
+        capture_output=True, text=True, timeout=500, cwd=TESTS.parent,
     )  # fmt: skip
     assert told.returncode == 0, told.stderr[-3000:]
     *lines, memory = told.stdout.splitlines()

@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import run_inline
-from helpers import write_tar
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -21,6 +19,8 @@ from jobs.inputs.fetch import fetch
 from jobs.inputs.sources import list_entries, open_sources
 from jobs.store.arrays import open_array
 from jobs.store.open import open_run
+from tests.conftest import run_inline
+from tests.support.input_files import write_tar
 
 FORMS = {
     "jpg": ("JPEG", {}),

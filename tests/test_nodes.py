@@ -10,13 +10,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import content, flags
-from processes import kill_all, start, wait_for_commits
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.cluster_utils import Cluster
 
 from jobs.runners import ray_data
 from jobs.runners.stage import Stage
+from tests.conftest import content, flags
+from tests.support.paths import PYTHONPATH
+from tests.support.processes import kill_all, start, wait_for_commits
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +27,9 @@ SLOW = {"unit_size": 2, "batch_size": 2, "model": "python:factories:slow"}
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A head without processors, and two nodes of one each; RAY_ADDRESS names it."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where nodes find the tests' models
+    monkeypatch.setenv(
+        "PYTHONPATH", f"{PYTHONPATH}{os.pathsep}{Path(__file__).parent}"
+    )  # where nodes find the tests' models
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
         made.add_node(num_cpus=1)

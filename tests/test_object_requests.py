@@ -12,9 +12,6 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-import s3
-from conftest import run_inline
-from fault_proxy import FAULTS, FaultProxy
 
 from jobs.inputs.fetch import REMOTE_THREADS, fetch
 from jobs.inputs.rejected import Rejected
@@ -28,6 +25,9 @@ from jobs.store.index import withdraw
 from jobs.store.row_identity import remember
 from jobs.util.job_errors import Unreachable, Unusable
 from saliency_core.errors import Refused
+from tests.conftest import run_inline
+from tests.support.faults import s3
+from tests.support.faults.fault_proxy import FAULTS, FaultProxy
 
 
 @pytest.mark.parametrize("fault", ["403 AccessDenied", "403 InvalidObjectState", "400 KeyTooLongError"])

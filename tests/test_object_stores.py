@@ -13,10 +13,6 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import s3
-from conftest import SECRET, content, flags, run_inline, said
-from fault_proxy import FAULTS, FaultProxy, seeded
-from helpers import write_tar
 
 from jobs.explain.retry import retry
 from jobs.inputs.rejected import Rejected
@@ -29,6 +25,11 @@ from jobs.store.run_record import RUN_JSON
 from jobs.store.store_reader import open_store
 from jobs.util.job_errors import Unreachable
 from jobs.verify.verify_command import verify
+from tests.conftest import SECRET, content, flags, run_inline, said
+from tests.support.faults import s3
+from tests.support.faults.fault_proxy import FAULTS, FaultProxy, seeded
+from tests.support.input_files import write_tar
+from tests.support.paths import MODELS
 
 SECRETS = (SECRET, "Signature=", "X-Amz-Signature")
 
@@ -233,9 +234,7 @@ def test_the_same_run_twice_at_once(inputs: Path, local, proxy: FaultProxy) -> N
     images, out = s3.upload(inputs / "folder", "folder"), f"s3://{s3.BUCKET}/store"
     command = [sys.executable, "-m", "jobs", "explain", *flags(images=images, out=out, **job("folder"))]
     both = [
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=Path(__file__).parent
-        )
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=MODELS)
         for _ in range(2)
     ]
     told = [one.communicate(timeout=200)[0] for one in both]

@@ -12,12 +12,6 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 import pyarrow.parquet as pq
 import pytest
-import s3
-from conftest import SECRET, run_inline
-from fault_proxy import FaultProxy
-from google_server import BEARER, google
-from helpers import picture, write, write_tar
-from machine_identity import TOKEN, machine_identity
 from moto.s3.models import s3_backends
 
 from jobs.inputs.entry import SourceError
@@ -27,6 +21,12 @@ from jobs.storage.files import read, walk
 from jobs.storage.object_store import list_keys, open_output
 from jobs.storage.storage_errors import NotAFile
 from jobs.util.job_errors import Unusable
+from tests.conftest import SECRET, run_inline
+from tests.support.faults import s3
+from tests.support.faults.fault_proxy import FaultProxy
+from tests.support.faults.google_server import BEARER, google
+from tests.support.faults.machine_identity import TOKEN, machine_identity
+from tests.support.input_files import picture, write, write_tar
 
 ODD = (
     "a//b.png",

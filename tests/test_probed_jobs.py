@@ -10,7 +10,6 @@ from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
-from conftest import TINY, flags, run_inline, said
 from PIL import Image
 from rich.console import Console
 
@@ -20,6 +19,7 @@ from jobs.config.explain_config import read_config
 from jobs.inspect.status import status
 from jobs.store.store_reader import open_store
 from saliency_core.errors import Refused
+from tests.conftest import TINY, flags, run_inline, said
 
 REFUSED = {
     "batch_statistics": "depend on each other.*batch_norm in module 'body'.*running statistics",

@@ -8,10 +8,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import content, flags, run_inline
 from factories import WAYS_TO_QUIT
 from PIL import Image
-from processes import start
 
 from jobs.classes.classes_command import visualise
 from jobs.config.classes_config import ClassesConfig
@@ -19,6 +17,8 @@ from jobs.config.explain_config import read_config
 from jobs.explain.explain_stage import ExplainError
 from jobs.util.exit_guard import QuitError, no_quitting
 from saliency_core.errors import Refused
+from tests.conftest import content, flags, run_inline
+from tests.support.processes import start
 
 QUITS = {"model": "python:factories:quits", "unit_size": 4}
 

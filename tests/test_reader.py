@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import run_inline
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -24,7 +23,8 @@ from jobs.store.open import open_run
 from jobs.store.store_reader import Store, open_store
 from jobs.store.torch_dataset import MapDataset
 from saliency_core.errors import Refused
-from tests import s3
+from tests.conftest import run_inline
+from tests.support.faults import s3
 
 GRADIENT = "predicted/gradient"
 

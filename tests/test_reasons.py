@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run_inline, said
-from exports import run as export
-from helpers import write_parquet
 from PIL import Image
-from relisted import MADE, picture
 
 from jobs.explain.retry import retry
 from jobs.util.failure_reasons import without_names
+from tests.conftest import run_inline, said
+from tests.support.changed_inputs import MADE, picture
+from tests.support.exports import run as export
+from tests.support.input_files import write_parquet
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from subjects import own
 from torch import Tensor, nn
 from torchvision import models
 
 from saliency_core import Explainer, Refused
 from saliency_core.explainer import PRECISIONS
 from saliency_core.replica.prepare import copy_frozen, fold_batch_norms
+from tests.support.subjects import own
 
 
 def conv(channels: int = 3, *, bias: bool = False) -> nn.Conv2d:

@@ -8,7 +8,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from reports import ARRAY, NAMES, OVER, Page, audit_and_report, pages, report
 
 from jobs.audit.report.audit_data import read_audited
 from jobs.audit.report.class_page import Figure, Made
@@ -17,6 +16,7 @@ from jobs.html.components import Tile, figure, render
 from jobs.html.sprite_sheet import LARGE, SMALL, Sheets
 from jobs.store.store_reader import open_store
 from jobs.util.formatting import shown
+from tests.support.reports import ARRAY, NAMES, OVER, Page, audit_and_report, pages, report
 
 
 @pytest.fixture(scope="module")

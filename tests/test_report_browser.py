@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from browser import Visit, chromium
 from playwright.sync_api import Browser, expect
-from reports import LONG, SCRIPT, audit_and_report, report
+
+from tests.support.browser import Visit, chromium
+from tests.support.reports import LONG, SCRIPT, audit_and_report, report
 
 Open = Callable[..., Visit]
 CONTRAST = """(selector) => {

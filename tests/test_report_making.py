@@ -10,9 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import s3
-from audits import write_audit
-from reports import ARRAY, Page, Recorder, pages, report
 from rich.console import Console
 
 from jobs.audit.audit_schema import AUDIT_JSON, CLASSES, CLUSTERS, ROWS, folder
@@ -23,6 +20,9 @@ from jobs.store.store_reader import open_store
 from saliency_core.errors import Refused
 from saliency_core.map_measures import MEASURES
 from saliency_core.visualization.map_style import draw_map
+from tests.support.audited_stores import write_audit
+from tests.support.faults import s3
+from tests.support.reports import ARRAY, Page, Recorder, pages, report
 
 
 @pytest.fixture

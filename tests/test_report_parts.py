@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
-from reports import Recorder
 
 from jobs.audit.report.scatter import MOST, scatter
 from jobs.html.components import figure
@@ -17,6 +16,7 @@ from jobs.html.map_pictures import mean_picture
 from jobs.html.site import Site
 from jobs.html.sprite_sheet import ACROSS, Sheets
 from jobs.util.formatting import shown
+from tests.support.reports import Recorder
 
 
 def test_what_is_put_out_is_text() -> None:

@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import run_inline, said
-from relisted import MADE, Item, Made, make, picture, write
 
 from jobs.explain.retry import retry
 from jobs.store.index import withdraw
 from jobs.store.open import open_run
 from jobs.store.row_identity import remember
 from jobs.verify.verify_command import verify
+from tests.conftest import run_inline, said
+from tests.support.changed_inputs import MADE, Item, Made, make, picture, write
 
 Edit = Callable[[list[Item]], list[Item]]
 POSITIONS, NAMES = ("parquet", "tar of one name"), ("tar", "folder", "csv")

@@ -10,9 +10,6 @@ from pathlib import Path
 
 import obstore
 import pytest
-from conftest import content, run_inline, said
-from processes import start
-from relisted import BROKEN, MADE, Item, Made, make, picture
 
 from jobs.explain.retry import retry
 from jobs.storage import object_store
@@ -22,6 +19,9 @@ from jobs.store.store_lock import locked
 from jobs.util.exit_codes import DONE, IMPERFECT, REFUSED
 from jobs.verify.verify_command import verify
 from saliency_core.errors import Refused
+from tests.conftest import content, run_inline, said
+from tests.support.changed_inputs import BROKEN, MADE, Item, Made, make, picture
+from tests.support.processes import start
 
 again = partial(said, retry, runner="inline", workers="1")
 

@@ -8,14 +8,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import s3
-from conftest import content, run_inline, said
-from relisted import BROKEN, MADE, Item, Made, make, picture
 
 from jobs.explain.retry import retry
 from jobs.store.index import DamagedError
 from jobs.store.store_reader import open_store
 from jobs.verify.verify_command import verify
+from tests.conftest import content, run_inline, said
+from tests.support.changed_inputs import BROKEN, MADE, Item, Made, make, picture
+from tests.support.faults import s3
 
 Items = list[Item]
 Edit = Callable[[Items], Items]

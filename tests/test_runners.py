@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import SAME, content, flags
-from processes import kill_all, start, wait_for_commits
+
+from tests.conftest import SAME, content, flags
+from tests.support.processes import kill_all, start, wait_for_commits
 
 
 def test_ray_equals_inline(tree: Path, finished: Path, tmp_path: Path, saliency) -> None:

@@ -10,9 +10,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import s3
-from conftest import flags, run_inline
-from helpers import picture, write, write_parquet, write_tar
 from test_addresses import CUT, KEPT, ONLY_AS_ADDRESS
 
 from jobs.config.explain_config import make_config
@@ -22,6 +19,9 @@ from jobs.inputs.uri_list_source import List
 from jobs.storage.retrying import VARIABLE
 from jobs.util.redaction import scrubbed
 from saliency_core.errors import Refused
+from tests.conftest import flags, run_inline
+from tests.support.faults import s3
+from tests.support.input_files import picture, write, write_parquet, write_tar
 
 PASSWORD = "Tr0ub4dor"  # what the tables call PW
 ADDRESSES = [address.replace("P W", f"{PASSWORD} x").replace("P@W", f"{PASSWORD}@x").replace("P#W", f"{PASSWORD}#x")

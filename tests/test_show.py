@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import run_inline
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
@@ -21,6 +20,7 @@ from jobs.store.store_reader import Store, open_store
 from saliency_core.visualization.deprocess import deprocess_signal
 from saliency_core.visualization.map_style import Look, draw_map
 from saliency_core.visualization.picture_text import printable
+from tests.conftest import run_inline
 
 SCALE = (1, 257, 3)
 

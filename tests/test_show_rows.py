@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CLASSES, run_inline
 
 from jobs.inspect.show import show
 from jobs.store.row_selection import choose_rows
 from jobs.store.store_reader import Store, open_store
 from saliency_core.errors import Refused
+from tests.conftest import CLASSES, run_inline
 
 
 def test_without_a_choice_the_first_rows(store: Store) -> None:

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CLASSES, TINY, content, said
-from damage import check, load, make_sums_again
 from obstore.store import LocalStore
 from PIL import Image
 from test_classes_job import KEYS as CLASSES_KEYS
@@ -33,6 +31,8 @@ from jobs.store.open import claim, open_run
 from jobs.store.software_versions import Software
 from jobs.util.exit_codes import DONE, IMPERFECT, NOT_FINISHED
 from saliency_core.errors import Refused
+from tests.conftest import CLASSES, TINY, content, said
+from tests.support.damage import check, load, make_sums_again
 
 FACTORY = """
 import os

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from helpers import write, write_tar
-from listings import PNG, ids, labels, listed, one
 
 from jobs.inputs.globs import expand
 from jobs.inputs.sources import SourceError, list_entries, open_sources
 from jobs.storage.files import local_path, read, stat
+from tests.support.input_files import write, write_tar
+from tests.support.listed_inputs import PNG, ids, labels, listed, one
 
 # -- folders -------------------------------------------------------------------------------------------------
 

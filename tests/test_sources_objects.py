@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import s3
-from helpers import FOUR, offsets, overwrite, write, write_parquet, write_tar
-from listings import PNG, ids, listed, one
 
 from jobs.inputs.sources import SourceError
 from jobs.storage.files import is_remote, key_below, read, stat, uri_of, walk
 from jobs.storage.object_store import open_output
 from jobs.util.job_errors import Unusable
 from jobs.util.lookahead import map_ahead
+from tests.support.faults import s3
+from tests.support.input_files import FOUR, offsets, overwrite, write, write_parquet, write_tar
+from tests.support.listed_inputs import PNG, ids, listed, one
 
 
 def test_map_ahead_keeps_order_looks_a_little_ahead_and_passes_errors_on() -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from helpers import write, write_parquet
-from listings import PNG, ids, labels, listed
 
 from jobs.inputs.sources import SourceError, list_entries, open_sources
 from jobs.storage.files import read, uri_of
+from tests.support.input_files import write, write_parquet
+from tests.support.listed_inputs import PNG, ids, labels, listed
 
 # -- Parquet with images -------------------------------------------------------------------------------------
 

@@ -10,11 +10,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from helpers import FOUR, offsets, overwrite, picture, write, write_tar
-from listings import PNG, ids, labels, listed, one
 
 from jobs.inputs.sources import list_entries, open_sources
 from jobs.storage.files import read
+from tests.support.input_files import FOUR, offsets, overwrite, picture, write, write_tar
+from tests.support.listed_inputs import PNG, ids, labels, listed, one
 
 
 def test_labels_of_keys_that_are_not_adjacent(tmp_path: Path) -> None:

@@ -8,15 +8,15 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import CLASSES, run_inline
-from exports import run
-from helpers import picture, write
 
 import jobs
 from jobs.audit.object_masks import ObjectsOf
 from jobs.store.store_reader import open_store
 from jobs.util.csv_escaping import SafeWriter, neutral, plain
 from saliency_core.model.preprocessing import Geometry
+from tests.conftest import CLASSES, run_inline
+from tests.support.exports import run
+from tests.support.input_files import picture, write
 
 FORMULAS = (
     "=1+1",

@@ -9,14 +9,14 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from references import built, gradient, of_class
-from subjects import own
 from torch import Tensor, nn
 from torchvision import models
 
 from saliency_core import Explainer
 from saliency_core.replica.cpu.channels_last_stem import lay_out_stem
 from saliency_core.replica.prepare import speed_up
+from tests.support.references import built, gradient, of_class
+from tests.support.subjects import own
 
 
 class Net(nn.Module):

@@ -7,8 +7,6 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from references import built, gradient, of_class
-from subjects import own
 from torch import Tensor, nn
 
 from saliency_core import Explainer
@@ -16,6 +14,8 @@ from saliency_core.autograd.capture import Captures
 from saliency_core.autograd.forward import Forward
 from saliency_core.replica.cpu.space_to_depth import unstride
 from saliency_core.replica.prepare import copy_frozen, speed_up
+from tests.support.references import built, gradient, of_class
+from tests.support.subjects import own
 
 FASTER = {
     "7 by 2": nn.Conv2d(3, 5, 7, stride=2, padding=3),

@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import run_inline
-from helpers import picture, write, write_parquet, write_tar
-from stuck_mount import stuck_mount
 
 from jobs.inputs.entry import SourceError
 from jobs.inputs.sources import list_entries, open_sources
@@ -19,6 +16,9 @@ from jobs.storage.files import open_file, read, read_ranges
 from jobs.storage.local_files import NotAFile, opened, read_from
 from jobs.storage.retrying import VARIABLE
 from jobs.util.job_errors import Unreachable
+from tests.conftest import run_inline
+from tests.support.faults.stuck_mount import stuck_mount
+from tests.support.input_files import picture, write, write_parquet, write_tar
 
 
 def pipe(path: Path) -> None:

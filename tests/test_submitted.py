@@ -12,9 +12,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from conftest import content, flags
-from hosts import RAY
-from processes import kill_all, launch
+
+from tests.conftest import content, flags
+from tests.support.faults.hosts import RAY
+from tests.support.processes import kill_all, launch
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,6 @@ from time import sleep
 
 import psutil
 import pytest
-from conftest import SAME, TESTS, flags, run_inline, said
 
 from jobs.inspect.status import status
 from jobs.runners.cluster import refuse_unreachable
@@ -26,6 +25,7 @@ from jobs.store.store_reader import open_store
 from jobs.util.environment import ray_directory, without_strict_warnings
 from jobs.util.hidden_modules import hidden_module, refuse_hidden_from_workers
 from saliency_core.errors import Refused
+from tests.conftest import SAME, TESTS, flags, run_inline, said
 
 NO_HOME = {"HOME": "/proc/none", "MPLCONFIGDIR": "/proc/none", "XDG_CACHE_HOME": "/proc/none", "XDG_CONFIG_HOME": "x"}
 ASCII = {"LANG": "C", "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

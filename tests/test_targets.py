@@ -7,12 +7,12 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import LABELS, METHODS, close, explain, images_of, net
-from references import gradient, of_class, out_of_place
-from subjects import own
 from torch import Tensor, nn
 
 from saliency_core import Explainer, Refused
+from tests.support.method_nets import LABELS, METHODS, close, explain, images_of, net
+from tests.support.references import gradient, of_class, out_of_place
+from tests.support.subjects import own
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

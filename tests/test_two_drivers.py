@@ -9,9 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import s3
-from conftest import said
-from fault_proxy import FaultProxy
 
 from jobs.storage.object_store import put
 from jobs.store import finalize as finalizing
@@ -20,6 +17,9 @@ from jobs.store.open import claim, open_run
 from jobs.store.run_record import RUN_JSON, Run
 from jobs.verify.verify_command import verify
 from saliency_core.errors import Refused
+from tests.conftest import said
+from tests.support.faults import s3
+from tests.support.faults.fault_proxy import FaultProxy
 
 
 @pytest.mark.parametrize("fault", [None, "lost", "reset"])

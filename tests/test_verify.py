@@ -10,19 +10,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import SAME, run_inline
-from damage import (
+
+from jobs.store.index import DamagedError, part_key
+from jobs.util.exit_codes import DAMAGED, DONE, NOT_FINISHED
+from jobs.verify.problem_report import MOST_PRINTED
+from saliency_core.errors import Refused
+from tests.conftest import SAME, run_inline
+from tests.support.damage import (
     check,
     copied,  # noqa: F401  the fixture ``store``
     digest,
     load,
     objects,
 )
-
-from jobs.store.index import DamagedError, part_key
-from jobs.util.exit_codes import DAMAGED, DONE, NOT_FINISHED
-from jobs.verify.problem_report import MOST_PRINTED
-from saliency_core.errors import Refused
 
 # -- sound stores --------------------------------------------------------------------------------------------
 

@@ -11,8 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import s3
-from damage import (
+from obstore.store import LocalStore
+
+from jobs.store.index import Commit, encode_part, part_key, read_part
+from jobs.store.manifest import Manifest
+from jobs.store.manifest import encode_part as encode_manifest
+from jobs.util.exit_codes import DAMAGED, DONE
+from saliency_core.errors import Refused
+from tests.support.damage import (
     check,
     copied,  # noqa: F401  the fixture ``store``
     digest,
@@ -22,13 +28,7 @@ from damage import (
     put_part,
     replace,
 )
-from obstore.store import LocalStore
-
-from jobs.store.index import Commit, encode_part, part_key, read_part
-from jobs.store.manifest import Manifest
-from jobs.store.manifest import encode_part as encode_manifest
-from jobs.util.exit_codes import DAMAGED, DONE
-from saliency_core.errors import Refused
+from tests.support.faults import s3
 
 MANIFEST = "manifest/part-00000.parquet"
 

@@ -12,8 +12,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from conftest import run_inline
-from damage import (
+from factories import tiny
+from obstore.store import LocalStore
+
+from jobs.store.index import Commit, encode_part, part_key, read_part
+from jobs.util.exit_codes import DAMAGED, DONE, NOT_FINISHED
+from saliency_core.errors import Refused
+from tests.conftest import run_inline
+from tests.support.changed_inputs import make, picture
+from tests.support.damage import (
     check,
     copied,  # noqa: F401  the fixture ``store``
     forge_shard,
@@ -22,13 +29,6 @@ from damage import (
     put_part,
     replace,
 )
-from factories import tiny
-from obstore.store import LocalStore
-from relisted import make, picture
-
-from jobs.store.index import Commit, encode_part, part_key, read_part
-from jobs.util.exit_codes import DAMAGED, DONE, NOT_FINISHED
-from saliency_core.errors import Refused
 
 
 def test_rows_explained_again_are_the_same_to_the_bit(finished: Path) -> None:

@@ -9,8 +9,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import SAME, run_inline, said
-from damage import check
 
 from jobs.explain import explain_plan
 from jobs.explain import retry as retrying
@@ -19,6 +17,8 @@ from jobs.explain.retry import retry
 from jobs.relocation import relocation
 from jobs.store import finalize, open
 from jobs.util.exit_codes import DAMAGED, DONE, NOT_FINISHED
+from tests.conftest import SAME, run_inline, said
+from tests.support.damage import check
 
 
 @pytest.fixture

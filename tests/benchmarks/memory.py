@@ -81,7 +81,7 @@ def run(work: Path, unit_size: int, workers: int) -> list[Sample]:
     ]  # fmt: skip
     samples = []
     with (work / "job.log").open("w") as log:
-        job = subprocess.Popen([*map(str, command)], cwd=HERE.parent, stdout=log, stderr=log)
+        job = subprocess.Popen([*map(str, command)], cwd=HERE.parent / "support/models", stdout=log, stderr=log)
         while job.poll() is None:
             samples.append(sample(job.pid))
             time.sleep(1)

@@ -98,7 +98,7 @@ def in_own_process(step: str, images: Path, out: Path, *, unit_size: str) -> Fig
     done = subprocess.run(
         [sys.executable, __file__, *arguments],
         stdout=subprocess.PIPE, text=True, check=True, cwd=TESTS.parent,
-        env={**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"},
+        env={**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS / 'support/models'}"},
     )  # fmt: skip
     return json.loads(done.stdout)
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 GOLDEN = Path(__file__).parent
-sys.path[:0] = [str(GOLDEN.parent.parent), str(GOLDEN.parent)]
+sys.path[:0] = [str(GOLDEN.parent.parent), str(GOLDEN.parent / "support/models")]
 
 from rich.console import Console  # noqa: E402
 

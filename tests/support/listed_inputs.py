@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from helpers import picture
-
 from jobs.inputs.sources import Entry, Source, list_entries, open_sources
+from tests.support.input_files import picture
 
 PNG = picture()
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from references import built
-from subjects import own
 from torch import Tensor, nn
 
 from saliency_core import Explainer
 from saliency_core.explainer import Explanation
 from saliency_core.methods.registry import REGISTRY
 from saliency_core.methods.samplers import noise_for
+from tests.support.references import built
+from tests.support.subjects import own
 
 METHODS = [name for name in REGISTRY if name != "compose"]
 ROWS = torch.tensor([41, 7, 1_000_003, 0, 12])

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import said
 from obstore.store import LocalStore
 
 from jobs.store.arrays import decode_shard, encode_shards
@@ -18,6 +17,7 @@ from jobs.store.finalize import finalize
 from jobs.store.index import Commit, ShardRecord, encode_part, part_key, read_part
 from jobs.store.run_record import Run, parse_record
 from jobs.verify.verify_command import verify
+from tests.conftest import said
 
 
 def check(out: Path | str, **options: int) -> tuple[int, str]:

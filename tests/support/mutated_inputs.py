@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from helpers import picture
+
+from tests.support.input_files import picture
 
 EXTREMES = (0, 1, 127, 128, 255, 2**15, 2**31 - 1, 2**31, 2**40, 2**63 - 1)
 KINDS = ("tar", "parquet", "list.parquet", "csv")

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = "README.md"
 FOLDERS = (".github", "jobs", "saliency_core", "tests")
 _FENCE = re.compile(

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import psutil
 
-TESTS = Path(__file__).parent
+from tests.support.paths import PYTHONPATH, TESTS
+
 _started: list[subprocess.Popen[str]] = []
 
 
@@ -24,7 +25,7 @@ def launch(command: Sequence[str], **environment: str) -> subprocess.Popen[str]:
     """A process whose words, of both streams, wait in its pipe; ``end_all`` knows it."""
     process = subprocess.Popen(
         command, cwd=TESTS.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env={**os.environ, "PYTHONPATH": str(TESTS), **environment},
+        env={**os.environ, "PYTHONPATH": PYTHONPATH, **environment},
     )  # fmt: skip
     _started.append(process)
     return process

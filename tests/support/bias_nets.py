@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from references import built
-from subjects import own
 from torch import Tensor, nn
 
 from saliency_core import Explainer
+from tests.support.references import built
+from tests.support.subjects import own
 
 
 class Odd(nn.Module):

@@ -9,8 +9,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
-from audits import write_audit
-from conftest import run_inline
 from PIL import Image
 from rich.console import Console
 
@@ -19,6 +17,8 @@ from jobs.audit.report.build_report import make_report
 from jobs.html.components import Tile
 from jobs.html.sprite_sheet import Sheets
 from jobs.util.exit_codes import IMPERFECT
+from tests.conftest import run_inline
+from tests.support.audited_stores import write_audit
 
 ARRAY = "label/gradient"
 SCRIPT = "<script>alert(1)</script>"

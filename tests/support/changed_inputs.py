@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from conftest import run_inline
-from helpers import write_parquet, write_tar
 from PIL import Image
 
 from jobs.store.store_reader import open_store
+from tests.conftest import run_inline
+from tests.support.input_files import write_parquet, write_tar
 
 UNIT, ROWS, BROKEN = 4, 8, 2
 MADE = {"unit_size": UNIT, "batch_size": UNIT, "methods": ("gradient",), "targets": ("predicted",)}

@@ -7,10 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from conftest import said
 
 from jobs.compare.compare_command import compare
 from jobs.compare.compare_schema import COMPARE_JSON, Comparison
+from tests.conftest import said
 
 GRADIENT = "predicted/gradient"
 SAME = {"unit_size": 8, "batch_size": 4}

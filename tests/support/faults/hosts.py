@@ -11,9 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
-from processes import launch
 
-TESTS = Path(__file__).parent
+from tests.support.processes import launch
+
+TESTS = Path(__file__).parents[2]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 

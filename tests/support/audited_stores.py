@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from conftest import said
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
@@ -18,6 +17,7 @@ from jobs.audit.audit_schema import row_schema as schema_of_rows
 from jobs.storage.object_store import open_output, put
 from jobs.store.store_reader import open_store
 from saliency_core.map_measures import CORNERS, MEASURES, measure, shares, shrink
+from tests.conftest import said
 
 CORNER_PLACES = {"top_left": (0.12, 0.12), "top_right": (0.12, 0.88), "bottom_left": (0.88, 0.12)}
 MOST_ROWS = 12

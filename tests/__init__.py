@@ -1,0 +1,1 @@
+"""Tests of both packages; helpers are in ``tests.support``."""
