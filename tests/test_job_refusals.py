@@ -34,7 +34,10 @@ REFUSALS = [
     ({"targets": "class:9"}, "class:9"),
     ({"targets": "class:yak"}, "yak"),
     ({"targets": "loudest"}, "loudest"),
-    ({"targets": "bad=loss:test_targets:fails"}, "TypeError.*raised in target 'loss:test_targets:fails'"),
+    (
+        {"targets": "bad=loss:tests.core.targets.test_targets:fails"},
+        "TypeError.*raised in target 'loss:tests.core.targets.test_targets:fails'",
+    ),
     ({"mean": None}, "mean"),
     ({"crop": "0"}, "crop"),
     ({"resize": "16"}, "size"),

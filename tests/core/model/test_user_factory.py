@@ -21,7 +21,7 @@ SMALL = Preprocessing((32, 32), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
 
 
 def build(factory: str, **options: Any) -> Model:
-    return load_model(f"python:test_building:{factory}", preprocessing=SMALL, **options)
+    return load_model(f"python:test_user_factory:{factory}", preprocessing=SMALL, **options)
 
 
 class Leaves(BaseException):

@@ -97,7 +97,9 @@ def test_everything_is_left_as_it_was_also_when_it_fails(
 def test_a_failing_target_leaves_the_next_call_whole() -> None:
     """The loss fails in the midst of a rule, after the forward."""
     module, images = net(), images_of()
-    explainer = Explainer(own(module), methods=METHODS, targets=["picky=loss:test_as_found:picky"], precision="float64")
+    explainer = Explainer(
+        own(module), methods=METHODS, targets=["picky=loss:test_side_effects:picky"], precision="float64"
+    )
     first = explainer(images, labels=LABELS)["picky"].maps
     with left_as_found(module), pytest.raises(ValueError, match="no threes"):
         explainer(images, labels=torch.full((5,), 3))
