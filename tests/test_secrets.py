@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from test_addresses import CUT, KEPT, ONLY_AS_ADDRESS
 
 from jobs.config.explain_config import make_config
 from jobs.inputs.listing import find
@@ -20,6 +19,7 @@ from jobs.storage.retrying import VARIABLE
 from jobs.util.redaction import scrubbed
 from saliency_core.errors import Refused
 from tests.conftest import flags, run_inline
+from tests.jobs.util.test_redaction import CUT, KEPT, ONLY_AS_ADDRESS
 from tests.support.faults import s3
 from tests.support.input_files import picture, write, write_parquet, write_tar
 

@@ -20,7 +20,7 @@ from saliency_core.errors import Refused
 from tests.conftest import TINY, flags
 from tests.support.documents import block, read_document
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 
 
 def config(**keys: object) -> Any:

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from obstore.store import LocalStore
 from PIL import Image
-from test_classes_job import KEYS as CLASSES_KEYS
 
 from jobs.classes.classes_command import visualise
 from jobs.config.classes_config import ClassesConfig
@@ -32,6 +31,7 @@ from jobs.store.software_versions import Software
 from jobs.util.exit_codes import DONE, IMPERFECT, NOT_FINISHED
 from saliency_core.errors import Refused
 from tests.conftest import CLASSES, TINY, content, said
+from tests.jobs.classes.test_classes_command import KEYS as CLASSES_KEYS
 from tests.support.damage import check, load, make_sums_again
 
 FACTORY = """

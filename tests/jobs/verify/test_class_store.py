@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from test_classes_job import run
-from test_verify_state import Killed, stopping
 
 from jobs.classes import classes_command, classes_stages
 from jobs.util.exit_codes import DAMAGED, DONE, NOT_FINISHED
 from jobs.verify.verify_command import verify
 from saliency_core.errors import Refused
+from tests.jobs.classes.test_classes_command import run
+from tests.jobs.verify.test_verify_state import Killed, stopping
 
 
 def check(out: Path) -> tuple[int, str]:

@@ -53,7 +53,7 @@ def test_an_edited_record_of_a_finished_store_is_damage(store: Path, changes: di
 
 def test_the_golden_store_with_another_state_is_damage(tmp_path: Path) -> None:
     """It is older than the state "reopened"."""
-    out = Path(shutil.copytree(Path(__file__).parent / "golden/store-v1", tmp_path / "store"))
+    out = Path(shutil.copytree(Path(__file__).parents[2] / "golden/store-v1", tmp_path / "store"))
     edit(out, state="running")
     code, told = check(out)
     assert code == DAMAGED and "run.json: has the state 'running', while SHA256SUMS" in told

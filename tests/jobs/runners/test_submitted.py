@@ -57,7 +57,7 @@ def test_run_is_submitted(tree: Path, tmp_path: Path, submit: list[str], undistu
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=280)
+    return subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=280)
 
 
 def free_port() -> int:

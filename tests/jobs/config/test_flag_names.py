@@ -12,7 +12,7 @@ from jobs.config.flag_names import in_flags, plan_notes
 from jobs.util.exit_codes import REFUSED
 from tests.conftest import TINY
 
-CORE = Path(__file__).parent.parent / "saliency_core"
+CORE = Path(__file__).parents[3] / "saliency_core"
 
 
 @pytest.mark.parametrize("text, told", [

@@ -140,7 +140,7 @@ def test_no_process_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_processes_end_with_their_parent() -> None:
     """However it ends: by itself, or by SIGKILL in the middle of an image."""
     script = """
-import os, signal, sys, test_decoder as t
+import os, signal, sys, tests.jobs.inputs.test_decoder_process as t
 from jobs.inputs.decoder_process import shared_decoder
 t.ask(shared_decoder(), t.picture())
 print(t.child(shared_decoder()).pid, flush=True)
@@ -149,7 +149,7 @@ if sys.argv[1] == "killed":
 sys.stdin.read()
 """
     for how in ("by itself", "killed"):
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([PYTHONPATH, str(Path(__file__).parent)])}
+        environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
         parent = subprocess.Popen(
             [sys.executable, "-c", script, how],
             env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
