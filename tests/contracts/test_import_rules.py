@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FORBIDDEN_IN_CORE = ("ray", "zarr", "pyarrow", "obstore", "jobs")
 
 

@@ -19,7 +19,7 @@ from jobs.store.store_reader import open_store
 from jobs.verify import verify_command
 from tests.golden.make import KEYS
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.fixture(scope="module")
