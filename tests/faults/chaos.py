@@ -1,6 +1,6 @@
 """Kills parts of a job at random, again and again, and compares its store with that of an undisturbed run.
 
-    python tests/chaos.py [--kills 100] [--seed 0] [--images 240] [--kinds replica …]
+    python -m tests.faults.chaos [--kills 100] [--seed 0] [--images 240] [--kinds replica …]
 
 A job on a small tree (some images broken) is started; after a random while a random part of it gets a SIGKILL: the
 driver with everything below it, the driver alone, Ray's raylet, GCS or an agent, a replica, a worker that decodes, one

@@ -1,11 +1,12 @@
-"""Random kills of every part of a job, one after the other: `python tests/chaos.py` does more of them."""
+"""Random kills of every part of a job, one after the other: `python -m tests.faults.chaos` does more of them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from chaos import chaos
+
+from tests.faults.chaos import chaos
 
 
 @pytest.mark.slow
