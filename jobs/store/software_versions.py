@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from jobs.store.run_record import AnyRecord, Record
 
 # Beside these, the packages that the network's classes come from: timm, transformers, ….
-ALWAYS = ("saliency", "ray", "torch", "torchvision", "numpy", "pillow", "pyarrow", "zarr", "obstore")
+ALWAYS = ("saliency-jobs", "ray", "torch", "torchvision", "numpy", "pillow", "pyarrow", "zarr", "obstore")
 LIBRARIES = ("torch", "torchvision", "timm")  # never the user's own code, wherever they are installed
 # No value of a map depends on them. Python runs the code, whose digest is the same for all its versions; Ray and
 # obstore move bytes; zarr and pyarrow pack them without loss, and each commit knows the hashes of what they packed;
-# for our own package the arithmetic version stands.
-WITHOUT_EFFECT = frozenset({"python", "saliency", "ray", "obstore", "zarr", "pyarrow"})
+# for our own package, which older stores name saliency, the arithmetic version stands.
+WITHOUT_EFFECT = frozenset({"python", "saliency", "saliency-jobs", "ray", "obstore", "zarr", "pyarrow"})
 # A build for another device is the same version: the driver's may be one without CUDA.
 _BUILD = re.compile(r"\+(cpu|cu\d+|xpu|rocm[\d.]+)$")
 _NETWORK = "classes of the network"

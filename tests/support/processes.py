@@ -80,7 +80,7 @@ def _kind(command: str) -> str | None:
         return "gcs"
     if "raylet/raylet" in command:
         return "raylet"
-    if "jobs.inputs.decoder_process" in command:
+    if "jobs.util.limited_process" in command:
         return "decoder"
     if command.startswith("ray::"):  # Ray names a worker after what it does
         doing = command.removeprefix("ray::").strip()

@@ -180,7 +180,7 @@ def test_what_was_accepted_once_is_no_news(project: Project) -> None:
         project.explain()
 
 
-@pytest.mark.parametrize("package", ["python", "saliency", "ray", "obstore", "zarr", "pyarrow"])
+@pytest.mark.parametrize("package", ["python", "saliency", "saliency-jobs", "ray", "obstore", "zarr", "pyarrow"])
 def test_what_no_map_depends_on_is_not_refused(project: Project, package: str) -> None:
     project.begin()
     project.install(package, "0.1")

@@ -1,0 +1,7 @@
+"""Former place of `jobs.open_store` and `jobs.Store`, kept for one release: import them from `jobs`."""
+
+from __future__ import annotations
+
+from jobs.store.store_reader import Store, open_store
+
+__all__ = ["Store", "open_store"]
