@@ -110,6 +110,7 @@ class Explainer:
         self._pass_size = pass_size
         self._groups = group_by_sampler([signal for method in self.methods for signal in method.signals])
         self._replica: Replica | None = None
+        self._seen: Replica | None = None  # the one whose first batch has been looked at
 
     @property
     def passes(self) -> float:
@@ -185,7 +186,11 @@ class Explainer:
             images = images.masked_fill(~finite.view(-1, 1, 1, 1), 0)
             replica = self.replica(images)
             try:
-                return self._explain(replica, images, labels, rows, finite, trial=trial)
+                results = self._explain(replica, images, labels, rows, finite, trial=trial)
+                if replica is not self._seen:
+                    self._tell_incomplete(results)
+                    self._seen = replica
+                return results
             except (Refused, Warning):
                 raise
             except Exception:
@@ -269,7 +274,6 @@ class Explainer:
                             averages[key].add(signal.readout.read(one), sample.weights)
                             residual = signal.readout.residual(one)
                         if residual is not None:
-                            self._tell_incomplete(signal, residual[finite.repeat(len(sample.weights))])
                             mean = _weighted(residual, sample.weights)
                             residuals[key] = residuals[key] + mean if key in residuals else mean
             for (slug, signal), average in averages.items():
@@ -371,12 +375,22 @@ class Explainer:
                     "layer is zero everywhere: name one in front of what the target reads with layer=…."
                 )
 
-    def _tell_incomplete(self, signal: Signal, residual: Tensor) -> None:
-        if signal.readout.leftovers and bool((residual > INCOMPLETE).any()):
+    def _tell_incomplete(self, results: dict[str, Explanation]) -> None:
+        """Of the first batch alone: to look at values, the processor waits for the device."""
+        complete = [
+            method.slug
+            for method in self.methods
+            if all(signal.readout.leftovers and not signal.rule.hooks_relus for signal in method.signals)
+        ]
+        residuals = [
+            result.residuals[slug] for result in results.values() for slug in complete if slug in result.residuals
+        ]
+        if residuals and bool((torch.stack(residuals) > INCOMPLETE).any()):
             self._tell(
-                f"what FullGrad's maps are made of does not add up to the score (it is off by up to more than "
-                f"{INCOMPLETE:.0%}): a bias is not seen, as in other threads and vmap, or the model has a gradient of "
-                "its own. Of each map the column `residual` tells how far it is off."
+                "what FullGrad's maps are made of does not add up to the score (it is off by up to more than "
+                f"{INCOMPLETE:.0%}): the target is a loss, which is not linear in the scores, or a bias is not seen, as "
+                "in other threads and vmap, or the model has a gradient of its own. Of each map the column `residual` "
+                "tells how far it is off."
             )
 
     def _tell(self, note: str) -> None:

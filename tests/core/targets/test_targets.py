@@ -205,6 +205,7 @@ def test_targets_share_a_forward_and_keep_to_themselves() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:target .* does not depend on layer:saliency_core.errors.Told")
+@pytest.mark.filterwarnings("ignore:what FullGrad.* a loss:saliency_core.errors.Told")
 def test_every_method_takes_every_target() -> None:
     module, images = net(), images_of(2)
     targets = ["label", "top:2", "contrast:label", "unit=layer:two[5]", "ce=loss:test_targets:cross_entropy"]
