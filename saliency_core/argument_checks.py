@@ -95,8 +95,9 @@ def as_images(images: object, *, channels: int | None) -> Tensor:
         raise Refused(f"images are {what}, where a dense tensor with values is needed.")
     if not batch.is_floating_point():
         raise Refused(
-            f"images are {_kind(batch)}, where preprocessed floating point numbers are needed: of uint8 pixels "
-            "[n, H, W, C], model.preprocessing.normalise(pixels, torch.float32) makes them."
+            f"images are {_kind(batch)}, where floating point numbers are needed, prepared as for the model itself: "
+            "scaled to 0 … 1, normalised, [n, C, H, W]. A model from load_model prepares uint8 pixels "
+            "[n, H, W, C] with model.preprocessing.normalise(pixels, torch.float32)."
         )
     if not len(batch):
         raise Refused("there are no images in the batch: at least one is needed.")

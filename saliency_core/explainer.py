@@ -54,11 +54,11 @@ class Explanation:
 
     ``maps`` by method slug: [n, H, W] ([n, C, H, W] where the reduction keeps channels). A map that would hold a value
     that is not finite, although its score is finite, is NaN as a whole; ``applies``, which is of all methods, stays
-    True then, because other methods may have sound maps of the same score. ``classes`` int64 [n], −1
-    where the target is no class; ``scores`` [n] before softmax or sigmoid; ``probabilities`` [n] after it, NaN where
-    the target is no class; ``applies`` bool [n]; ``finite`` bool [n], False if the image or its score is not finite,
-    and then ``applies`` is False, too. ``residuals`` [n] by the slugs of methods whose maps must add up to the score:
-    how far they are from it, relative to the sum of the parts' sizes.
+    True then, because other methods may have sound maps of the same score. ``classes`` int64 [n], −1 if the target is
+    no class, and no class in particular if ``applies`` is False; ``scores`` [n] before softmax or sigmoid;
+    ``probabilities`` [n] after it, NaN where the target is no class; ``applies`` bool [n]; ``finite`` bool [n], False
+    if the image or its score is not finite, and then ``applies`` is False, too. ``residuals`` [n] by the slugs of
+    methods whose maps must add up to the score: how far they are from it, relative to the sum of the parts' sizes.
     """
 
     classes: Tensor
@@ -388,9 +388,9 @@ class Explainer:
         if residuals and bool((torch.stack(residuals) > INCOMPLETE).any()):
             self._tell(
                 "what FullGrad's maps are made of does not add up to the score (it is off by up to more than "
-                f"{INCOMPLETE:.0%}): the target is a loss, which is not linear in the scores, or a bias is not seen, as "
-                "in other threads and vmap, or the model has a gradient of its own. Of each map the column `residual` "
-                "tells how far it is off."
+                f"{INCOMPLETE:.0%}): the target is a loss, which is not linear in the scores, or a bias is not seen, "
+                "as in other threads and vmap, or the model has a gradient of its own. Of each map the column "
+                "`residual` tells how far it is off."
             )
 
     def _tell(self, note: str) -> None:

@@ -24,7 +24,7 @@ from jobs.classes.classes_stages import class_stages
 from jobs.config.classes_config import ALL, ClassesConfig
 from jobs.config.flag_names import plan_notes
 from jobs.explain.model_trial import trial
-from jobs.explain.probe_messages import probe_lines
+from jobs.explain.probe_messages import probe_lines, probe_record
 from jobs.runners.engine import StartingEngine, starting_engine
 from jobs.storage.object_store import delete, list_keys, open_output, put, read_object
 from jobs.storage.parquet import parquet_bytes
@@ -60,8 +60,8 @@ def visualise(config: ClassesConfig, console: Console, *, accept_versions: bool 
         done = committed(store)
         pending = _pending(run, done)
         say(console, f"{config.model} on {run.device}, {run.rows:,} classes: {run.units:,} units of {run.unit_size}")
-        for question, answer in probe_lines(run):
-            say(console, f"{question}: {answer}")
+        for line in probe_lines(run.probe):
+            say(console, line)
         for note in run.notes:
             say(console, f"note: {note}")
         workers = min(engine.ready().workers(config, run.device), max(1, len(pending)))
@@ -105,7 +105,7 @@ def _plan(config: ClassesConfig, engine: StartingEngine, *, accept_versions: boo
         class_names=names,
         notes=plan_notes(*tried.model.notes, first.head.note(tried.n_classes), *tried.probe.notes, *first.notes),
         head=first.head.kind,
-        probe={**tried.probe.to_dict(), "copied": first.copied},
+        probe=probe_record(tried.probe, copied=first.copied),
     )
     run = run.model_copy(
         update={"fingerprint": classes_fingerprint(run, weights=tried.digest, head=first.head.key).to_json()}

@@ -30,7 +30,7 @@ from jobs.util.environment import (
 )
 from jobs.util.exit_codes import DONE, INTERRUPTED, NOT_FINISHED, REFUSED
 from jobs.util.hidden_modules import hidden_module
-from jobs.util.job_errors import Stopped
+from jobs.util.job_errors import Gone, Stopped
 from saliency_core.errors import Refused
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -93,7 +93,7 @@ def _exit_code(function: Callable[[], int]) -> int:
     except Stopped as error:
         if "SALIENCY_TRACEBACK" in os.environ:
             raise
-        _tell("stopped", f"{error}\n{GOES_ON}")
+        _tell("stopped", str(error) if isinstance(error, Gone) else f"{error}\n{GOES_ON}")
         return NOT_FINISHED
     except Exception as error:
         if "SALIENCY_TRACEBACK" in os.environ:

@@ -9,6 +9,8 @@ from jobs.config.explain_config import Config
 from jobs.store.manifest import LabelResolver, Summary
 from saliency_core.errors import Refused
 
+LONGEST_SHOWN = 80  # characters of a label that a message quotes
+
 
 def label_resolver(
     config: Config, *, class_names: Sequence[str] | None, folders: Sequence[str] | None
@@ -78,7 +80,7 @@ def label_notes(
         if by_order:
             remedy = "with --folder-labels order the sorted folders must be the classes: leave out what is none"
     else:
-        which = f"the first is {label!r}"
+        which = f"the first is {_shown(label)}"
         remedy = "give --class-names FILE, or another --label-column"
     if class_names is None and not by_order and not label.removeprefix("-").isdigit():
         which += "; the model's class names are not known"
@@ -90,15 +92,19 @@ def label_notes(
     )
 
 
+def _shown(label: str) -> str:
+    return repr(label) if len(label) <= LONGEST_SHOWN else f"{label[:LONGEST_SHOWN]!r}… ({len(label):,} characters)"
+
+
 def refuse_no_labels(summary: Summary) -> None:
     """Refused where labels are wanted and not one row has any that is a class."""
     if summary.labelled == 0:
         found = (
-            f"the first found is {summary.unknown_label!r}, no class of the model"
+            f"the first found is {_shown(summary.unknown_label)}, no class of the model"
             if summary.unknown_label
             else "none was found"
         )
         raise Refused(
-            f"target label: no image has a usable label ({found}). Drop the target, or give --label-column or "
+            f"no image has a usable label, which a target needs ({found}). Drop the target, or give --label-column or "
             "--class-names."
         )

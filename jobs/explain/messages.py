@@ -27,7 +27,7 @@ def plan_text(plan: Plan) -> str:
         f"shards          {run.units * sum(1 + array.scaled for array in run.arrays):,}",
     ]
     lines += [f"  {path:<28}{size / MIB:>10,.1f} MiB before compression" for path, size in plan.array_bytes.items()]
-    lines += [f"{question}: {answer}" for question, answer in probe_lines(run)]
+    lines += probe_lines(run.probe)
     lines += [f"note: {note}" for note in run.notes]
     return "\n".join(lines)
 
@@ -127,7 +127,10 @@ def error_table(errors: Counter[str]) -> list[str]:
 
 def zero_text(totals: Totals) -> list[str]:
     """Of maps that are zero everywhere, by array, if there are any."""
-    return [f"{maps:,} maps of {path} are zero everywhere" for path, maps in sorted(totals.zero_maps.items())]
+    return [
+        f"{maps:,} {'map of' if maps == 1 else 'maps of'} {path} {'is' if maps == 1 else 'are'} zero everywhere"
+        for path, maps in sorted(totals.zero_maps.items())
+    ]
 
 
 def halved_text(totals: Totals) -> list[str]:

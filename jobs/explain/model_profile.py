@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from jobs.config.explain_config import Config, MapDtype
 from jobs.config.flag_names import plan_notes
 from jobs.explain.model import blank_images, try_model
+from jobs.explain.probe_messages import probe_record
 from jobs.store.run_record import ArraySpec
 from jobs.store.software_versions import Software
 from saliency_core.errors import Refused, Told
@@ -47,7 +49,7 @@ class ModelFacts:
     agreement: dict[str, float]
     needs_labels: bool
     head: Head
-    probe: dict[str, float | None]
+    probe: dict[str, Any]
 
 
 def model_facts(config: Config, *, folders: Sequence[str] | None, device: Callable[[], str]) -> ModelFacts:
@@ -119,7 +121,7 @@ def model_facts(config: Config, *, folders: Sequence[str] | None, device: Callab
         agreement=agreed,
         needs_labels=any(target.needs_labels for target in explainer.targets),
         head=replica.head,
-        probe={**tried.probe.to_dict(), "copied": replica.copied},
+        probe=probe_record(tried.probe, copied=replica.copied),
     )
 
 

@@ -1,24 +1,30 @@
-"""What the plan tells of the probe of a model, from the figures in the run's record."""
+"""What a run's record and its plan tell of the probe of a model."""
 
 from __future__ import annotations
 
-from jobs.store.run_record import Record
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from saliency_core.probe.model_probe import Probe
 
 
-def probe_lines(run: Record) -> list[tuple[str, str]]:
-    """Pairs of a question and its answer; none of a store that was made before there was a probe."""
-    probe = run.probe
+def probe_record(probe: Probe, *, copied: bool) -> dict[str, Any]:
+    """The figures of a probe, and in ``words`` what they mean. ``copied``: replicas are copies of the model."""
+    figures = {**probe.to_dict(), "copied": copied}
+    return figures | {"words": probe_lines(figures)}
+
+
+def probe_lines(probe: Mapping[str, Any]) -> list[str]:
+    """A question and its answer, each; none of a store that was made before there was a probe."""
     if not probe:
         return []
     repeat = f" (largest difference {probe['repeat']:.0e})" if probe["repeat"] else ""
     return [
-        ("rows are independent", f"yes (largest difference {probe['rows']:.0e})"),
-        ("repeatable", f"yes{repeat}"),
-        (
-            "gradients",
-            f"finite{_of(probe['finite'], probe['images'])}, not zero{_of(probe['moving'], probe['gradients'])}",
-        ),
-        ("copied", "yes" if probe["copied"] else "no, the model runs as it is"),
+        f"rows are independent: yes (largest difference {probe['rows']:.0e})",
+        f"repeatable: yes{repeat}",
+        f"gradients: finite{_of(probe['finite'], probe['images'])}, not zero{_of(probe['moving'], probe['gradients'])}",
+        f"copied: {'yes' if probe['copied'] else 'no, the model runs as it is'}",
     ]
 
 

@@ -91,7 +91,7 @@ def parent(uri: str) -> str:
 def key_below(root: str, uri: str) -> str:
     """The name of `uri`, as listings write it, relative to `root`; bytes that are not UTF-8 are written `\\xff`."""
     if is_remote(uri):
-        return uri.removeprefix(normal(root)).lstrip("/")
+        return uri.removeprefix(normal(root)).removeprefix("/")  # another slash is of the key itself
     # A listing has millions of these, and building a Path takes longer than all the rest of it.
     path = unquote_to_bytes(uri.removeprefix("file://")) if uri.startswith("file://") else os.fsencode(uri)
     return path.removeprefix(_absolute(root)).lstrip(b"/").decode("utf-8", "backslashreplace")

@@ -22,7 +22,7 @@ from jobs.storage.local_writes import settle_names, write_whole
 from jobs.storage.raw_listing import NotListed, raw_objects
 from jobs.storage.retrying import FIRST_PAUSE, LONGEST_PAUSE, Tries, patience, patiently
 from jobs.storage.storage_errors import RAISED, failures, status_of, told
-from jobs.util.job_errors import Unusable
+from jobs.util.job_errors import Gone, Unusable
 from saliency_core.errors import Refused
 
 if TYPE_CHECKING:
@@ -161,11 +161,12 @@ def address(store: ObjectStore) -> str:
     return "/".join(filter(None, [f"{scheme}://{root}", str(getattr(store, "prefix", None) or "")]))
 
 
-def gone(what: str) -> Unusable:
+def gone(what: str) -> Gone:
     """The error of a store that lost its directory, or its record, while a command works in it."""
-    return Unusable(
+    return Gone(
         f"{what} is gone: it was renamed or removed while this command was at work. Nothing is made again in its "
-        "place; put it back to go on."
+        "place. If it was renamed, put it back, and run the same command again; if it was removed, that command "
+        "begins anew."
     )
 
 

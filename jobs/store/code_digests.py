@@ -10,7 +10,7 @@ import ast
 import hashlib
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -100,10 +100,19 @@ def _spec(name: str) -> ModuleSpec | None:
         path = list(package.submodule_search_locations)
     for finder in sys.meta_path:
         find = getattr(finder, "find_spec", None)
-        spec = find(name, path) if find is not None else None
+        try:
+            spec = find(name, path) if find is not None else None
+        except KeyError:  # a folder without __init__.py within another one that is not imported
+            spec = _namespace(name, path or [])
         if spec is not None:
             return spec if isinstance(spec, ModuleSpec) else None
     return None
+
+
+def _namespace(name: str, path: Sequence[str]) -> ModuleSpec:
+    spec = ModuleSpec(name, None, is_package=True)
+    spec.submodule_search_locations = [str(Path(folder, name.rpartition(".")[2])) for folder in path]
+    return spec
 
 
 def _parsed(data: bytes) -> ast.Module | None:

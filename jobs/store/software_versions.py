@@ -182,10 +182,14 @@ class Makers:
             return []
         known = self._run.all_software
         return [
-            f"note: units {ranges(sorted(units))} were made with "
+            f"note: {_counted(units)} made with "
             + (known[digest].words() if digest in known else f"software {digest}, of which {self._run.KEY} has no word")
             for digest, units in self._units.items()
         ]
+
+
+def _counted(units: list[int]) -> str:
+    return f"unit {units[0]} was" if len(units) == 1 else f"units {ranges(sorted(units))} were"
 
 
 def _classes(network: nn.Module) -> str:

@@ -13,3 +13,7 @@ class Unreachable(Stopped):
 
 class Unusable(Stopped):
     """A store of ours answers, and refuses: its disk is full or not ours to write, its bucket gone."""
+
+
+class Gone(Unusable):
+    """The directory or the record of a store was renamed or removed: what was committed is wherever it is now."""

@@ -12,14 +12,29 @@ from saliency_core.autograd.eager import eagerly
 from saliency_core.errors import Refused
 from saliency_core.model.preprocessing import Preprocessing
 
+_OF_TWO_MODES = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
 
-def put_in_eval_mode(module: nn.Module) -> None:
-    """In eval mode BN uses its running statistics and dropout is off. ``train`` and ``eval`` may be overridden."""
+
+def put_in_eval_mode(module: nn.Module) -> tuple[str, ...]:
+    """Turns dropout off, and lets batch norms use their running statistics. ``train`` and ``eval`` may be overridden.
+
+    Returns:
+        What to tell of modules that the model's own ``eval()`` leaves in training mode, where they would compute
+        something else.
+    """
     with suppress(Exception):  # an overridden train() takes what arguments it likes
         module.eval()
-    for part in module.modules():
-        if part.training:
-            part.training = False
+    training = [(name, part) for name, part in module.named_modules() if part.training]
+    for _, part in training:
+        part.training = False
+    kept = [f"{name!r} ({type(part).__name__})" for name, part in training if isinstance(part, _OF_TWO_MODES)]
+    if not kept:
+        return ()
+    more = f" and {len(kept) - 3} more" if len(kept) > 3 else ""
+    return (
+        f"the model's own eval() leaves {', '.join(kept[:3])}{more} in training mode, as for Monte Carlo dropout: maps "
+        "are of the model in eval mode.",
+    )
 
 
 def freeze(module: nn.Module) -> None:

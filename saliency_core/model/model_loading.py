@@ -187,7 +187,7 @@ def _load_model(
             "(for example `resize` 224x224, `mean` 0.485,0.456,0.406, `std` 0.229,0.224,0.225)."
         )
     if kind != "file":  # a graph is of the mode that it was made in
-        put_in_eval_mode(built.module)
+        notes += put_in_eval_mode(built.module)
         give_sizes(built.module, geometry, spec)
     if state is not None and path is not None:
         built = load_state(built, state, spec=spec, path=path, num_classes=num_classes, build=build)

@@ -20,6 +20,7 @@ from saliency_core.probe.synthetic_images import difference, in_company, made_up
 from saliency_core.probe.unsound_models import GRADIENTS, SCORES, count_gradients, refuse_branches, refuse_unequal
 from saliency_core.replica.model_copies import copy_model
 
+PYTHON_RUNS = 4
 REPEATS = 64  # when the forward draws random numbers that may seldom matter
 
 
@@ -70,7 +71,7 @@ def probe_model(model: Model, *, again: Model | None = None) -> tuple[Probe, Ten
     if first is None:
         first = run(model, images[1:2], backward=False, graph=False).scores
     repeat = difference(first, seen.alone.scores)
-    draws = seen.alone.draws or _random_state() != before
+    draws = seen.alone.draws or _random_state() != before or _draws_from_python(model, images)
     counts = count_gradients(model, images, seen)
     if draws or max(seen.scores, repeat) > SCORES or seen.gradient > GRADIENTS:
         refuse_unequal(model, again or model, images, times=REPEATS if draws else 2)
@@ -103,6 +104,17 @@ def _as_they_run(model: Model, again: Model | None, images: Tensor) -> tuple[Mod
 
 
 def _random_state() -> tuple[object, ...]:
-    """Of the generators that all share. It changes when a model draws from one of them."""
+    """Of torch's and numpy's shared generators. It changes when a model draws from one of them."""
     numpys = np.random.get_state(legacy=False)["state"]
-    return torch.get_rng_state().numpy().tobytes(), numpys["key"].tobytes(), numpys["pos"], random.getstate()
+    return torch.get_rng_state().numpy().tobytes(), numpys["key"].tobytes(), numpys["pos"]
+
+
+def _draws_from_python(model: Model, images: Tensor) -> bool:
+    """Whether each of several forwards moves Python's shared generator. Other threads of the process draw from it, too,
+    as Ray does when it starts, but not each time."""
+    for _ in range(PYTHON_RUNS):
+        before = random.getstate()
+        run(model, images[1:2], backward=False, graph=False)
+        if random.getstate() == before:
+            return False
+    return True

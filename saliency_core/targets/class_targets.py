@@ -141,7 +141,8 @@ def class_number(text: str, class_names: Sequence[str] | None, *, n_classes: int
         return int(text)
     if class_names is None:
         raise Refused(
-            f"class {text!r}: the model's class names are not known; give `class_names` to explain, or a number."
+            f"class {text!r}: the model's class names are not known: give `class_names` with the model, or the class's "
+            "number."
         )
     found = [number for number, name in enumerate(class_names) if name == text]
     if len(found) != 1:

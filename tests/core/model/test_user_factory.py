@@ -235,6 +235,25 @@ def test_a_module_is_in_eval_mode_whatever_it_overrides(factory: str, from_file:
     torch.testing.assert_close(model.logits(images), plain(images))
 
 
+class MonteCarlo(nn.Sequential):
+    def train(self, mode: bool = True) -> nn.Module:
+        super().train(mode)
+        for part in self.modules():
+            if isinstance(part, nn.Dropout):
+                part.training = True
+        return self
+
+
+def monte_carlo() -> nn.Module:
+    return MonteCarlo(*tiny(), nn.Dropout(), nn.Identity().train())
+
+
+def test_what_would_run_in_training_mode_is_told() -> None:
+    notes = [note for note in build("monte_carlo").notes if "training mode" in note]
+    assert len(notes) == 1 and "(Dropout)" in notes[0] and "Identity" not in notes[0]
+    assert not any("training mode" in note for note in build("overrides").notes)
+
+
 def lazy() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
+import threading
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
-from unsound_nets import CHANCE, DEPENDENT, GENERATOR, SOUND, UNMOVED
+from unsound_nets import CHANCE, DEPENDENT, GENERATOR, SOUND, UNMOVED, Within
 
 from saliency_core import Model, Preprocessing, Refused
 from saliency_core.probe.model_probe import Probe, probe_model
@@ -57,6 +59,23 @@ def test_scores_without_gradient(name: str) -> None:
     with pytest.raises(Refused, match="all maps would be zero") as refused:
         probed(made)
     assert blamed in str(refused.value)
+
+
+def test_what_other_threads_draw_is_not_the_models() -> None:
+    """As Ray does, which starts in a thread beside the probe."""
+    ended = threading.Event()
+
+    def draw() -> None:
+        while not ended.wait(0.02):
+            random.random()
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    try:
+        assert not probed(Within).draws
+    finally:
+        ended.set()
+        thread.join()
 
 
 @pytest.mark.parametrize("name", SOUND)

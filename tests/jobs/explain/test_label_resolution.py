@@ -83,3 +83,9 @@ def test_labels_that_are_no_class_are_told_of(case: str, tmp_path: Path) -> None
     for part in parts or ():
         assert part in notes[0]
         assert f"note: {notes[0]}" in told
+
+
+def test_a_long_label_is_cut_where_it_is_told(tmp_path: Path) -> None:
+    code, told = run_inline(images=str(a_list("x" * 5000, "1")(tmp_path)), out=str(tmp_path / "s"))
+    assert code == 0 and "(5,000 characters)" in told
+    assert "x" * 100 not in told + (tmp_path / "s/run.json").read_text()

@@ -66,6 +66,7 @@ def test_what_was_measured_is_told_and_recorded(tree: Path, tmp_path: Path) -> N
     assert "rows are independent: yes (largest difference" in told and "repeatable: yes\n" in told
     assert "gradients: finite, not zero" in told and "copied: yes" in told
     probe = json.loads((tmp_path / "s/run.json").read_text())["probe"]
+    assert all(line in told for line in probe["words"]) and probe["words"][0].startswith("rows are independent: yes")
     assert 0 <= probe["rows"] < 1e-5 and probe["repeat"] == 0 and probe["gradient_rows"] is None
     assert (
         probe["copied"]

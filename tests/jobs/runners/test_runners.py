@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -71,6 +72,17 @@ def test_interrupt_stops_cleanly_and_tells_how_to_go_on(tree: Path, tmp_path: Pa
     assert "run the same command again" in told and "Traceback" not in told
     assert "raylet" not in told and "\x1b" not in told, "what Ray's daemons say of their end is nothing to the user"
     assert saliency("explain", *slow_flags(tree, out)).returncode == 3
+
+
+@pytest.mark.slow
+def test_a_resume_has_no_more_workers_than_units(tree: Path, finished: Path, tmp_path: Path, saliency) -> None:
+    """Ray Data warns of workers that can have no work."""
+    out = Path(shutil.copytree(finished, tmp_path / "store"))
+    (out / "index/unit-00000003.parquet").unlink()
+    told = saliency("explain", *flags(images=tree, out=out, workers=2, **{**SAME, "runner": "ray"}))
+    assert told.returncode == 3, told.stderr
+    assert "concurrent actors" not in told.stdout + told.stderr
+    assert content(out) == content(finished)
 
 
 @pytest.mark.slow

@@ -51,13 +51,13 @@ def put_all(*names: str) -> None:
 
 @pytest.mark.parametrize("odd", ODD)
 def test_one_odd_key_is_one_row(odd: str, bucket: str, tmp_path: Path) -> None:
-    put_all("0.png", odd, "z.png")
+    put_all("0.png", odd, "z.png", "d.png", "a/b.png", "a/c.png")  # among them what it would be without its odd part
     code, told = run_inline(images=f"{bucket}/p", out=str(tmp_path / "out"))
     assert code == 3, told
     index = {line["sample_id"]: line for line in pq.read_table(tmp_path / "out/index.parquet").to_pylist()}
-    assert len(index) == 3 and index["0.png"]["status"] == index["z.png"]["status"] == "ok"
+    assert len(index) == 6 and index["0.png"]["status"] == index["z.png"]["status"] == "ok"
     ((name, line),) = [(name, line) for name, line in index.items() if line["status"] != "ok"]
-    assert name == odd.lstrip("/") and line["uri"] == f"{bucket}/p/{odd}"
+    assert name == odd and line["uri"] == f"{bucket}/p/{odd}"
     assert f"{bucket}/p/{odd}" in line["error"] and "cannot be asked for: rename it" in line["error"]
 
 

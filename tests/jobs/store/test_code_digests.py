@@ -136,3 +136,15 @@ def test_deep_code_has_a_digest(project: Path) -> None:
 )
 def test_installed_or_own(project: Path, module: str, installed: bool) -> None:
     assert is_installed(module) is installed
+
+
+def test_folders_without_an_init_are_packages_too(project: Path) -> None:
+    (project / "a/b/c").mkdir(parents=True)
+    (project / "a/b/c/net.py").write_text("from a.b.c import part\n")
+    (project / "a/b/c/part.py").write_text("x = 1\n")
+    before = code_digests(["a.b.c.net"])
+    assert set(before) == {"a.b.c.net", "a.b.c.part"}
+    (project / "a/b/c/part.py").write_text("x = 2\n")
+    after = code_digests(["a.b.c.net"])
+    assert after["a.b.c.part"] != before["a.b.c.part"] and after["a.b.c.net"] == before["a.b.c.net"]
+    assert "a" not in sys.modules

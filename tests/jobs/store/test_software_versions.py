@@ -147,7 +147,7 @@ def test_other_software_is_refused_by_name_or_accepted_and_recorded(changed: str
     assert project.run()["session_software"] == makers[2] in load(project.out).all_software
     code, told = check(project.out)
     assert code == DONE, told
-    assert "note: units 2 were made with" in told
+    assert "note: unit 2 was made with" in told
     assert "note: units 0–1 were made with" in said(status, str(project.out))[1]
     code, told = check(project.out, recompute=12)
     assert code == DONE, told
@@ -232,7 +232,7 @@ def test_a_store_older_than_the_record_goes_on_with_a_word(project: Project) -> 
     code, told = project.explain()
     assert code == DONE and "did not record its arithmetic" in told
     code, told = check(project.out)
-    assert code == DONE and "note: units 2 were made with" in told
+    assert code == DONE and "note: unit 2 was made with" in told
     assert "did not record its arithmetic" in " ".join(project.run()["notes"])  # type: ignore[arg-type]
 
 
@@ -259,7 +259,7 @@ def test_retry_asks_the_same(project: Project) -> None:
     code, told = said(retry, str(project.out), workers="auto", runner="inline", accept_versions=True)
     assert code == DONE, told
     code, told = check(project.out, recompute=12)
-    assert code == DONE and "note: units 0 were made with" in told and "parts 2.0" in told
+    assert code == DONE and "note: unit 0 was made with" in told and "parts 2.0" in told
 
 
 def test_recompute_with_other_code_proves_nothing_and_is_no_damage(project: Project) -> None:
@@ -338,7 +338,7 @@ def test_class_stores_ask_the_same(class_store: Path, tmp_path: Path, project: P
     code, told = visualised(out, accept_versions=True)
     assert code == DONE and "note: --accept-versions" in told
     code, told = check(out)
-    assert code == DONE and "note: units 1 were made with" in told and "torch 0.1" in told
+    assert code == DONE and "note: unit 1 was made with" in told and "torch 0.1" in told
 
 
 def test_a_classes_json_that_contradicts_its_fingerprint(class_store: Path, tmp_path: Path) -> None:
