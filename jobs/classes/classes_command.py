@@ -28,11 +28,12 @@ from jobs.explain.probe_messages import probe_lines, probe_record
 from jobs.runners.engine import StartingEngine, starting_engine
 from jobs.storage.object_store import delete, list_keys, open_output, put, read_object
 from jobs.storage.parquet import parquet_bytes
-from jobs.store.arrays import CLASSES, class_metadata_objects, open_array
+from jobs.store.arrays import class_metadata_objects, open_array
 from jobs.store.class_record import ClassRun, existing_class_run
-from jobs.store.finalize import SHA256SUMS, digest, put_sums, sums_text
+from jobs.store.finalize import digest, put_sums, sums_text
 from jobs.store.fingerprint import classes_fingerprint, refuse_other_fingerprint
-from jobs.store.index import committed, load_part, part_key, read_parts
+from jobs.store.index import committed, load_part, read_parts
+from jobs.store.layout import CLASSES, SHA256SUMS, index_key
 from jobs.store.open import claim, refuse_unwritable
 from jobs.store.software_versions import at_rest, begun, gone_on
 from jobs.util.console import say
@@ -186,7 +187,7 @@ def _finish(run: ClassRun, store: ObjectStore, console: Console) -> int:
     for unit, data in read_parts(store, range(run.units)):
         table, commit = load_part(data, unit)
         tables.append(table)
-        sums |= {part_key(unit): digest(data)} | {shard.key: shard.sha256 for shard in commit.shards}
+        sums |= {index_key(unit): digest(data)} | {shard.key: shard.sha256 for shard in commit.shards}
     lines = pa.concat_tables(tables)
     made = {"classes.parquet": parquet_bytes(lines)}
     images = open_array(store, "image", group=CLASSES)

@@ -18,7 +18,8 @@ from jobs.runners.stage import TASK_CPUS, Stage, replica_stage
 from jobs.storage.object_store import open_output, put
 from jobs.store.arrays import encode_class_shards
 from jobs.store.class_record import ClassRun, open_class_run
-from jobs.store.index import Commit, ShardRecord, encode_part, part_key
+from jobs.store.index import Commit, ShardRecord, encode_part
+from jobs.store.layout import index_key
 from jobs.store.store_presence import Presence
 from jobs.util.exit_guard import no_quitting
 from jobs.util.job_errors import Stopped
@@ -161,5 +162,5 @@ class Write:
             pa.array([ASTRAY if one else None for one in astray], pa.string()),
         ]
         lines = pa.Table.from_arrays(columns, schema=SCHEMA)
-        put(self._store, part_key(unit.unit), encode_part(lines, Commit(records, [], unit.software)))
+        put(self._store, index_key(unit.unit), encode_part(lines, Commit(records, [], unit.software)))
         return len(unit.classes)

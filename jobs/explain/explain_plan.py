@@ -23,9 +23,10 @@ from jobs.storage.object_store import open_output, put
 from jobs.store.arrays import metadata_objects
 from jobs.store.fingerprint import maps_fingerprint, refuse_other_fingerprint
 from jobs.store.index import committed
+from jobs.store.layout import RUN_JSON
 from jobs.store.manifest import Lines, scan, write_manifest
 from jobs.store.open import claim, existing_run, refuse_reordered, refuse_unwritable
-from jobs.store.run_record import RUN_JSON, ArraySpec, Run, proven
+from jobs.store.run_record import ArraySpec, Run, proven
 from jobs.store.software_versions import at_rest, begun, gone_on
 from jobs.util.prefetch import prefetched
 from saliency_core.errors import Refused

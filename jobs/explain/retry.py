@@ -19,12 +19,13 @@ from jobs.relocation.relocation import ListedAgain, rewrite_manifest
 from jobs.runners.engine import starting_engine
 from jobs.storage.object_store import delete, list_keys, put
 from jobs.store.arrays import metadata_objects
-from jobs.store.finalize import SHA256SUMS, Totals, exit_code
-from jobs.store.index import INDEX_PARQUET, OK, PARTIAL, QUARANTINED, committed, load_part, read_parts, withdraw
+from jobs.store.finalize import Totals, exit_code
+from jobs.store.index import OK, PARTIAL, QUARANTINED, committed, load_part, read_parts, withdraw
+from jobs.store.layout import INDEX_PARQUET, RUN_JSON, SHA256SUMS
 from jobs.store.manifest import resolved
 from jobs.store.open import open_run
 from jobs.store.row_identity import remember, remembered, remembered_units
-from jobs.store.run_record import RUN_JSON, Run, proven
+from jobs.store.run_record import Run, proven
 from jobs.store.software_versions import gone_on, software_here
 from jobs.store.store_lock import locked
 from jobs.util.console import say

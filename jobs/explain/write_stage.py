@@ -8,8 +8,9 @@ from collections import Counter
 from jobs.explain.unit_records import CommittedUnit, ExplainedUnit
 from jobs.storage.object_store import open_output, put
 from jobs.store.arrays import encode_shards
-from jobs.store.index import Commit, ShardRecord, count_errors, encode_part, part_key
-from jobs.store.run_record import RUN_JSON, Run
+from jobs.store.index import Commit, ShardRecord, count_errors, encode_part
+from jobs.store.layout import RUN_JSON, index_key
+from jobs.store.run_record import Run
 from jobs.store.store_presence import Presence
 
 
@@ -35,6 +36,6 @@ class Write:
                     records.append(ShardRecord(key, len(data), hashlib.sha256(data).hexdigest()))
                     committed.bytes_written += len(data)
             part = encode_part(unit.lines, Commit(records, unit.micro_batches, unit.software))
-            put(self._store, part_key(unit.unit), part)
+            put(self._store, index_key(unit.unit), part)
             committed.bytes_written += len(part)
         return committed

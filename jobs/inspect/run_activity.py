@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from obstore.store import ObjectStore
 
 from jobs.storage.object_store import address, head, listed, refusals
-from jobs.store.index import unit_of
-from jobs.store.run_record import RUN_JSON, Run
+from jobs.store.layout import RUN_JSON, unit_of_index
+from jobs.store.run_record import Run
 
 RECENT = 20  # commits that the rate is taken from
 LEAST_SILENCE = 120.0  # seconds; a run needs as long to start its workers and to load the model
@@ -35,7 +35,7 @@ def pulse(store: ObjectStore, run: Run) -> Pulse:
     uri = address(store)
     with refusals(uri):
         commits = sorted(
-            meta["last_modified"] for meta in listed(store, "index", uri) if unit_of(meta["path"]) is not None
+            meta["last_modified"] for meta in listed(store, "index", uri) if unit_of_index(meta["path"]) is not None
         )
         began = head(store, RUN_JSON, f"{uri}/{RUN_JSON}")["last_modified"]
     own = [time for time in commits if time >= began]

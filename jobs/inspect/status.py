@@ -9,8 +9,9 @@ from rich.console import Console
 from jobs.explain.messages import error_table, halved_text, statuses_text, zero_text
 from jobs.inspect.run_activity import Pulse, pulse
 from jobs.storage.object_store import list_keys
-from jobs.store.finalize import SHA256SUMS, Totals, exit_code
+from jobs.store.finalize import Totals, exit_code
 from jobs.store.index import committed, load_part, read_parts
+from jobs.store.layout import SHA256SUMS
 from jobs.store.open import open_run
 from jobs.store.run_record import Run
 from jobs.store.software_versions import Makers

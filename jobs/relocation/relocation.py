@@ -18,7 +18,8 @@ from jobs.relocation.content_search import Place, Sample, Tell, find_by_content,
 from jobs.relocation.uri_list_search import find_by_uri, is_file, refuse_rows, swapped_rows, written
 from jobs.storage.object_store import list_keys, put, read_object
 from jobs.store.index import committed
-from jobs.store.manifest import PART_UNITS, PLACE, SCHEMA, Manifest, encode_part, part_key, parts_of, to_entries
+from jobs.store.layout import manifest_key
+from jobs.store.manifest import PART_UNITS, PLACE, SCHEMA, Manifest, encode_part, parts_of, to_entries
 from jobs.store.row_identity import remembered_units
 from jobs.store.run_record import Run
 
@@ -50,7 +51,7 @@ def rewrite_manifest(
         tables = [manifest.unit_lines(unit) for unit in here]
         moved = [move(unit, table) if unit in units else table for unit, table in zip(here, tables, strict=True)]
         if any(not old.equals(new) for old, new in zip(tables, moved, strict=True)):
-            put(store, part_key(part), encode_part(moved))
+            put(store, manifest_key(part), encode_part(moved))
 
 
 class ListedAgain:
@@ -130,8 +131,8 @@ def complete_manifest(store: ObjectStore, run: Run, listed: ObjectStore, pending
     """
     there, now = set(list_keys(store, "manifest")), Manifest(listed)
     for part in range(parts_of(run)):
-        if part_key(part) not in there:
-            put(store, part_key(part), read_object(listed, part_key(part)))
+        if manifest_key(part) not in there:
+            put(store, manifest_key(part), read_object(listed, manifest_key(part)))
     places = find_by_content(store, run, _straddling(store, run, now, pending), tell)
     swapped = swapped_rows(store, run, now, pending, tell)
 

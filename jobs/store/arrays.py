@@ -20,10 +20,9 @@ from zarr.storage import MemoryStore
 from zarr.storage import ObjectStore as ZarrObjectStore
 
 from jobs.store.class_record import ClassRun
+from jobs.store.layout import CLASSES, MAPS, shard_key
 from jobs.store.run_record import ArraySpec, Record, Run
 
-MAPS = "maps.zarr"
-CLASSES = "classes.zarr"
 _FILL: dict[str, float | int] = {"float32": float("nan"), "float16": float("nan"), "uint8": 255, "int8": -128}
 _LARGEST = {"float16": 1.0, "uint8": 254.0, "int8": 127.0}
 
@@ -92,12 +91,8 @@ def _encode(
     rows = run.unit_rows(unit)
     for path, values in shards.items():
         arrays[path][rows.start : rows.stop] = values
-        key = _shard_key(path, unit, values.ndim)
+        key = shard_key(path, unit, item_axes=values.ndim - 1)
         yield key, memory.pop(key).to_bytes()
-
-
-def _shard_key(path: str, unit: int, ndim: int) -> str:
-    return f"{path}/c/" + "/".join([str(unit)] + ["0"] * (ndim - 1))
 
 
 @lru_cache(maxsize=2)
@@ -191,7 +186,7 @@ def decode_shard(run: Run, array_path: str, unit: int, data: bytes) -> NDArray[A
     memory, arrays = _template(run.to_json())
     target = arrays[array_path]
     rows = run.unit_rows(unit)
-    key = _shard_key(array_path, unit, target.ndim)
+    key = shard_key(array_path, unit, item_axes=target.ndim - 1)
     memory[key] = zarr.core.buffer.default_buffer_prototype().buffer.from_bytes(data)
     try:
         return np.asarray(target[rows.start : rows.stop])

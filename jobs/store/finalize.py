@@ -19,7 +19,6 @@ from jobs.storage.object_store import put, read_object
 from jobs.storage.parquet import HashingSink
 from jobs.store.arrays import metadata_objects
 from jobs.store.index import (
-    INDEX_PARQUET,
     OK,
     PARTIAL,
     QUARANTINED,
@@ -28,19 +27,17 @@ from jobs.store.index import (
     count_errors,
     damaged_part,
     load_part,
-    part_key,
     read_parts,
     schema,
 )
-from jobs.store.manifest import part_key as manifest_key
+from jobs.store.layout import INDEX_PARQUET, RUN_JSON, SHA256SUMS, index_key, manifest_key
 from jobs.store.manifest import parts_of, sound
 from jobs.store.row_identity import forget_committed
-from jobs.store.run_record import RUN_JSON, Run
+from jobs.store.run_record import Run
 from jobs.store.store_presence import Presence
 from jobs.util.exit_codes import DONE, imperfect
 from jobs.util.formatting import ranges
 
-SHA256SUMS = "SHA256SUMS"
 GROUP_ROWS = 65_536
 MOST_TOLD = 50  # reasons
 
@@ -171,7 +168,7 @@ def _compact(store: ObjectStore, run: Run, sums: dict[str, str]) -> Totals:
 
 def _parts(store: ObjectStore, run: Run, totals: Totals, sums: dict[str, str]) -> Iterator[pa.Table]:
     for unit, data in read_parts(store, range(run.units)):
-        sums[part_key(unit)] = digest(data)
+        sums[index_key(unit)] = digest(data)
         lines, commit = load_part(data, unit)
         try:
             check_rows(run, unit, lines)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from obstore.store import ObjectStore
 
 from jobs.storage.object_store import delete, list_keys, read_object
 from jobs.storage.parquet import UNREADABLE, parquet_bytes, parquet_table
+from jobs.store.layout import INDEX, index_key, unit_of_index
 from jobs.store.run_record import Run
 from jobs.util.failure_reasons import without_names
 from jobs.util.formatting import first_line
@@ -20,12 +20,10 @@ from jobs.util.job_errors import Stopped
 from jobs.util.lookahead import map_ahead
 
 OK, PARTIAL, QUARANTINED = "ok", "partial", "quarantined"
-INDEX_PARQUET = "index.parquet"
 MOST_ERRORS = 10_000  # reasons that are counted apart
 OTHER_ERRORS = "other reasons, in the index"
 READ_AHEAD = 8  # parts that are fetched at once: an object store answers late, but many
 _COMMIT = b"saliency.commit"
-_PART = re.compile(r"index/unit-(\d{8,})\.parquet")
 
 
 @dataclass(frozen=True)
@@ -74,10 +72,6 @@ def schema(run: Run) -> pa.Schema:
     return pa.schema(fields)
 
 
-def part_key(unit: int) -> str:
-    return f"index/unit-{unit:08d}.parquet"
-
-
 def encode_part(lines: pa.Table, commit: Commit) -> bytes:
     """One unit's part: its lines, and the commit as JSON in the file's metadata. Equal input, equal bytes."""
     told = json.dumps(asdict(commit), sort_keys=True).encode()
@@ -113,12 +107,12 @@ def read_parts(store: ObjectStore, units: Iterable[int]) -> Iterator[tuple[int, 
 def stored_part(store: ObjectStore, unit: int) -> bytes:
     """A committed unit's part as it is stored. Raises WithdrawnError if there is none."""
     try:
-        return read_object(store, part_key(unit))
+        return read_object(store, index_key(unit))
     except FileNotFoundError:
         raise WithdrawnError(
-            f"{part_key(unit)} is gone: another process, such as a second `saliency retry`, works on this store, or it "
-            "was removed. Wait until that process has ended, then run the same command again: it goes on from what is "
-            "there. Without one, `saliency verify` tells what to do."
+            f"{index_key(unit)} is gone: another process, such as a second `saliency retry`, works on this store, or "
+            "it was removed. Wait until that process has ended, then run the same command again: it goes on from what "
+            "is there. Without one, `saliency verify` tells what to do."
         ) from None
 
 
@@ -132,7 +126,7 @@ def load_part(data: bytes, unit: int) -> tuple[pa.Table, Commit]:
 
 def damaged_part(unit: int, error: Exception) -> DamagedError:
     return DamagedError(
-        f"{part_key(unit)} is damaged ({first_line(error)}). Delete it, and run the command that makes this store "
+        f"{index_key(unit)} is damaged ({first_line(error)}). Delete it, and run the command that makes this store "
         "again: the unit is done anew."
     )
 
@@ -153,16 +147,10 @@ def add_errors(counts: Counter[str], more: Counter[str]) -> None:
 
 def committed(store: ObjectStore) -> set[int]:
     """The units that are done: one listing of ``index/``."""
-    return {unit for key in list_keys(store, "index") if (unit := unit_of(key)) is not None}
-
-
-def unit_of(key: str) -> int | None:
-    """``index/unit-00000017.parquet`` → 17; None for any other key."""
-    match = _PART.fullmatch(key)
-    return int(match[1]) if match else None
+    return {unit for key in list_keys(store, INDEX) if (unit := unit_of_index(key)) is not None}
 
 
 def withdraw(store: ObjectStore, units: Iterable[int]) -> None:
     """Takes commits away, so that the units are pending again."""
     for unit in units:
-        delete(store, part_key(unit))
+        delete(store, index_key(unit))

@@ -20,6 +20,7 @@ from jobs.inputs.entry import Entry
 from jobs.storage.object_store import put, read_object
 from jobs.storage.parquet import UNREADABLE, parquet_file, sealed
 from jobs.store.index import DamagedError
+from jobs.store.layout import manifest_key
 from jobs.store.run_record import Run
 from jobs.util.formatting import first_line
 from jobs.util.job_errors import Stopped
@@ -128,16 +129,12 @@ def resolved(label: int | str | None, resolve: LabelResolver) -> tuple[int | Non
     return (number, None) if number is not None and -(2**31) < number < 2**31 else (None, str(label))
 
 
-def part_key(part: int) -> str:
-    return f"manifest/part-{part:05d}.parquet"
-
-
 def write_manifest(store: ObjectStore, lines: Lines) -> Summary:
     """Writes the parts. Raises what the listing raises."""
     units = iter(lines)
     part = 0
     while group := list(islice(units, PART_UNITS)):
-        put(store, part_key(part), encode_part(group))
+        put(store, manifest_key(part), encode_part(group))
         part += 1
     return lines.summary
 
@@ -170,11 +167,11 @@ class Manifest:
         part, group = divmod(unit, PART_UNITS)
         if self._part is None or self._part[0] != part:
             try:
-                data = read_object(self._store, part_key(part))
+                data = read_object(self._store, manifest_key(part))
             except FileNotFoundError:
                 raise Stopped(
-                    f"{part_key(part)} is missing: the run was stopped while it was planned. Run explain again, which "
-                    "puts it there."
+                    f"{manifest_key(part)} is missing: the run was stopped while it was planned. Run explain again, "
+                    "which puts it there."
                 ) from None
             with _whole(part):
                 self._part = part, _open(data)
@@ -203,7 +200,7 @@ def _whole(part: int) -> Iterator[None]:
         yield
     except UNREADABLE as error:
         raise DamagedError(
-            f"{part_key(part)} is damaged ({first_line(error)}). Delete it, and run explain again: it lists the "
+            f"{manifest_key(part)} is damaged ({first_line(error)}). Delete it, and run explain again: it lists the "
             "inputs again, and puts it there."
         ) from error
 

@@ -13,7 +13,8 @@ from jobs.config.job_config import full_path
 from jobs.storage.files import is_remote, local_path
 from jobs.storage.object_store import list_keys, open_output, put, read_object
 from jobs.store.fingerprint import refuse_other_fingerprint
-from jobs.store.run_record import RUN_JSON, AnyRecord, Record, Run, parse_record, proven
+from jobs.store.layout import RUN_JSON
+from jobs.store.run_record import AnyRecord, Record, Run, parse_record, proven
 from jobs.store.software_versions import gone_on
 from jobs.util.environment import can_write
 from jobs.util.job_errors import Unusable

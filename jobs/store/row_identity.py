@@ -7,7 +7,6 @@ explained from other bytes.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,10 +17,9 @@ from obstore.store import ObjectStore
 from jobs.storage.object_store import delete, list_keys, put, read_object
 from jobs.storage.parquet import UNREADABLE, parquet_bytes, parquet_table
 from jobs.store.index import QUARANTINED, DamagedError, WithdrawnError, read_part
+from jobs.store.layout import IDENTITY, identity_key, unit_of_identity
 from jobs.util.formatting import first_line
 
-PREFIX = "identity"
-_KEY = re.compile(PREFIX + r"/unit-(\d{8,})\.parquet")
 _SCHEMA = pa.schema({"row": pa.int64(), "sha256": pa.string(), "explained": pa.bool_()})
 
 
@@ -37,19 +35,9 @@ Known = dict[int, KnownImage]
 """Images by row; rows whose bytes were never read are absent."""
 
 
-def identity_key(unit: int) -> str:
-    return f"{PREFIX}/unit-{unit:08d}.parquet"
-
-
-def unit_of_identity(key: str) -> int | None:
-    """``identity/unit-00000017.parquet`` → 17; None for any other key."""
-    match = _KEY.fullmatch(key)
-    return int(match[1]) if match else None
-
-
 def remembered_units(store: ObjectStore) -> set[int]:
     """The units whose identities are kept apart from their commit."""
-    return {unit for key in list_keys(store, PREFIX) if (unit := unit_of_identity(key)) is not None}
+    return {unit for key in list_keys(store, IDENTITY) if (unit := unit_of_identity(key)) is not None}
 
 
 def remembered(store: ObjectStore, unit: int) -> Known:

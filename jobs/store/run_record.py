@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.config.explain_config import Config, MapDtype
 from jobs.config.job_config import JobConfig
+from jobs.store.layout import RUN_JSON
 from jobs.store.software_versions import Software
 from jobs.util import bounds
 from saliency_core.errors import Refused
@@ -17,7 +18,6 @@ from saliency_core.model.preprocessing import Preprocessing
 
 FORMAT_VERSION = 1
 STATISTICS = ("min", "max", "mean", "l1", "l2")
-RUN_JSON = "run.json"
 
 
 class ArraySpec(BaseModel):

@@ -25,8 +25,9 @@ from jobs.inputs.rejected import Rejected
 from jobs.inputs.tables import Damaged, open_parquet
 from jobs.storage.object_store import is_remote, open_output
 from jobs.storage.storage_errors import NotAFile, told
-from jobs.store.arrays import MAPS, open_array, unscale_maps
-from jobs.store.index import INDEX_PARQUET, OK, committed, read_part, schema
+from jobs.store.arrays import open_array, unscale_maps
+from jobs.store.index import OK, committed, read_part, schema
+from jobs.store.layout import INDEX_PARQUET, MAPS
 from jobs.store.manifest import Manifest, by_content, to_entries
 from jobs.store.open import open_run
 from jobs.store.run_record import ArraySpec, Run

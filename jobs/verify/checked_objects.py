@@ -13,15 +13,24 @@ from obstore.store import ObjectStore
 
 from jobs.storage.files import is_remote, keys
 from jobs.storage.object_store import read_object, stream
-from jobs.store.arrays import MAPS, metadata_objects
-from jobs.store.finalize import SHA256SUMS
-from jobs.store.index import INDEX_PARQUET, ShardRecord, part_key, unit_of
-from jobs.store.manifest import part_key as manifest_key
+from jobs.store.arrays import metadata_objects
+from jobs.store.index import ShardRecord
+from jobs.store.layout import (
+    INDEX_PARQUET,
+    MAPS,
+    RUN_JSON,
+    SHA256SUMS,
+    identity_key,
+    index_key,
+    manifest_key,
+    shard_key,
+    unit_of_identity,
+    unit_of_index,
+    unit_of_shard,
+)
 from jobs.store.manifest import parts_of
-from jobs.store.row_identity import identity_key, unit_of_identity
-from jobs.store.run_record import RUN_JSON, Run
+from jobs.store.run_record import Run
 
-_SHARD = re.compile(r"maps\.zarr/.+/c/(\d+)(?:/0)*")
 _STAGED = re.compile(r"(.+)#\d+")
 BESIDE = ("audit/", "report/")  # what was made of the store
 
@@ -117,24 +126,23 @@ RESTORE = "nothing can make this object again, so restore it from a copy, or exp
 
 def redo(unit: int) -> str:
     """How a unit is made anew."""
-    return f"delete {part_key(unit)}, which withdraws unit {unit}, and run the same explain command again"
+    return f"delete {index_key(unit)}, which withdraws unit {unit}, and run the same explain command again"
 
 
 def unit_objects(run: Run, unit: int) -> dict[str, str]:
     """Array path → key of every shard of a unit, scales too."""
     paths = {array.path: len(array.item_shape) for array in run.arrays}
     paths |= {f"{array.path}_scale": 0 for array in run.arrays if array.scaled}
-    return {path: f"{MAPS}/{path}/c/" + "/".join([str(unit), *["0"] * depth]) for path, depth in paths.items()}
+    return {path: f"{MAPS}/{shard_key(path, unit, item_axes=axes)}" for path, axes in paths.items()}
 
 
 def is_expected(run: Run, key: str) -> bool:
     """Whether a store of this run may hold such an object."""
-    for unit, wanted in ((unit_of(key), part_key), (unit_of_identity(key), identity_key)):
+    for unit, wanted in ((unit_of_index(key), index_key), (unit_of_identity(key), identity_key)):
         if unit is not None:
             return unit < run.units and key == wanted(unit)
-    shard = _SHARD.fullmatch(key)
-    if shard is not None:
-        unit = int(shard[1])
+    unit = unit_of_shard(key)
+    if unit is not None:
         return unit < run.units and key in unit_objects(run, unit).values()
     if key in (RUN_JSON, SHA256SUMS, INDEX_PARQUET) or key in map(manifest_key, range(parts_of(run))):
         return True

@@ -12,12 +12,11 @@ from rich.console import Console
 from jobs.classes.classes_stages import SCHEMA
 from jobs.storage.files import is_remote, local_path
 from jobs.storage.object_store import list_keys, open_output, read_object
-from jobs.store.arrays import CLASSES, class_metadata_objects
+from jobs.store.arrays import class_metadata_objects
 from jobs.store.class_record import ClassRun, existing_class_run
-from jobs.store.finalize import SHA256SUMS
 from jobs.store.fingerprint import class_contradictions
-from jobs.store.index import DamagedError, committed, load_part, part_key, unit_of
-from jobs.store.run_record import RUN_JSON
+from jobs.store.index import DamagedError, committed, load_part
+from jobs.store.layout import CLASSES, RUN_JSON, SHA256SUMS, index_key, unit_of_index
 from jobs.store.software_versions import Makers
 from jobs.util.console import say
 from jobs.util.exit_codes import DONE, NOT_FINISHED
@@ -100,7 +99,7 @@ def _check(objects: Objects, run: ClassRun, units: Iterable[int], there: set[str
     for unit in units:
         seen |= yield from _check_unit(objects, run, unit, makers)
     if objects.sums is None:  # what is on its way has no witness yet
-        foreign = {key for key in there if (unit_of(key) or 0) >= run.units}
+        foreign = {key for key in there if (unit_of_index(key) or 0) >= run.units}
     else:
         for key in sorted(objects.sums.keys() - seen):
             yield from objects.scan(key, remedy=AGAIN)
@@ -113,7 +112,7 @@ def _check(objects: Objects, run: ClassRun, units: Iterable[int], there: set[str
 
 def _check_unit(objects: Objects, run: ClassRun, unit: int, makers: Makers) -> Generator[Problem, None, set[str]]:
     """The unit's part is of its classes, and each of its shards as it was committed → their keys."""
-    key = part_key(unit)
+    key = index_key(unit)
     redo = f"delete {key}, which withdraws unit {unit}, and {NEXT}"
     data = yield from objects.read(key, remedy=redo, if_missing=f"so unit {unit} is not done; {NEXT}")
     if data is None:

@@ -13,13 +13,12 @@ from jobs.inputs.tables import Damaged, open_parquet
 from jobs.storage.object_store import list_keys, read_object
 from jobs.storage.parquet import UNREADABLE, parquet_file
 from jobs.store.arrays import metadata_objects
-from jobs.store.finalize import SHA256SUMS, is_range
+from jobs.store.finalize import is_range
 from jobs.store.fingerprint import contradictions, read_samples
-from jobs.store.index import INDEX_PARQUET
+from jobs.store.layout import IDENTITY, INDEX_PARQUET, RUN_JSON, SHA256SUMS, manifest_key, unit_of_identity
 from jobs.store.manifest import PART_UNITS, SCHEMA, Digests, parts_of
-from jobs.store.manifest import part_key as manifest_key
-from jobs.store.row_identity import PREFIX, decode_identities, unit_of_identity
-from jobs.store.run_record import RUN_JSON, Run
+from jobs.store.row_identity import decode_identities
+from jobs.store.run_record import Run
 from jobs.verify.checked_objects import AGAIN, RELIST, RESTORE, Objects, Problem, collected, foreign, is_expected
 
 STATES = ("running", "reopened", "finished")
@@ -161,7 +160,7 @@ def _check_part(data: bytes, run: Run, part: int, digests: Digests) -> str | Non
 def check_identities(objects: Objects) -> Iterator[Problem]:
     """What is kept of the images of withdrawn commits can be read."""
     keys = {
-        *list_keys(objects.store, PREFIX),
+        *list_keys(objects.store, IDENTITY),
         *(key for key in objects.sums or () if unit_of_identity(key) is not None),
     }
     for key in sorted(keys):

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from jobs.storage.parquet import UNREADABLE
 from jobs.store.arrays import decode_shard, fill_value
 from jobs.store.finalize import check_rows
-from jobs.store.index import OK, PARTIAL, QUARANTINED, Commit, ShardRecord, decode_part, part_key
+from jobs.store.index import OK, PARTIAL, QUARANTINED, Commit, ShardRecord, decode_part
+from jobs.store.layout import index_key
 from jobs.store.run_record import ArraySpec, Run
 from jobs.util.formatting import ranges
 from jobs.verify.checked_objects import Objects, Problem, redo, unit_objects
@@ -31,7 +32,7 @@ def check_unit(
 ) -> Generator[Problem, None, tuple[pa.Table, Commit] | None]:
     """The unit's lines and commit, or None where they cannot be trusted. ``planned``: the manifest's, None where it is
     damaged."""
-    key = part_key(unit)
+    key = index_key(unit)
     undone = f"so unit {unit} is not done; run the same explain command again"
     data = yield from objects.read(key, remedy=redo(unit), if_missing=undone)
     if data is None:

@@ -12,12 +12,11 @@ from rich.console import Console
 
 from jobs.storage.files import is_remote, local_path
 from jobs.storage.object_store import list_keys, open_output, read_object
-from jobs.store.arrays import MAPS
-from jobs.store.finalize import SHA256SUMS
-from jobs.store.index import INDEX_PARQUET, committed
+from jobs.store.index import committed
+from jobs.store.layout import INDEX_PARQUET, MAPS, RUN_JSON, SHA256SUMS
 from jobs.store.manifest import Manifest
 from jobs.store.open import open_run
-from jobs.store.run_record import RUN_JSON, Run, other_format
+from jobs.store.run_record import Run, other_format
 from jobs.store.software_versions import Makers
 from jobs.util.console import say
 from jobs.util.exit_codes import DONE, NOT_FINISHED

@@ -174,7 +174,8 @@ def commit_some(out: str, units: range) -> None:
     import obstore
     import pyarrow as pa
 
-    from jobs.store.index import Commit, ShardRecord, encode_part, part_key, schema
+    from jobs.store.index import Commit, ShardRecord, encode_part, schema
+    from jobs.store.layout import index_key
     from jobs.store.manifest import Manifest
     from jobs.store.open import open_run
     from jobs.verify.checked_objects import unit_objects
@@ -197,7 +198,7 @@ def commit_some(out: str, units: range) -> None:
             else:
                 columns[field.name] = pa.array(["ok" if "status" in field.name else None] * n, pa.string())
         shards = [ShardRecord(key, 1, rng.bytes(32).hex()) for key in unit_objects(run, unit).values()]
-        obstore.put(store, part_key(unit), encode_part(pa.table(columns, schema=schema(run)), Commit(shards, [])))
+        obstore.put(store, index_key(unit), encode_part(pa.table(columns, schema=schema(run)), Commit(shards, [])))
 
 
 def measured(work: Callable[[], object]) -> Figures:

@@ -29,8 +29,8 @@ saliency_core.argument_checks saliency_core.explainer
 saliency_core.fullgrad_decomposition saliency_core.precision_agreement
 saliency_core
 jobs.util
-jobs.config
 jobs.storage
+jobs.config
 jobs.inputs
 jobs.store
 jobs.relocation

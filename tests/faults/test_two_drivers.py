@@ -12,9 +12,10 @@ import pytest
 
 from jobs.storage.object_store import put
 from jobs.store import finalize as finalizing
-from jobs.store.finalize import SHA256SUMS, finalize
+from jobs.store.finalize import finalize
+from jobs.store.layout import RUN_JSON, SHA256SUMS
 from jobs.store.open import claim, open_run
-from jobs.store.run_record import RUN_JSON, Run
+from jobs.store.run_record import Run
 from jobs.verify.verify_command import verify
 from saliency_core.errors import Refused
 from tests.conftest import said

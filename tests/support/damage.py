@@ -14,7 +14,8 @@ from obstore.store import LocalStore
 
 from jobs.store.arrays import decode_shard, encode_shards
 from jobs.store.finalize import finalize
-from jobs.store.index import Commit, ShardRecord, encode_part, part_key, read_part
+from jobs.store.index import Commit, ShardRecord, encode_part, read_part
+from jobs.store.layout import index_key
 from jobs.store.run_record import Run, parse_record
 from jobs.verify.verify_command import verify
 from tests.conftest import said
@@ -43,7 +44,7 @@ def make_sums_again(out: Path) -> None:
 
 def put_part(out: Path, unit: int, edit: Callable[[pa.Table], pa.Table]) -> None:
     lines, commit = read_part(LocalStore(prefix=out), unit)
-    (out / part_key(unit)).write_bytes(encode_part(edit(lines), commit))
+    (out / index_key(unit)).write_bytes(encode_part(edit(lines), commit))
 
 
 def replace(lines: pa.Table, column: str, values: list[object]) -> pa.Table:
@@ -64,7 +65,7 @@ def forge_shard(out: Path, unit: int, path: str, edit: Callable[[np.ndarray], np
     for key, data in encode_shards(run, array, unit, values[0], values[1] if array.scaled else None).items():
         (out / key).write_bytes(data)
         records[key] = ShardRecord(key, len(data), digest(data))
-    (out / part_key(unit)).write_bytes(encode_part(lines, Commit(list(records.values()), commit.micro_batches)))
+    (out / index_key(unit)).write_bytes(encode_part(lines, Commit(list(records.values()), commit.micro_batches)))
 
 
 @pytest.fixture(name="store")

@@ -11,7 +11,7 @@ import pytest
 from obstore.store import LocalStore
 
 from jobs.storage.object_store import delete, put
-from jobs.store.index import part_key
+from jobs.store.layout import index_key
 from jobs.util.job_errors import Unusable
 from tests.conftest import run_inline
 
@@ -45,7 +45,7 @@ def test_shards_are_on_the_disk_before_their_unit_is_committed(tree: Path, tmp_p
     def seen(path: Path) -> None:
         if path.is_file() and "/c/" in str(path):
             unit = int(str(path).partition("/c/")[2].partition("/")[0])
-            assert not (out / part_key(unit)).exists(), path
+            assert not (out / index_key(unit)).exists(), path
         if named(path).name == "SHA256SUMS":
             assert {one for one in out.rglob("*") if one != path} <= synced, "the store is called complete too early"
         assert path.is_dir() or path != named(path) or path.name == "index.parquet", f"{path} before its bytes"

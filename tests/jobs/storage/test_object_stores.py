@@ -20,8 +20,7 @@ from jobs.inspect.status import status
 from jobs.storage import object_store
 from jobs.storage.object_store import list_keys, open_output, read_object
 from jobs.storage.retrying import VARIABLE
-from jobs.store.finalize import SHA256SUMS
-from jobs.store.run_record import RUN_JSON
+from jobs.store.layout import RUN_JSON, SHA256SUMS
 from jobs.store.store_reader import open_store
 from jobs.util.job_errors import Unreachable
 from jobs.verify.verify_command import verify

@@ -25,7 +25,8 @@ from jobs.explain.explain_stage import Explain
 from jobs.explain.retry import retry
 from jobs.inspect.status import status
 from jobs.store import software_versions
-from jobs.store.index import Commit, encode_part, part_key, read_part
+from jobs.store.index import Commit, encode_part, read_part
+from jobs.store.layout import index_key
 from jobs.store.open import claim, open_run
 from jobs.store.software_versions import Software
 from jobs.util.exit_codes import DONE, IMPERFECT, NOT_FINISHED
@@ -223,7 +224,7 @@ def old(project: Project) -> None:
     project.rewrite(arithmetic=None, code=None, later_software=None, session_software=None)
     for unit in range(2):
         lines, commit = read_part(LocalStore(prefix=project.out), unit)
-        (project.out / part_key(unit)).write_bytes(encode_part(lines, Commit(commit.shards, [])))
+        (project.out / index_key(unit)).write_bytes(encode_part(lines, Commit(commit.shards, [])))
 
 
 def test_a_store_older_than_the_record_goes_on_with_a_word(project: Project) -> None:

@@ -17,8 +17,8 @@ from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import read_config
 from jobs.storage.object_store import delete, open_output, put
 from jobs.store.finalize import finalize
+from jobs.store.layout import RUN_JSON
 from jobs.store.open import open_run
-from jobs.store.run_record import RUN_JSON
 from jobs.store.store_presence import Presence
 from jobs.util.job_errors import Unusable
 from saliency_core.errors import Refused

@@ -15,7 +15,8 @@ import torch
 from factories import tiny
 from obstore.store import LocalStore
 
-from jobs.store.index import Commit, encode_part, part_key, read_part
+from jobs.store.index import Commit, encode_part, read_part
+from jobs.store.layout import index_key
 from jobs.util.exit_codes import DAMAGED, DONE, NOT_FINISHED
 from saliency_core.errors import Refused
 from tests.conftest import run_inline
@@ -113,7 +114,7 @@ def test_a_halved_micro_batch_is_mentioned(tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "store"
     run_inline(images=str(tree / "bee"), out=str(out), unit_size=4, batch_size=4)
     lines, commit = read_part(LocalStore(prefix=out), 0)
-    (out / part_key(0)).write_bytes(encode_part(lines, Commit(commit.shards, [2])))
+    (out / index_key(0)).write_bytes(encode_part(lines, Commit(commit.shards, [2])))
     make_sums_again(out)
     code, told = check(out, recompute=8)
     assert code == DONE

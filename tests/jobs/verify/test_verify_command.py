@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.store.index import DamagedError, part_key
+from jobs.store.index import DamagedError
+from jobs.store.layout import index_key
 from jobs.util.exit_codes import DAMAGED, DONE, NOT_FINISHED
 from jobs.verify.problem_report import MOST_PRINTED
 from saliency_core.errors import Refused
@@ -60,7 +61,7 @@ def test_an_unfinished_store_is_sound_and_says_what_is_pending(unfinished: Path)
 def test_a_store_that_goes_on_does_not_trust_old_sums(store: Path) -> None:
     """As a rerun that was killed before its finalize leaves it."""
     (store / "run.json").write_bytes(load(store).model_copy(update={"state": "running"}).to_json())
-    (store / part_key(2)).unlink()
+    (store / index_key(2)).unlink()
     code, told = check(store)
     assert code == NOT_FINISHED, told
     assert "(2)" in told

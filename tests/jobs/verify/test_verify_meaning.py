@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from obstore.store import LocalStore
 
-from jobs.store.index import Commit, encode_part, part_key, read_part
+from jobs.store.index import Commit, encode_part, read_part
+from jobs.store.layout import index_key
 from jobs.store.manifest import Manifest
 from jobs.store.manifest import encode_part as encode_manifest
 from jobs.util.exit_codes import DAMAGED, DONE
@@ -145,7 +146,7 @@ def test_index_lines_that_are_not_the_units(
     finished: Path, unfinished: Path, tmp_path: Path, edit: Callable[[pa.Table], pa.Table], words: str, whole: bool
 ) -> None:
     out = Path(shutil.copytree(finished if whole else unfinished, tmp_path / "store"))
-    part = out / part_key(1)
+    part = out / index_key(1)
     before = digest(part.read_bytes())
     put_part(out, 1, edit)
     if whole:  # the forger also corrects the sums, where it can
@@ -153,14 +154,14 @@ def test_index_lines_that_are_not_the_units(
         sums.write_text(sums.read_text().replace(before, digest(part.read_bytes())))
     code, told = check(out)
     assert code == DAMAGED
-    assert f"{part_key(1)}: " in told
+    assert f"{index_key(1)}: " in told
     assert words in told, told
-    assert f"delete {part_key(1)}" in told
+    assert f"delete {index_key(1)}" in told
 
 
 def test_a_commit_of_other_shards(store: Path) -> None:
     lines, commit = read_part(LocalStore(prefix=store), 1)
-    (store / part_key(1)).write_bytes(encode_part(lines, Commit(commit.shards[1:], [])))
+    (store / index_key(1)).write_bytes(encode_part(lines, Commit(commit.shards[1:], [])))
     make_sums_again(store)
     code, told = check(store)
     assert code == DAMAGED
