@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from jobs.audit.shortcut_detection import Suspicion
+from jobs.util.formatting import percent
 from saliency_core.map_measures import CORNERS
 
 APART = 0.05  # a difference of shares that is worth a word
@@ -21,12 +22,6 @@ def corner_in_words(corner: str) -> str:
 
 _WHERE = {f"corner_{name}": f"in the {corner_in_words(name)} corner" for name in CORNERS}
 _WHERE["border"] = "along the border"
-
-
-def percent(share: float) -> str:
-    """``41 %``; below one per cent, ``0.3 %``."""
-    hundredths = 100 * share
-    return f"{hundredths:.1f} %" if 0 < hundredths < 0.95 else f"{hundredths:.0f} %"
 
 
 def place(y: float, x: float) -> str:

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from jobs.compare.aggregate import FEW, Gathered, accuracies
 from jobs.compare.compare_schema import COMPARED
 from jobs.compare.location_text import in_words
+from jobs.util.formatting import percent
 
 ROUNDING = 1e-5  # maps whose figures are so near to those of equal ones have not moved
 LONGEST = 60  # characters of a class' name within a sentence
@@ -110,8 +111,3 @@ def _left_out(rows: pa.Table) -> list[str]:
 
 def _short(name: str) -> str:
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
-
-
-def percent(share: float) -> str:
-    """``12 %``, ``0.3 %``: never 0 for what is more."""
-    return f"{share:.0%}".replace("%", " %") if share >= 0.095 or not share else f"{100 * share:.2g} %"

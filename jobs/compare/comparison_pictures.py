@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from jobs.compare.compare_schema import Comparison
-from jobs.compare.comparison_finding_text import percent
 from jobs.compare.row_matching import Side
 from jobs.html.components import Tile
 from jobs.html.map_pictures import IMAGE, RowArtist, difference_picture, mean_picture
 from jobs.html.sprite_sheet import Sheets
+from jobs.util.formatting import percent
 from saliency_core.map_measures import density
 
 Line = dict[str, Any]

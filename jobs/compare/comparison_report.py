@@ -10,13 +10,14 @@ import pyarrow.compute as pc
 
 from jobs.compare.aggregate import FEW, Gathered
 from jobs.compare.compare_schema import Comparison
-from jobs.compare.comparison_finding_text import class_finding, percent, unmoved
+from jobs.compare.comparison_finding_text import class_finding, unmoved
 from jobs.compare.comparison_pictures import Line, PairArtist, PairFigure, mean_tiles
 from jobs.compare.row_matching import Side
 from jobs.html.class_names import Names
 from jobs.html.components import Column, Compared, Link, Table, Tile, Value, figure
 from jobs.html.site import Site
 from jobs.html.sprite_sheet import LARGE, SMALL, Sheets
+from jobs.util.formatting import percent
 
 FINDINGS = 6  # classes that are told of first
 PAGES = 60  # classes that have a page, those that moved most

@@ -33,6 +33,11 @@ def ranges(numbers: list[int], *, most: int = 10) -> str:
     return ", ".join(told) + (" …" if len(spans) > most else "")
 
 
+def percent(share: float) -> str:
+    """``41 %``; below ten per cent, two digits: ``0.3 %``, and never 0 for what is more."""
+    return f"{share:.0%}".replace("%", " %") if share >= 0.095 or not share else f"{100 * share:.2g} %"
+
+
 def quoted(path: str) -> str:
     """As a shell wants it."""
     return shlex.quote(path)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from threadpoolctl import threadpool_limits
 
-from jobs.audit.audit_finding_text import differences, finding, percent, place
+from jobs.audit.audit_finding_text import differences, finding, place
 from jobs.audit.audit_schema import ON_OBJECT, class_schema, cluster_schema
 from jobs.audit.class_examination import examine
 from jobs.audit.group_types import Background, Examined, Group
@@ -265,11 +265,6 @@ class TestExamine:
 
 
 class TestWords:
-    def test_percent(self) -> None:
-        assert [percent(part) for part in (0, 0.003, 0.0094, 0.0096, 0.406, 1)] == [
-            "0 %", "0.3 %", "0.9 %", "1 %", "41 %", "100 %",
-        ]  # fmt: skip
-
     def test_place(self) -> None:
         assert [place(y, x) for y, x in ((0, 0), (0.5, 0.5), (1, 0.5), (0.5, 0.9), (0.9, 0.9))] == [
             "in the upper left", "in the middle", "in the lower half", "in the right half", "in the lower right",

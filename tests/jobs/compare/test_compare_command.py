@@ -16,9 +16,9 @@ import pytest
 from scipy.stats import spearmanr
 
 from jobs.compare.compare_schema import COMPARE_JSON, FIGURES
-from jobs.compare.comparison_finding_text import percent
 from jobs.store.index import DamagedError
 from jobs.store.store_reader import open_store
+from jobs.util.formatting import percent
 from jobs.util.job_errors import Stopped
 from saliency_core.errors import Refused
 from tests.conftest import run_inline
@@ -133,7 +133,6 @@ def test_the_summary_tells_the_share_of_changed_classes(moved: Path) -> None:
         f"In {percent(changed / 40)} of the rows the class changed ({changed} of 40); "
         f"{right[0]} are right in A, {right[1]} in B."
     )
-    assert [percent(one) for one in (0, 0.003, 0.0949, 0.12, 1)] == ["0 %", "0.3 %", "9.5 %", "12 %", "100 %"]
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float16"])
