@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 from torch.nn.functional import cosine_similarity, interpolate
 
 from saliency_core.explainer import Explainer
+from saliency_core.map_similarity import rank_correlation
 from saliency_core.model.model_loading import Model
 
 IMAGES = 4
@@ -28,25 +28,15 @@ def agreement(model: Model, precision: str, *, device: str | torch.device = "cpu
     exact, other = (
         Explainer(model, device=device, precision=each)(images)["predicted"] for each in ("float32", precision)
     )
-    first, second = (each.maps["gradient"].flatten(1).double() for each in (exact, other))
-    finite = first.isfinite().all(dim=1) & second.isfinite().all(dim=1)
+    first, second = (each.maps["gradient"].cpu() for each in (exact, other))
+    finite = (first.isfinite() & second.isfinite()).flatten(1).all(dim=1)
     part = {} if finite.all() else {"finite": float(finite.double().mean())}
     if not finite.any():
         return part
     first, second = first[finite], second[finite]
+    ranks = torch.from_numpy(rank_correlation(first.numpy(), second.numpy())).nan_to_num(0)  # a flat map has no order
     return part | {
-        "cosine": float(cosine_similarity(first, second).median()),
-        "rank": float(rank_correlation(first, second).median()),
-        "same_class": float((exact.classes == other.classes)[finite].double().mean()),
+        "cosine": float(cosine_similarity(first.flatten(1).double(), second.flatten(1).double()).median()),
+        "rank": float(ranks.median()),
+        "same_class": float((exact.classes == other.classes).cpu()[finite].double().mean()),
     }
-
-
-def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
-    """Spearman's, of each row of two [n, values] → [n]."""
-    return cosine_similarity(_ranks(first), _ranks(second))
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """Less their mean."""
-    ranks = values.argsort(dim=1).argsort(dim=1).double()
-    return ranks - ranks.mean(dim=1, keepdim=True)

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from jobs.compare.compare_schema import CHANGES, COMPARED, FIGURE_SCHEMA, FIGURES, ROW_SCHEMA, class_schema
 from jobs.compare.location_text import direction
 from jobs.compare.row_matching import Ledger, in_words
-from jobs.compare.similarity import Doubles
 from jobs.store.index import OK
+from saliency_core.map_similarity import Doubles
 
 MOST_ROWS = 12  # of a class, that are named
 FEW = 5  # pairs: classes with fewer come last, for a single row proves little

@@ -14,7 +14,6 @@ from obstore.store import ObjectStore
 
 from jobs.compare.common_grid import CommonPart
 from jobs.compare.compare_schema import CENTRES, COMPARE_JSON, FIGURE_SCHEMA, Comparison, part_key, sums_key
-from jobs.compare.similarity import centres, distance, overlap, rank_correlation, relevance
 from jobs.runners.stage import Stage
 from jobs.storage.object_store import open_output, put, read_object
 from jobs.storage.parquet import UNREADABLE, parquet_bytes, parquet_table
@@ -23,6 +22,7 @@ from jobs.store.store_presence import Presence
 from jobs.store.store_reader import open_store
 from jobs.util.formatting import first_line
 from saliency_core.map_measures import Floats, shares, shrink
+from saliency_core.map_similarity import centres, distance, overlap, rank_correlation, relevance
 
 PAIRS = 32  # that are worked on at once: of 224 × 224 pixels, some 100 MiB
 

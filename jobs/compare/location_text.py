@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jobs.compare.similarity import Doubles
+from saliency_core.map_similarity import Doubles
 
 NAMES = (
     ("the upper left corner", "the upper edge", "the upper right corner"),

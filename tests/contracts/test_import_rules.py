@@ -16,6 +16,7 @@ FORBIDDEN_IN_CORE = ("ray", "zarr", "pyarrow", "obstore", "jobs")
 # From the bottom to the top, a room or modules to a line: each may import those above its line, and its own.
 LAYERS = """
 saliency_core.errors saliency_core.arithmetic_version saliency_core.spec_syntax saliency_core.map_measures
+saliency_core.map_similarity
 saliency_core.autograd
 saliency_core.state_dicts
 saliency_core.model

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 from jobs.compare.common_grid import CommonPart
 from jobs.compare.location_text import direction, in_words
-from jobs.compare.similarity import centres, distance, overlap, rank_correlation
+from saliency_core.map_similarity import centres, distance, overlap, rank_correlation
 from saliency_core.model.preprocessing import Preprocessing
 from tests.conftest import run_inline
 from tests.support.comparisons import SAME, compared, found, rows_of
