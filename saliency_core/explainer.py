@@ -27,7 +27,6 @@ from saliency_core.autograd.precision import arithmetic, usable
 from saliency_core.autograd.relus import Rule
 from saliency_core.errors import Refused, Told
 from saliency_core.methods.averaging import MEAN, Average
-from saliency_core.methods.readouts import InputXGradient
 from saliency_core.methods.registry import Signal, parse_method
 from saliency_core.methods.samplers import Batch, Sampler
 from saliency_core.model.heads import to_probabilities
@@ -320,7 +319,7 @@ class Explainer:
         for target in self.targets:
             begin = target.scores(outputs, choices[target.slug]).detach()
             for signal in members:
-                if isinstance(signal.readout, InputXGradient) and signal.moment == MEAN:
+                if signal.readout.completes_path and signal.moment == MEAN:
                     parts = signals[target.slug, signal].flatten(1).double()
                     off = (results[target.slug].scores - begin).double() - parts.sum(1)
                     residuals[target.slug, signal] = off.abs() / parts.abs().sum(1).clamp(min=1e-300)

@@ -16,11 +16,13 @@ class Readout(ABC):
 
     ``reduction`` is the one that the method's definition uses, ``nonnegative`` whether the signal is. ``leftovers``:
     it reads the layers that leave something over their linearisation; ``layer``: the activation that it reads.
+    ``completes_path``: averaged along a path, the signal adds up to the difference of the scores at its ends.
     """
 
     reduction: str
     nonnegative = False
     leftovers = False
+    completes_path = False
     layer: str | None = None
 
     @abstractmethod
@@ -75,6 +77,7 @@ class InputXGradient(Readout):
     arXiv:1605.01713."""
 
     reduction = "sum"
+    completes_path = True
 
     def read(self, one: Pass) -> Iterator[Tensor]:
         yield one.input_gradient * one.displacement
