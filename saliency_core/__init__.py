@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from saliency_core.fullgrad_decomposition import Decomposition, decompose
     from saliency_core.model.model_loading import Model, load_model
     from saliency_core.model.preprocessing import Preprocessing
+    from saliency_core.probe.model_probe import probe_model
 
 __all__ = [
     "Decomposition",
@@ -25,6 +26,7 @@ __all__ = [
     "Told",
     "decompose",
     "load_model",
+    "probe_model",
 ]
 
 _HOME = {
@@ -37,6 +39,7 @@ _HOME = {
     "Told": "errors",
     "decompose": "fullgrad_decomposition",
     "load_model": "model.model_loading",
+    "probe_model": "probe.model_probe",
 }
 
 
