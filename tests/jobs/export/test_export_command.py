@@ -85,13 +85,14 @@ def killed(out: Path, to: str, output: Path, **keys: Any) -> None:
     script = (
         "import os, signal\n"
         "from rich.console import Console\n"
-        "from jobs.export import folder, run\n"
-        "commit = folder.Folder.commit\n"
+        "from jobs.export.export_command import export\n"
+        "from jobs.export.output_directory import Folder\n"
+        "commit = Folder.commit\n"
         "def dies(self, part, made):\n"
         "    if part == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    commit(self, part, made)\n"
-        "folder.Folder.commit = dies\n"
-        f"run.export({str(out)!r}, Console(), to={to!r}, output={str(output)!r}, **{keys!r})\n"
+        "Folder.commit = dies\n"
+        f"export({str(out)!r}, Console(), to={to!r}, output={str(output)!r}, **{keys!r})\n"
     )
     died = subprocess.run([sys.executable, "-c", script], cwd=TESTS.parent, timeout=120, capture_output=True)
     assert died.returncode == -signal.SIGKILL

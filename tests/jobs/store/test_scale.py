@@ -57,15 +57,15 @@ def test_a_listing_may_be_dropped_by_another_thread_than_took_from_it(tmp_path: 
 IN_SLICES = """
 import operator
 from functools import partial
-from jobs import pipeline
-from jobs.explain.explain_stages import Stage
+from jobs.runners import ray_data
+from jobs.runners.stage import Stage
 
-pipeline.AT_ONCE = 2
-pipeline.start()
+ray_data.AT_ONCE = 2
+ray_data.start()
 make = partial(partial, operator.pos)
 stages = [Stage("decode", make, 0.3), Stage("explain", make, 0.5, workers=1), Stage("write", make, 0.3)]
-print(sorted(pipeline.run_stages(range(5), stages)), list(pipeline.run_stages([], stages)))
-pipeline.stop()
+print(sorted(ray_data.run_stages(range(5), stages)), list(ray_data.run_stages([], stages)))
+ray_data.stop()
 """
 
 
