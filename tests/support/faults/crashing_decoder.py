@@ -47,13 +47,13 @@ def decode(data: bytes, preprocessing: Preprocessing, *, max_pixels: int) -> Dec
     return decode_image.decode(data, preprocessing, max_pixels=max_pixels)
 
 
-def decode_stage(out: str) -> Callable[[Any], Any]:
+def decode_stage(out: str, **keys: Any) -> Callable[[Any], Any]:
     """The decode stage, wherever it is built, with this decoding."""
     from jobs.explain import decode_stage as stage
     from jobs.store.open import open_run
 
     stage.decode = decode
-    return stage.Decode(open_run(out)[1])
+    return stage.Decode(open_run(out)[1], **keys)
 
 
 def explain(*arguments: str) -> None:
