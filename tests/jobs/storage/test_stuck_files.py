@@ -167,7 +167,7 @@ def test_a_file_is_read_whole(size: int, tmp_path: Path) -> None:
 @pytest.fixture
 def mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Below it, `lookup….png`, `open….png` and `read….png` hang at just that; other names are pictures."""
-    monkeypatch.setenv(VARIABLE, "0.5")
+    monkeypatch.setenv(VARIABLE, "3")  # in which a process that reads Parquet starts, also on a busy machine
     where = tmp_path / "mount"
     try:
         with stuck_mount(where, picture(2)):
@@ -189,7 +189,7 @@ def test_what_hangs_is_one_row(way: str, mount: Path, tmp_path: Path) -> None:
     lines = index(tmp_path / "out")
     assert [name for name in names if lines[name]["status"] == "ok"] == ["a", "n", "p", "z"]
     for name in ("lookup", "open", "read"):
-        assert "no answer within 0.5 s" in lines[name]["error"]
+        assert "no answer within 3 s" in lines[name]["error"]
 
 
 @pytest.mark.parametrize("form", ["tar", "parquet", "csv"])
@@ -199,12 +199,12 @@ def test_a_shard_that_hangs_is_one_row(form: str, name: str, mount: Path, tmp_pa
     (tmp_path / f"in/a.{form}").symlink_to(mount / f"{name}.{form}")
     container(tmp_path / f"in/b.{form}")
     bad, good = list_entries(open_sources([str(tmp_path / f"in/*.{form}")]))
-    assert "no answer within 0.5 s" in (bad.error or "") and good.error is None
+    assert "no answer within 3 s" in (bad.error or "") and good.error is None
 
 
 @pytest.mark.parametrize("path", ["lookup", "lookup.png", "read.csv", "open.csv"])
 def test_an_input_that_hangs_as_a_whole_is_refused(path: str, mount: Path) -> None:
-    with pytest.raises((SourceError, Unreachable), match=r"no answer within 0\.5 s"):
+    with pytest.raises((SourceError, Unreachable), match=r"no answer within 3 s"):
         list(list_entries(open_sources([str(mount / path)])))
 
 

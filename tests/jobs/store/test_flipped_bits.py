@@ -14,8 +14,8 @@ import pytest
 from obstore.store import MemoryStore
 
 from jobs.storage.parquet import _SEAL, parquet_table
-from jobs.store import index, manifest
 from jobs.store.index import DamagedError, load_part
+from jobs.store.layout import index_key, manifest_key
 from jobs.store.manifest import Manifest, sound
 from jobs.store.store_reader import open_store
 from saliency_core.errors import Refused
@@ -25,7 +25,7 @@ UNITS = 6  # of ``finished``
 
 def read_units(data: bytes) -> pa.Table:
     store = MemoryStore()
-    obstore.put(store, manifest.part_key(0), data)
+    obstore.put(store, manifest_key(0), data)
     lines = Manifest(store)
     return pa.concat_tables(lines.unit_lines(unit) for unit in range(UNITS))
 
@@ -33,9 +33,9 @@ def read_units(data: bytes) -> pa.Table:
 @pytest.mark.parametrize(
     "key, read",
     [
-        (manifest.part_key(0), read_units),
-        (manifest.part_key(0), lambda data: parquet_table(sound(0, data))),
-        (index.part_key(0), lambda data: load_part(data, 0)),
+        (manifest_key(0), read_units),
+        (manifest_key(0), lambda data: parquet_table(sound(0, data))),
+        (index_key(0), lambda data: load_part(data, 0)),
     ],
     ids=["manifest", "manifest that is hashed", "index"],
 )
@@ -71,6 +71,6 @@ def test_whoever_reads_index_parquet_is_told(finished: Path, tmp_path: Path) -> 
 
 
 def test_other_readers_do_not_mind_the_digest(finished: Path) -> None:
-    for key, rows in ((manifest.part_key(0), 43), (index.part_key(0), 8)):
+    for key, rows in ((manifest_key(0), 43), (index_key(0), 8)):
         assert _SEAL in (finished / key).read_bytes()
         assert pq.read_table(finished / key, page_checksum_verification=True).num_rows == rows
