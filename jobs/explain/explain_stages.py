@@ -1,4 +1,4 @@
-"""A job is a visible list of stages; runners know nothing else of it."""
+"""The stages of ``saliency explain``: decode, explain and write a unit."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Rules: how gradients pass a ReLU.
-
-A rule holds for one backward: it hooks the ReLUs of the graph, not modules. So functional, in-place and reused ReLUs
-obey it, one forward serves several rules, and nothing of the model is ever changed.
-"""
+"""Rules by which gradients pass ReLUs otherwise than by the derivative (`saliency_core.autograd.relus` applies them)."""
 
 from __future__ import annotations
 

@@ -65,13 +65,15 @@ def probe_model(model: Model, *, again: Model | None = None) -> tuple[Probe, Ten
     on each other, when two runs differ, and when there is no gradient.
     """
     images = made_up_images(model.geometry)
-    before = _random_state()
+    before, pythons = _random_state(), random.getstate()
     model, again, first = _as_they_run(model, again, images)
     seen = in_company(model, images, again=again, graph=False)
     if first is None:
         first = run(model, images[1:2], backward=False, graph=False).scores
     repeat = difference(first, seen.alone.scores)
-    draws = seen.alone.draws or _random_state() != before or _draws_from_python(model, images)
+    draws = seen.alone.draws or _random_state() != before
+    if not draws and random.getstate() != pythons:
+        draws = _draws_from_python(model, images)
     counts = count_gradients(model, images, seen)
     if draws or max(seen.scores, repeat) > SCORES or seen.gradient > GRADIENTS:
         refuse_unequal(model, again or model, images, times=REPEATS if draws else 2)
