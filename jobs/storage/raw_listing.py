@@ -27,6 +27,7 @@ from jobs.storage.retrying import FIRST_PAUSE, LONGEST_PAUSE, patience
 from jobs.storage.storage_errors import ASK_AGAIN, RAISED
 from jobs.util.job_errors import Unreachable
 
+LARGEST_PAGE = 16 << 20  # bytes; a page has at most a thousand keys of a kilobyte. What is cut off does not parse
 VALID = timedelta(minutes=15)  # of a signed request: the clocks may differ
 _TRUE = ("1", "true", "on", "yes", "y")  # as obstore reads a switch
 
@@ -60,7 +61,7 @@ def _answer(store: Any, page: dict[str, str], uri: str) -> ElementTree.Element:
     while True:
         try:
             with urlopen(_request(store, page), timeout=max(1.0, patience() / 3)) as answer:  # noqa: S310 - the user's endpoint
-                listing = ElementTree.fromstring(answer.read())  # noqa: S314 - the store's own
+                listing = ElementTree.fromstring(answer.read(LARGEST_PAGE))  # noqa: S314 - the store's own
             if not listing.tag.endswith("ListBucketResult"):
                 raise NotListed
             return listing

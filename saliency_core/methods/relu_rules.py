@@ -1,4 +1,4 @@
-"""Rules by which gradients pass ReLUs otherwise than by the derivative (`saliency_core.autograd.relus` applies them)."""
+"""Rules that pass gradients through ReLUs otherwise than the derivative does; `autograd.relus` applies them."""
 
 from __future__ import annotations
 
