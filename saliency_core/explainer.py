@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
@@ -184,29 +184,17 @@ class Explainer:
             finite = images.isfinite().flatten(1).all(dim=1)
             images = images.masked_fill(~finite.view(-1, 1, 1, 1), 0)
             replica = self.replica(images)
-            try:
-                results = self._explain(replica, images, labels, rows, finite, trial=trial)
-                if replica is not self._seen:
-                    self._tell_incomplete(results)
-                    self._seen = replica
-                return results
-            except (Refused, Warning):
-                raise
-            except Exception:
-                if not replica.blocked:
-                    raise
-                # The model may do with these images what it did not with the probe, and not in blocks. If it is
-                # something else, it comes again.
-                plain = replace(replica, blocked=False)
-                result = self._explain(plain, images, labels, rows, finite, trial=trial)
-                self._replica = plain
-                return result
+            results = self._explain(replica, images, labels, rows, finite, trial=trial)
+            if replica is not self._seen:
+                self._tell_incomplete(results)
+                self._seen = replica
+            return results
 
     def single_pass(self, images: Values, *, labels: Values | None = None) -> Pass:
         """The plain pass of the first target at the images themselves, with all that the methods' readouts read."""
         with arithmetic(self.precision, self.device):
             images, labels, _ = self._checked(images, labels, None)
-            replica = replace(self.replica(images), blocked=False)
+            replica = self.replica(images)
             forward = self._forward(replica, images, self._groups[0][1])
             target = self.targets[0]
             choice = target.choose(forward.outputs.detach(), labels)
@@ -348,7 +336,6 @@ class Explainer:
             captures=captures,
             # Wherever calls are numbered, too, or another method would move a CAM's layer.
             open_views=captures is not None or any(signal.rule.hooks_relus for signal in members),
-            blocked=replica.blocked,
             head=replica.head.kind,
         )
 

@@ -21,7 +21,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from saliency_core.autograd.bias_terms import Left, Leftover
-from saliency_core.autograd.onednn_blocked import whole
 from saliency_core.autograd.spatial_axes import ImageAxis, Layouts
 from saliency_core.autograd.torch_calls import call_name, made_by
 from saliency_core.errors import Refused
@@ -210,7 +209,7 @@ class Captures(TorchFunctionMode):
             self._layouts.axes(shape),
             self._layouts.tokens(shape),
             left,
-            whole(output).detach().clone() if value else None,
+            output.detach().clone() if value else None,
             self._inside[-1] if self._inside else "",
             self._ended,
             self._image_axes.get(name),

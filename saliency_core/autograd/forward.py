@@ -1,4 +1,4 @@
-"""Passes: one forward, and one ``torch.autograd.grad`` for each target and rule. Only blocked's trial calls it, too."""
+"""Passes: one forward, and one ``torch.autograd.grad`` for each target and rule."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from torch.utils.hooks import RemovableHandle
 
 from saliency_core.autograd.capture import Capture, Captures
 from saliency_core.autograd.model_outputs import Outputs
-from saliency_core.autograd.onednn_blocked import ENOUGH, Blocked, refuse_bad, whole
 from saliency_core.autograd.output_calls import SOFTMAX
 from saliency_core.autograd.relus import OutOfViews, Plain, Rule, find_relus
 from saliency_core.errors import Refused
@@ -46,8 +45,7 @@ class Forward:
     """One forward over ``inputs`` [n, C, H, W] that keeps its graph for the targets and rules that share it.
 
     ``outputs``: float [n, classes] before ``head``. ``captures`` watches it, where readouts or targets want more;
-    ``open_views``: where a rule is to hold; ``blocked``: in oneDNN's blocks, if inputs are enough. Refused where a
-    layer that is wanted was not called; NotInBlocks.
+    ``open_views``: where a rule is to hold. Refused where a layer that is wanted was not called.
     """
 
     def __init__(
@@ -58,7 +56,6 @@ class Forward:
         displacement: Tensor | None = None,
         captures: Captures | None = None,
         open_views: bool = False,
-        blocked: bool = False,
         head: str = SOFTMAX,
     ) -> None:
         self._inputs = inputs.detach().requires_grad_()
@@ -67,14 +64,10 @@ class Forward:
         self._head = head
         watching: AbstractContextManager[Any] = captures if captures is not None else nullcontext()
         opening: AbstractContextManager[Any] = OutOfViews() if open_views else nullcontext()
-        self._blocked = blocked and len(inputs) >= ENOUGH
-        blocking: AbstractContextManager[Any] = Blocked() if self._blocked else nullcontext()
         # A copy goes in: a model may normalise its input in place, which autograd forbids on a leaf.
         copied = self._inputs.clone()
-        with watching, opening, blocking:  # what is done beside a view is seen, too
+        with watching, opening:  # what is done beside a view is seen, too
             self.outputs = model(copied)
-        if self._blocked:
-            refuse_bad(inputs, self.outputs)
         if captures is not None:
             captures.refuse_missing()
         self._relus: list[Node] | None = None
@@ -106,10 +99,8 @@ class Forward:
             rule=rule,
             hooks=[_hook(capture, watchers) for capture in every] if watchers else [],
         )
-        if self._blocked and gradient is not None:
-            refuse_bad(gradient)
         passes = [
-            LayerPass(capture, self._whole(other, capture), reached=other is not None)
+            LayerPass(capture, self._filled(other, capture), reached=other is not None)
             for capture, other in zip([*layers, *activations.values()], others, strict=True)
         ]
         return Pass(
@@ -124,7 +115,7 @@ class Forward:
     def gradients(self, scores: Tensor, captures: Sequence[Capture]) -> list[Tensor]:
         """∂S/∂output [n, …] of each capture; frees the graph."""
         found = self._grad(scores, [one.edge for one in captures], last=True)
-        return [self._whole(gradient, capture) for gradient, capture in zip(found, captures, strict=True)]
+        return [self._filled(gradient, capture) for gradient, capture in zip(found, captures, strict=True)]
 
     def _grad(
         self,
@@ -150,8 +141,8 @@ class Forward:
                 allow_unused=True,
             )
 
-    def _whole(self, gradient: Tensor | None, capture: Capture) -> Tensor:
-        return self._inputs.new_zeros(capture.shape) if gradient is None else whole(gradient)
+    def _filled(self, gradient: Tensor | None, capture: Capture) -> Tensor:
+        return self._inputs.new_zeros(capture.shape) if gradient is None else gradient
 
     def relus(self) -> list[Node]:
         """The ReLUs of the graph, found once."""
@@ -167,7 +158,7 @@ def _hook(capture: Capture, watchers: Sequence[Callable[[LayerPass], None]]) -> 
     def show(gradients: tuple[Tensor, ...]) -> None:
         gradient = gradients[capture.edge.output_nr]
         if gradient is not None:
-            seen = LayerPass(capture, whole(gradient))
+            seen = LayerPass(capture, gradient)
             for watcher in watchers:
                 watcher(seen)
 

@@ -14,7 +14,6 @@ from saliency_core.model.heads import Head, settle_head
 from saliency_core.model.model_loading import Model
 from saliency_core.replica.batch_norm_folding import fold_batch_norms
 from saliency_core.replica.cpu.channels_last_stem import lay_out_stem
-from saliency_core.replica.cpu.onednn_trial import runs_blocked
 from saliency_core.replica.cpu.space_to_depth import unstride
 from saliency_core.replica.image_axes import find_image_axes, refuse_mixed_images
 from saliency_core.replica.last_spatial_layer import AUTO, find_layer
@@ -26,7 +25,7 @@ from saliency_core.replica.model_copies import copy_frozen as copy_frozen
 class Replica:
     """``model`` runs. ``places``: where the activations that were asked for come from, a module or a call by its name;
     ``found``: what ``auto`` among them turned out to be, with the module that makes it; ``notes``: what its user should
-    know; ``blocked``: whether it may run in oneDNN's blocks; ``head``: how its scores become probabilities; ``copied``:
+    know; ``head``: how its scores become probabilities; ``copied``:
     whether it is a copy, not the user's module; ``image_axes`` of its calls, when leftovers are wanted of them."""
 
     model: Model
@@ -34,7 +33,6 @@ class Replica:
     notes: tuple[str, ...]
     source: tuple[object, ...]
     found: str = ""
-    blocked: bool = False
     head: Head = field(default_factory=Head)
     copied: bool = True
     image_axes: Mapping[str, ImageAxis] = field(default_factory=dict)
@@ -88,9 +86,8 @@ def make_replica(
         places[AUTO] = found.name
         told = found.whereabouts
     refuse_mixed_images(running, probe, {*places.values(), *live})
-    blocked = not channels_last and not borrowed and runs_blocked(running, torch.cat([probe, 2 * probe]))
     axes = {} if fold_biased else find_image_axes(running, probe)
-    return Replica(running, places, notes, _source(model, images), told, blocked, head, not borrowed, axes)
+    return Replica(running, places, notes, _source(model, images), told, head, not borrowed, axes)
 
 
 def _faster(

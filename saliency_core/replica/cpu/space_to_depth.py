@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saliency_core.autograd.onednn_blocked import whole
 from saliency_core.replica.module_checks import is_plain
 
 _FEW_CHANNELS = 4
@@ -58,7 +57,7 @@ def convolve(conv: nn.Conv2d, input: Tensor, *, layout: torch.memory_format | No
     for axis in (1, 0):
         reach = step * (steps[axis] + weight.shape[2 + axis])
         missing += [margins[axis], reach - sizes[axis] - margins[axis]]
-    phases: Tensor = _Phases.apply(whole(input), missing, step)
+    phases: Tensor = _Phases.apply(input, missing, step)
     return F.conv2d(phases, weight.contiguous(memory_format=layout), conv.bias)
 
 
