@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from saliency_core.errors import Refused, Told
+    from saliency_core.errors import InvalidRequestError, Refused, SaliencyWarning, Told
     from saliency_core.explainer import Explainer, Explanation
     from saliency_core.fullgrad_decomposition import Decomposition, decompose
     from saliency_core.model.model_loading import Model, load_model
@@ -20,9 +20,11 @@ __all__ = [
     "Decomposition",
     "Explainer",
     "Explanation",
+    "InvalidRequestError",
     "Model",
     "Preprocessing",
     "Refused",
+    "SaliencyWarning",
     "Told",
     "decompose",
     "load_model",
@@ -33,9 +35,11 @@ _HOME = {
     "Decomposition": "fullgrad_decomposition",
     "Explainer": "explainer",
     "Explanation": "explainer",
+    "InvalidRequestError": "errors",
     "Model": "model.model_loading",
     "Preprocessing": "model.preprocessing",
     "Refused": "errors",
+    "SaliencyWarning": "errors",
     "Told": "errors",
     "decompose": "fullgrad_decomposition",
     "load_model": "model.model_loading",

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.model.model_loading import Model
 from saliency_core.targets.class_targets import NO_LABEL
 
@@ -23,18 +23,20 @@ def as_model(model: object) -> Model:
     """A ``Model``; a bare module becomes one without preprocessing and class names.
 
     Raises:
-        Refused: ``model`` is neither a ``Model`` nor a ``torch.nn.Module``.
+        InvalidRequestError: ``model`` is neither a ``Model`` nor a ``torch.nn.Module``.
     """
     if isinstance(model, Model):
         return model
     if isinstance(model, nn.Module):
         return Model(type(model).__name__, model)
     called = " Call it, and pass what it returns." if callable(model) else ""
-    raise Refused(f"model is a {type(model).__name__}, where a torch.nn.Module or a Model is needed.{called}")
+    raise InvalidRequestError(
+        f"model is a {type(model).__name__}, where a torch.nn.Module or a Model is needed.{called}"
+    )
 
 
 def as_method_specs(methods: object) -> list[str]:
-    """Specs of methods; a single string is one spec. Raises Refused for anything but strings."""
+    """Specs of methods; a single string is one spec. Raises InvalidRequestError for anything but strings."""
     return [_text(spec, "methods", "smoothgrad(n=50)") for spec in _several(methods, "methods")]
 
 
@@ -42,7 +44,7 @@ def as_target_specs(targets: object, module: nn.Module) -> list[str]:
     """Specs of targets; an integer is a class, and a module of the model is that layer.
 
     Raises:
-        Refused: a target is something else, or a module that is no part of ``module``.
+        InvalidRequestError: a target is something else, or a module that is no part of ``module``.
     """
     return [_target(target, module) for target in _several(targets, "targets")]
 
@@ -52,16 +54,18 @@ def as_device(device: object) -> torch.device:
     try:
         chosen = torch.device(device)  # type: ignore[call-overload]
     except (RuntimeError, TypeError) as error:
-        raise Refused(f"device {device!r} does not exist: {str(error).splitlines()[0]}") from error
+        raise InvalidRequestError(f"device {device!r} does not exist: {str(error).splitlines()[0]}") from error
     assert isinstance(chosen, torch.device)
     if chosen.type == "meta":
-        raise Refused("device 'meta' holds no values, so there is nothing to explain there. Take device='cpu'.")
+        raise InvalidRequestError(
+            "device 'meta' holds no values, so there is nothing to explain there. Take device='cpu'."
+        )
     if chosen.type == "cpu":
         return chosen
     there = torch.cuda.device_count() if chosen.type == "cuda" else _devices(chosen)
     if (chosen.index or 0) >= there:
         have = f"only {there} of them" if there else "none"
-        raise Refused(f"device {str(device)!r}: torch sees {have} on this machine. Take device='cpu'.")
+        raise InvalidRequestError(f"device {str(device)!r}: torch sees {have} on this machine. Take device='cpu'.")
     return chosen
 
 
@@ -82,28 +86,30 @@ def as_images(images: object, *, channels: int | None) -> Tensor:
         channels: What the model takes; None if that is not known.
 
     Raises:
-        Refused: it is no batch, holds no floating point numbers, or has another number of channels.
+        InvalidRequestError: it is no batch, holds no floating point numbers, or has another number of channels.
     """
     batch = _stacked(images)
     shape = list(batch.shape)
     if batch.dim() == 3:
-        raise Refused(f"images have the shape {shape}, where a batch [n, C, H, W] is needed: for one, images[None].")
+        raise InvalidRequestError(
+            f"images have the shape {shape}, where a batch [n, C, H, W] is needed: for one, images[None]."
+        )
     if batch.dim() != 4:
-        raise Refused(f"images have the shape {shape}, where a batch [n, C, H, W] is needed.")
+        raise InvalidRequestError(f"images have the shape {shape}, where a batch [n, C, H, W] is needed.")
     if batch.layout != torch.strided or batch.is_meta:
         what = "on device 'meta', without values" if batch.is_meta else f"{batch.layout}".removeprefix("torch.")
-        raise Refused(f"images are {what}, where a dense tensor with values is needed.")
+        raise InvalidRequestError(f"images are {what}, where a dense tensor with values is needed.")
     if not batch.is_floating_point():
-        raise Refused(
+        raise InvalidRequestError(
             f"images are {_kind(batch)}, where floating point numbers are needed, prepared as for the model itself: "
             "scaled to 0 … 1, normalised, [n, C, H, W]. A model from load_model prepares uint8 pixels "
             "[n, H, W, C] with model.preprocessing.normalise(pixels, torch.float32)."
         )
     if not len(batch):
-        raise Refused("there are no images in the batch: at least one is needed.")
+        raise InvalidRequestError("there are no images in the batch: at least one is needed.")
     if channels is not None and batch.shape[1] != channels:
         last = " They seem to come channels last: images.permute(0, 3, 1, 2)." if batch.shape[3] == channels else ""
-        raise Refused(
+        raise InvalidRequestError(
             f"images have the shape {shape}, so {batch.shape[1]} channels, and the model takes {channels}.{last}"
         )
     return batch
@@ -113,7 +119,7 @@ def as_labels(labels: object, n: int) -> Tensor:
     """Class numbers int64 [n] on the CPU or where they were; −1 for none. None: no image has a label.
 
     Raises:
-        Refused: they are not ``n`` integers.
+        InvalidRequestError: they are not ``n`` integers.
     """
     if labels is None:
         return torch.full((n,), NO_LABEL, dtype=torch.int64, device="cpu")
@@ -123,7 +129,7 @@ def as_labels(labels: object, n: int) -> Tensor:
 
 
 def as_rows(rows: object, n: int) -> list[int]:
-    """The images' permanent numbers; None: 0 to n − 1. Raises Refused for anything but ``n`` integers."""
+    """The images' permanent numbers; None: 0 to n − 1. Raises InvalidRequestError for anything but ``n`` integers."""
     return list(range(n)) if rows is None else _integers(rows, n, "rows", "the images' permanent numbers").tolist()
 
 
@@ -136,14 +142,18 @@ def _several(values: object, name: str) -> list[object]:
     try:
         return list(values)  # type: ignore[call-overload,no-any-return]
     except TypeError:
-        raise Refused(f"{name} is a {type(values).__name__}, where a sequence of specs is needed.") from None
+        raise InvalidRequestError(
+            f"{name} is a {type(values).__name__}, where a sequence of specs is needed."
+        ) from None
 
 
 def _text(spec: object, name: str, example: str) -> str:
     if not isinstance(spec, str):
-        raise Refused(f"{name} holds a {type(spec).__name__}, where a spec is needed, a text as {example!r}.")
+        raise InvalidRequestError(
+            f"{name} holds a {type(spec).__name__}, where a spec is needed, a text as {example!r}."
+        )
     if _PRINTED_MODULE.search(spec):
-        raise Refused(
+        raise InvalidRequestError(
             f"{name} holds {spec[:60]!r}, which has the printed form of a module in it: write the module's name, as "
             "model.named_modules() has it."
         )
@@ -153,12 +163,12 @@ def _text(spec: object, name: str, example: str) -> str:
 def _target(target: object, module: nn.Module) -> str:
     if isinstance(target, int | np.integer) and not isinstance(target, bool):
         if target < 0:
-            raise Refused(f"target {target}: classes are numbered from 0.")
+            raise InvalidRequestError(f"target {target}: classes are numbered from 0.")
         return f"class:{target}"
     if isinstance(target, nn.Module):
         name = next((name for name, part in module.named_modules() if part is target and name), None)
         if name is None:
-            raise Refused(f"targets holds a {type(target).__name__} that is no layer of the model.")
+            raise InvalidRequestError(f"targets holds a {type(target).__name__} that is no layer of the model.")
         return f"layer:{name}"
     return _text(target, "targets", "class:3")
 
@@ -167,13 +177,13 @@ def _stacked(images: object) -> Tensor:
     if isinstance(images, list | tuple) and images and all(isinstance(image, Tensor | np.ndarray) for image in images):
         parts = [torch.as_tensor(image) for image in images]
         if len({part.shape for part in parts}) > 1:
-            raise Refused("images are of different shapes, where one batch [n, C, H, W] is needed.")
+            raise InvalidRequestError("images are of different shapes, where one batch [n, C, H, W] is needed.")
         return torch.stack(parts)
     if isinstance(images, np.ndarray):
         return _from_array(images, "images")
     if isinstance(images, Tensor):
         return images
-    raise Refused(
+    raise InvalidRequestError(
         f"images is a {type(images).__name__}, where a tensor or an array [n, C, H, W] is needed, preprocessed."
     )
 
@@ -182,19 +192,21 @@ def _integers(values: object, n: int, name: str, meaning: str) -> Tensor:
     try:
         numbers = values if isinstance(values, Tensor) else _from_array(np.asarray(values), name)
     except (ValueError, OverflowError) as error:
-        raise Refused(f"{name} cannot be read as {meaning}: {error}") from error
+        raise InvalidRequestError(f"{name} cannot be read as {meaning}: {error}") from error
     if numbers.dim() == 1 and len(numbers) != n:
-        raise Refused(f"{n} images came with {len(numbers)} {name}: they must be as many.")
+        raise InvalidRequestError(f"{n} images came with {len(numbers)} {name}: they must be as many.")
     if numbers.dim() != 1:
-        raise Refused(f"{n} images came with {name} of shape {list(numbers.shape)}, where [{n}] is needed: {meaning}.")
+        raise InvalidRequestError(
+            f"{n} images came with {name} of shape {list(numbers.shape)}, where [{n}] is needed: {meaning}."
+        )
     if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
-        raise Refused(f"{name} are {_kind(numbers)}, where integers are needed: {meaning}.")
+        raise InvalidRequestError(f"{name} are {_kind(numbers)}, where integers are needed: {meaning}.")
     return numbers.to(torch.int64)
 
 
 def _from_array(array: np.ndarray, name: str) -> Tensor:
     if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
-        raise Refused(f"{name} are {array.dtype}, where numbers are needed, of at most 64 bits.")
+        raise InvalidRequestError(f"{name} are {array.dtype}, where numbers are needed, of at most 64 bits.")
     # Reversed and other views have strides, and other machines' files a byte order, that torch does not know.
     return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
 

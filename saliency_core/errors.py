@@ -1,11 +1,16 @@
-"""What is raised, and what is told, to whoever asked."""
+"""Exceptions and warnings that both packages share."""
 
 from __future__ import annotations
 
 
-class Refused(ValueError):
-    """A request that cannot work: nothing was touched. The message names the value, the consequence and what to do."""
+class InvalidRequestError(ValueError):
+    """A request that cannot work; nothing was changed. The message names the value, the consequence and the remedy."""
 
 
-class Told(UserWarning):
-    """A request that works, and perhaps not as its author thinks."""
+class SaliencyWarning(UserWarning):
+    """A request that works, but possibly not as its author expects."""
+
+
+# The names until version 0.1; they stay for one release.
+Refused = InvalidRequestError
+Told = SaliencyWarning

@@ -21,12 +21,12 @@ from saliency_core.argument_checks import (
     as_target_specs,
 )
 from saliency_core.autograd.capture import Captures
-from saliency_core.autograd.forward import Forward, Pass
+from saliency_core.autograd.forward import BackwardResult, Forward
 from saliency_core.autograd.model_outputs import Outputs
-from saliency_core.autograd.precision import arithmetic, usable
+from saliency_core.autograd.precision import computing_in, without_inference_mark
 from saliency_core.autograd.relus import Rule
-from saliency_core.errors import Refused, Told
-from saliency_core.methods.averaging import MEAN, Average
+from saliency_core.errors import InvalidRequestError, SaliencyWarning
+from saliency_core.methods.averaging import MEAN, MomentAccumulator
 from saliency_core.methods.registry import Signal, parse_method
 from saliency_core.methods.samplers import Batch, Sampler
 from saliency_core.model.heads import to_probabilities
@@ -44,7 +44,7 @@ PRECISIONS = ("float32", "float64", *LESS_EXACT)
 PASS_SIZE = 16
 INCOMPLETE = 0.05  # of the sum of the parts' sizes; float32 leaves 1e-6, half precision within 1e-2
 
-Averages = dict[tuple[str, Signal], Average]
+Averages = dict[tuple[str, Signal], MomentAccumulator]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Explainer:
     for proofs; ``tf32``, ``bf16`` and ``fp16`` are faster and less exact, by choice. ``seed``: of methods that draw
     noise. ``pass_size``: draws of few images are put together into passes of so many inputs. The model itself is never
     touched: a frozen copy of it is run on ``device``. ``notes``: what its user should know, after the first batch.
-    Raises Refused for specs that do not exist or would share a name; warns with Told.
+    Raises InvalidRequestError for specs that do not exist or would share a name; warns with SaliencyWarning.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Explainer:
         pass_size: int = PASS_SIZE,
     ) -> None:
         if precision not in PRECISIONS:
-            raise Refused(f"precision {precision!r} does not exist: choose one of {', '.join(PRECISIONS)}.")
+            raise InvalidRequestError(f"precision {precision!r} does not exist: choose one of {', '.join(PRECISIONS)}.")
         self.device = as_device(device)
         self.precision = precision
         self.dtype = torch.float64 if precision == "float64" else torch.float32
@@ -101,7 +101,7 @@ class Explainer:
         specs = as_target_specs(targets, self.model.module)
         self.targets = parse_targets(specs, class_names=self.model.class_names)
         if not self.methods or not self.targets:
-            raise Refused("there is no method, or no target: give at least one of each.")
+            raise InvalidRequestError("there is no method, or no target: give at least one of each.")
         refuse_collisions(self.methods)
         refuse_collisions(self.targets)
         self.notes: list[str] = []
@@ -146,12 +146,12 @@ class Explainer:
                 fold_biased=not any(signal.readout.leftovers for signal in signals),
                 channels_last=self.precision in LESS_EXACT,
             )
-        except (Refused, Warning):
+        except (InvalidRequestError, Warning):
             raise
         except Exception as error:  # whatever the model raises on its first image
             if is_out_of_memory(error):
                 raise
-            raise Refused(
+            raise InvalidRequestError(
                 f"{self.model.spec} fails on images of shape {list(images.shape)} (tried with one, made up): "
                 f"{type(error).__name__}: {error}"
             ) from error
@@ -177,9 +177,9 @@ class Explainer:
             The explanations by target slug.
 
         Raises:
-            Refused: an argument is not as above, or the model cannot be explained so.
+            InvalidRequestError: an argument is not as above, or the model cannot be explained so.
         """
-        with arithmetic(self.precision, self.device):
+        with computing_in(self.precision, self.device):
             images, labels, rows = self._checked(images, labels, rows)
             finite = images.isfinite().flatten(1).all(dim=1)
             images = images.masked_fill(~finite.view(-1, 1, 1, 1), 0)
@@ -190,9 +190,9 @@ class Explainer:
                 self._seen = replica
             return results
 
-    def single_pass(self, images: Values, *, labels: Values | None = None) -> Pass:
+    def single_pass(self, images: Values, *, labels: Values | None = None) -> BackwardResult:
         """The plain pass of the first target at the images themselves, with all that the methods' readouts read."""
-        with arithmetic(self.precision, self.device):
+        with computing_in(self.precision, self.device):
             images, labels, _ = self._checked(images, labels, None)
             replica = self.replica(images)
             forward = self._forward(replica, images, self._groups[0][1])
@@ -208,7 +208,7 @@ class Explainer:
         numbers, rows = as_labels(labels, len(batch)), as_rows(rows, len(batch))
         # Contiguous: a network runs in the layout of its images, and rounds by it.
         batch, numbers = batch.to(self.device, self.dtype).contiguous(), numbers.to(self.device)
-        return usable(batch), usable(numbers), rows
+        return without_inference_mark(batch), without_inference_mark(numbers), rows
 
     def _explain(
         self,
@@ -229,7 +229,9 @@ class Explainer:
         signals: dict[tuple[str, Signal], Tensor] = {}
         residuals: dict[tuple[str, Signal], Tensor] = {}
         for sampler, members in self._groups:
-            averages = {(target.slug, signal): Average(signal.moment) for target in self.targets for signal in members}
+            averages = {
+                (target.slug, signal): MomentAccumulator(signal.moment) for target in self.targets for signal in members
+            }
             by_rule = _by_rule(members)
             samples = sampler.samples(batch, most=max(self._pass_size, len(images)))
             for sample in islice(samples, 1) if trial else samples:
@@ -353,7 +355,7 @@ class Explainer:
             target.slug: _described(target, clean, choices[target.slug], finite) for target in self.targets
         }
 
-    def _tell_unreached(self, replica: Replica, target: Target, one: Pass) -> None:
+    def _tell_unreached(self, replica: Replica, target: Target, one: BackwardResult) -> None:
         for name, layer in one.activations.items():
             if not layer.reached:
                 self._tell(
@@ -382,7 +384,7 @@ class Explainer:
     def _tell(self, note: str) -> None:
         if note not in self.notes:
             self.notes.append(note)
-            warnings.warn(note, Told, stacklevel=2)
+            warnings.warn(note, SaliencyWarning, stacklevel=2)
 
 
 def group_by_sampler(signals: Sequence[Signal]) -> list[tuple[Sampler, list[Signal]]]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from saliency_core.argument_checks import Values
-from saliency_core.autograd.forward import LayerPass
-from saliency_core.errors import Refused
+from saliency_core.autograd.forward import LayerGradient
+from saliency_core.errors import InvalidRequestError
 from saliency_core.explainer import Explainer
 from saliency_core.methods.fullgrad import bias_of, completeness, images_first
 from saliency_core.model.model_loading import Model
@@ -34,12 +34,12 @@ def decompose(
     return Decomposition(one.scores, one.inputs, one.input_gradient, layers, completeness(one))
 
 
-def _layer(layer: LayerPass, n: int) -> Layer:
+def _layer(layer: LayerGradient, n: int) -> Layer:
     capture, own = layer.capture, bias_of(layer)
     gradient = images_first(capture, layer.gradient, n)
     bias = images_first(capture, own, n) if own.shape == layer.gradient.shape else own
     if gradient is None or bias is None:
-        raise Refused(
+        raise InvalidRequestError(
             f"{capture.name} holds no batch of images along one axis (does the model loop over them?), so its part of "
             "each image's score is not known: decompose one image at a time."
         )

@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Protocol
 
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 Argument = int | float | str
 
@@ -44,11 +44,11 @@ def split_name(spec: str) -> tuple[str | None, str]:
 
 
 def checked_slug(slug: str, spec: str) -> str:
-    """The slug itself, or Refused where it could not stand in a path and a column name."""
+    """The slug itself, or InvalidRequestError where it could not stand in a path and a column name."""
     # "." and ".." would leave the store's directory; "__" separates the parts of an index column.
     clear = "__" not in slug and slug.strip("_") == slug and slug.strip(".") and slug != "zarr.json"
     if not clear or not _SLUG.fullmatch(slug):
-        raise Refused(
+        raise InvalidRequestError(
             f"{slug!r} (from {spec!r}) cannot name an array: names are 1 to 64 of a-z 0-9 _ . + -, without '__' or "
             "a '_' at an end, and not zarr.json. Give one yourself: name=spec."
         )
@@ -60,12 +60,12 @@ def parse_call(spec: str, *, numbers: Collection[str] = ("n", "spread")) -> tupl
     ``numbers`` stay the text that they are, as a layer's name ``0.10``."""
     match = _CALL.fullmatch(spec.strip())
     if match is None:
-        raise Refused(f"{spec!r} is not a method spec: write name or name(argument=value, …).")
+        raise InvalidRequestError(f"{spec!r} is not a method spec: write name or name(argument=value, …).")
     arguments: dict[str, Argument] = {}
     for part in filter(None, (piece.strip() for piece in (match["arguments"] or "").split(","))):
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not key or not value or key in arguments:
-            raise Refused(f"{part!r} in {spec!r} is not argument=value, or is given twice.")
+            raise InvalidRequestError(f"{part!r} in {spec!r} is not argument=value, or is given twice.")
         arguments[key] = _value(value) if key in numbers else value
     return match["head"], arguments
 
@@ -92,12 +92,12 @@ def call_slug(head: str, arguments: dict[str, Argument]) -> str:
 
 
 def refuse_collisions(things: Iterable[Named]) -> None:
-    """Refused where two specs would share one name, and so one array."""
+    """Raises InvalidRequestError where two specs would share one name, and so one array."""
     seen: dict[str, str] = {}
     for thing in things:
         if thing.slug in seen:
             twice = "is asked for twice" if seen[thing.slug] == thing.spec else f"has the name of {seen[thing.slug]!r}"
-            raise Refused(
+            raise InvalidRequestError(
                 f"{thing.spec!r} {twice}, and both would be stored as {thing.slug!r}: drop one, or name it: name=spec."
             )
         seen[thing.slug] = thing.spec

@@ -18,8 +18,8 @@ from rich.console import Console
 
 from jobs.audit import write_tables
 from jobs.audit.audit_schema import AUDIT_JSON, Audit, folder
-from jobs.audit.examine_stage import GROUP_BYTES, Classes, Examine, ExaminedClass
-from jobs.audit.measure_stage import Measure
+from jobs.audit.examine_stage import GROUP_BYTES, Classes, ExaminedClass, ExamineStage
+from jobs.audit.measure_stage import MeasureStage
 from jobs.audit.object_masks import ObjectsOf
 from jobs.audit.overall_statistics import overall
 from jobs.audit.unit_measures import integers, made_from, part_key, read_units
@@ -31,10 +31,10 @@ from jobs.storage.object_store import delete, put, read_object
 from jobs.store.open import open_run
 from jobs.store.run_record import Run
 from jobs.store.store_reader import open_store
-from jobs.util.console import say
+from jobs.util.console import print_text
 from jobs.util.exit_codes import DONE, imperfect
 from jobs.util.formatting import duration, shown
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 BACKGROUND = 4096  # rows that every class is held against
 SAY_EVERY = 10.0  # seconds
@@ -56,7 +56,7 @@ def audit(
 
     ``array``: by default the first; ``objects``: where objects are, as ``ObjectsOf`` reads it.
 
-    Refused where there is no such array, or no row has a map.
+    Raises InvalidRequestError where there is no such array, or no row has a map.
     """
     store, run = open_run(out)
     array = array or next(iter(open_store(out).arrays))
@@ -74,7 +74,7 @@ def audit(
         mapped = _measure(engine, run, units, array, objects, console)
         seconds["measure"] = monotonic() - started
         if not mapped:
-            raise Refused(f"{out}: no row has a map {array}, so there is nothing to audit.")
+            raise InvalidRequestError(f"{out}: no row has a map {array}, so there is nothing to audit.")
         started = monotonic()
         found, cells, blank = _examine(engine, store, run, units, array, seed, console)
         seconds["examine"] = monotonic() - started
@@ -95,12 +95,12 @@ def audit(
     _tell(made, lines, console)
     if objects is not None:
         known = sum(len(part) - part["inside"].null_count for part in read_units(store, array, units, ["inside"]))
-        say(console, f"{known:,} of {mapped:,} maps have an object in sight (--objects; matched by sample_id)")
+        print_text(console, f"{known:,} of {mapped:,} maps have an object in sight (--objects; matched by sample_id)")
     if report:
         from jobs.audit.report.build_report import make_report  # with it comes what draws
 
         started = monotonic()
-        say(console, f"report: {make_report(out, array, console)}")
+        print_text(console, f"report: {make_report(out, array, console)}")
         _put(store, made.model_copy(update={"seconds": {**seconds, "report": monotonic() - started}}))
     if mapped - blank == run.rows:
         return DONE
@@ -116,8 +116,8 @@ def _committed_units(out: str, array: str, console: Console) -> list[int]:
     reader.array(array)  # refuses an unknown one
     rows = reader.committed_rows()
     if not len(rows):
-        raise Refused(f"{out} has no committed rows yet: run explain again to go on.")
-    say(console, f"audit of {array}: {len(rows):,} of {len(reader):,} rows are committed")
+        raise InvalidRequestError(f"{out} has no committed rows yet: run explain again to go on.")
+    print_text(console, f"audit of {array}: {len(rows):,} of {len(reader):,} rows are committed")
     return [int(unit) for unit in np.unique(rows // reader.run.unit_size)]
 
 
@@ -127,7 +127,7 @@ def _stages(make: Callable[[], Callable[[Any], Any]], name: str) -> list[Stage]:
 
 def _measure(engine: Engine, run: Run, units: Sequence[int], array: str, objects: str | None, console: Console) -> int:
     """→ how many rows have a map."""
-    stages = _stages(partial(Measure, run.config.out, array, objects), "measure")
+    stages = _stages(partial(MeasureStage, run.config.out, array, objects), "measure")
     told, started = monotonic(), monotonic()
     rows = mapped = done = made = 0
     for unit in engine.work(units, stages, stall_seconds=run.config.stall_seconds):
@@ -135,9 +135,9 @@ def _measure(engine: Engine, run: Run, units: Sequence[int], array: str, objects
         if monotonic() - told > SAY_EVERY:
             told = monotonic()
             to_go = duration((told - started) / done * (len(units) - done))
-            say(console, f"{rows:,} rows measured, {to_go} to go")
+            print_text(console, f"{rows:,} rows measured, {to_go} to go")
     known = "" if made == done else f", {done - made:,} units by an earlier audit"
-    say(console, f"{mapped:,} maps measured in {duration(monotonic() - started)}{known}")
+    print_text(console, f"{mapped:,} maps measured in {duration(monotonic() - started)}{known}")
     return mapped
 
 
@@ -148,7 +148,7 @@ def _examine(
     cells = made_from(read_object(store, part_key(array, units[0])))["cells"]
     rows, of, blank = _rows(store, array, units)
     if blank.all():
-        raise Refused(
+        raise InvalidRequestError(
             f"{run.config.out}: all {len(rows):,} maps {array} are zero or not finite, so there is nothing to audit."
         )
     numbers, counts = np.unique(of, return_counts=True)
@@ -157,12 +157,12 @@ def _examine(
         Classes(numbers[places], np.sort(background))
         for places in _shared_out(counts, tasks=int(engine.cpus), most=GROUP_BYTES // (4 * cells[0] * cells[1]))
     ]
-    stages = _stages(partial(Examine, run.config.out, array, units, (cells[0], cells[1]), seed), "examine")
+    stages = _stages(partial(ExamineStage, run.config.out, array, units, (cells[0], cells[1]), seed), "examine")
     started = monotonic()
     found: list[ExaminedClass] = []
     for classes in engine.work(tasks, stages, stall_seconds=run.config.stall_seconds):
         found += classes
-    say(console, f"{len(found):,} classes examined in {duration(monotonic() - started)}")
+    print_text(console, f"{len(found):,} classes examined in {duration(monotonic() - started)}")
     return sorted(found, key=lambda one: one.examined.line["class"]), (cells[0], cells[1]), int(blank.sum())
 
 
@@ -193,10 +193,10 @@ def _shared_out(counts: NDArray[np.int64], *, tasks: int, most: int) -> list[NDA
 
 def _tell(made: Audit, lines: Sequence[dict[str, Any]], console: Console) -> None:
     if made.blank:
-        say(console, f"{made.blank:,} maps are zero or not finite")
+        print_text(console, f"{made.blank:,} maps are zero or not finite")
     for line in lines[: made.alarms]:
-        say(console, shown(f"{line['rank']}. {line['class_name'] or line['class']}: {line['finding']}"))
+        print_text(console, shown(f"{line['rank']}. {line['class_name'] or line['class']}: {line['finding']}"))
     if not made.alarms:
-        say(console, f"no class of {made.classes:,} is suspicious")
+        print_text(console, f"no class of {made.classes:,} is suspicious")
     if made.unjudged:
-        say(console, f"{made.unjudged:,} classes have too few maps, or too few others beside them, to be judged")
+        print_text(console, f"{made.unjudged:,} classes have too few maps, or too few others beside them, to be judged")

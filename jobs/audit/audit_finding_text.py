@@ -15,29 +15,30 @@ LEAST_RATIO = 1.5  # and the larger over the smaller
 MOST_WORDS = 3  # differences that are told
 
 
-def corner_in_words(corner: str) -> str:
+def corner_text(corner: str) -> str:
     """``top_left`` → ``upper left``."""
     return corner.replace("_", " ").replace("top", "upper").replace("bottom", "lower")
 
 
-_WHERE = {f"corner_{name}": f"in the {corner_in_words(name)} corner" for name in CORNERS}
+_WHERE = {f"corner_{name}": f"in the {corner_text(name)} corner" for name in CORNERS}
 _WHERE["border"] = "along the border"
 
 
-def place(y: float, x: float) -> str:
+def place_phrase(y: float, x: float) -> str:
     """``in the upper left``, of a place between 0 and 1 from the upper left corner."""
     third = ("upper", "", "lower")[min(2, int(3 * y))], ("left", "", "right")[min(2, int(3 * x))]
     words = " ".join(word for word in third if word)
     return f"in the {words}" + (" half" if len(words.split()) == 1 else "") if words else "in the middle"
 
 
-def finding(suspicion: Suspicion) -> str:
+def finding_text(suspicion: Suspicion) -> str:
     """Of an alarm: how many rows are alike, where, and how much of their relevance lies there."""
     alike, n = int(suspicion.rows.sum()), len(suspicion.rows)
     rest = f"{percent(suspicion.share_rest)} in the rest of the class, " if not suspicion.of_the_class else ""
     return (
         f"{'All' if alike == n else f'{alike} of'} {n} maps ({percent(alike / n)}) show nearly the same pattern at one "
-        f"place {place(suspicion.y, suspicion.x)}, as do {percent(suspicion.like_others)} of other classes' maps. "
+        f"place {place_phrase(suspicion.y, suspicion.x)}, as do {percent(suspicion.like_others)} of other "
+        f"classes' maps. "
         f"{percent(suspicion.share)} of their relevance lies there ({rest}"
         f"{percent(suspicion.share_others)} in other classes)."
     )

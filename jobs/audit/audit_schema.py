@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from jobs.storage.object_store import open_output, read_object
 from jobs.storage.parquet import UNREADABLE, parquet_table
 from jobs.util.formatting import first_line
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.map_measures import MEASURES
 
 AUDIT_JSON = "audit.json"
@@ -128,7 +128,7 @@ class Audit(BaseModel):
 def read_audit(out: str, array: str, *tables: str) -> tuple[Audit, list[pa.Table]]:
     """What the audit of an array left in the store ``out``, and those of its tables.
 
-    Raises FileNotFoundError where no audit of it has ended; Refused where one cannot be read.
+    Raises FileNotFoundError where no audit of it has ended; InvalidRequestError where one cannot be read.
     """
     objects, where = open_output(out), folder(array)
     try:
@@ -137,7 +137,9 @@ def read_audit(out: str, array: str, *tables: str) -> tuple[Audit, list[pa.Table
     except FileNotFoundError:
         raise
     except UNREADABLE as error:
-        raise Refused(f"{out}/{where} cannot be read ({first_line(error)}): run `saliency audit` again.") from error
+        raise InvalidRequestError(
+            f"{out}/{where} cannot be read ({first_line(error)}): run `saliency audit` again."
+        ) from error
     return audit, found
 
 

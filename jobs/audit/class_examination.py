@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from jobs.audit.audit_finding_text import differences, finding
+from jobs.audit.audit_finding_text import differences, finding_text
 from jobs.audit.group_statistics import figures
 from jobs.audit.group_types import Background, Examined, Group, Integers
 from jobs.audit.shortcut_detection import Suspicion, suspect
@@ -95,7 +95,7 @@ def _unusual(distance: Floats) -> Floats:
 def _told(suspicion: Suspicion, lines: list[dict[str, Any]], suspected: int) -> str | None:
     if not suspicion.alarm:
         return None
-    words = finding(suspicion)
+    words = finding_text(suspicion)
     if suspected == NONE:
         return words
     return f"{words} Against the rest of the class: {lines[suspected]['differs']}."

@@ -35,7 +35,7 @@ class ExaminedClass:
     examined: Examined
 
 
-class Examine:
+class ExamineStage:
     """Reads every unit's part once for all of its classes."""
 
     def __init__(self, out: str, array: str, units: Sequence[int], cells: tuple[int, int], seed: int) -> None:

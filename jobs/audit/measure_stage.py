@@ -29,7 +29,7 @@ class MeasuredUnit:
     made: bool
 
 
-class Measure:
+class MeasureStage:
     """Measures a unit, unless that was done of these very maps before."""
 
     def __init__(self, out: str, array: str, objects: str | None) -> None:

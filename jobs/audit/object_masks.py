@@ -17,7 +17,7 @@ from PIL import Image
 from jobs.storage.files import parent, read
 from jobs.store.run_record import Run
 from jobs.util.csv_escaping import neutral
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.map_measures import Floats
 from saliency_core.model.preprocessing import Geometry
 
@@ -29,7 +29,7 @@ class ObjectsOf:
     """A Parquet or CSV table with a column ``sample_id`` and either x0, y0, x1, y1 (a box in pixels of the upright
     original; x1 and y1 are outside) or ``mask`` (an image's path, relative to the table; what is not black is object).
 
-    Several lines of a sample are several objects. Refused where the table is no such one.
+    Several lines of a sample are several objects. Raises InvalidRequestError where the table is no such one.
     """
 
     def __init__(self, uri: str) -> None:
@@ -37,21 +37,23 @@ class ObjectsOf:
             data = read(uri)
             table = pq.read_table(pa.BufferReader(data)) if data[:4] == b"PAR1" else _csv(data)
         except (OSError, pa.ArrowException) as error:
-            raise Refused(f"--objects {uri} cannot be read as Parquet or CSV: {error}") from error
+            raise InvalidRequestError(f"--objects {uri} cannot be read as Parquet or CSV: {error}") from error
         wanted = ("sample_id", *(BOX if "mask" not in table.column_names else ("mask",)))
         missing = [name for name in wanted if name not in table.column_names]
         if missing:
-            raise Refused(
+            raise InvalidRequestError(
                 f"--objects {uri} has no column {', '.join(missing)}: it needs sample_id, and x0, y0, x1, y1 or mask."
             )
         columns = [table["sample_id"].cast(pa.string())]
         try:
             columns += [table[name].cast(pa.string() if name == "mask" else pa.float64()) for name in wanted[1:]]
         except pa.ArrowException as error:
-            raise Refused(f"--objects {uri}: a box is no numbers ({error}): mend the table.") from error
+            raise InvalidRequestError(f"--objects {uri}: a box is no numbers ({error}): mend the table.") from error
         for name, column in zip(wanted, columns, strict=True):
             if column.null_count:
-                raise Refused(f"--objects {uri}: {name} is missing in {column.null_count} lines: mend or drop them.")
+                raise InvalidRequestError(
+                    f"--objects {uri}: {name} is missing in {column.null_count} lines: mend or drop them."
+                )
         self.masks = "mask" in wanted
         self.digest = hashlib.sha256(data).hexdigest()
         self._parent = parent(uri)
@@ -81,10 +83,12 @@ class ObjectsOf:
         try:
             with Image.open(BytesIO(read(where))) as image:
                 if image.width * image.height > MOST_MASK_PIXELS:
-                    raise Refused(f"mask {where} has {image.width} × {image.height} pixels, which is no mask.")
+                    raise InvalidRequestError(
+                        f"mask {where} has {image.width} × {image.height} pixels, which is no mask."
+                    )
                 pixels = np.asarray(image.convert("L")) > 0
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise Refused(
+            raise InvalidRequestError(
                 f"mask {where} cannot be read: {error}. Mend it, or take its line out of --objects."
             ) from error
         rows = np.floor(ys * pixels.shape[0] / size[1]).astype(np.int64)

@@ -14,7 +14,7 @@ from jobs.audit.audit_schema import CLASSES, CLUSTERS, ROWS, class_schema, clust
 from jobs.audit.examine_stage import ExaminedClass
 from jobs.audit.unit_measures import FACTS, FIGURES, integers, read_units
 from jobs.storage.object_store import put
-from jobs.storage.parquet import HashingSink, parquet_bytes
+from jobs.storage.parquet import HashingWriter, parquet_bytes
 
 
 def put_tables(
@@ -42,7 +42,7 @@ def _put_rows(store: ObjectStore, array: str, units: Sequence[int], found: Seque
     cluster = np.concatenate([one.examined.cluster for one in found])[order]
     added = np.concatenate([np.column_stack([one.examined.outlier, one.examined.embedding]) for one in found])[order]
     schema = row_schema()
-    sink = HashingSink(store, f"{folder(array)}/{ROWS}")
+    sink = HashingWriter(store, f"{folder(array)}/{ROWS}")
     with pq.ParquetWriter(
         pa.PythonFile(sink, mode="w"), schema, compression="zstd", write_page_checksum=True
     ) as writer:

@@ -36,10 +36,10 @@ from jobs.store.index import committed, load_part, read_parts
 from jobs.store.layout import CLASSES, SHA256SUMS, index_key
 from jobs.store.open import claim, refuse_unwritable
 from jobs.store.software_versions import at_rest, begun, gone_on
-from jobs.util.console import say
+from jobs.util.console import print_text
 from jobs.util.exit_codes import DONE, imperfect
 from saliency_core.class_visualization.ascent_recipe import Recipe
-from saliency_core.errors import Refused, Told
+from saliency_core.errors import InvalidRequestError, SaliencyWarning
 
 if TYPE_CHECKING:
     from jobs.explain.model import TriedModel
@@ -53,24 +53,26 @@ BATCH = {"cpu": 8, "cuda": 32}
 def visualise(config: ClassesConfig, console: Console, *, accept_versions: bool = False) -> int:
     """The whole job → exit code. ``accept_versions``: as for ``make_plan``.
 
-    Raises Refused before anything is touched; Stopped where a stage failed.
+    Raises InvalidRequestError before anything is touched; JobStopped where a stage failed.
     """
     with starting_engine(config) as engine:
         run = _plan(config, engine, accept_versions=accept_versions)
         store = open_output(config.out)
         done = committed(store)
         pending = _pending(run, done)
-        say(console, f"{config.model} on {run.device}, {run.rows:,} classes: {run.units:,} units of {run.unit_size}")
+        print_text(
+            console, f"{config.model} on {run.device}, {run.rows:,} classes: {run.units:,} units of {run.unit_size}"
+        )
         for line in probe_lines(run.probe):
-            say(console, line)
+            print_text(console, line)
         for note in run.notes:
-            say(console, f"note: {note}")
+            print_text(console, f"note: {note}")
         workers = min(engine.ready().workers(config, run.device), max(1, len(pending)))
         so_far = sum(len(run.unit_rows(unit)) for unit in done)
         stages = class_stages(run, workers=workers)
         for classes in engine.ready().work(pending, stages, stall_seconds=config.stall_seconds):
             so_far += classes
-            say(console, f"{so_far:,} of {run.rows:,} classes committed")
+            print_text(console, f"{so_far:,} of {run.rows:,} classes committed")
     return _finish(run, store, console)
 
 
@@ -79,7 +81,7 @@ def _pending(run: ClassRun, done: Set[int]) -> list[int]:
 
 
 def _plan(config: ClassesConfig, engine: StartingEngine, *, accept_versions: bool) -> ClassRun:
-    """Makes the store, unless it is there. Refused with the reason where the job cannot work."""
+    """Makes the store, unless it is there. Raises InvalidRequestError with the reason where the job cannot work."""
     refuse_unwritable(config.out)
     stored = existing_class_run(config.out)
     engine.begin()
@@ -149,7 +151,7 @@ def _set_up(run: ClassRun) -> ClassRun:
 
 
 def _chosen(wanted: Sequence[str], names: Sequence[str] | None, n_classes: int) -> list[int]:
-    """Class numbers, ascending, each once. Refused for what is no class."""
+    """Class numbers, ascending, each once. Raises InvalidRequestError for what is no class."""
     from saliency_core.targets.class_targets import class_number
 
     if list(wanted) == [ALL]:
@@ -158,17 +160,17 @@ def _chosen(wanted: Sequence[str], names: Sequence[str] | None, n_classes: int) 
 
 
 def _try(model: Model, number: int) -> ClassModels:
-    """One step for one class, on the CPU. Refused where that cannot work."""
+    """One step for one class, on the CPU. Raises InvalidRequestError where that cannot work."""
     from saliency_core.class_visualization.ascent import visualise_classes
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Told)  # its notes say the same
+            warnings.simplefilter("ignore", SaliencyWarning)  # its notes say the same
             return visualise_classes(model, [number], recipe=Recipe(steps=1))
-    except Refused:
+    except InvalidRequestError:
         raise
     except Exception as error:  # whatever the user's model raises
-        raise Refused(
+        raise InvalidRequestError(
             f"{model.spec} fails where a class of it is visualised: {type(error).__name__}: {error}. Does it take any "
             "number of images, with any values?"
         ) from error
@@ -201,10 +203,10 @@ def _finish(run: ClassRun, store: ObjectStore, console: Console) -> int:
         put(store, key, data)
     put_sums(store, sums)
     astray = run.rows - lines["error"].null_count
-    say(console, f"store: {run.config.out}, pictures: {', '.join(page_rows(run.rows))}")
+    print_text(console, f"store: {run.config.out}, pictures: {', '.join(page_rows(run.rows))}")
     if astray:
         first = next(filter(None, lines["error"].to_pylist()))
-        say(console, f"{astray:,} of {run.rows:,} classes have no image: {first}")
+        print_text(console, f"{astray:,} of {run.rows:,} classes have no image: {first}")
     return imperfect(run.config.allow_quarantined) if astray else DONE
 
 

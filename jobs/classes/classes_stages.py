@@ -22,8 +22,8 @@ from jobs.store.index import Commit, ShardRecord, encode_part
 from jobs.store.layout import index_key
 from jobs.store.store_presence import Presence
 from jobs.util.exit_guard import no_quitting
-from jobs.util.job_errors import Stopped
-from jobs.util.timeout import Limited
+from jobs.util.job_errors import JobStopped
+from jobs.util.timeout import CallWithTimeout
 from saliency_core.replica.cpu.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ ASTRAY = (
 )
 
 
-class VisualiseError(Stopped):
+class VisualiseError(JobStopped):
     """The model raised; the message names the classes and what it said."""
 
 
@@ -85,14 +85,14 @@ def _choose(out: str) -> Callable[[Any], Any]:
 
 
 def _visualise(out: str) -> Callable[[Any], Any]:
-    return Visualise(open_class_run(out))
+    return VisualiseStage(open_class_run(out))
 
 
 def _write(out: str) -> Callable[[Any], Any]:
-    return Write(open_class_run(out))
+    return WriteClassesStage(open_class_run(out))
 
 
-class Visualise:
+class VisualiseStage:
     """Holds the model, and refuses to work where that is not the model of the plan, or the software is not the
     session's."""
 
@@ -101,9 +101,9 @@ class Visualise:
 
         from jobs.explain.model import build_model, refuse_other_weights
         from jobs.store.software_versions import refuse_other_worker, software_here
-        from saliency_core.errors import Told
+        from saliency_core.errors import SaliencyWarning
 
-        warnings.simplefilter("ignore", Told)  # the plan has told it
+        warnings.simplefilter("ignore", SaliencyWarning)  # the plan has told it
         torch.set_num_threads(run.config.threads)
         if run.device == "cpu":
             keep_freed_memory()
@@ -114,7 +114,7 @@ class Visualise:
         if not run.probe.get("copied", True):
             self._model.module.to(run.device)  # the replica is the model itself: only here may it be moved
         self._run = run
-        self._limited = Limited(self._visualised, None)  # Ctrl-C does not wait for the device
+        self._limited = CallWithTimeout(self._visualised, None)  # Ctrl-C does not wait for the device
 
     def __call__(self, unit: ChosenUnit) -> VisualisedUnit:
         return self._limited(unit)
@@ -137,7 +137,7 @@ class Visualise:
         return VisualisedUnit(unit.unit, unit.classes, images, scores, chances, self._software.digest)
 
 
-class Write:
+class WriteClassesStage:
     """Encodes, hashes and puts; returns how many classes. A unit written twice gives the same objects."""
 
     def __init__(self, run: ClassRun) -> None:

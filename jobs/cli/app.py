@@ -20,7 +20,7 @@ from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import REPEATED, Config, flag_of, read_config
 from jobs.config.flag_names import in_flags
 from jobs.config.job_config import JobConfig
-from jobs.util.console import Plain, say
+from jobs.util.console import PlainFormatter, print_text
 from jobs.util.environment import (
     refuse_no_working_directory,
     with_user,
@@ -30,8 +30,8 @@ from jobs.util.environment import (
 )
 from jobs.util.exit_codes import DONE, INTERRUPTED, NOT_FINISHED, REFUSED
 from jobs.util.hidden_modules import hidden_module
-from jobs.util.job_errors import Gone, Stopped
-from saliency_core.errors import Refused
+from jobs.util.job_errors import JobStopped, StoreMissing
+from saliency_core.errors import InvalidRequestError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 console = Console()
@@ -63,7 +63,7 @@ def main() -> None:
     without_strict_warnings()
     with_user()
     told = RichHandler(console=errors, show_path=False)
-    told.setFormatter(Plain("%(message)s"))
+    told.setFormatter(PlainFormatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[told])
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it makes a cache elsewhere if HOME cannot be written
     app()
@@ -84,16 +84,16 @@ def _exit_code(function: Callable[[], int]) -> int:
     try:
         refuse_no_working_directory()
         return function()
-    except Refused as error:
+    except InvalidRequestError as error:
         _tell("refused", str(error))
         return REFUSED
     except KeyboardInterrupt:
         _tell("interrupted", GOES_ON)
         return INTERRUPTED
-    except Stopped as error:
+    except JobStopped as error:
         if "SALIENCY_TRACEBACK" in os.environ:
             raise
-        _tell("stopped", str(error) if isinstance(error, Gone) else f"{error}\n{GOES_ON}")
+        _tell("stopped", str(error) if isinstance(error, StoreMissing) else f"{error}\n{GOES_ON}")
         return NOT_FINISHED
     except Exception as error:
         if "SALIENCY_TRACEBACK" in os.environ:
@@ -111,7 +111,7 @@ def _exit_code(function: Callable[[], int]) -> int:
 
 
 def _tell(what: str, text: str) -> None:
-    say(errors, f"{what}: {in_flags(text)}")
+    print_text(errors, f"{what}: {in_flags(text)}")
 
 
 def _with_flags_of(kind: type[JobConfig], command: Callable[..., int]) -> Callable[..., int]:
@@ -249,7 +249,7 @@ def show(
     """Draw rows: the image, its maps, and the maps on the image at its original size."""
     from jobs.inspect import show as picture
     from jobs.store.row_selection import row_numbers
-    from saliency_core.visualization.map_style import Look
+    from saliency_core.visualization.map_style import MapStyle
 
     made = picture.show(
         out,
@@ -261,9 +261,9 @@ def show(
         n=n,
         arrays=array,
         views=view or ("map", "overlay"),
-        look=Look(cmap=cmap, clip=clip, invert=invert, blur=blur, alpha=alpha),
+        look=MapStyle(cmap=cmap, clip=clip, invert=invert, blur=blur, alpha=alpha),
     )
-    say(console, str(made))
+    print_text(console, str(made))
     return DONE
 
 
@@ -349,7 +349,7 @@ def export(
     """Hand rows of a store over to other tools. Goes on by itself where it was stopped."""
     from jobs.export import export_command as run
     from jobs.store.row_selection import row_numbers
-    from saliency_core.visualization.map_style import Look
+    from saliency_core.visualization.map_style import MapStyle
 
     return run.export(
         out,
@@ -363,7 +363,7 @@ def export(
         lowest=lowest,
         n=n,
         views=view,
-        look=Look(cmap=cmap, clip=clip, invert=invert, blur=blur, alpha=alpha),
+        look=MapStyle(cmap=cmap, clip=clip, invert=invert, blur=blur, alpha=alpha),
         originals=originals,
         rows_per_part=rows_per_part,
         allow_quarantined=allow_quarantined,

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from jobs.compare.compare_schema import CHANGES, COMPARED, FIGURE_SCHEMA, FIGURES, ROW_SCHEMA, class_schema
 from jobs.compare.location_text import direction
-from jobs.compare.row_matching import Ledger, in_words
+from jobs.compare.row_matching import Ledger, status_pair_text
 from jobs.store.index import OK
 from saliency_core.map_similarity import Doubles
 
@@ -80,7 +80,9 @@ def _with_figures(ledger: Ledger, figures: pa.Table) -> pa.Table:
     places = np.full(len(ledger.rows), -1)
     places[ledger.compared] = np.arange(len(figures))
     placed = figures.take(pa.array(places, mask=places < 0))
-    told = pa.array([COMPARED, *(in_words(*states) for states in (("blank", OK), (OK, "blank"), ("blank", "blank")))])
+    told = pa.array(
+        [COMPARED, *(status_pair_text(*states) for states in (("blank", OK), (OK, "blank"), ("blank", "blank")))]
+    )
     status = pc.coalesce(told.take(placed["blank"].combine_chunks()), ledger.rows["status"])
     rows = ledger.rows.set_column(ledger.rows.schema.get_field_index("status"), "status", status)
     for name in FIGURE_SCHEMA.names[2:]:

@@ -23,10 +23,10 @@ from jobs.storage.object_store import list_keys, open_output, put
 from jobs.storage.parquet import parquet_bytes
 from jobs.store.open import refuse_inside
 from jobs.store.store_reader import Store, open_store
-from jobs.util.console import say
+from jobs.util.console import print_text
 from jobs.util.exit_codes import DONE, imperfect
 from jobs.util.formatting import shown
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 EXAMPLES = 20  # sample ids of each reason why rows have no comparison
 
@@ -47,7 +47,7 @@ def compare(
     rows are quarantined or partial. What is done is not done again.
 
     ``array``: of both, or of A where ``array_b`` is given; by default the first that both have. ``top``: the share of
-    a map's pixels that is its top region. Refused, with nothing touched, for what cannot be compared.
+    a map's pixels that is its top region. InvalidRequestError, with nothing touched, for what cannot be compared.
     """
     started = monotonic()
     output = full_path(output)
@@ -55,9 +55,11 @@ def compare(
     for side in (side_a, side_b):
         refuse_inside(output, side.where)
     if not 0 < top < 1:
-        raise Refused(f"--top {top} leaves no region to compare: give a share of the pixels between 0 and 1, as 0.1.")
+        raise InvalidRequestError(
+            f"--top {top} leaves no region to compare: give a share of the pixels between 0 and 1, as 0.1."
+        )
     if runner not in ("ray", "inline"):
-        raise Refused(f"--runner {runner} is none: take ray or inline.")
+        raise InvalidRequestError(f"--runner {runner} is none: take ray or inline.")
     ledger = make_ledger(side_a, side_b)
     plan = make_plan(side_a, side_b, ledger, top=top)
     claim(output, plan)
@@ -68,8 +70,8 @@ def compare(
     gathered = gather(ledger, read_units(output, [unit.unit for unit in units]), plan.cells)
     found = _finish(output, plan, gathered, seconds={"match": matched - started, "compare": worked - matched})
     for sentence in found.summary:
-        say(console, shown(sentence))
-    say(console, f"report: {ReportPages(output, side_a, side_b).write(found, gathered)}")
+        print_text(console, shown(sentence))
+    print_text(console, f"report: {ReportPages(output, side_a, side_b).write(found, gathered)}")
     lacking = set(found.statuses) - {COMPARED}
     return imperfect(allow_quarantined and lacking <= WITHOUT_MAP) if lacking else DONE
 
@@ -82,11 +84,13 @@ def _work(
     pending = [unit for unit in units if not {part_key(unit.unit), sums_key(unit.unit)} <= done]
     of = sum(len(unit.rows_a) - 1 for unit in units)
     so_far = of - sum(len(unit.rows_a) - 1 for unit in pending)
-    say(console, f"A: {plan.a}, {plan.array_a}; B: {plan.b}, {plan.array_b}; matched {plan.matched}")
+    print_text(console, f"A: {plan.a}, {plan.array_a}; B: {plan.b}, {plan.array_b}; matched {plan.matched}")
     for note in plan.notes:
-        say(console, f"note: {note}")
+        print_text(console, f"note: {note}")
     if plan.resampled:
-        say(console, "note: the maps differ in size or crop: compared is what both models saw, on the coarser grid")
+        print_text(
+            console, "note: the maps differ in size or crop: compared is what both models saw, on the coarser grid"
+        )
     config = JobConfig(model=store.run.config.model, out=output, runner=runner)  # type: ignore[arg-type]
     if not pending:
         return
@@ -96,7 +100,7 @@ def _work(
             so_far += pairs
             if so_far == of or monotonic() - told >= PLAIN_EVERY:
                 told = monotonic()
-                say(console, f"{so_far:,} of {of:,} pairs compared")
+                print_text(console, f"{so_far:,} of {of:,} pairs compared")
 
 
 def _finish(output: str, plan: Comparison, gathered: Gathered, *, seconds: dict[str, float]) -> Comparison:

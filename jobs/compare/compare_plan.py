@@ -18,17 +18,17 @@ from jobs.store.fingerprint import differing
 from jobs.store.open import refuse_unwritable
 from jobs.store.store_reader import Store
 from jobs.util.formatting import first_line
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.map_measures import GRID
 
 
 def choose_sides(a: Store, b: Store, array: str | None, array_b: str | None) -> tuple[Side, Side]:
     if array is None and array_b is not None:
-        raise Refused(f"--array-b {array_b} names B's array alone: give A's too, with --array.")
+        raise InvalidRequestError(f"--array-b {array_b} names B's array alone: give A's too, with --array.")
     if array is None:
         common = [path for path in a.arrays if path in b.arrays]
         if not common:
-            raise Refused(
+            raise InvalidRequestError(
                 f"the stores have no array in common (A has {', '.join(a.arrays)}; B {', '.join(b.arrays)}): name one "
                 "of each, with --array and --array-b."
             )
@@ -70,7 +70,8 @@ def make_plan(a: Side, b: Side, ledger: Ledger, *, top: float) -> Comparison:
 
 
 def claim(output: str, plan: Comparison) -> None:
-    """Puts compare.json, unless it is there. Refused where the directory holds anything else: that is somebody's."""
+    """Puts compare.json, unless it is there. Raises InvalidRequestError where the directory holds anything else: that
+    is somebody's."""
     refuse_unwritable(output, flag="--output")
     if not is_remote(output) and not local_path(output).exists():
         put(open_output(output, make=True), COMPARE_JSON, plan.to_json())
@@ -81,21 +82,23 @@ def claim(output: str, plan: Comparison) -> None:
     except FileNotFoundError:
         foreign = list(islice(list_keys(store), 3))
         if foreign:
-            raise Refused(
+            raise InvalidRequestError(
                 f"--output {output} is not empty and no comparison (it holds {', '.join(foreign)} …), and nothing is "
                 "overwritten: choose another, or empty it yourself."
             ) from None
     except ValueError as error:
-        raise Refused(f"{output}/{COMPARE_JSON} cannot be read ({first_line(error)}): choose another.") from None
+        raise InvalidRequestError(
+            f"{output}/{COMPARE_JSON} cannot be read ({first_line(error)}): choose another."
+        ) from None
     else:
         others = differing(there.fingerprint, plan.fingerprint)
         if others == ["pairs"]:
-            raise Refused(
+            raise InvalidRequestError(
                 f"--output {output} holds a comparison of these stores as they were before rows came or changed, and "
                 "nothing is overwritten: choose another directory."
             )
         if others:
-            raise Refused(
+            raise InvalidRequestError(
                 f"--output {output} holds a comparison of other things (they differ in {', '.join(others)}), and "
                 "nothing is overwritten: choose another directory."
             )

@@ -49,10 +49,10 @@ def compare_stages(directory: str) -> list[Stage]:
 
 
 def _compare(directory: str) -> Callable[[Any], Any]:
-    return Compare(directory)
+    return CompareStage(directory)
 
 
-class Compare:
+class CompareStage:
     """Writes a unit's figures; returns how many pairs. A unit that is done twice gives the same objects."""
 
     def __init__(self, directory: str) -> None:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from jobs.compare.aggregate import FEW, Gathered, accuracies
 from jobs.compare.compare_schema import COMPARED
-from jobs.compare.location_text import in_words
+from jobs.compare.location_text import place_text
 from jobs.util.formatting import percent
 
 ROUNDING = 1e-5  # maps whose figures are so near to those of equal ones have not moved
@@ -42,7 +42,7 @@ def class_finding(line: Mapping[str, Any]) -> str:
     parts = [f"{percent(line['median_distance'])} of a map's relevance lies elsewhere (median)"]
     if line["median_rank_correlation"] is not None:
         parts.append(f"median rank correlation {line['median_rank_correlation']:.2f}")
-    if direction := in_words(line["place_from"], line["place_to"]):
+    if direction := place_text(line["place_from"], line["place_to"]):
         parts.append(f"it went {direction}")
     if line["mostly_rows"]:
         parts.append(f"{percent(line['changed'])} of its rows changed class, most often to {_short(line['mostly_to'])}")
@@ -75,7 +75,7 @@ def _moved(overall: Mapping[str, Any], *, top: float) -> str:
     correlation = overall["median_rank_correlation"]
     more = [] if correlation is None else [f"rank correlation {correlation:.2f}"]
     more.append(f"overlap of the strongest {percent(top)} of the pixels {overall['median_overlap']:.2f}")
-    direction = in_words(overall["place_from"], overall["place_to"])
+    direction = place_text(overall["place_from"], overall["place_to"])
     return (
         f"On the median, {percent(overall['median_distance'])} of a map's relevance lies elsewhere in B than in A "
         f"({', '.join(more)}){f'; on the whole it went {direction}' if direction else ''}."

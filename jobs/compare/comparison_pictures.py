@@ -11,7 +11,7 @@ from jobs.compare.compare_schema import Comparison
 from jobs.compare.row_matching import Side
 from jobs.html.components import Tile
 from jobs.html.map_pictures import IMAGE, RowArtist, difference_picture, mean_picture
-from jobs.html.sprite_sheet import Sheets
+from jobs.html.sprite_sheet import SpriteSheet
 from jobs.util.formatting import percent
 from saliency_core.map_measures import density
 
@@ -36,7 +36,7 @@ class PairArtist:
         self._sides = (a, b)
         self._artists = RowArtist(a.store), RowArtist(b.store)
 
-    def draw(self, lines: list[Line], sheets: Sheets) -> list[PairFigure]:
+    def draw(self, lines: list[Line], sheets: SpriteSheet) -> list[PairFigure]:
         """Of lines of rows.parquet whose maps were compared."""
         drawn = [
             artist.draw({line[f"row_{side.name.lower()}"]: [side.array.path] for line in lines}, sheets)
@@ -66,7 +66,7 @@ def row_told(line: Line) -> str:
     return ", ".join(parts)
 
 
-def mean_tiles(line: Line, plan: Comparison, sheets: Sheets, *, difference: bool = True) -> list[Tile]:
+def mean_tiles(line: Line, plan: Comparison, sheets: SpriteSheet, *, difference: bool = True) -> list[Tile]:
     """Mean maps of A and of B, and where B's has more (red) or less (blue); none where there is no pair."""
     if not line["mean_map_a"] or not line["pairs"]:
         return []

@@ -13,10 +13,10 @@ from jobs.compare.compare_schema import Comparison
 from jobs.compare.comparison_finding_text import class_finding, unmoved
 from jobs.compare.comparison_pictures import Line, PairArtist, PairFigure, mean_tiles
 from jobs.compare.row_matching import Side
-from jobs.html.class_names import Names
+from jobs.html.class_names import ClassNames
 from jobs.html.components import Column, Compared, Link, Table, Tile, Value, figure
 from jobs.html.site import Site
-from jobs.html.sprite_sheet import LARGE, SMALL, Sheets
+from jobs.html.sprite_sheet import LARGE, SMALL, SpriteSheet
 from jobs.util.formatting import percent
 
 FINDINGS = 6  # classes that are told of first
@@ -41,7 +41,7 @@ class ReportPages:
     def __init__(self, directory: str, a: Side, b: Side) -> None:
         self._site, self._a, self._b = Site(directory, ""), a, b
         self._artist = PairArtist(a, b)
-        self._names = Names(a.store.run.class_names)
+        self._names = ClassNames(a.store.run.class_names)
         self._written: set[str] = set()
 
     def write(self, told: Comparison, gathered: Gathered) -> str:
@@ -50,7 +50,7 @@ class ReportPages:
         still = not told.pairs or unmoved(gathered.rows)
         paged = [] if still else [line for line in lines if line["pairs"]][:PAGES]
         moved = [self._class_page(told, gathered.rows, line) for line in paged]
-        sheets, small = Sheets("overview", LARGE), Sheets("means", SMALL)
+        sheets, small = SpriteSheet("overview", LARGE), SpriteSheet("means", SMALL)
         rows = [] if still else self._artist.draw(_lines(gathered.rows, told.overall["rows"]), sheets)
         context = {
             "title": f"{told.array_a}: B beside A",
@@ -80,7 +80,7 @@ class ReportPages:
 
     def _class_page(self, told: Comparison, rows: pa.Table, line: Line) -> Moved:
         number = line["class"]
-        sheets = Sheets(f"class-{number if number >= 0 else 'none'}")
+        sheets = SpriteSheet(f"class-{number if number >= 0 else 'none'}")
         means = mean_tiles(line, told, sheets)
         figures = self._artist.draw(_lines(rows, line["rows"][:ROWS_SHOWN]), sheets)
         link = Link(self._names.of(number, line["class_name"]), self._names.page(number))
@@ -97,10 +97,10 @@ class ReportPages:
         self._written.add(self._site.page(link.href, "comparison_class.html", **context))
         return Moved(link, class_finding(line), means, figures[:EXAMPLES])
 
-    def _put(self, sheets: Sheets) -> None:
+    def _put(self, sheets: SpriteSheet) -> None:
         self._written |= {self._site.put(name, data) for name, data in sheets.files().items()}
 
-    def _table(self, told: Comparison, lines: list[Line], paged: set[int], sheets: Sheets) -> Table:
+    def _table(self, told: Comparison, lines: list[Line], paged: set[int], sheets: SpriteSheet) -> Table:
         columns = [
             Column("A", "tile"),
             Column("B", "tile"),

@@ -26,7 +26,7 @@ def direction(before: Doubles, after: Doubles) -> tuple[str | None, str | None]:
     return place_from, place_to
 
 
-def in_words(place_from: str | None, place_to: str | None) -> str:
+def place_text(place_from: str | None, place_to: str | None) -> str:
     """``from the lower right corner to the centre``, or half of it, or nothing."""
     parts = (("from", place_from), ("to", place_to))
     return " ".join(f"{word} {place}" for word, place in parts if place is not None)

@@ -13,7 +13,7 @@ from jobs.compare.compare_schema import COMPARED, ROW_SCHEMA
 from jobs.store.index import OK, QUARANTINED
 from jobs.store.run_record import ArraySpec
 from jobs.store.store_reader import Store
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 BY_ROW, BY_ID = "by row: both have the same manifest", "by sample id"
 OTHER_IMAGE = "another image in B than in A"
@@ -75,7 +75,8 @@ class Ledger:
 
 
 def make_ledger(a: Side, b: Side) -> Ledger:
-    """Every row of A in A's order, then those that only B has. Refused where the two have no row in common."""
+    """Every row of A in A's order, then those that only B has. Raises InvalidRequestError where the two have no row in
+    common."""
     lines_a, lines_b = a.lines(), b.lines()
     if a.store.run.fingerprint["samples"] == b.store.run.fingerprint["samples"]:
         matched, notes = BY_ROW, []
@@ -85,7 +86,7 @@ def make_ledger(a: Side, b: Side) -> Ledger:
         places = pc.index_in(_unique(lines_a["sample_id"]), value_set=_unique(lines_b["sample_id"]), skip_nulls=True)
     notes += [note for side in (a, b) if (note := _unfinished(side))]
     if places.null_count == len(lines_a):
-        raise Refused(_nothing_in_common(a, lines_a, b, lines_b))
+        raise InvalidRequestError(_nothing_in_common(a, lines_a, b, lines_b))
     matched_b = places.drop_null()
     only_b = np.setdiff1d(np.arange(len(lines_b)), np.asarray(matched_b))
     in_a = pa.chunked_array([pa.array(np.arange(len(lines_a))), pa.nulls(len(only_b), pa.int64())])
@@ -140,7 +141,7 @@ def _statuses(lines_a: pa.Table, lines_b: pa.Table) -> pa.Array:
     codes = states_a * len(_STATES) + states_b
     other = pc.fill_null(pc.not_equal(lines_a["sha256"], lines_b["sha256"]), False)
     codes = np.where(np.asarray(other) & (codes == 0), len(_STATES) ** 2, codes)
-    told = [_told(a, b) for a in range(len(_STATES)) for b in range(len(_STATES))]
+    told = [_absence_text(a, b) for a in range(len(_STATES)) for b in range(len(_STATES))]
     return pa.array([*told, OTHER_IMAGE], pa.string()).take(pa.array(codes))
 
 
@@ -151,20 +152,20 @@ def _states(lines: pa.Table) -> NDArray[np.int64]:
     return np.select([absent, quarantined, ~explained], [_ABSENT, _QUARANTINED, _NO_MAP], _OK)
 
 
-def _told(a: int, b: int) -> str:
+def _absence_text(a: int, b: int) -> str:
     if _ABSENT in (a, b):
         return "only in B" if a == _ABSENT else "only in A"
-    return in_words(_STATES[a], _STATES[b])
+    return status_pair_text(_STATES[a], _STATES[b])
 
 
-def in_words(a: str, b: str) -> str:
+def status_pair_text(a: str, b: str) -> str:
     """What is so in A and in B → ``ok``, ``blank in A``, ``blank in both``, ``quarantined in A, no map in B``."""
     if a == b:
         return COMPARED if a == OK else f"{a} in both"
     return ", ".join(f"{what} in {name}" for what, name in ((a, "A"), (b, "B")) if what != OK)
 
 
-WITHOUT_MAP = {in_words(a, b) for a in _STATES[:_ABSENT] for b in _STATES[:_ABSENT]} - {COMPARED}
+WITHOUT_MAP = {status_pair_text(a, b) for a in _STATES[:_ABSENT] for b in _STATES[:_ABSENT]} - {COMPARED}
 """Statuses of rows that are quarantined, or whose target does not apply, in one of the stores or in both."""
 
 

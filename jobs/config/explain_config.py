@@ -11,7 +11,7 @@ from pydantic import ValidationError, field_validator
 from jobs.config.job_config import AutoOrCount, JobConfig, full_path, key
 from jobs.util import bounds
 from jobs.util.redaction import scrubbed, scrubbed_text
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 MapDtype = Literal["float32", "float16", "uint8", "int8"]
 AnyConfig = TypeVar("AnyConfig", bound=JobConfig)
@@ -98,32 +98,34 @@ def make_config(flags: dict[str, Any], *, file: Path | None = None) -> Config:
 
 
 def read_config(kind: type[AnyConfig], flags: dict[str, Any], *, file: Path | None = None) -> AnyConfig:
-    """Flags over the keys of a YAML file, over the defaults. Refused with every trouble named."""
+    """Flags over the keys of a YAML file, over the defaults. Raises InvalidRequestError with every trouble named."""
     values: dict[str, Any] = {}
     if file is not None:
         try:
             loaded = yaml.load(file.read_text(), _OnceEach)  # noqa: S506 - a SafeLoader
         except RecursionError:
-            raise Refused(f"--config {file} cannot be read: it nests its values too deeply.") from None
+            raise InvalidRequestError(f"--config {file} cannot be read: it nests its values too deeply.") from None
         except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: bad UTF-8, dates, numbers of 5,000 digits
-            raise Refused(f"--config {file} cannot be read: {scrubbed_text(str(error))}") from error
+            raise InvalidRequestError(f"--config {file} cannot be read: {scrubbed_text(str(error))}") from error
         if not isinstance(loaded, dict):
-            raise Refused(f"--config {file} is not a YAML mapping of keys to values.")
+            raise InvalidRequestError(f"--config {file} is not a YAML mapping of keys to values.")
         nested = [str(name) for name, value in loaded.items() if _nests(value)]
         if nested:
-            raise Refused(
+            raise InvalidRequestError(
                 f"--config {file}: {', '.join(nested)} holds a mapping, or a list of lists: write one value, or a list "
                 "of values (a target or method that needs braces or brackets in quotes)."
             )
         for name, value in loaded.items():
             if (key := _key_of(str(name), kind)) in values:
-                raise Refused(f"--config {file} gives {flag_of(key)} twice, the second time as {name}: keep one.")
+                raise InvalidRequestError(
+                    f"--config {file} gives {flag_of(key)} twice, the second time as {name}: keep one."
+                )
             values[key] = value
         fields = kind.model_fields
         # To pydantic, true is also the number 1.
         switched = {key for key in values.keys() & fields.keys() if _holds_switch(values[key])}
         if wrong := sorted(flag_of(key) for key in switched if fields[key].annotation is not bool):
-            raise Refused(f"--config {file}: {', '.join(wrong)} is true or false: write its value.")
+            raise InvalidRequestError(f"--config {file}: {', '.join(wrong)} is true or false: write its value.")
     values.update(flags)
     try:
         return kind(**values)
@@ -133,7 +135,7 @@ def read_config(kind: type[AnyConfig], flags: dict[str, Any], *, file: Path | No
         for one in error.errors():
             troubles.setdefault(_flag(one["loc"]), []).append(_words(one))
         lines = [f"{flag}: {', or '.join(dict.fromkeys(told))}" for flag, told in troubles.items()]
-        raise Refused(scrubbed_text("the configuration cannot work:\n  " + "\n  ".join(lines))) from error
+        raise InvalidRequestError(scrubbed_text("the configuration cannot work:\n  " + "\n  ".join(lines))) from error
 
 
 class _OnceEach(yaml.SafeLoader):

@@ -20,10 +20,10 @@ from jobs.explain.explain_command import explain
 from jobs.inspect.show import show
 from jobs.store.index import OK, QUARANTINED
 from jobs.store.store_reader import open_store
-from jobs.util.console import say
+from jobs.util.console import print_text
 from jobs.util.exit_codes import DONE, IMPERFECT, NOT_FINISHED
 from jobs.verify.verify_command import verify
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 IMAGES = 480
 AUDIT_SEED, TRAIN_SEED = 0, 1
@@ -40,7 +40,7 @@ def demo(directory: Path, console: Console, *, runner: str) -> int:
         broken = write_shards(images, list(make_images(seed=AUDIT_SEED, n=IMAGES)))
     with _step(console, "training a small CNN on others like them"):
         accuracy = _train(directory / "model.pt")
-    say(console, f"{accuracy:.1%} of held-out images are classified right: a fine model, it seems\n")
+    print_text(console, f"{accuracy:.1%} of held-out images are classified right: a fine model, it seems\n")
     code = explain(
         make_config(
             {
@@ -65,10 +65,10 @@ def demo(directory: Path, console: Console, *, runner: str) -> int:
     if verify(str(store), console) != DONE or not _as_expected(store, broken, console):
         return NOT_FINISHED
     show(str(store), output=picture, rows=_one_of_each(store), arrays=[ARRAY])
-    say(console, f"\n{picture}: some images, their maps, and the maps on the images\n")
+    print_text(console, f"\n{picture}: some images, their maps, and the maps on the images\n")
     if audit(str(store), console, array=ARRAY, runner=runner) not in (DONE, IMPERFECT) or not _found(store, console):
         return NOT_FINISHED
-    say(
+    print_text(
         console,
         f"The gradient lies on the objects, but for {CLASSES[MARKED]}s, where it lies on the mark: the model reads the "
         "mark instead of the shape. Accuracy alone would never have told.",
@@ -78,10 +78,10 @@ def demo(directory: Path, console: Console, *, runner: str) -> int:
 
 def _refuse_foreign(directory: Path) -> None:
     if directory.exists() and not directory.is_dir():
-        raise Refused(f"{directory} is no directory: choose another.")
+        raise InvalidRequestError(f"{directory} is no directory: choose another.")
     foreign = sorted(path.name for path in directory.iterdir() if path.name not in OURS) if directory.exists() else []
     if foreign:
-        raise Refused(f"{directory} holds {foreign[0]!r}, which is not the demo's: choose a new directory.")
+        raise InvalidRequestError(f"{directory} holds {foreign[0]!r}, which is not the demo's: choose a new directory.")
 
 
 def _train(weights: Path) -> float:
@@ -100,9 +100,9 @@ def _as_expected(store: Path, broken: dict[str, str], console: Console) -> bool:
     lines = open_store(str(store)).lines(columns=["sample_id", "status"])
     found = set(lines.filter(pc.equal(lines["status"], QUARANTINED))["sample_id"].to_pylist())
     if found == set(broken):
-        say(console, f"the {len(broken)} images that were broken on purpose are quarantined, and no other")
+        print_text(console, f"the {len(broken)} images that were broken on purpose are quarantined, and no other")
         return True
-    say(console, f"quarantined are {sorted(found)}, where {sorted(broken)} were expected")
+    print_text(console, f"quarantined are {sorted(found)}, where {sorted(broken)} were expected")
     return False
 
 
@@ -111,7 +111,7 @@ def _found(store: Path, console: Console) -> bool:
     first = pq.read_table(store / folder(ARRAY) / CLASSES_PARQUET).to_pylist()[0]
     if first["alarm"] and first["class"] == MARKED:
         return True
-    say(console, f"the audit ranks {first['class_name']} first, where {CLASSES[MARKED]} was expected")
+    print_text(console, f"the audit ranks {first['class_name']} first, where {CLASSES[MARKED]} was expected")
     return False
 
 
@@ -128,7 +128,7 @@ def _one_of_each(store: Path) -> list[int]:
 
 @contextmanager
 def _step(console: Console, what: str) -> Iterator[None]:
-    say(console, f"{what} …")
+    print_text(console, f"{what} …")
     started = monotonic()
     yield
-    say(console, f"  {monotonic() - started:.1f} s")
+    print_text(console, f"  {monotonic() - started:.1f} s")

@@ -14,7 +14,7 @@ from jobs.inputs.decode_image import Decoded, decode, most_memory
 from jobs.inputs.decoder_process import shared_decoder
 from jobs.inputs.entry import Entry
 from jobs.inputs.fetch import fetch
-from jobs.inputs.rejected import Rejected
+from jobs.inputs.rejected import RejectedImage
 from jobs.storage.object_store import open_output
 from jobs.store.index import OK, QUARANTINED
 from jobs.store.manifest import Manifest, to_entries
@@ -25,7 +25,7 @@ from jobs.store.software_versions import refuse_other_versions
 DECODING = ("pillow", "numpy")  # the packages on which pixels depend
 
 
-class Decode:
+class DecodeStage:
     """Reads, hashes, decodes and resizes the images of a unit; refuses to work with other libraries than the session's
     (unless ``any_software``).
 
@@ -70,11 +70,11 @@ class Decode:
                 decoded.lines = decoded.lines.append_column(name, pa.array([row[name] for row in rows], kind))
         return decoded
 
-    def _row(self, data: bytes | Rejected, pixels: np.ndarray) -> dict[str, object]:
+    def _row(self, data: bytes | RejectedImage, pixels: np.ndarray) -> dict[str, object]:
         """Fills ``pixels`` [H, W, C] and tells what the index wants to know."""
-        digest = None if isinstance(data, Rejected) else hashlib.sha256(data).hexdigest()
-        found = data if isinstance(data, Rejected) else self._decoded(data)
-        if isinstance(found, Rejected):
+        digest = None if isinstance(data, RejectedImage) else hashlib.sha256(data).hexdigest()
+        found = data if isinstance(data, RejectedImage) else self._decoded(data)
+        if isinstance(found, RejectedImage):
             return {
                 "sha256": digest,
                 "width": None,
@@ -85,7 +85,7 @@ class Decode:
         pixels[:] = found.pixels
         return {"sha256": digest, "width": found.width, "height": found.height, "status": OK, "error": None}
 
-    def _decoded(self, data: bytes) -> Decoded | Rejected:
+    def _decoded(self, data: bytes) -> Decoded | RejectedImage:
         return shared_decoder()(
             self._function,
             data,
@@ -94,11 +94,11 @@ class Decode:
         )
 
 
-def _same_image(entry: Entry, data: bytes | Rejected, wanted: str | None) -> bytes | Rejected:
-    if isinstance(data, Rejected) or wanted is None or hashlib.sha256(data).hexdigest() == wanted:
+def _same_image(entry: Entry, data: bytes | RejectedImage, wanted: str | None) -> bytes | RejectedImage:
+    if isinstance(data, RejectedImage) or wanted is None or hashlib.sha256(data).hexdigest() == wanted:
         return data
     # Without the hashes, which the index and identity/ have: equal reasons are counted together.
-    return Rejected(
+    return RejectedImage(
         f"{entry.sample_id} changed since it was explained (its SHA-256 is another), so a map would be of another "
         "image: put the former one back and run `saliency retry`, or explain into a new --out"
     )

@@ -19,19 +19,19 @@ from jobs.store.index import committed
 from jobs.store.row_identity import remembered_units
 from jobs.store.run_record import Run
 from jobs.store.store_lock import locked
-from jobs.util.console import say
-from jobs.util.death_notice import last_words
+from jobs.util.console import print_text
+from jobs.util.death_notice import announce_unexpected_exit
 from jobs.util.exit_codes import DONE, INTERRUPTED, NOT_FINISHED
 
 
 def explain(config: Config, console: Console, *, dry_run: bool = False, accept_versions: bool = False) -> int:
     """The whole job → exit code. ``accept_versions``: as for ``make_plan``.
 
-    Raises Refused before anything is touched; Stopped where a stage failed.
+    Raises InvalidRequestError before anything is touched; JobStopped where a stage failed.
     """
     with starting_engine(config, inline=dry_run) as engine:
         plan = make_plan(config, engine=engine, dry=dry_run, accept_versions=accept_versions)
-        say(console, messages.plan_text(plan))
+        print_text(console, messages.plan_text(plan))
         if dry_run:
             return DONE
         with locked(config.out, alone=False):
@@ -63,13 +63,13 @@ def work(
         slots=_slots(stages, engine),
     )
     try:
-        with last_words(messages.died_text(run)), Display(meter, console) as display:
+        with announce_unexpected_exit(messages.exit_notice_text(run)), Display(meter, console) as display:
             for unit in engine.work(pending, stages, stall_seconds=run.config.stall_seconds):
                 meter.add(unit)
                 display.update()
     except KeyboardInterrupt:
         engine.stop()  # until then what is in hand may still be committed
-        say(console, messages.interrupted_text(run, _rows(run, committed(open_output(run.config.out)))))
+        print_text(console, messages.interrupted_text(run, _rows(run, committed(open_output(run.config.out)))))
         return INTERRUPTED
     return finish(run, meter, console, allow_quarantined=allow_quarantined)
 
@@ -82,11 +82,11 @@ def finish(run: Run, meter: Meter, console: Console, *, allow_quarantined: bool)
     except NotFinishedError as error:
         if {*run.asked} <= committed(store):  # --limit asked for no more
             totals = totals_of(store, run, run.asked)
-            say(console, messages.limited_text(run, meter, totals))
+            print_text(console, messages.limited_text(run, meter, totals))
             return exit_code(totals, allow_quarantined=allow_quarantined)
-        say(console, messages.unfinished_text(run, meter, str(error)))
+        print_text(console, messages.unfinished_text(run, meter, str(error)))
         return NOT_FINISHED
-    say(console, messages.finished_text(run, meter, totals))
+    print_text(console, messages.finished_text(run, meter, totals))
     return exit_code(totals, allow_quarantined=allow_quarantined)
 
 

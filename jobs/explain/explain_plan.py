@@ -24,12 +24,12 @@ from jobs.store.arrays import metadata_objects
 from jobs.store.fingerprint import maps_fingerprint, refuse_other_fingerprint
 from jobs.store.index import committed
 from jobs.store.layout import RUN_JSON
-from jobs.store.manifest import Lines, scan, write_manifest
+from jobs.store.manifest import ManifestBuilder, scan, write_manifest
 from jobs.store.open import claim, existing_run, refuse_reordered, refuse_unwritable
-from jobs.store.run_record import ArraySpec, Run, proven
+from jobs.store.run_record import ArraySpec, Run, is_proven
 from jobs.store.software_versions import at_rest, begun, gone_on
 from jobs.util.prefetch import prefetched
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False, acce
     ``engine`` begins to start as soon as the cheap checks have passed. ``accept_versions``: units may be added to a
     store that was begun with other software.
 
-    Refused with the reason, before a worker starts, for what cannot work.
+    Raises InvalidRequestError with the reason, before a worker starts, for what cannot work.
     """
     refuse_unwritable(config.out)
     stored = existing_run(config.out)
@@ -78,7 +78,7 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False, acce
                 refuse_unmatched_folders(config, class_names=facts.class_names, folders=folders)
             unit_size = _unit_size(config, facts.arrays, facts.preprocessing.input_size, facts.preprocessing.channels)
             resolve = label_resolver(config, class_names=facts.class_names, folders=folders)
-            lines = Lines(entries, unit_size=unit_size, n_classes=facts.n_classes, resolve=resolve)
+            lines = ManifestBuilder(entries, unit_size=unit_size, n_classes=facts.n_classes, resolve=resolve)
             device = engine.ready().device(config)
             engine.ready().workers(config, device)  # refuses what the machine lacks
             summary = scan(lines) if dry else write_manifest(LocalStore(aside), lines)
@@ -138,7 +138,8 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False, acce
 
 
 def sources_of(config: Config) -> list[Source]:
-    """The inputs that a configuration names. Refused where OUT lies among them: it would be listed with them."""
+    """The inputs that a configuration names. Raises InvalidRequestError where OUT lies among them: it would be listed
+    with them."""
     sources = open_sources(
         config.images,
         image_column=config.image_column,
@@ -148,22 +149,24 @@ def sources_of(config: Config) -> list[Source]:
     for path in config.images:
         both_local = not is_remote(config.out) and not is_remote(path) and local_path(path).is_dir()
         if both_local and local_path(config.out).resolve().is_relative_to(local_path(path).resolve()):
-            raise Refused(f"--out {config.out} lies inside --images {path}, and would be listed: choose another.")
+            raise InvalidRequestError(
+                f"--out {config.out} lies inside --images {path}, and would be listed: choose another."
+            )
     return sources
 
 
 def set_up(run: Run) -> None:
     """Makes the arrays (again: the bytes are the same), and tells in run.json what this session was asked for."""
-    data, store = proven(run), open_output(run.config.out)
+    data, store = is_proven(run), open_output(run.config.out)
     for key, metadata in metadata_objects(run).items():
         put(store, key, metadata)
     put(store, RUN_JSON, data)
 
 
 def _facts(config: Config, folders: Sequence[str] | None, device: Callable[[], str]) -> Any:
-    from jobs.explain.model_profile import model_facts  # torch takes seconds to import; the listing has begun by now
+    from jobs.explain.model_profile import profile_model  # torch takes seconds to import; the listing has begun by now
 
-    return trial(lambda: model_facts(config, folders=folders, device=device), model=config.model)
+    return trial(lambda: profile_model(config, folders=folders, device=device), model=config.model)
 
 
 def class_folders(sources: Sequence[Source]) -> list[str] | None:
@@ -177,7 +180,7 @@ def _unit_size(config: Config, arrays: Sequence[ArraySpec], input_size: tuple[in
     fits = RECORD_BYTES // row_bytes
     if config.unit_size != "auto":
         if config.unit_size > fits:
-            raise Refused(
+            raise InvalidRequestError(
                 f"--unit-size {config.unit_size}: a unit would be {config.unit_size * row_bytes / MIB:.0f} "
                 "MiB, and Ray moves "
                 f"records of up to {RECORD_BYTES / MIB:.0f} MiB. Take at most {fits}, or fewer methods and targets."
@@ -190,7 +193,7 @@ def _unit_size(config: Config, arrays: Sequence[ArraySpec], input_size: tuple[in
     while size > 1 and (size * map_bytes > SHARD_BYTES[1] or size * row_bytes > RECORD_BYTES // 2):
         size //= 2
     if size > fits:
-        raise Refused(
+        raise InvalidRequestError(
             f"the maps of a single image take {row_bytes / MIB:.0f} MiB, more than Ray moves in a record: "
             "choose fewer methods and targets."
         )

@@ -21,9 +21,9 @@ from jobs.store.index import OK
 from jobs.store.run_record import STATISTICS, Run
 from jobs.store.software_versions import refuse_other_worker, software_here
 from jobs.util.exit_guard import no_quitting
-from jobs.util.job_errors import Stopped
-from jobs.util.timeout import Limited
-from saliency_core.errors import Told
+from jobs.util.job_errors import JobStopped
+from jobs.util.timeout import CallWithTimeout
+from saliency_core.errors import SaliencyWarning
 from saliency_core.explainer import Explainer
 from saliency_core.replica.cpu.allocator import is_out_of_memory, keep_freed_memory
 from saliency_core.targets.class_targets import NO_LABEL
@@ -32,11 +32,11 @@ log = logging.getLogger(__name__)
 _OF_A_GPU: type[Exception] | tuple[()] = getattr(torch, "AcceleratorError", ())  # torch 2.8 has it
 
 
-class ExplainError(Stopped):
+class ExplainError(JobStopped):
     """The model raised or hangs; the message names unit, rows and what it said."""
 
 
-class Explain:
+class ExplainStage:
     """Builds its own replica from the run's spec, and refuses to work where that is not the model of the plan, or the
     software is not the session's (unless ``any_software``)."""
 
@@ -66,8 +66,8 @@ class Explain:
             seed=run.config.seed,
             pass_size=run.micro_batch,
         )
-        warnings.simplefilter("ignore", Told)  # the plan has told it
-        self._limited = Limited(self._explained, run.config.unit_seconds)
+        warnings.simplefilter("ignore", SaliencyWarning)  # the plan has told it
+        self._limited = CallWithTimeout(self._explained, run.config.unit_seconds)
         self._at = ""
         self._set_up_seconds = perf_counter() - started
 

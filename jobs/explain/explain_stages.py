@@ -6,17 +6,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from jobs.explain.decode_stage import Decode
-from jobs.explain.write_stage import Write
+from jobs.explain.decode_stage import DecodeStage
+from jobs.explain.write_stage import WriteStage
 from jobs.runners.stage import TASK_CPUS, Stage, replica_stage
 from jobs.store.open import open_run
 from jobs.store.run_record import Run
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 
 def explain_stages(run: Run, *, workers: int, remembers: bool = True) -> list[Stage]:
     """decode → explain → write; the items are unit numbers. The store's run.json must be in place. ``remembers``: as
-    for ``Decode``."""
+    for ``DecodeStage``."""
     on_gpu = run.device == "cuda"
     out = run.config.out
     return [
@@ -30,26 +30,27 @@ def explain_stages(run: Run, *, workers: int, remembers: bool = True) -> list[St
 
 
 def _planned(out: str) -> Run:
-    """Refused where the run is not to be seen, as by a node that joined since and has a disk of its own there."""
+    """Raises InvalidRequestError where the run is not to be seen, as by a node that joined since and has a disk of its
+    own there."""
     try:
         return open_run(out)[1]
-    except Refused as refused:
-        raise Refused(
+    except InvalidRequestError as refused:
+        raise InvalidRequestError(
             f"{refused} It was there when the run was planned: all nodes must reach the same --out."
         ) from None
 
 
 def _decode(out: str, *, remembers: bool) -> Callable[[Any], Any]:
-    return Decode(_planned(out), remembers=remembers)
+    return DecodeStage(_planned(out), remembers=remembers)
 
 
 def _explain(out: str) -> Callable[[Any], Any]:
     from jobs.explain.explain_stage import (
-        Explain,  # with it comes torch, which the driver and the other stages can do without
+        ExplainStage,  # with it comes torch, which the driver and the other stages can do without
     )
 
-    return Explain(_planned(out))
+    return ExplainStage(_planned(out))
 
 
 def _write(out: str) -> Callable[[Any], Any]:
-    return Write(_planned(out))
+    return WriteStage(_planned(out))

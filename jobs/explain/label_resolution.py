@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from jobs.config.explain_config import Config
 from jobs.store.manifest import LabelResolver, Summary
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 LONGEST_SHOWN = 80  # characters of a label that a message quotes
 
@@ -32,11 +32,12 @@ def _unique(class_names: Sequence[str]) -> dict[str, int]:
 def refuse_unmatched_folders(
     config: Config, *, class_names: Sequence[str] | None, folders: Sequence[str] | None
 ) -> None:
-    """Refused where labels are wanted, folders give them, and a folder's name is no (one) class of the model."""
+    """Raises InvalidRequestError where labels are wanted, folders give them, and a folder's name is no (one) class of
+    the model."""
     if folders is None or config.folder_labels == "order":
         return
     if class_names is None:
-        raise Refused(
+        raise InvalidRequestError(
             f"target label: the folders ({', '.join(folders[:3])} …) name classes, but the model's class "
             "names are not known. "
             "Give --class-names FILE, or --folder-labels order if the sorted folders are the model's classes in order."
@@ -44,7 +45,7 @@ def refuse_unmatched_folders(
     known = _unique(class_names)
     unmatched = [folder for folder in folders if folder not in known]
     if unmatched:
-        raise Refused(
+        raise InvalidRequestError(
             f"target label: {len(unmatched)} of {len(folders)} folders are no class of the model by name: "
             f"{', '.join(map(repr, unmatched[:5]))}{' …' if len(unmatched) > 5 else ''} (the model has "
             ""
@@ -97,14 +98,14 @@ def _shown(label: str) -> str:
 
 
 def refuse_no_labels(summary: Summary) -> None:
-    """Refused where labels are wanted and not one row has any that is a class."""
+    """Raises InvalidRequestError where labels are wanted and not one row has any that is a class."""
     if summary.labelled == 0:
         found = (
             f"the first found is {_shown(summary.unknown_label)}, no class of the model"
             if summary.unknown_label
             else "none was found"
         )
-        raise Refused(
+        raise InvalidRequestError(
             f"no image has a usable label, which a target needs ({found}). Drop the target, or give --label-column or "
             "--class-names."
         )

@@ -20,7 +20,8 @@ def plan_text(plan: Plan) -> str:
     run = plan.run
     lines = [
         f"{run.config.model} on {run.device}, {run.n_classes} classes · {', '.join(run.target_specs)}",
-        f"rows            {run.rows:,}" + (f" (other files, ignored: {told(run.ignored)})" if run.ignored else ""),
+        f"rows            {run.rows:,}"
+        + (f" (other files, ignored: {counts_text(run.ignored)})" if run.ignored else ""),
         f"units           {run.units:,} of {run.unit_size} rows; pending {len(plan.pending):,}",
         f"micro-batch     {run.micro_batch} images, of {run.passes:g} passes each (a forward and a backward)",
         f"device memory   about {plan.device_bytes / MIB:,.0f} MiB per worker",
@@ -85,7 +86,7 @@ def interrupted_text(run: Run, rows: int) -> str:
     )
 
 
-def died_text(run: Run) -> str:
+def exit_notice_text(run: Run) -> str:
     """Of a driver that was killed."""
     return (
         f"stopped: the driver, or Ray under it, was ended from outside. Nothing committed is lost. {resume_text(run)}"
@@ -142,5 +143,5 @@ def halved_text(totals: Totals) -> list[str]:
     ]
 
 
-def told(counts: dict[str, int]) -> str:
+def counts_text(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} ×{times}" for name, times in sorted(counts.items()))

@@ -13,7 +13,7 @@ from jobs.store.run_record import Record
 from jobs.store.software_versions import Software, software_here
 from jobs.util.exit_guard import refuse_quitting
 from jobs.util.interruptible_wait import abandonable
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.model.model_loading import Model, load_model, model_digest
 from saliency_core.probe.model_probe import Probe, probe_model
 
@@ -21,7 +21,8 @@ from saliency_core.probe.model_probe import Probe, probe_model
 def build_model(config: JobConfig, *, class_names: Sequence[str] | None) -> Model:
     """Loads the model in a thread that Ctrl-C leaves behind, whatever its factory is at.
 
-    Raises Refused if the model, its weights or its preprocessing cannot be had, or its code tries to end the process.
+    Raises InvalidRequestError if the model, its weights or its preprocessing cannot be had, or its code tries to end
+    the process.
     """
 
     def built() -> Model:
@@ -42,9 +43,9 @@ def build_model(config: JobConfig, *, class_names: Sequence[str] | None) -> Mode
 
 
 def refuse_other_weights(run: Record, model: Model) -> None:
-    """Refused where ``model`` is not the one that the run was planned with."""
+    """Raises InvalidRequestError where ``model`` is not the one that the run was planned with."""
     if model_digest(model) != run.fingerprint["weights"]:
-        raise Refused(
+        raise InvalidRequestError(
             f"{run.config.model} has other weights here than when the run was planned, and what it makes would not "
             "fit. Bring back the weights that it had (does its factory draw them at random?), or take a new --out."
         )
@@ -55,7 +56,7 @@ def read_class_names(path: str) -> tuple[str, ...]:
     try:
         text = local_path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise Refused(f"--class-names {path} cannot be read: {error}") from error
+        raise InvalidRequestError(f"--class-names {path} cannot be read: {error}") from error
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
@@ -74,21 +75,22 @@ class TriedModel:
 def try_model(config: JobConfig, *, folders: Sequence[str] | None = None) -> TriedModel:
     """Builds the model and probes it with made-up images, on the CPU. ``folders``: the sources' class folders, sorted.
 
-    Refused where it cannot work, where replicas would not be the same, or class names are not as many as classes.
+    Raises InvalidRequestError where it cannot work, where replicas would not be the same, or class names are not as
+    many as classes.
     """
     given = read_class_names(config.class_names) if config.class_names else None
     model = build_model(config, class_names=given)
     digest, software = model_digest(model), software_here(config, model.module)
     again = build_model(config, class_names=given) if config.model.startswith("python:") else None
     if again is not None and model_digest(again) != digest:
-        raise Refused(
+        raise InvalidRequestError(
             f"{config.model} makes other weights at each call, so every replica would be another model. "
             "Save them once (torch.save(model.state_dict(), path)) and give --weights."
         )
     probe, scores = probe_model(model, again=again)
     n_classes = scores.shape[1]
     if given is not None and len(given) != n_classes:
-        raise Refused(
+        raise InvalidRequestError(
             f"--class-names {config.class_names} has {len(given)} names, {config.model} {n_classes} classes: "
             "they must be as many."
         )

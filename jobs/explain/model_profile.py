@@ -16,7 +16,7 @@ from jobs.explain.model import blank_images, try_model
 from jobs.explain.probe_messages import probe_record
 from jobs.store.run_record import ArraySpec
 from jobs.store.software_versions import Software
-from saliency_core.errors import Refused, Told
+from saliency_core.errors import InvalidRequestError, SaliencyWarning
 from saliency_core.explainer import LESS_EXACT, Explainer, Explanation
 from saliency_core.model.heads import Head
 from saliency_core.model.model_loading import Model
@@ -27,7 +27,7 @@ from saliency_core.replica.prepare import Replica
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class ModelProfile:
     """``parameter_bytes`` of the replica; ``image_bytes``: what one image of a micro-batch keeps alive between forward
     and backward; ``passes``: how many forwards and backwards one image costs; ``notes``: what the user should know;
     ``agreement`` of a faster precision with float32; ``needs_labels``: a target does; ``head``: what makes
@@ -52,11 +52,11 @@ class ModelFacts:
     probe: dict[str, Any]
 
 
-def model_facts(config: Config, *, folders: Sequence[str] | None, device: Callable[[], str]) -> ModelFacts:
+def profile_model(config: Config, *, folders: Sequence[str] | None, device: Callable[[], str]) -> ModelProfile:
     """Builds the model and explains blank images with it. ``folders``: the sources' class folders, sorted; ``device``
     tells where the run will be, cpu or cuda, and is asked only where that matters: it may not be known at once.
 
-    Refused where the model, a method or a target cannot work, or replicas would not be the same.
+    Raises InvalidRequestError where the model, a method or a target cannot work, or replicas would not be the same.
     """
     tried = try_model(config, folders=folders)
     model, blank = tried.model, blank_images(tried.model)
@@ -68,7 +68,7 @@ def model_facts(config: Config, *, folders: Sequence[str] | None, device: Callab
         seed=config.seed,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Told)  # its notes say the same
+        warnings.simplefilter("ignore", SaliencyWarning)  # its notes say the same
         explanations = _try(explainer, blank)
     replica = explainer.replica(blank)
     image_bytes = _saved_bytes(replica.model, blank) // len(blank)
@@ -90,10 +90,10 @@ def model_facts(config: Config, *, folders: Sequence[str] | None, device: Callab
     scales = {f"{array.path}_scale" for array in arrays if array.scaled}
     for array in arrays:
         if array.path in scales:
-            raise Refused(
+            raise InvalidRequestError(
                 f"{array.path!r} is also the name of another map's scales: name that method otherwise, name=spec."
             )
-    return ModelFacts(
+    return ModelProfile(
         preprocessing=model.geometry,
         n_classes=tried.n_classes,
         class_names=model.class_names,
@@ -174,11 +174,11 @@ def _agreement(model: Model, precision: str, device: Callable[[], str]) -> tuple
 def _try(explainer: Explainer, blank: Tensor) -> dict[str, Explanation]:
     try:
         return explainer(blank, labels=torch.zeros(len(blank), dtype=torch.int64), trial=True)
-    except Refused:
+    except InvalidRequestError:
         raise
     except Exception as error:  # whatever the user's model or loss raises
         where = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
-        raise Refused(
+        raise InvalidRequestError(
             f"{explainer.model.spec} could not be explained on made-up images, nor could it in the run: "
             f"{type(error).__name__}: {error}.{where}"
         ) from error
@@ -186,7 +186,7 @@ def _try(explainer: Explainer, blank: Tensor) -> dict[str, Explanation]:
 
 def _dtype(config: Config, method: str, *, nonnegative: bool) -> MapDtype:
     if config.map_dtype == "uint8" and not nonnegative:
-        raise Refused(
+        raise InvalidRequestError(
             f"--map-dtype uint8 holds no negative values, and {method} has them: use int8, float16 or float32."
         )
     return config.map_dtype

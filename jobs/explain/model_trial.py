@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from jobs.util.death_notice import last_words
+from jobs.util.death_notice import announce_unexpected_exit
 from jobs.util.exit_guard import refuse_quitting
 from jobs.util.interruptible_wait import abandonable
 
@@ -20,13 +20,13 @@ DIED = (
 def trial(call: Callable[[], Result], *, model: str) -> Result:
     """Makes a call that runs the code of ``model``; returns what it returns and raises what it raises.
 
-    Ctrl-C ends the wait for it at once. Raises Refused if the model tries to end the process; if the process dies all
-    the same, ``DIED`` comes on its standard error.
+    Ctrl-C ends the wait for it at once. Raises InvalidRequestError if the model tries to end the process; if the
+    process dies all the same, ``DIED`` comes on its standard error.
     """
 
     def tried() -> Result:
         with refuse_quitting(model):
             return call()
 
-    with last_words(DIED, lasting=False):
+    with announce_unexpected_exit(DIED, lasting=False):
         return abandonable(tried, name="model")

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from jobs.explain.unit_records import CommittedUnit
 from jobs.store.index import OK, PARTIAL, QUARANTINED, add_errors
-from jobs.util.console import say
+from jobs.util.console import print_text
 from jobs.util.formatting import duration
 
 STAGES = ("decode", "explain", "write")
@@ -154,7 +154,7 @@ class Display:
             )
         elif monotonic() - self._last >= PLAIN_EVERY:
             self._last = monotonic()
-            say(self._console, self._meter.line())
+            print_text(self._console, self._meter.line())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -162,4 +162,4 @@ class Display:
         if self._bar:
             self._bar.stop()
         else:
-            say(self._console, self._meter.line())
+            print_text(self._console, self._meter.line())

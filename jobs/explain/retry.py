@@ -25,10 +25,10 @@ from jobs.store.layout import INDEX_PARQUET, RUN_JSON, SHA256SUMS
 from jobs.store.manifest import resolved
 from jobs.store.open import open_run
 from jobs.store.row_identity import remember, remembered, remembered_units
-from jobs.store.run_record import Run, proven
+from jobs.store.run_record import Run, is_proven
 from jobs.store.software_versions import gone_on, software_here
 from jobs.store.store_lock import locked
-from jobs.util.console import say
+from jobs.util.console import print_text
 from jobs.util.formatting import ranges
 
 
@@ -47,8 +47,8 @@ def retry(
     """→ the exit code of the run. Units that have no commit yet are done along with the others. ``allow_quarantined``
     is of this command alone: neither is it kept, nor taken from the run's configuration.
 
-    Refused, with nothing touched, where the model is not the run's, the machine has no room for it, or the software is
-    not the store's (unless ``accept_versions``).
+    InvalidRequestError, with nothing touched, where the model is not the run's, the machine has no room for it, or the
+    software is not the store's (unless ``accept_versions``).
     """
     open_run(out)  # refused before there is anything to lock
     with locked(out, alone=True):
@@ -66,7 +66,7 @@ def retry(
         done = committed(store)
         again, totals = _quarantined(store, run, done)
         pending = sorted({*range(run.units)} - done | {*again})
-        say(console, f"{len(again)} units hold quarantined rows: {ranges(again) or 'none'}")
+        print_text(console, f"{len(again)} units hold quarantined rows: {ranges(again) or 'none'}")
         for unit in remembered_units(store) & {*pending}:
             remembered(store, unit)  # raises, before anything is touched, if it is damaged
         run = run.model_copy(update={"config": config})
@@ -79,10 +79,10 @@ def retry(
             refuse_other_weights(run, model)
             run = gone_on(run, run, software_here(config, model.module), accept=accept_versions)
             engine.ready().workers(config, run.device)
-            listed = ListedAgain(store, run, pending, _samples(run), lambda text: say(console, text))
+            listed = ListedAgain(store, run, pending, _samples(run), lambda text: print_text(console, text))
             if listed.relabelled:
                 note = _relabelled(listed.relabelled)
-                say(console, f"note: {note}")
+                print_text(console, f"note: {note}")
                 run = run.model_copy(update={"notes": (*dict.fromkeys((*run.notes, note)),)})
             _reopen(store, run)
             # Before the commits go: a unit without one has the places of today, whichever command goes on with it.
@@ -108,11 +108,11 @@ def _nothing_to_retry(
 ) -> int:
     """Finalizes the store if a kill kept that from being done → the exit code of a finished store."""
     if run.state != "finished" or SHA256SUMS not in set(list_keys(store)):
-        say(console, "all units are committed, finalize is missing: it is done now")
+        print_text(console, "all units are committed, finalize is missing: it is done now")
         meter = Meter(rows=run.rows, of=run.rows, done_before=run.rows, pending=0, slots={})
         return finish(run, meter, console, allow_quarantined=allow_quarantined)
     counts = ", ".join(f"{totals.statuses[name]:,} {name}" for name in (OK, PARTIAL, QUARANTINED))
-    say(console, f"nothing to retry: {run.rows:,} rows: {counts}")
+    print_text(console, f"nothing to retry: {run.rows:,} rows: {counts}")
     return exit_code(totals, allow_quarantined=allow_quarantined)
 
 
@@ -139,7 +139,7 @@ def _reopen(store: ObjectStore, run: Run) -> None:
     for key, metadata in metadata_objects(run).items():
         if key not in present:
             put(store, key, metadata)
-    put(store, RUN_JSON, proven(run))
+    put(store, RUN_JSON, is_proven(run))
     for key in (SHA256SUMS, INDEX_PARQUET):
         if key in present:
             delete(store, key)

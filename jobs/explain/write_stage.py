@@ -14,7 +14,7 @@ from jobs.store.run_record import Run
 from jobs.store.store_presence import Presence
 
 
-class Write:
+class WriteStage:
     """Encodes, hashes and puts. A unit written twice gives the same objects."""
 
     def __init__(self, run: Run) -> None:

@@ -18,12 +18,12 @@ from jobs.export.selection import Selection, select
 from jobs.storage.files import is_remote, local_path
 from jobs.store.open import refuse_inside
 from jobs.store.store_reader import open_store
-from jobs.util.console import say
+from jobs.util.console import print_text
 from jobs.util.exit_codes import DONE, imperfect
 from jobs.util.failure_reasons import without_names
 from jobs.util.formatting import duration
-from saliency_core.errors import Refused
-from saliency_core.visualization.map_style import Look
+from saliency_core.errors import InvalidRequestError
+from saliency_core.visualization.map_style import MapStyle
 
 FORMAT_VERSION = 1
 TO = ("virelay", "quantus", "webdataset", "png")
@@ -61,7 +61,7 @@ def export(
     lowest: str | None = None,
     n: int | None = None,
     views: Sequence[str] | None = None,
-    look: Look | None = None,
+    look: MapStyle | None = None,
     originals: bool = False,
     rows_per_part: int | None = None,
     allow_quarantined: bool = False,
@@ -70,20 +70,20 @@ def export(
 
     Rows and arrays as ``show`` takes them, all by default. ``views`` and ``look`` are for png, ``originals`` for
     webdataset. ``rows_per_part``: rows in one file, where a file holds several. ``allow_quarantined``: 0 is returned,
-    not 3, if all rows that are left out are quarantined or partial. Refused, with nothing written, for what cannot be
-    exported.
+    not 3, if all rows that are left out are quarantined or partial. InvalidRequestError, with nothing written, for
+    what cannot be exported.
     """
     if to not in TO:
-        raise Refused(f"--to {to!r} is unknown: take one of {', '.join(TO)}.")
+        raise InvalidRequestError(f"--to {to!r} is unknown: take one of {', '.join(TO)}.")
     if rows_per_part is not None and rows_per_part < 1:
-        raise Refused(f"--rows-per-part {rows_per_part} holds nothing: give at least 1.")
+        raise InvalidRequestError(f"--rows-per-part {rows_per_part} holds nothing: give at least 1.")
     store = open_store(out)
     folder = Folder(_directory(out, output))
     selection = select(store, arrays=arrays, rows=rows, class_=class_, highest=highest, lowest=lowest, n=n)
     options = _options(to, views=views, look=look, originals=originals)
     format_ = _format(to, selection, folder, **options)
     size = rows_per_part or format_.rows_per_part
-    told = {name: asdict(value) if isinstance(value, Look) else value for name, value in options.items()}
+    told = {name: asdict(value) if isinstance(value, MapStyle) else value for name, value in options.items()}
     recipe = {"format_version": FORMAT_VERSION, "to": to, **selection.recipe(), **told, "rows_per_part": size}
     cuts = [selection.rows[start : start + size] for start in range(0, len(selection.rows), size)]
     with folder.claimed(recipe):
@@ -102,19 +102,23 @@ def export(
 
 def _directory(out: str, output: str) -> Path:
     if is_remote(output):
-        raise Refused(f"--output {output} is on an object store, and other tools open local files: give a directory.")
+        raise InvalidRequestError(
+            f"--output {output} is on an object store, and other tools open local files: give a directory."
+        )
     refuse_inside(output, out)
     return local_path(output)
 
 
-def _options(to: str, *, views: Sequence[str] | None, look: Look | None, originals: bool) -> dict[str, Any]:
-    """Those of the format. Refused where others are given, for they would do nothing."""
-    if to != "png" and (views or (look is not None and look != Look())):
-        raise Refused(f"--view, --cmap, --clip, --invert, --blur and --alpha are for --to png: {to} has no pictures.")
+def _options(to: str, *, views: Sequence[str] | None, look: MapStyle | None, originals: bool) -> dict[str, Any]:
+    """Those of the format. Raises InvalidRequestError where others are given, for they would do nothing."""
+    if to != "png" and (views or (look is not None and look != MapStyle())):
+        raise InvalidRequestError(
+            f"--view, --cmap, --clip, --invert, --blur and --alpha are for --to png: {to} has no pictures."
+        )
     if to != "webdataset" and originals:
-        raise Refused(f"--originals is for --to webdataset: {to} does without.")
+        raise InvalidRequestError(f"--originals is for --to webdataset: {to} does without.")
     if to == "png":
-        return {"views": list(views or VIEWS), "look": look or Look()}
+        return {"views": list(views or VIEWS), "look": look or MapStyle()}
     return {"originals": originals} if to == "webdataset" else {}
 
 
@@ -137,7 +141,7 @@ def _format(to: str, selection: Selection, folder: Folder, **options: Any) -> Fo
     except ModuleNotFoundError as error:
         if error.name != "h5py":
             raise
-        raise Refused("--to virelay writes HDF5, and h5py is not installed: pip install h5py.") from None
+        raise InvalidRequestError("--to virelay writes HDF5, and h5py is not installed: pip install h5py.") from None
     return ViRelAy(selection, folder)
 
 
@@ -155,14 +159,14 @@ def _summary(console: Console, selection: Selection, folder: Folder, commits: It
             if len(examples.setdefault(reason, [])) < NAMED:
                 examples[reason].append(f"{one.row} ({one.sample_id!r})")
     arrays = ", ".join(array.path for array in selection.arrays)
-    say(console, f"export: {folder.path}, {len(selection.rows):,} rows of {arrays}")
+    print_text(console, f"export: {folder.path}, {len(selection.rows):,} rows of {arrays}")
     if not rows:
         return rows
     quarantined = selection.quarantined()
-    say(console, f"{len(rows):,} rows are left out, in part or as a whole ({quarantined:,} quarantined):")
+    print_text(console, f"{len(rows):,} rows are left out, in part or as a whole ({quarantined:,} quarantined):")
     for reason, count in reasons.most_common(TOLD):
         more = ", …" if count > len(examples[reason]) else ""
-        say(console, f"  {count:,} × {reason}: rows {', '.join(examples[reason])}{more}")
+        print_text(console, f"  {count:,} × {reason}: rows {', '.join(examples[reason])}{more}")
     others = f"  {len(reasons) - TOLD:,} more reasons; " if len(reasons) > TOLD else ""
-    say(console, f"{others}{folder.path / LEFT_OUT} lists them all.")
+    print_text(console, f"{others}{folder.path / LEFT_OUT} lists them all.")
     return rows

@@ -18,7 +18,8 @@ class Format(ABC):
     rows_per_part: ClassVar[int]
 
     def __init__(self, selection: Selection, folder: Folder) -> None:
-        """Refused where the selection cannot be told in this format, or what writes it is not installed."""
+        """Raises InvalidRequestError where the selection cannot be told in this format, or what writes it is not
+        installed."""
         self.selection = selection
         self.store = selection.store
         self.folder = folder

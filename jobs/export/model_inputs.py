@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.explain.decode_stage import Decode
+from jobs.explain.decode_stage import DecodeStage
 from jobs.store.manifest import by_content
 from jobs.store.store_reader import CHANGED, Store
 from jobs.util.failure_reasons import for_explained
@@ -18,7 +18,7 @@ class Inputs:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._decode = Decode(store.run)
+        self._decode = DecodeStage(store.run)
 
     def __call__(self, lines: list[dict[str, Any]]) -> tuple[NDArray[np.uint8], list[str | None]]:
         """Index lines → pixels uint8 [n, H, W, C], not yet normalised, and why there are none, or None, for each."""

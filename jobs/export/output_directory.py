@@ -21,7 +21,7 @@ from typing import IO, Any
 from pydantic import BaseModel
 
 from jobs.util.csv_escaping import SafeWriter
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 RECIPE, PARTS, LEFT_OUT = "export.json", "parts", "left_out.csv"
 WHOLE = "row"
@@ -55,18 +55,21 @@ class Folder:
     def claimed(self, recipe: dict[str, Any]) -> Iterator[None]:
         """Makes the folder, or goes on in it; nobody else does so meanwhile.
 
-        Refused where it holds anything but an export with the same ``recipe``, and where it cannot be made.
+        Raises InvalidRequestError where it holds anything but an export with the same ``recipe``, and where it cannot
+        be made.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
-            raise Refused(f"--output {self.path} cannot be made: {error.strerror}. Choose another.") from error
+            raise InvalidRequestError(
+                f"--output {self.path} cannot be made: {error.strerror}. Choose another."
+            ) from error
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a kill lets go of it
             except BlockingIOError:
-                raise Refused(
+                raise InvalidRequestError(
                     f"--output {self.path}: another export is writing there. Wait for its end, or choose another."
                 ) from None
             self._claim(recipe)
@@ -86,7 +89,7 @@ class Folder:
             found = {}
         differing = [key for key in recipe if not isinstance(found, dict) or found.get(key) != recipe[key]]
         if differing:
-            raise Refused(
+            raise InvalidRequestError(
                 f"--output {self.path} holds another export, or one of the store as it was before it changed (what "
                 f"differs: {', '.join(differing)}), and nothing is overwritten: choose another."
             )
@@ -94,7 +97,7 @@ class Folder:
     def _refuse_foreign(self) -> None:
         there = sorted(entry.name for entry in self.path.iterdir() if not entry.name.endswith(_PARTIAL))
         if there:
-            raise Refused(
+            raise InvalidRequestError(
                 f"--output {self.path} is not empty and no export of ours (it holds {', '.join(there[:3])} …), and "
                 "nothing is overwritten: choose another, or empty it yourself."
             )

@@ -13,11 +13,11 @@ from jobs.export.export_format import Format, lacking, left_out
 from jobs.export.output_directory import Folder, LeftOut
 from jobs.export.safe_names import key_of, name_of
 from jobs.export.selection import Selection, why_not
-from jobs.inputs.rejected import Rejected
+from jobs.inputs.rejected import RejectedImage
 from jobs.store.run_record import ArraySpec
 from jobs.util.csv_escaping import SafeWriter
 from saliency_core.model.preprocessing import Geometry
-from saliency_core.visualization.map_style import Look
+from saliency_core.visualization.map_style import MapStyle
 from saliency_core.visualization.views import Photograph, refuse_unknown, view_at_size
 
 TABLE = "pictures.csv"
@@ -29,7 +29,7 @@ class Png(Format):
 
     rows_per_part = 64
 
-    def __init__(self, selection: Selection, folder: Folder, *, views: Sequence[str], look: Look) -> None:
+    def __init__(self, selection: Selection, folder: Folder, *, views: Sequence[str], look: MapStyle) -> None:
         refuse_unknown(views)
         super().__init__(selection, folder)
         self._views = list(dict.fromkeys(views))
@@ -50,7 +50,7 @@ class Png(Format):
         """Every view of a row's maps; a map needs no image to be drawn by itself."""
         views, found = self._views, []
         image = None if views == ["map"] else self.store.original(line["row"], sha256=line["sha256"])
-        if isinstance(image, Rejected):
+        if isinstance(image, RejectedImage):
             found.append(left_out(line, "image", image.reason))
             image, views = None, [view for view in views if view == "map"]
         geometry = self.store.run.preprocessing.geometry(line["width"], line["height"])

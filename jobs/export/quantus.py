@@ -16,7 +16,7 @@ from jobs.export.safe_names import name_of
 from jobs.export.selection import Batch, Selection, why_not
 from jobs.store.index import OK
 from jobs.store.run_record import ArraySpec
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 Floats = NDArray[np.float32]
 
@@ -33,7 +33,7 @@ class Quantus(Format):
     def __init__(self, selection: Selection, folder: Folder) -> None:
         for array in selection.arrays:
             if _explains_no_class(selection, array):
-                raise Refused(
+                raise InvalidRequestError(
                     f"{array.path} explains no class, and Quantus asks for one: leave it out, with --array for each of "
                     "the others."
                 )

@@ -17,7 +17,7 @@ from jobs.store.index import OK, QUARANTINED
 from jobs.store.row_selection import choose_rows
 from jobs.store.run_record import ArraySpec
 from jobs.store.store_reader import Store
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 BATCH = 32  # rows whose maps are in memory at once
 _TOGETHER = 10_000  # index lines
@@ -90,11 +90,12 @@ def select(
 ) -> Selection:
     """All rows, or those that ``choose_rows`` finds; all arrays, or these.
 
-    Refused for what does not exist, for a row or array that is named twice, and for all rows of an unfinished store.
+    Raises InvalidRequestError for what does not exist, for a row or array that is named twice, and for all rows of an
+    unfinished store.
     """
     specs = [store.array(path).spec for path in dict.fromkeys(arrays)] if arrays else list(store.arrays.values())
     if rows is None and not store.finished:
-        raise Refused(
+        raise InvalidRequestError(
             f"{store.run.config.out} is not finished, and an export of it would be no export of the whole: run "
             "explain again to go on, or name committed rows with --rows."
         )
@@ -105,7 +106,9 @@ def select(
     numbers = np.asarray(chosen, np.int64)
     unique, counts = np.unique(numbers, return_counts=True)
     if len(unique) < len(numbers):
-        raise Refused(f"--rows names row {unique[counts > 1][0]} twice, and it can be exported once: name it once.")
+        raise InvalidRequestError(
+            f"--rows names row {unique[counts > 1][0]} twice, and it can be exported once: name it once."
+        )
     return Selection(store, specs, numbers)
 
 

@@ -29,8 +29,8 @@ from jobs.export.safe_names import name_of
 from jobs.export.selection import Batch, Selection, why_not
 from jobs.export.virelay_analysis import fresh_audit, write_analysis
 from jobs.store.run_record import ArraySpec
-from jobs.util.job_errors import Stopped
-from saliency_core.errors import Refused
+from jobs.util.job_errors import JobStopped
+from saliency_core.errors import InvalidRequestError
 
 INPUTS = "inputs"
 _MOST_CLASSES = 2**16 - 1  # its labels have 16 bits, and one is "unknown"
@@ -46,7 +46,9 @@ class ViRelAy(Format):
         super().__init__(selection, folder)
         run = selection.store.run
         if run.n_classes > _MOST_CLASSES:
-            raise Refused(f"{run.n_classes} classes are more than ViRelAy's labels can number ({_MOST_CLASSES}).")
+            raise InvalidRequestError(
+                f"{run.n_classes} classes are more than ViRelAy's labels can number ({_MOST_CLASSES})."
+            )
         self._inputs = Inputs(selection.store)
 
     def write(self, part: int, rows: NDArray[np.int64]) -> list[LeftOut]:
@@ -75,7 +77,7 @@ class ViRelAy(Format):
         rows = self._join(INPUTS, parts, ["data", "label", "row"])
         if not len(rows):
             told = self.folder.path / LEFT_OUT
-            raise Stopped(f"no row has both a map and an image, so there is no project to open: {told} tells why.")
+            raise JobStopped(f"no row has both a map and an image, so there is no project to open: {told} tells why.")
         self._write_label_map()
         for array in self._arrays:
             has = self._join(name_of(array), parts, ["attribution", "label", "prediction", "row"], samples=rows)

@@ -16,7 +16,7 @@ from jobs.audit.audit_schema import ROWS, read_audit
 from jobs.store.index import OK
 from jobs.store.run_record import ArraySpec
 from jobs.store.store_reader import Store
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def fresh_audit(store: Store, array: ArraySpec) -> pa.Table | None:
         audit, (rows,) = read_audit(store.run.config.out, array.path, ROWS)
     except FileNotFoundError:
         return None
-    except Refused as refused:  # all the rest is written by now, and good
+    except InvalidRequestError as refused:  # all the rest is written by now, and good
         log.warning("without the audit of %s: %s", array.path, refused)
         return None
     statuses = store.lines(store.committed_rows(), [f"{array.target}__status"])[0]

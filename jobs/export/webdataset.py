@@ -16,7 +16,7 @@ from jobs.export.export_format import Format, lacking, left_out
 from jobs.export.output_directory import Folder, LeftOut
 from jobs.export.safe_names import key_of, name_of
 from jobs.export.selection import Selection, why_not
-from jobs.inputs.rejected import Rejected
+from jobs.inputs.rejected import RejectedImage
 
 QUALITY = 95  # of JPEG: near what it was, and far below its size as PNG
 MOST_PIXELS = 65_500  # each way: libjpeg's limit
@@ -54,7 +54,7 @@ class WebDataset(Format):
                     files["json"] = _json(line)
                     if self._originals:
                         image = _jpeg(self.store.original(line["row"], sha256=line["sha256"]))
-                        if isinstance(image, Rejected):
+                        if isinstance(image, RejectedImage):
                             found.append(left_out(line, "image", image.reason))
                         else:
                             files["jpg"] = image
@@ -69,11 +69,11 @@ def _npy(values: NDArray[np.float32]) -> bytes:
     return encoded.getvalue()
 
 
-def _jpeg(image: Image.Image | Rejected) -> bytes | Rejected:
-    if isinstance(image, Rejected):
+def _jpeg(image: Image.Image | RejectedImage) -> bytes | RejectedImage:
+    if isinstance(image, RejectedImage):
         return image
     if max(image.size) > MOST_PIXELS:
-        return Rejected(f"{image.width}×{image.height} pixels are more than JPEG holds, {MOST_PIXELS} each way")
+        return RejectedImage(f"{image.width}×{image.height} pixels are more than JPEG holds, {MOST_PIXELS} each way")
     encoded = BytesIO()
     image.save(encoded, "JPEG", quality=QUALITY)
     return encoded.getvalue()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-class Names:
+class ClassNames:
     """How a class is called, and where its page is: by its number, for a name may be anything."""
 
     def __init__(self, names: Sequence[str] | None) -> None:

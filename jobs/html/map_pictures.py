@@ -10,13 +10,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from jobs.explain.decode_stage import Decode
+from jobs.explain.decode_stage import DecodeStage
 from jobs.html.components import Tile
-from jobs.html.sprite_sheet import LARGE, Sheets
+from jobs.html.sprite_sheet import LARGE, SpriteSheet
 from jobs.store.index import OK
 from jobs.store.store_reader import Store
 from saliency_core.visualization.colormap import DIVERGING, UNSEEN, Pixels, colour
-from saliency_core.visualization.map_style import Look
+from saliency_core.visualization.map_style import MapStyle
 
 Mean = Sequence[float] | NDArray[np.float32] | None
 """A mean of small maps, row by row; None where there is none."""
@@ -44,14 +44,14 @@ class RowArtist:
     What was asked for at once is read at once.
     """
 
-    def __init__(self, store: Store, *, look: Look | None = None) -> None:
-        self._store, self._look = store, look or Look()
-        self._decode = Decode(store.run)
+    def __init__(self, store: Store, *, look: MapStyle | None = None) -> None:
+        self._store, self._look = store, look or MapStyle()
+        self._decode = DecodeStage(store.run)
 
     def draw(
         self,
         wanted: Mapping[int, Sequence[str]],
-        sheets: Sheets,
+        sheets: SpriteSheet,
         *,
         manifest: pa.Table | None = None,
         digests: Sequence[str | None] | None = None,

@@ -17,7 +17,7 @@ _PER_SHEET = ACROSS * ACROSS
 _QUALITY = 75  # and colours at half the resolution: maps are noise to JPEG, and a thousand classes of them are many
 
 
-class Sheets:
+class SpriteSheet:
     """Takes pictures and gives their tiles; in the end ``files`` gives what to write, by name.
 
     ``prefix``: of the files' names, lower-case letters, digits and ``-``.
@@ -30,7 +30,7 @@ class Sheets:
     def add(self, picture: Pixels, alt: str) -> Tile:
         """uint8 [h, w, 3] of any size, fitted into a tile; what is left free is grey."""
         number = len(self._pictures)
-        self._pictures.append(fit(picture, self._size))
+        self._pictures.append(fit_into_tile(picture, self._size))
         sheet, place = divmod(number, _PER_SHEET)
         return Tile(self._name(sheet), place % ACROSS, place // ACROSS, self._size, alt)
 
@@ -45,7 +45,7 @@ class Sheets:
         return f"pictures/{self._prefix}-{sheet}.jpg"
 
 
-def fit(picture: Pixels, size: int) -> Pixels:
+def fit_into_tile(picture: Pixels, size: int) -> Pixels:
     """uint8 [h, w, 3] → [size, size, 3]: scaled to fit, centred on grey."""
     height, width = picture.shape[:2]
     scale = size / max(height, width)

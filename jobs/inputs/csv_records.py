@@ -11,13 +11,13 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TextIO
 
-from jobs.inputs.rejected import Rejected
+from jobs.inputs.rejected import RejectedImage
 
 LONGEST_LINE = 16 << 20  # characters
 AGAIN = 16 << 20  # characters that are read again at least, and otherwise as many as were read
 
 
-def records(text: TextIO) -> Iterator[tuple[int, list[str] | Rejected]]:
+def records(text: TextIO) -> Iterator[tuple[int, list[str] | RejectedImage]]:
     """The number of each record's first line, from 1, and its cells, or why they cannot be told. Skips blank lines."""
     lines = _Lines(text)
     reader = csv.reader(lines)
@@ -32,7 +32,7 @@ def records(text: TextIO) -> Iterator[tuple[int, list[str] | Rejected]]:
             return
         except csv.Error as error:
             more = lines.go_back()
-            yield first, Rejected(f"not CSV ({error}){more}")
+            yield first, RejectedImage(f"not CSV ({error}){more}")
             reader = csv.reader(lines)
             continue
         if cells:

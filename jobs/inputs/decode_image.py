@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from jobs.inputs.rejected import Rejected
+from jobs.inputs.rejected import RejectedImage
 from saliency_core.model.preprocessing import Preprocessing
 
 # Raster formats that data sets consist of. Others widen what hostile bytes can reach: EPS starts Ghostscript.
@@ -60,43 +60,43 @@ class UnsupportedImageError(ValueError):
     """Pillow reads the file, but its values have no one 8-bit meaning."""
 
 
-def decode(data: bytes, preprocessing: Preprocessing, *, max_pixels: int) -> Decoded | Rejected:
+def decode(data: bytes, preprocessing: Preprocessing, *, max_pixels: int) -> Decoded | RejectedImage:
     """The bytes of an image file at the model's input size, not yet normalised."""
     image = load_canonical(data, max_pixels=max_pixels)
-    if isinstance(image, Rejected):
+    if isinstance(image, RejectedImage):
         return image
     width, height = image.size
     needed = preprocessing.resize_pixels(width, height)
     if needed > max_pixels:
-        return Rejected(
+        return RejectedImage(
             f"{width}×{height} pixels become {needed} while they are resized for the model, "
             f"over the cap of {max_pixels}: cut the image, or raise --max-pixels"
         )
     return Decoded(preprocessing.apply(image), width, height)
 
 
-def load_canonical(data: bytes, *, max_pixels: int) -> Image.Image | Rejected:
+def load_canonical(data: bytes, *, max_pixels: int) -> Image.Image | RejectedImage:
     """The canonical image at its full size, or why there is none."""
     if not data:
-        return Rejected("empty file")
+        return RejectedImage("empty file")
     try:
         with _pillow_unlimited_and_silent():
             image = Image.open(BytesIO(data), formats=FORMATS)
             width, height = image.size
             if width * height > max_pixels:  # known from the header: no pixel is decoded yet
-                return Rejected(
+                return RejectedImage(
                     f"{width}×{height} pixels are over the cap of {max_pixels}: "
                     "if the image is sound, raise --max-pixels"
                 )
             return canonical(image)
     except UnidentifiedImageError:
-        return Rejected(f"not an image that Pillow reads (of {', '.join(FORMATS)})")
+        return RejectedImage(f"not an image that Pillow reads (of {', '.join(FORMATS)})")
     except UnsupportedImageError as error:
-        return Rejected(str(error))
+        return RejectedImage(str(error))
     # Pillow's plugins answer hostile bytes with whatever their parsing trips over: OSError, SyntaxError,
     # struct.error, IndexError, KeyError, ZeroDivisionError, MemoryError … One bad file must not stop a unit.
     except Exception as error:  # noqa: BLE001
-        return Rejected(f"Pillow cannot decode it: {type(error).__name__}: {error}")
+        return RejectedImage(f"Pillow cannot decode it: {type(error).__name__}: {error}")
 
 
 def canonical(image: Image.Image) -> Image.Image:

@@ -9,7 +9,7 @@ from threading import Lock
 from time import process_time
 from typing import TypeVar, cast
 
-from jobs.inputs.rejected import Rejected
+from jobs.inputs.rejected import RejectedImage
 from jobs.util.limited_process import Child, ChildDied, End, OutOfMemory, started
 
 Result = TypeVar("Result")
@@ -26,12 +26,12 @@ class Decoder:
         self._cpu_seconds = 0.0
 
     def __call__(
-        self, decode: Callable[[bytes], Result | Rejected], data: bytes, *, seconds: float, memory: int
-    ) -> Result | Rejected:
+        self, decode: Callable[[bytes], Result | RejectedImage], data: bytes, *, seconds: float, memory: int
+    ) -> Result | RejectedImage:
         """``decode(data)``, or why that cannot be: it died over it, took too long, or more than ``memory`` bytes.
 
-        ``decode`` travels by its name, its result as a pickle; what it raises is raised here. Stopped where no process
-        can be started.
+        ``decode`` travels by its name, its result as a pickle; what it raises is raised here. Raises JobStopped where
+        no process can be started.
         """
         with self._lock:
             for _ in range(ATTEMPTS):
@@ -39,7 +39,7 @@ class Decoder:
                     (said,) = self._living().ask(decode, data, seconds=seconds, memory=memory)
                 except ChildDied as death:
                     if death.took_too_long:
-                        return Rejected(
+                        return RejectedImage(
                             f"decoding it takes longer than {seconds:g} s: if the image is sound, raise --max-seconds"
                         )
                     last = death
@@ -47,19 +47,19 @@ class Decoder:
                 self._cpu_seconds += cast(End, said).cpu_seconds
                 found = said.value
                 if isinstance(found, OutOfMemory):
-                    return Rejected(
+                    return RejectedImage(
                         f"decoding it takes more than {memory / 2**20:.0f} MB of memory: if the image is sound, raise "
                         "--max-pixels, which allows for more"
                     )
                 if isinstance(found, Exception):
                     raise found
-                return cast("Result | Rejected", found)
+                return cast("Result | RejectedImage", found)
         if last.lacked_memory:
-            return Rejected(
+            return RejectedImage(
                 f"decoding it takes more than {memory / 2**20:.0f} MB of memory, or it is damaged ({last}): save it "
                 "again with another program, or raise --max-pixels, which allows for more"
             )
-        return Rejected(
+        return RejectedImage(
             f"the image killed the process that decodes, {ATTEMPTS} times of {ATTEMPTS} ({last}): save it again with "
             "another program, or leave it out"
         )

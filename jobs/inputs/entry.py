@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs.util.redaction import scrubbed, scrubbed_text
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 
-class SourceError(Refused):
+class SourceError(InvalidRequestError):
     """An input that is refused; the message says what to do, without credentials."""
 
     def __init__(self, message: str) -> None:

@@ -11,55 +11,55 @@ from jobs.inputs.entry import Entry
 from jobs.inputs.image_columns import Elsewhere, Oversized
 from jobs.inputs.parquet_process import parquet_processes
 from jobs.inputs.parquet_reading import image_values
-from jobs.inputs.rejected import Rejected
+from jobs.inputs.rejected import RejectedImage
 from jobs.inputs.tables import Damaged
 from jobs.inputs.uri_list_source import look_up
 from jobs.storage.files import ObjectInfo, is_remote, parent, read, read_ranges, stat
-from jobs.storage.hang_guard import NoAnswer, attended
+from jobs.storage.hang_guard import NoAnswer, map_with_hang_guard
 from jobs.storage.storage_errors import OF_THE_MACHINE
-from jobs.util.job_errors import Unreachable
+from jobs.util.job_errors import StoreUnreachable
 from jobs.util.redaction import scrubbed
 
 REMOTE_THREADS = 16  # a request waits far longer than it works
 BATCH = 16  # Parquet rows decoded at a time: images are large
 PARQUET_MEMORY = 3 << 30  # bytes with which any sound page can be unpacked, beside some of the largest images
-Value = bytes | Rejected | Elsewhere | Oversized | None
+Value = bytes | RejectedImage | Elsewhere | Oversized | None
 
 
-def fetch(entries: Sequence[Entry], *, max_bytes: int) -> list[bytes | Rejected]:
+def fetch(entries: Sequence[Entry], *, max_bytes: int) -> list[bytes | RejectedImage]:
     """The bytes of each entry's image, in order, or why there are none. Never raises for what is in the data;
-    Unreachable where a whole store fails.
+    Raises StoreUnreachable where a whole store fails.
 
     Each object is looked up once; its rows are rejected when its size or etag is not the manifest's. An image
     over `max_bytes` is not read (in Parquet: read and dropped).
     """
     by_object: defaultdict[tuple[str, bool, bool], list[int]] = defaultdict(list)
-    results: list[bytes | Rejected] = [Rejected(entry.error or "") for entry in entries]
+    results: list[bytes | RejectedImage] = [RejectedImage(entry.error or "") for entry in entries]
     for i, entry in enumerate(entries):
         if entry.error is None:
             # a list may name as an image what another source opens as a tar: one way of reading per group
             by_object[entry.uri, entry.offset is None, entry.row_group is None].append(i)
 
-    def fetched(rows: list[int]) -> list[bytes | Rejected]:
+    def fetched(rows: list[int]) -> list[bytes | RejectedImage]:
         return _fetch_object([entries[i] for i in rows], max_bytes)
 
     remote = [rows for (uri, _, _), rows in by_object.items() if is_remote(uri)]
     local = [rows for (uri, _, _), rows in by_object.items() if not is_remote(uri)]
-    found: list[list[bytes | Rejected] | NoAnswer] = []
+    found: list[list[bytes | RejectedImage] | NoAnswer] = []
     if remote:
         with ThreadPoolExecutor(REMOTE_THREADS) as pool:
             found += pool.map(fetched, remote)
-    found += attended(fetched, local, name=lambda rows: entries[rows[0]].uri)
+    found += map_with_hang_guard(fetched, local, name=lambda rows: entries[rows[0]].uri)
     for rows, values in zip([*remote, *local], found, strict=True):
         if isinstance(values, NoAnswer):
             reason = f"{entries[rows[0]].uri} cannot be read ({values}): once it can, run `saliency retry`"
-            values = [Rejected(reason)] * len(rows)
+            values = [RejectedImage(reason)] * len(rows)
         for i, value in zip(rows, values, strict=True):
             results[i] = value
     return results
 
 
-def _fetch_object(entries: list[Entry], max_bytes: int) -> list[bytes | Rejected]:
+def _fetch_object(entries: list[Entry], max_bytes: int) -> list[bytes | RejectedImage]:
     """`entries` all lie in one object and are read in the same way."""
     uri = entries[0].uri
     try:
@@ -72,10 +72,10 @@ def _fetch_object(entries: list[Entry], max_bytes: int) -> list[bytes | Rejected
         reason = f"{uri} is missing: put it back, then run `saliency retry`"
     except (OSError, ValueError, KeyError) as error:  # a name with a zero byte; a column that is gone
         if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
-            raise Unreachable(f"{uri} cannot be read here and now ({error.strerror}): mend that.") from error
+            raise StoreUnreachable(f"{uri} cannot be read here and now ({error.strerror}): mend that.") from error
         text = error.strerror if isinstance(error, OSError) else None
         reason = f"{uri} cannot be read ({text or error}): once it can, run `saliency retry`"
-    return [Rejected(reason)] * len(entries)
+    return [RejectedImage(reason)] * len(entries)
 
 
 def _read(entries: list[Entry], max_bytes: int) -> list[Value]:
@@ -92,7 +92,7 @@ def _read(entries: list[Entry], max_bytes: int) -> list[Value]:
 def _read_rows(entries: list[Entry], max_bytes: int) -> list[Value]:
     groups: defaultdict[tuple[int, str], dict[int, Value]] = defaultdict(dict)
     for entry in entries:
-        gone = Rejected(f"{entry.uri} has no row {entry.row_in_group} in row group {entry.row_group}")
+        gone = RejectedImage(f"{entry.uri} has no row {entry.row_in_group} in row group {entry.row_group}")
         groups[_group(entry)][entry.row_in_group or 0] = gone
     for (group, member), rows in groups.items():
         left = set(rows)
@@ -104,7 +104,7 @@ def _read_rows(entries: list[Entry], max_bytes: int) -> list[Value]:
             reason = (
                 f"row group {group} of {entries[0].uri} is damaged ({error}), or cannot be read: write the file again"
             )
-            rows.update(dict.fromkeys(left, Rejected(reason)))
+            rows.update(dict.fromkeys(left, RejectedImage(reason)))
     return [groups[_group(entry)][entry.row_in_group or 0] for entry in entries]
 
 
@@ -126,7 +126,7 @@ def _values(uri: str, group: int, member: str, rows: Iterable[int], max_bytes: i
     )
 
 
-def _followed(entry: Entry, place: Elsewhere, max_bytes: int) -> bytes | Rejected:
+def _followed(entry: Entry, place: Elsewhere, max_bytes: int) -> bytes | RejectedImage:
     """The image of a row that holds a path alone: relative to its table, as in a list."""
     (found,) = look_up([(entry.sample_id, place.path, None)], parent(entry.uri))
     if found.error is None:
@@ -134,10 +134,10 @@ def _followed(entry: Entry, place: Elsewhere, max_bytes: int) -> bytes | Rejecte
         if isinstance(value, bytes):
             return value
         found = replace(found, error=value.reason)
-    return Rejected(f"{entry.sample_id} holds no bytes but the path {scrubbed(place.path)!r}, and {found.error}")
+    return RejectedImage(f"{entry.sample_id} holds no bytes but the path {scrubbed(place.path)!r}, and {found.error}")
 
 
-def _changed(entry: Entry, info: ObjectInfo) -> Rejected | None:
+def _changed(entry: Entry, info: ObjectInfo) -> RejectedImage | None:
     """An entry without size and etag (a remote list) cannot tell."""
     if entry.size is not None and entry.size != info.size:
         difference = "its size is another"
@@ -145,38 +145,38 @@ def _changed(entry: Entry, info: ObjectInfo) -> Rejected | None:
         difference = "its etag is another"
     else:
         return None
-    return Rejected(
+    return RejectedImage(
         f"{entry.uri} changed since the manifest was made ({difference}), so the row may be another image: "
         "run `saliency retry` to list it again"
     )
 
 
-def _too_large(entry: Entry, info: ObjectInfo, max_bytes: int) -> Rejected | None:
+def _too_large(entry: Entry, info: ObjectInfo, max_bytes: int) -> RejectedImage | None:
     size = info.size if entry.offset is None else entry.length or 0
     return _over(entry, size, max_bytes) if entry.row_group is None else None
 
 
-def _over(entry: Entry, size: int, max_bytes: int) -> Rejected | None:
+def _over(entry: Entry, size: int, max_bytes: int) -> RejectedImage | None:
     if size <= max_bytes:
         return None
-    return Rejected(
+    return RejectedImage(
         f"{entry.sample_id} has {size} bytes, over the limit of {max_bytes} (max_bytes): raise the limit, "
         "or shrink the image"
     )
 
 
-def _checked(entry: Entry, value: Value, max_bytes: int) -> bytes | Rejected:
+def _checked(entry: Entry, value: Value, max_bytes: int) -> bytes | RejectedImage:
     if isinstance(value, Elsewhere):
         return _followed(entry, value, max_bytes)
     if isinstance(value, Oversized):
-        return _over(entry, value.size, max_bytes) or Rejected(f"{entry.sample_id} has {value.size} bytes")
-    if isinstance(value, Rejected):
+        return _over(entry, value.size, max_bytes) or RejectedImage(f"{entry.sample_id} has {value.size} bytes")
+    if isinstance(value, RejectedImage):
         return value
     if not value:
         what = "is null" if value is None else "is empty (0 bytes)"
-        return Rejected(f"{entry.sample_id} {what}: put an image there, then run `saliency retry`")
+        return RejectedImage(f"{entry.sample_id} {what}: put an image there, then run `saliency retry`")
     if entry.length is not None and len(value) < entry.length:
-        return Rejected(
+        return RejectedImage(
             f"{entry.sample_id}: {entry.uri} ended after {len(value)} of its {entry.length} bytes: fetch the tar again"
         )
     return _over(entry, len(value), max_bytes) or value

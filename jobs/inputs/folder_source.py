@@ -9,7 +9,7 @@ from jobs.inputs.entry import Entry, Source
 from jobs.inputs.listing import Listing
 
 
-class Folder(Source):
+class FolderSource(Source):
     """Every image file of a listing.
 
     `classes` are the first-level directories when the tree is an ImageFolder (no image lies directly in the

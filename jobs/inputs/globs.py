@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from jobs.storage.files import ObjectInfo, is_remote, key_below, listed_files, local_path, normal, walk
-from jobs.storage.hang_guard import attended
+from jobs.storage.hang_guard import map_with_hang_guard
 
 
 def is_glob(path: str) -> bool:
@@ -23,7 +23,7 @@ def expand(pattern: str) -> list[ObjectInfo]:
         return [info for info in walk(root) if _matches(key_below(root, info.uri).split("/"), rest)]
     found = glob.glob(str(local_path(normal(pattern))))  # noqa: PTH207 - Path.glob shows hidden files
     paths = sorted(map(os.fsencode, found))
-    directories = attended(os.path.isdir, paths)
+    directories = map_with_hang_guard(os.path.isdir, paths)
     return listed_files([path for path, yes in zip(paths, directories, strict=True) if yes is not True])
 
 

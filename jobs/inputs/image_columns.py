@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from jobs.inputs.label_values import printable
-from jobs.inputs.rejected import Rejected
+from jobs.inputs.rejected import RejectedImage
 
 DEEPEST = 32  # structs and lists in each other; deeper ones are not searched
 LONGEST_TEXT = 128 << 10  # bytes; more than any label or URI has, so that a text cut off here is seen to be too long
@@ -65,7 +65,7 @@ def places_by_member(schema: pa.Schema) -> dict[str, Steps]:
 
 def image_in(
     cell: pa.Scalar | None, steps: Steps, *, max_bytes: int
-) -> bytes | Rejected | Elsewhere | Oversized | None:
+) -> bytes | RejectedImage | Elsewhere | Oversized | None:
     """The image in a column's cell; `steps` are the fields of its structs."""
     while cell is not None and cell.is_valid:
         if isinstance(cell, pa.ExtensionScalar | pa.DictionaryScalar):
@@ -83,7 +83,9 @@ def image_in(
                 return Oversized(len(cell.values))
             return bytes(cell.values.fill_null(0).to_numpy(zero_copy_only=False))
         elif len(cell.values) > 1:
-            return Rejected(f"the row holds {len(cell.values)} images, but one row is one image: give each its own row")
+            return RejectedImage(
+                f"the row holds {len(cell.values)} images, but one row is one image: give each its own row"
+            )
         else:
             cell = cell.values[0] if len(cell.values) else None
     return None

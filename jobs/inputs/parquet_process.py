@@ -28,7 +28,7 @@ class ParquetProcesses:
 
     def call(self, function: Callable[..., Any], uri: str, **arguments: object) -> Any:
         """``function(file, **arguments)`` of the file at ``uri``. Raises Damaged, also for what is no file or does not
-        answer; what it raises, OSError, Stopped."""
+        answer; what it raises, OSError, JobStopped."""
         # The turn is held here, not in the thread that may be left behind with a file that hangs.
         with self._turns[is_remote(uri)]:
             try:

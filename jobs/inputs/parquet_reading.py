@@ -28,7 +28,7 @@ from jobs.inputs.image_columns import (
     text_of,
 )
 from jobs.inputs.label_values import read_label
-from jobs.inputs.rejected import Rejected
+from jobs.inputs.rejected import RejectedImage
 from jobs.inputs.tables import (
     IMAGE_COLUMNS,
     LABEL_COLUMNS,
@@ -91,7 +91,7 @@ def has_images(file: BinaryIO, *, where: str) -> bool:
 
 def list_lines(
     file: BinaryIO, *, where: str, uri_column: str | None, label_column: str | None
-) -> Iterator[list[tuple[str | Rejected | None, Label]]]:
+) -> Iterator[list[tuple[str | RejectedImage | None, Label]]]:
     """URIs and labels of a list, some lines at a time. Raises SourceError when a column is missing; Damaged."""
     with _opened(file) as table:
         schema = table.schema_arrow
@@ -111,7 +111,7 @@ def list_lines(
 
 def image_values(
     file: BinaryIO, *, group: int, member: str, rows: frozenset[int], batch: int, max_bytes: int
-) -> Iterator[tuple[int, bytes | Rejected | Elsewhere | Oversized | None]]:
+) -> Iterator[tuple[int, bytes | RejectedImage | Elsewhere | Oversized | None]]:
     """The images of `rows` of a row group, in order. Reads one column, and no further than the last. Raises Damaged."""
     start, last = 0, max(rows)
     with _opened(file) as table:
@@ -229,7 +229,7 @@ def _values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
     return [text_of(cell) if is_text(cell.type) else cell.as_py() for cell in column]
 
 
-def _uri(text: str | None) -> str | Rejected | None:
+def _uri(text: str | None) -> str | RejectedImage | None:
     if text is not None and len(text) > LONGEST_URI:
-        return Rejected(f"has a URI of {len(text)} characters, over the limit of {LONGEST_URI}")
+        return RejectedImage(f"has a URI of {len(text)} characters, over the limit of {LONGEST_URI}")
     return text

@@ -15,7 +15,7 @@ from jobs.storage.files import ObjectInfo
 from jobs.util.lookahead import map_ahead
 
 
-class Parquet(Source):
+class ParquetSource(Source):
     """Every row of every Parquet file of a listing, in file order; only footers and labels are read."""
 
     kind = "parquet"

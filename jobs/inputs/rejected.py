@@ -8,7 +8,7 @@ from jobs.util.redaction import scrubbed_text
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
+class RejectedImage:
     """Stands where a row's bytes (or picture) would have stood; `reason` ends up in the index's `error`."""
 
     reason: str

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from jobs.inputs.entry import Entry, Source, SourceError
-from jobs.inputs.folder_source import Folder
+from jobs.inputs.folder_source import FolderSource
 from jobs.inputs.listing import Listing, find, kind_of
-from jobs.inputs.parquet_source import Parquet, holds_images
-from jobs.inputs.tar_source import Tars
-from jobs.inputs.uri_list_source import List
+from jobs.inputs.parquet_source import ParquetSource, holds_images
+from jobs.inputs.tar_source import TarSource
+from jobs.inputs.uri_list_source import UriListSource
 
 __all__ = ["Entry", "Source", "SourceError", "list_entries", "open_sources"]
 
@@ -65,14 +65,14 @@ def _open(
     if "compressed tar" in kinds:
         raise SourceError(f"{path}: compressed tars cannot be read from the middle: decompress to .tar first")
     if "image" in kinds:
-        return Folder(listing, classes=classes)
+        return FolderSource(listing, classes=classes)
     if "tar" in kinds:
-        return Tars(listing, label_column=label_column, threads=threads)
+        return TarSource(listing, label_column=label_column, threads=threads)
     table = "parquet" if "parquet" in kinds else "csv"
     if table == "parquet" and holds_images(listing, image_column=image_column, uri_column=uri_column):
-        return Parquet(listing, image_column=image_column, label_column=label_column, threads=threads)
+        return ParquetSource(listing, image_column=image_column, label_column=label_column, threads=threads)
     if table == "parquet" or (lists and not listing.whole):
-        return List(listing, table=table, uri_column=uri_column, label_column=label_column, threads=threads)
+        return UriListSource(listing, table=table, uri_column=uri_column, label_column=label_column, threads=threads)
     if compressed:
         raise SourceError(f"{path}: compressed tables cannot be read: decompress to .csv or .parquet first")
     hint = f": to read a list of URIs, name the file itself ({lists} .csv files found)" if lists else ""

@@ -28,7 +28,7 @@ LONG_TEXTS = 64 << 20  # characters of one tar, which are all in memory
 LONGEST_EXTENSION = 32  # characters of what is counted as ignored
 
 
-class Tars(Source):
+class TarSource(Source):
     """Every image member of every tar of a listing, in archive order.
 
     The label comes from the key's `.cls` (integer or text), else its `.json` (`label`, `cls` or `class`);

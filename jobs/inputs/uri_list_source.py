@@ -22,24 +22,24 @@ from jobs.inputs.label_values import printable, read_label
 from jobs.inputs.listing import Listing
 from jobs.inputs.parquet_process import parquet_processes
 from jobs.inputs.parquet_reading import LONGEST_URI, list_lines
-from jobs.inputs.rejected import Rejected
+from jobs.inputs.rejected import RejectedImage
 from jobs.inputs.tables import LABEL_COLUMNS, Damaged, Misfits, choose, uri_column_of
 from jobs.inputs.text_encodings import LOOKED_AT, not_text
 from jobs.storage.files import NoAnswer, answered, is_remote, local_path, open_file, parent, stat, uri_of
-from jobs.storage.hang_guard import attended
+from jobs.storage.hang_guard import map_with_hang_guard
 from jobs.util.lookahead import map_ahead
 from jobs.util.redaction import plain_scheme, scrubbed
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 BATCH = 256  # rows that one thread looks up at a time
 _OBJECT = re.compile(r"[a-z0-9]+://[A-Za-z0-9$][A-Za-z0-9._$-]*/+[^/].*", re.DOTALL)  # a bucket, and a key in it
 CACHE_KIB = 32 << 10  # of the ids that were seen
 
-Cells = tuple[str | Rejected | None, int | str | None]  # the URI as written, or why there is none; label
-Line = tuple[str, str | Rejected | None, int | str | None]  # where it stands, and its cells
+Cells = tuple[str | RejectedImage | None, int | str | None]  # the URI as written, or why there is none; label
+Line = tuple[str, str | RejectedImage | None, int | str | None]  # where it stands, and its cells
 
 
-class List(Source):
+class UriListSource(Source):
     """Every line of a list, in its order; local images are looked up (size, etag), remote ones are not.
 
     Relative URIs are relative to the list's own folder. A sample's id is its URI as written; when it is
@@ -89,7 +89,7 @@ class List(Source):
                     yield row
         except SourceError as error:
             misfits.add(error)
-            yield Rejected(str(error)), None
+            yield RejectedImage(str(error)), None
 
     def _csv(self, uri: str) -> Iterator[Cells]:
         # surrogateescape: a list may name files that are not UTF-8, as `ls > list.csv` writes them
@@ -99,17 +99,17 @@ class List(Source):
             file.seek(0)
             lines = records(text)
             number, header = next(lines, (1, []))
-            if isinstance(header, Rejected):
+            if isinstance(header, RejectedImage):
                 raise SourceError(f"{uri}, line {number}: {header.reason}; correct it")
             place, label = (None if name is None else _last(header, name) for name in self._columns(header, uri))
             for number, cells in lines:
-                if isinstance(cells, Rejected):
-                    yield Rejected(f"{uri}, line {number}: {cells.reason}; correct it"), None
+                if isinstance(cells, RejectedImage):
+                    yield RejectedImage(f"{uri}, line {number}: {cells.reason}; correct it"), None
                     continue
                 written = cells[place] if place is not None and place < len(cells) else None
                 if written is not None and len(written) > LONGEST_URI:
                     reason = f"has a URI of {len(written)} characters, over the limit of {LONGEST_URI}"
-                    yield Rejected(f"{uri}, line {number}: {reason}"), None
+                    yield RejectedImage(f"{uri}, line {number}: {reason}"), None
                     continue
                 yield written, read_label(cells[label]) if label is not None and label < len(cells) else None
 
@@ -119,7 +119,10 @@ class List(Source):
                 list_lines, uri, where=uri, uri_column=self._uri_column, label_column=self._label_column
             ):
                 for written, label in lines:
-                    yield Rejected(f"a line {written.reason}") if isinstance(written, Rejected) else written, label
+                    yield (
+                        RejectedImage(f"a line {written.reason}") if isinstance(written, RejectedImage) else written,
+                        label,
+                    )
         except Damaged as error:
             raise SourceError(f"{uri} cannot be read as Parquet ({error}): write the list again") from error
 
@@ -143,12 +146,12 @@ def _batches(key: str, lines: Iterator[Line], uri: str, misfits: Misfits) -> Ite
     except NoAnswer as error:
         reason = unreadable(uri, error)
         misfits.add(reason)
-        yield [(f"{key}#{count}", Rejected(str(reason)), None)]
+        yield [(f"{key}#{count}", RejectedImage(str(reason)), None)]
 
 
 def look_up(lines: list[Line], folder: str) -> list[Entry]:
     """The entries of lines: their files, relative to the list's folder, looked up when they are local."""
-    entries = attended(partial(_sound, folder=folder), lines, name=itemgetter(0))
+    entries = map_with_hang_guard(partial(_sound, folder=folder), lines, name=itemgetter(0))
     return [
         _sound(line, folder, found) if isinstance(found, NoAnswer) else found
         for line, found in zip(lines, entries, strict=True)
@@ -159,7 +162,7 @@ def _sound(line: Line, folder: str, trouble: NoAnswer | None = None) -> Entry:
     """The entry, with an error for what is written in a way that is no URI. ``trouble``: why the file cannot be looked
     up; then it is not tried."""
     where, written, label = line
-    if isinstance(written, Rejected):
+    if isinstance(written, RejectedImage):
         return Entry(where, "", error=printable(written.reason))
     try:
         entry = _entry((where, written, label), folder, trouble)
@@ -180,7 +183,7 @@ def _entry(line: tuple[str, str | None, int | str | None], folder: str, trouble:
     sample_id = address.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     try:
         uri = _resolve(address, folder)
-    except Refused as refused:
+    except InvalidRequestError as refused:
         return Entry(sample_id, sample_id, label=label, error=str(refused))
     if is_remote(uri):
         # A bucket that cannot be would be asked for as if its store did not answer, and end the run.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from jobs.util.console import say
+from jobs.util.console import print_text
 from jobs.util.exit_codes import DONE
 from saliency_core.methods.reductions import REDUCTIONS
 from saliency_core.methods.registry import REGISTRY, parse_method
@@ -23,5 +23,5 @@ def methods(console: Console) -> int:
     lines += ["methods with the same sampler share their forwards, those with the same rule too their backwards.", ""]
     lines += ["targets, each one more backward:", *(f"  {name}\n      {about}" for name, about in TARGETS.items()), ""]
     lines += ["reductions, from channels to one map:", "  " + ", ".join(REDUCTIONS)]
-    say(console, "\n".join(lines))
+    print_text(console, "\n".join(lines))
     return DONE

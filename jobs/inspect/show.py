@@ -13,17 +13,17 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.inputs.rejected import Rejected
+from jobs.inputs.rejected import RejectedImage
 from jobs.store.index import OK
 from jobs.store.row_selection import choose_rows
 from jobs.store.run_record import ArraySpec
 from jobs.store.store_reader import Store, open_store
 from jobs.util.failure_reasons import for_explained
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.model.preprocessing import Geometry
 from saliency_core.visualization.canvas import DPI
 from saliency_core.visualization.contact_sheet import CELL, Cell, Panel, draw, refuse_too_many
-from saliency_core.visualization.map_style import Look
+from saliency_core.visualization.map_style import MapStyle
 from saliency_core.visualization.picture_text import printable
 from saliency_core.visualization.views import Photograph, refuse_unknown, view_cells
 
@@ -42,7 +42,7 @@ def show(
     n: int = 6,
     arrays: list[str] | None = None,
     views: Sequence[str] = ("map", "overlay"),
-    look: Look | None = None,
+    look: MapStyle | None = None,
 ) -> Path:
     """Draws rows of the store ``out`` into the image file ``output`` (.png, .pdf, .svg, .jpg …), and returns it.
 
@@ -52,9 +52,9 @@ def show(
     ``class_`` means. ``views``: what is drawn of each, of ``saliency_core.visualization.views.VIEWS``. ``look``: in
     which colours.
 
-    Refused, with nothing written, for what cannot be shown.
+    InvalidRequestError, with nothing written, for what cannot be shown.
     """
-    look = look or Look()
+    look = look or MapStyle()
     refuse_unknown(views)
     _refuse_unwritable(output)
     store = open_store(out)
@@ -79,7 +79,7 @@ def _few(specs: list[ArraySpec]) -> list[ArraySpec]:
     return [spec for spec in specs if spec.target == specs[0].target][:MOST_ARRAYS]
 
 
-def _footer(look: Look, *, drawn: int, of: int) -> str:
+def _footer(look: MapStyle, *, drawn: int, of: int) -> str:
     told = ["Each map is coloured by itself, over the range that stands below it"]
     told += [f"values past percentile {look.clip:g} take the end's colour"] if look.clip < 100 else []
     told += [f"blurred by a Gaussian of {look.blur:g} pixels"] if look.blur else []
@@ -125,7 +125,7 @@ def _cells(
     line: dict[str, Any],
     maps: list[tuple[ArraySpec, NDArray[np.float32]]],
     views: Sequence[str],
-    look: Look,
+    look: MapStyle,
 ) -> list[list[Cell | None]]:
     """The image, then the views of each array, the first of which takes the words where there is no map."""
     if all(line[f"{spec.target}__status"] != OK for spec, _ in maps):
@@ -155,7 +155,7 @@ def _stacked(cells: list[list[Cell | None]]) -> list[list[Cell | None]]:
 def _photograph(store: Store, line: dict[str, Any]) -> Photograph:
     """No larger than it is drawn: a hundred photographs at full size would fill the memory, and take minutes."""
     image = store.original(line["row"])
-    if isinstance(image, Rejected):
+    if isinstance(image, RejectedImage):
         return Photograph(None, None, printable(f"not to be had: {for_explained(image.reason)}", most=160))
     now, then = (image.width, image.height), (line["width"], line["height"])
     most = round(1.4 * CELL * DPI)
@@ -173,9 +173,13 @@ def _photograph(store: Store, line: dict[str, Any]) -> Photograph:
 def _refuse_unwritable(output: Path) -> None:
     known = sorted(FigureCanvasAgg.get_supported_filetypes())
     if _format(output) not in known:
-        raise Refused(f"-o {output}: {output.suffix!r} is no kind of picture; take one of {', '.join(known)}.")
+        raise InvalidRequestError(
+            f"-o {output}: {output.suffix!r} is no kind of picture; take one of {', '.join(known)}."
+        )
     if output.is_dir() or not output.absolute().parent.is_dir():
-        raise Refused(f"-o {output} cannot be written: it is a directory, or lies in none. Give a file's path.")
+        raise InvalidRequestError(
+            f"-o {output} cannot be written: it is a directory, or lies in none. Give a file's path."
+        )
 
 
 def _format(output: Path) -> str:
@@ -189,4 +193,6 @@ def _save(figure: Figure, output: Path) -> None:
     try:
         figure.savefig(output, dpi=DPI, format=kind, **options)
     except OSError as error:
-        raise Refused(f"-o {output} cannot be written ({error.strerror or error}): give another path.") from error
+        raise InvalidRequestError(
+            f"-o {output} cannot be written ({error.strerror or error}): give another path."
+        ) from error

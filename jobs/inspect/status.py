@@ -15,7 +15,7 @@ from jobs.store.layout import SHA256SUMS
 from jobs.store.open import open_run
 from jobs.store.run_record import Run
 from jobs.store.software_versions import Makers
-from jobs.util.console import say
+from jobs.util.console import print_text
 from jobs.util.exit_codes import NOT_FINISHED
 from jobs.util.formatting import duration, quoted, ranges
 
@@ -45,7 +45,7 @@ def status(out: str, console: Console) -> int:
         lines_.append(f"finished. Next: saliency verify {quoted(out)}")
     else:
         lines_ += _unfinished(run, done, pulse(store, run))
-    say(console, "\n".join(lines_))
+    print_text(console, "\n".join(lines_))
     return exit_code(totals) if finished else NOT_FINISHED
 
 

@@ -14,14 +14,14 @@ from jobs.config.job_config import JobConfig
 from jobs.inputs.globs import expand, is_glob
 from jobs.storage.files import is_remote, local_path
 from jobs.util.redaction import scrubbed
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 ANSWER_SECONDS = 10.0  # of a head, which is asked for nothing but a greeting
 NodesLacking = Callable[[Mapping[str, int | None]], Mapping[str, list[str]]]
 
 
 def refuse_unreachable(address: str, *, found: str | None = None) -> None:
-    """Raises Refused if no cluster answers. Ray itself tries for minutes, and then ends the process.
+    """Raises InvalidRequestError if no cluster answers. Ray itself tries for minutes, and then ends the process.
 
     ``found``: where the cluster is that ``auto`` stands for; None if there is no trace of one.
     """
@@ -30,14 +30,14 @@ def refuse_unreachable(address: str, *, found: str | None = None) -> None:
     named = address
     if address == "auto":
         if found is None:
-            raise Refused(
+            raise InvalidRequestError(
                 "RAY_ADDRESS=auto: no cluster runs on this machine. Start one (ray start --head), write HOST:PORT of a "
                 "head, or unset RAY_ADDRESS to work on this machine alone."
             )
         named, address = f"auto ({found}, of this machine's last `ray start`)", found
     parts = urlsplit(address if "://" in address else f"//{address}")
     if parts.scheme:
-        raise Refused(
+        raise InvalidRequestError(
             f"RAY_ADDRESS={named}: the job runs inside its cluster, not beside it. Submit it (ray job submit), or "
             "start it on one of the nodes with RAY_ADDRESS=auto."
         )
@@ -46,7 +46,7 @@ def refuse_unreachable(address: str, *, found: str | None = None) -> None:
             if not _encrypted():
                 _greet(opened)
     except (OSError, ValueError) as error:
-        raise Refused(
+        raise InvalidRequestError(
             f"RAY_ADDRESS={named}: no cluster answers there ({error}). Write HOST:PORT of its head, auto on one of "
             "its nodes, or unset it to work on this machine alone."
         ) from error
@@ -68,7 +68,8 @@ def _encrypted() -> bool:
 
 
 def refuse_unshared(config: JobConfig, nodes_lacking: NodesLacking) -> None:
-    """Refused where a node does not see a local file or directory of the run, as a private disk would have it.
+    """Raises InvalidRequestError where a node does not see a local file or directory of the run, as a private disk
+    would have it.
 
     ``nodes_lacking``: path → size (None: a directory) → those that a node lacks, by node.
     """
@@ -82,7 +83,7 @@ def refuse_unshared(config: JobConfig, nodes_lacking: NodesLacking) -> None:
 def _refuse(flag: str, path: str, lacking: Mapping[str, list[str]]) -> None:
     if not lacking:
         return
-    raise Refused(
+    raise InvalidRequestError(
         f"{flag} {path} is not there, or not the same, on {len(lacking)} nodes of the cluster: "
         f"{', '.join(list(lacking)[:5])}{' …' if len(lacking) > 5 else ''}. All nodes must reach it, or what they "
         "make of it is lost: take an object store (s3://, gs://, az://) or a file system that all of them mount at "

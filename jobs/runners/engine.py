@@ -13,12 +13,12 @@ from typing import Any
 
 from jobs.config.job_config import JobConfig
 from jobs.runners.cluster import refuse_unshared
-from jobs.runners.in_flight import Doing
-from jobs.runners.stage import REPLICA_CPUS, TASK_CPUS, Node, Stage, fit
+from jobs.runners.in_flight import InFlightTask
+from jobs.runners.stage import REPLICA_CPUS, TASK_CPUS, Node, Stage, count_fitting
 from jobs.runners.watchdog import Watchdog
 from jobs.util.environment import refuse_no_temporary
-from jobs.util.job_errors import Stopped
-from saliency_core.errors import Refused
+from jobs.util.job_errors import JobStopped
+from saliency_core.errors import InvalidRequestError
 
 PING_MS = "30000"
 LONGEST_START = 10.0  # seconds that an engine has left to start, once the user has pressed Ctrl-C
@@ -27,11 +27,11 @@ RunStages = Callable[[Sequence[Any], Sequence[Stage]], Iterator[Any]]
 
 @dataclass(frozen=True)
 class Engine:
-    """``doing``: what the stages have in hand. ``nodes``: what there is now; ``grows``: an autoscaler may find more.
-    ``stop``: ends what works, so that nothing is committed any more; it may be called twice."""
+    """``tasks_in_flight``: what the stages have in hand. ``nodes``: what there is now; ``grows``: an autoscaler may
+    find more. ``stop``: ends what works, so that nothing is committed any more; it may be called twice."""
 
     run_stages: RunStages
-    doing: Callable[[], Sequence[Doing]]
+    tasks_in_flight: Callable[[], Sequence[InFlightTask]]
     nodes: Sequence[Node]
     grows: bool = False
     stop: Callable[[], None] = lambda: None
@@ -45,10 +45,10 @@ class Engine:
         return sum(node.gpus for node in self.nodes)
 
     def work(self, items: Sequence[Any], stages: Sequence[Stage], *, stall_seconds: float) -> Iterator[Any]:
-        """What the stages make of each item. Raises Stopped where one fails, or none of them ends any more."""
+        """What the stages make of each item. Raises JobStopped where one fails, or none of them ends any more."""
         if not items:
             return
-        with Watchdog(stall_seconds, self.doing) as watchdog:
+        with Watchdog(stall_seconds, self.tasks_in_flight) as watchdog:
             try:
                 for done in self.run_stages(items, stages):
                     watchdog.fed()
@@ -56,43 +56,50 @@ class Engine:
             except KeyboardInterrupt:
                 if watchdog.report is None:
                     raise
-                raise Stopped(watchdog.report) from None
+                raise JobStopped(watchdog.report) from None
 
     def device(self, config: JobConfig) -> str:
-        """cpu or cuda. Refused where that depends on which nodes a cluster happens to have now: the bytes do too."""
+        """cpu or cuda. Raises InvalidRequestError where that depends on which nodes a cluster happens to have now: the
+        bytes do too."""
         if config.device == "auto" and self.grows and not self.gpus:
-            raise Refused(
+            raise InvalidRequestError(
                 "--device auto: the cluster has no GPU now, and whether it would get some is not known. Say --device "
                 "cuda with --workers N (nodes are then asked for), or --device cpu."
             )
         return config.device if config.device != "auto" else "cuda" if self.gpus else "cpu"
 
     def workers(self, config: JobConfig, device: str) -> int:
-        """How many replicas. Refused where the machine has no room for them: Ray would wait for ever."""
+        """How many replicas. Raises InvalidRequestError where the machine has no room for them: Ray would wait for
+        ever."""
         if config.runner == "inline":
             if device == "cuda" and not self.gpus:
-                raise Refused("--device cuda: this machine has no GPU that torch can use. Take --device cpu.")
+                raise InvalidRequestError(
+                    "--device cuda: this machine has no GPU that torch can use. Take --device cpu."
+                )
             return 1
         on_gpu = device == "cuda"
         if config.workers == "auto" and on_gpu and self.grows and not self.gpus:
-            raise Refused(
+            raise InvalidRequestError(
                 "--workers auto: the cluster has no GPU yet, so how many replicas it will have room for is not known. "
                 "Say --workers N: nodes for so many are asked for."
             )
         need = config.gpus_per_worker if on_gpu else REPLICA_CPUS * config.threads
         # A replica is on one node. On processors, decode and write share what the replicas leave.
-        fits = [fit(node.gpus, need) if on_gpu else fit(node.cpus - TASK_CPUS, need) for node in self.nodes]
+        fits = [
+            count_fitting(node.gpus, need) if on_gpu else count_fitting(node.cpus - TASK_CPUS, need)
+            for node in self.nodes
+        ]
         most = sum(fits)
         if config.workers != "auto":
             wanted = config.workers
         elif on_gpu:
             wanted = max(1, most)
         else:
-            wanted = max(1, sum(map(min, fits, (fit(node.cpus, config.threads) for node in self.nodes))))
+            wanted = max(1, sum(map(min, fits, (count_fitting(node.cpus, config.threads) for node in self.nodes))))
         if wanted > most and not self.grows:
             each = f"{config.gpus_per_worker:g} GPU" if on_gpu else f"{config.threads} threads"
             have = f"{self.gpus:g} GPUs" if on_gpu else f"{self.cpus:g} CPU cores"
-            raise Refused(
+            raise InvalidRequestError(
                 f"{wanted} workers of {each} each do not fit into {have}: at most {most} do. Lower --workers, "
                 "--threads or --gpus-per-worker, or choose another --device."
             )
@@ -163,7 +170,7 @@ def _inline() -> Engine:
 
     from jobs.runners import in_process as inline
 
-    return Engine(inline.run_stages, inline.doing, [Node(1.0, float(torch.cuda.device_count()))])
+    return Engine(inline.run_stages, inline.tasks_in_flight, [Node(1.0, float(torch.cuda.device_count()))])
 
 
 def _ray(config: JobConfig) -> Engine:
@@ -175,4 +182,4 @@ def _ray(config: JobConfig) -> Engine:
 
     ray_data.start()
     refuse_unshared(config, ray_data.nodes_lacking)
-    return Engine(ray_data.run_stages, ray_data.doing, ray_data.nodes(), ray_data.grows(), ray_data.stop)
+    return Engine(ray_data.run_stages, ray_data.tasks_in_flight, ray_data.nodes(), ray_data.grows(), ray_data.stop)

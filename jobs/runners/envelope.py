@@ -10,7 +10,7 @@ import pyarrow as pa
 
 
 @dataclass(frozen=True)
-class Failed:
+class StageFailure:
     """What a stage raised, handed on in place of its record: through Ray, only the text of a traceback would come."""
 
     message: str

@@ -16,14 +16,14 @@ from time import time
 from typing import Any, Protocol
 
 from jobs.util.formatting import duration
-from jobs.util.job_errors import Stopped
+from jobs.util.job_errors import JobStopped
 
 # Workers die for other reasons too: nodes come and go. So many in a row over one record are no accident, unless a
 # record takes about as long as a node lives, and then no run would end.
 MOST_ATTEMPTS = 6
 
 
-class Board(Protocol):
+class TaskBoard(Protocol):
     """What every process of a run can write to and read."""
 
     def add(self, key: str, value: bytes) -> bool:
@@ -38,7 +38,7 @@ class Board(Protocol):
     def values(self) -> list[bytes]: ...
 
 
-class LocalBoard(dict[str, bytes]):
+class LocalTaskBoard(dict[str, bytes]):
     """The board of a run that is one process."""
 
     def add(self, key: str, value: bytes) -> bool:
@@ -58,7 +58,7 @@ class LocalBoard(dict[str, bytes]):
 
 
 @dataclass(frozen=True)
-class Doing:
+class InFlightTask:
     """``since``: seconds since the epoch by the clock of ``node``, good for telling and for nothing else."""
 
     stage: str
@@ -79,18 +79,19 @@ class Doing:
 
 
 @contextmanager
-def noted(board: Board, stage: str, record: Any) -> Iterator[None]:
-    """While the ``with`` lasts, the board tells of it. Raises Stopped where too many workers died over the record."""
+def track_task(board: TaskBoard, stage: str, record: Any) -> Iterator[None]:
+    """While the ``with`` lasts, the board tells of it. Raises JobStopped where too many workers died over the
+    record."""
     unit = str(getattr(record, "unit", record))
     key = f"{stage}/{unit}"
-    doing = Doing(stage, unit, 1, platform.node(), os.getpid(), time())
+    doing = InFlightTask(stage, unit, 1, platform.node(), os.getpid(), time())
     note = doing.note()
     if not board.add(key, note):
         left = board.get(key)
         # It may be our own, whose answer was lost on the way so that it was sent again.
         attempt = 1 if left in (None, note) else json.loads(left)["attempt"] + 1
         if attempt > MOST_ATTEMPTS:
-            raise Stopped(
+            raise JobStopped(
                 f"{MOST_ATTEMPTS} workers one after the other died over unit {unit} in the stage {stage} (killed from "
                 "outside, out of memory, or a crash inside a library): the unit is left undone. What one of them said "
                 "last is in Ray's log files of its node; a smaller --batch-size or fewer --workers need less memory."
@@ -102,7 +103,7 @@ def noted(board: Board, stage: str, record: Any) -> Iterator[None]:
         board.delete(key)
 
 
-def on(board: Board) -> list[Doing]:
+def list_in_flight(board: TaskBoard) -> list[InFlightTask]:
     """What is being done now, by stage and unit."""
-    found = [Doing(**json.loads(value)) for value in board.values()]
+    found = [InFlightTask(**json.loads(value)) for value in board.values()]
     return sorted(found, key=lambda one: (one.stage, one.since))

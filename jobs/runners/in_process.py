@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from jobs.runners.in_flight import Doing, LocalBoard, noted, on
+from jobs.runners.in_flight import InFlightTask, LocalTaskBoard, list_in_flight, track_task
 from jobs.runners.stage import Stage
 
-_BOARD = LocalBoard()
+_BOARD = LocalTaskBoard()
 
 
 def run_stages(items: Iterable[Any], stages: Sequence[Stage]) -> Iterator[Any]:
@@ -17,11 +17,11 @@ def run_stages(items: Iterable[Any], stages: Sequence[Stage]) -> Iterator[Any]:
     for item in items:
         record = item
         for stage, function in zip(stages, functions, strict=True):
-            with noted(_BOARD, stage.name, record):
+            with track_task(_BOARD, stage.name, record):
                 record = function(record)
         yield record
 
 
-def doing() -> list[Doing]:
+def tasks_in_flight() -> list[InFlightTask]:
     """What the loop has in hand."""
-    return on(_BOARD)
+    return list_in_flight(_BOARD)

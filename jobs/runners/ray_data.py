@@ -25,22 +25,22 @@ from ray.experimental import internal_kv
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.runners.cluster import refuse_unreachable
-from jobs.runners.envelope import Failed, pack, unpack
-from jobs.runners.in_flight import Doing, noted, on
+from jobs.runners.envelope import StageFailure, pack, unpack
+from jobs.runners.in_flight import InFlightTask, list_in_flight, track_task
 from jobs.runners.stage import Node, Stage
 from jobs.util.environment import ray_directory
 from jobs.util.hidden_modules import refuse_hidden_from_workers
-from jobs.util.job_errors import Stopped
+from jobs.util.job_errors import JobStopped
 from jobs.util.redaction import scrubbed_text
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 log = logging.getLogger(__name__)
 
 # Of every record that it begins with or has done, Ray Data keeps some 8 KB in the driver until all are done: more
 # than these go through one after the other, for the price of starting the workers again.
-AT_ONCE = 32_768
+RECORDS_PER_RUN = 32_768
 # Of an embedded Ray nobody reads metrics and events: of 22 processes they took a tenth of a core.
-EMBEDDED = {"enable_metrics_collection": False, "task_events_report_interval_ms": 0}
+EMBEDDED_CONFIG = {"enable_metrics_collection": False, "task_events_report_interval_ms": 0}
 LOOPBACK = "127.0.0.1"  # where embedded nodes are
 ANSWER_SECONDS = 120.0  # for a node of a cluster to start a process and look for some files
 
@@ -48,7 +48,7 @@ ANSWER_SECONDS = 120.0  # for a node of a cluster to start a process and look fo
 def start() -> None:
     """Joins the cluster that RAY_ADDRESS names, or starts one in this machine, closed to others.
 
-    Refused where nobody answers there.
+    Raises InvalidRequestError where nobody answers there.
     """
     if ray.is_initialized():
         return
@@ -59,16 +59,18 @@ def start() -> None:
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # what workers say goes into a file
     address = os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
-        _start_here()
+        _start_embedded()
         return
-    refuse_unreachable(address, found=_on_this_machine() if address == "auto" else None)
+    refuse_unreachable(address, found=_local_cluster_address() if address == "auto" else None)
     try:
         ray.init(address=address, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, RayError) as error:
-        raise Refused(scrubbed_text(f"RAY_ADDRESS={address}: the cluster cannot be joined: {error}")) from error
+        raise InvalidRequestError(
+            scrubbed_text(f"RAY_ADDRESS={address}: the cluster cannot be joined: {error}")
+        ) from error
 
 
-def _on_this_machine() -> str | None:
+def _local_cluster_address() -> str | None:
     """The address that Ray will take for ``auto``: of a running head, or of the last one that ``ray start`` began."""
     try:
         return services.canonicalize_bootstrap_address("auto")
@@ -76,7 +78,7 @@ def _on_this_machine() -> str | None:
         return None
 
 
-def _start_here() -> None:
+def _start_embedded() -> None:
     # Ray turns 127.0.0.1, when told to use it, into the machine's outer address, and then listens on all of them,
     # except where clusters are switched off, as they are on some systems by default.
     directory, clusters = ray_directory(), ray_constants.ENABLE_RAY_CLUSTER
@@ -87,11 +89,11 @@ def _start_here() -> None:
             include_dashboard=False,
             _temp_dir=directory,
             logging_level=logging.ERROR,
-            _system_config=EMBEDDED,
+            _system_config=EMBEDDED_CONFIG,
         )
     except Exception as error:  # Ray raises a bare one
         logs = f"{directory}/session_latest/logs"
-        raise Refused(
+        raise InvalidRequestError(
             f"Ray could not start on this machine: {error} Its logs are in {logs}; --runner inline does without it."
         ) from error
     finally:
@@ -106,7 +108,9 @@ def stop() -> None:
 
 def nodes() -> list[Node]:
     """What each node that is alive now has."""
-    return [Node(found.get("CPU", 0.0), found.get("GPU", 0.0)) for found in (one["Resources"] for one in _alive())]
+    return [
+        Node(found.get("CPU", 0.0), found.get("GPU", 0.0)) for found in (one["Resources"] for one in _alive_nodes())
+    ]
 
 
 def grows() -> bool:
@@ -119,11 +123,11 @@ def nodes_lacking(files: Mapping[str, int | None]) -> dict[str, list[str]]:
 
     ``files``: path → size, None for a directory. A single node is this one, and is not asked.
     """
-    alive = _alive()
+    alive = _alive_nodes()
     if len(alive) < 2 or not files:
         return {}
     asked = {
-        _missing.options(scheduling_strategy=NodeAffinitySchedulingStrategy(one["NodeID"], soft=False)).remote(
+        _list_missing.options(scheduling_strategy=NodeAffinitySchedulingStrategy(one["NodeID"], soft=False)).remote(
             dict(files)
         ): f"{one['NodeName']} ({one['NodeManagerHostname']})"
         for one in alive
@@ -133,7 +137,7 @@ def nodes_lacking(files: Mapping[str, int | None]) -> dict[str, list[str]]:
         try:
             found[name] = ray.get(reference, timeout=ANSWER_SECONDS)
         except GetTimeoutError as error:
-            raise Refused(
+            raise InvalidRequestError(
                 f"node {name} did not look for {', '.join(files)} within {ANSWER_SECONDS:.0f} s: its storage hangs, "
                 "or it is overloaded. Mend it, or take it out of the cluster."
             ) from error
@@ -143,24 +147,24 @@ def nodes_lacking(files: Mapping[str, int | None]) -> dict[str, list[str]]:
 
 
 @ray.remote(num_cpus=0)
-def _missing(files: dict[str, int | None]) -> list[str]:
+def _list_missing(files: dict[str, int | None]) -> list[str]:
     def there(path: Path, size: int | None) -> bool:
         return path.is_dir() if size is None else path.is_file() and path.stat().st_size == size
 
     return [path for path, size in files.items() if not there(Path(path), size)]
 
 
-def _alive() -> list[dict[str, Any]]:
+def _alive_nodes() -> list[dict[str, Any]]:
     return [one for one in ray.nodes() if one["Alive"]]
 
 
 def run_stages(items: Sequence[Any], stages: Sequence[Stage]) -> Iterator[Any]:
     """What the last stage makes of each item, in the order in which they are done.
 
-    Each item is one Ray record from end to end. Raises Stopped where a stage fails; what is done is done.
+    Each item is one Ray record from end to end. Raises JobStopped where a stage fails; what is done is done.
     """
-    for start in range(0, len(items), AT_ONCE):
-        yield from _run(items[start : start + AT_ONCE], stages)
+    for start in range(0, len(items), RECORDS_PER_RUN):
+        yield from _run(items[start : start + RECORDS_PER_RUN], stages)
 
 
 def _run(items: Sequence[Any], stages: Sequence[Stage]) -> Iterator[Any]:
@@ -198,14 +202,14 @@ def _run(items: Sequence[Any], stages: Sequence[Stage]) -> Iterator[Any]:
         with _quiet_core():
             for row in data.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
                 record = unpack(row)
-                if isinstance(record, Failed):
-                    raise Stopped(record.message) from _ThereError(record.trace)
+                if isinstance(record, StageFailure):
+                    raise JobStopped(record.message) from _RemoteTracebackError(record.trace)
                 yield record
     except RayError as error:
-        raise Stopped(f"Ray gave up: {error}") from error
+        raise JobStopped(f"Ray gave up: {error}") from error
 
 
-class _ThereError(Exception):
+class _RemoteTracebackError(Exception):
     """The traceback of another process."""
 
 
@@ -228,7 +232,7 @@ def _quiet_core() -> Iterator[None]:
             sys.stderr = python
 
 
-class _Board:
+class _TaskBoard:
     """The notes of who does what, in the cluster's own key-value store, apart from those of other drivers."""
 
     def __init__(self) -> None:
@@ -253,28 +257,28 @@ class _Board:
         return [value for value in found if value is not None]  # struck out since it was listed
 
 
-def doing() -> list[Doing]:
+def tasks_in_flight() -> list[InFlightTask]:
     """What every process of the run has in hand."""
-    return on(_Board())
+    return list_in_flight(_TaskBoard())
 
 
 def _attempt(stage: Stage, make: Callable[[], Callable[[Any], Any]], record: Any) -> Any:
-    """The record's next form; Failed where the stage raised, or one before it had."""
-    if isinstance(record, Failed):
+    """The record's next form; StageFailure where the stage raised, or one before it had."""
+    if isinstance(record, StageFailure):
         return record
     try:
-        with noted(_Board(), stage.name, record):
+        with track_task(_TaskBoard(), stage.name, record):
             return make()(record)
     except Exception as error:  # noqa: BLE001 - whatever it is, the driver tells it
-        return Failed(scrubbed_text(_told(error)), scrubbed_text(traceback.format_exc()))
+        return StageFailure(scrubbed_text(_describe_error(error)), scrubbed_text(traceback.format_exc()))
 
 
-def _told(error: Exception) -> str:
-    if not isinstance(error, Stopped | Refused):
+def _describe_error(error: Exception) -> str:
+    if not isinstance(error, JobStopped | InvalidRequestError):
         return f"{type(error).__name__}: {error}"
     node = ray.util.get_node_ip_address()
     # What the plan had not to refuse: that node sees something else.
-    return f"on node {node}: {error}" if isinstance(error, Refused) and node != LOOPBACK else str(error)
+    return f"on node {node}: {error}" if isinstance(error, InvalidRequestError) and node != LOOPBACK else str(error)
 
 
 class _Items(Datasource):
@@ -301,7 +305,7 @@ class _Read:
         self._stage, self._item = stage, item
 
     def __call__(self) -> list[pa.Table]:
-        return [pack(_attempt(self._stage, lambda: _made(pickle.dumps(self._stage.make)), self._item))]
+        return [pack(_attempt(self._stage, lambda: _build_once(pickle.dumps(self._stage.make)), self._item))]
 
 
 class _Task:
@@ -311,7 +315,7 @@ class _Task:
         self._stage = stage
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return pack(_attempt(self._stage, lambda: _made(pickle.dumps(self._stage.make)), unpack(batch)))
+        return pack(_attempt(self._stage, lambda: _build_once(pickle.dumps(self._stage.make)), unpack(batch)))
 
 
 class _Actor:
@@ -336,14 +340,14 @@ class _Actor:
 
 
 @cache
-def _made(make: bytes) -> Callable[[Any], Any]:
-    _stay()
+def _build_once(make: bytes) -> Callable[[Any], Any]:
+    _keep_process_alive()
     function: Callable[[Any], Any] = pickle.loads(make)()  # noqa: S301 - our own, from the driver
     return function
 
 
 @cache
-def _stay() -> Any:
+def _keep_process_alive() -> Any:
     """Keeps this process, and its memory, until the driver ends: Ray ends none that refers to an object.
 
     Of processes beyond one a core it ends those that had nothing to do for a second, and starts others with the next

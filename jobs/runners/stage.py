@@ -32,7 +32,7 @@ class Node:
     gpus: float
 
 
-def fit(have: float, need: float) -> int:
+def count_fitting(have: float, need: float) -> int:
     """How many that need so much."""
     return max(0, int((have + 1e-9) / need))
 

@@ -9,7 +9,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, cast
 
-from jobs.runners.in_flight import Doing
+from jobs.runners.in_flight import InFlightTask
 from jobs.util.formatting import duration
 
 OURS = signal.SIGUSR2
@@ -22,7 +22,7 @@ class Watchdog:
     Entered in another thread, it interrupts the main one by SIGINT.
     """
 
-    def __init__(self, seconds: float, doing: Callable[[], Sequence[Doing]]) -> None:
+    def __init__(self, seconds: float, doing: Callable[[], Sequence[InFlightTask]]) -> None:
         self.report: str | None = None
         self._seconds = seconds
         self._doing = doing

@@ -1,6 +1,6 @@
 """Where bytes are: local files and object stores (`s3://`, `gs://`, `az://`) behind one small API.
 
-What is wrong with one object is an `OSError`, what is wrong with a whole store `Unreachable`; both in our words.
+What is wrong with one object is an `OSError`, what is wrong with a whole store `StoreUnreachable`; both in our words.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import obstore
 
-from jobs.storage.hang_guard import NoAnswer, attended
+from jobs.storage.hang_guard import NoAnswer, map_with_hang_guard
 from jobs.storage.local_files import LocalFile, opened, read_from, regular
 from jobs.storage.object_store import head, is_remote, listed, local_path, locate, plain_etag
-from jobs.storage.retrying import patiently
+from jobs.storage.retrying import with_retries
 from jobs.storage.storage_errors import NotAFile
-from jobs.util.job_errors import Unreachable
+from jobs.util.job_errors import StoreUnreachable
 from jobs.util.plain_path import plain_path
 
 __all__ = [
@@ -135,7 +135,7 @@ def read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         return [b""] * len(ranges)
     store, key = locate(uri)
     starts, lengths = zip(*asked, strict=True)
-    found = iter(patiently(lambda: obstore.get_ranges(store, key, starts=starts, lengths=lengths), uri))
+    found = iter(with_retries(lambda: obstore.get_ranges(store, key, starts=starts, lengths=lengths), uri))
     return [bytes(next(found)) if length else b"" for _, length in ranges]
 
 
@@ -144,7 +144,7 @@ def answered(function: Callable[[], Result], uri: str) -> Result:
     store have a limit of their own."""
     if is_remote(uri):
         return function()
-    (result,) = attended(lambda _: function(), [uri])
+    (result,) = map_with_hang_guard(lambda _: function(), [uri])
     if isinstance(result, NoAnswer):
         raise result
     return result
@@ -195,7 +195,7 @@ class _RemoteFile(io.RawIOBase):
         if length <= 0:
             return b""
         ask = partial(obstore.get_range, self._store, self._key, start=self._position, length=length)
-        part = bytes(patiently(ask, self._uri))
+        part = bytes(with_retries(ask, self._uri))
         self._position += len(part)
         return part
 
@@ -219,7 +219,7 @@ def walk(root: str) -> Iterator[ObjectInfo]:
 
 def listed_files(paths: Sequence[bytes]) -> list[ObjectInfo]:
     """What a listing says of local files; of those that cannot be stat'ed, size 0 and no etag."""
-    infos = attended(_listed_file, paths)
+    infos = map_with_hang_guard(_listed_file, paths)
     return [_unknown(path) if isinstance(info, NoAnswer) else info for path, info in zip(paths, infos, strict=True)]
 
 
@@ -248,15 +248,17 @@ def keys(root: str) -> Iterator[str]:
 def _scan(directory: bytes, above: frozenset[tuple[int, int]]) -> Iterator[os.DirEntry[bytes]]:
     # Own recursion: obstore's LocalStore hides names such as "a#1.png" and percent-encodes others.
     # Sorting directories as "name/" makes the walk's order that of the full keys, as object stores have it.
-    (content,) = attended(_content, [directory])
+    (content,) = map_with_hang_guard(_content, [directory])
     if isinstance(content, NoAnswer):
-        raise Unreachable(f"{os.fsdecode(directory)} cannot be listed ({content}): mend its storage.")
+        raise StoreUnreachable(f"{os.fsdecode(directory)} cannot be listed ({content}): mend its storage.")
     identity, found = content
     if identity in above:
         log.warning("%s links back to a directory above it; not followed", os.fsdecode(directory))
         return
     links = [entry for entry in found if entry.is_symlink()]  # only of these the next question goes to the disk
-    directories = {entry for entry, yes in zip(links, attended(_is_directory, links), strict=True) if yes is True}
+    directories = {
+        entry for entry, yes in zip(links, map_with_hang_guard(_is_directory, links), strict=True) if yes is True
+    }
     directories.update(entry for entry in found if not entry.is_symlink() and entry.is_dir())
     entries = sorted((entry.name + b"/" * (entry in directories), entry) for entry in found)
     for name, entry in entries:

@@ -11,8 +11,8 @@ from threading import Event, Thread, local
 from time import monotonic
 from typing import Generic, TypeVar
 
-from jobs.storage.retrying import patience
-from jobs.util.job_errors import Unreachable
+from jobs.storage.retrying import retry_seconds
+from jobs.util.job_errors import StoreUnreachable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -29,27 +29,28 @@ class NoAnswer(OSError):
         self.strerror = str(self)
 
 
-def attended(
+def map_with_hang_guard(
     function: Callable[[Item], Result], items: Sequence[Item], *, name: Callable[[Item], object] = str
 ) -> list[Result | NoAnswer]:
-    """``function`` of each item, in order; NoAnswer for an item over which it hangs for ``patience()`` seconds.
+    """``function`` of each item, in order; NoAnswer for an item over which it hangs for ``retry_seconds()`` seconds.
 
-    What ``function`` raises is raised here. Raises Unreachable, with the ``name`` of an item, if several hang in a row.
+    What ``function`` raises is raised here. Raises StoreUnreachable, with the ``name`` of an item, if several hang in
+    a row.
     """
     results: list[Result | NoAnswer] = []
     hung = 0
     while len(results) < len(items):
         batch = _Batch(function, items[len(results) :])
-        done = batch.done_until_stuck(patience())
+        done = batch.done_until_stuck(retry_seconds())
         results += done
         if len(results) < len(items):
             hung = 1 if done else hung + 1
             if hung == MOST_IN_A_ROW:
-                raise Unreachable(
-                    f"{hung} reads one after the other had no answer within {patience():g} s each, the last of "
+                raise StoreUnreachable(
+                    f"{hung} reads one after the other had no answer within {retry_seconds():g} s each, the last of "
                     f"{name(items[len(results)])}: mend its storage, or wait longer with SALIENCY_STORE_SECONDS."
                 )
-            results.append(NoAnswer(patience()))
+            results.append(NoAnswer(retry_seconds()))
     return results
 
 
@@ -73,7 +74,7 @@ class _Batch(Generic[Item, Result]):
         self._error: BaseException | None = None
         self._ended = Event()
         self._left = False
-        Thread(target=self._work, name="attended", daemon=True).start()  # a daemon: the process must be able to end
+        Thread(target=self._work, name="hang guard", daemon=True).start()  # a daemon: the process must be able to end
 
     def done_until_stuck(self, seconds: float) -> list[Result]:
         """The results, in order; fewer than there are items if the call of the next one hangs."""

@@ -18,7 +18,7 @@ from time import monotonic, sleep
 
 from jobs.storage.hang_guard import note_progress
 from jobs.storage.object_store import local_path
-from jobs.storage.retrying import patience
+from jobs.storage.retrying import retry_seconds
 from jobs.storage.storage_errors import NotAFile
 
 PIECE = 4 << 20  # bytes of one read, however slow the disk
@@ -46,7 +46,7 @@ def opened(uri: str) -> Iterator[int]:
 def _open(uri: str) -> int:
     path = local_path(uri)
     regular(path.stat(), uri)
-    until = monotonic() + patience()
+    until = monotonic() + retry_seconds()
     while True:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

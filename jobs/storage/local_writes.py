@@ -15,7 +15,7 @@ from pathlib import Path
 _CANNOT = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.ENOENT}
 
 
-def write_whole(root: Path, key: str, data: bytes, *, create: bool = False, lasting: bool = True) -> None:
+def write_atomically(root: Path, key: str, data: bytes, *, create: bool = False, lasting: bool = True) -> None:
     """Writes ``root/key`` under another name and renames it. Raises OSError; FileExistsError where it is there and
     ``create``; FileNotFoundError if there is no ``root``, which is never made."""
     path = root / key
@@ -36,17 +36,17 @@ def write_whole(root: Path, key: str, data: bytes, *, create: bool = False, last
         with suppress(FileNotFoundError):
             staged.unlink()
     if lasting:
-        settle_names(root, key)
+        fsync_names(root, key)
 
 
-def settle(root: Path, key: str) -> None:
+def fsync_object(root: Path, key: str) -> None:
     """Returns when ``root/key``, which somebody else wrote, is on the disk under that name."""
     with suppress(FileNotFoundError):  # somebody took it away again
         _sync(root / key)
-    settle_names(root, key)
+    fsync_names(root, key)
 
 
-def settle_names(root: Path, key: str) -> None:
+def fsync_names(root: Path, key: str) -> None:
     """Returns when the directories from ``root/key`` up to the one that names ``root`` are on the disk."""
     for above in (root / key).parents:
         try:

@@ -18,12 +18,12 @@ import obstore
 from obstore.exceptions import InvalidPathError
 from obstore.store import LocalStore, from_url
 
-from jobs.storage.local_writes import settle_names, write_whole
+from jobs.storage.local_writes import fsync_names, write_atomically
 from jobs.storage.raw_listing import NotListed, raw_objects
-from jobs.storage.retrying import FIRST_PAUSE, LONGEST_PAUSE, Tries, patience, patiently
-from jobs.storage.storage_errors import RAISED, failures, status_of, told
-from jobs.util.job_errors import Gone, Unusable
-from saliency_core.errors import Refused
+from jobs.storage.retrying import FIRST_PAUSE, LONGEST_PAUSE, RetryBudget, retry_seconds, with_retries
+from jobs.storage.storage_errors import RAISED, status_of, translate_error, translated_errors
+from jobs.util.job_errors import StoreMissing, StoreUnusable
+from saliency_core.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -41,11 +41,12 @@ def is_remote(uri: str) -> bool:
 
 
 def local_path(uri: str | Path) -> Path:
-    """The path of a plain path or a percent-encoded `file://` URI. Raises Refused for a URI of another host."""
+    """The path of a plain path or a percent-encoded `file://` URI. Raises InvalidRequestError for a URI of another
+    host."""
     if isinstance(uri, str) and uri.startswith("file://"):
         host, slash, path = uri.removeprefix("file://").partition("/")
         if host.lower() not in ("", "localhost") or not slash:
-            raise Refused(
+            raise InvalidRequestError(
                 f"{uri} has {host or 'nothing'} in the place of the host, and files of other hosts are not read: write "
                 "the whole path, with or without file:// before its first slash"
             )
@@ -64,7 +65,7 @@ def open_output(out: str, *, make: bool = False) -> ObjectStore:
     """The store of an output directory, local or remote; keys are relative to it.
 
     ``make``: a local directory that is missing is made. Only a command that begins there does so. Otherwise raises
-    Unusable: what is written into a directory made again would stand there without its record.
+    StoreUnusable: what is written into a directory made again would stand there without its record.
     """
     with refusals(out):
         if is_remote(out):
@@ -79,7 +80,7 @@ def locate(uri: str) -> tuple[ObjectStore, str]:
     """The bucket's store and the key in it, taken as written: `#`, `?` and `%20` are part of a key."""
     scheme, _, rest = uri.partition("://")
     bucket, _, key = rest.partition("/")
-    with failures(uri):
+    with translated_errors(uri):
         return _bucket(f"{scheme}://{bucket}"), key.strip("/")
 
 
@@ -89,7 +90,7 @@ def _bucket(url: str) -> ObjectStore:
 
 
 def _open(url: str) -> ObjectStore:
-    seconds, variables = patience(), VARIABLES[url.partition("://")[0]]
+    seconds, variables = retry_seconds(), VARIABLES[url.partition("://")[0]]
     # A request without an answer is given up in time for two more.
     client = {"timeout": f"{max(1, round(seconds / 3))}s", "connect_timeout": f"{max(1, round(min(5, seconds / 3)))}s"}
     # Options that are given here are all that the client has: what the environment says of it must be among them.
@@ -113,7 +114,7 @@ def _open(url: str) -> ObjectStore:
 
 
 def head(store: ObjectStore, key: str, uri: str) -> ObjectMeta:
-    """Size and etag of an object. Raises OSError or Unreachable."""
+    """Size and etag of an object. Raises OSError or StoreUnreachable."""
 
     def ask() -> ObjectMeta:
         try:
@@ -124,12 +125,12 @@ def head(store: ObjectStore, key: str, uri: str) -> ObjectMeta:
             # An answer to HEAD has no body to tell a forbidden object from credentials that have expired.
             return obstore.get(store, key, options={"range": (0, 1)}).meta
 
-    return patiently(ask, uri)
+    return with_retries(ask, uri)
 
 
 def listed(store: ObjectStore, prefix: str | None, uri: str) -> Iterator[ObjectMeta]:
-    """The objects below ``prefix``, in the order that the store gives them. Raises OSError or Unreachable."""
-    tries, last = Tries(uri), None
+    """The objects below ``prefix``, in the order that the store gives them. Raises OSError or StoreUnreachable."""
+    tries, last = RetryBudget(uri), None
     while True:
         try:
             for batch in obstore.list(store, prefix, offset=last, chunk_size=1000):
@@ -142,7 +143,7 @@ def listed(store: ObjectStore, prefix: str | None, uri: str) -> Iterator[ObjectM
             try:
                 yield from cast("Iterator[ObjectMeta]", raw_objects(store, prefix=below, after=last or "", uri=uri))
             except NotListed:
-                raise told(error, uri) from None
+                raise translate_error(error, uri) from None
             return
         except RAISED as error:
             tries.wait(error)
@@ -161,9 +162,9 @@ def address(store: ObjectStore) -> str:
     return "/".join(filter(None, [f"{scheme}://{root}", str(getattr(store, "prefix", None) or "")]))
 
 
-def gone(what: str) -> Gone:
+def gone(what: str) -> StoreMissing:
     """The error of a store that lost its directory, or its record, while a command works in it."""
-    return Gone(
+    return StoreMissing(
         f"{what} is gone: it was renamed or removed while this command was at work. Nothing is made again in its "
         "place. If it was renamed, put it back, and run the same command again; if it was removed, that command "
         "begins anew."
@@ -179,13 +180,13 @@ def put(store: ObjectStore, key: str, data: bytes, *, create: bool = False, last
     with refusals(uri):
         try:
             if isinstance(store, LocalStore):
-                write_whole(Path(str(store.prefix)), key, data, create=create, lasting=lasting)
+                write_atomically(Path(str(store.prefix)), key, data, create=create, lasting=lasting)
             else:
-                patiently(lambda: obstore.put(store, key, data, mode="create" if create else "overwrite"), uri)
+                with_retries(lambda: obstore.put(store, key, data, mode="create" if create else "overwrite"), uri)
         except FileNotFoundError:
             if isinstance(store, LocalStore):
                 raise gone(address(store)) from None
-            raise Unusable(f"{uri} cannot be written: there is no such bucket or container.") from None
+            raise StoreUnusable(f"{uri} cannot be written: there is no such bucket or container.") from None
 
 
 def delete(store: ObjectStore, key: str) -> None:
@@ -193,26 +194,26 @@ def delete(store: ObjectStore, key: str) -> None:
     uri = f"{address(store)}/{key}"
     with refusals(uri):
         with suppress(FileNotFoundError):
-            patiently(lambda: obstore.delete(store, key), uri)
+            with_retries(lambda: obstore.delete(store, key), uri)
         if isinstance(store, LocalStore):
-            settle_names(Path(str(store.prefix)), key)
+            fsync_names(Path(str(store.prefix)), key)
 
 
 def read_object(store: ObjectStore, key: str) -> bytes:
     """The whole object. Raises FileNotFoundError where there is none."""
     uri = f"{address(store)}/{key}"
     with refusals(uri):
-        return patiently(lambda: bytes(obstore.get(store, key).bytes()), uri)
+        return with_retries(lambda: bytes(obstore.get(store, key).bytes()), uri)
 
 
 def stream(store: ObjectStore, key: str) -> Iterator[bytes]:
     """The object in pieces. Raises FileNotFoundError where there is none."""
     uri = f"{address(store)}/{key}"
     with refusals(uri):
-        start, size = 0, patiently(lambda: obstore.head(store, key)["size"], uri)
+        start, size = 0, with_retries(lambda: obstore.head(store, key)["size"], uri)
         while start < size:
             length = min(PIECE, size - start)
-            yield bytes(patiently(partial(obstore.get_range, store, key, start=start, length=length), uri))
+            yield bytes(with_retries(partial(obstore.get_range, store, key, start=start, length=length), uri))
             start += length
 
 
@@ -224,12 +225,12 @@ def list_keys(store: ObjectStore, prefix: str | None = None) -> Iterator[str]:
 
 @contextmanager
 def refusals(uri: str) -> Iterator[None]:
-    """What one of our own objects cannot be had or put for ends the run: raises Unusable, and passes on what there is,
-    or is not."""
+    """What one of our own objects cannot be had or put for ends the run: raises StoreUnusable, and passes on what
+    there is, or is not."""
     try:
-        with failures(uri):
+        with translated_errors(uri):
             yield
     except (FileNotFoundError, FileExistsError):
         raise
     except OSError as error:
-        raise Unusable(f"{error.filename}: {error.strerror}.") from error
+        raise StoreUnusable(f"{error.filename}: {error.strerror}.") from error

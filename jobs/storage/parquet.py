@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from obstore.store import LocalStore, ObjectStore
 
-from jobs.storage.local_writes import settle
+from jobs.storage.local_writes import fsync_object
 from jobs.storage.object_store import address, refusals
 
 UNREADABLE = (
@@ -26,10 +26,10 @@ def parquet_bytes(table: pa.Table) -> bytes:
     """A Parquet file that tells when a bit of it flips. Equal input, equal bytes."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    return sealed(bytes(sink.getvalue()))
+    return with_checksum(bytes(sink.getvalue()))
 
 
-def sealed(data: bytes) -> bytes:
+def with_checksum(data: bytes) -> bytes:
     """A Parquet file with the SHA-256 of its bytes in front of its footer, where no reader looks.
 
     The format itself has checksums only of what is in a page: elsewhere many a flip is read as other names or nulls.
@@ -39,7 +39,7 @@ def sealed(data: bytes) -> bytes:
 
 
 def parquet_file(data: bytes) -> pq.ParquetFile:
-    """What ``sealed`` made, or earlier versions did. Raises one of UNREADABLE where a bit flipped."""
+    """What ``with_checksum`` made, or earlier versions did. Raises one of UNREADABLE where a bit flipped."""
     footer = _footer(data)
     start = max(0, footer - len(_SEAL) - hashlib.sha256().digest_size)
     seal = data[start:footer]
@@ -62,7 +62,7 @@ def _footer(data: bytes) -> int:
     return max(0, len(data) - 8 - int.from_bytes(data[-8:-4], "little"))
 
 
-class HashingSink:
+class HashingWriter:
     """A file object that pyarrow can write to; the object appears whole, when it is finished."""
 
     def __init__(self, store: ObjectStore, key: str) -> None:
@@ -88,4 +88,4 @@ class HashingSink:
         with refusals(self._where):
             self._writer.close()
             if isinstance(self._store, LocalStore):
-                settle(Path(str(self._store.prefix)), self._key)
+                fsync_object(Path(str(self._store.prefix)), self._key)

@@ -23,9 +23,9 @@ from xml.etree import ElementTree
 import obstore
 from obstore.store import GCSStore, ObjectStore, S3Store
 
-from jobs.storage.retrying import FIRST_PAUSE, LONGEST_PAUSE, patience
+from jobs.storage.retrying import FIRST_PAUSE, LONGEST_PAUSE, retry_seconds
 from jobs.storage.storage_errors import ASK_AGAIN, RAISED
-from jobs.util.job_errors import Unreachable
+from jobs.util.job_errors import StoreUnreachable
 
 LARGEST_PAGE = 16 << 20  # bytes; a page has at most a thousand keys of a kilobyte. What is cut off does not parse
 VALID = timedelta(minutes=15)  # of a signed request: the clocks may differ
@@ -38,7 +38,7 @@ class NotListed(Exception):
 
 def raw_objects(store: Any, *, prefix: str, after: str, uri: str) -> Iterator[dict[str, Any]]:
     """``path``, ``size`` and ``e_tag`` of each key below ``prefix`` that sorts behind ``after``, in order, whatever the
-    key holds. Raises NotListed, or Unreachable of ``uri``."""
+    key holds. Raises NotListed, or StoreUnreachable of ``uri``."""
     page = {"list-type": "2", "encoding-type": "url", "prefix": prefix} | ({"start-after": after} if after else {})
     while True:
         answer = _answer(store, page, uri)
@@ -57,10 +57,10 @@ def raw_objects(store: Any, *, prefix: str, after: str, uri: str) -> Iterator[di
 
 
 def _answer(store: Any, page: dict[str, str], uri: str) -> ElementTree.Element:
-    until, pause = monotonic() + patience(), FIRST_PAUSE
+    until, pause = monotonic() + retry_seconds(), FIRST_PAUSE
     while True:
         try:
-            with urlopen(_request(store, page), timeout=max(1.0, patience() / 3)) as answer:  # noqa: S310 - the user's endpoint
+            with urlopen(_request(store, page), timeout=max(1.0, retry_seconds() / 3)) as answer:  # noqa: S310 - the user's endpoint
                 listing = ElementTree.fromstring(answer.read(LARGEST_PAGE))  # noqa: S314 - the store's own
             if not listing.tag.endswith("ListBucketResult"):
                 raise NotListed
@@ -74,7 +74,7 @@ def _answer(store: Any, page: dict[str, str], uri: str) -> ElementTree.Element:
         except (OSError, HTTPException):
             trouble = "no connection"
         if monotonic() > until:
-            raise Unreachable(f"{uri}: the store failed, and went on failing ({trouble}).")
+            raise StoreUnreachable(f"{uri}: the store failed, and went on failing ({trouble}).")
         sleep(pause)
         pause = min(LONGEST_PAUSE, 2 * pause)
 

@@ -1,6 +1,7 @@
 """What object stores and disks raise, in our words: their own texts may quote signed URLs.
 
-What is wrong with one object is an OSError. What is wrong with its whole store is Unreachable: no image is to blame.
+What is wrong with one object is an OSError. What is wrong with its whole store is StoreUnreachable: no image is to
+blame.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from contextlib import contextmanager
 
 from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
 
-from jobs.util.job_errors import Unreachable
-from saliency_core.errors import Refused
+from jobs.util.job_errors import StoreUnreachable
+from saliency_core.errors import InvalidRequestError
 
 RAISED = (BaseError, OSError, ValueError)
 """What obstore's functions raise, its writers (an OSError without a number) among them."""
@@ -53,19 +54,19 @@ class NotAFile(OSError):
 
 
 @contextmanager
-def failures(uri: str) -> Iterator[None]:
-    """Turns what obstore raises over ``uri`` into an OSError or Unreachable, without the store's own text."""
+def translated_errors(uri: str) -> Iterator[None]:
+    """Turns what obstore raises over ``uri`` into an OSError or StoreUnreachable, without the store's own text."""
     try:
         yield
-    except Refused:  # a ValueError, and ours
+    except InvalidRequestError:  # a ValueError, and ours
         raise
     except RAISED as error:
         if isinstance(error, OSError) and error.filename == uri:
             raise  # told already
-        raise told(error, uri) from None
+        raise translate_error(error, uri) from None
 
 
-def told(error: Exception, uri: str) -> OSError | Unreachable:
+def translate_error(error: Exception, uri: str) -> OSError | StoreUnreachable:
     """``error``, which obstore raised, as ours."""
     text, status, code = str(error), status_of(error), _code(error)
     if isinstance(error, FileNotFoundError):
@@ -73,11 +74,13 @@ def told(error: Exception, uri: str) -> OSError | Unreachable:
     if isinstance(error, AlreadyExistsError):
         return FileExistsError(errno.EEXIST, "is there already", uri)
     if code in RENEW:
-        return Unreachable(f"{uri}: {RENEW[code]} ({code}).")
+        return StoreUnreachable(f"{uri}: {RENEW[code]} ({code}).")
     if isinstance(error, UnauthenticatedError):
-        return Unreachable(f"{uri}: the store does not accept the credentials ({status or 401}): check or renew them.")
+        return StoreUnreachable(
+            f"{uri}: the store does not accept the credentials ({status or 401}): check or renew them."
+        )
     if _CREDENTIALS.search(text):
-        return Unreachable(
+        return StoreUnreachable(
             f"{uri}: no credentials could be had: there are none in the environment, and this machine's own service "
             "for them gave none."
         )
@@ -87,14 +90,14 @@ def told(error: Exception, uri: str) -> OSError | Unreachable:
     if isinstance(error, PermissionDeniedError):
         more = f" ({code})" if code else ""
         return PermissionError(errno.EACCES, f"access denied{more}: check the store's credentials", uri)
-    if transient(error):
-        return Unreachable(f"{uri}: the store failed, and went on failing ({_reason(text, status, code)}).")
+    if is_transient(error):
+        return StoreUnreachable(f"{uri}: the store failed, and went on failing ({_reason(text, status, code)}).")
     if named := _odd_key(text):
         return NotAFile(errno.EIO, named, uri)
     return OSError(errno.EIO, _misaddressed(text) or _answered(status, code, error), uri)
 
 
-def transient(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Whether a later try may end otherwise: the store did not answer, or answered that it cannot for now."""
     if isinstance(error, FileNotFoundError | AlreadyExistsError | PermissionDeniedError | UnauthenticatedError):
         return False

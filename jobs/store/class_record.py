@@ -5,7 +5,7 @@ from __future__ import annotations
 from jobs.config.classes_config import ClassesConfig
 from jobs.store.open import existing_record
 from jobs.store.run_record import Record
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 
 class ClassRun(Record):
@@ -31,8 +31,8 @@ def existing_class_run(out: str) -> ClassRun | None:
 
 
 def open_class_run(out: str) -> ClassRun:
-    """Refused where there is none."""
+    """Raises InvalidRequestError where there is none."""
     run = existing_class_run(out)
     if run is None:
-        raise Refused(f"{out} holds no {ClassRun.KEY}, so nothing was planned there: run classes again.")
+        raise InvalidRequestError(f"{out} holds no {ClassRun.KEY}, so nothing was planned there: run classes again.")
     return run

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 
 from jobs.storage.object_store import put, read_object
-from jobs.storage.parquet import HashingSink
+from jobs.storage.parquet import HashingWriter
 from jobs.store.arrays import metadata_objects
 from jobs.store.index import (
     OK,
@@ -155,7 +155,7 @@ def _has_line(store: ObjectStore, key: str, hexadecimal: str) -> bool:
 
 def _compact(store: ObjectStore, run: Run, sums: dict[str, str]) -> Totals:
     totals = Totals()
-    sink = HashingSink(store, INDEX_PARQUET)
+    sink = HashingWriter(store, INDEX_PARQUET)
     file, how = pa.PythonFile(sink, mode="w"), {"compression": "zstd", "write_page_checksum": True}
     with pq.ParquetWriter(file, schema(run), **how) as writer:
         parts = _parts(store, run, totals, sums)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from saliency_core.class_visualization.ascent_recipe import Recipe
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from jobs.config.job_config import JobConfig
@@ -194,7 +194,7 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 
 def refuse_other_fingerprint(run: Record, fingerprint: Mapping[str, Any], *, where: str) -> None:
-    """Raises Refused, with the keys that differ, if the store was made by another run."""
+    """Raises InvalidRequestError, with the keys that differ, if the store was made by another run."""
     keys = differing(run.fingerprint, fingerprint)
     if not keys:
         return
@@ -202,7 +202,7 @@ def refuse_other_fingerprint(run: Record, fingerprint: Mapping[str, Any], *, whe
         f"{key}: the store has {_short(_value(run.fingerprint, key))}, this run {_short(_value(fingerprint, key))}"
         for key in keys
     )
-    raise Refused(
+    raise InvalidRequestError(
         f"{where} holds another run, and what it made would not fit together with this:\n  {told}\n"
         f"Give another --out, or the configuration that the store was made with (its {run.KEY} has it)."
     )

@@ -16,7 +16,7 @@ from jobs.store.layout import INDEX, index_key, unit_of_index
 from jobs.store.run_record import Run
 from jobs.util.failure_reasons import without_names
 from jobs.util.formatting import first_line
-from jobs.util.job_errors import Stopped
+from jobs.util.job_errors import JobStopped
 from jobs.util.lookahead import map_ahead
 
 OK, PARTIAL, QUARANTINED = "ok", "partial", "quarantined"
@@ -86,11 +86,11 @@ def decode_part(data: bytes) -> tuple[pa.Table, Commit]:
     return table.replace_schema_metadata(None), commit
 
 
-class DamagedError(Stopped):
+class DamagedError(JobStopped):
     """An object of the store cannot be read; the message tells what to do."""
 
 
-class WithdrawnError(Stopped):
+class WithdrawnError(JobStopped):
     """A unit has no commit, though it is asked for: another process withdrew it in the meantime."""
 
 

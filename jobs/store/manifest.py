@@ -18,12 +18,12 @@ from obstore.store import ObjectStore
 
 from jobs.inputs.entry import Entry
 from jobs.storage.object_store import put, read_object
-from jobs.storage.parquet import UNREADABLE, parquet_file, sealed
+from jobs.storage.parquet import UNREADABLE, parquet_file, with_checksum
 from jobs.store.index import DamagedError
 from jobs.store.layout import manifest_key
 from jobs.store.run_record import Run
 from jobs.util.formatting import first_line
-from jobs.util.job_errors import Stopped
+from jobs.util.job_errors import JobStopped
 
 SCHEMA = pa.schema(
     {
@@ -83,7 +83,7 @@ class Digests:
         return self._labels.hexdigest()
 
 
-class Lines:
+class ManifestBuilder:
     """Cuts a listing into tables of one unit each; ``summary`` is whole when they have all been taken."""
 
     def __init__(self, entries: Iterable[Entry], *, unit_size: int, n_classes: int, resolve: LabelResolver) -> None:
@@ -129,7 +129,7 @@ def resolved(label: int | str | None, resolve: LabelResolver) -> tuple[int | Non
     return (number, None) if number is not None and -(2**31) < number < 2**31 else (None, str(label))
 
 
-def write_manifest(store: ObjectStore, lines: Lines) -> Summary:
+def write_manifest(store: ObjectStore, lines: ManifestBuilder) -> Summary:
     """Writes the parts. Raises what the listing raises."""
     units = iter(lines)
     part = 0
@@ -145,10 +145,10 @@ def encode_part(units: list[pa.Table]) -> bytes:
     with pq.ParquetWriter(sink, SCHEMA, compression="zstd", write_page_checksum=True) as writer:
         for table in units:
             writer.write_table(table, row_group_size=max(1, len(table)))
-    return sealed(bytes(sink.getvalue()))
+    return with_checksum(bytes(sink.getvalue()))
 
 
-def scan(lines: Lines) -> Summary:
+def scan(lines: ManifestBuilder) -> Summary:
     """The summary alone, for a store that has its manifest already."""
     for _ in lines:
         pass
@@ -169,7 +169,7 @@ class Manifest:
             try:
                 data = read_object(self._store, manifest_key(part))
             except FileNotFoundError:
-                raise Stopped(
+                raise JobStopped(
                     f"{manifest_key(part)} is missing: the run was stopped while it was planned. Run explain again, "
                     "which puts it there."
                 ) from None

@@ -14,11 +14,11 @@ from jobs.storage.files import is_remote, local_path
 from jobs.storage.object_store import list_keys, open_output, put, read_object
 from jobs.store.fingerprint import refuse_other_fingerprint
 from jobs.store.layout import RUN_JSON
-from jobs.store.run_record import AnyRecord, Record, Run, parse_record, proven
+from jobs.store.run_record import AnyRecord, Record, Run, is_proven, parse_record
 from jobs.store.software_versions import gone_on
 from jobs.util.environment import can_write
-from jobs.util.job_errors import Unusable
-from saliency_core.errors import Refused
+from jobs.util.job_errors import StoreUnusable
+from saliency_core.errors import InvalidRequestError
 
 _STORES = {
     RUN_JSON: ("explain", "status", "verify", "retry", "show", "audit", "compare", "export"),
@@ -28,10 +28,12 @@ _STORES = {
 
 
 def open_run(out: str) -> tuple[ObjectStore, Run]:
-    """An existing store and its run.json; Refused, with nothing made, where there is none."""
+    """An existing store and its run.json; InvalidRequestError, with nothing made, where there is none."""
     run = existing_run(out)
     if run is None:
-        raise Refused(f"{out} holds no {RUN_JSON}, so it is no store, or its planning never ended: run explain again.")
+        raise InvalidRequestError(
+            f"{out} holds no {RUN_JSON}, so it is no store, or its planning never ended: run explain again."
+        )
     return open_output(out), run
 
 
@@ -43,23 +45,23 @@ def existing_run(out: str) -> Run | None:
 def existing_record(kind: type[AnyRecord], out: str) -> AnyRecord | None:
     """The record that ``out`` holds; None where ``out`` is absent or empty.
 
-    Refused where it holds anything else, for nothing of anybody's is overwritten, and where it cannot be read. Makes
-    nothing.
+    Raises InvalidRequestError where it holds anything else, for nothing of anybody's is overwritten, and where it
+    cannot be read. Makes nothing.
     """
     try:
         out = full_path(out)
     except ValueError as error:
-        raise Refused(f"--out {out!r} {error}.") from error
+        raise InvalidRequestError(f"--out {out!r} {error}.") from error
     if not is_remote(out):
         path = local_path(out)
         if not path.exists():
             return None
         if not path.is_dir():
-            raise Refused(f"--out {out} is no directory: choose another.")
+            raise InvalidRequestError(f"--out {out} is no directory: choose another.")
     try:
         data = _record_or_nothing(kind, out)
-    except Unusable as error:
-        raise Refused(f"--out {error}") from error
+    except StoreUnusable as error:
+        raise InvalidRequestError(f"--out {error}") from error
     if data is None:
         return None
     record = parse_record(kind, data, where=out)
@@ -79,10 +81,10 @@ def _record_or_nothing(kind: type[Record], out: str) -> bytes | None:
         for key, commands in _STORES.items():
             with suppress(FileNotFoundError):
                 read_object(store, key)
-                raise Refused(
+                raise InvalidRequestError(
                     f"{out} holds {key}, so it is a store of `saliency {commands[0]}`, for {', '.join(commands[1:])}."
                 )
-        raise Refused(
+        raise InvalidRequestError(
             f"--out {out} is not empty and not a store of ours (it holds {', '.join(foreign)} …), and nothing is "
             "overwritten: choose another, or empty it yourself."
         )
@@ -102,12 +104,12 @@ def claim(record: AnyRecord, *, accept_versions: bool = False) -> AnyRecord:
     """Puts the record where there is none: of several runs that plan into one place, the first has it.
 
     What is there already is somebody else's, who may go on along with this one if it is the same run: both then write
-    the same bytes. Else Refused, with nothing of the other's touched. Returns the record, with the other's software if
-    that is another and ``accept_versions``.
+    the same bytes. Else InvalidRequestError, with nothing of the other's touched. Returns the record, with the other's
+    software if that is another and ``accept_versions``.
     """
     out = record.config.out
     try:
-        put(open_output(out, make=True), record.KEY, proven(record), create=True)
+        put(open_output(out, make=True), record.KEY, is_proven(record), create=True)
     except FileExistsError:
         other = existing_record(type(record), out)
         if other is not None:
@@ -117,13 +119,14 @@ def claim(record: AnyRecord, *, accept_versions: bool = False) -> AnyRecord:
 
 
 def refuse_reordered(stored: Sequence[str], images: Sequence[str]) -> None:
-    """Refused if one of the --images of a store stands elsewhere among those of a run that goes on with it.
+    """Raises InvalidRequestError if one of the --images of a store stands elsewhere among those of a run that goes on
+    with it.
 
     The sample ids of several inputs begin with their positions, so in another order equal names are other files.
     """
     moved = [path for path in images if path in stored and stored.index(path) != images.index(path)]
     if moved:
-        raise Refused(
+        raise InvalidRequestError(
             f"--images {moved[0]} is input {images.index(moved[0])} of this run, and was {stored.index(moved[0])} when "
             f"the store was planned, so rows would get images of another input. Give them in the store's order: "
             f"{' '.join(f'--images {path}' for path in stored)}"
@@ -131,7 +134,7 @@ def refuse_reordered(stored: Sequence[str], images: Sequence[str]) -> None:
 
 
 def refuse_inside(output: str, out: str) -> None:
-    """Refused where --output lies in the store ``out``."""
+    """Raises InvalidRequestError where --output lies in the store ``out``."""
     if is_remote(output) != is_remote(out):
         return
     if is_remote(out):
@@ -139,11 +142,12 @@ def refuse_inside(output: str, out: str) -> None:
     else:
         inside = local_path(output).resolve().is_relative_to(local_path(out).resolve())
     if inside:
-        raise Refused(f"--output {output} lies in the store {out}, of which it is no part: choose another.")
+        raise InvalidRequestError(f"--output {output} lies in the store {out}, of which it is no part: choose another.")
 
 
 def refuse_unwritable(out: str, *, flag: str = "--out") -> None:
-    """Refused where ``out``, which ``flag`` gave, is local and could not be made, or written. Makes nothing."""
+    """Raises InvalidRequestError where ``out``, which ``flag`` gave, is local and could not be made, or written. Makes
+    nothing."""
     if is_remote(out):
         return
     above = local_path(out).absolute()
@@ -151,8 +155,8 @@ def refuse_unwritable(out: str, *, flag: str = "--out") -> None:
         while not above.exists():
             above = above.parent
     except OSError as error:  # a name that is too long
-        raise Refused(f"{flag} {out} cannot be made: {error.strerror}. Choose another.") from error
+        raise InvalidRequestError(f"{flag} {out} cannot be made: {error.strerror}. Choose another.") from error
     if not above.is_dir() or not can_write(above):
-        raise Refused(
+        raise InvalidRequestError(
             f"{flag} {out} cannot be written: {above} is no directory that this user can write. Choose another."
         )

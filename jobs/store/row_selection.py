@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jobs.store.store_reader import Store
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.targets.class_targets import class_number
 
 
@@ -22,26 +22,27 @@ def choose_rows(
     lowest: str | None = None,
     n: int = 6,
 ) -> list[int]:
-    """Row numbers, at least one. Refused for a contradiction, an unknown class or column, and where no row is left."""
+    """Row numbers, at least one. Raises InvalidRequestError for a contradiction, an unknown class or column, and where
+    no row is left."""
     if rows is not None:
         if class_ is not None or highest is not None or lowest is not None:
-            raise Refused("--rows names the rows itself: drop it, or drop --class, --highest and --lowest.")
+            raise InvalidRequestError("--rows names the rows itself: drop it, or drop --class, --highest and --lowest.")
         if not rows:
-            raise Refused("--rows is empty: give at least one row number.")
+            raise InvalidRequestError("--rows is empty: give at least one row number.")
         return list(rows)
     if highest is not None and lowest is not None:
-        raise Refused("--highest and --lowest exclude each other: give one.")
+        raise InvalidRequestError("--highest and --lowest exclude each other: give one.")
     if n < 1:
-        raise Refused(f"-n {n} shows nothing: give at least 1.")
+        raise InvalidRequestError(f"-n {n} shows nothing: give at least 1.")
     candidates = store.committed_rows()
     if not len(candidates):
-        raise Refused(f"{store.run.config.out} has no committed rows yet: run explain again to go on.")
+        raise InvalidRequestError(f"{store.run.config.out} has no committed rows yet: run explain again to go on.")
     if class_ is not None:
         number = class_number(class_, store.run.class_names, n_classes=store.run.n_classes)
         classes = store.lines(candidates, [f"{target}__class"])[0]
         candidates = candidates[np.asarray(pc.fill_null(pc.equal(classes, number), False))]
         if not len(candidates):
-            raise Refused(
+            raise InvalidRequestError(
                 f"no row has class {class_!r} as its {target}: choose another class, or an array of another target."
             )
     column = highest or lowest
@@ -49,7 +50,9 @@ def choose_rows(
         values = _numbers(store, candidates, column)
         known = ~np.isnan(values)
         if not known.any():
-            raise Refused(f"column {column!r} has no value in any of these rows, so they have no order by it.")
+            raise InvalidRequestError(
+                f"column {column!r} has no value in any of these rows, so they have no order by it."
+            )
         candidates, values = candidates[known], values[known]
         # Stable, so that equal values stand in row order.
         candidates = candidates[np.argsort(-values if highest else values, kind="stable")]
@@ -59,13 +62,13 @@ def choose_rows(
 def _numbers(store: Store, rows: NDArray[np.int64], column: str) -> NDArray[np.float64]:
     values = store.lines(rows, [column])[0]
     if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
-        raise Refused(f"column {column!r} holds no numbers, so rows have no highest or lowest in it.")
+        raise InvalidRequestError(f"column {column!r} holds no numbers, so rows have no highest or lowest in it.")
     return np.asarray(values.cast(pa.float64()).fill_null(float("nan")))
 
 
 def row_numbers(text: str) -> list[int]:
-    """``"0,5,9"`` → [0, 5, 9]; Refused for anything else."""
+    """``"0,5,9"`` → [0, 5, 9]; InvalidRequestError for anything else."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise Refused(f"--rows {text!r} is no list of row numbers: write them as 0,5,9.") from None
+        raise InvalidRequestError(f"--rows {text!r} is no list of row numbers: write them as 0,5,9.") from None

@@ -13,7 +13,7 @@ from jobs.config.job_config import JobConfig
 from jobs.store.layout import RUN_JSON
 from jobs.store.software_versions import Software
 from jobs.util import bounds
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.model.preprocessing import Preprocessing
 
 FORMAT_VERSION = 1
@@ -186,17 +186,18 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 def parse_record(kind: type[AnyRecord], data: bytes, *, where: str) -> AnyRecord:
-    """The record's bytes → itself; Refused where they are damaged or of a format that this version does not know."""
+    """The record's bytes → itself; InvalidRequestError where they are damaged or of a format that this version does
+    not know."""
     version = other_format(data)  # which may have other fields
     if version is not None:
-        raise Refused(
+        raise InvalidRequestError(
             f"{where} is of store format {version}, this program reads {FORMAT_VERSION}: use the version that made it."
         )
     try:
         return kind.model_validate_json(data)
     except ValueError as error:
         first = " ".join(str(error).splitlines()[:3])
-        raise Refused(f"{where}/{kind.KEY} cannot be read, so the store cannot be used: {first}") from error
+        raise InvalidRequestError(f"{where}/{kind.KEY} cannot be read, so the store cannot be used: {first}") from error
 
 
 def other_format(data: bytes) -> int | None:
@@ -208,8 +209,8 @@ def other_format(data: bytes) -> int | None:
     return version if type(version) is int and version != FORMAT_VERSION else None
 
 
-def proven(record: Record) -> bytes:
-    """The record's bytes, after they were read back. Raises Refused if they are not the same record again.
+def is_proven(record: Record) -> bytes:
+    """The record's bytes, after they were read back. Raises InvalidRequestError if they are not the same record again.
 
     A number without a place in JSON, as an infinite one, becomes null there: no later command could open the store.
     """
@@ -219,7 +220,7 @@ def proven(record: Record) -> bytes:
     except ValueError as error:
         same, why = False, " ".join(str(error).splitlines()[:3])
     if not same:
-        raise Refused(
+        raise InvalidRequestError(
             f"{record.KEY} could not be read again as it would be written ({why}), and --out would be of no use: "
             "nothing was written. Change the value that is named."
         )

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from jobs.store.code_digests import code_digests, is_installed
 from jobs.util.formatting import ranges
 from saliency_core.arithmetic_version import ARITHMETIC_VERSION
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -107,16 +107,16 @@ def installed(more: Iterable[str] = ()) -> dict[str, str]:
 
 
 def refuse_other_versions(there: Software, packages: Iterable[str]) -> None:
-    """Raises Refused unless this process has ``packages`` in the versions that the session was planned with: the check
-    of a stage that has no model."""
+    """Raises InvalidRequestError unless this process has ``packages`` in the versions that the session was planned
+    with: the check of a stage that has no model."""
     refuse_other_worker(there, Software(versions={name: metadata.version(name) for name in packages}))
 
 
 def refuse_other_worker(there: Software, here: Software) -> None:
-    """Raises Refused unless a worker has the software ``there`` that the session was planned with."""
+    """Raises InvalidRequestError unless a worker has the software ``there`` that the session was planned with."""
     differences = there.differences(here)
     if differences:
-        raise Refused(
+        raise InvalidRequestError(
             f"{platform.node()} has other software than this session was planned with, and its maps could be others:\n"
             + "".join(f"  {difference}\n" for difference in differences)
             + "Give all machines the same packages and the same code, and run the same command again."
@@ -136,13 +136,13 @@ def gone_on(run: AnyRecord, stored: Record, here: Software, *, accept: bool) -> 
         accept: other software than the store's is taken (``--accept-versions``); each unit records which made it.
 
     Raises:
-        Refused: the store has no units of such software yet, and something differs.
+        InvalidRequestError: the store has no units of such software yet, and something differs.
     """
     later, notes = stored.later_software, []
     if here.digest not in stored.all_software:
         told = stored.software.differences(here)
         if told and not accept:
-            raise Refused(
+            raise InvalidRequestError(
                 f"{stored.config.out} was begun with other software, and maps of both would be mixed:\n"
                 + "".join(f"  {difference}\n" for difference in told)
                 + "Go on with the software that it was begun with, or into a new --out; or take the mixture with "

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from jobs.storage.object_store import is_remote, local_path
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def locked(out: str, *, alone: bool) -> Iterator[None]:
     what another took away says so.
 
     Raises:
-        Refused: Another process holds the lock.
+        InvalidRequestError: Another process holds the lock.
     """
     if is_remote(out):
         yield
@@ -30,7 +30,7 @@ def locked(out: str, *, alone: bool) -> Iterator[None]:
             fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError:
             other = "an explain or another retry" if alone else "a `saliency retry`"
-            raise Refused(
+            raise InvalidRequestError(
                 f"{out}: {other} is at work on this store, and both at once would write different bytes. Wait until it "
                 "has ended, then run the same command again."
             ) from None

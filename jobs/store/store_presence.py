@@ -24,7 +24,7 @@ class Presence:
         self.check()
 
     def check(self) -> None:
-        """Raises Unusable if the record is gone, or if another directory has taken the place of the store's."""
+        """Raises StoreUnusable if the record is gone, or if another directory has taken the place of the store's."""
         uri = f"{address(self._store)}/{self._key}"
         try:
             with refusals(uri):

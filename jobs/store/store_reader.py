@@ -21,10 +21,10 @@ from jobs.inputs.decode_image import load_canonical, most_memory
 from jobs.inputs.decoder_process import shared_decoder
 from jobs.inputs.entry import Entry
 from jobs.inputs.fetch import fetch
-from jobs.inputs.rejected import Rejected
+from jobs.inputs.rejected import RejectedImage
 from jobs.inputs.tables import Damaged, open_parquet
 from jobs.storage.object_store import is_remote, open_output
-from jobs.storage.storage_errors import NotAFile, told
+from jobs.storage.storage_errors import NotAFile, translate_error
 from jobs.store.arrays import open_array, unscale_maps
 from jobs.store.index import OK, committed, read_part, schema
 from jobs.store.layout import INDEX_PARQUET, MAPS
@@ -33,8 +33,8 @@ from jobs.store.open import open_run
 from jobs.store.run_record import ArraySpec, Run
 from jobs.util.failure_reasons import for_explained
 from jobs.util.formatting import first_line
-from jobs.util.job_errors import Stopped
-from saliency_core.errors import Refused
+from jobs.util.job_errors import JobStopped
+from saliency_core.errors import InvalidRequestError
 
 CHANGED = "the image is not the one that was explained: its bytes have changed"
 
@@ -53,12 +53,12 @@ class MapArray:
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Maps [n, …] in the order of ``rows``, which may repeat; NaN where a row has none.
 
-        Refused where a store on an object store is read in a forked process.
+        Raises InvalidRequestError where a store on an object store is read in a forked process.
         """
         # Rust's threads do not outlive a fork: what obstore or zarrs began in the parent, the child would wait for.
         forked = os.getpid() != self._made_in
         if forked and is_remote(self._run.config.out):
-            raise Refused(
+            raise InvalidRequestError(
                 f"{self._run.config.out} cannot be read in a forked process, where its connections are dead: "
                 "start the workers with multiprocessing_context='spawn'."
             )
@@ -80,12 +80,12 @@ class MapArray:
                 return stored.astype(np.float32, copy=False)
             return unscale_maps(stored, np.asarray(self._open(f"{self.spec.path}_scale")[rows]))
         except BaseError as error:
-            raise told(error, f"{self._run.config.out}/{MAPS}/{self.spec.path}") from None
-        except (Refused, Stopped):
+            raise translate_error(error, f"{self._run.config.out}/{MAPS}/{self.spec.path}") from None
+        except (InvalidRequestError, JobStopped):
             raise
         # Of a shard zarrs raises RuntimeError; of metadata zarr raises what its parsing trips over.
         except (RuntimeError, ValueError, LookupError, TypeError, FileNotFoundError) as error:
-            raise Refused(
+            raise InvalidRequestError(
                 f"the maps {self.spec.path} from row {rows.start} on cannot be read "
                 f"({first_line(error)}): run `saliency verify {self._run.config.out}`, which tells what is damaged."
             ) from error
@@ -138,16 +138,16 @@ class Store:
         return np.concatenate([np.empty(0, np.int64), *units])
 
     def array(self, path: str) -> MapArray:
-        """The array ``target/method``; Refused with the list where there is none."""
+        """The array ``target/method``; InvalidRequestError with the list where there is none."""
         if path not in self._maps:
-            raise Refused(f"{self.run.config.out} has no array {path!r}; it has: {', '.join(self.arrays)}.")
+            raise InvalidRequestError(f"{self.run.config.out} has no array {path!r}; it has: {', '.join(self.arrays)}.")
         return self._maps[path]
 
     def maps(self, path: str, rows: Rows) -> NDArray[np.float32]:
         """float32 [n, H, W] ([n, C, H, W] where channels were kept), in the method's own units.
 
-        NaN where a row has no map. Refused for an unknown array, for rows outside the store or not yet committed, and
-        for maps that are lost.
+        NaN where a row has no map. Raises InvalidRequestError for an unknown array, for rows outside the store or not
+        yet committed, and for maps that are lost.
         """
         array = self.array(path)
         numbers = self._numbers(rows)
@@ -164,16 +164,17 @@ class Store:
         lost = [int(row) for row, status in zip(blank, statuses, strict=True) if status == OK]
         if lost:
             out = self.run.config.out
-            raise Refused(
+            raise InvalidRequestError(
                 f"the maps {spec.path} of rows {lost[:5]} are lost, or their shard is: saliency verify {out} tells."
             )
 
     def lines(self, rows: Rows | None = None, columns: Sequence[str] | None = None) -> pa.Table:
-        """Index lines in the order of ``rows``, or all. Refused as ``maps`` does, and for an unknown column."""
+        """Index lines in the order of ``rows``, or all. InvalidRequestError as ``maps`` does, and for an unknown
+        column."""
         known = schema(self.run).names
         for column in columns or ():
             if column not in known:
-                raise Refused(f"the index has no column {column!r}; it has: {', '.join(known)}.")
+                raise InvalidRequestError(f"the index has no column {column!r}; it has: {', '.join(known)}.")
         numbers = np.arange(len(self)) if rows is None else self._numbers(rows)
         self._need_committed(numbers)
         wanted, places = np.unique(numbers, return_inverse=True)
@@ -194,7 +195,7 @@ class Store:
         # A unit's lines always exist: they lend an empty answer its columns.
         return pa.concat_tables(tables).take(pa.array(places)) if tables else self._manifest.unit_lines(0).slice(0, 0)
 
-    def original(self, row: int, *, sha256: str | None = None) -> Image.Image | Rejected:
+    def original(self, row: int, *, sha256: str | None = None) -> Image.Image | RejectedImage:
         """The canonical image (upright RGB, 8 bits) from where the manifest found it, or why it cannot be had.
 
         ``sha256``: of its bytes, as the index of a row with maps has it; others are rejected. Without, the image is
@@ -204,10 +205,10 @@ class Store:
         entries: list[Entry] = to_entries(line if sha256 is None else by_content(line))
         config = self.run.config
         data = fetch(entries, max_bytes=config.max_bytes)[0]
-        if isinstance(data, Rejected):
-            return data if sha256 is None else Rejected(for_explained(data.reason))
+        if isinstance(data, RejectedImage):
+            return data if sha256 is None else RejectedImage(for_explained(data.reason))
         if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-            return Rejected(CHANGED)
+            return RejectedImage(CHANGED)
         function = partial(load_canonical, max_pixels=config.max_pixels)
         memory = most_memory(data, max_pixels=config.max_pixels)
         return shared_decoder()(function, data, seconds=config.max_seconds, memory=memory)
@@ -215,12 +216,12 @@ class Store:
     def place(self, values: NDArray[np.floating[Any]], row: int) -> NDArray[np.float32]:
         """A map [H, W] of ``row`` → float32 [height, width] on its original image; NaN where the crop cut it off.
 
-        Refused where the row's image was never decoded, so that its size is not known.
+        Raises InvalidRequestError where the row's image was never decoded, so that its size is not known.
         """
         line = self.lines([row], ["width", "height", "error"]).to_pylist()[0]
         width, height = line["width"], line["height"]
         if width is None:
-            raise Refused(f"row {row} has no image to place a map on: {line['error']}")
+            raise InvalidRequestError(f"row {row} has no image to place a map on: {line['error']}")
         return self.run.preprocessing.geometry(width, height).place(values, width=width, height=height)
 
     def _numbers(self, rows: Rows) -> NDArray[np.int64]:
@@ -228,10 +229,14 @@ class Store:
             return np.arange(self.run.rows)[rows]
         numbers = np.asarray(rows)
         if numbers.size and not np.issubdtype(numbers.dtype, np.integer):
-            raise Refused(f"rows are whole numbers, not {numbers.dtype}: for a mask, take numpy.flatnonzero of it.")
+            raise InvalidRequestError(
+                f"rows are whole numbers, not {numbers.dtype}: for a mask, take numpy.flatnonzero of it."
+            )
         outside = numbers[(numbers < 0) | (numbers >= self.run.rows)]
         if outside.size:
-            raise Refused(f"row {outside[0]} is not in {self.run.config.out}, which has rows 0 to {self.run.rows - 1}.")
+            raise InvalidRequestError(
+                f"row {outside[0]} is not in {self.run.config.out}, which has rows 0 to {self.run.rows - 1}."
+            )
         return numbers.astype(np.int64)
 
     def _need_committed(self, rows: NDArray[np.int64]) -> None:
@@ -242,7 +247,7 @@ class Store:
         missing = sorted(units - self._committed)
         if missing:
             first = self.run.unit_rows(missing[0])
-            raise Refused(
+            raise InvalidRequestError(
                 f"{self.run.config.out} is not finished: {len(missing)} of the units asked for have no commit, first "
                 f"rows {first.start} to {first.stop - 1}. Run explain again to go on, or ask for committed_rows() only."
             )
@@ -262,9 +267,11 @@ class Store:
                     start += count
                 return pa.concat_tables(tables)
         except (Damaged, LookupError, UnicodeDecodeError) as error:  # names and text that damage left
-            raise Refused(f"{where} is damaged ({error}): run `saliency verify {self.run.config.out}`.") from error
+            raise InvalidRequestError(
+                f"{where} is damaged ({error}): run `saliency verify {self.run.config.out}`."
+            ) from error
         except (FileNotFoundError, NotAFile) as error:
-            raise Refused(
+            raise InvalidRequestError(
                 f"{where} is missing: another command may be at work on this store, such as `saliency retry`; else run "
                 f"`saliency verify {self.run.config.out}`."
             ) from error
@@ -285,5 +292,5 @@ def _by_unit(rows: NDArray[np.int64], unit_size: int) -> Iterator[tuple[int, NDA
 
 
 def open_store(out: str) -> Store:
-    """Opens a store for reading; Refused where ``out`` is none. Makes nothing."""
+    """Opens a store for reading; InvalidRequestError where ``out`` is none. Makes nothing."""
     return Store(out)

@@ -26,7 +26,7 @@ class MapDataset(Dataset[Item]):
     collation takes no None. The lines are read once, here; maps when they are asked for. It may be pickled, and each
     DataLoader worker opens the store for itself, forked or spawned (of a store on S3 and the like: spawned only).
 
-    Raises Refused for an unknown array or column, and for rows outside the store or not yet committed.
+    Raises InvalidRequestError for an unknown array or column, and for rows outside the store or not yet committed.
     """
 
     def __init__(

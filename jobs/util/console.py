@@ -10,13 +10,13 @@ from jobs.util.formatting import shown_lines
 from jobs.util.redaction import scrubbed_text
 
 
-def say(console: Console, text: str) -> None:
+def print_text(console: Console, text: str) -> None:
     """The text as it is: names in it may hold what rich would take for markup, or a terminal for a command, and lines
     stay whole."""
     console.print(shown_lines(scrubbed_text(text)), markup=False, highlight=False, soft_wrap=True)
 
 
-class Plain(logging.Formatter):
+class PlainFormatter(logging.Formatter):
     """The message alone, whose names may hold anything."""
 
     def format(self, record: logging.LogRecord) -> str:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 
 
 @contextmanager
-def last_words(text: str, *, lasting: bool = True) -> Iterator[None]:
+def announce_unexpected_exit(text: str, *, lasting: bool = True) -> Iterator[None]:
     """Should this process die within the ``with``, by whatever hand, ``text`` comes on its standard error. So it
     does, if ``lasting``, where it dies later, after an error has left the ``with``, and before its own end.
 
@@ -29,13 +29,13 @@ def last_words(text: str, *, lasting: bool = True) -> Iterator[None]:
     except BaseException:
         # Ray, whose daemons are gone, may end this process on its way out, before it could tell why it goes.
         if lasting:
-            atexit.register(_all_is_well, starting)
+            atexit.register(_confirm_exit, starting)
         else:
-            _all_is_well(starting)
+            _confirm_exit(starting)
         raise
-    _all_is_well(starting)
+    _confirm_exit(starting)
 
 
-def _all_is_well(waiting: subprocess.Popen[bytes]) -> None:
+def _confirm_exit(waiting: subprocess.Popen[bytes]) -> None:
     with suppress(BrokenPipeError):
         waiting.communicate(b"well\n")

@@ -10,7 +10,7 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 # What Ray puts behind its directory. A socket's path has 107 bytes at most, on Linux.
 _SOCKET = "/session_2026-11-29_08-42-19_963771_4194304/sockets/plasma_store"
@@ -64,20 +64,22 @@ def with_user() -> None:
 
 
 def refuse_no_working_directory() -> None:
-    """Raises Refused if the working directory was removed: no relative path leads anywhere, and libraries (MKL) end
-    the process."""
+    """Raises InvalidRequestError if the working directory was removed: no relative path leads anywhere, and libraries
+    (MKL) end the process."""
     try:
         os.getcwd()  # noqa: PTH109 - the question is whether there is one
     except FileNotFoundError as error:
-        raise Refused("the working directory was removed: run the command from one that exists (cd).") from error
+        raise InvalidRequestError(
+            "the working directory was removed: run the command from one that exists (cd)."
+        ) from error
 
 
 def refuse_no_temporary() -> None:
-    """Raises Refused if there is no directory for temporary files."""
+    """Raises InvalidRequestError if there is no directory for temporary files."""
     try:
         tempfile.gettempdir()
     except FileNotFoundError as error:
-        raise Refused(
+        raise InvalidRequestError(
             f"no directory for temporary files can be written ({error.strerror}): set TMPDIR to one."
         ) from error
 
@@ -86,7 +88,7 @@ def ray_directory() -> str:
     """A directory for the files and sockets of an embedded Ray, which it makes.
 
     The one that RAY_TMPDIR names, or ``ray`` in TMPDIR, or in another place for temporary files if that is missing,
-    cannot be written, or is too long for the path of a socket. Raises Refused if none of them serves.
+    cannot be written, or is too long for the path of a socket. Raises InvalidRequestError if none of them serves.
     """
     own = os.environ.get("RAY_TMPDIR")
     places = [own] if own else [os.environ.get("TMPDIR") or tempfile.gettempdir(), *_OTHERS]
@@ -98,7 +100,7 @@ def ray_directory() -> str:
             return directory
         troubles[place] = trouble
     told = "; ".join(f"{place} {trouble}" for place, trouble in troubles.items())
-    raise Refused(
+    raise InvalidRequestError(
         f"Ray has no directory for its files and sockets: {told}. Set RAY_TMPDIR to a directory that can be written, "
         f"with a path of at most {_LONGEST - len('/ray')} bytes."
     )

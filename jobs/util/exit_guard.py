@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 
 class QuitError(RuntimeError):
@@ -26,7 +26,7 @@ def no_quitting() -> Iterator[None]:
 
     KeyboardInterrupt passes in the main thread, where it is the user's Ctrl-C. ``os._exit`` is replaced for this thread
     of this process alone: other threads, and children that are forked meanwhile, end as they always do. A death by
-    signal, or by the C library's ``exit``, cannot be caught; see ``last_words``.
+    signal, or by the C library's ``exit``, cannot be caught; see ``announce_unexpected_exit``.
     """
     real, process, thread, lasts = os._exit, os.getpid(), threading.get_ident(), True
 
@@ -51,12 +51,13 @@ def no_quitting() -> Iterator[None]:
 
 @contextmanager
 def refuse_quitting(model: str) -> Iterator[None]:
-    """``no_quitting`` at the plan. Raises Refused, where that raises QuitError, in the name of ``model``."""
+    """``no_quitting`` at the plan. Raises InvalidRequestError, where that raises QuitError, in the name of
+    ``model``."""
     try:
         with no_quitting():
             yield
     except QuitError as error:
-        raise Refused(
+        raise InvalidRequestError(
             f"{model}: while it was built, or tried on made-up images, {error}, which it would do in the run, too. Let "
             "it raise an exception instead."
         ) from error

@@ -7,7 +7,7 @@ import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 _LATER = {"torch", "torchvision"}  # not imported yet, perhaps, when Ray starts
 _EITHER = {"jobs", "saliency_core", "__main__"}  # an installed program may run in a checkout of its own
@@ -36,7 +36,7 @@ def hidden_module(error: Exception) -> str | None:
 
 
 def refuse_hidden_from_workers() -> None:
-    """Raises Refused if a module of the working directory would hide one that this process has.
+    """Raises InvalidRequestError if a module of the working directory would hide one that this process has.
 
     Ray's workers look there first, this process perhaps not at all (a console script, PYTHONSAFEPATH). A worker that
     cannot import Ray's own modules is started again, for ever.
@@ -48,7 +48,7 @@ def refuse_hidden_from_workers() -> None:
             continue
         ours = PathFinder.find_spec(name, sys.path)
         if ours is not None and ours.origin is not None and not Path(ours.origin).samefile(theirs.origin):
-            raise Refused(
+            raise InvalidRequestError(
                 f"{theirs.origin} would hide the module {name} ({ours.origin}) from Ray's workers, which look for "
                 "modules in the working directory first. Rename it, or run from another directory."
             )

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 
-class Stopped(RuntimeError):
+class JobStopped(RuntimeError):
     """The message is all that the user needs: what, where, and what to do."""
 
 
-class Unreachable(Stopped):
+class StoreUnreachable(JobStopped):
     """A store does not answer, or refuses everybody for now; no image is to blame."""
 
 
-class Unusable(Stopped):
+class StoreUnusable(JobStopped):
     """A store of ours answers, and refuses: its disk is full or not ours to write, its bucket gone."""
 
 
-class Gone(Unusable):
+class StoreMissing(StoreUnusable):
     """The directory or the record of a store was renamed or removed: what was committed is wherever it is now."""

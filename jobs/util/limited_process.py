@@ -26,7 +26,7 @@ from time import process_time
 from typing import Any, BinaryIO, cast
 from weakref import finalize
 
-from jobs.util.job_errors import Stopped
+from jobs.util.job_errors import JobStopped
 
 STARTS = 3
 PIECE = 8 << 20  # bytes of a file that the parent holds at a time
@@ -163,13 +163,13 @@ def _end(process: subprocess.Popen[bytes], line: Connection) -> None:
 
 
 def started(work: str) -> Child:
-    """A living child. Raises Stopped when none can be started; ``work`` names what it is for."""
+    """A living child. Raises JobStopped when none can be started; ``work`` names what it is for."""
     for _ in range(STARTS):
         try:
             return Child()
         except ChildDied as death:
             last = death
-    raise Stopped(
+    raise JobStopped(
         f"no process that {work} can be started: {STARTS} of them ended at once ({last}), and without one "
         f"nothing of that is done. `{sys.executable} -m jobs.util.limited_process` tells whether "
         "the program is whole; it may also be that memory is short."

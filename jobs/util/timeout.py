@@ -11,7 +11,7 @@ Given = TypeVar("Given")
 Result = TypeVar("Result")
 
 
-class Limited(Generic[Given, Result]):
+class CallWithTimeout(Generic[Given, Result]):
     """Calls ``function`` in a thread of its own, always the same, and gives up on a call after so many seconds, if
     there is a limit; and at Ctrl-C.
 

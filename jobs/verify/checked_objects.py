@@ -46,7 +46,7 @@ class Problem:
 Result = TypeVar("Result")
 
 
-def collected(found: Generator[Problem, None, Result]) -> tuple[list[Problem], Result]:
+def collect_problems(found: Generator[Problem, None, Result]) -> tuple[list[Problem], Result]:
     """The problems that a check yields, and what it returns."""
     problems: list[Problem] = []
     while True:
@@ -56,7 +56,7 @@ def collected(found: Generator[Problem, None, Result]) -> tuple[list[Problem], R
             return problems, end.value
 
 
-class Objects:
+class CheckedObjects:
     """Reads a store's objects and holds them against ``sums``, the content of SHA256SUMS (None: it says nothing).
 
     Counts what it read. May be used from several threads.

@@ -18,15 +18,15 @@ from jobs.store.fingerprint import class_contradictions
 from jobs.store.index import DamagedError, committed, load_part
 from jobs.store.layout import CLASSES, RUN_JSON, SHA256SUMS, index_key, unit_of_index
 from jobs.store.software_versions import Makers
-from jobs.util.console import say
+from jobs.util.console import print_text
 from jobs.util.exit_codes import DONE, NOT_FINISHED
-from jobs.util.job_errors import Unusable
-from jobs.verify.checked_objects import Objects, Problem, collected
+from jobs.util.job_errors import StoreUnusable
+from jobs.verify.checked_objects import CheckedObjects, Problem, collect_problems
 from jobs.verify.store_checks import load_sums
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from jobs.verify.problem_report import Report
+    from jobs.verify.problem_report import ProblemReport
 
 NEXT = "run the same classes command again"
 AGAIN = f"{NEXT}, it writes this object anew"
@@ -34,7 +34,7 @@ RESTORE = "nothing can make this object again, so restore it from a copy, or tak
 
 
 def is_class_store(out: str) -> bool:
-    """Whether it is plainly one, sound or not. Refused where it cannot be looked at."""
+    """Whether it is plainly one, sound or not. Raises InvalidRequestError where it cannot be looked at."""
     if not is_remote(out) and not local_path(out).is_dir():
         return False
     try:
@@ -42,8 +42,8 @@ def is_class_store(out: str) -> bool:
         if _has(store, RUN_JSON):
             return False
         return _has(store, ClassRun.KEY) or any(True for _ in list_keys(store, CLASSES))
-    except Unusable as error:
-        raise Refused(f"--out {error}") from error
+    except StoreUnusable as error:
+        raise InvalidRequestError(f"--out {error}") from error
 
 
 def _has(store: ObjectStore, key: str) -> bool:
@@ -54,19 +54,19 @@ def _has(store: ObjectStore, key: str) -> bool:
     return True
 
 
-def verify_classes(out: str, report: Report, console: Console) -> int:
+def verify_classes(out: str, report: ProblemReport, console: Console) -> int:
     """As ``verify`` ends."""
     store = open_output(out)
     there = set(list_keys(store))
-    problems, sums = collected(load_sums(store)) if SHA256SUMS in there else ([], None)
+    problems, sums = collect_problems(load_sums(store)) if SHA256SUMS in there else ([], None)
     report.take(problems)
-    objects = Objects(store, sums)
+    objects = CheckedObjects(store, sums)
     # What classes.json says decides what all else should be.
     if not report.take(objects.read(ClassRun.KEY, remedy=RESTORE)):
         return report.end("Nothing else was checked.")
     try:
         run = existing_class_run(out)
-    except Refused as refused:
+    except InvalidRequestError as refused:
         report.take([Problem(ClassRun.KEY, f"is damaged: {RESTORE}. ({refused})")])
         return report.end("Nothing else was checked.")
     assert run is not None
@@ -78,18 +78,20 @@ def verify_classes(out: str, report: Report, console: Console) -> int:
     if report.problems:
         return report.end("Nothing was changed: what to do stands beside each.")
     if mixed := makers.notes():
-        say(console, "\n".join(mixed))
+        print_text(console, "\n".join(mixed))
     read = f"{objects.count:,} objects, {objects.bytes / 2**20:,.1f} MiB"
     if sums is not None:
-        say(console, f"verified: {read}: commits, arrays and hashes agree")
+        print_text(console, f"verified: {read}: commits, arrays and hashes agree")
         return DONE
     pending = run.units - len(done)
     what = f"{pending:,} of {run.units:,} units are pending" if pending else "what follows the last unit is missing"
-    say(console, f"not finished, and nothing is damaged: {read}; {what}. Next: {NEXT}")
+    print_text(console, f"not finished, and nothing is damaged: {read}; {what}. Next: {NEXT}")
     return NOT_FINISHED
 
 
-def _check(objects: Objects, run: ClassRun, units: Iterable[int], there: set[str], makers: Makers) -> Iterator[Problem]:
+def _check(
+    objects: CheckedObjects, run: ClassRun, units: Iterable[int], there: set[str], makers: Makers
+) -> Iterator[Problem]:
     metadata = class_metadata_objects(run)
     seen = {ClassRun.KEY, SHA256SUMS, *metadata}
     for key in sorted(metadata):
@@ -110,7 +112,9 @@ def _check(objects: Objects, run: ClassRun, units: Iterable[int], there: set[str
         yield Problem(key, "is nothing that this run makes: take it away")
 
 
-def _check_unit(objects: Objects, run: ClassRun, unit: int, makers: Makers) -> Generator[Problem, None, set[str]]:
+def _check_unit(
+    objects: CheckedObjects, run: ClassRun, unit: int, makers: Makers
+) -> Generator[Problem, None, set[str]]:
     """The unit's part is of its classes, and each of its shards as it was committed → their keys."""
     key = index_key(unit)
     redo = f"delete {key}, which withdraws unit {unit}, and {NEXT}"

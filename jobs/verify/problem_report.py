@@ -7,7 +7,7 @@ from time import monotonic
 
 from rich.console import Console
 
-from jobs.util.console import say
+from jobs.util.console import print_text
 from jobs.util.exit_codes import DAMAGED
 from jobs.verify.checked_objects import Problem
 
@@ -17,7 +17,7 @@ MOST_PRINTED = 50
 PROGRESS_SECONDS = 15.0
 
 
-class Report:
+class ProblemReport:
     """Prints problems as they are found, up to a number, and counts them all."""
 
     def __init__(self, console: Console) -> None:
@@ -31,17 +31,17 @@ class Report:
         for problem in problems:
             self.problems += 1
             if self.problems <= MOST_PRINTED:
-                say(self._console, f"{problem.where}: {problem.what}")
+                print_text(self._console, f"{problem.where}: {problem.what}")
         return self.problems == before
 
     def progress(self, text: str) -> None:
         if monotonic() - self._spoke > PROGRESS_SECONDS:
             self._spoke = monotonic()
-            say(self._console, text)
+            print_text(self._console, text)
 
     def end(self, remark: str) -> int:
         """The last line of a store that is damaged."""
         unseen = self.problems - MOST_PRINTED
         more = f" ({unseen:,} of them not printed)" if unseen > 0 else ""
-        say(self._console, f"damaged: {self.problems:,} problems{more}. {remark}")
+        print_text(self._console, f"damaged: {self.problems:,} problems{more}. {remark}")
         return DAMAGED

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from obstore.store import ObjectStore
 
-from jobs.explain.decode_stage import Decode
+from jobs.explain.decode_stage import DecodeStage
 from jobs.explain.unit_records import ExplainedUnit
 from jobs.storage.object_store import read_object
 from jobs.store.arrays import decode_shard, unscale_maps
@@ -25,7 +25,7 @@ from jobs.store.manifest import Manifest, by_content
 from jobs.store.run_record import ArraySpec, Run
 from jobs.util.failure_reasons import for_explained
 from jobs.verify.checked_objects import Problem, redo, unit_objects
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 # Relative L2 between the map and the one stored, beyond which it is not the same explanation. Other processors move
 # float32's last bits, and far more of the shorter formats'; maps of different images differ by about 1.4.
@@ -56,21 +56,22 @@ class Sample:
 
 
 class Recompute:
-    """Holds a replica of the model. Refused where the run's model, or its kind of device, cannot be had here.
+    """Holds a replica of the model. Raises InvalidRequestError where the run's model, or its kind of device, cannot be
+    had here.
 
     ``notes``: what was seen that is no damage of the store; ``summary``: of the rows that could be compared.
     """
 
     def __init__(self, store: ObjectStore, run: Run) -> None:
-        from jobs.explain.explain_stage import Explain  # with it comes torch, which nothing else here needs
+        from jobs.explain.explain_stage import ExplainStage  # with it comes torch, which nothing else here needs
 
         _refuse_other_device(run)
         self._store = store
         self._run = run
         self._manifest = Manifest(store)
         # Other software than the store's is no reason to refuse here: what differs is said beside each row.
-        self._decode = Decode(run, any_software=True)
-        self._explain = Explain(run, any_software=True)
+        self._decode = DecodeStage(run, any_software=True)
+        self._explain = ExplainStage(run, any_software=True)
         self._unit, self._maps = -1, dict[str, Stored]()
         self._same, self._largest = Counter[bool](), 0.0
         self.notes: list[str] = []
@@ -176,6 +177,6 @@ def _refuse_other_device(run: Run) -> None:
     import torch
 
     if run.device == "cuda" and not torch.cuda.is_available():
-        raise Refused(
+        raise InvalidRequestError(
             "--recompute: the store was made on a GPU and there is none here, so maps would differ. Leave it out."
         )

@@ -19,7 +19,16 @@ from jobs.store.layout import IDENTITY, INDEX_PARQUET, RUN_JSON, SHA256SUMS, man
 from jobs.store.manifest import PART_UNITS, SCHEMA, Digests, parts_of
 from jobs.store.row_identity import decode_identities
 from jobs.store.run_record import Run
-from jobs.verify.checked_objects import AGAIN, RELIST, RESTORE, Objects, Problem, collected, foreign, is_expected
+from jobs.verify.checked_objects import (
+    AGAIN,
+    RELIST,
+    RESTORE,
+    CheckedObjects,
+    Problem,
+    collect_problems,
+    foreign,
+    is_expected,
+)
 
 STATES = ("running", "reopened", "finished")
 _SUM = re.compile(r"([0-9a-f]{64})  (.+)")
@@ -51,7 +60,7 @@ def load_sums(store: ObjectStore) -> Generator[Problem, None, dict[str, str]]:
     return sums
 
 
-def check_run(objects: Objects, run: Run) -> Iterator[Problem]:
+def check_run(objects: CheckedObjects, run: Run) -> Iterator[Problem]:
     """run.json is as it was written, complete, and agrees with its own fingerprint."""
     data = yield from objects.read(RUN_JSON, remedy=RESTORE)
     if data is None:
@@ -73,7 +82,7 @@ def check_state(store: ObjectStore, run: Run) -> Iterator[Problem]:
     keys = set(list_keys(store))
     if SHA256SUMS not in keys:
         return
-    problems, sums = collected(load_sums(store))
+    problems, sums = collect_problems(load_sums(store))
     if not problems and sums and sums.keys() <= keys:
         yield Problem(
             RUN_JSON,
@@ -82,7 +91,7 @@ def check_state(store: ObjectStore, run: Run) -> Iterator[Problem]:
         )
 
 
-def check_listing(out: str, objects: Objects, run: Run) -> Iterator[Problem]:
+def check_listing(out: str, objects: CheckedObjects, run: Run) -> Iterator[Problem]:
     """Nothing lies in the store, or stands in SHA256SUMS, that is not the run's."""
     for key in foreign(out, run):
         yield Problem(key, "is no object of this run: nothing reads it; move it elsewhere, or delete it")
@@ -100,7 +109,7 @@ def not_set_up(store: ObjectStore, run: Run) -> frozenset[str]:
     return frozenset(planned.difference(list_keys(store)))
 
 
-def check_metadata(objects: Objects, run: Run, *, unwritten: Set[str] = frozenset()) -> Iterator[Problem]:
+def check_metadata(objects: CheckedObjects, run: Run, *, unwritten: Set[str] = frozenset()) -> Iterator[Problem]:
     """Every zarr.json, but those that are ``unwritten``, says of its array what run.json says."""
     for key, wanted in metadata_objects(run).items():
         if key in unwritten:
@@ -113,7 +122,7 @@ def check_metadata(objects: Objects, run: Run, *, unwritten: Set[str] = frozense
             yield Problem(key, f"is no JSON ({error}): {RESTORE}")
 
 
-def check_manifest(objects: Objects, run: Run, *, unwritten: Set[str] = frozenset()) -> Iterator[Problem]:
+def check_manifest(objects: CheckedObjects, run: Run, *, unwritten: Set[str] = frozenset()) -> Iterator[Problem]:
     """Rows 0 to N − 1 in order, each in its unit; sample ids and labels are those that the run was planned with.
 
     Of parts that are ``unwritten`` nothing is asked, nor of what all parts together say."""
@@ -157,7 +166,7 @@ def _check_part(data: bytes, run: Run, part: int, digests: Digests) -> str | Non
     return None
 
 
-def check_identities(objects: Objects) -> Iterator[Problem]:
+def check_identities(objects: CheckedObjects) -> Iterator[Problem]:
     """What is kept of the images of withdrawn commits can be read."""
     keys = {
         *list_keys(objects.store, IDENTITY),

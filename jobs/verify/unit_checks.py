@@ -15,7 +15,7 @@ from jobs.store.index import OK, PARTIAL, QUARANTINED, Commit, ShardRecord, deco
 from jobs.store.layout import index_key
 from jobs.store.run_record import ArraySpec, Run
 from jobs.util.formatting import ranges
-from jobs.verify.checked_objects import Objects, Problem, redo, unit_objects
+from jobs.verify.checked_objects import CheckedObjects, Problem, redo, unit_objects
 from saliency_core.spec_syntax import is_class_spec
 
 PLANNED = ("row", "unit", "sample_id", "uri", "label")
@@ -28,7 +28,7 @@ Bools = NDArray[np.bool_]
 
 
 def check_unit(
-    objects: Objects, run: Run, unit: int, planned: pa.Table | None
+    objects: CheckedObjects, run: Run, unit: int, planned: pa.Table | None
 ) -> Generator[Problem, None, tuple[pa.Table, Commit] | None]:
     """The unit's lines and commit, or None where they cannot be trusted. ``planned``: the manifest's, None where it is
     damaged."""
@@ -81,7 +81,7 @@ def _check_statuses(run: Run, lines: pa.Table) -> Iterator[str]:
 
 
 def _check_array(
-    objects: Objects,
+    objects: CheckedObjects,
     run: Run,
     unit: int,
     array: ArraySpec,

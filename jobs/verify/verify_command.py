@@ -18,13 +18,13 @@ from jobs.store.manifest import Manifest
 from jobs.store.open import open_run
 from jobs.store.run_record import Run, other_format
 from jobs.store.software_versions import Makers
-from jobs.util.console import say
+from jobs.util.console import print_text
 from jobs.util.exit_codes import DONE, NOT_FINISHED
 from jobs.util.formatting import ranges
 from jobs.util.lookahead import map_ahead
-from jobs.verify.checked_objects import AGAIN, RESTORE, Objects, Problem, collected
+from jobs.verify.checked_objects import AGAIN, RESTORE, CheckedObjects, Problem, collect_problems
 from jobs.verify.class_store import is_class_store, verify_classes
-from jobs.verify.problem_report import Report
+from jobs.verify.problem_report import ProblemReport
 from jobs.verify.recompute import Recompute, Sample
 from jobs.verify.store_checks import (
     Compacted,
@@ -38,7 +38,7 @@ from jobs.verify.store_checks import (
     not_set_up,
 )
 from jobs.verify.unit_checks import check_unit
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 THREADS = 4  # each holds one shard, packed and unpacked
 
@@ -56,13 +56,15 @@ class Unit:
 def verify(out: str, console: Console, *, recompute: int = 0, seed: int = 0) -> int:
     """Checks the whole store, and explains ``recompute`` random rows again.
 
-    → 0; 1 if it is sound but unfinished, or none of the rows could be compared; 4 if anything is damaged. Refused where
-    ``out`` is no store, or the model cannot be had for ``recompute``.
+    → 0; 1 if it is sound but unfinished, or none of the rows could be compared; 4 if anything is damaged. Raises
+    InvalidRequestError where ``out`` is no store, or the model cannot be had for ``recompute``.
     """
-    report = Report(console)
+    report = ProblemReport(console)
     if is_class_store(out):
         if recompute:
-            raise Refused(f"{out} holds class images, of which none is explained again: leave --recompute out.")
+            raise InvalidRequestError(
+                f"{out} holds class images, of which none is explained again: leave --recompute out."
+            )
         return verify_classes(out, report, console)
     opened = _open(out)
     if isinstance(opened, Problem):
@@ -71,9 +73,9 @@ def verify(out: str, console: Console, *, recompute: int = 0, seed: int = 0) -> 
     store, run = opened
     finished = run.state == "finished"
     # While a run is under way, what an earlier finish left behind is void: finalize writes it anew.
-    problems, sums = collected(load_sums(store)) if finished else ([], None)
+    problems, sums = collect_problems(load_sums(store)) if finished else ([], None)
     report.take(problems)
-    objects = Objects(store, sums)
+    objects = CheckedObjects(store, sums)
     if not report.take([*check_run(objects, run), *check_state(store, run)]):
         return report.end(f"{RUN_JSON} says what all else should be, so nothing else was checked.")
     again = Recompute(store, run) if recompute else None
@@ -85,7 +87,7 @@ def verify(out: str, console: Console, *, recompute: int = 0, seed: int = 0) -> 
     report.take(check_identities(objects))
     planned = report.take(check_manifest(objects, run, unwritten=unwritten))
     done = range(run.units) if finished else sorted(committed(store) & {*range(run.units)})
-    problems, proven = collected(objects.scan(INDEX_PARQUET, remedy=AGAIN)) if finished else ([], False)
+    problems, proven = collect_problems(objects.scan(INDEX_PARQUET, remedy=AGAIN)) if finished else ([], False)
     report.take(problems)
     compacted = Compacted(out, run) if proven else None
     rows, makers = 0, Makers(run)
@@ -105,42 +107,42 @@ def verify(out: str, console: Console, *, recompute: int = 0, seed: int = 0) -> 
     if again is not None:
         for row in sample.rows:
             report.take(again.check(row))
-        say(console, "\n".join([*again.notes, again.summary(recompute)]))
+        print_text(console, "\n".join([*again.notes, again.summary(recompute)]))
         if report.problems:
             return report.end(
                 "All hashes agree, so these maps were written so: by another model, or by other software."
             )
     if mixed := makers.notes():
-        say(console, "\n".join(mixed))
+        print_text(console, "\n".join(mixed))
     seen = f"{_read(objects)}, {rows:,} of {run.rows:,} rows"
     if again is not None and not again.compared:
-        say(console, f"not proven: {seen}: nothing is damaged, but no row could be explained again and compared")
+        print_text(console, f"not proven: {seen}: nothing is damaged, but no row could be explained again and compared")
         return NOT_FINISHED
     return _sound(console, run, done, seen, finished=finished)
 
 
 def _sound(console: Console, run: Run, done: Iterable[int], proven: str, *, finished: bool) -> int:
     if finished:
-        say(console, f"verified: {proven}: plan, index, arrays and hashes agree")
+        print_text(console, f"verified: {proven}: plan, index, arrays and hashes agree")
         return DONE
     pending = sorted({*range(run.units)} - {*done})
     what = (
         f"{len(pending):,} of {run.units:,} units are pending ({ranges(pending)})" if pending else "finalize is missing"
     )
     further = ", without --limit" if run.config.limit is not None and {*run.asked} <= {*done} else ""
-    say(
+    print_text(
         console,
         f"not finished, and nothing is damaged: {proven}; {what}. Next: run the same explain command again{further}",
     )
     return NOT_FINISHED
 
 
-def _units(objects: Objects, run: Run, done: Iterable[int], *, planned: bool) -> Iterator[Unit]:
+def _units(objects: CheckedObjects, run: Run, done: Iterable[int], *, planned: bool) -> Iterator[Unit]:
     """The units in order, a few at a time. ``planned``: the manifest is sound, and lines are held against it."""
     manifest = Manifest(objects.store)
 
     def check(item: tuple[int, pa.Table | None]) -> Unit:
-        problems, unit = collected(check_unit(objects, run, *item))
+        problems, unit = collect_problems(check_unit(objects, run, *item))
         lines, software = (None, "") if unit is None else (unit[0], unit[1].software)
         return Unit(item[0], problems, lines, software)
 
@@ -149,7 +151,7 @@ def _units(objects: Objects, run: Run, done: Iterable[int], *, planned: bool) ->
     return map_ahead(check, items, threads=THREADS)
 
 
-def _read(objects: Objects) -> str:
+def _read(objects: CheckedObjects) -> str:
     return f"{objects.count:,} objects, {objects.bytes / 2**20:,.1f} MiB"
 
 
@@ -157,7 +159,7 @@ def _open(out: str) -> tuple[ObjectStore, Run] | Problem:
     """The store; a problem where it plainly is one, but its run.json is damaged."""
     try:
         return open_run(out)
-    except Refused as refused:
+    except InvalidRequestError as refused:
         if not _is_store(out) or _of_other_format(open_output(out)):
             raise
         return Problem(RUN_JSON, f"is missing or damaged: {RESTORE}. ({refused})")

@@ -19,8 +19,8 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
-from saliency_core.autograd.torch_calls import call_name, is_in_place, made_by
-from saliency_core.errors import Refused
+from saliency_core.autograd.torch_calls import call_name, call_result, is_in_place
+from saliency_core.errors import InvalidRequestError
 
 _CONVOLUTIONS = (*(f"{kind}{d}d" for kind in ("conv", "conv_transpose") for d in (1, 2, 3)), "convolution")
 # Of the arguments of what is affine in its input. torch.batch_norm and those of exported graphs begin otherwise than
@@ -69,7 +69,7 @@ _PRODUCTS = {"mul", "imul", "rmul", "div", "truediv", "itruediv"}
 
 
 @dataclass(frozen=True)
-class Left:
+class BiasTerm:
     """``bias``: [C] along ``channel_axis`` of the output, or of the output's shape; ``explicit``: a parameter."""
 
     bias: Tensor
@@ -77,7 +77,7 @@ class Left:
     explicit: bool
 
 
-class Leftover:
+class BiasTermProbe:
     """Of one call, prepared before it runs: what is in place would overwrite what the difference needs."""
 
     def __init__(self, func: Callable[..., Any], leaves: list[Any], spec: TreeSpec) -> None:
@@ -86,7 +86,7 @@ class Leftover:
         self._spec = spec
 
     @classmethod
-    def before(cls, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Leftover | None:
+    def before(cls, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> BiasTermProbe | None:
         """None where nothing can be left, or nothing depends on the image."""
         leaves, spec = tree_flatten((tuple(args), dict(kwargs)))
         floats = [leaf for leaf in leaves if _is_float(leaf)]
@@ -98,7 +98,7 @@ class Leftover:
             ]
         return cls(func, leaves, spec)
 
-    def parts(self, result: Any) -> Iterator[tuple[Tensor, Left]]:
+    def parts(self, result: Any) -> Iterator[tuple[Tensor, BiasTerm]]:
         """Of each tensor that the call made and that depends on the image."""
         args, kwargs = tree_unflatten(self._leaves, self._spec)
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
@@ -110,10 +110,10 @@ class Leftover:
             tangents = self._along_its_inputs()
         for output, tangent in zip(outputs, tangents, strict=True):
             if output.requires_grad:
-                yield output, Left(output.detach() - tangent, 1, explicit=False)
+                yield output, BiasTerm(output.detach() - tangent, 1, explicit=False)
 
     def _along_its_inputs(self) -> list[Tensor]:
-        """J·u of every output. Refused where torch cannot tell it."""
+        """J·u of every output. Raises InvalidRequestError where torch cannot tell it."""
         places = [position for position, leaf in enumerate(self._leaves) if _is_float(leaf) and _is_dense(leaf)]
 
         def call(*inputs: Tensor) -> list[Tensor]:
@@ -121,7 +121,7 @@ class Leftover:
             for position, value in zip(places, inputs, strict=True):
                 leaves[position] = value.clone()
             args, kwargs = tree_unflatten(leaves, self._spec)
-            return [leaf for leaf in tree_leaves(made_by(self._func, args, kwargs)) if isinstance(leaf, Tensor)]
+            return [leaf for leaf in tree_leaves(call_result(self._func, args, kwargs)) if isinstance(leaf, Tensor)]
 
         point = tuple(self._leaves[position].detach().contiguous() for position in places)  # not expanded ones
         along = tuple(
@@ -136,7 +136,7 @@ class Leftover:
             except RuntimeError as error:
                 if not any(word in str(error) for word in ("forward", "functorch")):
                     raise  # memory, for one
-                raise Refused(
+                raise InvalidRequestError(
                     f"{call_name(self._func)}: torch knows no forward-mode differentiation of it, so what it adds to "
                     "the score cannot be told from what it passes on, and FullGrad would be wrong. Choose another "
                     f"method, or build the model without it. ({str(error).splitlines()[0]})"
@@ -173,7 +173,7 @@ def _homogeneous(name: str, floats: Sequence[Tensor], args: Sequence[Any], kwarg
     return False
 
 
-def _parameter(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Left | None:
+def _parameter(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> BiasTerm | None:
     """The bias of a call that is affine in its first argument; empty where it has none. None for all other calls."""
     name = _name(func)
     order = _FUNCTIONAL_NORM if func is functional.batch_norm else _ORDERS.get(name)
@@ -189,13 +189,13 @@ def _parameter(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[st
     axis = -1 if name == "linear" else 1
     if name[-2:] in ("1d", "2d", "3d") and image.dim() == int(name[-2]) + 1:
         axis = 0  # one image, without a batch
-    return Left(image.new_empty(0) if bias is None else bias.detach(), axis, explicit=True)
+    return BiasTerm(image.new_empty(0) if bias is None else bias.detach(), axis, explicit=True)
 
 
-def _batch_norm(image: Tensor, given: Mapping[str, Any]) -> Left | None:
+def _batch_norm(image: Tensor, given: Mapping[str, Any]) -> BiasTerm | None:
     mean, variance, weight, bias = (given.get(key) for key in ("running_mean", "running_var", "weight", "bias"))
     if given.get("training") or mean is None or variance is None:
         return None
     scale = (variance + given.get("eps", 1e-5)).rsqrt() * (1 if weight is None else weight)
     shift = -mean * scale + (0 if bias is None else bias)
-    return Left(shift.detach().to(image.dtype), 1, explicit=True)
+    return BiasTerm(shift.detach().to(image.dtype), 1, explicit=True)

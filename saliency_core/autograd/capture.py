@@ -20,10 +20,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
-from saliency_core.autograd.bias_terms import Left, Leftover
-from saliency_core.autograd.spatial_axes import ImageAxis, Layouts
-from saliency_core.autograd.torch_calls import call_name, made_by
-from saliency_core.errors import Refused
+from saliency_core.autograd.bias_terms import BiasTerm, BiasTermProbe
+from saliency_core.autograd.spatial_axes import ImageAxis, SpatialAxes
+from saliency_core.autograd.torch_calls import call_name, call_result
+from saliency_core.errors import InvalidRequestError
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Capture:
     shape: tuple[int, ...]
     axes: tuple[int, int] | None
     grid: tuple[int, int] | None
-    left: Left | None = None
+    left: BiasTerm | None = None
     value: Tensor | None = None
     owner: str = ""
     after: str = ""
@@ -83,7 +83,7 @@ class Captures(TorchFunctionMode):
         self._read = frozenset(live)
         self._image_axes = image_axes
         self._numbers: Counter[str] = Counter()
-        self._layouts = Layouts(size)
+        self._layouts = SpatialAxes(size)
         self._handles: list[RemovableHandle] = []
         self._inside: list[str] = []
         self._ended = ""
@@ -116,17 +116,17 @@ class Captures(TorchFunctionMode):
             super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def refuse_missing(self) -> None:
-        """Refused where a layer that somebody wants to read was not called in the forward."""
+        """Raises InvalidRequestError where a layer that somebody wants to read was not called in the forward."""
         read = [name for name in self._modules if self._modules[name] not in self.activations]
         for name in (*read, *sorted(self._read - self.live.keys())):
-            raise Refused(
+            raise InvalidRequestError(
                 f"layer {name!r} exists, but the model never calls it for these images, so there is nothing to read "
                 "from it: choose another layer."
             )
         for name, wanted in self._called.items():
             if wanted not in self.activations:
                 function = name.partition("#")[0]
-                raise Refused(
+                raise InvalidRequestError(
                     f"layer {name!r}: the model calls {function} {self._numbers[function]} times for these images, so "
                     "there is nothing to read there: choose a call that it makes, or a module by its name."
                 )
@@ -154,7 +154,7 @@ class Captures(TorchFunctionMode):
             return self._module.get_submodule(name)
         except (AttributeError, KeyError) as error:
             names = [known for known, _ in self._module.named_modules() if known]
-            raise Refused(
+            raise InvalidRequestError(
                 f"the model has no layer {name!r}: choose one of {', '.join(names[:40])}{' …' if names[40:] else ''}."
             ) from error
 
@@ -163,7 +163,7 @@ class Captures(TorchFunctionMode):
             del module, inputs
             tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
             if len(tensors) != 1 or not tensors[0].requires_grad:
-                raise Refused(
+                raise InvalidRequestError(
                     f"layer {name!r} does not give one tensor that depends on the image: choose another, or one in it."
                 )
             if name in self._read:
@@ -184,8 +184,8 @@ class Captures(TorchFunctionMode):
         kwargs = kwargs or {}
         if not torch.is_grad_enabled():  # also inside a custom autograd function
             return func(*args, **kwargs)
-        leftover = Leftover.before(func, args, kwargs) if self._leftovers else None
-        result = made_by(func, args, kwargs)
+        leftover = BiasTermProbe.before(func, args, kwargs) if self._leftovers else None
+        result = call_result(func, args, kwargs)
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.requires_grad]
         if made:
             function = call_name(func)
@@ -200,7 +200,7 @@ class Captures(TorchFunctionMode):
                 self.activations[self._called[name]] = self._capture(name, made[0], value=True)
         return result
 
-    def _capture(self, name: str, output: Tensor, *, left: Left | None = None, value: bool = False) -> Capture:
+    def _capture(self, name: str, output: Tensor, *, left: BiasTerm | None = None, value: bool = False) -> Capture:
         shape = tuple(output.shape)
         return Capture(
             name,

@@ -16,11 +16,11 @@ from saliency_core.autograd.capture import Capture, Captures
 from saliency_core.autograd.model_outputs import Outputs
 from saliency_core.autograd.output_calls import SOFTMAX
 from saliency_core.autograd.relus import OutOfViews, Plain, Rule, find_relus
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 
 @dataclass(frozen=True)
-class LayerPass:
+class LayerGradient:
     """A captured output, and ∂S/∂output [n, …]; zeros where the score does not depend on it, so is not ``reached``."""
 
     capture: Capture
@@ -29,7 +29,7 @@ class LayerPass:
 
 
 @dataclass(frozen=True)
-class Pass:
+class BackwardResult:
     """What readouts read, all detached: ``inputs``, ``input_gradient`` and ``displacement`` [n, C, H, W], ``scores``
     [n], the captured layers with a ``bias``, and by name the ``activations`` that were asked for."""
 
@@ -37,15 +37,15 @@ class Pass:
     input_gradient: Tensor
     displacement: Tensor
     scores: Tensor
-    layers: Sequence[LayerPass] = ()
-    activations: Mapping[str, LayerPass] = field(default_factory=dict)
+    layers: Sequence[LayerGradient] = ()
+    activations: Mapping[str, LayerGradient] = field(default_factory=dict)
 
 
 class Forward:
     """One forward over ``inputs`` [n, C, H, W] that keeps its graph for the targets and rules that share it.
 
     ``outputs``: float [n, classes] before ``head``. ``captures`` watches it, where readouts or targets want more;
-    ``open_views``: where a rule is to hold. Refused where a layer that is wanted was not called.
+    ``open_views``: where a rule is to hold. Raises InvalidRequestError where a layer that is wanted was not called.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class Forward:
         *,
         last: bool,
         rule: Rule | None = None,
-        watchers: Sequence[Callable[[LayerPass], None]] | None = None,
-    ) -> Pass:
+        watchers: Sequence[Callable[[LayerGradient], None]] | None = None,
+    ) -> BackwardResult:
         """The pass of ``scores`` [n]. ``last`` frees the graph: nobody else follows.
 
         ``watchers`` see the captured layers as soon as their gradients are known, which then are not kept.
@@ -100,10 +100,10 @@ class Forward:
             hooks=[_hook(capture, watchers) for capture in every] if watchers else [],
         )
         passes = [
-            LayerPass(capture, self._filled(other, capture), reached=other is not None)
+            LayerGradient(capture, self._filled(other, capture), reached=other is not None)
             for capture, other in zip([*layers, *activations.values()], others, strict=True)
         ]
-        return Pass(
+        return BackwardResult(
             self._inputs.detach(),
             torch.zeros_like(self._inputs) if gradient is None else gradient,
             self._displacement,
@@ -128,7 +128,7 @@ class Forward:
     ) -> tuple[Tensor | None, ...]:
         rule = rule or Plain()
         if not scores.requires_grad:
-            raise Refused("the scores have no gradient by the input: there is nothing to map.")
+            raise InvalidRequestError("the scores have no gradient by the input: there is nothing to map.")
         with ExitStack() as stack:
             stack.enter_context(rule.applied(self.relus() if rule.hooks_relus else ()))
             for hook in hooks:
@@ -152,13 +152,13 @@ class Forward:
         return self._relus
 
 
-def _hook(capture: Capture, watchers: Sequence[Callable[[LayerPass], None]]) -> Callable[[], RemovableHandle]:
+def _hook(capture: Capture, watchers: Sequence[Callable[[LayerGradient], None]]) -> Callable[[], RemovableHandle]:
     """Registers, when called, what shows the gradient of ``capture`` to the watchers."""
 
     def show(gradients: tuple[Tensor, ...]) -> None:
         gradient = gradients[capture.edge.output_nr]
         if gradient is not None:
-            seen = LayerPass(capture, gradient)
+            seen = LayerGradient(capture, gradient)
             for watcher in watchers:
                 watcher(seen)
 

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from saliency_core.autograd.torch_calls import call_name
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 SOFTMAX, SIGMOID, LOGIT = "softmax", "sigmoid", "logit"
 INPUT, NEGATED = "its input", "its input, negated"  # what a call that is passed by returns
@@ -152,7 +152,8 @@ class Passing:
 class PassBy(TorchFunctionMode):
     """Inside it, the calls of one forward that ``passing`` names return their input, and are seen by no other mode.
 
-    Refused where the forward makes another number of such calls than the one in which they were found.
+    Raises InvalidRequestError where the forward makes another number of such calls than the one in which they were
+    found.
     """
 
     def __init__(self, passing: Passing) -> None:
@@ -164,7 +165,7 @@ class PassBy(TorchFunctionMode):
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         for name, number in self._passing.counts.items():
             if kind is None and self._counts[name] != number:
-                raise Refused(
+                raise InvalidRequestError(
                     f"the model ends in a {name}, whose input is explained. It makes {number} such calls for one "
                     f"image, and {self._counts[name]} for others, so that the last one cannot be told: let the model "
                     f"return what is in front of its last {name}."

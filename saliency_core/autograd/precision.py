@@ -13,11 +13,11 @@ _LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @contextmanager
-def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
+def computing_in(precision: str, device: torch.device) -> Iterator[None]:
     """Inside it ``device`` works in ``precision`` and gradients are recorded; afterwards all is as it was.
 
     The caller's autocast would make bf16 of float32, silently; its ``no_grad`` or ``inference_mode`` would leave no
-    graph. What was made in inference mode must come in through ``usable``.
+    graph. What was made in inference mode must come in through ``without_inference_mark``.
     """
     with ExitStack() as stack:
         for change in _changes(precision, device):
@@ -48,6 +48,6 @@ def _tf32(*, allowed: bool) -> Iterator[None]:
         matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
-def usable(values: Tensor) -> Tensor:
+def without_inference_mark(values: Tensor) -> Tensor:
     """The values, where autograd may keep them: a tensor that was made in inference mode must be copied."""
     return values.clone() if values.is_inference() else values

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from saliency_core.autograd.torch_calls import is_in_place
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 Gradients = tuple[Tensor, ...]
 
@@ -59,7 +59,7 @@ class Plain(Rule):
 def find_relus(outputs: Sequence[Tensor]) -> list[Node]:
     """The ReLUs in the graph below ``outputs``: ReLU, ReLU6, and clamps and thresholds at zero, however written.
 
-    Refused where TorchScript differentiates by itself, out of sight."""
+    Raises InvalidRequestError where TorchScript differentiates by itself, out of sight."""
     found, seen = [], set[Node]()
     waiting = [output.grad_fn for output in outputs if output.grad_fn is not None]
     while waiting:
@@ -70,7 +70,7 @@ def find_relus(outputs: Sequence[Tensor]) -> list[Node]:
         if _is_relu(node):
             found.append(node)
         elif node.name().endswith("DifferentiableGraphBackward"):
-            raise Refused(
+            raise InvalidRequestError(
                 "TorchScript differentiates a part of this model by itself, so that its ReLUs cannot be found, and "
                 "guided backprop and deconvnet would be wrong: give the model itself (python:package.module:factory)."
             )

@@ -36,7 +36,7 @@ class ImageAxis:
         return split.movedim(self.axis + self.strided, 0)
 
 
-class Layouts:
+class SpatialAxes:
     """Of one forward of images of ``size`` (height, width). Learns the grids from convolutions and pooling as they
     come; nets that halve a grid by slicing (Swin) are followed."""
 

@@ -19,7 +19,7 @@ def is_in_place(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
     return bool(kwargs.get("inplace")) or named
 
 
-def made_by(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def call_result(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """What the call makes, also where it returns nothing and writes into its first argument."""
     result = func(*args, **kwargs)
     return args[0] if call_name(func) == "__setitem__" else result

@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from saliency_core.autograd.forward import Forward
-from saliency_core.autograd.precision import arithmetic
+from saliency_core.autograd.precision import computing_in
 from saliency_core.class_visualization.ascent_recipe import Recipe
-from saliency_core.errors import Refused, Told
+from saliency_core.errors import InvalidRequestError, SaliencyWarning
 from saliency_core.methods.samplers import noise_for
 from saliency_core.model.heads import Head, to_probabilities
 from saliency_core.model.model_loading import Model
@@ -59,15 +59,16 @@ def visualise_classes(
     """The images of ``classes`` (numbers, in any order), sought side by side: none depends on another.
 
     What is random is keyed by (seed, class, step). The model is left as it is.
-    Raises Refused for no class or one that the model does not have, and where scores have no gradient; warns with Told.
+    Raises InvalidRequestError for no class or one that the model does not have, and where scores have no gradient;
+    warns with SaliencyWarning.
     """
     recipe, device = recipe or Recipe(), torch.device(device)
     # cuDNN chooses among algorithms that add up in another order each time.
     cudnn = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, deterministic=True, allow_tf32=False)
-    with cudnn, arithmetic("float32", device):
+    with cudnn, computing_in("float32", device):
         found = _ascend(model, classes, recipe, seed, device)
     for note in found.notes:
-        warnings.warn(note, Told, stacklevel=2)
+        warnings.warn(note, SaliencyWarning, stacklevel=2)
     return found
 
 
@@ -158,11 +159,13 @@ def _shifts(recipe: Recipe, seed: int, number: int) -> list[tuple[int, int]]:
 
 def _refuse_hopeless(model: Model, images: Tensor, classes: Sequence[int]) -> None:
     if not classes:
-        raise Refused("no class was named, so there is nothing to visualise: give at least one.")
+        raise InvalidRequestError("no class was named, so there is nothing to visualise: give at least one.")
     outputs = model.logits(images.detach().requires_grad_().clone())
     n_classes = outputs.shape[1]
     unknown = [number for number in classes if not 0 <= number < n_classes]
     if unknown:
-        raise Refused(f"class {unknown[0]} does not exist: {model.spec} has {n_classes} classes, from 0.")
+        raise InvalidRequestError(f"class {unknown[0]} does not exist: {model.spec} has {n_classes} classes, from 0.")
     if not outputs.requires_grad:
-        raise Refused(f"{model.spec} gives no gradient of its scores by its input: no class of it can be visualised.")
+        raise InvalidRequestError(
+            f"{model.spec} gives no gradient of its scores by its input: no class of it can be visualised."
+        )

@@ -10,7 +10,7 @@ MEAN, SQUARE, VARIANCE = "mean", "square", "variance"
 MOMENTS = (MEAN, SQUARE, VARIANCE)
 
 
-class Average:
+class MomentAccumulator:
     """Readings come pass by pass, [draws · n, …] with a weight for each draw; their weights sum to one.
 
     Squares are summed in float64: the (population) variance is a small difference of large numbers.

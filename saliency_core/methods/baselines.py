@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.model.preprocessing import Preprocessing
 
 BASELINES = ("zero", "black", "mean", "blur", "noise")
@@ -24,7 +24,7 @@ def make_baseline(
         return torch.zeros_like(images)
     if name == "black":
         if preprocessing is None:
-            raise Refused("baseline=black: it needs the model's preprocessing, to know what black is.")
+            raise InvalidRequestError("baseline=black: it needs the model's preprocessing, to know what black is.")
         black = torch.zeros(1, *images.shape[2:], images.shape[1], dtype=torch.uint8, device=images.device)
         return preprocessing.normalise(black, images.dtype).expand_as(images)
     if name == "mean":
@@ -39,4 +39,4 @@ def make_baseline(
         return blurred
     if name == "noise":
         return noise().to(images.dtype)
-    raise Refused(f"baseline {name!r} does not exist: choose one of {', '.join(BASELINES)}.")
+    raise InvalidRequestError(f"baseline {name!r} does not exist: choose one of {', '.join(BASELINES)}.")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from saliency_core.autograd.forward import LayerPass, Pass
-from saliency_core.errors import Refused
+from saliency_core.autograd.forward import BackwardResult, LayerGradient
+from saliency_core.errors import InvalidRequestError
 from saliency_core.methods.readouts import Readout
 from saliency_core.replica.last_spatial_layer import AUTO
 
@@ -26,10 +26,10 @@ class Cam(Readout):
     reduction = "sum"
     nonnegative = True
 
-    def read(self, one: Pass) -> Iterator[Tensor]:
+    def read(self, one: BackwardResult) -> Iterator[Tensor]:
         layer = one.activations[self.layer or AUTO]
         if layer.capture.shape[:1] != one.inputs.shape[:1]:
-            raise Refused(
+            raise InvalidRequestError(
                 f"layer {layer.capture.name!r} gives {list(layer.capture.shape)} for {len(one.inputs)} images, so "
                 "which part of it is of which image is not known (does the model loop over images, pad their batch, or "
                 "look at several views of each?). Choose another layer=… or method, or let it take all images at once."
@@ -86,7 +86,7 @@ class XGradCam(Cam):
         return (weights * activation).sum(dim=1, keepdim=True)
 
 
-def spatial(layer: LayerPass) -> tuple[Tensor, Tensor]:
+def spatial(layer: LayerGradient) -> tuple[Tensor, Tensor]:
     """The activation and its gradient as [n, K, h, w]: tokens go back to their grid, without the extra ones."""
     capture = layer.capture
     assert capture.value is not None
@@ -100,7 +100,7 @@ def spatial(layer: LayerPass) -> tuple[Tensor, Tensor]:
             value[:, -height * width :].transpose(1, 2).reshape(len(value), -1, height, width) for value in pair
         )
     else:
-        raise Refused(
+        raise InvalidRequestError(
             f"layer {capture.name!r} gives {list(capture.shape)}, which does not lie over the image: a CAM needs "
             "[images, channels, height, width] or tokens of a grid. Choose another layer=…."
         )

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from saliency_core.autograd.capture import Capture
-from saliency_core.autograd.forward import LayerPass, Pass
-from saliency_core.errors import Refused
+from saliency_core.autograd.forward import BackwardResult, LayerGradient
+from saliency_core.errors import InvalidRequestError
 from saliency_core.methods.readouts import Reader, Readout
 
 EPSILON = 1e-6
@@ -27,7 +27,7 @@ class FullGrad(Readout):
     nonnegative = True
     leftovers = True
 
-    def read(self, one: Pass) -> Iterator[Tensor]:
+    def read(self, one: BackwardResult) -> Iterator[Tensor]:
         yield one.input_gradient * one.inputs
         for layer in one.layers:
             if in_map(layer, len(one.inputs)):
@@ -42,14 +42,14 @@ class FullGrad(Readout):
     def reader(self, n: int, size: tuple[int, int]) -> Reader:
         return FullGradReader(self, n, size)
 
-    def residual(self, one: Pass) -> Tensor | None:
+    def residual(self, one: BackwardResult) -> Tensor | None:
         return self.off(one, shares_of(one))
 
-    def factor(self, layer: LayerPass) -> Tensor:
+    def factor(self, layer: LayerGradient) -> Tensor:
         """What a layer's gradient is multiplied with."""
         return bias_of(layer)
 
-    def off(self, one: Pass, shares: Sequence[Tensor]) -> Tensor | None:
+    def off(self, one: BackwardResult, shares: Sequence[Tensor]) -> Tensor | None:
         """|S − Σ| ÷ Σ |shares| of the score's ``shares`` [n] → [n]."""
         return off_by(one.scores, shares)
 
@@ -58,10 +58,10 @@ class FullGrad(Readout):
 class SimpleFullGrad(FullGrad):
     """FullGrad with g_l in place of g_l ⊙ b_l. Srinivas & Fleuret's own code, idiap/fullgrad-saliency."""
 
-    def factor(self, layer: LayerPass) -> Tensor:
+    def factor(self, layer: LayerGradient) -> Tensor:
         return layer.gradient.new_ones(1)
 
-    def off(self, one: Pass, shares: Sequence[Tensor]) -> Tensor | None:
+    def off(self, one: BackwardResult, shares: Sequence[Tensor]) -> Tensor | None:
         del one, shares  # its parts need not add up
         return None
 
@@ -76,7 +76,7 @@ class FullGradReader(Reader):
         self._maps = Maps(size)
         self._shares: list[Tensor] = []
 
-    def layer(self, layer: LayerPass) -> None:
+    def layer(self, layer: LayerGradient) -> None:
         if not in_map(layer, self._n):
             self._shares.append(share_of(layer, self._n))
             return
@@ -87,7 +87,7 @@ class FullGradReader(Reader):
         self._maps.add(summed)
         self._shares.append(share)
 
-    def result(self, one: Pass) -> tuple[Tensor, Tensor | None]:
+    def result(self, one: BackwardResult) -> tuple[Tensor, Tensor | None]:
         summed, share = psi_sum(one.input_gradient, one.inputs)
         self._maps.add(summed)
         return self._maps.total(), self._fullgrad.off(one, [share, *self._shares])
@@ -140,17 +140,17 @@ def psi_sum(gradient: Tensor, factor: Tensor | float = 1.0) -> tuple[Tensor, Ten
     return torch.cat(maps), torch.cat(sums)
 
 
-def in_map(layer: LayerPass, n: int) -> bool:
+def in_map(layer: LayerGradient, n: int) -> bool:
     """Whether its bias is a parameter, and its output is [n, C, h, w], or [n, h, w, C] of a linear layer.
 
-    Raises Refused when it is not known which image a map of it belongs to.
+    Raises InvalidRequestError when it is not known which image a map of it belongs to.
     """
     left, shape, images = layer.capture.left, layer.capture.shape, layer.capture.images
     if left is None or not left.explicit:
         return False
     pictures = len(shape) == 4 or (len(shape) == 3 and left.channel_axis == 0)  # of one image, without a batch
     if pictures and n > 1 and images is None:
-        raise Refused(
+        raise InvalidRequestError(
             f"FullGrad: {layer.capture.name} holds no batch of images along one axis (does the model loop over them, "
             "or choose among them?), so its map cannot be given to each: choose another method, or let the model take "
             "all images at once."
@@ -160,7 +160,7 @@ def in_map(layer: LayerPass, n: int) -> bool:
     return left.channel_axis == 1 or layer.capture.axes == (1, 2)  # windows of tokens are no picture
 
 
-def bias_of(layer: LayerPass) -> Tensor:
+def bias_of(layer: LayerGradient) -> Tensor:
     """The bias, in a shape that multiplies with the output."""
     left = layer.capture.left
     assert left is not None
@@ -171,13 +171,13 @@ def bias_of(layer: LayerPass) -> Tensor:
     return left.bias.view(shape)
 
 
-def channels_first(layer: LayerPass, signal: Tensor) -> Tensor:
+def channels_first(layer: LayerGradient, signal: Tensor) -> Tensor:
     """[n, C, H, W] of a signal in the layer's layout."""
     left = layer.capture.left
     return signal.permute(0, 3, 1, 2) if left is not None and left.channel_axis == -1 else signal
 
 
-def completeness(one: Pass) -> Tensor:
+def completeness(one: BackwardResult) -> Tensor:
     """|S − Σ g ⊙ x − Σ_l Σ g_l ⊙ b_l| ÷ (|Σ g ⊙ x| + Σ_l |Σ g_l ⊙ b_l|) → [n]."""
     return off_by(one.scores, shares_of(one))
 
@@ -194,13 +194,13 @@ def off_by(scores: Tensor, shares: Sequence[Tensor]) -> Tensor:
     return (scores.double() - stacked.sum(0)).abs() / stacked.abs().sum(0).clamp(min=1e-300)
 
 
-def shares_of(one: Pass) -> list[Tensor]:
+def shares_of(one: BackwardResult) -> list[Tensor]:
     """What the input and each layer add to the score, as ``share_of`` gives them."""
     n = len(one.inputs)
     return [_sum(one.input_gradient * one.inputs), *(share_of(layer, n) for layer in one.layers)]
 
 
-def share_of(layer: LayerPass, n: int) -> Tensor:
+def share_of(layer: LayerGradient, n: int) -> Tensor:
     """What the layer adds to the score of each of ``n`` images → [n]; of all together, [], when its images are not
     known from each other."""
     share = layer.gradient * bias_of(layer)

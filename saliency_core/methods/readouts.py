@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from saliency_core.autograd.forward import LayerPass, Pass
+from saliency_core.autograd.forward import BackwardResult, LayerGradient
 
 
 class Readout(ABC):
@@ -26,7 +26,7 @@ class Readout(ABC):
     layer: str | None = None
 
     @abstractmethod
-    def read(self, one: Pass) -> Iterator[Tensor]:
+    def read(self, one: BackwardResult) -> Iterator[Tensor]:
         """The readings [n, …] of one pass, as many and of the same shapes each time."""
 
     def finish(self, readings: Iterable[Tensor], size: tuple[int, int]) -> Tensor:
@@ -40,7 +40,7 @@ class Readout(ABC):
         del n
         return Reader(self, size)
 
-    def residual(self, one: Pass) -> Tensor | None:
+    def residual(self, one: BackwardResult) -> Tensor | None:
         """[n], how far the readings are from adding up to the score; None where they need not."""
         del one
         return None
@@ -53,10 +53,10 @@ class Reader:
         self._readout = readout
         self._size = size
 
-    def layer(self, layer: LayerPass) -> None:
+    def layer(self, layer: LayerGradient) -> None:
         """Called in the middle of the backward, as soon as a layer's gradient is known."""
 
-    def result(self, one: Pass) -> tuple[Tensor, Tensor | None]:
+    def result(self, one: BackwardResult) -> tuple[Tensor, Tensor | None]:
         """The signal [n, channels, H, W], and the residual [n]."""
         return self._readout.finish(self._readout.read(one), self._size), self._readout.residual(one)
 
@@ -67,7 +67,7 @@ class Gradient(Readout):
 
     reduction = "abs_max"
 
-    def read(self, one: Pass) -> Iterator[Tensor]:
+    def read(self, one: BackwardResult) -> Iterator[Tensor]:
         yield one.input_gradient
 
 
@@ -79,5 +79,5 @@ class InputXGradient(Readout):
     reduction = "sum"
     completes_path = True
 
-    def read(self, one: Pass) -> Iterator[Tensor]:
+    def read(self, one: BackwardResult) -> Iterator[Tensor]:
         yield one.input_gradient * one.displacement

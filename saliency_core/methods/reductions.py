@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ REDUCTIONS = _make(
 
 
 def parse_reduction(name: str) -> Reduction:
-    """The reduction of that name; Refused with the list where there is none."""
+    """The reduction of that name; InvalidRequestError with the list where there is none."""
     if name not in REDUCTIONS:
-        raise Refused(f"reduction {name!r} does not exist: choose one of {', '.join(REDUCTIONS)}.")
+        raise InvalidRequestError(f"reduction {name!r} does not exist: choose one of {', '.join(REDUCTIONS)}.")
     return REDUCTIONS[name]

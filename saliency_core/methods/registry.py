@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from saliency_core.autograd.relus import Plain, Rule
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.methods.averaging import MEAN, MOMENTS, SQUARE, VARIANCE
 from saliency_core.methods.baselines import BASELINES
 from saliency_core.methods.cam import GradCam, GradCamPlusPlus, HiResCam, LayerCam, XGradCam
@@ -54,7 +54,7 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Entry:
+class MethodEntry:
     """What a name means: ``make`` builds its signals of the arguments; ``arguments`` are they, with their defaults."""
 
     about: str
@@ -104,8 +104,8 @@ def compose(
     baseline: Argument | None = None,
     layer: Argument | None = None,
 ) -> tuple[Signal, ...]:
-    """Any rule × sampler × readout. Refused where an argument is none of those that there are, or where the sampler or
-    the readout has no use for it: somebody counts on it."""
+    """Any rule × sampler × readout. Raises InvalidRequestError where an argument is none of those that there are, or
+    where the sampler or the readout has no use for it: somebody counts on it."""
     for value, known, what in (
         (rule, RULES, "rule"),
         (sampler, ("once", "noise", "path"), "sampler"),
@@ -114,7 +114,7 @@ def compose(
         (baseline, (None, *BASELINES), "baseline"),
     ):
         if value not in known:
-            raise Refused(f"{what}={value}: choose one of {', '.join(filter(None, known))}.")
+            raise InvalidRequestError(f"{what}={value}: choose one of {', '.join(filter(None, known))}.")
     cam = "cam" in str(readout)
     for what, value, useful, needed in (
         ("n", n, sampler != "once", "sampler=noise or sampler=path"),
@@ -124,12 +124,12 @@ def compose(
         ("layer", layer, cam, "a readout that is a CAM"),
     ):
         if value is not None and not useful:
-            raise Refused(f"{what}={value} has no effect without {needed}: add that, or drop it.")
+            raise InvalidRequestError(f"{what}={value} has no effect without {needed}: add that, or drop it.")
     most = MOST_POINTS if sampler == "path" else MOST_DRAWS
     if not isinstance(n, int | None) or (n is not None and not 1 <= n <= most):
-        raise Refused(f"n={n}: a whole number of draws is needed, 1 or more, and at most {most:,}.")
+        raise InvalidRequestError(f"n={n}: a whole number of draws is needed, 1 or more, and at most {most:,}.")
     if isinstance(spread, str) or not 0 <= (spread or 0) <= LARGEST_SPREAD:
-        raise Refused(f"spread={spread}: a number is needed, 0 or more, and at most {LARGEST_SPREAD:g}.")
+        raise InvalidRequestError(f"spread={spread}: a number is needed, 0 or more, and at most {LARGEST_SPREAD:g}.")
     samplers: dict[str, Callable[[], Sampler]] = {
         "once": Once,
         "noise": lambda: Noise(**_given(n=n, spread=spread)),
@@ -149,52 +149,56 @@ def guided_gradcam(*, layer: Argument = AUTO) -> tuple[Signal, ...]:
     return (*once("gradient", "guided"), *once("gradcam", layer=layer))
 
 
-REGISTRY: dict[str, Entry] = {
-    "gradient": Entry("g = ∂S/∂x", "Simonyan, Vedaldi, Zisserman 2013", partial(once, "gradient")),
-    "input_x_gradient": Entry("g ⊙ x", "Shrikumar et al. 2016", partial(once, "input_x_gradient")),
-    "smoothgrad": Entry("the mean of g over noisy copies", "Smilkov et al. 2017", partial(noisy, "gradient"), NOISE),
-    "smoothgrad_squared": Entry(
+REGISTRY: dict[str, MethodEntry] = {
+    "gradient": MethodEntry("g = ∂S/∂x", "Simonyan, Vedaldi, Zisserman 2013", partial(once, "gradient")),
+    "input_x_gradient": MethodEntry("g ⊙ x", "Shrikumar et al. 2016", partial(once, "input_x_gradient")),
+    "smoothgrad": MethodEntry(
+        "the mean of g over noisy copies", "Smilkov et al. 2017", partial(noisy, "gradient"), NOISE
+    ),
+    "smoothgrad_squared": MethodEntry(
         "the mean of g² over noisy copies", "Hooker et al. 2019", partial(noisy, "gradient", SQUARE), NOISE
     ),
-    "vargrad": Entry(
+    "vargrad": MethodEntry(
         "the variance of g over noisy copies", "Adebayo et al. 2018", partial(noisy, "gradient", VARIANCE), NOISE
     ),
-    "integrated_gradients": Entry(
+    "integrated_gradients": MethodEntry(
         "(x − x₀) ⊙ the mean of g on the line from the baseline x₀",
         "Sundararajan et al. 2017",
         partial(compose, sampler="path", readout="input_x_gradient"),
         PATH,
     ),
-    "guided_backprop": Entry(
+    "guided_backprop": MethodEntry(
         "g, where ReLUs pass positive inputs and gradients",
         "Springenberg et al. 2014",
         partial(once, "gradient", "guided"),
     ),
-    "deconvnet": Entry(
+    "deconvnet": MethodEntry(
         "g, where ReLUs pass positive gradients", "Zeiler & Fergus 2013", partial(once, "gradient", "deconvnet")
     ),
-    "fullgrad": Entry(
+    "fullgrad": MethodEntry(
         "g ⊙ x and every layer's g ⊙ bias, in one map", "Srinivas & Fleuret 2019", partial(once, "fullgrad")
     ),
-    "simple_fullgrad": Entry(
+    "simple_fullgrad": MethodEntry(
         "fullgrad without the biases' sizes", "Srinivas & Fleuret 2019", partial(once, "simple_fullgrad")
     ),
-    "smooth_fullgrad": Entry(
+    "smooth_fullgrad": MethodEntry(
         "fullgrad's parts averaged over noisy copies", "Srinivas & Fleuret 2019", partial(noisy, "fullgrad"), NOISE
     ),
-    "gradcam": Entry(
+    "gradcam": MethodEntry(
         "a layer's channels weighted by their mean gradient", "Selvaraju et al. 2017", partial(once, "gradcam"), LAYER
     ),
-    "gradcam++": Entry(
+    "gradcam++": MethodEntry(
         "Grad-CAM with weights for several objects", "Chattopadhay et al. 2018", partial(once, "gradcam++"), LAYER
     ),
-    "hirescam": Entry("a layer's activation ⊙ gradient", "Draelos & Carin 2020", partial(once, "hirescam"), LAYER),
-    "layercam": Entry(
+    "hirescam": MethodEntry(
+        "a layer's activation ⊙ gradient", "Draelos & Carin 2020", partial(once, "hirescam"), LAYER
+    ),
+    "layercam": MethodEntry(
         "a layer's activation ⊙ positive gradient", "Jiang et al. 2021", partial(once, "layercam"), LAYER
     ),
-    "xgradcam": Entry("Grad-CAM with weights that add up", "Fu et al. 2020", partial(once, "xgradcam"), LAYER),
-    "guided_gradcam": Entry("guided_backprop ⊙ gradcam", "Selvaraju et al. 2017", guided_gradcam, LAYER),
-    "compose": Entry(
+    "xgradcam": MethodEntry("Grad-CAM with weights that add up", "Fu et al. 2020", partial(once, "xgradcam"), LAYER),
+    "guided_gradcam": MethodEntry("guided_backprop ⊙ gradcam", "Selvaraju et al. 2017", guided_gradcam, LAYER),
+    "compose": MethodEntry(
         "any rule × sampler × readout: compose(rule=guided, sampler=noise, readout=fullgrad, n=10)",
         "",
         compose,
@@ -213,24 +217,25 @@ REGISTRY: dict[str, Entry] = {
 
 
 def parse_method(spec: str) -> Method:
-    """``gradient``, ``smoothgrad(n=50, reduction=l2)``, or ``name=spec``; Refused where there is no such method."""
+    """``gradient``, ``smoothgrad(n=50, reduction=l2)``, or ``name=spec``; InvalidRequestError where there is no such
+    method."""
     name, body = split_name(spec)
     head, given = parse_call(body)
     if head not in REGISTRY:
-        raise Refused(f"method {spec!r} does not exist: choose one of {', '.join(REGISTRY)}.")
+        raise InvalidRequestError(f"method {spec!r} does not exist: choose one of {', '.join(REGISTRY)}.")
     entry = REGISTRY[head]
     arguments = {key: value for key, value in given.items() if key != "reduction"}
     unknown = sorted(set(arguments) - set(entry.arguments))
     if unknown:
         takes = ", ".join([*entry.arguments, "reduction"])
-        raise Refused(f"method {spec!r}: {head} has no argument {', '.join(unknown)}; it takes {takes}.")
+        raise InvalidRequestError(f"method {spec!r}: {head} has no argument {', '.join(unknown)}; it takes {takes}.")
     # Arguments that equal the defaults say nothing: both spellings are the same array.
     arguments |= {key: float(value) for key, value in arguments.items() if key == "spread" and isinstance(value, int)}
     told = {key: value for key, value in arguments.items() if value != entry.arguments[key]}
     try:
         signals = entry.make(**arguments)
-    except Refused as error:
-        raise Refused(f"method {spec!r}: {error}") from error
+    except InvalidRequestError as error:
+        raise InvalidRequestError(f"method {spec!r}: {error}") from error
     usual = signals[0].readout.reduction
     reduction = parse_reduction(str(given.get("reduction", usual)))
     if reduction.name != usual:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.model.symbolic_expressions import is_guard, is_symbolic_expression
 
 # Of the whole JSON member; a ViT-L's graph takes 20 MiB.
@@ -48,7 +48,7 @@ _PLAIN = re.compile(r"[\w .:+@/<>|$-]*")
 
 
 def refuse_programs(path: Path) -> None:
-    """Raises Refused, with the reason, if loading the archive ``path`` could run what it holds.
+    """Raises InvalidRequestError, with the reason, if loading the archive ``path`` could run what it holds.
 
     Members are read with torch's own reader: another reader of zip files may see other members in the same file.
     """
@@ -58,11 +58,13 @@ def refuse_programs(path: Path) -> None:
     names: list[str] = reader.get_file_names()
     for name in names:
         if name.lower().startswith(_PROGRAMS):
-            raise Refused(_PICKLED)
+            raise InvalidRequestError(_PICKLED)
         if name.startswith(("models/", "extra/")) or name.endswith(".json"):
             size = reader.archive_file.get_record_size(name)
             if size > LARGEST_MEMBER:
-                raise Refused(f"its {name} has {size} bytes, and {LARGEST_MEMBER} are the most that are read")
+                raise InvalidRequestError(
+                    f"its {name} has {size} bytes, and {LARGEST_MEMBER} are the most that are read"
+                )
     for name in names:
         if name.startswith("models/"):
             _check(json.loads(reader.read_string(name)))
@@ -76,16 +78,16 @@ def refuse_programs(path: Path) -> None:
 def _check_payload(config: Any) -> None:
     for name, payload in config["config"].items():
         if not str(payload["path_name"]).startswith(_TENSORS):
-            raise Refused(_PICKLED)
+            raise InvalidRequestError(_PICKLED)
         _check({name: payload})
 
 
 def _check(program: Any) -> None:
-    """Raises Refused for the first string below ``program`` that is not of its key's form."""
+    """Raises InvalidRequestError for the first string below ``program`` that is not of its key's form."""
     for key, text in _strings(program, "", inert=False):
         if not _FORMS.get(key, _is_plain)(text):
             what = _WHAT.get(key, f"a {key!r}")
-            raise Refused(f"{what} in it is {text[:60]!r}, which torch would run as a program")
+            raise InvalidRequestError(f"{what} in it is {text[:60]!r}, which torch would run as a program")
 
 
 def _strings(value: Any, key: str, *, inert: bool) -> Iterator[tuple[str, str]]:

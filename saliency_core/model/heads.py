@@ -15,7 +15,7 @@ from torch import Tensor
 from saliency_core.autograd.eager import eagerly
 from saliency_core.autograd.output_calls import LOGIT, SIGMOID, SOFTMAX, Ending, Trace, find_ending
 from saliency_core.autograd.torchscript_output import scripted_ending
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.model.model_loading import AUTO, Model, select_output
 
 _CLOSE = 1e-2  # of the largest: whether scores were found in front of probabilities, which may be clamped or rounded
@@ -79,7 +79,8 @@ def settle_head(model: Model, images: Tensor) -> Settled:
         images: float [1, C, H, W], a probe to run it on.
 
     Raises:
-        Refused: there is one score, of which a softmax or a hard sigmoid was made: no class can be told from it.
+        InvalidRequestError: there is one score, of which a softmax or a hard sigmoid was made: no class can be told
+        from it.
     """
     ending, passing, outputs = _without_ending(model, images)
     squash, columns = "", outputs
@@ -96,7 +97,7 @@ def settle_head(model: Model, images: Tensor) -> Settled:
                 "for scores. Let it return what is in front, or choose another `output`."
             )
             if outputs.shape[1] == 1 and ending.name != "tanh" and model.head == AUTO:
-                raise Refused(_NO_LOGIT.format(spec=model.spec, name=ending.name))
+                raise InvalidRequestError(_NO_LOGIT.format(spec=model.spec, name=ending.name))
     elif _looks_squashed(model, images, outputs):
         notes.append(
             "the model's scores look like probabilities, or their logarithms: the result of a softmax or a sigmoid "
@@ -114,12 +115,12 @@ def settle_head(model: Model, images: Tensor) -> Settled:
 def _kind(model: Model, columns: int, squash: str) -> str:
     if columns == 1:
         if model.head == SOFTMAX:
-            raise Refused(
+            raise InvalidRequestError(
                 f"`head` softmax: {model.spec} gives one score, and a softmax of one is always 1. Leave it out: one "
                 "logit is two classes."
             )
         if squash == SOFTMAX and model.head == AUTO:
-            raise Refused(_NO_LOGIT.format(spec=model.spec, name="a softmax over one value"))
+            raise InvalidRequestError(_NO_LOGIT.format(spec=model.spec, name="a softmax over one value"))
         return LOGIT
     return model.head if model.head != AUTO else squash or SOFTMAX
 

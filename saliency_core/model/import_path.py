@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 
 @contextmanager
 def kept_from_exiting(what: str) -> Iterator[None]:
-    """Raises Refused if the code inside tries to end the process, as ``sys.exit()`` does; ``what`` names that code.
+    """Raises InvalidRequestError if the code inside tries to end the process, as ``sys.exit()`` does; ``what`` names
+    that code.
 
     Any exception that is no ``Exception`` counts as an attempt. Ctrl-C passes through.
     """
@@ -22,7 +23,9 @@ def kept_from_exiting(what: str) -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, Exception) or type(error) is KeyboardInterrupt:
             raise
-        raise Refused(f"{what} {_attempt(error)}, which would end the job: let it return instead.") from error
+        raise InvalidRequestError(
+            f"{what} {_attempt(error)}, which would end the job: let it return instead."
+        ) from error
 
 
 def import_named(path: str) -> object:
@@ -46,7 +49,7 @@ def import_named(path: str) -> object:
     except Exception as error:  # whatever the user's module raises
         why = (
             str(error).rstrip(".")
-            if isinstance(error, Refused)
+            if isinstance(error, InvalidRequestError)
             else f"{module!r} raises {type(error).__name__}: {error}"
         )
         raise ImportError(why) from error

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from saliency_core.autograd.eager import eagerly
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.model.preprocessing import Preprocessing
 
 _OF_TWO_MODES = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
@@ -44,7 +44,7 @@ def freeze(module: nn.Module) -> None:
 
 
 def give_sizes(module: nn.Module, preprocessing: Preprocessing, spec: str) -> None:
-    """Lets lazy modules find their sizes with a blank image. Raises Refused if they cannot."""
+    """Lets lazy modules find their sizes with a blank image. Raises InvalidRequestError if they cannot."""
     if not any(is_lazy(value) for value in _tensors(module)):
         return
     height, width = preprocessing.input_size
@@ -56,17 +56,19 @@ def give_sizes(module: nn.Module, preprocessing: Preprocessing, spec: str) -> No
     except Exception as error:  # noqa: BLE001 whatever the user's model raises
         why = f"{type(error).__name__}: {error}"
     if any(is_lazy(value) for value in _tensors(module)):
-        raise Refused(
+        raise InvalidRequestError(
             f"{spec} has lazy modules, which learn their sizes from a first image, and a blank image of "
             f"{list(blank.shape)} does not tell them ({why}). Run the model once in its factory."
         )
 
 
 def refuse_no_values(module: nn.Module, spec: str) -> None:
-    """Raises Refused if a tensor is on the meta device, which keeps shapes without values."""
+    """Raises InvalidRequestError if a tensor is on the meta device, which keeps shapes without values."""
     names = [name for name, value in module.state_dict().items() if isinstance(value, Tensor) and value.is_meta]
     if names:
-        raise Refused(f"{spec} has no values for {names[0]} (device 'meta'): make it on the CPU, without init_empty.")
+        raise InvalidRequestError(
+            f"{spec} has no values for {names[0]} (device 'meta'): make it on the CPU, without init_empty."
+        )
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

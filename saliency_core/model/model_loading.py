@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from saliency_core.autograd.eager import eagerly
 from saliency_core.autograd.output_calls import SIGMOID, SOFTMAX, PassBy, Passing
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.model.import_path import kept_from_exiting
 from saliency_core.model.inference_mode import freeze, give_sizes, put_in_eval_mode, refuse_no_values
 from saliency_core.model.model_sources import Built, build_file, build_timm, build_torchvision
@@ -50,16 +50,18 @@ class Model:
 
     @property
     def geometry(self) -> Preprocessing:
-        """The preprocessing. Raises Refused if it is not known."""
+        """The preprocessing. Raises InvalidRequestError if it is not known."""
         if self.preprocessing is None:
-            raise Refused(f"how images are prepared for {self.spec} is not known: give Model its preprocessing.")
+            raise InvalidRequestError(
+                f"how images are prepared for {self.spec} is not known: give Model its preprocessing."
+            )
         return self.preprocessing
 
     def logits(self, images: Tensor) -> Tensor:
         """[n, classes] in the images' order; of one logit z, the scores −z and z of its two classes [n, 2].
 
         Raises:
-            Refused: the outputs are ambiguous or of another shape.
+            InvalidRequestError: the outputs are ambiguous or of another shape.
         """
         return self.as_logits(self.outputs(images), images)
 
@@ -85,7 +87,7 @@ class Model:
         if scores.dim() > 2 and scores.shape[:2].numel() == scores.numel():
             scores = scores.flatten(1)
         if scores.dim() != 2 or len(scores) != len(images) or scores.shape[1] == 0:
-            raise Refused(
+            raise InvalidRequestError(
                 f"{self.spec} gives outputs of shape {list(scores.shape)} for images of shape {list(images.shape)}: "
                 "a classifier's [images, classes] is needed. Choose another `output`, or wrap the model."
             )
@@ -118,14 +120,16 @@ def load_model(
     torchvision's and timm's models, is the number that the file has.
     ``preset``: whose geometry and class names go with local torchvision weights. ``preprocessing`` overrides all.
     ``head``: how scores become probabilities, softmax or sigmoid; auto: as the model ends, or sigmoid of one logit.
-    Raises Refused where any part cannot be had, or is ambiguous.
+    Raises InvalidRequestError where any part cannot be had, or is ambiguous.
     """
     _refuse_no_head(head, class_names)
     kind = spec.partition(":")[0]
     path = Path(weights) if weights and (Path(weights).suffix or Path(weights).exists()) else None
     _refuse_useless(kind, spec, weights=weights, path=path, num_classes=num_classes, preset=preset)
     if weights_key is not None and path is None:
-        raise Refused(f"`weights_key` {weights_key} has no effect without a file of `weights`: drop it, or give one.")
+        raise InvalidRequestError(
+            f"`weights_key` {weights_key} has no effect without a file of `weights`: drop it, or give one."
+        )
     with kept_from_exiting(spec):
         model = _load_model(
             spec,
@@ -174,7 +178,7 @@ def _load_model(
             return Built(call_factory(name))
         if kind == "file" and name:
             return build_file(Path(name))
-        raise Refused(
+        raise InvalidRequestError(
             f"model {spec!r} is not understood: write torchvision:NAME, timm:NAME, "
             "python:package.module:factory or file:PATH."
         )
@@ -182,7 +186,7 @@ def _load_model(
     built = build(num_classes)
     geometry = preprocessing or built.preprocessing
     if geometry is None:
-        raise Refused(
+        raise InvalidRequestError(
             f"how images are prepared for {spec} is not known: give resize, crop, mean, std "
             "(for example `resize` 224x224, `mean` 0.485,0.456,0.406, `std` 0.229,0.224,0.225)."
         )
@@ -200,9 +204,9 @@ def _load_model(
 
 def _refuse_no_head(head: str, class_names: Sequence[str] | None) -> None:
     if head not in HEADS:
-        raise Refused(f"head {head!r} does not exist: choose one of {', '.join(HEADS)}.")
+        raise InvalidRequestError(f"head {head!r} does not exist: choose one of {', '.join(HEADS)}.")
     if class_names is not None and len(class_names) == 1:
-        raise Refused(
+        raise InvalidRequestError(
             f"there is one class name ({class_names[0]}), and every model has two classes at least: one logit speaks "
             "for class 1 and against class 0, so name both, class 0 first."
         )
@@ -214,23 +218,25 @@ def _refuse_useless(
     """What would have no effect is refused: somebody counts on it."""
     if kind != "torchvision":
         if preset is not None:
-            raise Refused(
+            raise InvalidRequestError(
                 f"`preset` {preset!r} is for torchvision models; {spec} takes the preprocessing keys instead."
             )
         if weights is not None and path is None:
-            raise Refused(f"weights {weights!r}: no such file. {spec} takes a state dict or a .safetensors file.")
+            raise InvalidRequestError(
+                f"weights {weights!r}: no such file. {spec} takes a state dict or a .safetensors file."
+            )
     elif preset is not None and weights is not None and path is None:
-        raise Refused(f"`weights` {weights} brings its own preprocessing: drop `preset` {preset}.")
+        raise InvalidRequestError(f"`weights` {weights} brings its own preprocessing: drop `preset` {preset}.")
     if kind == "file" and weights is not None:
-        raise Refused(f"{spec} has its weights inside: drop `weights` {weights}.")
+        raise InvalidRequestError(f"{spec} has its weights inside: drop `weights` {weights}.")
     if kind in ("file", "python") and num_classes is not None:
-        raise Refused(
+        raise InvalidRequestError(
             f"`num_classes` {num_classes} has no effect on {spec}: drop it, and let the model have that many."
         )
 
 
 def select_output(outputs: object, output: int | str | None) -> Tensor:
-    """The tensor that ``output`` names; Refused with the names found where that is ambiguous."""
+    """The tensor that ``output`` names; InvalidRequestError with the names found where that is ambiguous."""
     if isinstance(outputs, Tensor) and output is None:
         return outputs
     named = _named_outputs(outputs)
@@ -241,9 +247,11 @@ def select_output(outputs: object, output: int | str | None) -> Tensor:
         return tensors[str(output)]
     kind = type(outputs).__name__
     if not tensors:
-        raise Refused(f"the model returns a {kind} without a tensor in it: let it return the scores [images, classes].")
+        raise InvalidRequestError(
+            f"the model returns a {kind} without a tensor in it: let it return the scores [images, classes]."
+        )
     what = "has several outputs" if output is None else f"has no tensor output {output!r}"
-    raise Refused(f"the model ({kind}) {what}: choose `output` from {', '.join(tensors)}.")
+    raise InvalidRequestError(f"the model ({kind}) {what}: choose `output` from {', '.join(tensors)}.")
 
 
 def _named_outputs(outputs: object) -> dict[str, object]:

@@ -13,7 +13,7 @@ from zipfile import BadZipFile, ZipFile
 import torch
 from torch import Tensor, nn
 
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.model.exported_program_checks import refuse_programs
 from saliency_core.model.preprocessing import Preprocessing
 from saliency_core.model.weights import tensors_only
@@ -45,7 +45,7 @@ def build_torchvision(
 
     names = models.list_models(module=models)
     if name not in names:
-        raise Refused(f"torchvision has no classifier {name!r}. It has: {', '.join(names)}.")
+        raise InvalidRequestError(f"torchvision has no classifier {name!r}. It has: {', '.join(names)}.")
     presets: dict[str, Any] = {one.name: one for one in models.get_model_weights(name)}
     if state is None:
         return _pretrained(name, presets, weights=weights, num_classes=num_classes, preset=preset)
@@ -75,14 +75,14 @@ def _one_preset(name: str, presets: Mapping[str, Any], preset: str | None) -> An
     """The preset asked for; unasked, any one where all prepare images alike."""
     if preset is not None:
         if preset not in presets:
-            raise Refused(f"{name} has no preset {preset!r}: choose one of {', '.join(presets)}.")
+            raise InvalidRequestError(f"{name} has no preset {preset!r}: choose one of {', '.join(presets)}.")
         return presets[preset]
     geometries = {key: Preprocessing.from_torchvision(one.transforms()) for key, one in presets.items()}
     if len(set(geometries.values())) != 1:
         told = "; ".join(
             f"{key} (resize {one.resize}, crop {one.crop}, {one.interpolation})" for key, one in geometries.items()
         )
-        raise Refused(
+        raise InvalidRequestError(
             f"{name}'s presets prepare images differently, so the maps would differ: choose `preset` from {told}."
         )
     return next(iter(presets.values()))
@@ -94,21 +94,23 @@ def _pretrained(
     from torchvision import models
 
     if num_classes is not None:
-        raise Refused(f"`num_classes` {num_classes} needs `weights`: {name}'s own weights have their own classes.")
+        raise InvalidRequestError(
+            f"`num_classes` {num_classes} needs `weights`: {name}'s own weights have their own classes."
+        )
     wanted = weights or preset or "DEFAULT"
     if wanted != "DEFAULT" and wanted not in presets:
-        raise Refused(f"weights {wanted!r} are neither a file nor one of {name}'s: {', '.join(presets)}.")
+        raise InvalidRequestError(f"weights {wanted!r} are neither a file nor one of {name}'s: {', '.join(presets)}.")
     chosen = models.get_model_weights(name)[wanted]
     try:
         with tensors_only():
             module = models.get_model(name, weights=chosen)
     except UnpicklingError as error:
-        raise Refused(
+        raise InvalidRequestError(
             f"{name}'s weights {chosen.name}, as they lie in {torch.hub.get_dir()}, hold more than tensors, and "
             "loading them could run code, so they are not loaded. Delete them, to fetch them again, or give `weights`."
         ) from error
     except OSError as error:
-        raise Refused(
+        raise InvalidRequestError(
             f"{name}'s weights {chosen.name} could not be downloaded ({error}). Give a local file with `weights`."
         ) from error
     return Built(
@@ -122,7 +124,7 @@ def _pretrained(
 def build_timm(name: str, *, pretrained: bool, num_classes: int | None, geometry_given: bool) -> Built:
     """A network of timm, which need not be installed unless it is asked for."""
     if find_spec("timm") is None:
-        raise Refused(f"model 'timm:{name}' needs timm: pip install timm.")
+        raise InvalidRequestError(f"model 'timm:{name}' needs timm: pip install timm.")
     import timm
     from timm.data import resolve_model_data_config
 
@@ -130,7 +132,7 @@ def build_timm(name: str, *, pretrained: bool, num_classes: int | None, geometry
     try:
         module = timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:  # timm and its hub client each raise their own kinds
-        raise Refused(
+        raise InvalidRequestError(
             f"timm cannot make {name!r} ({type(error).__name__}: {error}). Check the name, or give a local "
             "file with `weights`."
         ) from error
@@ -139,9 +141,10 @@ def build_timm(name: str, *, pretrained: bool, num_classes: int | None, geometry
 
 
 def build_file(path: Path) -> Built:
-    """A TorchScript or torch.export file: graph and weights in one. Refused where it is neither, or holds more."""
+    """A TorchScript or torch.export file: graph and weights in one. Raises InvalidRequestError where it is neither, or
+    holds more."""
     if not path.is_file():
-        raise Refused(f"model file {str(path)!r}: no such file.")
+        raise InvalidRequestError(f"model file {str(path)!r}: no such file.")
     try:
         with ZipFile(path) as archive:
             names = archive.namelist()
@@ -153,19 +156,21 @@ def build_file(path: Path) -> Built:
                 return Built(torch.export.load(path).module(), loaded=True)
         if any(name.startswith("code/") for name in members):
             return Built(torch.jit.load(str(path), map_location="cpu").eval(), loaded=True)
-    except (Refused, UnpicklingError) as error:
-        why = str(error) if isinstance(error, Refused) else str(error).partition(".")[0]
-        raise Refused(
+    except (InvalidRequestError, UnpicklingError) as error:
+        why = str(error) if isinstance(error, InvalidRequestError) else str(error).partition(".")[0]
+        raise InvalidRequestError(
             f"model file {str(path)!r} holds more than a graph and tensors, and loading it could run code, so it is "
             f"not loaded ({why}). Export the module alone, with plain tensors as examples."
         ) from error
     except BadZipFile as error:
-        raise Refused(
+        raise InvalidRequestError(
             f"model file {str(path)!r} cannot be read: it is no archive, as torch.export and TorchScript files are, or "
             "it is cut off; for a state dict, `weights`."
         ) from error
     except Exception as error:
-        raise Refused(f"model file {str(path)!r} cannot be read ({type(error).__name__}: {error}).") from error
-    raise Refused(
+        raise InvalidRequestError(
+            f"model file {str(path)!r} cannot be read ({type(error).__name__}: {error})."
+        ) from error
+    raise InvalidRequestError(
         f"model file {str(path)!r} is neither a torch.export nor a TorchScript file; for a state dict, `weights`."
     )

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.model.inference_mode import refuse_no_values
 from saliency_core.model.model_sources import Built
 from saliency_core.state_dicts.head_size import other_class_count
@@ -29,7 +29,7 @@ def load_state(
     """``built`` with the weights of ``state``, and notes of what was done for them to fit.
 
     ``build`` makes the model with a number of classes; it is used for torchvision's and timm's when the file has
-    another number than the model, and none was asked for. Raises Refused if the state dict does not fit.
+    another number than the model, and none was asked for. Raises InvalidRequestError if the state dict does not fit.
     """
     refuse_no_values(built.module, spec)
     library = spec.startswith(("torchvision:", "timm:"))
@@ -50,11 +50,15 @@ def load_state(
             built.module.load_state_dict(fit.state)
         except Exception as error:  # whatever the model's own hooks raise
             why = " ".join(str(error).split())[:300]
-            raise Refused(f"{path} cannot be loaded into {spec} ({type(error).__name__}: {why}).") from error
+            raise InvalidRequestError(
+                f"{path} cannot be loaded into {spec} ({type(error).__name__}: {why})."
+            ) from error
     else:
         hooked = load_by_own_hooks(built.module, (*fits_for_hooks(built.module, state), fit))
         if hooked is None:
-            raise Refused(_mismatch(fit, tried, state, spec=spec, path=path, num_classes=num_classes, count=count))
+            raise InvalidRequestError(
+                _mismatch(fit, tried, state, spec=spec, path=path, num_classes=num_classes, count=count)
+            )
         fit = hooked
         notes += note_other_kinds(fit.state, built.module, path)
         notes += (f"weights: the names in {path.name} are of an older form, which {spec} itself brings up to date.",)

@@ -6,35 +6,40 @@ import inspect
 
 from torch import nn
 
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.model.import_path import import_named
 
 
 def call_factory(path: str) -> nn.Module:
-    """The module that ``package.module:factory`` returns. Raises Refused if it cannot be imported, called, or used."""
+    """The module that ``package.module:factory`` returns. Raises InvalidRequestError if it cannot be imported, called,
+    or used."""
     spec = f"model 'python:{path}'"
     try:
         factory = import_named(path)
     except ValueError as error:
-        raise Refused(f"{spec} is not python:package.module:factory.") from error
+        raise InvalidRequestError(f"{spec} is not python:package.module:factory.") from error
     except ImportError as error:
-        raise Refused(f"{spec} cannot be imported: {error}. Is its package installed, or in PYTHONPATH?") from error
+        raise InvalidRequestError(
+            f"{spec} cannot be imported: {error}. Is its package installed, or in PYTHONPATH?"
+        ) from error
     if isinstance(factory, nn.Module):
-        raise Refused(f"{spec} is a {type(factory).__name__} itself: name a function that makes and returns it.")
+        raise InvalidRequestError(
+            f"{spec} is a {type(factory).__name__} itself: name a function that makes and returns it."
+        )
     if not callable(factory):
-        raise Refused(f"{spec} is a {type(factory).__name__}, where a factory is needed.")
+        raise InvalidRequestError(f"{spec} is a {type(factory).__name__}, where a factory is needed.")
     needed = _needed_arguments(factory)
     if needed:
-        raise Refused(
+        raise InvalidRequestError(
             f"{spec} needs arguments ({', '.join(needed)}), and is called without any: name a function that needs none "
             "and calls it with yours."
         )
     try:
         module = factory()
     except Exception as error:  # whatever the user's factory raises
-        raise Refused(f"{spec} could not be made: {type(error).__name__}: {error}") from error
+        raise InvalidRequestError(f"{spec} could not be made: {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
-        raise Refused(f"{spec} returned {_returned(module)}, where a torch.nn.Module is needed.")
+        raise InvalidRequestError(f"{spec} returned {_returned(module)}, where a torch.nn.Module is needed.")
     return module
 
 

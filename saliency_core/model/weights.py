@@ -13,7 +13,7 @@ from zipfile import BadZipFile, ZipFile
 
 import torch
 
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.state_dicts.module_versions import VersionedState, versions_of
 
 _LARGEST_INDEX = 64 * 2**20  # bytes; of a model of 100,000 tensors it takes about 10 MiB
@@ -44,35 +44,39 @@ def tensors_only() -> Iterator[None]:
 def read_checkpoint(path: Path) -> object:
     """What a ``.safetensors`` file, a ``torch.save`` file, or the shards of an ``….index.json`` hold, on the CPU.
 
-    The container is told by the file's first bytes, not by its name. Raises Refused, with what the file is instead, if
-    it cannot be read, or only by running code.
+    The container is told by the file's first bytes, not by its name. Raises InvalidRequestError, with what the file is
+    instead, if it cannot be read, or only by running code.
     """
     if path.is_dir():
         names = sorted(item.name for item in path.iterdir() if item.name.endswith(_READABLE))[:5]
-        raise Refused(
+        raise InvalidRequestError(
             f"weights {str(path)!r} is a folder: name the file in it ({', '.join(names) or 'there is none'})."
         )
     if not path.is_file():
-        raise Refused(f"weights {str(path)!r}: no such file. Give a state dict or a .safetensors file.")
+        raise InvalidRequestError(f"weights {str(path)!r}: no such file. Give a state dict or a .safetensors file.")
     if path.name.endswith(_INDEX):
         return _read_shards(path)
     return _reader(path)(path)
 
 
 def _reader(path: Path) -> Callable[[Path], object]:
-    """How a file that begins so is read. Raises Refused, with what it is, if it holds no weights."""
+    """How a file that begins so is read. Raises InvalidRequestError, with what it is, if it holds no weights."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             head = file.read(512)
     except OSError as error:
-        raise Refused(f"weights {str(path)!r} cannot be read ({error}).") from error
+        raise InvalidRequestError(f"weights {str(path)!r} cannot be read ({error}).") from error
     if not head:
-        raise Refused(f"{path} is empty (0 bytes): fetch or save the weights again.")
+        raise InvalidRequestError(f"{path} is empty (0 bytes): fetch or save the weights again.")
     if head.startswith(b"version https://git-lfs"):
-        raise Refused(f"{path} is a Git LFS pointer, which stands for the weights: fetch them with `git lfs pull`.")
+        raise InvalidRequestError(
+            f"{path} is a Git LFS pointer, which stands for the weights: fetch them with `git lfs pull`."
+        )
     if re.match(rb"\s*<(!doctype|html|\?xml|head)", head, re.IGNORECASE):
-        raise Refused(f"{path} is a web page, not weights: the download brought an error or a login page instead.")
+        raise InvalidRequestError(
+            f"{path} is a web page, not weights: the download brought an error or a login page instead."
+        )
     if head[:4] == b"PK\x03\x04":
         _refuse_other_archives(path)
         return _read_torch
@@ -80,7 +84,7 @@ def _reader(path: Path) -> Callable[[Path], object]:
         return _read_torch
     if head[8:9] == b"{":
         if int.from_bytes(head[:8], "little") > size - 8:
-            raise Refused(
+            raise InvalidRequestError(
                 f"{path} is cut off: its header alone is longer than its {size} bytes. Fetch or save it again."
             )
         return _read_safetensors
@@ -94,18 +98,22 @@ def _refuse_other_archives(path: Path) -> None:
             # torch compares no checksums; it may be told to write none, which leaves them at 0
             damaged = archive.testzip() if any(item.CRC for item in archive.infolist()) else None
     except BadZipFile as error:
-        raise Refused(
+        raise InvalidRequestError(
             f"{path} is cut off or damaged: it begins as a file of torch.save's, and has no end ({error}). "
             "Fetch or save it again."
         ) from error
     if damaged is not None:
-        raise Refused(f"{path} is damaged: the checksum of {damaged!r} in it does not hold. Fetch or save it again.")
+        raise InvalidRequestError(
+            f"{path} is damaged: the checksum of {damaged!r} in it does not hold. Fetch or save it again."
+        )
     if "archive_format" in members or any(name.startswith("code/") for name in members):
-        raise Refused(
+        raise InvalidRequestError(
             f"{path} holds a whole model, graph and weights: give it as `model` file:{path}, without `weights`."
         )
     if "data.pkl" not in members:
-        raise Refused(f"{path} is a zip archive, but not one of torch.save's: give the state dict that is in it.")
+        raise InvalidRequestError(
+            f"{path} is a zip archive, but not one of torch.save's: give the state dict that is in it."
+        )
 
 
 def _read_safetensors(path: Path) -> object:
@@ -114,7 +122,9 @@ def _read_safetensors(path: Path) -> object:
     try:
         return load_file(path)
     except Exception as error:  # safetensors raises its own kind, which is no subclass of anything
-        raise Refused(f"{path} cannot be read as a .safetensors file ({type(error).__name__}: {error}).") from error
+        raise InvalidRequestError(
+            f"{path} cannot be read as a .safetensors file ({type(error).__name__}: {error})."
+        ) from error
 
 
 def _read_torch(path: Path) -> object:
@@ -124,18 +134,22 @@ def _read_torch(path: Path) -> object:
     except UnpicklingError as error:
         hindrance = _hindrance(str(error))
         if hindrance is None:
-            raise Refused(f"{path} is neither of torch.save's nor of safetensors' files, or is damaged.") from error
-        raise Refused(
+            raise InvalidRequestError(
+                f"{path} is neither of torch.save's nor of safetensors' files, or is damaged."
+            ) from error
+        raise InvalidRequestError(
             f"{path} holds more than tensors ({hindrance}), and loading it could run code, so it is not loaded. Save "
             "only the state dict: torch.save(model.state_dict(), path), or use .safetensors."
         ) from error
     except EOFError as error:
-        raise Refused(f"{path} is cut off ({error}): fetch or save it again.") from error
+        raise InvalidRequestError(f"{path} is cut off ({error}): fetch or save it again.") from error
     except Exception as error:  # zip and torch each raise their own kinds
         if ".tar format" in str(error):  # torch would advise to read it without weights_only
-            raise Refused(f"{path} is a tar archive, which is not read: give the state dict that is in it.") from error
+            raise InvalidRequestError(
+                f"{path} is a tar archive, which is not read: give the state dict that is in it."
+            ) from error
         why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        raise Refused(f"{path} cannot be read as weights ({why}): it may be cut off or damaged.") from error
+        raise InvalidRequestError(f"{path} cannot be read as weights ({why}): it may be cut off or damaged.") from error
 
 
 def _hindrance(message: str) -> str | None:
@@ -154,31 +168,37 @@ def _hindrance(message: str) -> str | None:
 def _read_shards(path: Path) -> dict[str, object]:
     """The tensors of every shard that an index (``model.safetensors.index.json``) names, all beside it."""
     if path.stat().st_size > _LARGEST_INDEX:
-        raise Refused(f"{path} is larger than {_LARGEST_INDEX} bytes, and so is no index of shards.")
+        raise InvalidRequestError(f"{path} is larger than {_LARGEST_INDEX} bytes, and so is no index of shards.")
     try:
         where = json.loads(path.read_bytes())["weight_map"]
         shards = {str(name): str(shard) for name, shard in where.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise Refused(
+        raise InvalidRequestError(
             f"{path} is no index of shards (JSON with 'weight_map', which names the file of each tensor)."
         ) from error
     files = sorted(set(shards.values()))
     if len(files) > _MOST_SHARDS:
-        raise Refused(f"{path} names {len(files)} shards, and {_MOST_SHARDS} are the most that are read.")
+        raise InvalidRequestError(f"{path} names {len(files)} shards, and {_MOST_SHARDS} are the most that are read.")
     for file in files:
         if not file or file in (".", "..") or re.search(r"[/\\\0:]", file) or file.endswith(_INDEX):
-            raise Refused(f"{path} names the shard {file!r}, which does not lie beside it: no such file is read.")
+            raise InvalidRequestError(
+                f"{path} names the shard {file!r}, which does not lie beside it: no such file is read."
+            )
     absent = [file for file in files if not (path.parent / file).is_file()]
     if absent:
         more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
-        raise Refused(f"{path} names shards that are not beside it: {', '.join(absent[:3])}{more}. Fetch all of them.")
+        raise InvalidRequestError(
+            f"{path} names shards that are not beside it: {', '.join(absent[:3])}{more}. Fetch all of them."
+        )
     tensors: dict[str, object] = {}
     versions: dict[str, dict[str, object]] = {}
     for file in files:
         shard = _reader(path.parent / file)(path.parent / file)
         names = [name for name in shards if shards[name] == file]
         if not isinstance(shard, dict) or not all(name in shard for name in names):
-            raise Refused(f"{path.parent / file} lacks tensors that {path.name} places in it: fetch both again.")
+            raise InvalidRequestError(
+                f"{path.parent / file} lacks tensors that {path.name} places in it: fetch both again."
+            )
         tensors |= {name: shard[name] for name in names}
         versions |= versions_of(shard)
     return VersionedState(tensors, versions)

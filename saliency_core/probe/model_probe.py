@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.model.heads import settle_head
 from saliency_core.model.model_loading import Model, both_classes
 from saliency_core.probe.synthetic_images import difference, in_company, made_up_images, run
@@ -61,8 +61,8 @@ def probe_model(model: Model, *, again: Model | None = None) -> tuple[Probe, Ten
     """What is measured of ``model``, on the CPU, and its scores of ``made_up_images``, [3, classes].
 
     ``again``: the same model, built once more: what a model takes from the first batch that it meets shows there.
-    Raises Refused, with what was measured and the call that is to blame when that can be seen, when the images depend
-    on each other, when two runs differ, and when there is no gradient.
+    Raises InvalidRequestError, with what was measured and the call that is to blame when that can be seen, when the
+    images depend on each other, when two runs differ, and when there is no gradient.
     """
     images = made_up_images(model.geometry)
     before, pythons = _random_state(), random.getstate()
@@ -98,7 +98,7 @@ def _as_they_run(model: Model, again: Model | None, images: Tensor) -> tuple[Mod
             again = replace(again, passing=settled.model.passing, head=settled.model.head)
         elif again is not None:  # what no call can be seen in is edited
             again = settle_head(again, images[:1]).model
-    except Refused:
+    except InvalidRequestError:
         raise
     except Exception:  # noqa: BLE001 - the model fails, and says so where it is run next
         return model, again, None

@@ -13,7 +13,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from saliency_core.autograd.torch_calls import call_name, made_by
+from saliency_core.autograd.torch_calls import call_name, call_result
 
 _READERS = {
     *("__bool__", "__float__", "__int__", "__index__", "__array__"),
@@ -82,7 +82,7 @@ class Watched(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         del types
-        result = made_by(func, args, kwargs or {})
+        result = call_result(func, args, kwargs or {})
         moves = _moves(args, kwargs)
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and leaf.layout == torch.strided and not leaf.is_quantized:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.nn.functional import interpolate
 
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.model.model_loading import Model
 from saliency_core.model.preprocessing import Preprocessing
 from saliency_core.probe.recorded_calls import Reads
@@ -80,7 +80,8 @@ class Company:
 
 
 def run(model: Model, images: Tensor, *, backward: bool = True, graph: bool = True) -> Ran:
-    """Without a ``graph`` there is no backward, and the forward is faster. Raises Refused when the model fails."""
+    """Without a ``graph`` there is no backward, and the forward is faster. Raises InvalidRequestError when the model
+    fails."""
     x, reads = images.detach().clone().requires_grad_(), Reads()
     try:
         with torch.set_grad_enabled(graph):
@@ -92,10 +93,10 @@ def run(model: Model, images: Tensor, *, backward: bool = True, graph: bool = Tr
             if backward and scores.requires_grad:
                 own_gradient = own_gradient or _has_own_backward(scores)
                 (gradient,) = torch.autograd.grad(weighted_sum(scores), x, allow_unused=True)
-    except Refused:
+    except InvalidRequestError:
         raise
     except Exception as error:  # whatever the user's model raises
-        raise Refused(
+        raise InvalidRequestError(
             f"{model.spec} fails on a batch of {list(images.shape)}: {type(error).__name__}: {_in_short(error)}."
             f"{_hint(error)}"
         ) from error
@@ -105,7 +106,7 @@ def run(model: Model, images: Tensor, *, backward: bool = True, graph: bool = Tr
 
 def _refuse_odd(model: Model, scores: Tensor) -> None:
     if scores.layout != torch.strided or scores.is_complex() or scores.is_quantized:
-        raise Refused(
+        raise InvalidRequestError(
             f"{model.spec} gives scores of layout {scores.layout} and dtype {scores.dtype}, of which no target can be "
             "read: let it return dense real numbers (to_dense(), dequantize())."
         )
@@ -161,7 +162,7 @@ def in_company(
     pair = run(again or model, images[[2, 1]], backward=graph, graph=graph)
     scores = [(alone.scores, batch.scores[1:2]), (pair.scores, batch.scores[[2, 1]]), (alone.scores, pair.scores[1:])]
     if larger and alone.sizes:
-        with suppress(Refused):
+        with suppress(InvalidRequestError):
             nine = run(model, images.repeat(3, 1, 1, 1), backward=False, graph=False)
             scores.append((nine.scores, batch.scores.repeat(3, 1)))
     apart = max(difference(*both) for both in scores)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.model.model_loading import Model
 from saliency_core.probe.recorded_calls import Call, Watched, what_cuts, where_they_part
 from saliency_core.probe.synthetic_images import Company, Ran, difference, in_company, run, unlike, weighted_sum
@@ -26,16 +26,17 @@ _SAME = 1e-3  # scores in float64 and in float32, or something is cast within, o
 
 
 def refuse_unequal(model: Model, again: Model, images: Tensor, *, times: int) -> None:
-    """Finds out why scores or gradients of ``images`` differed, and raises Refused unless it is rounding."""
+    """Finds out why scores or gradients of ``images`` differed, and raises InvalidRequestError unless it is
+    rounding."""
     _refuse_chance(model, images, times)
     company = in_company(model, images)
     if _beyond(company, (SCORES, GRADIENTS)):
         if not _is_rounding(model, model, images, company):
-            raise Refused(_dependent(model, images, company))
+            raise InvalidRequestError(_dependent(model, images, company))
         return
     company = in_company(model, images, again=again)
     if _beyond(company, (SCORES, GRADIENTS)) and not _is_rounding(model, again, images, company):
-        raise Refused(
+        raise InvalidRequestError(
             f"{model.spec} gives other {_what(company)} when it is built once more, with the same weights (relative "
             f"difference {_largest(company):.2g}): something in it is drawn at random, or taken from the first images "
             "that it meets, and each worker would run another model. Keep it in a buffer, and save it with the weights."
@@ -43,15 +44,15 @@ def refuse_unequal(model: Model, again: Model, images: Tensor, *, times: int) ->
 
 
 def refuse_branches(model: Model, images: Tensor) -> None:
-    """Raises Refused when images depend on each other in batches that are unlike each other. What fails with some of
-    those made-up batches is left alone: it may be right to do so."""
+    """Raises InvalidRequestError when images depend on each other in batches that are unlike each other. What fails
+    with some of those made-up batches is left alone: it may be right to do so."""
     for three in unlike(images):
         try:
             seen = in_company(model, three, larger=False)
-        except Refused:
+        except InvalidRequestError:
             continue
         if _beyond(seen, (SCORES, GRADIENTS)) and not _is_rounding(model, model, three, seen):
-            raise Refused(_dependent(model, three, seen))
+            raise InvalidRequestError(_dependent(model, three, seen))
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Counts:
 def count_gradients(model: Model, images: Tensor, seen: Company) -> Counts:
     """Of what was ``seen`` of ``images``, or, when nothing there is finite or moves, of more made-up ones.
 
-    Raises Refused when that is true of those, too.
+    Raises InvalidRequestError when that is true of those, too.
     """
     finite = _are_finite(seen.batch.scores)
     finite[1] &= bool(seen.alone.gradient.isfinite().all())
@@ -79,12 +80,12 @@ def count_gradients(model: Model, images: Tensor, seen: Company) -> Counts:
     tried = len(images) * len(ran)
     all_finite, moving = (sum(counts) for counts in zip(*map(_counts, ran), strict=True))
     if not all_finite:
-        raise Refused(
+        raise InvalidRequestError(
             f"{model.spec} gives scores or gradients that are not finite for each of {tried} made-up "
             "images, as it would in the run: are its weights finite, and does the preprocessing fit it (mean, std)?"
         )
     if not moving:
-        raise Refused(_unmoved(model, images, tried))
+        raise InvalidRequestError(_unmoved(model, images, tried))
     return Counts(tried, all_finite, tried, moving)
 
 
@@ -108,7 +109,7 @@ def _refuse_chance(model: Model, images: Tensor, times: int) -> None:
         if scores > SCORES or gradient > GRADIENTS:
             triples = ([_watch(model, one) for one in (images, images[:1], images)] for _ in range(times))
             blamed = next(filter(None, (where_they_part(one, other) for one, _, other in triples)), "")
-            raise Refused(
+            raise InvalidRequestError(
                 f"{model.spec} gives other {'scores' if scores > SCORES else 'gradients'} each time for the same "
                 f"images (relative difference {max(scores, gradient):.2g}){_first(blamed)}: maps would be of chance, "
                 "or of what ran before. Let its forward depend on its images alone: dropout off in eval mode, no "

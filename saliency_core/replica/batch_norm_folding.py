@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from saliency_core.autograd.eager import eagerly
-from saliency_core.replica.module_checks import is_plain
+from saliency_core.replica.module_checks import is_unmodified
 
 
 def fold_batch_norms(
@@ -42,7 +42,9 @@ def fold_batch_norms(
 def _pairs(module: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     flow = _Flow()
     handles = [
-        part.register_forward_hook(flow.seen) for part in module.modules() if is_plain(part, nn.Conv2d, nn.BatchNorm2d)
+        part.register_forward_hook(flow.seen)
+        for part in module.modules()
+        if is_unmodified(part, nn.Conv2d, nn.BatchNorm2d)
     ]
     try:
         with torch.no_grad(), eagerly(), flow:

@@ -14,7 +14,7 @@ from torch import Tensor
 from saliency_core.autograd.capture import Captures
 from saliency_core.autograd.forward import Forward
 from saliency_core.autograd.spatial_axes import ImageAxis
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.model.model_loading import Model
 
 _NEAR = 1e-3  # relative to the largest value; the same kernels run on the same images in another order
@@ -34,14 +34,15 @@ def find_image_axes(model: Model, image: Tensor) -> dict[str, ImageAxis]:
 
 
 def refuse_mixed_images(model: Model, image: Tensor, layers: Collection[str]) -> None:
-    """Raises Refused unless the rows of what ``layers`` give are the images of the batch, in their order."""
+    """Raises InvalidRequestError unless the rows of what ``layers`` give are the images of the batch, in their
+    order."""
     if not layers:
         return
     images = torch.cat([image, _unlike(image), -image])
     rows = {name: 0 for name, value in _values(model, images, layers).items() if value.dim() and len(value) == 3}
     mixed = rows.keys() - _in_order(model, images, rows)
     if mixed:
-        raise Refused(
+        raise InvalidRequestError(
             f"layer {min(mixed)!r} holds the images of a batch in another order than they came in (does the model sort "
             "or choose among them?), so what it gives cannot be told to be of one image or another: choose another "
             "layer or method, or let the model keep their order."

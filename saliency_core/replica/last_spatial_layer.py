@@ -8,7 +8,7 @@ from torch import Tensor
 
 from saliency_core.autograd.capture import Capture, Captures
 from saliency_core.autograd.forward import Forward
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.model.model_loading import Model
 
 AUTO = "auto"
@@ -34,7 +34,7 @@ def find_layer(model: Model, images: Tensor) -> Capture:
     for call, gradient in reversed(list(zip(candidates, _gradients(forward, candidates), strict=True))):
         if _places(call, gradient) > 1:
             return call
-    raise Refused(
+    raise InvalidRequestError(
         f"{model.spec} has no spatial activation before its head that a CAM could be made of: name one with layer=…, "
         "or choose another method."
     )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.overrides import TorchFunctionMode
 
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.model.inference_mode import freeze, put_in_eval_mode
 from saliency_core.model.model_loading import Model
 
@@ -37,7 +37,7 @@ class Copy:
 def copy_model(model: Model, images: Tensor, *, dtype: torch.dtype) -> Copy:
     """What can run ``images`` [n, C, H, W] on their device in ``dtype``, in eval mode and without weights' gradients.
 
-    Raises Refused when the module can neither be copied nor run as it is.
+    Raises InvalidRequestError when the module can neither be copied nor run as it is.
     """
     try:
         module = copied(model.module)
@@ -194,12 +194,12 @@ def _refuse_to_move(model: Model, device: torch.device, dtype: torch.dtype, trou
     values = [*model.module.parameters(), *model.module.buffers()]
     elsewhere = {str(value.device) for value in values if value.device.type != device.type}
     if elsewhere:
-        raise Refused(
+        raise InvalidRequestError(
             f"{model.spec} cannot be copied ({trouble}), so its copy cannot be put on {device}: put the model there "
             f"(it is on {', '.join(sorted(elsewhere))}), or take away what cannot be copied."
         )
     if dtype == torch.float64 and any(value.is_floating_point() and value.dtype != dtype for value in values):
-        raise Refused(
+        raise InvalidRequestError(
             f"{model.spec} cannot be copied ({trouble}), so it cannot run in float64: choose `precision` float32, or "
             "take away what cannot be copied."
         )

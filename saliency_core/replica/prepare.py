@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from saliency_core.autograd.spatial_axes import ImageAxis
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.model.heads import Head, settle_head
 from saliency_core.model.model_loading import Model
 from saliency_core.replica.batch_norm_folding import fold_batch_norms
-from saliency_core.replica.cpu.channels_last_stem import lay_out_stem
-from saliency_core.replica.cpu.space_to_depth import unstride
+from saliency_core.replica.cpu.channels_last_stem import use_channels_last_stem
+from saliency_core.replica.cpu.space_to_depth import use_space_to_depth
 from saliency_core.replica.image_axes import find_image_axes, refuse_mixed_images
 from saliency_core.replica.last_spatial_layer import AUTO, find_layer
 from saliency_core.replica.model_copies import Borrowed, copied, copy_model
@@ -73,7 +73,7 @@ def make_replica(
     scripted = next((name for name, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)), None)
     if watched and scripted is not None:
         part = f"part {scripted!r} of " if scripted else ""
-        raise Refused(
+        raise InvalidRequestError(
             f"{part}{model.spec} is TorchScript, whose layers cannot be watched: FullGrad, CAMs and layer "
             "targets need the model itself (python:package.module:factory). Gradient methods and rules work."
         )
@@ -111,8 +111,8 @@ def speed_up(model: Model, probe: Tensor, *, channels_last: bool = False) -> Mod
     """
     if not channels_last:
         pair = torch.cat([probe, 2 * probe])  # a model may do something else with one image
-        model = _changed(model, probe, lambda one: lay_out_stem(one, pair))
-    return _changed(model, probe, lambda one: unstride(one.module))
+        model = _changed(model, probe, lambda one: use_channels_last_stem(one, pair))
+    return _changed(model, probe, lambda one: use_space_to_depth(one.module))
 
 
 def _changed(model: Model, probe: Tensor, change: Callable[[Model], object]) -> Model:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.state_dicts.module_versions import VersionedState, part_of, versions_of
 
 # In the order of preference: the weights that were trained, before averages of them.
@@ -25,10 +25,11 @@ def find_state(checkpoint: object, path: Path, *, key: str | None) -> tuple[dict
     """The state dict of ``checkpoint``, and notes of what was passed over. ``key``: the entry that holds it, dotted
     if nested, or the prefix of its names in one of them; None: the only one there is, or the first by name.
 
-    Raises Refused, with the entries that there are, if there is no state dict, or if none of several is preferred.
+    Raises InvalidRequestError, with the entries that there are, if there is no state dict, or if none of several is
+    preferred.
     """
     if not isinstance(checkpoint, Mapping):
-        raise Refused(
+        raise InvalidRequestError(
             f"{path} is not a state dict (a mapping of names to tensors) but a {type(checkpoint).__name__}: "
             "torch.save(model.state_dict(), path)."
         )
@@ -36,22 +37,26 @@ def find_state(checkpoint: object, path: Path, *, key: str | None) -> tuple[dict
     if key is not None:
         parts = {key: entries[key]} if key in entries else _parts(entries, key)
         if len(parts) > 1:
-            raise Refused(f"`weights_key` {key}: {path} has several of that prefix: give one of {_listed(parts)}.")
+            raise InvalidRequestError(
+                f"`weights_key` {key}: {path} has several of that prefix: give one of {_listed(parts)}."
+            )
         for state in parts.values():
             return state, ()
-        raise Refused(
+        raise InvalidRequestError(
             f"`weights_key` {key}: {path} has no state dict of that name, and no tensors of that prefix. It has "
             f"{_listed(entries)}."
         )
     if "" in entries:
         return entries[""], ()
     if not entries:
-        raise Refused(f"{path} is not a state dict (a mapping of names to tensors){_why_not(checkpoint)}.")
+        raise InvalidRequestError(f"{path} is not a state dict (a mapping of names to tensors){_why_not(checkpoint)}.")
     ranks = {name: _rank(name) for name in entries}
     chosen = min(ranks, key=ranks.__getitem__)
     others = [name for name in entries if name != chosen]
     if any(ranks[name] == ranks[chosen] for name in others):
-        raise Refused(f"{path} holds several state dicts: choose one with `weights_key`, of {_listed(entries)}.")
+        raise InvalidRequestError(
+            f"{path} holds several state dicts: choose one with `weights_key`, of {_listed(entries)}."
+        )
     if not others:
         return entries[chosen], ()
     passed = ", ".join(map(repr, others[:5]))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool)
 
@@ -17,7 +17,7 @@ _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, tor
 def note_other_kinds(state: Mapping[str, Any], module: nn.Module, path: Path) -> tuple[str, ...]:
     """A note of the tensors of integers that ``module`` has as floats; none if there are none.
 
-    Raises Refused if a tensor has no values (device meta), or is complex and the module's is real.
+    Raises InvalidRequestError if a tensor has no values (device meta), or is complex and the module's is real.
     """
     own = module.state_dict()
     integers = []
@@ -25,12 +25,12 @@ def note_other_kinds(state: Mapping[str, Any], module: nn.Module, path: Path) ->
         if not isinstance(value, Tensor) or not isinstance(own.get(name), Tensor):
             continue
         if value.is_meta:
-            raise Refused(
+            raise InvalidRequestError(
                 f"{path} has no values for {name} (device 'meta'), so the model would have none: save the weights "
                 "after they are loaded."
             )
         if value.is_complex() and not own[name].is_complex():
-            raise Refused(
+            raise InvalidRequestError(
                 f"{path}: {name} is complex ({value.dtype}), and real in the model, so the imaginary parts would be "
                 "lost: save real weights."
             )

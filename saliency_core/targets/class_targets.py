@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from saliency_core.autograd.model_outputs import Outputs
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 NO_LABEL = -1
 MOST_DIGITS = 18  # of a class, channel or unit: int64 holds them all
@@ -75,7 +75,7 @@ class Top(Target):
 
     def choose(self, logits: Tensor, labels: Tensor) -> Choice:
         if self.place > logits.shape[1]:
-            raise Refused(f"target {self.spec!r}: the model has only {logits.shape[1]} classes.")
+            raise InvalidRequestError(f"target {self.spec!r}: the model has only {logits.shape[1]} classes.")
         # Stable, so that equal scores fall as arg max has them fall: to the first.
         order = logits.argsort(dim=1, descending=True, stable=True)
         return Choice(order[:, self.place - 1], everywhere(labels))
@@ -126,26 +126,28 @@ def why_no_label(label: int, n_classes: int) -> str | None:
 
 
 def refuse_no_class(number: int, n_classes: int, spec: str) -> None:
-    """Refused where the model has no class of that number."""
+    """Raises InvalidRequestError where the model has no class of that number."""
     if not 0 <= number < n_classes:
-        raise Refused(f"target {spec!r}: the model has {n_classes} classes, 0 to {n_classes - 1}.")
+        raise InvalidRequestError(f"target {spec!r}: the model has {n_classes} classes, 0 to {n_classes - 1}.")
 
 
 def class_number(text: str, class_names: Sequence[str] | None, *, n_classes: int | None = None) -> int:
-    """A class's number from its number or its name; Refused where that is none, or several."""
+    """A class's number from its number or its name; InvalidRequestError where that is none, or several."""
     if re.fullmatch(r"[0-9]+", text):
         if len(text) > MOST_DIGITS:
-            raise Refused(f"class {text[:MOST_DIGITS]}… has {len(text)} digits: no model has so many classes.")
+            raise InvalidRequestError(
+                f"class {text[:MOST_DIGITS]}… has {len(text)} digits: no model has so many classes."
+            )
         if n_classes is not None and int(text) >= n_classes:
-            raise Refused(f"class {text} does not exist: the model has {n_classes} classes, from 0.")
+            raise InvalidRequestError(f"class {text} does not exist: the model has {n_classes} classes, from 0.")
         return int(text)
     if class_names is None:
-        raise Refused(
+        raise InvalidRequestError(
             f"class {text!r}: the model's class names are not known: give `class_names` with the model, or the class's "
             "number."
         )
     found = [number for number, name in enumerate(class_names) if name == text]
     if len(found) != 1:
         trouble = f"is the name of classes {found}: give the number" if found else "is no class of this model"
-        raise Refused(f"class {text!r} {trouble}.")
+        raise InvalidRequestError(f"class {text!r} {trouble}.")
     return found[0]

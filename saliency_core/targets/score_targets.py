@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from saliency_core.autograd.model_outputs import Outputs
 from saliency_core.autograd.output_calls import LOGIT
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.targets.class_targets import Choice, Label, Target, everywhere, pick, refuse_no_class, why_no_label
 
 
@@ -22,7 +22,7 @@ class Contrast(Target):
 
     def choose(self, logits: Tensor, labels: Tensor) -> Choice:
         if logits.shape[1] < 2:
-            raise Refused(f"target {self.spec!r}: the model has one class, and so no runner-up.")
+            raise InvalidRequestError(f"target {self.spec!r}: the model has one class, and so no runner-up.")
         first, second = logits.argsort(dim=1, descending=True, stable=True)[:, :2].unbind(dim=1)
         return Choice(first, everywhere(labels), against=second)
 
@@ -92,7 +92,7 @@ class Loss(Target):
             raise
         if not isinstance(result, Tensor) or result.shape != logits.shape[:1]:
             found = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
-            raise Refused(
+            raise InvalidRequestError(
                 f"target {self.spec!r} gave {found} for {len(logits)} images, where one value for each is needed "
                 f"([{len(logits)}]): a mean over the batch would couple them."
             )
@@ -121,7 +121,7 @@ class LayerUnit(Target):
         del choice
         activation = outputs.layers[self.layers[0]]
         if len(activation) != len(outputs.logits):
-            raise Refused(
+            raise InvalidRequestError(
                 f"target {self.spec!r}: the layer gives {list(activation.shape)} for {len(outputs.logits)} images, and "
                 "which part is whose cannot be told: choose another layer."
             )
@@ -130,7 +130,7 @@ class LayerUnit(Target):
             for position in self.index:
                 unit = unit[:, position]
         except IndexError as error:
-            raise Refused(
+            raise InvalidRequestError(
                 f"target {self.spec!r}: the layer gives {list(activation.shape[1:])} for each image, and has no unit "
                 f"{list(self.index)}."
             ) from error
@@ -144,12 +144,14 @@ def _takes_labels(function: Callable[..., Any], spec: str) -> bool:
     try:
         parameters = list(inspect.signature(seen).parameters.values())
     except (TypeError, ValueError) as error:
-        raise Refused(f"target {spec!r}: what it takes cannot be seen ({error}): wrap it in a def.") from error
+        raise InvalidRequestError(
+            f"target {spec!r}: what it takes cannot be seen ({error}): wrap it in a def."
+        ) from error
     given = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
     needed = [one.name for one in given[2:] if one.default is one.empty]
     needed += [one.name for one in parameters if one.kind is one.KEYWORD_ONLY and one.default is one.empty]
     anything = any(one.kind is one.VAR_POSITIONAL for one in parameters)
     if needed or not (given or anything):
         wanted = f"needs {', '.join(needed)}, too" if needed else "takes none of them"
-        raise Refused(f"target {spec!r} is called with (logits, labels), and {wanted}: wrap it in a def.")
+        raise InvalidRequestError(f"target {spec!r} is called with (logits, labels), and {wanted}: wrap it in a def.")
     return anything if len(given) < 2 else given[1].default in (inspect.Parameter.empty, None)

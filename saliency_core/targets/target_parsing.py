@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.model.import_path import import_named
 from saliency_core.spec_syntax import checked_slug, split_name
 from saliency_core.targets.class_targets import MOST_DIGITS, Class, Label, Predicted, Target, Top, class_number
@@ -29,7 +29,7 @@ LARGEST_WEIGHT = 1e30  # a score with it would leave float32
 
 
 def parse_targets(specs: Sequence[str], *, class_names: Sequence[str] | None = None) -> list[Target]:
-    """The targets in order; ``top:3`` is three of them. Refused where a spec is none."""
+    """The targets in order; ``top:3`` is three of them. Raises InvalidRequestError where a spec is none."""
     return [target for spec in specs for target in _parse(spec, class_names)]
 
 
@@ -46,7 +46,7 @@ def _parse(spec: str, class_names: Sequence[str] | None) -> list[Target]:
         return [Class(number, spec=f"class:{number}", slug=name or checked_slug(f"class_{number}", body))]
     if head == "top" and re.fullmatch("[1-9][0-9]*", rest):
         if len(rest) > 4 or int(rest) > MOST_TOP:
-            raise Refused(
+            raise InvalidRequestError(
                 f"target {spec[:60]!r} would be more than {MOST_TOP} targets, each with its arrays: take fewer."
             )
         stem = name or "top"
@@ -66,12 +66,12 @@ def _parse(spec: str, class_names: Sequence[str] | None) -> list[Target]:
         return [Loss(_callable(rest, spec), spec=body, slug=_named(name, spec))]
     if head == "layer" and rest:
         return [_layer(rest, body, name)]
-    raise Refused(f"target {spec!r} does not exist: choose {', '.join(TARGETS)}.")
+    raise InvalidRequestError(f"target {spec!r} does not exist: choose {', '.join(TARGETS)}.")
 
 
 def _named(name: str | None, spec: str) -> str:
     if name is None:
-        raise Refused(f"target {spec!r} needs a name, for its arrays and columns: NAME={spec}.")
+        raise InvalidRequestError(f"target {spec!r} needs a name, for its arrays and columns: NAME={spec}.")
     return name
 
 
@@ -82,13 +82,13 @@ def _weights(text: str, spec: str, class_names: Sequence[str] | None) -> dict[in
         given = yaml.safe_load(text)
         weights = {class_number(str(key), class_names): float(value) for key, value in given.items()}
     except (yaml.YAMLError, AttributeError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        if isinstance(error, Refused):
+        if isinstance(error, InvalidRequestError):
             raise
-        raise Refused(
+        raise InvalidRequestError(
             f"target {spec!r}: write the weights as {{CLASS: WEIGHT, …}}, as in {{207: 1.0, 208: -0.5}}."
         ) from (error)
     if not weights or len(weights) != len(given) or not all(abs(one) <= LARGEST_WEIGHT for one in weights.values()):
-        raise Refused(
+        raise InvalidRequestError(
             f"target {spec!r}: its weights are none, are not finite, are beyond ±{LARGEST_WEIGHT:g}, or name a class "
             "twice."
         )
@@ -99,9 +99,13 @@ def _callable(path: str, spec: str) -> Callable[..., Any]:
     try:
         found = import_named(path)
     except (ImportError, ValueError) as error:
-        raise Refused(f"target {spec!r} cannot be imported ({error}): write loss:package.module:function.") from error
+        raise InvalidRequestError(
+            f"target {spec!r} cannot be imported ({error}): write loss:package.module:function."
+        ) from error
     if not callable(found):
-        raise Refused(f"target {spec!r}: {path!r} is a {type(found).__name__}, and nothing that can be called.")
+        raise InvalidRequestError(
+            f"target {spec!r}: {path!r} is a {type(found).__name__}, and nothing that can be called."
+        )
     return found
 
 
@@ -109,7 +113,9 @@ def _layer(rest: str, body: str, name: str | None) -> Target:
     number = rf"[0-9]{{1,{MOST_DIGITS}}}"
     match = re.fullmatch(rf"(?P<layer>[^\[\]]+)(?:\[(?P<index>{number}(?:\s*,\s*{number})*)\])?", rest)
     if match is None:
-        raise Refused(f"target {body!r}: write layer:MODULE, layer:MODULE[CHANNEL] or layer:MODULE[CHANNEL,Y,X].")
+        raise InvalidRequestError(
+            f"target {body!r}: write layer:MODULE, layer:MODULE[CHANNEL] or layer:MODULE[CHANNEL,Y,X]."
+        )
     index = tuple(int(part) for part in (match["index"] or "").split(",") if part)
     slug = name or checked_slug("_".join(["layer", match["layer"].lower(), *map(str, index)]), body)
     return LayerUnit(match["layer"], index, spec=body, slug=slug)

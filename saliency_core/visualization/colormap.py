@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 Pixels = NDArray[np.uint8]
 Map = NDArray[np.floating[Any]]
@@ -97,11 +97,14 @@ def strength(values: Map, *, signed: bool = False) -> Map:
 
 
 def colour(values: Map, *, colormap: str = SEQUENTIAL) -> Pixels:
-    """Values in 0..1, of any shape → uint8 [..., 3]; NaN is grey. Refused where matplotlib has no such colour map."""
+    """Values in 0..1, of any shape → uint8 [..., 3]; NaN is grey. Raises InvalidRequestError where matplotlib has no
+    such colour map."""
     import matplotlib
 
     if colormap not in matplotlib.colormaps:
-        raise Refused(f"matplotlib has no colour map {colormap!r}: take {SEQUENTIAL}, {DIVERGING} or another.")
+        raise InvalidRequestError(
+            f"matplotlib has no colour map {colormap!r}: take {SEQUENTIAL}, {DIVERGING} or another."
+        )
     seen = ~np.isnan(values)
     table: Any = matplotlib.colormaps[colormap].resampled(_COLOURS)
     places = np.rint(np.where(seen, values, 0) * (_COLOURS - 1)).astype(np.int64)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from matplotlib.figure import Figure
 
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.visualization.canvas import DPI, Page
 from saliency_core.visualization.colormap import Pixels
 from saliency_core.visualization.picture_text import printable, side_by_side
@@ -69,7 +69,8 @@ class Panel:
 
 
 def draw(panels: Sequence[Panel], *, footer: str = "") -> Figure:
-    """The panels in order, beside each other where they would be a tower. Refused where that would be too large."""
+    """The panels in order, beside each other where they would be a tower. Raises InvalidRequestError where that would
+    be too large."""
     columns = max((len(tier) for panel in panels for tier in panel.tiers), default=0)
     room = _room(columns)
     heights = [_panel_height(panel, room) for panel in panels]
@@ -89,7 +90,8 @@ def draw(panels: Sequence[Panel], *, footer: str = "") -> Figure:
 
 
 def refuse_too_many(panels: int, *, columns: int) -> None:
-    """Refused where so many panels cannot be drawn even if none has a picture; before anything is read for them."""
+    """Raises InvalidRequestError where so many panels cannot be drawn even if none has a picture; before anything is
+    read for them."""
     _, width, height = _size([3 * _LINE] * panels, _room(columns))
     _refuse_too_large(width, height)
 
@@ -97,7 +99,7 @@ def refuse_too_many(panels: int, *, columns: int) -> None:
 def _refuse_too_large(width: float, height: float) -> None:
     across, down = width * DPI, height * DPI
     if max(across, down) > _EDGE or across * down > _AREA:
-        raise Refused(
+        raise InvalidRequestError(
             f"the picture would have {across:.0f}×{down:.0f} pixels, more than can be drawn (edges up to {_EDGE}, "
             f"{_AREA / 1e6:.0f} million in all): show fewer rows, fewer arrays or fewer views."
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.visualization.colormap import (
     DIVERGING,
     LARGEST_BLUR,
@@ -27,8 +27,8 @@ from saliency_core.visualization.colormap import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
-    """How maps are drawn. Refused for a value that would draw nothing.
+class MapStyle:
+    """How maps are drawn. Raises InvalidRequestError for a value that would draw nothing.
 
     cmap: a colour map of matplotlib's for all maps; None: hot, or blue over white to red for a signed map.
     clip: the percentile that gets the last colour; 100 clips nothing. Some outliers would leave a gradient black.
@@ -45,14 +45,16 @@ class Look:
 
     def __post_init__(self) -> None:
         if not 50 < self.clip <= 100:
-            raise Refused(
+            raise InvalidRequestError(
                 f"clip={self.clip} leaves nothing of a map: give a percentile over 50; 99.5 cuts outliers, "
                 "100 cuts nothing."
             )
         if not 0 <= self.blur <= LARGEST_BLUR:
-            raise Refused(f"blur={self.blur} is no width in a map's pixels: give 0 (none) to {LARGEST_BLUR}.")
+            raise InvalidRequestError(
+                f"blur={self.blur} is no width in a map's pixels: give 0 (none) to {LARGEST_BLUR}."
+            )
         if not 0 <= self.alpha <= 1:
-            raise Refused(f"alpha={self.alpha} is no opacity: give 0 (the image alone) to 1.")
+            raise InvalidRequestError(f"alpha={self.alpha} is no opacity: give 0 (the image alone) to 1.")
         if self.cmap is not None:
             colour(np.zeros(1), colormap=self.cmap)
 
@@ -90,8 +92,8 @@ class Look:
         return invert(values) if self.invert else values
 
 
-def draw_map(map_: Map, look: Look | None = None, *, signed: bool | None = None) -> Pixels:
+def draw_map(map_: Map, look: MapStyle | None = None, *, signed: bool | None = None) -> Pixels:
     """One map [H, W] as a picture, uint8 [H, W, 3]. ``signed``: whether zero is in the middle; by default its own."""
-    look = look or Look()
+    look = look or MapStyle()
     signed = is_signed(map_) if signed is None else signed
     return look.colours(look.values(map_, signed=signed), signed=signed)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.model.preprocessing import Geometry
 from saliency_core.visualization.colormap import Map, Pixels, blur
 from saliency_core.visualization.contact_sheet import Cell, Scale
 from saliency_core.visualization.deprocess import deprocess_signal
-from saliency_core.visualization.map_style import Look
+from saliency_core.visualization.map_style import MapStyle
 
 VIEWS = ("map", "overlay", "mask")
 
@@ -32,16 +32,16 @@ class Photograph:
 
 
 def refuse_unknown(views: Sequence[str]) -> None:
-    """Refused where a view does not exist, or none is asked for."""
+    """Raises InvalidRequestError where a view does not exist, or none is asked for."""
     unknown = [view for view in views if view not in VIEWS]
     if unknown:
-        raise Refused(f"view {unknown[0]!r} does not exist: choose from {', '.join(VIEWS)}.")
+        raise InvalidRequestError(f"view {unknown[0]!r} does not exist: choose from {', '.join(VIEWS)}.")
     if not views:
-        raise Refused(f"no view leaves nothing to draw: choose from {', '.join(VIEWS)}.")
+        raise InvalidRequestError(f"no view leaves nothing to draw: choose from {', '.join(VIEWS)}.")
 
 
 def view_cells(
-    name: str, values: Map, photograph: Photograph, *, signed: bool, views: Sequence[str], look: Look
+    name: str, values: Map, photograph: Photograph, *, signed: bool, views: Sequence[str], look: MapStyle
 ) -> list[Cell]:
     """A cell for each of ``views`` of a map [H, W], or [C, H, W] where channels were kept; the first bears its name.
 
@@ -73,7 +73,7 @@ def view_cells(
 
 
 def view_at_size(
-    view: str, values: Map, photograph: Photograph, *, size: tuple[int, int], signed: bool, look: Look
+    view: str, values: Map, photograph: Photograph, *, size: tuple[int, int], signed: bool, look: MapStyle
 ) -> Pixels:
     """One view of a map [H, W] or [C, H, W], without words: uint8 [height, width, 3] of ``size``, (width, height).
 
@@ -98,7 +98,7 @@ def _one_channel(values: Map, *, signed: bool) -> tuple[Map, bool]:
 
 
 def _on_image(
-    view: str, scaled: NDArray[np.float32], photograph: Photograph, *, signed: bool, look: Look
+    view: str, scaled: NDArray[np.float32], photograph: Photograph, *, signed: bool, look: MapStyle
 ) -> Pixels | str:
     pixels, box = photograph.pixels, photograph.box
     if pixels is None:
@@ -109,14 +109,14 @@ def _on_image(
     return (look.overlay if view == "overlay" else look.mask)(pixels, placed, signed=signed)
 
 
-def _on_image_caption(view: str, look: Look, *, signed: bool, strongest: bool) -> str:
+def _on_image_caption(view: str, look: MapStyle, *, signed: bool, strongest: bool) -> str:
     if view == "overlay":
         return "strongest channel, on the image" if strongest else "on the image"
     weights = "|map|" if signed else "strongest channel" if strongest else "map"
     return f"image × (1 − {weights})" if look.invert else f"image × {weights}"
 
 
-def _scale(look: Look, values: Map, *, signed: bool) -> Scale:
+def _scale(look: MapStyle, values: Map, *, signed: bool) -> Scale:
     low, high = look.limits(values, signed=signed)
     if np.isnan(low):
         return Scale(None, ("no finite value",))

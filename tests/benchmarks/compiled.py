@@ -20,7 +20,7 @@ from core import GEOMETRY, draw, pictures, wait
 from torch import Tensor, nn
 
 from saliency_core import Explainer, Model
-from saliency_core.autograd.precision import arithmetic
+from saliency_core.autograd.precision import computing_in
 from saliency_core.replica.cpu.allocator import keep_freed_memory
 
 
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def gradient(net: nn.Module, images: Tensor) -> Tensor:
-    with arithmetic("float32", images.device):
+    with computing_in("float32", images.device):
         inputs = images.clone().requires_grad_()
         logits = net(inputs)
         best = logits.detach().argmax(1, keepdim=True)

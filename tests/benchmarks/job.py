@@ -8,7 +8,8 @@ Every round measures, one after the other, on the same photographs' cuts and the
   commit that ends each worker's first unit to the last commit before each worker's last unit, by the times of the
   index parts: no start, no tail. CPU is that of the whole process tree, sampled; Ray's is what is used outside the
   actors, less decode and write.
-- **alone**: the bare kernel (``saliency_core.Explainer`` on normalised micro-batches), ``Decode`` and ``Write``, each
+- **alone**: the bare kernel (``saliency_core.Explainer`` on normalised micro-batches), ``DecodeStage`` and
+``WriteStage``, each
   by itself in as many processes as there are cores, so that the machine is as full as it is in the job. Their sum is
   what an image must cost; cores divided by it is the ceiling (of a machine that has nothing else to do: see the
   others' part).

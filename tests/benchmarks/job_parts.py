@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.explain.decode_stage import Decode
+from jobs.explain.decode_stage import DecodeStage
 from jobs.explain.unit_records import ExplainedUnit
 from jobs.store.run_record import Run
 
@@ -61,7 +61,7 @@ def kernel(run: Run) -> Part:
     keep_freed_memory()  # as the job's workers do
     model = build_model(run.config, class_names=run.class_names)
     explainer = Explainer(model, methods=list(run.config.methods), targets=list(run.config.targets))
-    decoder = Decode(run)
+    decoder = DecodeStage(run)
 
     def prepare(unit: int) -> torch.Tensor:
         pixels = torch.from_numpy(decoder(unit).pixels[: run.micro_batch])
@@ -75,18 +75,18 @@ def kernel(run: Run) -> Part:
 
 
 def decode(run: Run) -> Part:
-    decoder = Decode(run)
+    decoder = DecodeStage(run)
     return (lambda unit: unit), (lambda unit: len(decoder(unit).pixels))
 
 
 def write(run: Run) -> Part:
     """The same maps into the same store again: equal input, equal bytes."""
-    from jobs.explain.write_stage import Write
+    from jobs.explain.write_stage import WriteStage
     from jobs.storage.object_store import open_output
     from jobs.store.arrays import open_array
     from jobs.store.index import read_part
 
-    writer, store = Write(run), open_output(run.config.out)
+    writer, store = WriteStage(run), open_output(run.config.out)
 
     def prepare(unit: int) -> ExplainedUnit:
         rows = run.unit_rows(unit)

@@ -106,7 +106,7 @@ def in_own_process(step: str, images: Path, out: Path, *, unit_size: str) -> Fig
 def plan(images: str, out: str, unit_size: str) -> Figures:
     from jobs.config.explain_config import make_config
     from jobs.explain.explain_plan import make_plan
-    from jobs.explain.model_profile import model_facts
+    from jobs.explain.model_profile import profile_model
     from jobs.runners.engine import starting_engine
 
     config = make_config(
@@ -115,7 +115,7 @@ def plan(images: str, out: str, unit_size: str) -> Figures:
             "model": "python:factories:tiny", "resize": "16x16", "mean": "0.5,0.5,0.5", "std": "0.25,0.25,0.25",
         }
     )  # fmt: skip
-    model_facts(config, folders=None, device=lambda: "cpu")
+    profile_model(config, folders=None, device=lambda: "cpu")
 
     def planned() -> None:
         with starting_engine(config, inline=True) as engine:

@@ -86,7 +86,7 @@ def measure(
     """One run of the job on a cluster of its own."""
     from ray.cluster_utils import Cluster
 
-    from jobs.runners.ray_data import EMBEDDED
+    from jobs.runners.ray_data import EMBEDDED_CONFIG
 
     ready = work / "ready"
     ready.mkdir()
@@ -97,7 +97,12 @@ def measure(
         "PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}",
     }
     cpus = ceil(0.7 * workers + 0.3 * TASK_SLOTS)
-    head = {"num_cpus": cpus, "include_dashboard": False, "temp_dir": str(work / "ray"), "_system_config": EMBEDDED}
+    head = {
+        "num_cpus": cpus,
+        "include_dashboard": False,
+        "temp_dir": str(work / "ray"),
+        "_system_config": EMBEDDED_CONFIG,
+    }
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         with (work / "job.log").open("w") as log:

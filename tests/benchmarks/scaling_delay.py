@@ -10,11 +10,11 @@ from typing import Any
 
 from jobs.cli import app
 from jobs.explain import explain_stages
-from jobs.explain.explain_stage import Asked, Explain, Found
+from jobs.explain.explain_stage import Asked, ExplainStage, Found
 from jobs.store.open import open_run
 
 
-class Delay(Explain):
+class Delay(ExplainStage):
     """Works out its first micro-batch. For every other one it sleeps for SCALING_SECONDS, and finds the same again.
 
     They must all be of as many rows.

@@ -14,10 +14,10 @@ import pytest
 from jobs.config.explain_config import make_config
 from jobs.inputs.listing import find
 from jobs.inputs.sources import list_entries, open_sources
-from jobs.inputs.uri_list_source import List
+from jobs.inputs.uri_list_source import UriListSource
 from jobs.storage.retrying import VARIABLE
 from jobs.util.redaction import scrubbed
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from tests.conftest import flags, run_inline
 from tests.jobs.util.test_redaction import CUT, KEPT, ONLY_AS_ADDRESS
 from tests.support.faults import s3
@@ -93,7 +93,7 @@ def test_the_program_says_none(tmp_path: Path, saliency: Callable) -> None:
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_an_entry_holds_none(address: str, tmp_path: Path) -> None:
     listed = write_list(tmp_path / "list.csv", [address, address.replace(PASSWORD, "other")])
-    first, second = List(find(str(listed)), table="csv").entries()
+    first, second = UriListSource(find(str(listed)), table="csv").entries()
     assert PASSWORD not in repr(first)
     assert first.sample_id == scrubbed(address)
     if address.replace(PASSWORD, "other") != address:
@@ -136,7 +136,7 @@ def test_names_of_local_files_are_their_identity(tmp_path: Path) -> None:
     for name in LOCAL:
         write(tmp_path / "in" / name, picture(4))
     listed = write_list(tmp_path / "in/list.csv", list(LOCAL))
-    for source in (List(find(str(listed)), table="csv"), *open_sources([str(tmp_path / "in")])):
+    for source in (UriListSource(find(str(listed)), table="csv"), *open_sources([str(tmp_path / "in")])):
         entries = list(source.entries())
         assert {entry.sample_id for entry in entries} == set(LOCAL), source
         assert all(entry.without_credentials() is entry and entry.error is None for entry in entries)
@@ -149,7 +149,7 @@ def test_a_configuration_that_holds_one_is_refused_without_it(key: str, tmp_path
         for file in (False, True):
             keys = {"images": "i", "model": "file:m.pt", "out": "o", key: value}
             path = write(tmp_path / "run.yaml", "".join(f"{k}: '{v}'\n" for k, v in keys.items()).encode())
-            with pytest.raises(Refused, match="credentials") as refusal:
+            with pytest.raises(InvalidRequestError, match="credentials") as refusal:
                 make_config({} if file else keys, file=path if file else None)
             assert PASSWORD not in str(refusal.value) + repr(refusal.value.__cause__)
 
@@ -157,14 +157,14 @@ def test_a_configuration_that_holds_one_is_refused_without_it(key: str, tmp_path
 @pytest.mark.parametrize("lines", [b"- https://user:%b@host", b"x: [https://user:%b@host", b"https://u:%b@host/: 1"])
 def test_a_configuration_file_that_cannot_be_read_is_not_quoted(lines: bytes, tmp_path: Path) -> None:
     path = write(tmp_path / "run.yaml", lines % PASSWORD.encode())
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(InvalidRequestError) as refusal:
         make_config({}, file=path)
     assert PASSWORD not in str(refusal.value)
 
 
 def test_neither_a_source_nor_its_refusal_holds_one(tmp_path: Path) -> None:
     for path in (f"https://user:{PASSWORD}@host/*.jpg", f"ftp://user:{PASSWORD}@host/x.jpg"):
-        with pytest.raises(Refused) as refusal:
+        with pytest.raises(InvalidRequestError) as refusal:
             list(list_entries(open_sources([path])))
         assert PASSWORD not in str(refusal.value)
 
@@ -180,7 +180,7 @@ def test_neither_a_source_nor_its_refusal_holds_one(tmp_path: Path) -> None:
 def test_a_cluster_s_address_is_said_without(address: str, shown: str) -> None:
     from jobs.runners.cluster import refuse_unreachable
 
-    with pytest.raises(Refused, match=shown) as refusal:
+    with pytest.raises(InvalidRequestError, match=shown) as refusal:
         refuse_unreachable(address)
     assert PASSWORD not in str(refusal.value)
 

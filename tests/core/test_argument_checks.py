@@ -9,7 +9,7 @@ from factories import tiny
 from torch import Tensor, nn
 
 import saliency_core
-from saliency_core import Explainer, Model, Refused, decompose
+from saliency_core import Explainer, InvalidRequestError, Model, decompose
 from tests.support.subjects import SMALL, own
 
 IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -119,7 +119,7 @@ def test_a_module_of_the_model_is_a_target() -> None:
     ({"precision": "float"}, "precision 'float'"),
 ])  # fmt: skip
 def test_refused_in_the_callers_words(keys: dict[str, object], words: str) -> None:
-    with pytest.raises(Refused, match=words) as refused:
+    with pytest.raises(InvalidRequestError, match=words) as refused:
         explained(**keys)
     assert "--" not in str(refused.value)
 
@@ -127,13 +127,13 @@ def test_refused_in_the_callers_words(keys: dict[str, object], words: str) -> No
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("device", ["cuda", "cuda:3", "mps", "xpu", 0])
 def test_a_device_that_is_not_there(device: str) -> None:
-    with pytest.raises(Refused, match="torch sees none"):
+    with pytest.raises(InvalidRequestError, match="torch sees none"):
         Explainer(tiny(), device=device)
 
 
 @pytest.mark.parametrize("rows", [[1, 2], [0.5, 1.0, 2.0], ["a", "b", "c"]])
 def test_rows_that_are_none(rows: object) -> None:
-    with pytest.raises(Refused, match="rows"):
+    with pytest.raises(InvalidRequestError, match="rows"):
         Explainer(tiny(), methods="smoothgrad(n=2)")(IMAGES, rows=rows)
 
 
@@ -218,7 +218,7 @@ def test_the_automatic_layer_is_named_with_its_module(module: nn.Module, layer: 
 
 
 def test_a_baseline_that_needs_preprocessing() -> None:
-    with pytest.raises(Refused, match="preprocessing"):
+    with pytest.raises(InvalidRequestError, match="preprocessing"):
         explained(methods="integrated_gradients(n=2, baseline=black)")
     explained(Model("own", tiny(), SMALL), methods="integrated_gradients(n=2, baseline=black)")
 

@@ -15,13 +15,13 @@ from factories import overflows, several, tiny
 from torch import Tensor, nn
 from torchvision import models
 
-from saliency_core import Explainer, Model, Preprocessing, Refused, load_model
+from saliency_core import Explainer, InvalidRequestError, Model, Preprocessing, load_model
 from saliency_core.autograd.relus import Plain
 from saliency_core.explainer import group_by_sampler
 from saliency_core.methods.fullgrad import EPSILON, psi_sum
 from saliency_core.methods.readouts import Gradient
 from saliency_core.methods.reductions import REDUCTIONS
-from saliency_core.methods.registry import REGISTRY, Entry, Signal, parse_method
+from saliency_core.methods.registry import REGISTRY, MethodEntry, Signal, parse_method
 from saliency_core.methods.samplers import Batch, Sample, Sampler
 from saliency_core.precision_agreement import agreement
 from tests.support.subjects import GEOMETRY, SMALL, distance, network, own, photographs
@@ -151,7 +151,7 @@ class Twice(Sampler):
 
 
 def test_a_sampler_plugs_in_and_targets_stay_those_of_the_clean_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(REGISTRY, "twice", Entry("", "", lambda: (Signal(Plain(), Twice(), Gradient()),)))
+    monkeypatch.setitem(REGISTRY, "twice", MethodEntry("", "", lambda: (Signal(Plain(), Twice(), Gradient()),)))
     module, images = tiny().double(), torch.randn(5, 3, 8, 8, dtype=torch.float64) * 3
     found = Explainer(own(module), methods=["twice(reduction=none)"], precision="float64")(images)["predicted"]
     assert torch.equal(found.classes, module(images).argmax(1))
@@ -205,7 +205,9 @@ def test_everything_is_left_as_it_was() -> None:
     images = torch.randn(3, 3, 8, 8)
     untouched = images.clone()
     explainer(images)
-    with pytest.raises(Refused, match="RuntimeError"):  # of how many channels it is, a bare module does not say
+    with pytest.raises(
+        InvalidRequestError, match="RuntimeError"
+    ):  # of how many channels it is, a bare module does not say
         Explainer(module)(torch.randn(3, 4, 8, 8))
     with torch.no_grad():
         inside = explainer(images)["predicted"].maps["gradient"]
@@ -290,12 +292,12 @@ def test_output_must_be_chosen_where_there_are_several() -> None:
     images = torch.randn(2, 3, 16, 16)
     first, second = (Explainer(model)(images)["predicted"].maps["gradient"] for model in (one, two))
     torch.testing.assert_close(2 * first, second)
-    with pytest.raises(Refused, match="logits, doubled"):
+    with pytest.raises(InvalidRequestError, match="logits, doubled"):
         Explainer(Model("own", several().eval(), SMALL))(images)
 
 
 def test_counts_must_agree() -> None:
-    with pytest.raises(Refused, match="3 images came with 2 labels"):
+    with pytest.raises(InvalidRequestError, match="3 images came with 2 labels"):
         Explainer(own(tiny()))(torch.randn(3, 3, 8, 8), labels=torch.tensor([0, 1]))
 
 
@@ -308,7 +310,7 @@ def test_specs_keep_names_and_numbers_apart() -> None:
         "smoothgrad(n=2.5)",
         "integrated_gradients(baseline=red)",
     ):
-        with pytest.raises(Refused):
+        with pytest.raises(InvalidRequestError):
             parse_method(spec)
 
 

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from jobs.compare.common_grid import CommonPart
-from jobs.compare.location_text import direction, in_words
+from jobs.compare.location_text import direction, place_text
 from saliency_core.map_similarity import centres, distance, overlap, rank_correlation
 from saliency_core.model.preprocessing import Preprocessing
 from tests.conftest import run_inline
@@ -69,10 +69,10 @@ def test_centres_and_the_words_for_where_relevance_went() -> None:
     corner, middle = np.zeros((2, 1, 9, 9), np.float32)
     corner[0, 8, 8], middle[0, 4, 4] = 1, 1
     assert [float(one[0]) for one in centres(corner)] == pytest.approx([17 / 18, 17 / 18])
-    assert in_words(*direction(corner[0], middle[0])) == "from the lower right corner to the centre"
+    assert place_text(*direction(corner[0], middle[0])) == "from the lower right corner to the centre"
     assert direction(corner[0], corner[0]) == (None, None)
-    assert in_words(*direction(np.array([[1.0, 0]]), np.array([[0, 1.0]]))) == "from the left edge to the right edge"
-    assert in_words(*direction(np.full((9, 9), 1 / 81), corner[0])) == (
+    assert place_text(*direction(np.array([[1.0, 0]]), np.array([[0, 1.0]]))) == "from the left edge to the right edge"
+    assert place_text(*direction(np.full((9, 9), 1 / 81), corner[0])) == (
         "from the upper left corner to the lower right corner"
     )
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import _len_torch_function_stack
 
-from saliency_core import Explainer, Model, Refused
+from saliency_core import Explainer, InvalidRequestError, Model
 from tests.support.method_nets import LABELS, METHODS, Net, images_of, net
 from tests.support.references import built
 from tests.support.subjects import SMALL, own
@@ -63,7 +63,7 @@ def left_as_found(module: nn.Module) -> Iterator[None]:
         assert after[key] == value, key
 
 
-@pytest.mark.filterwarnings("ignore:target .* does not depend on layer:saliency_core.errors.Told")
+@pytest.mark.filterwarnings("ignore:target .* does not depend on layer:saliency_core.errors.SaliencyWarning")
 @pytest.mark.parametrize(("wants_gradients", "grad_mode"), [(False, True), (True, False)])
 @pytest.mark.parametrize(("precision", "n"), [("float64", 3), ("float32", 16)])
 def test_everything_is_left_as_it_was_also_when_it_fails(
@@ -83,9 +83,9 @@ def test_everything_is_left_as_it_was_also_when_it_fails(
         for _ in range(2):  # at the first pass, and with every method's hooks in place
             with left_as_found(module), pytest.raises(RuntimeError, match="too bright"):
                 explainer(bright)
-        with left_as_found(module), pytest.raises(Refused):
+        with left_as_found(module), pytest.raises(InvalidRequestError):
             Explainer(Model("own", module, SMALL), methods=METHODS, targets=["class:99"])(images)
-        with left_as_found(module), pytest.raises(Refused):
+        with left_as_found(module), pytest.raises(InvalidRequestError):
             Explainer(Model("own", module, SMALL), methods=["guided_gradcam(layer=two.nothing)"])(images)
         again = explainer(images)
     assert torch.equal(images, untouched) and not images.requires_grad

@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 
 from jobs.explain import explain_plan
-from jobs.runners.in_flight import MOST_ATTEMPTS, LocalBoard, noted, on
+from jobs.runners.in_flight import MOST_ATTEMPTS, LocalTaskBoard, list_in_flight, track_task
 from jobs.runners.watchdog import Watchdog
 from jobs.store.open import claim
 from jobs.store.run_record import Run
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from tests.conftest import content, flags, run_inline
 from tests.support.paths import TESTS
 from tests.support.processes import parts, start, wait_for_commits
@@ -108,9 +108,13 @@ def test_workers_that_cannot_be_made_end_the_run(tree: Path, tmp_path: Path, sal
 
 @pytest.mark.parametrize("interrupt", [signal.default_int_handler, signal.SIG_IGN], ids=["", "in the background"])
 def test_watchdog_tells_what_is_being_done_and_interrupts(interrupt) -> None:
-    board = LocalBoard()
+    board = LocalTaskBoard()
     before = signal.signal(signal.SIGINT, interrupt)
-    with pytest.raises(KeyboardInterrupt), noted(board, "explain", 7), Watchdog(0.2, lambda: on(board)) as watchdog:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        track_task(board, "explain", 7),
+        Watchdog(0.2, lambda: list_in_flight(board)) as watchdog,
+    ):
         time.sleep(60)
     signal.signal(signal.SIGINT, before)
     assert watchdog.report is not None
@@ -264,7 +268,7 @@ def test_run_that_is_overtaken_while_it_plans(tree: Path, tmp_path: Path, salien
     if other == "gradient":
         assert run_inline(methods="gradient", **keys)[0] == 3
     else:
-        with pytest.raises(Refused, match=r"holds another run(.|\n)*methods: the store has"):
+        with pytest.raises(InvalidRequestError, match=r"holds another run(.|\n)*methods: the store has"):
             run_inline(methods="gradient", **keys)
     assert saliency("verify", out).returncode == 0
     assert (out / f"maps.zarr/predicted/{other}").is_dir()

@@ -95,5 +95,5 @@ def test_disk_that_takes_no_writes(hurdle: str, message: str, disk) -> None:
         f'mount -o remount,size=1m "$DISK"; mkdir "$DISK/store"; {hurdle}; '
         f'{sys.executable} -B -c \'{put}\' "$DISK/store"; ls -R "$DISK/store"'
     )
-    assert "Unusable: " in told.stderr and message in told.stderr, told.stderr
+    assert "StoreUnusable: " in told.stderr and message in told.stderr, told.stderr
     assert "b" not in told.stdout.split()

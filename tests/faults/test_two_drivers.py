@@ -17,7 +17,7 @@ from jobs.store.layout import RUN_JSON, SHA256SUMS
 from jobs.store.open import claim, open_run
 from jobs.store.run_record import Run
 from jobs.verify.verify_command import verify
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from tests.conftest import said
 from tests.support.faults import s3
 from tests.support.faults.fault_proxy import FaultProxy
@@ -32,7 +32,7 @@ def test_two_runs_on_one_new_store(fault: str | None, finished: Path, proxy: Fau
     proxy.script = lambda method, path, times: fault if method == "PUT" and not times else None
     claim(ours)
     claim(ours)
-    with pytest.raises(Refused, match="seed"):
+    with pytest.raises(InvalidRequestError, match="seed"):
         claim(theirs)
 
 

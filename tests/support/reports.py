@@ -15,7 +15,7 @@ from rich.console import Console
 from jobs.audit.audit_command import audit
 from jobs.audit.report.build_report import make_report
 from jobs.html.components import Tile
-from jobs.html.sprite_sheet import Sheets
+from jobs.html.sprite_sheet import SpriteSheet
 from jobs.util.exit_codes import IMPERFECT
 from tests.conftest import run_inline
 from tests.support.audited_stores import write_audit
@@ -109,7 +109,7 @@ def pages(folder: Path) -> list[Page]:
     return [Page(path) for path in sorted(folder.rglob("*.html"))]
 
 
-class Recorder(Sheets):
+class Recorder(SpriteSheet):
     """Keeps pictures as they were given."""
 
     def __init__(self) -> None:

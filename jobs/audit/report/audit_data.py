@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from jobs.audit.audit_schema import CLASSES, CLUSTERS, ROWS, Audit, read_audit
 from jobs.store.store_reader import Store
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.map_measures import density
 
 Line = dict[str, Any]
@@ -60,13 +60,13 @@ class Audited:
 
 
 def read_audited(store: Store, array: str) -> Audited:
-    """The audit of ``array``. Refused where there is none, or where it cannot be read."""
+    """The audit of ``array``. Raises InvalidRequestError where there is none, or where it cannot be read."""
     out = store.run.config.out
-    store.array(array)  # Refused with the list of them
+    store.array(array)  # InvalidRequestError with the list of them
     try:
         audit, (classes, clusters, rows) = read_audit(out, array, CLASSES, CLUSTERS, ROWS)
     except FileNotFoundError:
-        raise Refused(
+        raise InvalidRequestError(
             f"{out} has no finished audit of {array}, and a report is made of one: run `saliency audit`."
         ) from None
     height, width = store.arrays[array].item_shape[-2:]

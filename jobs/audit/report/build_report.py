@@ -14,17 +14,17 @@ from rich.console import Console
 
 from jobs.audit.audit_schema import Audit
 from jobs.audit.report.audit_data import Audited, Line, read_audited
-from jobs.audit.report.class_page import ClassPages, Made, Task, shown_rows
+from jobs.audit.report.class_page import ClassPages, PageTask, WrittenPage, shown_rows
 from jobs.audit.report.overview_page import overview
 from jobs.explain.progress import PLAIN_EVERY
-from jobs.html.class_names import Names
+from jobs.html.class_names import ClassNames
 from jobs.html.components import Link
 from jobs.html.site import Site
-from jobs.html.sprite_sheet import LARGE, SMALL, Sheets
+from jobs.html.sprite_sheet import LARGE, SMALL, SpriteSheet
 from jobs.store.store_reader import Store, open_store
-from jobs.util.console import say
+from jobs.util.console import print_text
 from jobs.util.formatting import duration
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 EXAMPLES = 4  # rows of each kind that are shown of a class, which fill a line
 _WORTH_A_PROCESS = 40  # classes: fewer are drawn before another process is up
@@ -36,36 +36,37 @@ def make_report(out: str, array: str, console: Console, *, examples: int = EXAMP
 
     ``examples``: how many rows of each kind are shown of a class (typical, atypical, wrong, of each cluster), and twice
     as many as evidence of a finding. ``workers``: processes that draw; by default as many as there are CPUs, where
-    there is enough to draw. A report that was there is replaced. Refused where there is no such audit.
+    there is enough to draw. A report that was there is replaced. Raises InvalidRequestError where there is no such
+    audit.
     """
     if examples < 1:
-        raise Refused(f"examples={examples} would show nothing: give at least 1.")
+        raise InvalidRequestError(f"examples={examples} would show nothing: give at least 1.")
     started, store = monotonic(), open_store(out)
     audited, site = read_audited(store, array), Site(out)
-    say(console, f"drawing {len(audited.classes):,} classes …")
+    print_text(console, f"drawing {len(audited.classes):,} classes …")
     tasks = list(_tasks(store, audited, examples))
     made = list(_told(_draw_all(out, audited, tasks, workers=workers), len(tasks), console))
-    sheets, thumbnails = Sheets("overview", LARGE), Sheets("means", SMALL)
+    sheets, thumbnails = SpriteSheet("overview", LARGE), SpriteSheet("means", SMALL)
     context = overview(store.run, audited, {one.number: one for one in made}, sheets, thumbnails)
     written = {name for one in made for name in one.written} | set(site.put_static())
     written |= {site.put(name, data) for name, data in (sheets.files() | thumbnails.files()).items()}
     written.add(site.page("index.html", "overview.html", **context))
     site.sweep(written)
-    say(console, f"{len(written):,} files in {duration(monotonic() - started)}: {site.address}")
+    print_text(console, f"{len(written):,} files in {duration(monotonic() - started)}: {site.address}")
     return site.address
 
 
-def _tasks(store: Store, audited: Audited, examples: int) -> Iterator[Task]:
+def _tasks(store: Store, audited: Audited, examples: int) -> Iterator[PageTask]:
     """One for each class, by rank. Of the rows that are shown, manifest and index are read once."""
     shown = [shown_rows(line, audited.clusters.get(line["class"], []), examples) for line in audited.classes]
     chosen = [sorted({row for kind in kinds.values() for row in kind}) for kinds in shown]
     rows = [row for own in chosen for row in own]
     manifest, index = store.manifest_lines(rows), store.lines(rows, _INDEX)
-    names, median, start = Names(store.run.class_names), audited.median(), 0
+    names, median, start = ClassNames(store.run.class_names), audited.median(), 0
     links = [None, *(_link(line, names) for line in audited.classes), None]
     for place, line in enumerate(audited.classes):
         number, own = line["class"], len(chosen[place])
-        yield Task(
+        yield PageTask(
             line,
             median,
             audited.clusters.get(number, []),
@@ -84,25 +85,25 @@ def _copied(table: pa.Table, start: int, rows: int) -> pa.Table:
     return table.take(pa.array(range(start, start + rows), pa.int64()))
 
 
-def _link(line: Line, names: Names) -> Link:
+def _link(line: Line, names: ClassNames) -> Link:
     """To the page of a class, from that of another."""
     return Link(names.of(line["class"], line["class_name"]), names.page(line["class"]).removeprefix("classes/"))
 
 
-def _told(made: Iterable[Made], of: int, console: Console) -> Iterator[Made]:
+def _told(made: Iterable[WrittenPage], of: int, console: Console) -> Iterator[WrittenPage]:
     """Says now and then how many classes are done."""
     last = monotonic()
     for done, one in enumerate(made, start=1):
         if monotonic() - last >= PLAIN_EVERY:
             last = monotonic()
-            say(console, f"{done:,} of {of:,} classes")
+            print_text(console, f"{done:,} of {of:,} classes")
         yield one
 
 
 # -- drawing ---------------------------------------------------------------------------------------------------
 
 
-def _draw_all(out: str, audited: Audited, tasks: list[Task], *, workers: int | None) -> Iterator[Made]:
+def _draw_all(out: str, audited: Audited, tasks: list[PageTask], *, workers: int | None) -> Iterator[WrittenPage]:
     if workers is None:
         workers = min(len(os.sched_getaffinity(0)), len(tasks) // _WORTH_A_PROCESS)
     if workers <= 1:
@@ -122,6 +123,6 @@ def _start(out: str, audit: Audit) -> None:
     _pages = ClassPages(out, audit)
 
 
-def _draw(task: Task) -> Made:
+def _draw(task: PageTask) -> WrittenPage:
     assert _pages is not None
     return _pages(task)

@@ -14,11 +14,11 @@ from jobs.audit.audit_schema import Audit
 from jobs.audit.report.audit_data import Line
 from jobs.audit.report.comparison_table import MEDIAN, compared
 from jobs.audit.report.scatter import scatter
-from jobs.html.class_names import Names
+from jobs.html.class_names import ClassNames
 from jobs.html.components import Compared, Link, Tile, isolated
 from jobs.html.map_pictures import RowArtist, RowPicture, difference_picture, mean_picture
 from jobs.html.site import Site
-from jobs.html.sprite_sheet import Sheets
+from jobs.html.sprite_sheet import SpriteSheet
 from jobs.store.store_reader import open_store
 
 KINDS = ("typical", "atypical", "wrong")
@@ -26,7 +26,7 @@ BOTH = ("predicted", "label")  # targets whose maps are shown side by side where
 
 
 @dataclass(frozen=True)
-class Task:
+class PageTask:
     """What is needed to make the page of a class.
 
     ``line``, ``clusters``, ``members``: of the audit. ``median``: what is usual for a class. ``shown``: as
@@ -73,7 +73,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Made:
+class WrittenPage:
     """What was written of a class, and what the overview shows of it."""
 
     number: int
@@ -100,15 +100,15 @@ class ClassPages:
         self._store, self._site = open_store(out), Site(out)
         self._audit = audit
         self._artist = RowArtist(self._store)
-        self._names = Names(self._store.run.class_names)
+        self._names = ClassNames(self._store.run.class_names)
         # Of the audited method, for predicted beside label.
         method, targets = audit.array.partition("/")[2], self._store.run.target_specs
         both = [f"{slug}/{method}" for wanted in BOTH for slug, spec in targets.items() if spec == wanted]
         self._both = both if len(both) == len(BOTH) else []
 
-    def __call__(self, task: Task) -> Made:
+    def __call__(self, task: PageTask) -> WrittenPage:
         line, number = task.line, int(task.line["class"])
-        sheets = Sheets(f"class-{number if number >= 0 else 'none'}")
+        sheets = SpriteSheet(f"class-{number if number >= 0 else 'none'}")
         spot = _spot(line)
         mean = sheets.add(mean_picture(line["mean_map"], self._audit.cells, spot=spot), "mean map of the class")
         figures = self._figures(task, sheets)
@@ -138,9 +138,9 @@ class ClassPages:
         }
         written.append(self._site.page(self._names.page(number), "class.html", **context))
         suspect = next((group for group in groups if group.suspect), None)
-        return Made(number, written, mean, suspect, suspect.examples if suspect else typical)
+        return WrittenPage(number, written, mean, suspect, suspect.examples if suspect else typical)
 
-    def _figures(self, task: Task, sheets: Sheets) -> Figures:
+    def _figures(self, task: PageTask, sheets: SpriteSheet) -> Figures:
         index = {line["row"]: line for line in task.index.to_pylist()}
         known = task.members.filter(pc.is_in(task.members["row"], task.index["row"].combine_chunks())).select(_KNOWN)
         told = {line["row"]: self._told(line) for line in known.to_pylist()}
@@ -182,7 +182,7 @@ class ClassPages:
             found.append(Figure(tiles, one.row, one.sample, one.told, one.note))
         return found
 
-    def _group(self, cluster: Line, task: Task, figures: Figures, sheets: Sheets) -> Group:
+    def _group(self, cluster: Line, task: PageTask, figures: Figures, sheets: SpriteSheet) -> Group:
         number, cells, line = int(cluster["cluster"]), self._audit.cells, task.line
         suspect = number == line["suspect"]
         mean = mean_picture(cluster["mean_map"], cells, spot=_spot(line) if suspect else None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jobs.audit.audit_finding_text import corner_in_words
+from jobs.audit.audit_finding_text import corner_text
 from jobs.audit.report.audit_data import Line
 from jobs.html.components import Compared, Kind, figure
 from saliency_core.map_measures import CORNERS
@@ -29,7 +29,7 @@ def compared(caption: str, things: Mapping[str, Line], *, classes: bool = False)
     corner = max(CORNERS, key=lambda name: abs(first[name] - last[name]))
     figures: list[tuple[str, str, Kind]] = [
         *_OF_ANY,
-        (f"In the {corner_in_words(corner)} corner", f"corner_{corner}", "percent"),
+        (f"In the {corner_text(corner)} corner", f"corner_{corner}", "percent"),
         *(_ON_OBJECT if lines[0].get("inside") is not None else ()),
         *(_OF_CLASSES if classes else ()),
     ]

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.audit.audit_finding_text import corner_in_words
+from jobs.audit.audit_finding_text import corner_text
 from jobs.audit.audit_schema import ON_OBJECT
 from jobs.audit.report.audit_data import Audited, Line
-from jobs.audit.report.class_page import Made
+from jobs.audit.report.class_page import WrittenPage
 from jobs.audit.report.comparison_table import MEDIAN, compared
-from jobs.html.class_names import Names
+from jobs.html.class_names import ClassNames
 from jobs.html.components import Column, Compared, Link, Table, Tile, Value, figure
 from jobs.html.map_pictures import mean_picture
-from jobs.html.sprite_sheet import Sheets
+from jobs.html.sprite_sheet import SpriteSheet
 from jobs.store.index import OK, PARTIAL, QUARANTINED
 from jobs.store.run_record import Run
 from jobs.util.formatting import duration
@@ -32,7 +32,7 @@ class Finding:
     rank: int
     link: Link
     text: str
-    made: Made
+    made: WrittenPage
     figures: Compared
 
 
@@ -45,10 +45,10 @@ class Overall:
 
 
 def overview(
-    run: Run, audited: Audited, made: Mapping[int, Made], sheets: Sheets, thumbnails: Sheets
+    run: Run, audited: Audited, made: Mapping[int, WrittenPage], sheets: SpriteSheet, thumbnails: SpriteSheet
 ) -> dict[str, Any]:
     """The context of overview.html. Pictures of the table go into ``thumbnails``, others into ``sheets``."""
-    audit, names, alarms = audited.audit, Names(run.class_names), audited.alarms
+    audit, names, alarms = audited.audit, ClassNames(run.class_names), audited.alarms
     return {
         "title": f"Audit of {run.config.model}: {audit.array}",
         "audit": audit,
@@ -69,19 +69,19 @@ def overview(
     }
 
 
-def _link(line: Line, names: Names) -> Link:
+def _link(line: Line, names: ClassNames) -> Link:
     number = line["class"]
     return Link(names.of(number, line["class_name"]), names.page(number), str(number) if number >= 0 else "")
 
 
-def _finding(line: Line, made: Made, audited: Audited, names: Names) -> Finding:
+def _finding(line: Line, made: WrittenPage, audited: Audited, names: ClassNames) -> Finding:
     suspect = audited.suspect(line)
     things = {"Suspected cluster": suspect} if suspect else {}
     figures = compared("How it differs", {**things, "The class": line, MEDIAN: audited.median()})
     return Finding(line["rank"], _link(line, names), line["finding"] or "", made, figures)
 
 
-def _overall(audited: Audited, sheets: Sheets) -> Overall:
+def _overall(audited: Audited, sheets: SpriteSheet) -> Overall:
     mean = sheets.add(mean_picture(audited.overall["mean_map"], audited.audit.cells), "mean map of all rows")
     things = {"All rows": audited.overall, MEDIAN: audited.median()}
     return Overall(mean, compared("All rows and what is usual for a class", things))
@@ -167,7 +167,7 @@ _FIGURES: tuple[tuple[str, Column], ...] = (
     *(
         (
             f"corner_{name}",
-            Column(corner_in_words(name).capitalize(), "percent", f"share of the {corner_in_words(name)} corner"),
+            Column(corner_text(name).capitalize(), "percent", f"share of the {corner_text(name)} corner"),
         )
         for name in CORNERS
     ),
@@ -176,7 +176,7 @@ _FIGURES: tuple[tuple[str, Column], ...] = (
 )
 
 
-def class_table(audited: Audited, names: Names, sheets: Sheets) -> Table:
+def class_table(audited: Audited, names: ClassNames, sheets: SpriteSheet) -> Table:
     """All classes, by rank; with the figures of objects where objects were given."""
     shown = [one for one in _FIGURES if audited.audit.objects is not None or one[0] not in ON_OBJECT]
     columns = [

@@ -18,10 +18,10 @@ from torch.utils._pytree import tree_leaves
 from saliency_core.autograd.torch_calls import call_name
 from saliency_core.model.model_loading import Model
 from saliency_core.replica.cpu.space_to_depth import convolve, reads_few_channels
-from saliency_core.replica.module_checks import is_plain
+from saliency_core.replica.module_checks import is_unmodified
 
 
-def lay_out_stem(model: Model, images: Tensor) -> bool:
+def use_channels_last_stem(model: Model, images: Tensor) -> bool:
     """Lays the stem out in place; whether there is one.
 
     Running ``model`` on ``images`` [n, C, H, W] must show that its convolution is read by ReLUs and max pools alone.
@@ -31,7 +31,7 @@ def lay_out_stem(model: Model, images: Tensor) -> bool:
     if len(stems) != 1 or any(isinstance(part, torch.jit.ScriptModule) for part in parts):  # nobody sees what these do
         return False
     (stem,) = stems
-    pools = [part for part in parts if isinstance(part, nn.MaxPool2d) and is_plain(part, nn.MaxPool2d)]
+    pools = [part for part in parts if isinstance(part, nn.MaxPool2d) and is_unmodified(part, nn.MaxPool2d)]
     readers = _Readers(stem, [pool for pool in pools if not pool.return_indices])
     with torch.no_grad(), readers:
         model.logits(images.clone())

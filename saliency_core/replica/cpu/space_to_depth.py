@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saliency_core.replica.module_checks import is_plain
+from saliency_core.replica.module_checks import is_unmodified
 
 _FEW_CHANNELS = 4
 _WASTE = 1.5  # of products with padding's zeros, what is put up with
 _TAPS = 4  # longer sums round more coarsely than the plain convolution's
 
 
-def unstride(module: nn.Module) -> bool:
+def use_space_to_depth(module: nn.Module) -> bool:
     """Gives the convolutions inside ``module`` the faster form, in place; whether there were any."""
     found = False
     for part in module.modules():
@@ -65,7 +65,7 @@ def _is_as_built(conv: nn.Conv2d) -> bool:
     """Whether its attributes tell what it does: they may have been written over."""
     pairs = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
     return (
-        is_plain(conv, nn.Conv2d)
+        is_unmodified(conv, nn.Conv2d)
         and all(isinstance(pair, tuple) for pair in pairs)
         and conv.weight.shape[1:] == (conv.in_channels // conv.groups, *conv.kernel_size)
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from saliency_core import Explainer, Model
-from saliency_core.autograd.precision import arithmetic
+from saliency_core.autograd.precision import computing_in
 from saliency_core.class_visualization.ascent import visualise_classes
 from saliency_core.class_visualization.ascent_recipe import Recipe
 from tests.support.method_nets import LABELS, METHODS, images_of, net
@@ -68,7 +68,7 @@ def flags() -> tuple[bool, ...]:
 def test_everything_is_as_found_afterwards(precision: str) -> None:
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         before = flags()
-        with pytest.raises(ValueError, match="in the midst"), arithmetic(precision, CPU):
+        with pytest.raises(ValueError, match="in the midst"), computing_in(precision, CPU):
             tf32, low = precision == "tf32", precision == "fp16"
             assert flags() == (tf32, tf32, True, False, low)
             raise ValueError("in the midst")

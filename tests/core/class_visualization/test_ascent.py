@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from saliency_core.class_visualization.ascent import as_pictures, blur, penalty, total_variation, visualise_classes
 from saliency_core.class_visualization.ascent_recipe import Recipe
-from saliency_core.errors import Refused, Told
+from saliency_core.errors import InvalidRequestError, SaliencyWarning
 from saliency_core.model.model_loading import Model
 from saliency_core.model.preprocessing import Preprocessing
 
@@ -209,7 +209,7 @@ def test_pictures_are_the_pixels_that_the_model_was_given() -> None:
 
 @pytest.mark.parametrize("classes, named", [([0, 4], "class 4"), ([-1], "class -1"), ([], "no class")])
 def test_what_is_no_class_is_refused(classes: list[int], named: str) -> None:
-    with pytest.raises(Refused, match=named):
+    with pytest.raises(InvalidRequestError, match=named):
         visualise_classes(linear()[0], classes)
 
 
@@ -217,7 +217,7 @@ def test_of_a_model_that_ends_in_a_softmax_the_scores_before_it_are_ascended() -
     model, _ = linear()
     ending = model_of(nn.Sequential(*model.module, nn.Softmax(dim=1)))
     recipe = Recipe(l2=0.05, steps=50, **PLAIN)
-    with pytest.warns(Told, match="softmax"):
+    with pytest.warns(SaliencyWarning, match="softmax"):
         found = visualise_classes(ending, [2], recipe=recipe)
     assert (
         torch.equal(found.images, visualise_classes(model, [2], recipe=recipe).images) and "softmax" in found.notes[0]
@@ -225,7 +225,7 @@ def test_of_a_model_that_ends_in_a_softmax_the_scores_before_it_are_ascended() -
 
 
 def test_scores_without_a_gradient_are_refused() -> None:
-    with pytest.raises(Refused, match="gradient"):
+    with pytest.raises(InvalidRequestError, match="gradient"):
         visualise_classes(model_of(NoGradient()), [0])
 
 

@@ -12,7 +12,7 @@ from factories import tiny
 from torch import Tensor, nn
 from torchvision import models
 
-from saliency_core.errors import Refused, Told
+from saliency_core.errors import InvalidRequestError, SaliencyWarning
 from tests.support.method_nets import Net, close, explain, images_of, net
 from tests.support.references import CAMS, built, captured, of_class, out_of_place, upsampled
 
@@ -121,7 +121,7 @@ def test_the_default_layer_is_the_last_spatial_one_before_the_head(factory, laye
     ],
 )
 def test_a_layer_that_is_never_called_is_refused(method: str, target: str, message: str) -> None:
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(InvalidRequestError, match=message):
         explain(built(Reordered), images_of(2), method, target=target)
 
 
@@ -168,7 +168,9 @@ def test_cams_of_swin() -> None:
 
 def test_a_cam_behind_what_the_target_reads_is_zero_and_told() -> None:
     module, images = net(), images_of()
-    with pytest.warns(Told, match=r"'layer:one\[2\]' does not depend on layer 'relu2', so the CAM .* zero everywhere"):
+    with pytest.warns(
+        SaliencyWarning, match=r"'layer:one\[2\]' does not depend on layer 'relu2', so the CAM .* zero everywhere"
+    ):
         found = explain(module, images, "cam=gradcam(layer=relu2)", target="unit=layer:one[2]").maps["cam"]
     assert not found.any()
     with warnings.catch_warnings():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from saliency_core.errors import Refused, Told
+from saliency_core.errors import InvalidRequestError, SaliencyWarning
 from saliency_core.fullgrad_decomposition import decompose
 from tests.support.bias_nets import Odd, explain, images_of, parts_of, saturating, twin
 from tests.support.references import built, full_gradient, gradient, of_class, residual
@@ -83,7 +83,7 @@ def test_residuals_are_as_defined_and_go_with_the_map() -> None:
     mine = residual(found.scores, parts_of(found))
     assert mine.min() > 1e-3
     torch.testing.assert_close(found.residual.double(), mine, rtol=1e-6, atol=0)
-    with pytest.warns(Told, match="does not add up"):
+    with pytest.warns(SaliencyWarning, match="does not add up"):
         told = explain(module, images, "fullgrad").residuals["fullgrad"]
     torch.testing.assert_close(told.double(), mine, rtol=1e-6, atol=0)
     complete = explain(built(Odd), images, "fullgrad").residuals["fullgrad"]
@@ -101,7 +101,7 @@ class Distances(nn.Module):
 
 def test_a_call_that_cannot_be_taken_apart_is_named() -> None:
     module, images = built(Distances), images_of(2, 12, 16)
-    with pytest.raises(Refused, match="cdist: torch knows no forward-mode differentiation of it"):
+    with pytest.raises(InvalidRequestError, match="cdist: torch knows no forward-mode differentiation of it"):
         explain(module, images, "fullgrad")
     assert explain(module, images, "gradient").maps["gradient"].any()
 

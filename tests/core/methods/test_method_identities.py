@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from saliency_core import Explainer, Refused
+from saliency_core import Explainer, InvalidRequestError
 from tests.support.method_nets import LABELS, METHODS, ROWS, Net, close, explain, images_of, net
 from tests.support.references import CAMS, built
 from tests.support.subjects import distance, own
@@ -83,7 +83,7 @@ def test_slugs_and_named_specs() -> None:
      "integrated_gradients(baseline=pink)", "gradient(n=2)"],
 )  # fmt: skip
 def test_arguments_that_cannot_work_are_refused(spec: str) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(InvalidRequestError):
         explain(net(), images_of(2), spec)
 
 

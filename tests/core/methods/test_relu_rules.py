@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from saliency_core import Explainer, Model
 from saliency_core.autograd.relus import find_relus
-from saliency_core.errors import Refused, Told
+from saliency_core.errors import InvalidRequestError, SaliencyWarning
 from saliency_core.methods.registry import parse_method
 from tests.support.method_nets import ROWS, close, draws, explain, images_of, net
 from tests.support.references import (
@@ -119,7 +119,7 @@ def test_relus_that_torchscript_hides_are_not_passed_over() -> None:
     x = torch.randn(5, requires_grad=True)
     made = [part(x) for _ in range(3)]
     assert len(find_relus(made[:1])) == 2
-    with pytest.raises(Refused, match="TorchScript"):
+    with pytest.raises(InvalidRequestError, match="TorchScript"):
         find_relus(made[2:])
 
 
@@ -139,7 +139,7 @@ def test_a_net_without_relus_is_told_of() -> None:
     images = images_of()
     expected = gradient(module, images, of_class(module(images).argmax(1)))
     for name in ("guided_backprop", "deconvnet"):
-        with pytest.warns(Told, match="ReLU"):
+        with pytest.warns(SaliencyWarning, match="ReLU"):
             close(*explain(module, images, f"{name}(reduction=none)").maps.values(), expected)
     close(*explain(module, images, "gradient(reduction=none)").maps.values(), expected)  # and this tells nothing
 
@@ -185,7 +185,7 @@ def test_names_are_compositions() -> None:
     ],
 )
 def test_what_a_composition_has_no_use_for_is_refused(spec: str, needed: str) -> None:
-    with pytest.raises(Refused, match=needed):
+    with pytest.raises(InvalidRequestError, match=needed):
         parse_method(spec)
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from saliency_core import Preprocessing, Refused, load_model
+from saliency_core import InvalidRequestError, Preprocessing, load_model
 from saliency_core.model.symbolic_expressions import is_guard, is_symbolic_expression
 
 SMALL = Preprocessing((32, 32), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
@@ -206,7 +206,7 @@ def test_code_is_never_run(
     tmp_path: Path, members: dict[str, bytes], place: Callable[[Graph, str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = hostile(tmp_path, members, place, f"open('{tmp_path / 'opened'}', 'w').close()")
-    with pytest.raises(Refused, match="could run code"):
+    with pytest.raises(InvalidRequestError, match="could run code"):
         load_model(f"file:{path}", preprocessing=SMALL)
     assert not (tmp_path / "opened").exists(), "its code was run"
     assert "Zen" not in capsys.readouterr().out, "a module was imported"
@@ -232,7 +232,7 @@ def test_a_record_that_only_another_reader_takes_for_harmless_is_refused(
         "data/constants/model_constants_config.json": json.dumps(config).encode(),
         "data/constants/OPAQUE_OBJ_0": b"cbuiltins\nprint\n(S'Zen'\ntR.",
     }
-    with pytest.raises(Refused, match="pickled objects"):
+    with pytest.raises(InvalidRequestError, match="pickled objects"):
         load_model(f"file:{written(tmp_path / 'upper.pt2', members | upper)}", preprocessing=SMALL)
 
 
@@ -244,7 +244,7 @@ def test_a_record_config_in_capitals_is_read_as_torch_reads_it(tmp_path: Path, m
         "data/constants/MODEL_constants_config.json": json.dumps(config).encode(),
         "data/constants/weight_0": b"cbuiltins\nprint\n(S'Zen'\ntR.",
     }
-    with pytest.raises(Refused):
+    with pytest.raises(InvalidRequestError):
         load_model(f"file:{written(tmp_path / 'upper.pt2', others | upper)}", preprocessing=SMALL)
 
 
@@ -253,7 +253,7 @@ def test_the_older_form_beside_a_broken_one_is_not_read(tmp_path: Path, members:
     path = written(tmp_path / "two.pt2", members)
     with ZipFile(path, "a") as archive:
         archive.writestr("version", "8.1")
-    with pytest.raises(Refused, match="neither"):
+    with pytest.raises(InvalidRequestError, match="neither"):
         load_model(f"file:{path}", preprocessing=SMALL)
 
 
@@ -262,7 +262,7 @@ def test_a_member_that_unpacks_to_too_much_is_refused(
 ) -> None:
     monkeypatch.setattr("saliency_core.model.exported_program_checks.LARGEST_MEMBER", 2**16)
     path = written(tmp_path / "large.pt2", members | {"extra/note": b"x" * 2**17})
-    with pytest.raises(Refused, match="131072 bytes"):
+    with pytest.raises(InvalidRequestError, match="131072 bytes"):
         load_model(f"file:{path}", preprocessing=SMALL)
 
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saliency_core import Explainer, Model, Refused
-from saliency_core.errors import Told
+from saliency_core import Explainer, InvalidRequestError, Model
+from saliency_core.errors import SaliencyWarning
 from saliency_core.replica.prepare import make_replica
 from tests.support.method_nets import METHODS, ROWS, Net, close, explain, images_of
 from tests.support.references import built, gradient, of_class
@@ -43,7 +43,7 @@ class Attending(nn.Module):
         return self.fc(self.softmax(self.conv(x)).mean((2, 3)))
 
 
-@pytest.mark.filterwarnings("ignore::saliency_core.errors.Told")
+@pytest.mark.filterwarnings("ignore::saliency_core.errors.SaliencyWarning")
 @pytest.mark.parametrize("end", [nn.Softmax(dim=1), nn.Softmax(dim=-1), nn.LogSoftmax(dim=1)])
 def test_a_softmax_at_the_end_is_passed_by_and_recorded(end: nn.Module) -> None:
     module, images = built(lambda: Ending(end)), images_of()
@@ -66,7 +66,7 @@ class Twice(Attending):
         return self.softmax(super().forward(x))
 
 
-@pytest.mark.filterwarnings("ignore::saliency_core.errors.Told")
+@pytest.mark.filterwarnings("ignore::saliency_core.errors.SaliencyWarning")
 def test_a_softmax_used_inside_too_is_passed_by_at_the_end_alone() -> None:
     module, images = built(Twice), images_of()
     found = explain(module, images, "gradient(reduction=none)")
@@ -138,7 +138,10 @@ FORMS: dict[str, Callable[[nn.Module, Tensor], nn.Module]] = {
 }
 EXPORTED = ("module", "index", "logarithm of clamped", "in place", "stacked")
 quiet = pytest.mark.filterwarnings(
-    "ignore::saliency_core.errors.Told", "ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning"
+    "ignore::saliency_core.errors.SaliencyWarning",
+    "ignore::DeprecationWarning",
+    "ignore::UserWarning",
+    "ignore::FutureWarning",
 )
 
 
@@ -289,7 +292,7 @@ def test_the_only_tensor_returned_is_the_scores(form: str) -> None:
 
 @pytest.mark.parametrize("returned", [None, "text", Answer(None), {}, []])
 def test_what_holds_no_tensor_is_refused(returned: object) -> None:
-    with pytest.raises(Refused, match=f"returns a {type(returned).__name__} without a tensor"):
+    with pytest.raises(InvalidRequestError, match=f"returns a {type(returned).__name__} without a tensor"):
         explain(built(lambda: Ending(lambda z: returned)), images_of(), "gradient")
 
 
@@ -362,7 +365,7 @@ def test_the_head_that_was_asked_for_is_the_scores(end: Callable[[Tensor], Tenso
     ],
 )
 def test_what_is_no_head_is_refused(model: Callable[[], Model], named: str) -> None:
-    with pytest.raises(Refused, match=named):
+    with pytest.raises(InvalidRequestError, match=named):
         Explainer(model(), precision="float64")(images_of())
 
 
@@ -388,7 +391,7 @@ def test_what_is_no_head_is_refused(model: Callable[[], Model], named: str) -> N
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_what_cannot_be_passed_by_is_told(end: Callable[[Tensor], Tensor], named: str) -> None:
     explainer = Explainer(own(headed(end)), precision="float64")
-    with pytest.warns(Told):
+    with pytest.warns(SaliencyWarning):
         found = explainer(images_of())["predicted"]
     assert any(named in note for note in explainer.notes)
     assert found.maps["gradient"].isfinite().all()
@@ -452,7 +455,7 @@ class Fails(Ending):
 def test_nothing_is_left_behind() -> None:
     module, images = headed(torch.sigmoid), images_of()
     before = module(images)
-    with pytest.warns(Told, match="head: sigmoid"):
+    with pytest.warns(SaliencyWarning, match="head: sigmoid"):
         explain(module, images, "gradient")
     assert module(images).equal(before)
     failing = own(built(lambda: Fails(torch.sigmoid)))

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision import models
 
-from saliency_core import Explainer, Model, Preprocessing, Refused, load_model
+from saliency_core import Explainer, InvalidRequestError, Model, Preprocessing, load_model
 from saliency_core.model.model_loading import weights_digest
 
 SMALL = Preprocessing((32, 32), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
@@ -63,18 +63,20 @@ def test_class_count_override(tmp_path: Path) -> None:
     assert model.logits(torch.zeros(2, 3, 64, 64)).shape == (2, 7) and model.class_names is None
     inferred = load_model("torchvision:squeezenet1_1", weights=str(tmp_path / "seven.pt"))
     assert weights_digest(inferred.module) == weights_digest(model.module) and "7 classes" in inferred.notes[0]
-    with pytest.raises(Refused, match=r"another shape.*`num_classes` 9 contradicts the file, whose head has 7"):
+    with pytest.raises(
+        InvalidRequestError, match=r"another shape.*`num_classes` 9 contradicts the file, whose head has 7"
+    ):
         load_model("torchvision:squeezenet1_1", weights=str(tmp_path / "seven.pt"), num_classes=9)
 
 
 def test_presets_that_differ_must_be_chosen(tmp_path: Path) -> None:
     torch.save(models.resnet50(weights=None).state_dict(), tmp_path / "r50.pt")
-    with pytest.raises(Refused, match=r"IMAGENET1K_V1 .*256.*IMAGENET1K_V2 .*232"):
+    with pytest.raises(InvalidRequestError, match=r"IMAGENET1K_V1 .*256.*IMAGENET1K_V2 .*232"):
         load_model("torchvision:resnet50", weights=str(tmp_path / "r50.pt"))
     for preset, edge in (("IMAGENET1K_V1", 256), ("IMAGENET1K_V2", 232)):
         model = load_model("torchvision:resnet50", weights=str(tmp_path / "r50.pt"), preset=preset)
         assert model.preprocessing.resize == edge
-    with pytest.raises(Refused, match="V9"):
+    with pytest.raises(InvalidRequestError, match="V9"):
         load_model("torchvision:resnet50", weights=str(tmp_path / "r50.pt"), preset="V9")
 
 
@@ -145,13 +147,13 @@ def test_one_of_several_outputs(kind: Callable[..., object], names: tuple[int | 
     torch.testing.assert_close(second.scores, 2 * first.scores)
     torch.testing.assert_close(second.maps["gradient"], 2 * first.maps["gradient"])
     for wrong in (None, "missing", 2):
-        with pytest.raises(Refused, match=f"{names[0]}, {names[1]}"):
+        with pytest.raises(InvalidRequestError, match=f"{names[0]}, {names[1]}"):
             Model("own", module, SMALL, output=wrong).logits(images)
 
 
 def test_pretrained_weights_that_cannot_be_fetched_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(Refused, match="`weights`"):
+    with pytest.raises(InvalidRequestError, match="`weights`"):
         load_model("torchvision:squeezenet1_1")
 
 
@@ -161,7 +163,7 @@ def test_timm_brings_its_own_preprocessing(tmp_path: Path) -> None:
     torch.save(timm.create_model("resnet18", pretrained=False).state_dict(), tmp_path / "t.pt")
     model = load_model("timm:resnet18", weights=str(tmp_path / "t.pt"))
     assert model.preprocessing.interpolation == "bicubic" and model.preprocessing.input_size == (224, 224)
-    with pytest.raises(Refused, match="timm cannot make"):
+    with pytest.raises(InvalidRequestError, match="timm cannot make"):
         load_model("timm:resnet9999", weights=str(tmp_path / "t.pt"))
 
 
@@ -169,7 +171,7 @@ def test_own_factory_needs_preprocessing_and_takes_weights(tmp_path: Path) -> No
     other = tiny()
     nn.init.ones_(other[-1].weight)
     torch.save(other.state_dict(), tmp_path / "tiny.pt")
-    with pytest.raises(Refused, match="`resize`"):
+    with pytest.raises(InvalidRequestError, match="`resize`"):
         load_model("python:factories:tiny")
     model = load_model("python:factories:tiny", weights=str(tmp_path / "tiny.pt"), preprocessing=SMALL)
     assert weights_digest(model.module) == weights_digest(other)
@@ -193,7 +195,7 @@ def test_graph_files_explain_as_the_module_does(kind: str, tmp_path: Path) -> No
 
 def test_file_that_is_no_graph_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.pt").write_bytes(b"PK nothing")
-    with pytest.raises(Refused, match="cannot be read"):
+    with pytest.raises(InvalidRequestError, match="cannot be read"):
         load_model(f"file:{tmp_path / 'x.pt'}", preprocessing=SMALL)
 
 
@@ -222,11 +224,11 @@ def test_weights_never_run_code(tmp_path: Path, opens: Opens) -> None:
     torch.save({"state_dict": opens}, tmp_path / "hostile.pt")
     (tmp_path / "bare.pkl").write_bytes(pickle.dumps(opens))
     for name in ("hostile.pt", "bare.pkl"):
-        with pytest.raises(Refused):
+        with pytest.raises(InvalidRequestError):
             load_model("python:factories:tiny", weights=str(tmp_path / name), preprocessing=SMALL)
     whole_module = tmp_path / "module.pt"
     torch.save(tiny(), whole_module)
-    with pytest.raises(Refused, match="state dict"):
+    with pytest.raises(InvalidRequestError, match="state dict"):
         load_model("python:factories:tiny", weights=str(whole_module), preprocessing=SMALL)
 
 
@@ -241,7 +243,9 @@ def test_what_torchvision_has_fetched_before_is_read_and_never_run(
     model, own = load_model("torchvision:squeezenet1_1"), load_model("torchvision:squeezenet1_1", weights=squeezenet)
     assert weights_digest(model.module) == weights_digest(own.module)
     torch.save({"features.0.weight": opens}, fetched)
-    with pytest.raises(Refused, match=f"IMAGENET1K_V1, as they lie in {tmp_path}/hub, hold more than tensors"):
+    with pytest.raises(
+        InvalidRequestError, match=f"IMAGENET1K_V1, as they lie in {tmp_path}/hub, hold more than tensors"
+    ):
         load_model("torchvision:squeezenet1_1")
     assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1" and "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
 
@@ -268,7 +272,7 @@ def test_exported_graphs_never_run_code(tmp_path: Path, opens: Opens, place: str
     with ZipFile(tmp_path / "hostile.pt2", "w") as hostile:
         for name, content in members.items():
             hostile.writestr(name, content)
-    with pytest.raises(Refused, match="more than a graph and tensors"):
+    with pytest.raises(InvalidRequestError, match="more than a graph and tensors"):
         load_model(f"file:{tmp_path / 'hostile.pt2'}", preprocessing=SMALL)
 
 
@@ -276,7 +280,7 @@ def test_wrong_and_missing_keys_are_named(tmp_path: Path) -> None:
     state = tiny().state_dict()
     state["stranger"] = state.pop("0.weight")
     torch.save(state, tmp_path / "w.pt")
-    with pytest.raises(Refused, match=r"missing: 0\.weight; unexpected: stranger"):
+    with pytest.raises(InvalidRequestError, match=r"missing: 0\.weight; unexpected: stranger"):
         load_model("python:factories:tiny", weights=str(tmp_path / "w.pt"), preprocessing=SMALL)
 
 
@@ -284,5 +288,5 @@ def test_wrong_and_missing_keys_are_named(tmp_path: Path) -> None:
     "spec", ["resnet18", "tensorflow:resnet", "torchvision:", "python:factories", "file:/no/such/file"]
 )
 def test_specs_that_are_none(spec: str) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(InvalidRequestError):
         load_model(spec, preprocessing=SMALL)

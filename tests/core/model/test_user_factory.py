@@ -12,7 +12,7 @@ import torch
 from factories import tiny
 from torch import Tensor, nn
 
-from saliency_core import Explainer, Model, Preprocessing, Refused, load_model
+from saliency_core import Explainer, InvalidRequestError, Model, Preprocessing, load_model
 from saliency_core.model.import_path import kept_from_exiting
 from saliency_core.model.model_loading import weights_digest
 from saliency_core.targets.target_parsing import parse_targets
@@ -121,7 +121,7 @@ number = 3
     ],
 )
 def test_a_factory_that_makes_no_module(factory: str, words: str) -> None:
-    with pytest.raises(Refused, match=words):
+    with pytest.raises(InvalidRequestError, match=words):
         build(factory)
 
 
@@ -153,7 +153,7 @@ def test_a_module_that_cannot_be_imported(
     name = f"mine_{kind}_{abs(hash(source))}"
     (tmp_path / f"{name}.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(Refused, match=f"cannot be imported.*{words}"):
+    with pytest.raises(InvalidRequestError, match=f"cannot be imported.*{words}"):
         if kind == "model":
             load_model(f"python:{name}:make", preprocessing=SMALL)
         else:
@@ -293,7 +293,7 @@ def test_lazy_modules_learn_their_sizes_from_a_blank_image(tmp_path: Path) -> No
     ("factory", "words"), [("lazy_and_wrong", "blank image of .*RuntimeError"), ("lazy_and_unreached", "not reached")]
 )
 def test_lazy_modules_that_no_image_reaches(factory: str, words: str) -> None:
-    with pytest.raises(Refused, match=f"lazy modules.*{words}"):
+    with pytest.raises(InvalidRequestError, match=f"lazy modules.*{words}"):
         build(factory)
 
 
@@ -305,7 +305,7 @@ def meta() -> nn.Module:
 def test_tensors_without_values_are_refused(tmp_path: Path) -> None:
     torch.save(tiny().state_dict(), tmp_path / "w.pt")
     for weights in (None, str(tmp_path / "w.pt")):
-        with pytest.raises(Refused, match=r"no values for 0\.weight"):
+        with pytest.raises(InvalidRequestError, match=r"no values for 0\.weight"):
             build("meta", weights=weights)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from unsound_nets import CHANCE, DEPENDENT, GENERATOR, SOUND, UNMOVED, Within
 
-from saliency_core import Model, Preprocessing, Refused
+from saliency_core import InvalidRequestError, Model, Preprocessing
 from saliency_core.probe.model_probe import Probe, probe_model
 from saliency_core.replica.model_copies import frozen
 
@@ -40,7 +40,7 @@ def probed(made: Callable[[], nn.Module]) -> Probe:
 @pytest.mark.parametrize("name", DEPENDENT)
 def test_images_that_depend_on_each_other(name: str) -> None:
     made, blamed = DEPENDENT[name]
-    with pytest.raises(Refused, match=r"images of a batch depend on each other.*differ by") as refused:
+    with pytest.raises(InvalidRequestError, match=r"images of a batch depend on each other.*differ by") as refused:
         probed(made)
     assert blamed in str(refused.value)
 
@@ -48,7 +48,7 @@ def test_images_that_depend_on_each_other(name: str) -> None:
 @pytest.mark.parametrize("name", CHANCE)
 def test_runs_that_differ(name: str) -> None:
     made, blamed = CHANCE[name]
-    with pytest.raises(Refused, match=r"each time for the same images.*relative difference") as refused:
+    with pytest.raises(InvalidRequestError, match=r"each time for the same images.*relative difference") as refused:
         probed(made)
     assert blamed in str(refused.value)
 
@@ -56,7 +56,7 @@ def test_runs_that_differ(name: str) -> None:
 @pytest.mark.parametrize("name", UNMOVED)
 def test_scores_without_gradient(name: str) -> None:
     made, blamed = UNMOVED[name]
-    with pytest.raises(Refused, match="all maps would be zero") as refused:
+    with pytest.raises(InvalidRequestError, match="all maps would be zero") as refused:
         probed(made)
     assert blamed in str(refused.value)
 

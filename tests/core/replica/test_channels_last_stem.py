@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from saliency_core import Explainer
-from saliency_core.replica.cpu.channels_last_stem import lay_out_stem
+from saliency_core.replica.cpu.channels_last_stem import use_channels_last_stem
 from saliency_core.replica.prepare import speed_up
 from tests.support.references import built, gradient, of_class
 from tests.support.subjects import own
@@ -151,7 +151,7 @@ def test_gradients_come_to_the_pool_in_its_own_layout() -> None:
     """Else its backward copies whatever it writes, which costs more than the layout saves."""
     module = built(Net)
     images = torch.randn(2, 3, 26, 31, dtype=torch.float64)
-    assert lay_out_stem(own(module), images)
+    assert use_channels_last_stem(own(module), images)
     x = torch.randn(2, 8, 9, 9).contiguous(memory_format=torch.channels_last).requires_grad_()
     y = module.pool(x)
     assert y.is_contiguous()

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saliency_core import Explainer, Refused
+from saliency_core import Explainer, InvalidRequestError
 from saliency_core.autograd.spatial_axes import ImageAxis
-from saliency_core.errors import Told
+from saliency_core.errors import SaliencyWarning
 from saliency_core.fullgrad_decomposition import decompose
 from saliency_core.replica.image_axes import find_image_axes
 from tests.support.bias_nets import images_of
@@ -215,9 +215,11 @@ def test_what_holds_one_image_at_a_time(kind: str) -> None:
     if kind == "linear":
         assert explainer(images)["predicted"].residuals["fullgrad"].max() <= 1e-12
     else:
-        with pytest.raises(Refused, match=r"conv2d#\d holds no batch .*loop over them.*choose another method"):
+        with pytest.raises(
+            InvalidRequestError, match=r"conv2d#\d holds no batch .*loop over them.*choose another method"
+        ):
             explainer(images)
-    with pytest.raises(Refused, match="one image at a time"):
+    with pytest.raises(InvalidRequestError, match="one image at a time"):
         decompose(own(module), images, precision="float64")
 
 
@@ -242,15 +244,17 @@ class Reorders(nn.Module):
 @pytest.mark.parametrize("way", ["sorted", "chunks", "views", "padded"])
 @pytest.mark.parametrize("method", ["gradcam", "layercam(layer=body.one)", "guided_gradcam(layer=body.two)"])
 def test_what_does_not_hold_the_images_in_their_order_has_no_cam(way: str, method: str) -> None:
-    with pytest.raises(Refused, match=r"layer '(relu|body|silu).*(in another order|which part of it is of)"):
+    with pytest.raises(
+        InvalidRequestError, match=r"layer '(relu|body|silu).*(in another order|which part of it is of)"
+    ):
         Explainer(own(built(lambda: Reorders(way))), methods=[method], precision="float64")(images_of(5, 8, 8))
 
 
 def test_what_is_sorted_has_no_fullgrad_and_no_layer_target() -> None:
     module, images = own(built(lambda: Reorders("sorted"))), images_of(3, 8, 8)
-    with pytest.raises(Refused, match=r"choose among them\?\), so its map"):
+    with pytest.raises(InvalidRequestError, match=r"choose among them\?\), so its map"):
         Explainer(module, methods=["fullgrad"], precision="float64")(images)
-    with pytest.raises(Refused, match=r"'body\.one' holds the images of a batch in another order"):
+    with pytest.raises(InvalidRequestError, match=r"'body\.one' holds the images of a batch in another order"):
         Explainer(module, targets=["layer:body.one[2]"], precision="float64")(images)
     assert Explainer(module, precision="float64")(images)["predicted"].maps["gradient"].isfinite().all()
 
@@ -271,13 +275,13 @@ class Elsewhere(nn.Module):
 def test_a_part_in_torchscript_is_named() -> None:
     module = built(ChannelsLast)
     module.two = torch.jit.trace(module.two, torch.zeros(1, 4).double())
-    with pytest.raises(Refused, match=r"part 'two' of own is TorchScript.*Gradient methods"):
+    with pytest.raises(InvalidRequestError, match=r"part 'two' of own is TorchScript.*Gradient methods"):
         Explainer(own(module), methods=["gradcam"], precision="float64")(images_of(2, 8, 8))
 
 
 def test_what_does_not_add_up_is_told() -> None:
     explainer = Explainer(own(built(Elsewhere)), methods=["fullgrad"], precision="float64")
-    with pytest.warns(Told, match="does not add up"):
+    with pytest.warns(SaliencyWarning, match="does not add up"):
         assert explainer(images_of(2, 8, 8))["predicted"].residuals["fullgrad"].max() > 0.05
 
 

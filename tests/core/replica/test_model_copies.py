@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from uncopied_nets import CAST, COPIED, UNCOPIED, ReadsBefore
 
 from jobs.store.store_reader import open_store
-from saliency_core import Explainer, Model, Preprocessing, Refused
+from saliency_core import Explainer, InvalidRequestError, Model, Preprocessing
 from saliency_core.class_visualization.ascent import visualise_classes
 from saliency_core.class_visualization.ascent_recipe import Recipe
 from saliency_core.model.inference_mode import put_in_eval_mode
@@ -24,7 +24,7 @@ METHODS = ("all=gradient(reduction=none)", "guided_backprop", "fullgrad", "gradc
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore::saliency_core.errors.Told", "ignore:.*weight_norm.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore::saliency_core.errors.SaliencyWarning", "ignore:.*weight_norm.*:FutureWarning"),
 ]
 
 
@@ -102,7 +102,7 @@ def test_a_softmax_behind_what_cannot_be_copied() -> None:
 @pytest.mark.parametrize("name", UNCOPIED)
 def test_what_would_need_a_copy_is_refused(name: str) -> None:
     model = model_of(UNCOPIED[name])
-    with pytest.raises(Refused, match=r"cannot be copied .*float64.*`precision` float32"):
+    with pytest.raises(InvalidRequestError, match=r"cannot be copied .*float64.*`precision` float32"):
         Explainer(model, precision="float64")(images_of(2, 1))
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from saliency_core import Explainer, Refused
+from saliency_core import Explainer, InvalidRequestError
 from saliency_core.explainer import PRECISIONS
 from saliency_core.replica.prepare import copy_frozen, fold_batch_norms
 from tests.support.subjects import own
@@ -246,5 +246,5 @@ def test_torchscript_is_copied_and_its_layers_are_refused() -> None:
     assert Explainer(script, precision="float64")(images)["predicted"].maps["gradient"].dtype == torch.float64
     assert all(value.dtype == torch.float32 for value in script.module.parameters())
     for spec in ("fullgrad", "gradcam"):
-        with pytest.raises(Refused, match="TorchScript"):
+        with pytest.raises(InvalidRequestError, match="TorchScript"):
             Explainer(script, methods=[spec])(images)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from saliency_core import Explainer
 from saliency_core.autograd.capture import Captures
 from saliency_core.autograd.forward import Forward
-from saliency_core.replica.cpu.space_to_depth import unstride
+from saliency_core.replica.cpu.space_to_depth import use_space_to_depth
 from saliency_core.replica.prepare import copy_frozen, speed_up
 from tests.support.references import built, gradient, of_class
 from tests.support.subjects import own
@@ -58,7 +58,7 @@ def test_equal_forward_and_backward(name: str, size: tuple[int, int]) -> None:
     plain = copy.deepcopy(FASTER[name]).double()
     images = torch.randn(2, plain.in_channels, *size, dtype=torch.float64)
     faster = copy.deepcopy(plain)
-    assert unstride(faster)
+    assert use_space_to_depth(faster)
     assert is_faster(faster)
     for found, expected in zip(both(faster, images), both(plain, images), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
@@ -67,7 +67,7 @@ def test_equal_forward_and_backward(name: str, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("name", AS_THEY_ARE)
 def test_others_are_left_as_they_are(name: str) -> None:
     conv = copy.deepcopy(AS_THEY_ARE[name])
-    assert not unstride(conv)
+    assert not use_space_to_depth(conv)
     assert not is_faster(conv)
 
 
@@ -78,19 +78,19 @@ def test_what_has_hooks_or_a_kind_of_its_own_is_left() -> None:
 
     hooked = nn.Conv2d(3, 5, 7, stride=2)
     hooked.register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],))
-    assert not unstride(nn.Sequential(hooked, Doubling(3, 5, 7, stride=2)))
+    assert not use_space_to_depth(nn.Sequential(hooked, Doubling(3, 5, 7, stride=2)))
 
 
 def test_one_that_stands_at_two_places_is_faster_at_both() -> None:
     stem = nn.Conv2d(3, 3, 7, stride=2)
     module = nn.Sequential(stem, nn.Sequential(stem))
-    assert unstride(module)
+    assert use_space_to_depth(module)
     assert is_faster(module[0])
 
 
 def test_an_image_that_is_too_small_is_told_by_torch() -> None:
     conv = nn.Conv2d(3, 5, 7, stride=2, padding=1)
-    assert unstride(conv)
+    assert use_space_to_depth(conv)
     with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
         conv(torch.zeros(1, 3, 4, 20))
 
@@ -129,7 +129,7 @@ def test_who_watches_sees_the_calls_of_the_model() -> None:
     watched = []
     for rewritten in (False, True):
         module = built(Strided)
-        assert not rewritten or unstride(module)
+        assert not rewritten or use_space_to_depth(module)
         captures = Captures(module, (30, 23), leftovers=True, everything=True)
         Forward(module, torch.randn(1, 3, 30, 23, dtype=torch.float64), captures=captures)
         watched.append(
@@ -257,7 +257,7 @@ def test_sums_are_no_coarser(name: str) -> None:
     plain = nn.Conv2d(plain.in_channels, 64, plain.kernel_size, plain.stride, plain.padding)
     images = torch.randn(4, plain.in_channels, 64, 64)
     faster = copy.deepcopy(plain)
-    assert unstride(faster)
+    assert use_space_to_depth(faster)
     exact = both(copy.deepcopy(plain).double(), images.double())
     errors = [
         [float((found - value).norm() / value.norm()) for found, value in zip(both(conv, images), exact, strict=True)]

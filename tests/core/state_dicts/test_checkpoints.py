@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision import models
 
-from saliency_core import Preprocessing, Refused, load_model
+from saliency_core import InvalidRequestError, Preprocessing, load_model
 from saliency_core.model.model_loading import Model, weights_digest
 
 SMALL = Preprocessing((32, 32), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
@@ -134,9 +134,9 @@ def test_what_a_training_module_holds_beside_its_net_is_told(tmp_path: Path) -> 
 
 def test_two_networks_in_a_file_are_not_chosen_from(tmp_path: Path) -> None:
     both = named("encoder_q.") | named("encoder_k.", dict(tiny().state_dict()))
-    with pytest.raises(Refused, match=r"encoder_q.*encoder_k"):
+    with pytest.raises(InvalidRequestError, match=r"encoder_q.*encoder_k"):
         load_tiny(both, tmp_path)
-    with pytest.raises(Refused, match=r"as it is.*ema\."):
+    with pytest.raises(InvalidRequestError, match=r"as it is.*ema\."):
         load_tiny(state() | named("ema.", dict(tiny().state_dict())), tmp_path)
 
 
@@ -148,7 +148,7 @@ def test_which_of_two_state_dicts_was_taken_is_told_and_settable(average: str, t
     assert "'state_dict'" in plain.notes[0] and average in plain.notes[0] and "`weights_key`" in plain.notes[0]
     chosen = load_tiny(content, tmp_path, weights_key=average)
     assert is_loaded(chosen) and not any("state_dict'" in note for note in chosen.notes)
-    with pytest.raises(Refused, match=rf"`weights_key` elsewhere.*state_dict.*{average}"):
+    with pytest.raises(InvalidRequestError, match=rf"`weights_key` elsewhere.*state_dict.*{average}"):
         load_tiny(content, tmp_path, weights_key="elsewhere")
 
 
@@ -158,25 +158,25 @@ def test_an_averaged_model_brings_its_counter(tmp_path: Path) -> None:
 
 
 def test_unknown_entries_are_not_chosen_from(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=r"several state dicts.*`weights_key`.*generator.*critic"):
+    with pytest.raises(InvalidRequestError, match=r"several state dicts.*`weights_key`.*generator.*critic"):
         load_tiny({"generator": state(), "critic": state()}, tmp_path)
 
 
 def test_a_key_without_a_file_is_refused() -> None:
-    with pytest.raises(Refused, match="`weights_key` ema has no effect"):
+    with pytest.raises(InvalidRequestError, match="`weights_key` ema has no effect"):
         load_model("python:factories:tiny", preprocessing=SMALL, weights_key="ema")
 
 
 @pytest.mark.parametrize("nested", [False, True])
 def test_strangers_among_the_tensors_are_named(nested: bool, tmp_path: Path) -> None:
     content = state() | {"epoch": 3}
-    with pytest.raises(Refused, match=r"state dict.*'epoch' is a int"):
+    with pytest.raises(InvalidRequestError, match=r"state dict.*'epoch' is a int"):
         load_tiny({"state_dict": content} if nested else content, tmp_path)
 
 
 @pytest.mark.parametrize("content", [[1, 2], torch.ones(3), 3, "text", {"epoch": 3}])
 def test_what_is_no_state_dict(content: Any, tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="is not a state dict"):
+    with pytest.raises(InvalidRequestError, match="is not a state dict"):
         load_tiny(content, tmp_path)
 
 
@@ -217,13 +217,13 @@ def test_a_tied_tensor_may_have_a_name_more(tmp_path: Path) -> None:
         torch.save(whole | {"decoder.weight": alias}, tmp_path / "w.pt")
         assert weights_digest(load(tmp_path / "w.pt", "test_checkpoints:tied").module) == weights_digest(Tied(seed=1))
     torch.save(whole | {"decoder.weight": whole["second.weight"] + 1}, tmp_path / "w.pt")
-    with pytest.raises(Refused, match=r"unexpected: decoder\.weight"):
+    with pytest.raises(InvalidRequestError, match=r"unexpected: decoder\.weight"):
         load(tmp_path / "w.pt", "test_checkpoints:tied")
 
 
 def test_tied_tensors_that_differ_in_the_file_are_refused(tmp_path: Path) -> None:
     torch.save(Tied(seed=1, shared=False).state_dict(), tmp_path / "w.pt")
-    with pytest.raises(Refused, match=r"one tensor in the model.*second\.weight and third\.weight"):
+    with pytest.raises(InvalidRequestError, match=r"one tensor in the model.*second\.weight and third\.weight"):
         load(tmp_path / "w.pt", "test_checkpoints:tied")
 
 
@@ -239,11 +239,11 @@ def test_other_precisions_load_as_values(dtype: torch.dtype, tmp_path: Path) -> 
 def test_a_mismatch_names_keys_and_what_was_tried_and_advises_nothing_that_is_refused(tmp_path: Path) -> None:
     strange = named("model.")
     strange["model.stranger"] = strange.pop("model.0.weight")
-    with pytest.raises(Refused, match=r"missing: 0\.weight.*model\.0\.bias.*'model\.' cut") as refusal:
+    with pytest.raises(InvalidRequestError, match=r"missing: 0\.weight.*model\.0\.bias.*'model\.' cut") as refusal:
         load_tiny(strange, tmp_path)
     assert "--num-classes" not in str(refusal.value)
     wide = state() | {"9.weight": torch.zeros(9, 16), "9.bias": torch.zeros(9)}
-    with pytest.raises(Refused, match=r"another shape.*factory") as refusal:
+    with pytest.raises(InvalidRequestError, match=r"another shape.*factory") as refusal:
         load_tiny(wide, tmp_path)
     assert "--num-classes" not in str(refusal.value)
 
@@ -273,7 +273,7 @@ def test_shards_are_read_beside_their_index(kind: str, tmp_path: Path) -> None:
     path = sharded(tmp_path, kind)
     assert is_loaded(load(path, "factories:tiny"))
     (tmp_path / f"model-00002-of-00002.{kind}").unlink()
-    with pytest.raises(Refused, match=r"not beside it: model-00002-of-00002"):
+    with pytest.raises(InvalidRequestError, match=r"not beside it: model-00002-of-00002"):
         load(path, "factories:tiny")
 
 
@@ -283,21 +283,21 @@ def test_an_index_names_no_file_elsewhere(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "m.safetensors.index.json").write_text(json.dumps({"weight_map": {"0.weight": name}}))
-    with pytest.raises(Refused, match="does not lie beside it"):
+    with pytest.raises(InvalidRequestError, match="does not lie beside it"):
         load(folder / "m.safetensors.index.json", "factories:tiny")
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"weight_map": 3}', "no json", "[" * 100_000])
 def test_what_is_no_index(text: str, tmp_path: Path) -> None:
     (tmp_path / "m.bin.index.json").write_text(text)
-    with pytest.raises(Refused, match="no index of shards"):
+    with pytest.raises(InvalidRequestError, match="no index of shards"):
         load(tmp_path / "m.bin.index.json", "factories:tiny")
 
 
 def test_a_shard_that_lacks_its_tensors(tmp_path: Path) -> None:
     path = sharded(tmp_path, "bin")
     torch.save({}, tmp_path / "model-00001-of-00002.bin")
-    with pytest.raises(Refused, match=r"00001-of-00002\.bin lacks tensors"):
+    with pytest.raises(InvalidRequestError, match=r"00001-of-00002\.bin lacks tensors"):
         load(path, "factories:tiny")
 
 
@@ -349,7 +349,7 @@ def scripted(path: Path) -> None:
 def test_each_unreadable_file_is_told_by_what_it_is(write: Callable[[Path], Any], words: str, tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     write(path)
-    with pytest.raises(Refused, match=words) as refusal:
+    with pytest.raises(InvalidRequestError, match=words) as refusal:
         load(path, "factories:tiny")
     assert ("holds more than tensors" in str(refusal.value)) == (words[0] == "\\" or words == "Sequential")
 
@@ -365,7 +365,7 @@ def test_a_file_without_checksums_is_read(tmp_path: Path) -> None:
 def test_a_cut_pickle_of_the_older_form(tmp_path: Path) -> None:
     torch.save(state(), tmp_path / "w.pt", _use_new_zipfile_serialization=False)
     (tmp_path / "w.pt").write_bytes(cut((tmp_path / "w.pt").read_bytes()))
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(InvalidRequestError) as refusal:
         load(tmp_path / "w.pt", "factories:tiny")
     assert "more than tensors" not in str(refusal.value)
 
@@ -401,7 +401,7 @@ def test_the_class_count_of_timm_too(name: str, tmp_path: Path) -> None:
     torch.save({"state_dict": module.state_dict()}, tmp_path / "seven.pt")
     model = load_model(f"timm:{name}", weights=str(tmp_path / "seven.pt"))
     assert weights_digest(model.module) == weights_digest(module) and "7 classes" in model.notes[0]
-    with pytest.raises(Refused, match=r"`num_classes` 9 contradicts the file, whose head has 7"):
+    with pytest.raises(InvalidRequestError, match=r"`num_classes` 9 contradicts the file, whose head has 7"):
         load_model(f"timm:{name}", weights=str(tmp_path / "seven.pt"), num_classes=9)
 
 
@@ -409,7 +409,7 @@ def test_another_width_is_no_class_count(tmp_path: Path) -> None:
     changed = dict(models.squeezenet1_1(weights=None).state_dict())
     changed["features.0.bias"] = torch.zeros(65)
     torch.save(changed, tmp_path / "wide.pt")
-    with pytest.raises(Refused, match=r"features\.0\.bias is \[65\], the model's \[64\]"):
+    with pytest.raises(InvalidRequestError, match=r"features\.0\.bias is \[65\], the model's \[64\]"):
         load_model("torchvision:squeezenet1_1", weights=str(tmp_path / "wide.pt"))
 
 
@@ -622,7 +622,7 @@ def test_the_class_count_of_an_older_densenet(tmp_path: Path) -> None:
 def test_a_hook_that_passes_over_gaps_leaves_none(tmp_path: Path) -> None:
     gaps = {name: value for name, value in named("trunk.").items() if name != "trunk.0.weight"}
     torch.save(gaps, tmp_path / "w.pt")
-    with pytest.raises(Refused, match=r"missing: body\.0\.bias.*unexpected: trunk"):
+    with pytest.raises(InvalidRequestError, match=r"missing: body\.0\.bias.*unexpected: trunk"):
         load(tmp_path / "w.pt", "test_checkpoints:renames_and_passes_over")
 
 
@@ -631,7 +631,7 @@ def test_a_hook_that_passes_over_gaps_leaves_none(tmp_path: Path) -> None:
 def test_a_prefix_chooses_one_network_of_a_state_dict(entry: str, key: str, tmp_path: Path) -> None:
     both = named("model.", dict(tiny().state_dict())) | named("ema_model.module.")
     content: State = {entry: both} if entry else both
-    with pytest.raises(Refused, match=r"`weights_key`, of model, ema_model\.module"):
+    with pytest.raises(InvalidRequestError, match=r"`weights_key`, of model, ema_model\.module"):
         load_tiny(content, tmp_path)
     if not entry:
         key = key.removeprefix("state_dict.")
@@ -642,7 +642,7 @@ def test_a_prefix_chooses_one_network_of_a_state_dict(entry: str, key: str, tmp_
 
 def test_a_prefix_in_several_state_dicts_is_not_chosen_from(tmp_path: Path) -> None:
     content = {"student": named("net."), "teacher": named("net.")}
-    with pytest.raises(Refused, match=r"several of that prefix.*student\.net, teacher\.net"):
+    with pytest.raises(InvalidRequestError, match=r"several of that prefix.*student\.net, teacher\.net"):
         load_tiny(content, tmp_path, weights_key="net")
     assert is_loaded(load_tiny(content, tmp_path, weights_key="teacher.net"))
 
@@ -668,7 +668,7 @@ def test_tensors_without_real_values_are_refused(
 ) -> None:
     odd = state()
     odd["0.weight"] = change(odd["0.weight"])
-    with pytest.raises(Refused, match=words) as refusal:
+    with pytest.raises(InvalidRequestError, match=words) as refusal:
         load_tiny(named(prefix, odd), tmp_path)
     assert "\n" not in str(refusal.value)
     beside = named("model.") | {"loss.weight": odd["0.weight"]}
@@ -682,5 +682,5 @@ def test_integers_for_floats_are_noted(dtype: torch.dtype, tmp_path: Path) -> No
 
 
 def test_an_empty_state_dict_is_told_as_such(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="state dict is empty"):
+    with pytest.raises(InvalidRequestError, match="state dict is empty"):
         load_tiny({}, tmp_path)

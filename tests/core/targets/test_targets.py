@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saliency_core import Explainer, Refused
+from saliency_core import Explainer, InvalidRequestError
 from tests.support.method_nets import LABELS, METHODS, close, explain, images_of, net
 from tests.support.references import gradient, of_class, out_of_place
 from tests.support.subjects import own
@@ -66,7 +66,7 @@ def test_top_is_several_targets_in_order() -> None:
         assert torch.equal(one.classes, order[:, place])
         close(one.maps["gradient_none"], gradient(module, images, of_class(order[:, place])))
     close(found["top1"].maps["gradient_none"], found["predicted"].maps["gradient_none"])
-    with pytest.raises(Refused):
+    with pytest.raises(InvalidRequestError):
         Explainer(own(module), targets=["top:6"])(images.float())
 
 
@@ -149,13 +149,13 @@ def nothing() -> None:
 
 @pytest.mark.parametrize(("function", "named"), [("three", "third"), ("by_keyword", "margin"), ("nothing", "none")])
 def test_a_loss_that_wants_something_else_is_refused(function: str, named: str) -> None:
-    with pytest.raises(Refused, match=rf"{function}' is called with .*{named}"):
+    with pytest.raises(InvalidRequestError, match=rf"{function}' is called with .*{named}"):
         Explainer(own(net()), targets=[f"bad=loss:test_targets:{function}"])
 
 
 @pytest.mark.parametrize(("function", "number"), [("mean_loss", 5), ("mean_loss", 1), ("column", 5), ("squeezed", 1)])
 def test_a_loss_of_another_shape_is_refused(function: str, number: int) -> None:
-    with pytest.raises(Refused, match=r"one value|shape"):
+    with pytest.raises(InvalidRequestError, match=r"one value|shape"):
         explain(
             net(), images_of(number), "gradient",
             target=f"bad=loss:test_targets:{function}", labels=LABELS[:number],
@@ -168,7 +168,7 @@ def test_a_loss_of_another_shape_is_refused(function: str, number: int) -> None:
      "w=weighted:{}", "w=weighted:1", "top:0", "layer:no_such[1]", "u=layer:two[99]", "class:5", "contrast:top"],
 )  # fmt: skip
 def test_targets_that_cannot_work_are_refused(target: str) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(InvalidRequestError):
         explain(net(), images_of(2), "gradient", target=target, labels=LABELS[:2])
 
 
@@ -204,8 +204,8 @@ def test_targets_share_a_forward_and_keep_to_themselves() -> None:
             close(maps, together[slug])
 
 
-@pytest.mark.filterwarnings("ignore:target .* does not depend on layer:saliency_core.errors.Told")
-@pytest.mark.filterwarnings("ignore:what FullGrad.* a loss:saliency_core.errors.Told")
+@pytest.mark.filterwarnings("ignore:target .* does not depend on layer:saliency_core.errors.SaliencyWarning")
+@pytest.mark.filterwarnings("ignore:what FullGrad.* a loss:saliency_core.errors.SaliencyWarning")
 def test_every_method_takes_every_target() -> None:
     module, images = net(), images_of(2)
     targets = ["label", "top:2", "contrast:label", "unit=layer:two[5]", "ce=loss:test_targets:cross_entropy"]

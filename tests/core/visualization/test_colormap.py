@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from saliency_core import Preprocessing
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.visualization.colormap import (
     DIVERGING,
     SEQUENTIAL,
@@ -26,7 +26,7 @@ from saliency_core.visualization.colormap import (
     strength,
 )
 from saliency_core.visualization.deprocess import deprocess, deprocess_signal
-from saliency_core.visualization.map_style import Look, draw_map
+from saliency_core.visualization.map_style import MapStyle, draw_map
 
 RNG = np.random.default_rng(0)
 MAP = RNG.normal(size=(7, 5)).astype(np.float32)
@@ -68,7 +68,7 @@ def test_a_constant_map_divides_by_nothing(constant: float) -> None:
     np.testing.assert_array_equal(normalise(values), np.zeros((4, 4)))
     np.testing.assert_array_equal(normalise(values, signed=True), np.full((4, 4), 0.5 + 0.5 * np.sign(constant)))
     for signed in (None, False, True):
-        assert len(np.unique(draw_map(values, Look(blur=1), signed=signed).reshape(-1, 3), axis=0)) == 1
+        assert len(np.unique(draw_map(values, MapStyle(blur=1), signed=signed).reshape(-1, 3), axis=0)) == 1
 
 
 def test_the_range_of_float32_is_no_limit() -> None:
@@ -119,7 +119,9 @@ def test_each_map_of_a_batch_is_by_itself() -> None:
 
 def test_inverted_twice_is_the_same() -> None:
     np.testing.assert_allclose(invert(invert(normalise(MAP))), normalise(MAP), atol=1e-7)
-    grey, inverted = (draw_map(MAP, Look(cmap="gray", invert=one), signed=False).astype(int) for one in (False, True))
+    grey, inverted = (
+        draw_map(MAP, MapStyle(cmap="gray", invert=one), signed=False).astype(int) for one in (False, True)
+    )
     np.testing.assert_allclose(grey + inverted, 255, atol=1)
 
 
@@ -163,24 +165,24 @@ def test_colours_are_matplotlibs_and_nan_is_grey() -> None:
     expected = [np.round(np.array(matplotlib.colormaps["hot"](x)[:3]) * 255) for x in (0.0, 0.3, 1.0)]
     np.testing.assert_allclose(found[0, :3], expected, atol=3)
     assert len(set(found[0, 3].tolist())) == 1
-    with pytest.raises(Refused, match="seizmic"):
+    with pytest.raises(InvalidRequestError, match="seizmic"):
         colour(values, colormap="seizmic")
 
 
 def test_zero_has_the_middle_colour_and_signs_are_symmetric() -> None:
     assert (draw_map(np.array([[-1.0, 0, 3]]))[0, 1] == 255).all()
-    found = draw_map(np.stack([MAP[0], -MAP[0]]), Look(clip=100))
+    found = draw_map(np.stack([MAP[0], -MAP[0]]), MapStyle(clip=100))
     np.testing.assert_array_equal(found[0], found[1][:, ::-1])  # red for blue
 
 
 def test_colours_follow_the_sign_unless_chosen() -> None:
-    np.testing.assert_array_equal(draw_map(MAP), draw_map(MAP, Look(cmap=DIVERGING), signed=True))
-    np.testing.assert_array_equal(draw_map(np.abs(MAP)), draw_map(np.abs(MAP), Look(cmap=SEQUENTIAL), signed=False))
+    np.testing.assert_array_equal(draw_map(MAP), draw_map(MAP, MapStyle(cmap=DIVERGING), signed=True))
+    np.testing.assert_array_equal(draw_map(np.abs(MAP)), draw_map(np.abs(MAP), MapStyle(cmap=SEQUENTIAL), signed=False))
     assert (draw_map(np.abs(MAP), signed=True) != draw_map(np.abs(MAP))).any()
 
 
 def test_a_scale_shows_the_colours_of_its_limits() -> None:
-    for look in (Look(), Look(invert=True), Look(cmap="viridis", clip=90), Look(blur=1)):
+    for look in (MapStyle(), MapStyle(invert=True), MapStyle(cmap="viridis", clip=90), MapStyle(blur=1)):
         for signed in (False, True):
             low, high = look.limits(MAP, signed=signed)
             drawn, scale = draw_map(MAP, look, signed=signed), look.scale(signed=signed)
@@ -204,8 +206,8 @@ def test_a_scale_shows_the_colours_of_its_limits() -> None:
     ],
 )
 def test_a_look_that_shows_nothing_is_refused(wrong: dict[str, float], told: str) -> None:
-    with pytest.raises(Refused, match=told):
-        Look(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequestError, match=told):
+        MapStyle(**wrong)  # type: ignore[arg-type]
 
 
 # -- on the image ----------------------------------------------------------------------------------------------
@@ -233,8 +235,8 @@ def test_a_mask_keeps_the_image_where_the_map_is_strong() -> None:
     assert not mask(IMAGE, np.zeros((7, 5))).any()
     np.testing.assert_array_equal(mask(IMAGE, np.full((7, 5), 0.5)), np.rint(IMAGE / 2))
     signed = np.array([[0, 0.5, 1]])
-    kept = Look().mask(IMAGE[:1, :3], signed, signed=True)
-    left = Look(invert=True).mask(IMAGE[:1, :3], invert(signed.astype(np.float32)), signed=True)
+    kept = MapStyle().mask(IMAGE[:1, :3], signed, signed=True)
+    left = MapStyle(invert=True).mask(IMAGE[:1, :3], invert(signed.astype(np.float32)), signed=True)
     np.testing.assert_array_equal(kept[0], IMAGE[0, :3] * [[1], [0], [1]])
     np.testing.assert_array_equal(kept + left, IMAGE[:1, :3])
 

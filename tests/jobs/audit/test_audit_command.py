@@ -29,7 +29,7 @@ from jobs.audit.audit_schema import (
 from jobs.audit.report.build_report import make_report
 from jobs.store.store_reader import Store, open_store
 from jobs.verify.verify_command import verify
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.map_measures import MEASURES, shares, shrink
 from saliency_core.map_measures import measure as measured
 from tests.conftest import content, run_inline
@@ -161,7 +161,7 @@ def test_units_without_maps_and_blank_maps(tmp_path: Path) -> None:
             for path in (images / "bee").iterdir():
                 path.write_bytes(b"broken")
         run_inline(images=str(images), out=str(tmp_path / left), **same)
-        with pytest.raises(Refused, match=reason):
+        with pytest.raises(InvalidRequestError, match=reason):
             run(tmp_path / left)
 
 
@@ -174,7 +174,7 @@ def test_units_without_maps_and_blank_maps(tmp_path: Path) -> None:
     ],
 )
 def test_refused(store: Path, keys: dict[str, object], told: str) -> None:
-    with pytest.raises(Refused, match=told):
+    with pytest.raises(InvalidRequestError, match=told):
         run(store, **keys)
     assert not (store / "audit").exists()
 

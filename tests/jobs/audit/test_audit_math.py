@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from threadpoolctl import threadpool_limits
 
-from jobs.audit.audit_finding_text import differences, finding, place
+from jobs.audit.audit_finding_text import differences, finding_text, place_phrase
 from jobs.audit.audit_schema import ON_OBJECT, class_schema, cluster_schema
 from jobs.audit.class_examination import examine
 from jobs.audit.group_types import Background, Examined, Group
@@ -266,7 +266,7 @@ class TestExamine:
 
 class TestWords:
     def test_place(self) -> None:
-        assert [place(y, x) for y, x in ((0, 0), (0.5, 0.5), (1, 0.5), (0.5, 0.9), (0.9, 0.9))] == [
+        assert [place_phrase(y, x) for y, x in ((0, 0), (0.5, 0.5), (1, 0.5), (0.5, 0.9), (0.9, 0.9))] == [
             "in the upper left", "in the middle", "in the lower half", "in the right half", "in the lower right",
         ]  # fmt: skip
 
@@ -281,11 +281,11 @@ class TestWords:
 
     def test_a_finding_of_some_and_of_all(self) -> None:
         some = Suspicion(3.0, True, np.arange(10) < 4, 0.1, 0.9, 0.4, 0.05, 0.02, 0.001)
-        assert finding(some).startswith(
+        assert finding_text(some).startswith(
             "4 of 10 maps (40 %) show nearly the same pattern at one place in the upper right"
         )
-        assert "5 % in the rest of the class" in finding(some)
+        assert "5 % in the rest of the class" in finding_text(some)
         every = Suspicion(3.0, True, np.ones(10, np.bool_), 0.1, 0.9, 0.4, 0.0, 0.02, 0.0)
-        assert finding(every).startswith("All 10 maps") and "rest of the class" not in finding(every)
+        assert finding_text(every).startswith("All 10 maps") and "rest of the class" not in finding_text(every)
         nearly = Suspicion(3.0, True, np.arange(10) < 9, 0.1, 0.9, 0.4, 0.5, 0.02, 0.0)
-        assert finding(nearly).startswith("9 of 10 maps") and "rest of the class" not in finding(nearly)
+        assert finding_text(nearly).startswith("9 of 10 maps") and "rest of the class" not in finding_text(nearly)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from jobs.audit.audit_schema import ON_OBJECT, ROWS
 from jobs.store.store_reader import open_store
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.map_measures import shares
 from tests.conftest import run_inline
 from tests.support.audited_stores import run
@@ -95,7 +95,7 @@ def test_objects_agree_with_a_look_at_every_pixel(framed: Path, tmp_path: Path, 
 def test_a_mask_that_cannot_be_read_is_named(store: Path, tmp_path: Path) -> None:
     sample = open_store(str(store)).lines(columns=["sample_id", "status"]).to_pylist()[0]["sample_id"]
     (tmp_path / "masks.csv").write_text(f"sample_id,mask\n{sample},gone.png\n")
-    with pytest.raises(Refused, match=f"mask {tmp_path}/gone.png cannot be read"):
+    with pytest.raises(InvalidRequestError, match=f"mask {tmp_path}/gone.png cannot be read"):
         run(store, objects=str(tmp_path / "masks.csv"))
 
 
@@ -109,5 +109,5 @@ def test_a_mask_that_cannot_be_read_is_named(store: Path, tmp_path: Path) -> Non
 )
 def test_objects_that_are_none(store: Path, tmp_path: Path, table: str, told: str) -> None:
     (tmp_path / "boxes.csv").write_text(table)
-    with pytest.raises(Refused, match=told):
+    with pytest.raises(InvalidRequestError, match=told):
         run(store, objects=str(tmp_path / "boxes.csv"))

@@ -23,7 +23,7 @@ from jobs.config.explain_config import flag_of, read_config
 from jobs.storage.object_store import list_keys, open_output, read_object
 from saliency_core.class_visualization.ascent import visualise_classes
 from saliency_core.class_visualization.ascent_recipe import Recipe
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.model.model_loading import Model
 from saliency_core.model.preprocessing import Preprocessing
 from tests.conftest import CLASSES, TINY, said
@@ -140,7 +140,7 @@ def test_planning_that_never_ended_is_gone_on_with(finished: Path, names: Path, 
 )
 def test_another_run_is_refused_by_name(finished: Path, names: Path, change: dict[str, object], named: str) -> None:
     before = content(finished)
-    with pytest.raises(Refused, match=rf"{named}: the store has(.|\n)*classes\.json"):
+    with pytest.raises(InvalidRequestError, match=rf"{named}: the store has(.|\n)*classes\.json"):
         run(finished, class_names=str(names), **change)
     assert content(finished) == before
 
@@ -166,21 +166,21 @@ def test_another_run_is_refused_by_name(finished: Path, names: Path, change: dic
     ids=str,
 )
 def test_what_cannot_work_is_refused_and_nothing_touched(tmp_path: Path, change: dict[str, object], named: str) -> None:
-    with pytest.raises(Refused, match=named):
+    with pytest.raises(InvalidRequestError, match=named):
         run(tmp_path / "out", **change)
     assert not (tmp_path / "out").exists()
 
 
 def test_credentials_are_refused() -> None:
-    with pytest.raises(Refused, match="--out: holds credentials"):
+    with pytest.raises(InvalidRequestError, match="--out: holds credentials"):
         read_config(ClassesConfig, {**KEYS, "out": "s3://key:secret@bucket/x"})
 
 
 def test_names_that_are_not_as_many_or_not_there_are_refused(names: Path, tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="'yak'"):
+    with pytest.raises(InvalidRequestError, match="'yak'"):
         run(tmp_path / "out", class_names=str(names), classes="ant,yak")
     (tmp_path / "two.txt").write_text("ant\nbee\n")
-    with pytest.raises(Refused, match="2 names"):
+    with pytest.raises(InvalidRequestError, match="2 names"):
         run(tmp_path / "out", class_names=str(tmp_path / "two.txt"))
     assert not (tmp_path / "out").exists()
 
@@ -191,7 +191,7 @@ def test_foreign_directories_and_other_stores_are_left_alone(finished: Path, tmp
     assert told.returncode == 2 and "thesis.tex" in told.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(Refused, match=r"run\.json"):
+    with pytest.raises(InvalidRequestError, match=r"run\.json"):
         run(tmp_path)
     before = content(finished)
     for command in (["status", finished], ["explain", "--images", tmp_path, "--model", "x", "--out", finished]):
@@ -244,7 +244,7 @@ def test_other_weights_than_planned_end_the_job(tmp_path: Path) -> None:
     torch.save(tiny().state_dict(), tmp_path / "w.pt")
     run(tmp_path / "store", weights=str(tmp_path / "w.pt"))
     torch.save({key: value + 1 for key, value in tiny().state_dict().items()}, tmp_path / "w.pt")
-    with pytest.raises(Refused, match="weights"):
+    with pytest.raises(InvalidRequestError, match="weights"):
         run(tmp_path / "store", weights=str(tmp_path / "w.pt"))
 
 

@@ -19,8 +19,8 @@ from jobs.compare.compare_schema import COMPARE_JSON, FIGURES
 from jobs.store.index import DamagedError
 from jobs.store.store_reader import open_store
 from jobs.util.formatting import percent
-from jobs.util.job_errors import Stopped
-from saliency_core.errors import Refused
+from jobs.util.job_errors import JobStopped
+from saliency_core.errors import InvalidRequestError
 from tests.conftest import run_inline
 from tests.support.comparisons import GRADIENT, SAME, compared, found, rows_of, tables
 
@@ -192,7 +192,7 @@ def test_damage_is_told_and_its_remedy_helps(
 def test_lost_maps_end_it(finished: Path, other: Path, tmp_path: Path) -> None:
     shutil.copytree(other, tmp_path / "b")
     (tmp_path / "b/maps.zarr/predicted/gradient/c/2/0/0").unlink()
-    with pytest.raises((Refused, Stopped), match="lost"):
+    with pytest.raises((InvalidRequestError, JobStopped), match="lost"):
         compared(finished, tmp_path / "b", tmp_path / "c")
     assert found(tmp_path / "c").state == "running"
 
@@ -211,7 +211,7 @@ def test_lost_maps_end_it(finished: Path, other: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_compared_is_refused(
     finished: Path, other: Path, tmp_path: Path, options: dict[str, Any], told: str
 ) -> None:
-    with pytest.raises(Refused, match=told):
+    with pytest.raises(InvalidRequestError, match=told):
         compared(finished, other, tmp_path / "c", **options)
     assert not (tmp_path / "c").exists()
 
@@ -220,10 +220,10 @@ def test_nothing_of_anybodys_is_overwritten(finished: Path, other: Path, moved: 
     (tmp_path / "notes.txt").write_text("mine")
     before = tables(moved)
     for output, told in ((tmp_path, "no comparison"), (finished, "lies in the store"), (moved, "differ in b, top")):
-        with pytest.raises(Refused, match=told):
+        with pytest.raises(InvalidRequestError, match=told):
             compared(finished, finished, output, top=0.2)
     (tmp_path / "file").write_text("")
-    with pytest.raises(Refused, match=r"--output .*file cannot be written"):
+    with pytest.raises(InvalidRequestError, match=r"--output .*file cannot be written"):
         compared(finished, other, tmp_path / "file")
     assert (tmp_path / "notes.txt").read_text() == "mine" and tables(moved) == before
 

@@ -14,7 +14,7 @@ from jobs.compare.compare_command import compare
 from jobs.compare.compare_schema import COMPARE_JSON, Comparison
 from jobs.compare.comparison_pictures import mean_tiles
 from jobs.compare.comparison_report import FINDINGS
-from jobs.html.sprite_sheet import Sheets
+from jobs.html.sprite_sheet import SpriteSheet
 from tests.conftest import run_inline, said
 from tests.support import reports
 from tests.support.browser import Visit, chromium
@@ -120,7 +120,7 @@ def test_a_difference_of_rounding_is_drawn_as_none(made: tuple[Path, str]) -> No
     a = np.random.default_rng(0).random(plan.cells[0] * plan.cells[1])
     colours = []
     for b in (a * (1 + 1e-6), a[::-1]):
-        sheets = Sheets("means")
+        sheets = SpriteSheet("means")
         pictures: list[Any] = []
         sheets.add = lambda picture, alt, kept=pictures: kept.append(picture)  # type: ignore[method-assign,assignment,misc]
         mean_tiles({"pairs": 1, "mean_map_a": a.tolist(), "mean_map_b": b.tolist()}, plan, sheets)

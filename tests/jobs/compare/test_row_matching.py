@@ -16,7 +16,7 @@ from jobs.compare.compare_schema import FIGURES
 from jobs.compare.row_matching import Side
 from jobs.explain.retry import retry
 from jobs.store.store_reader import open_store
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from tests.conftest import run_inline
 from tests.support.comparisons import GRADIENT, SAME, compared, found, rows_of
 
@@ -150,7 +150,7 @@ def test_accuracies_are_of_the_same_rows(tree: Path, tmp_path: Path) -> None:
 
 def test_stores_without_a_common_row_are_refused(tree: Path, finished: Path, tmp_path: Path) -> None:
     run_inline(images=str(tree / "bee"), out=str(tmp_path / "b"))
-    with pytest.raises(Refused, match=r"no row in common.*'ant/.*'00"):
+    with pytest.raises(InvalidRequestError, match=r"no row in common.*'ant/.*'00"):
         compared(finished, tmp_path / "b", tmp_path / "c")
     assert not (tmp_path / "c").exists()
 
@@ -163,7 +163,7 @@ def test_a_store_that_changed_since_is_compared_anew(tree: Path, tmp_path: Path)
     compared(out, out, tmp_path / "c")
     shutil.copyfile(tree / "ant/000.png", tmp_path / "tree/ant/broken.jpg")
     assert retry(str(out), Console(file=io.StringIO()), workers="1", runner="inline") == 0
-    with pytest.raises(Refused, match="as they were before rows came or changed"):
+    with pytest.raises(InvalidRequestError, match="as they were before rows came or changed"):
         compared(out, out, tmp_path / "c")
     compared(out, out, tmp_path / "d")
     assert found(tmp_path / "d").pairs == found(tmp_path / "c").pairs + 1

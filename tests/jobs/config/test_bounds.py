@@ -10,10 +10,10 @@ import pytest
 
 from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import flag_of, make_config, read_config
-from jobs.storage.retrying import VARIABLE, patience
+from jobs.storage.retrying import VARIABLE, retry_seconds
 from jobs.store.open import existing_run
-from jobs.store.run_record import proven
-from saliency_core.errors import Refused
+from jobs.store.run_record import is_proven
+from saliency_core.errors import InvalidRequestError
 from saliency_core.methods.registry import parse_method
 from saliency_core.targets.target_parsing import parse_targets
 from tests.conftest import TINY, content, run_inline
@@ -43,7 +43,7 @@ NUMBERS = {
 
 @pytest.mark.parametrize("key, value", [(key, value) for key, values in NUMBERS.items() for value in values])
 def test_number_without_a_meaning_is_refused_by_its_flag(key: str, value: object) -> None:
-    with pytest.raises(Refused, match=f"--{key.replace('_', '-')}|{key}="):
+    with pytest.raises(InvalidRequestError, match=f"--{key.replace('_', '-')}|{key}="):
         make_config({**WHOLE, key: value})
 
 
@@ -63,7 +63,7 @@ OF_CLASSES = {
 @pytest.mark.parametrize("key, value", [(key, value) for key, values in OF_CLASSES.items() for value in values])
 def test_number_of_classes_without_a_meaning_is_refused(key: str, value: object) -> None:
     keys = {key: value for key, value in TINY.items() if key != "runner"}
-    with pytest.raises(Refused, match=key.replace("_", ".")):
+    with pytest.raises(InvalidRequestError, match=key.replace("_", ".")):
         read_config(ClassesConfig, {**keys, "out": "b", key: value})
 
 
@@ -76,7 +76,7 @@ def test_number_of_classes_without_a_meaning_is_refused(key: str, value: object)
     ],
 )  # fmt: skip
 def test_argument_of_a_method_without_a_meaning_is_refused(spec: str) -> None:
-    with pytest.raises(Refused, match=r"n=|spread="):
+    with pytest.raises(InvalidRequestError, match=r"n=|spread="):
         parse_method(spec)
 
 
@@ -91,7 +91,7 @@ def test_argument_of_a_method_without_a_meaning_is_refused(spec: str) -> None:
     ids=lambda spec: spec[:24],
 )  # fmt: skip
 def test_target_without_a_meaning_is_refused(spec: str) -> None:
-    with pytest.raises(Refused, match=r"target|class"):
+    with pytest.raises(InvalidRequestError, match=r"target|class"):
         parse_targets([spec])
 
 
@@ -116,7 +116,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
 def test_yaml_of_another_kind_is_refused_by_its_key(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(text)
     key = text.splitlines()[-1].partition(":")[0]
-    with pytest.raises(Refused, match=f"{key}|{flag_of(key)}|cannot be read"):
+    with pytest.raises(InvalidRequestError, match=f"{key}|{flag_of(key)}|cannot be read"):
         make_config({name: value for name, value in WHOLE.items() if name != key}, file=tmp_path / "run.yaml")
 
 
@@ -125,15 +125,15 @@ def test_yaml_of_another_kind_is_refused_by_its_key(text: str, tmp_path: Path) -
 )
 def test_yaml_of_classes_too(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(text)
-    with pytest.raises(Refused, match=r"classes|lp|steps|jitter"):
+    with pytest.raises(InvalidRequestError, match=r"classes|lp|steps|jitter"):
         read_config(ClassesConfig, {**TINY, "out": "b"}, file=tmp_path / "run.yaml")
 
 
 @pytest.mark.parametrize("value", ["inf", "nan", "-1", "1e300", "soon", ""])
 def test_patience_is_a_number_of_seconds(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, value)
-    with pytest.raises(Refused, match=VARIABLE):
-        patience()
+    with pytest.raises(InvalidRequestError, match=VARIABLE):
+        retry_seconds()
 
 
 def test_largest_numbers_work(tree: Path, finished: Path, tmp_path: Path) -> None:
@@ -155,10 +155,10 @@ def test_record_that_could_not_be_read_again_is_not_written(finished: Path, tmp_
     out = tmp_path / "s"
     shutil.copytree(finished, out)
     run = existing_run(str(out))
-    assert run is not None and proven(run) == run.to_json()
+    assert run is not None and is_proven(run) == run.to_json()
     broken = run.model_copy(update={"agreement": {"cosine": float("nan")}})
-    with pytest.raises(Refused, match=r"run\.json could not be read again"):
-        proven(broken)
+    with pytest.raises(InvalidRequestError, match=r"run\.json could not be read again"):
+        is_proven(broken)
 
 
 @pytest.mark.parametrize("key", ["rows", "unit_size", "micro_batch", "n_classes"])
@@ -167,7 +167,7 @@ def test_record_with_numbers_of_no_store_is_refused(key: str, value: int, finish
     out = Path(shutil.copytree(finished, tmp_path / "s"))
     record = json.loads((out / "run.json").read_text())
     (out / "run.json").write_text(json.dumps({**record, key: value}))
-    with pytest.raises(Refused, match=rf"run\.json cannot be read.*{key}"):
+    with pytest.raises(InvalidRequestError, match=rf"run\.json cannot be read.*{key}"):
         existing_run(str(out))
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from jobs.config.explain_config import Config, flag_of, make_config
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from tests.conftest import TESTS, TINY, content, flags
 
 WHOLE = {
@@ -90,7 +90,7 @@ def test_a_run_from_yaml_is_the_run_from_flags(tree: Path, tmp_path: Path, salie
 def test_bad_yaml_is_refused(text: str | None, named: str, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "run.yaml").write_text(text)
-    with pytest.raises(Refused, match=named):
+    with pytest.raises(InvalidRequestError, match=named):
         make_config({"images": "a", "model": "torchvision:resnet18", "out": "o"}, file=tmp_path / "run.yaml")
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from jobs.demo.demo_images import CLASSES, MARKED, DemoImage, make_images, stamp, write_shards
 from jobs.demo.demo_model import PREPROCESSING, TRAIN_IMAGES, make, predict, prepare, train
 from jobs.inputs.decode_image import Decoded, decode
-from jobs.inputs.rejected import Rejected
+from jobs.inputs.rejected import RejectedImage
 from jobs.inputs.sources import Entry, list_entries, open_sources
 from tests.support.input_files import extracted
 
@@ -95,7 +95,7 @@ def test_exactly_the_named_images_are_broken(tmp_path: Path) -> None:
         entry.sample_id: decode(data[entry.sample_id], PREPROCESSING, max_pixels=10**6) for entry in entries(tmp_path)
     }
     assert len(set(broken.values())) == len(broken) == 4
-    assert {name for name, result in decoded.items() if isinstance(result, Rejected)} == set(broken)
+    assert {name for name, result in decoded.items() if isinstance(result, RejectedImage)} == set(broken)
 
 
 def test_masks_and_marks_in_the_shards_are_those_of_the_images(tmp_path: Path) -> None:

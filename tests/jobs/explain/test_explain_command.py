@@ -17,7 +17,7 @@ from jobs.config.explain_config import make_config
 from jobs.store.arrays import open_array
 from jobs.store.index import read_part
 from jobs.store.open import open_run
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.model.preprocessing import Preprocessing
 from tests.conftest import CLASSES, SAME, TINY, run_inline
 
@@ -157,7 +157,7 @@ def test_scaled_dtypes_undo_to_the_map(
         column = pq.read_table(tmp_path / "s/index.parquet")[f"{array.column}__scale"].to_numpy()
         np.testing.assert_array_equal(column, scales)
     if dtype == "uint8":
-        with pytest.raises(Refused, match="uint8"):
+        with pytest.raises(InvalidRequestError, match="uint8"):
             run_inline(images=str(tree), out=str(tmp_path / "t"), methods="input_x_gradient", map_dtype="uint8")
 
 

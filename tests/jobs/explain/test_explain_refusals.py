@@ -12,7 +12,7 @@ import torch
 from jobs.config.explain_config import make_config
 from jobs.runners.engine import Engine
 from jobs.runners.stage import Node
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from tests.conftest import TINY, run_inline
 
 REFUSALS = [
@@ -55,7 +55,7 @@ def test_what_cannot_work_is_refused_and_nothing_touched(
     tree: Path, tmp_path: Path, change: dict[str, object], named: str
 ) -> None:
     keys = {"images": str(tree), "out": str(tmp_path / "out"), **change}
-    with pytest.raises(Refused, match=named):
+    with pytest.raises(InvalidRequestError, match=named):
         run_inline(**keys)
     assert not (tmp_path / "out").exists()
 
@@ -64,19 +64,19 @@ def test_folder_labels_that_are_no_class_are_refused(tree: Path, tmp_path: Path)
     names = tmp_path / "names.txt"
     names.write_text("ant\nbee\ncat\ndog\nemu\n")
     keys = {"images": str(tree), "out": str(tmp_path / "out"), "class_names": str(names)}
-    with pytest.raises(Refused, match=r"1 of 5 folders.*'elk'"):
+    with pytest.raises(InvalidRequestError, match=r"1 of 5 folders.*'elk'"):
         run_inline(**keys, targets="label")
     assert not (tmp_path / "out").exists()
     code, _ = run_inline(**keys, targets="label", folder_labels="order")
     assert code == 3
     names.write_text("ant\nbee\n")
-    with pytest.raises(Refused, match="2 names"):
+    with pytest.raises(InvalidRequestError, match="2 names"):
         run_inline(**keys)
 
 
 def test_foreign_directory_is_left_alone(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(Refused, match=r"thesis\.tex"):
+    with pytest.raises(InvalidRequestError, match=r"thesis\.tex"):
         run_inline(images=str(tree), out=str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -84,7 +84,7 @@ def test_foreign_directory_is_left_alone(tree: Path, tmp_path: Path) -> None:
 def test_out_that_cannot_be_made_is_refused(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no directory")
     for out in (tmp_path / "file", tmp_path / "file/below"):
-        with pytest.raises(Refused, match="director"):
+        with pytest.raises(InvalidRequestError, match="director"):
             run_inline(images=str(tree), out=str(out))
 
 
@@ -102,7 +102,7 @@ def test_refused_plan_leaves_nothing(tree: Path, tmp_path: Path) -> None:
     listed, out = tmp_path / "list.csv", tmp_path / "s"
     for label in (-1, 5000):
         listed.write_text("uri,label\n" + "".join(f"{path},{label}\n" for path in sorted(tree.rglob("*.png"))[:9]))
-        with pytest.raises(Refused, match="no image has a usable label"):
+        with pytest.raises(InvalidRequestError, match="no image has a usable label"):
             run_inline(images=str(listed), out=str(out), targets="label", unit_size=1)
         assert not out.exists()
 
@@ -125,7 +125,7 @@ def test_what_would_have_no_effect_or_collide_is_refused(
 ) -> None:
     if change == {"device": "cuda"} and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    with pytest.raises(Refused, match=named):
+    with pytest.raises(InvalidRequestError, match=named):
         run_inline(**{"images": str(tree), "out": str(tmp_path / "out"), **change})
     assert not (tmp_path / "out").exists()
 
@@ -136,7 +136,7 @@ def test_more_workers_than_fit_are_refused_not_waited_for() -> None:
     assert engine.workers(make_config(config), "cpu") == 2
     for change in ({"workers": 3}, {"threads": 3}, {"device": "cuda"}):
         made = make_config({**config, **change})
-        with pytest.raises(Refused, match="at most"):
+        with pytest.raises(InvalidRequestError, match="at most"):
             engine.workers(made, engine.device(made))
     assert replace(engine, grows=True).workers(make_config({**config, "workers": 9}), "cpu") == 9
     shared = make_config({**config, "gpus_per_worker": 0.5})
@@ -145,5 +145,5 @@ def test_more_workers_than_fit_are_refused_not_waited_for() -> None:
 
 def test_out_inside_the_images_is_refused(tree: Path, tmp_path: Path) -> None:
     shutil.copytree(tree, tmp_path / "tree")
-    with pytest.raises(Refused, match="inside"):
+    with pytest.raises(InvalidRequestError, match="inside"):
         run_inline(images=str(tmp_path / "tree"), out=str(tmp_path / "tree/maps"))

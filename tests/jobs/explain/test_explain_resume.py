@@ -16,7 +16,7 @@ from jobs.store.arrays import open_array
 from jobs.store.index import withdraw
 from jobs.store.open import open_run
 from jobs.verify import verify_command
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from tests.conftest import SAME, content, run_inline, said
 
 
@@ -68,7 +68,7 @@ def test_limit_chooses_units_and_a_later_run_goes_on(tree: Path, finished: Path,
 )
 def test_another_run_is_refused_by_name(tree: Path, finished: Path, change: dict[str, object], named: str) -> None:
     before = content(finished)
-    with pytest.raises(Refused, match=named):
+    with pytest.raises(InvalidRequestError, match=named):
         run_inline(images=str(tree), out=str(finished), **{**SAME, **change})
     assert content(finished) == before
 
@@ -77,7 +77,7 @@ def test_other_inputs_are_refused(tree: Path, finished: Path, tmp_path: Path) ->
     more = tmp_path / "tree"
     shutil.copytree(tree, more)
     shutil.copy(more / "ant/000.png", more / "ant/000b.png")
-    with pytest.raises(Refused, match="samples"):
+    with pytest.raises(InvalidRequestError, match="samples"):
         run_inline(images=str(more), out=str(finished), **SAME)
 
 

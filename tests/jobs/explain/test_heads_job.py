@@ -17,9 +17,9 @@ from torch import Tensor
 from jobs.classes.classes_command import visualise
 from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import make_config, read_config
-from jobs.explain.model_profile import model_facts
+from jobs.explain.model_profile import profile_model
 from jobs.store.store_reader import open_store
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.model.model_loading import Model
 from tests.conftest import CLASSES, TINY, content, run_inline, said
 from tests.support.damage import check
@@ -123,7 +123,7 @@ def test_an_interrupted_run_is_the_whole_one(pictures: dict[str, Path], tmp_path
 )
 def test_the_plan_knows_the_head(name: str, head: str, key: str | None, note: str) -> None:
     config = make_config({**TINY, "images": "x", "out": "y", "model": f"python:headed:{name}", "head": head})
-    facts = model_facts(config, folders=None, device=lambda: "cpu")
+    facts = profile_model(config, folders=None, device=lambda: "cpu")
     assert facts.head.key == (key or "")
     assert note in facts.notes[0] and len(set(facts.notes)) == len(facts.notes) == 1
 
@@ -132,7 +132,7 @@ def test_another_head_is_another_run(pictures: dict[str, Path], tmp_path: Path) 
     keys = {"images": str(pictures["marks"]), "out": str(tmp_path / "s"), "model": "python:headed:plain", **SAME}
     assert run_inline(**keys, limit=4)[0] == 0
     before = content(tmp_path / "s")
-    with pytest.raises(Refused, match="head: the store has softmax, this run sigmoid"):
+    with pytest.raises(InvalidRequestError, match="head: the store has softmax, this run sigmoid"):
         run_inline(**keys, head="sigmoid")
     assert content(tmp_path / "s") == before
     assert run_inline(**keys, head="softmax")[0] == 0  # what auto is
@@ -152,7 +152,7 @@ def test_what_does_not_fit_one_logit_is_refused(
     if "class_names" in keys:
         (tmp_path / "one").write_text("yes\n")
         keys = {**keys, "class_names": str(tmp_path / "one")}
-    with pytest.raises(Refused, match=named):
+    with pytest.raises(InvalidRequestError, match=named):
         run_inline(images=str(pictures["logit"]), out=str(tmp_path / "s"), **keys)
     assert not (tmp_path / "s").exists()
 
@@ -193,5 +193,5 @@ def test_the_core_takes_a_head(tmp_path: Path) -> None:
     model = load_model("python:headed:plain", preprocessing=geometry, head="sigmoid")
     assert isinstance(model, Model) and model.head == "sigmoid"
     for wrong, named in (({"head": "tanh"}, "auto, softmax, sigmoid"), ({"class_names": ["yes"]}, "name both")):
-        with pytest.raises(Refused, match=named):
+        with pytest.raises(InvalidRequestError, match=named):
             load_model("python:headed:logit", preprocessing=geometry, **wrong)

@@ -20,7 +20,7 @@ from torch import nn
 from jobs.explain.retry import retry
 from jobs.util.exit_codes import DONE, IMPERFECT
 from jobs.verify.verify_command import verify
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from tests.conftest import content, flags, run_inline, said
 from tests.support.processes import kill_all, start, wait_for_commits
 
@@ -159,7 +159,7 @@ def test_another_graph_in_the_same_file_is_refused(
     file = next(tmp_path.glob("m.*"))
     whole = file.read_bytes()
     trace(nn.Sequential(tiny(), nn.Hardtanh(-1, 1)), file)
-    with pytest.raises(Refused, match="weights: the store has"):
+    with pytest.raises(InvalidRequestError, match="weights: the store has"):
         run_inline(images=str(tree / "bee"), out=str(out), **{**KEYS, "model": f"file:{file}"})
     file.write_bytes(whole)
     assert said(verify, str(out), recompute=1)[0] == DONE
@@ -168,7 +168,7 @@ def test_another_graph_in_the_same_file_is_refused(
 def test_a_factory_by_another_import_path_is_another_run(tree: Path, tmp_path: Path) -> None:
     """Whether it makes the same network cannot be known of every factory."""
     run_inline(images=str(tree / "bee"), out=str(tmp_path / "s"), **KEYS)
-    with pytest.raises(Refused, match="model: the store has python:factories:tiny"):
+    with pytest.raises(InvalidRequestError, match="model: the store has python:factories:tiny"):
         run_inline(
             images=str(tree / "bee"), out=str(tmp_path / "s"), **{**KEYS, "model": "python:test_model_kinds:tiny"}
         )

@@ -10,13 +10,13 @@ from factories import tiny
 
 from jobs.config.explain_config import make_config
 from jobs.explain import model_profile as facts
-from jobs.explain.model_profile import ModelFacts, model_facts
+from jobs.explain.model_profile import ModelProfile, profile_model
 from saliency_core.model.model_loading import Model
 from tests.conftest import TINY
 
 
-def facts_of(device: str, **keys: object) -> ModelFacts:
-    return model_facts(
+def facts_of(device: str, **keys: object) -> ModelProfile:
+    return profile_model(
         make_config({**TINY, "images": "x", "out": "y", **keys}),
         folders=None,
         device=lambda: device,
@@ -59,7 +59,7 @@ def test_the_device_is_asked_for_only_where_it_matters() -> None:
         raise AssertionError("nobody needs it")
 
     config = make_config({**TINY, "images": "x", "out": "y"})
-    assert model_facts(config, folders=None, device=unknown).agreement == {}
+    assert profile_model(config, folders=None, device=unknown).agreement == {}
 
 
 def test_what_the_loader_did_to_the_weights_is_among_the_notes(tmp_path: Path) -> None:

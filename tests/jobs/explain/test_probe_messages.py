@@ -18,7 +18,7 @@ from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import read_config
 from jobs.inspect.status import status
 from jobs.store.store_reader import open_store
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from tests.conftest import TINY, flags, run_inline, said
 
 REFUSED = {
@@ -46,11 +46,11 @@ def halves(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_at_the_plan(name: str, tree: Path, tmp_path: Path) -> None:
     model = f"python:unsound_nets:{name}"
-    with pytest.raises(Refused, match=REFUSED[name]):
+    with pytest.raises(InvalidRequestError, match=REFUSED[name]):
         run_inline(images=str(tree), out=str(tmp_path / "s"), model=model)
     geometry = {key: TINY[key] for key in ("resize", "mean", "std", "runner")}
     config = read_config(ClassesConfig, {**geometry, "model": model, "out": str(tmp_path / "c"), "steps": 1})
-    with pytest.raises(Refused, match=REFUSED[name]):
+    with pytest.raises(InvalidRequestError, match=REFUSED[name]):
         visualise(config, Console(file=io.StringIO()))
     assert not [*tmp_path.iterdir()]
 

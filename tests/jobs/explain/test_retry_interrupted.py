@@ -18,7 +18,7 @@ from jobs.store.open import open_run
 from jobs.store.store_lock import locked
 from jobs.util.exit_codes import DONE, IMPERFECT, REFUSED
 from jobs.verify.verify_command import verify
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from tests.conftest import content, run_inline, said
 from tests.support.changed_inputs import BROKEN, MADE, Item, Made, make, picture
 from tests.support.processes import start
@@ -50,7 +50,7 @@ def photographed(out: Path, album: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
 
         return call
 
-    monkeypatch.setattr(object_store, "write_whole", watched(object_store.write_whole))
+    monkeypatch.setattr(object_store, "write_atomically", watched(object_store.write_atomically))
     monkeypatch.setattr(obstore, "delete", watched(obstore.delete))
 
     def end() -> list[Path]:
@@ -121,9 +121,9 @@ def test_retry_and_explain_keep_out_of_each_others_way(made: Made, tmp_path: Pat
     out = made.again(tmp_path / "store")
     made.change(lambda samples: samples)
     before = content(out)
-    with locked(str(out), alone=False), pytest.raises(Refused, match="at work on this store"):
+    with locked(str(out), alone=False), pytest.raises(InvalidRequestError, match="at work on this store"):
         again(str(out))
-    with locked(str(out), alone=True), pytest.raises(Refused, match="at work on this store"):
+    with locked(str(out), alone=True), pytest.raises(InvalidRequestError, match="at work on this store"):
         run_inline(images=str(made.images), out=str(out), **MADE)
     with locked(str(out), alone=False), locked(str(out), alone=False):
         assert run_inline(images=str(made.images), out=str(out), **MADE)[0] == IMPERFECT

@@ -23,8 +23,8 @@ from jobs.export import selection
 from jobs.export.export_command import TO
 from jobs.export.output_directory import Commit, Folder
 from jobs.store.store_reader import Store, open_store
-from saliency_core.errors import Refused
-from saliency_core.visualization.map_style import Look
+from saliency_core.errors import InvalidRequestError
+from saliency_core.visualization.map_style import MapStyle
 from tests.conftest import TESTS, run_inline
 from tests.support.exports import BROKEN, GRADIENT, INPUT_X, files, lacking, run, samples
 
@@ -155,10 +155,10 @@ def test_what_fails_in_the_middle_leaves_no_file_that_looks_whole(tmp_path: Path
 
 def test_a_foreign_folder_is_refused_and_not_touched(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years")
-    with pytest.raises(Refused, match=r"thesis\.txt.*nothing is overwritten"):
+    with pytest.raises(InvalidRequestError, match=r"thesis\.txt.*nothing is overwritten"):
         run(finished, "png", tmp_path)
     assert files(tmp_path) == {"thesis.txt": b"years"}
-    with pytest.raises(Refused, match="cannot be made"):
+    with pytest.raises(InvalidRequestError, match="cannot be made"):
         run(finished, "png", tmp_path / "thesis.txt")
 
 
@@ -169,7 +169,7 @@ def test_a_foreign_folder_is_refused_and_not_touched(finished: Path, tmp_path: P
         ({"rows": [0, 1]}, "rows"),
         ({"arrays": [INPUT_X]}, "arrays"),
         ({"views": ["mask"]}, "views"),
-        ({"look": Look(clip=90)}, "look"),
+        ({"look": MapStyle(clip=90)}, "look"),
         ({"rows_per_part": 1}, "rows_per_part"),
     ],
 )
@@ -177,7 +177,7 @@ def test_another_export_is_refused(finished: Path, tmp_path: Path, other: dict[s
     keys: dict[str, Any] = {"to": "png", "rows": [0], "arrays": [GRADIENT]}
     run(finished, output=tmp_path / "e", **keys)
     before = files(tmp_path)
-    with pytest.raises(Refused, match=rf"another export.*differs: .*{differs}"):
+    with pytest.raises(InvalidRequestError, match=rf"another export.*differs: .*{differs}"):
         run(finished, output=tmp_path / "e", **{**keys, **other})
     assert files(tmp_path) == before
 
@@ -193,12 +193,12 @@ def test_a_store_that_changed_is_another_export(tree: Path, tmp_path: Path) -> N
     from jobs.explain.retry import retry
 
     retry(str(tmp_path / "s"), Console(file=io.StringIO()), runner="inline", workers="auto")
-    with pytest.raises(Refused, match=r"before it changed.*rows"):
+    with pytest.raises(InvalidRequestError, match=r"before it changed.*rows"):
         run(tmp_path / "s", "webdataset", tmp_path / "e")
 
 
 def test_two_at_once_are_refused(finished: Path, tmp_path: Path) -> None:
-    with Folder(tmp_path / "e").claimed({}), pytest.raises(Refused, match="another export is writing"):
+    with Folder(tmp_path / "e").claimed({}), pytest.raises(InvalidRequestError, match="another export is writing"):
         run(finished, "png", tmp_path / "e")
 
 
@@ -210,19 +210,19 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_made(finished: Pa
         "row 5 twice": {"to": "png", "rows": [5, 4, 5]},
         "no array 'nope/x'": {"to": "png", "arrays": ["nope/x"]},
         "--view.*webdataset has no pictures": {"to": "webdataset", "views": ["map"]},
-        "--cmap": {"to": "quantus", "look": Look(invert=True)},
+        "--cmap": {"to": "quantus", "look": MapStyle(invert=True)},
         "--originals": {"to": "virelay", "originals": True},
         "view 'x-ray'": {"to": "png", "views": ["x-ray"]},
         "--rows-per-part 0": {"to": "png", "rows_per_part": 0},
     }.items():
-        with pytest.raises(Refused, match=told):
+        with pytest.raises(InvalidRequestError, match=told):
             run(finished, **{"output": tmp_path / "e", **keys})
     assert not (tmp_path / "e").exists() and not (finished / "pictures").exists()
 
 
 def test_an_unfinished_store_is_exported_by_named_rows_only(tree: Path, tmp_path: Path) -> None:
     run_inline(images=str(tree), out=str(tmp_path / "s"), unit_size=8, limit=16)
-    with pytest.raises(Refused, match=r"not finished.*--rows"):
+    with pytest.raises(InvalidRequestError, match=r"not finished.*--rows"):
         run(tmp_path / "s", "webdataset", tmp_path / "e")
     assert run(tmp_path / "s", "webdataset", tmp_path / "e", rows=[3])[0] == 0
     assert len(samples(tmp_path / "e")) == 1
@@ -234,7 +234,7 @@ def test_virelay_without_h5py_says_what_to_install(
     monkeypatch.delitem(sys.modules, "jobs.export.virelay", raising=False)
     monkeypatch.delitem(sys.modules, "jobs.export.virelay_analysis", raising=False)
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(Refused, match="pip install h5py"):
+    with pytest.raises(InvalidRequestError, match="pip install h5py"):
         run(finished, "virelay", tmp_path / "e")
 
 

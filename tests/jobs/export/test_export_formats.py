@@ -20,8 +20,8 @@ from PIL import Image
 from jobs.export.export_command import TO
 from jobs.export.safe_names import name_of
 from jobs.store.store_reader import Store, open_store
-from saliency_core.errors import Refused
-from saliency_core.visualization.map_style import Look, draw_map
+from saliency_core.errors import InvalidRequestError
+from saliency_core.visualization.map_style import MapStyle, draw_map
 from tests.conftest import run_inline
 from tests.support.exports import BROKEN, GRADIENT, INPUT_X, lacking, run, samples
 
@@ -115,7 +115,7 @@ def test_a_picture_is_its_map_in_the_look_asked_for(tmp_path: Path) -> None:
     for name in "ab":
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / f"in/{name}.png")
     run_inline(images=str(tmp_path / "in"), out=str(tmp_path / "s"), methods=("input_x_gradient", "gradient"))
-    look = Look(cmap="viridis", clip=90, blur=1, invert=True)
+    look = MapStyle(cmap="viridis", clip=90, blur=1, invert=True)
     run(tmp_path / "s", "png", tmp_path / "e", views=["map"], look=look)
     found = open_store(str(tmp_path / "s"))
     for array in found.arrays.values():
@@ -157,7 +157,7 @@ def test_quantus_takes_kept_channels_and_no_target_that_is_no_class(tree: Path, 
         images=str(tree), out=str(tmp_path / "s"), limit=8, unit_size=8, methods="all=gradient(reduction=none)",
         targets=("predicted", "mix=weighted:{0: 1.0, 1: -1.0}"),
     )  # fmt: skip
-    with pytest.raises(Refused, match=r"mix/all explains no class.*leave it out"):
+    with pytest.raises(InvalidRequestError, match=r"mix/all explains no class.*leave it out"):
         run(tmp_path / "s", "quantus", tmp_path / "e", rows=[0, 1])
     assert run(tmp_path / "s", "quantus", tmp_path / "f", rows=[0, 1], arrays=["predicted/all"])[0] == 0
     assert np.load(tmp_path / "f/predicted__all/part-00000.npz")["a_batch"].shape == (2, 3, 16, 16)

@@ -14,7 +14,7 @@ from jobs.audit.report.scatter import MOST, scatter
 from jobs.html.components import figure
 from jobs.html.map_pictures import mean_picture
 from jobs.html.site import Site
-from jobs.html.sprite_sheet import ACROSS, Sheets
+from jobs.html.sprite_sheet import ACROSS, SpriteSheet
 from jobs.util.formatting import shown
 from tests.support.reports import Recorder
 
@@ -31,7 +31,7 @@ def test_figures_are_read_as_they_are_meant() -> None:
 
 
 def test_every_tile_is_where_it_is_said_to_be() -> None:
-    sheets, shades = Sheets("many", 16), [(3 * n, 250 - 3 * n, 90) for n in range(ACROSS * ACROSS + 5)]
+    sheets, shades = SpriteSheet("many", 16), [(3 * n, 250 - 3 * n, 90) for n in range(ACROSS * ACROSS + 5)]
     tiles = [sheets.add(np.full((9, 9, 3), shade, np.uint8), "") for shade in shades]
     files = {name: np.asarray(Image.open(io.BytesIO(data))) for name, data in sheets.files().items()}
     assert len(files) == 2

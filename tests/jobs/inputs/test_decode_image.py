@@ -11,14 +11,14 @@ from PIL import Image, ImageFile, features
 from skimage import data as photographs
 
 from jobs.inputs.decode_image import Decoded, decode, load_canonical
-from jobs.inputs.rejected import Rejected
+from jobs.inputs.rejected import RejectedImage
 from saliency_core.model.preprocessing import Preprocessing
 from tests.support.image_files import CAP, PHOTO, SMALL, encode, orientation_exif, png, read
 
 
 def reason(data: bytes, *, max_pixels: int = CAP) -> str:
     result = decode(data, SMALL, max_pixels=max_pixels)
-    assert isinstance(result, Rejected), result
+    assert isinstance(result, RejectedImage), result
     assert load_canonical(data, max_pixels=max_pixels) == result
     return result.reason
 
@@ -135,7 +135,7 @@ def test_the_cap_is_the_last_size_that_passes() -> None:
 def test_the_cap_alone_decides_not_the_limit_of_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert isinstance(load_canonical(encode(PHOTO), max_pixels=CAP), Image.Image)
-    assert isinstance(load_canonical(b"junk", max_pixels=CAP), Rejected)
+    assert isinstance(load_canonical(b"junk", max_pixels=CAP), RejectedImage)
     assert Image.MAX_IMAGE_PIXELS == 100, "as found"
 
 
@@ -143,7 +143,7 @@ def test_a_line_that_the_resize_would_blow_up_is_rejected() -> None:
     for shape in [(1, 100_000, 3), (100_000, 1, 3)]:
         data = encode(np.zeros(shape, np.uint8))
         result = decode(data, SMALL, max_pixels=CAP)
-        assert isinstance(result, Rejected)
+        assert isinstance(result, RejectedImage)
         assert "--max-pixels" in result.reason
         assert "100000" in result.reason
 
@@ -195,7 +195,7 @@ def test_damage_gives_pixels_or_a_reason(name: str) -> None:
         if random.random() < 0.3:
             del data[random.integers(1, len(data)) :]
         result = decode(bytes(data), SMALL, max_pixels=CAP)
-        if isinstance(result, Rejected):
+        if isinstance(result, RejectedImage):
             assert result.reason
             result.reason.encode()  # goes into Parquet: no lone surrogates
         else:

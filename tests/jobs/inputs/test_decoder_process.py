@@ -20,11 +20,11 @@ from PIL import Image
 import jobs.explain.decode_stage
 from jobs.inputs.decode_image import Decoded, decode, load_canonical, most_memory
 from jobs.inputs.decoder_process import Decoder, shared_decoder
-from jobs.inputs.rejected import Rejected
+from jobs.inputs.rejected import RejectedImage
 from jobs.store.arrays import open_array
 from jobs.store.open import open_run
 from jobs.store.store_reader import open_store
-from jobs.util.job_errors import Stopped
+from jobs.util.job_errors import JobStopped
 from saliency_core.model.preprocessing import Preprocessing
 from tests.conftest import TESTS, flags, run_inline
 from tests.support.faults import crashing_decoder
@@ -46,7 +46,7 @@ DEEDS = {
 
 def ask(
     decoder: Decoder, data: bytes, *, function=crashing_decoder.decode, seconds: float = 30.0
-) -> Decoded | Rejected:
+) -> Decoded | RejectedImage:
     function = partial(function, preprocessing=SMALL, max_pixels=CAP)
     return decoder(function, data, seconds=seconds, memory=most_memory(data, max_pixels=CAP))
 
@@ -63,7 +63,7 @@ def test_answers_are_those_of_the_function_itself() -> None:
     decoder, before = Decoder(), psutil.Process().children()
     for data in (picture(3), b"", b"junk", picture(9, (40, 30))):
         found, same = ask(decoder, data, function=decode), decode(data, SMALL, max_pixels=CAP)
-        if isinstance(same, Rejected):
+        if isinstance(same, RejectedImage):
             assert found == same
         else:
             np.testing.assert_array_equal(found.pixels, same.pixels)
@@ -82,7 +82,7 @@ def imported_by(process: psutil.Process) -> set[str]:
 def test_killer_is_rejected_and_the_next_is_decoded(deed: str) -> None:
     decoder = Decoder()
     found = ask(decoder, marked(picture(), deed), seconds=1.0 if deed == "hang" else 30.0)
-    assert isinstance(found, Rejected) and DEEDS[deed] in found.reason
+    assert isinstance(found, RejectedImage) and DEEDS[deed] in found.reason
     assert isinstance(ask(decoder, picture(1)), Decoded)
 
 
@@ -133,7 +133,7 @@ def test_time_and_work_are_told() -> None:
 
 def test_no_process_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(Stopped, match=r"3 of them ended at once \(exit code 1\)"):
+    with pytest.raises(JobStopped, match=r"3 of them ended at once \(exit code 1\)"):
         ask(Decoder(), picture())
 
 
@@ -287,7 +287,7 @@ def test_retry_with_another_cap_takes_what_took_too_long(tmp_path: Path, salienc
     (line,) = [one for one in pq.read_table(out / "index.parquet").to_pylist() if one["status"] == "quarantined"]
     assert line["sample_id"] == "large.png" and "longer than 0.05 s" in line["error"]
     original = open_store(str(out)).original(line["row"])
-    assert isinstance(original, Rejected) and original.reason == line["error"]
+    assert isinstance(original, RejectedImage) and original.reason == line["error"]
     told = saliency("retry", out, "--max-seconds", 60, "--runner", "inline")
     assert told.returncode == 0, told.stdout + told.stderr
     original = open_store(str(out)).original(line["row"])

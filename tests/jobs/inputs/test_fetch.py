@@ -13,7 +13,7 @@ import pytest
 
 from jobs.inputs import fetch as module
 from jobs.inputs.fetch import fetch
-from jobs.inputs.rejected import Rejected
+from jobs.inputs.rejected import RejectedImage
 from jobs.inputs.sources import Entry, list_entries, open_sources
 from tests.support.faults import s3
 from tests.support.input_files import extracted, picture, write, write_tar
@@ -26,8 +26,8 @@ def listed(*paths: Path | str) -> list[Entry]:
     return list(list_entries(open_sources([str(path) for path in paths])))
 
 
-def reason(result: bytes | Rejected) -> str:
-    assert isinstance(result, Rejected)
+def reason(result: bytes | RejectedImage) -> str:
+    assert isinstance(result, RejectedImage)
     return result.reason
 
 

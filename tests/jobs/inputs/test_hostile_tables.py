@@ -18,7 +18,7 @@ from jobs.inputs.csv_records import LONGEST_LINE
 from jobs.inputs.entry import SourceError
 from jobs.inputs.fetch import fetch
 from jobs.inputs.parquet_process import parquet_processes
-from jobs.inputs.rejected import Rejected
+from jobs.inputs.rejected import RejectedImage
 from jobs.inputs.tables import Damaged
 from tests.conftest import TESTS
 from tests.support.input_files import picture, write, write_parquet
@@ -29,12 +29,12 @@ MEASURE = """
 import json, pathlib, re, sys
 from tests.support.listed_inputs import listed
 from jobs.inputs.fetch import fetch
-from jobs.store.manifest import Lines, encode_part
-from jobs.inputs.rejected import Rejected
+from jobs.store.manifest import ManifestBuilder, encode_part
+from jobs.inputs.rejected import RejectedImage
 entries = listed(sys.argv[1])
-encode_part(list(Lines(entries, unit_size=256, n_classes=10, resolve=lambda label: None)))
+encode_part(list(ManifestBuilder(entries, unit_size=256, n_classes=10, resolve=lambda label: None)))
 found = fetch(entries, max_bytes=1_000_000)
-rows = [(e.sample_id, v.reason if isinstance(v, Rejected) else len(v)) for e, v in zip(entries, found)]
+rows = [(e.sample_id, v.reason if isinstance(v, RejectedImage) else len(v)) for e, v in zip(entries, found)]
 status = pathlib.Path("/proc/self/status").read_text()  # ru_maxrss would be that of the process which forked this one
 print(json.dumps([int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) << 10, rows]))
 """
@@ -162,7 +162,7 @@ def test_counts_that_are_lies(tmp_path: Path, claim: int, where: str, labels: bo
     assert len(lied) <= 101
     values = fetch([*lied, good], max_bytes=1 << 20)
     assert values[-1] == picture(5)
-    assert all(value == PNG or isinstance(value, Rejected) for value in values[:-1])
+    assert all(value == PNG or isinstance(value, RejectedImage) for value in values[:-1])
 
 
 def test_a_footer_that_is_wide_or_deep_is_a_row(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from jobs.inputs.entry import Entry
 from jobs.inputs.fetch import fetch
 from jobs.inputs.tar_headers import MOST_EXTENSIONS
 from jobs.inputs.tar_source import MOST_LOSSES
-from jobs.store.manifest import Lines, encode_part
+from jobs.store.manifest import ManifestBuilder, encode_part
 from tests.support.input_files import picture, write
 from tests.support.listed_inputs import PNG, listed
 
@@ -116,7 +116,7 @@ BESIDE: dict[str, Callable[[], bytes]] = {
 
 def whole(entries: list[Entry]) -> list[Entry]:
     """The entries, after they went into a manifest."""
-    encode_part(list(Lines(entries, unit_size=64, n_classes=10, resolve=NO_NAMES)))
+    encode_part(list(ManifestBuilder(entries, unit_size=64, n_classes=10, resolve=NO_NAMES)))
     return entries
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.inputs.fetch import fetch
-from jobs.inputs.rejected import Rejected
+from jobs.inputs.rejected import RejectedImage
 from jobs.inputs.sources import SourceError
 from tests.support.input_files import picture, write, write_parquet
 from tests.support.listed_inputs import PNG, listed
@@ -83,15 +83,15 @@ def test_limits_and_gaps_hold_in_any_type(tmp_path: Path, case: str) -> None:
     gap = pa.chunked_array([column[:1], pa.nulls(1, column.type)])
     entries = listed(write_parquet(tmp_path / "x.parquet", {"image": gap}))
     over, null = fetch(entries, max_bytes=len(PNG) - 1)
-    assert isinstance(over, Rejected) and f"has {len(PNG)} bytes, over the limit" in over.reason
-    assert isinstance(null, Rejected) and "x.parquet#1 is null" in null.reason
+    assert isinstance(over, RejectedImage) and f"has {len(PNG)} bytes, over the limit" in over.reason
+    assert isinstance(null, RejectedImage) and "x.parquet#1 is null" in null.reason
 
 
 def test_several_images_in_a_row_are_no_image(tmp_path: Path) -> None:
     entries = listed(write_parquet(tmp_path / "x.parquet", {"image": [PAIR, [], [PNG]]}))
     two, none, one = fetch(entries, max_bytes=1 << 20)
-    assert isinstance(two, Rejected) and "holds 2 images" in two.reason
-    assert isinstance(none, Rejected) and "is null" in none.reason
+    assert isinstance(two, RejectedImage) and "holds 2 images" in two.reason
+    assert isinstance(none, RejectedImage) and "is null" in none.reason
     assert one == PNG
 
 
@@ -144,7 +144,7 @@ def test_paths_beside_no_bytes_are_followed(tmp_path: Path, embedded: bool, void
     assert first == (OTHER if embedded else PNG)
     assert found[:5] == [PNG] * 5
     void_is = "is null" if void is None else "is empty"
-    reasons = [value.reason for value in found[5:] if isinstance(value, Rejected)]
+    reasons = [value.reason for value in found[5:] if isinstance(value, RejectedImage)]
     for reason, says in zip(reasons, ["no such file", "over the limit", "scheme", void_is, void_is, "x"], strict=True):
         assert says in reason
     assert "gone.png" in reasons[0] and "x.parquet#6" in reasons[0]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jobs.inputs.decode_image import load_canonical
-from jobs.inputs.rejected import Rejected
+from jobs.inputs.rejected import RejectedImage
 from tests.support.image_files import CAP, encode, png, read
 
 RAMP = np.linspace(0, 1, 256).reshape(16, 16)
@@ -114,7 +114,7 @@ def test_white_is_white_and_black_is_black(name: str) -> None:
 def test_what_has_no_fixed_white_is_refused(name: str) -> None:
     data, reason = REFUSED[name]
     found = load_canonical(data, max_pixels=CAP)
-    assert isinstance(found, Rejected), found
+    assert isinstance(found, RejectedImage), found
     assert reason in found.reason
 
 

@@ -18,7 +18,7 @@ import json, pathlib, re, sys
 import numpy as np
 from tests.support.mutated_inputs import write_mutants
 from obstore.store import MemoryStore
-from jobs.store.manifest import Lines, write_manifest
+from jobs.store.manifest import ManifestBuilder, write_manifest
 from jobs.inputs.sources import list_entries, open_sources
 folder, kind, seed, batches, number = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 draw = np.random.default_rng(seed)
@@ -32,8 +32,8 @@ for batch in range(batches):
             whole[file] = whole.get(file, 0) + (entry.error is None)
             yield entry
     entries = noted(list_entries(open_sources([f"{place}/*.{kind.rpartition('.')[2]}"])))
-    summary = write_manifest(MemoryStore(), Lines(entries, unit_size=256, n_classes=9, resolve=lambda label: None))
-    print(json.dumps([summary.rows, good, whole]))
+    summary = write_manifest(MemoryStore(), ManifestBuilder(entries, unit_size=256, n_classes=9, resolve=lambda label:
+    None)) print(json.dumps([summary.rows, good, whole]))
 status = pathlib.Path("/proc/self/status").read_text()
 print(int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) << 10)
 """

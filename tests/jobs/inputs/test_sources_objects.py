@@ -11,7 +11,7 @@ import pytest
 from jobs.inputs.sources import SourceError
 from jobs.storage.files import is_remote, key_below, read, stat, uri_of, walk
 from jobs.storage.object_store import open_output
-from jobs.util.job_errors import Unusable
+from jobs.util.job_errors import StoreUnusable
 from jobs.util.lookahead import map_ahead
 from tests.support.faults import s3
 from tests.support.input_files import FOUR, offsets, overwrite, write, write_parquet, write_tar
@@ -44,7 +44,7 @@ def test_uris() -> None:
 def test_open_output_makes_the_directory_only_if_asked(tmp_path: Path) -> None:
     import obstore
 
-    with pytest.raises(Unusable, match="is gone"):
+    with pytest.raises(StoreUnusable, match="is gone"):
         open_output(str(tmp_path / "new/out"))
     assert not (tmp_path / "new").exists()
     obstore.put(open_output(str(tmp_path / "new/out"), make=True), "a/b", b"1")

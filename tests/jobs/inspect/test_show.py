@@ -18,7 +18,7 @@ from jobs.inspect import show as module
 from jobs.inspect.show import show
 from jobs.store.store_reader import Store, open_store
 from saliency_core.visualization.deprocess import deprocess_signal
-from saliency_core.visualization.map_style import Look, draw_map
+from saliency_core.visualization.map_style import MapStyle, draw_map
 from saliency_core.visualization.picture_text import printable
 from tests.conftest import run_inline
 
@@ -94,7 +94,7 @@ def test_the_range_of_a_map_stands_below_it(
     finished: Path, store: Store, tmp_path: Path, figures: list[Figure]
 ) -> None:
     arrays = ["predicted/gradient", "predicted/input_x_gradient"]
-    show(str(finished), rows=[6], arrays=arrays, output=tmp_path / "grid.png", look=Look(clip=100))
+    show(str(finished), rows=[6], arrays=arrays, output=tmp_path / "grid.png", look=MapStyle(clip=100))
     gradient, signed = (store.maps(path, [6])[0] for path in arrays)
     told = texts(figures[0]).split("\n")
     largest = np.abs(signed).max()
@@ -116,11 +116,11 @@ def test_views_and_looks_are_chosen(finished: Path, store: Store, tmp_path: Path
     np.testing.assert_array_equal(also_heat, heat)
     np.testing.assert_array_equal(also_laid, laid)
     assert (masked <= image).all() and "predicted/gradient, image × map" in texts(figures[-1]).replace("\n", " ")
-    np.testing.assert_array_equal(drawn(look=Look(alpha=0))[2], image)
+    np.testing.assert_array_equal(drawn(look=MapStyle(alpha=0))[2], image)
     values = store.maps("predicted/gradient", [6])[0]
-    for look in (Look(), Look(clip=90), Look(blur=2), Look(invert=True), Look(cmap="viridis")):
+    for look in (MapStyle(), MapStyle(clip=90), MapStyle(blur=2), MapStyle(invert=True), MapStyle(cmap="viridis")):
         np.testing.assert_array_equal(drawn(look=look)[1], draw_map(values, look))
-    drawn(look=Look(clip=100))
+    drawn(look=MapStyle(clip=100))
     assert "percentile" not in texts(figures[-1]) and "1 of 4 arrays" in texts(figures[-1])
 
 
@@ -146,7 +146,7 @@ def test_kept_channels_are_one_picture(
         mean=",".join(["0.5"] * channels), std=",".join(["0.5"] * channels), channels=channels,
     )  # fmt: skip
     show(out, rows=[0], output=tmp_path / "grid.png")
-    show(out, rows=[0], output=tmp_path / "grid.png", look=Look(cmap="viridis", invert=True))
+    show(out, rows=[0], output=tmp_path / "grid.png", look=MapStyle(cmap="viridis", invert=True))
     for figure in figures:
         assert len(pictures(figure)) == 3 and len(scales(figure)) == 1
         assert_nothing_is_cut_off(figure)
@@ -223,7 +223,7 @@ def test_a_photograph_is_drawn_small_with_its_map_in_place(tmp_path: Path, figur
     Image.new("RGB", (3000, 1000), (200, 200, 200)).save(tmp_path / "in/0.png")
     out = str(tmp_path / "store")
     run_inline(images=str(tmp_path / "in"), out=out, resize="16", crop="16x16")
-    show(out, output=tmp_path / "grid.png", look=Look(alpha=0))
+    show(out, output=tmp_path / "grid.png", look=MapStyle(alpha=0))
     image, _, laid = pictures(figures[0])
     assert max(image.shape) < 600 and laid.shape == image.shape
     third = image.shape[1] / 3

@@ -10,7 +10,7 @@ import pytest
 from jobs.inspect.show import show
 from jobs.store.row_selection import choose_rows
 from jobs.store.store_reader import Store, open_store
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from tests.conftest import CLASSES, run_inline
 
 
@@ -47,7 +47,7 @@ def test_an_unfinished_store_shows_what_is_committed(tree: Path, tmp_path: Path)
     run_inline(images=str(tree), out=out, unit_size=8, limit=8)
     assert choose_rows(open_store(out), target="predicted", highest="row", n=2) == [7, 6]
     assert show(out, n=2, output=tmp_path / "grid.png").exists()
-    with pytest.raises(Refused, match="not finished"):
+    with pytest.raises(InvalidRequestError, match="not finished"):
         show(out, rows=[20], output=tmp_path / "other.png")
 
 
@@ -73,7 +73,7 @@ def test_an_unfinished_store_shows_what_is_committed(tree: Path, tmp_path: Path)
 def test_what_cannot_be_shown_is_refused_and_nothing_written(
     finished: Path, tmp_path: Path, asked: dict[str, object], told: str
 ) -> None:
-    with pytest.raises(Refused, match=told):
+    with pytest.raises(InvalidRequestError, match=told):
         show(str(finished), output=tmp_path / "grid.png", **asked)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
@@ -82,5 +82,5 @@ def test_what_cannot_be_shown_is_refused_and_nothing_written(
     "name, told", [("grid.xyz", "kind of picture"), ("none/grid.png", "cannot be written"), (".", "writ|kind")]
 )
 def test_an_output_that_cannot_be_is_refused(finished: Path, tmp_path: Path, name: str, told: str) -> None:
-    with pytest.raises(Refused, match=told):
+    with pytest.raises(InvalidRequestError, match=told):
         show(str(finished), rows=[0], output=tmp_path / name)

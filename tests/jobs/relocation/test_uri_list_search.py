@@ -13,7 +13,7 @@ import pytest
 from jobs.explain.retry import retry
 from jobs.store.store_reader import open_store
 from jobs.verify.verify_command import verify
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from tests.conftest import run_inline, said
 from tests.support.changed_inputs import picture
 
@@ -145,7 +145,7 @@ def test_inputs_in_another_order_are_refused(images: str, tmp_path: Path) -> Non
             put(tmp_path / folder / f"{number}.bmp", picture(first + number))
     out = tmp_path / "out"
     run_inline(images=(str(tmp_path / "a"), str(tmp_path / "b")), out=str(out), limit=2, **RUN)
-    with pytest.raises(Refused, match="input 0 of this run, and was 1" if images == "ba" else "samples"):
+    with pytest.raises(InvalidRequestError, match="input 0 of this run, and was 1" if images == "ba" else "samples"):
         run_inline(images=tuple(str(tmp_path / folder) for folder in images), out=str(out), **RUN)
     for folder in "ab":
         (tmp_path / folder).rename(tmp_path / f"moved {folder}")

@@ -16,7 +16,7 @@ from jobs.config.explain_config import make_config
 from jobs.runners.cluster import refuse_unreachable, refuse_unshared
 from jobs.runners.engine import Engine
 from jobs.runners.stage import Node
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from tests.conftest import TINY, flags
 from tests.support.documents import block, read_document
 
@@ -50,7 +50,9 @@ def test_what_a_node_does_not_see_is_refused(tmp_path: Path, flag: str) -> None:
     path.parent.mkdir()
     if flag != "out":
         path.write_bytes(b"12345")
-    with pytest.raises(Refused, match=rf"--{flag.replace('_', '-')} {path} is not there.*10\.77\.0\.2 \(h2\)"):
+    with pytest.raises(
+        InvalidRequestError, match=rf"--{flag.replace('_', '-')} {path} is not there.*10\.77\.0\.2 \(h2\)"
+    ):
         refuse_unshared(config(**{flag: str(path)}), Elsewhere())
     assert not list(path.parent.glob(".*")), "the probe was left"
     assert path.exists() is (flag != "out")
@@ -82,9 +84,9 @@ def engine(*nodes: Node, grows: bool = True) -> Engine:
 def test_device_of_a_cluster_without_gpus_must_be_said() -> None:
     """Else the bytes would depend on whether the first GPU node was there yet."""
     head = engine(Node(8, 0))
-    with pytest.raises(Refused, match="--device auto"):
+    with pytest.raises(InvalidRequestError, match="--device auto"):
         head.device(config())
-    with pytest.raises(Refused, match="--workers auto"):
+    with pytest.raises(InvalidRequestError, match="--workers auto"):
         head.workers(config(device="cuda"), "cuda")
     assert head.workers(config(device="cuda", workers=8), head.device(config(device="cuda"))) == 8
     assert engine(Node(8, 0), Node(8, 1)).device(config()) == "cuda"
@@ -95,7 +97,7 @@ def test_replicas_are_counted_node_by_node() -> None:
     """A replica of four threads does not span two nodes of three cores."""
     assert engine(*[Node(1, 0)] * 3).workers(config(), "cpu") == 3
     assert engine(*[Node(16, 2)] * 2).workers(config(gpus_per_worker=0.75), "cuda") == 4
-    with pytest.raises(Refused, match="at most 0"):
+    with pytest.raises(InvalidRequestError, match="at most 0"):
         engine(Node(2, 0), Node(2, 0), grows=False).workers(config(threads=3), "cpu")
 
 
@@ -106,12 +108,12 @@ def test_address_where_nobody_answers_is_refused_at_once() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = "{}:{}".format(*closed.getsockname())
-        with pytest.raises(Refused, match=f"RAY_ADDRESS={address}: no cluster answers there"):
+        with pytest.raises(InvalidRequestError, match=f"RAY_ADDRESS={address}: no cluster answers there"):
             refuse_unreachable(address)
 
 
 def test_client_from_outside_is_told_to_submit() -> None:
-    with pytest.raises(Refused, match="ray job submit"):
+    with pytest.raises(InvalidRequestError, match="ray job submit"):
         refuse_unreachable("ray://head:10001")
 
 

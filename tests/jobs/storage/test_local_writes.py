@@ -12,7 +12,7 @@ from obstore.store import LocalStore
 
 from jobs.storage.object_store import delete, put
 from jobs.store.layout import index_key
-from jobs.util.job_errors import Unusable
+from jobs.util.job_errors import StoreUnusable
 from tests.conftest import run_inline
 
 SMALL = {"unit_size": 8, "batch_size": 4}
@@ -70,7 +70,7 @@ def test_a_disk_that_fails_to_take_it_ends_the_run_and_leaves_nothing(tmp_path: 
         raise OSError(errno.EIO, "Input/output error")
 
     syncs(fails)
-    with pytest.raises(Unusable, match="Input/output error"):
+    with pytest.raises(StoreUnusable, match="Input/output error"):
         put(LocalStore(prefix=tmp_path), "some/key", b"bytes")
     assert [*(tmp_path / "some").iterdir()] == []
 

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from jobs.inputs.fetch import REMOTE_THREADS, fetch
-from jobs.inputs.rejected import Rejected
+from jobs.inputs.rejected import RejectedImage
 from jobs.inputs.sources import list_entries, open_sources
 from jobs.storage import object_store
 from jobs.storage.files import open_file, read, stat, walk
@@ -23,8 +23,8 @@ from jobs.storage.retrying import VARIABLE
 from jobs.storage.storage_errors import RENEW
 from jobs.store.index import withdraw
 from jobs.store.row_identity import remember
-from jobs.util.job_errors import Unreachable, Unusable
-from saliency_core.errors import Refused
+from jobs.util.job_errors import StoreUnreachable, StoreUnusable
+from saliency_core.errors import InvalidRequestError
 from tests.conftest import run_inline
 from tests.support.faults import s3
 from tests.support.faults.fault_proxy import FAULTS, FaultProxy
@@ -36,7 +36,7 @@ def test_refused_object_is_a_row(fault: str, tree: Path, proxy: FaultProxy) -> N
     entries = list(list_entries(open_sources([images])))[:4]
     proxy.script = lambda method, path, times: fault if entries[2].sample_id in path else None
     results = fetch(entries, max_bytes=1 << 20)
-    assert [isinstance(one, Rejected) for one in results] == [False, False, True, False]
+    assert [isinstance(one, RejectedImage) for one in results] == [False, False, True, False]
     assert fault.split()[1] in results[2].reason  # type: ignore[union-attr]
 
 
@@ -96,7 +96,7 @@ def test_refused_asker_is_nobodys_row(code: str, tree: Path, proxy: FaultProxy, 
     monkeypatch.setenv(VARIABLE, "1")
     object_store._bucket.cache_clear()
     proxy.script = lambda *asked: code if code == "503" else f"{400 if 'Token' in code else 403} {code}"
-    with pytest.raises(Unreachable, match=code):
+    with pytest.raises(StoreUnreachable, match=code):
         fetch(entries, max_bytes=1 << 20)
 
 
@@ -121,20 +121,20 @@ def test_every_request_is_tried_again(proxy: FaultProxy, monkeypatch: pytest.Mon
         assert [name for name, ask in requests.items() if not ask()] == []
     monkeypatch.setenv(VARIABLE, "3")
     proxy.script = lambda method, path, times: "hang"
-    with pytest.raises(Unreachable, match="no answer in time"):
+    with pytest.raises(StoreUnreachable, match="no answer in time"):
         read_object(open_output(f"s3://{s3.BUCKET}/out"), "b")
 
 
 def test_bucket_that_is_not_there_is_refused(tree: Path, proxy: FaultProxy) -> None:
-    with pytest.raises(Refused, match=r"s3://nowhere/x.*NoSuchBucket"):
+    with pytest.raises(InvalidRequestError, match=r"s3://nowhere/x.*NoSuchBucket"):
         run_inline(images=str(tree), out="s3://nowhere/x", unit_size=8)
-    with pytest.raises(Unusable, match="no such bucket"):
+    with pytest.raises(StoreUnusable, match="no such bucket"):
         put(open_output("s3://nowhere/x"), "a", b"1")
 
 
 def test_endpoint_without_encryption_must_be_allowed(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ALLOW_HTTP")
-    with pytest.raises(Unusable, match="AWS_ALLOW_HTTP=true"):
+    with pytest.raises(StoreUnusable, match="AWS_ALLOW_HTTP=true"):
         read_object(open_output(f"s3://{s3.BUCKET}/out"), "x")
 
 

@@ -15,14 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.explain.retry import retry
-from jobs.inputs.rejected import Rejected
+from jobs.inputs.rejected import RejectedImage
 from jobs.inspect.status import status
 from jobs.storage import object_store
 from jobs.storage.object_store import list_keys, open_output, read_object
 from jobs.storage.retrying import VARIABLE
 from jobs.store.layout import RUN_JSON, SHA256SUMS
 from jobs.store.store_reader import open_store
-from jobs.util.job_errors import Unreachable
+from jobs.util.job_errors import StoreUnreachable
 from jobs.verify.verify_command import verify
 from tests.conftest import SECRET, content, flags, run_inline, said
 from tests.support.faults import s3
@@ -106,7 +106,7 @@ def test_commands_on_a_remote_store(inputs: Path, tree: Path, proxy: FaultProxy)
     run_inline(images=images, out=out, **job("folder"))
     store = open_store(out)
     assert store.maps("predicted/gradient", [0, 20]).shape == (2, 16, 16)
-    assert not isinstance(store.original(0), Rejected)
+    assert not isinstance(store.original(0), RejectedImage)
     broken = [row for row, state in enumerate(store.lines(columns=["status"])["status"].to_pylist()) if state != "ok"]
     assert len(broken) == 3
     for name in ("ant/broken.jpg", "cat/empty.png", "dog/torn.png"):
@@ -179,7 +179,7 @@ def test_outage_that_lasts_ends_the_run_and_the_same_command_goes_on(
     monkeypatch.setenv(VARIABLE, "2")
     object_store._bucket.cache_clear()
     cut_off(proxy, method, after=10, back=None)
-    with pytest.raises(Unreachable, match=r"^s3://pictures/.*the store failed, and went on failing \(") as stopped:
+    with pytest.raises(StoreUnreachable, match=r"^s3://pictures/.*the store failed, and went on failing \(") as stopped:
         run_inline(images=images, out=out, **job("folder"))
     assert "http" not in str(stopped.value) and not [one for one in SECRETS if one in str(stopped.value)]
     proxy.script = None

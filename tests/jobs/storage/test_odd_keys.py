@@ -20,7 +20,7 @@ from jobs.storage import object_store
 from jobs.storage.files import read, walk
 from jobs.storage.object_store import list_keys, open_output
 from jobs.storage.storage_errors import NotAFile
-from jobs.util.job_errors import Unusable
+from jobs.util.job_errors import StoreUnusable
 from tests.conftest import SECRET, run_inline
 from tests.support.faults import s3
 from tests.support.faults.fault_proxy import FaultProxy
@@ -106,7 +106,7 @@ def test_several_pages_are_listed(signed: bool, bucket: str, monkeypatch: pytest
 
 def test_a_store_of_ours_names_the_odd_key(bucket: str) -> None:
     put_all("0.png", "a//b.png")
-    with pytest.raises(Unusable, match=r"a//b\.png.*rename it"):
+    with pytest.raises(StoreUnusable, match=r"a//b\.png.*rename it"):
         list(list_keys(open_output(f"{bucket}/p")))
 
 

@@ -9,9 +9,9 @@ from obstore.exceptions import GenericError
 
 from jobs.storage import retrying
 from jobs.storage.object_store import open_output
-from jobs.storage.retrying import FIRST_PAUSE, LONGEST_PAUSE, VARIABLE, patiently
-from jobs.util.job_errors import Unreachable
-from saliency_core.errors import Refused
+from jobs.storage.retrying import FIRST_PAUSE, LONGEST_PAUSE, VARIABLE, with_retries
+from jobs.util.job_errors import StoreUnreachable
+from saliency_core.errors import InvalidRequestError
 
 
 @pytest.fixture
@@ -28,8 +28,8 @@ def test_pauses_grow_until_it_gives_up(pauses: list[float]) -> None:
     def ask() -> None:
         raise GenericError("Generic S3 error: Server returned non-2xx status code: 503 Service Unavailable")
 
-    with pytest.raises(Unreachable, match="s3://bucket/key"):
-        patiently(ask, "s3://bucket/key")
+    with pytest.raises(StoreUnreachable, match="s3://bucket/key"):
+        with_retries(ask, "s3://bucket/key")
     assert pauses[0] == FIRST_PAUSE and set(pauses[6:]) == {LONGEST_PAUSE}
     assert all(later == min(LONGEST_PAUSE, 2 * pause) for pause, later in pairwise(pauses))
     assert 60 < sum(pauses) <= 60 + LONGEST_PAUSE
@@ -40,11 +40,11 @@ def test_what_will_not_change_is_not_asked_again(pauses: list[float]) -> None:
         raise FileNotFoundError("404")
 
     with pytest.raises(FileNotFoundError):
-        patiently(ask, "s3://bucket/key")
+        with_retries(ask, "s3://bucket/key")
     assert pauses == []
 
 
 def test_patience_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "long")
-    with pytest.raises(Refused, match=f"{VARIABLE}=long is no number"):
+    with pytest.raises(InvalidRequestError, match=f"{VARIABLE}=long is no number"):
         open_output("s3://anywhere/x")

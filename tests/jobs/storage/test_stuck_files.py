@@ -15,7 +15,7 @@ from jobs.inputs.sources import list_entries, open_sources
 from jobs.storage.files import open_file, read, read_ranges
 from jobs.storage.local_files import NotAFile, opened, read_from
 from jobs.storage.retrying import VARIABLE
-from jobs.util.job_errors import Unreachable
+from jobs.util.job_errors import StoreUnreachable
 from tests.conftest import run_inline
 from tests.support.faults.stuck_mount import stuck_mount
 from tests.support.input_files import picture, write, write_parquet, write_tar
@@ -204,12 +204,12 @@ def test_a_shard_that_hangs_is_one_row(form: str, name: str, mount: Path, tmp_pa
 
 @pytest.mark.parametrize("path", ["lookup", "lookup.png", "read.csv", "open.csv"])
 def test_an_input_that_hangs_as_a_whole_is_refused(path: str, mount: Path) -> None:
-    with pytest.raises((SourceError, Unreachable), match=r"no answer within 3 s"):
+    with pytest.raises((SourceError, StoreUnreachable), match=r"no answer within 3 s"):
         list(list_entries(open_sources([str(mount / path)])))
 
 
 def test_storage_that_answers_nothing_stops_the_run(mount: Path, tmp_path: Path) -> None:
     """No image is to blame, and hours would pass if each were waited for."""
     (tmp_path / "l.csv").write_text("uri\n" + "".join(f"mount/read{i}.png\n" for i in range(20)))
-    with pytest.raises(Unreachable, match="SALIENCY_STORE_SECONDS"):
+    with pytest.raises(StoreUnreachable, match="SALIENCY_STORE_SECONDS"):
         run_inline(images=str(tmp_path / "l.csv"), out=str(tmp_path / "out"))

@@ -8,11 +8,11 @@ import pytest
 
 from jobs.store.fingerprint import refuse_other_fingerprint
 from jobs.store.open import existing_run
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 
 def test_head_that_is_left_out_is_named(finished: Path) -> None:
     run = existing_run(str(finished))
     assert run is not None
-    with pytest.raises(Refused, match="head: the store has softmax, this run sigmoid"):
+    with pytest.raises(InvalidRequestError, match="head: the store has softmax, this run sigmoid"):
         refuse_other_fingerprint(run, {**run.fingerprint, "head": "sigmoid"}, where=str(finished))

@@ -18,7 +18,7 @@ from jobs.store.index import DamagedError, load_part
 from jobs.store.layout import index_key, manifest_key
 from jobs.store.manifest import Manifest, sound
 from jobs.store.store_reader import open_store
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 
 UNITS = 6  # of ``finished``
 
@@ -66,7 +66,7 @@ def test_whoever_reads_index_parquet_is_told(finished: Path, tmp_path: Path) -> 
     damaged = [whole[: end - 1] + bytes([whole[end - 1] ^ 1]) + whole[end:] for end in ends]
     for data in (*damaged, whole.replace(b"sample_id", b"rample_id")):
         path.write_bytes(data)
-        with pytest.raises(Refused, match=r"index\.parquet is damaged.*saliency verify"):
+        with pytest.raises(InvalidRequestError, match=r"index\.parquet is damaged.*saliency verify"):
             open_store(str(store)).lines()
 
 

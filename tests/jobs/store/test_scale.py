@@ -60,7 +60,7 @@ from functools import partial
 from jobs.runners import ray_data
 from jobs.runners.stage import Stage
 
-ray_data.AT_ONCE = 2
+ray_data.RECORDS_PER_RUN = 2
 ray_data.start()
 make = partial(partial, operator.pos)
 stages = [Stage("decode", make, 0.3), Stage("explain", make, 0.5, workers=1), Stage("write", make, 0.3)]

@@ -19,9 +19,9 @@ from PIL import Image
 from jobs.classes.classes_command import visualise
 from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import make_config, read_config
-from jobs.explain.decode_stage import Decode
+from jobs.explain.decode_stage import DecodeStage
 from jobs.explain.explain_command import explain
-from jobs.explain.explain_stage import Explain
+from jobs.explain.explain_stage import ExplainStage
 from jobs.explain.retry import retry
 from jobs.inspect.status import status
 from jobs.store import software_versions
@@ -30,7 +30,7 @@ from jobs.store.layout import index_key
 from jobs.store.open import claim, open_run
 from jobs.store.software_versions import Software
 from jobs.util.exit_codes import DONE, IMPERFECT, NOT_FINISHED
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from tests.conftest import CLASSES, TINY, content, said
 from tests.jobs.classes.test_classes_command import KEYS as CLASSES_KEYS
 from tests.support.damage import check, load, make_sums_again
@@ -137,7 +137,7 @@ def changed(request: pytest.FixtureRequest, project: Project, monkeypatch: pytes
 
 def test_other_software_is_refused_by_name_or_accepted_and_recorded(changed: str, project: Project) -> None:
     before = content(project.out)
-    with pytest.raises(Refused, match=rf"  {changed}(.|\n)*--accept-versions"):
+    with pytest.raises(InvalidRequestError, match=rf"  {changed}(.|\n)*--accept-versions"):
         project.explain()
     assert content(project.out) == before
     code, told = project.explain(accept_versions=True)
@@ -157,7 +157,7 @@ def test_other_software_is_refused_by_name_or_accepted_and_recorded(changed: str
 def test_another_arithmetic_is_other_software(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     project.begin()
     monkeypatch.setattr(software_versions, "ARITHMETIC_VERSION", 99)
-    with pytest.raises(Refused, match="arithmetic: 1, now 99"):
+    with pytest.raises(InvalidRequestError, match="arithmetic: 1, now 99"):
         project.explain()
     assert project.explain(accept_versions=True)[0] == DONE
     assert "arithmetic 99" in check(project.out)[1]
@@ -177,7 +177,7 @@ def test_what_was_accepted_once_is_no_news(project: Project) -> None:
     assert [maker.versions["parts"] for maker in load(project.out).all_software.values()] == ["1.0", "2.0"]
     (project.out / "index/unit-00000000.parquet").unlink()
     project.install("parts", "3.0")
-    with pytest.raises(Refused, match=r"parts: 1.0, now 3.0"):
+    with pytest.raises(InvalidRequestError, match=r"parts: 1.0, now 3.0"):
         project.explain()
 
 
@@ -214,7 +214,7 @@ def test_a_dry_run_refuses_as_the_run_would(project: Project) -> None:
     project.begin()
     project.install("parts", "2.0")
     config = make_config({**TINY, **KEYS, "images": str(project.images), "out": str(project.out)})
-    with pytest.raises(Refused, match="parts"):
+    with pytest.raises(InvalidRequestError, match="parts"):
         said(explain, config, dry_run=True)
     assert said(explain, config, dry_run=True, accept_versions=True)[0] == DONE
 
@@ -241,7 +241,7 @@ def test_what_an_older_store_did_record_is_compared(project: Project) -> None:
     project.begin()
     old(project)
     project.install("torch", "0.1")
-    with pytest.raises(Refused, match=r"torch: .*, now 0.1"):
+    with pytest.raises(InvalidRequestError, match=r"torch: .*, now 0.1"):
         project.explain()
     assert project.explain(accept_versions=True)[0] == DONE
 
@@ -254,7 +254,7 @@ def test_retry_asks_the_same(project: Project) -> None:
     broken.write_bytes(sound)
     project.install("parts", "2.0")
     before = content(project.out)
-    with pytest.raises(Refused, match=r"parts: 1.0, now 2.0"):
+    with pytest.raises(InvalidRequestError, match=r"parts: 1.0, now 2.0"):
         said(retry, str(project.out), workers="auto", runner="inline")
     assert content(project.out) == before
     code, told = said(retry, str(project.out), workers="auto", runner="inline", accept_versions=True)
@@ -276,14 +276,14 @@ def test_recompute_with_other_code_proves_nothing_and_is_no_damage(project: Proj
 def test_a_worker_with_other_software_refuses_to_work(project: Project) -> None:
     project.begin()
     run = open_run(str(project.out))[1]
-    Explain(run)
-    Decode(run)
+    ExplainStage(run)
+    DecodeStage(run)
     project.write("blocks.py", BLOCKS.replace("ReLU", "GELU"))
-    with pytest.raises(Refused, match=r"other software than this session(.|\n)*code of blocks"):
-        Explain(run)
-    Decode(run)
-    with pytest.raises(Refused, match=r"pillow: 0.1, now"):
-        Decode(run.model_copy(update={"versions": {**run.versions, "pillow": "0.1"}}))
+    with pytest.raises(InvalidRequestError, match=r"other software than this session(.|\n)*code of blocks"):
+        ExplainStage(run)
+    DecodeStage(run)
+    with pytest.raises(InvalidRequestError, match=r"pillow: 0.1, now"):
+        DecodeStage(run.model_copy(update={"versions": {**run.versions, "pillow": "0.1"}}))
 
 
 def test_two_drivers_at_once_with_other_software(project: Project) -> None:
@@ -293,7 +293,7 @@ def test_two_drivers_at_once_with_other_software(project: Project) -> None:
     other = run.model_copy(update={"arithmetic": 99})
     other = other.model_copy(update={"session_software": other.software.digest})
     claim(run)
-    with pytest.raises(Refused, match="arithmetic: 1, now 99"):
+    with pytest.raises(InvalidRequestError, match="arithmetic: 1, now 99"):
         claim(other)
     assert claim(other, accept_versions=True).later_software == (other.software,)
 
@@ -334,7 +334,7 @@ def test_class_stores_ask_the_same(class_store: Path, tmp_path: Path, project: P
     assert visualised(out)[0] == DONE, "nothing is pending, so nothing is mixed"
     assert (out / "classes.json").read_bytes() == before
     (out / "index/unit-00000001.parquet").unlink()
-    with pytest.raises(Refused, match=r"torch: .*, now 0.1"):
+    with pytest.raises(InvalidRequestError, match=r"torch: .*, now 0.1"):
         visualised(out)
     code, told = visualised(out, accept_versions=True)
     assert code == DONE and "note: --accept-versions" in told
@@ -358,5 +358,5 @@ def test_changed_class_names_are_another_run(tree: Path, tmp_path: Path) -> None
     config = make_config({**TINY, **keys, "class_names": str(names)})
     assert said(explain, config)[0] == DONE
     names.write_text("\n".join(reversed(CLASSES)))
-    with pytest.raises(Refused, match="class_names: the store has"):
+    with pytest.raises(InvalidRequestError, match="class_names: the store has"):
         said(explain, config)

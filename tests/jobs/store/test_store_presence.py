@@ -20,8 +20,8 @@ from jobs.store.finalize import finalize
 from jobs.store.layout import RUN_JSON
 from jobs.store.open import open_run
 from jobs.store.store_presence import Presence
-from jobs.util.job_errors import Unusable
-from saliency_core.errors import Refused
+from jobs.util.job_errors import StoreUnusable
+from saliency_core.errors import InvalidRequestError
 from tests.conftest import SAME, content, flags, run_inline
 
 HAPPENINGS: dict[str, Callable[[Path], None]] = {
@@ -48,7 +48,7 @@ def happening(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, str], None]:
 def test_run_stops_at_the_first_write(tree: Path, tmp_path: Path, monkeypatch, happening, what: str) -> None:
     out = tmp_path / "store"
     happening(out, what)
-    with pytest.raises(Unusable, match=f"{out}.* is gone: it was renamed or removed"):
+    with pytest.raises(StoreUnusable, match=f"{out}.* is gone: it was renamed or removed"):
         run_inline(images=str(tree), out=str(out), model="python:factories:meddles", **{**SAME, "unit_size": 4})
     if what in ("renamed", "removed"):
         assert not out.exists(), "it was made again"
@@ -72,7 +72,7 @@ def test_class_models_stop_too(tmp_path: Path, happening, what: str) -> None:
     happening(out, what)
     keys = {"model": "python:factories:meddles", "resize": "16x16", "mean": "0.5,0.5,0.5", "std": "0.25,0.25,0.25"}
     config = read_config(ClassesConfig, {**keys, "out": str(out), "runner": "inline", "batch_size": 2, "steps": 2})
-    with pytest.raises(Unusable, match="is gone"):
+    with pytest.raises(StoreUnusable, match="is gone"):
         visualise(config, Console(file=io.StringIO()))
     assert out.exists() is (what == "without its record")
 
@@ -98,9 +98,9 @@ def test_no_write_makes_a_directory_again(finished: Path, tmp_path: Path) -> Non
         lambda: finalize(store, run, session={}),
         lambda: open_output(str(out)),
     ):
-        with pytest.raises(Unusable, match="is gone"):
+        with pytest.raises(StoreUnusable, match="is gone"):
             write()
-    with pytest.raises((Unusable, Refused), match=r"holds no run\.json|is gone"):
+    with pytest.raises((StoreUnusable, InvalidRequestError), match=r"holds no run\.json|is gone"):
         audit(str(out), Console(file=io.StringIO()), runner="inline")
     assert not out.exists()
 
@@ -115,7 +115,7 @@ def test_comparison_stops_too(finished: Path, tmp_path: Path, monkeypatch: pytes
         return real(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(comparing, "pair_units", pair_units)
-    with pytest.raises(Unusable, match="is gone"):
+    with pytest.raises(StoreUnusable, match="is gone"):
         compare(str(finished), str(finished), Console(file=io.StringIO()), output=str(tmp_path / "c"), runner="inline")
     assert not (tmp_path / "c").exists()
 
@@ -127,7 +127,7 @@ def test_record_that_is_gone_from_an_object_store(tree: Path, bucket: str) -> No
     presence = Presence(store, RUN_JSON)
     presence.check()
     delete(store, RUN_JSON)
-    with pytest.raises(Unusable, match=r"store/run\.json is gone"):
+    with pytest.raises(StoreUnusable, match=r"store/run\.json is gone"):
         presence.check()
 
 

@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from jobs.inputs.rejected import Rejected
+from jobs.inputs.rejected import RejectedImage
 from jobs.store.arrays import open_array
 from jobs.store.index import read_part, withdraw
 from jobs.store.open import open_run
 from jobs.store.store_reader import Store, open_store
 from jobs.store.torch_dataset import MapDataset
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from tests.conftest import run_inline
 from tests.support.faults import s3
 
@@ -56,7 +56,7 @@ def test_maps_come_in_the_order_asked_for_also_when_asked_twice(store: Store, fi
 
 def test_numpy_rows_are_rows_and_masks_are_not(store: Store) -> None:
     np.testing.assert_array_equal(store.maps(GRADIENT, np.array([3, 1], np.int32)), store.maps(GRADIENT, [3, 1]))
-    with pytest.raises(Refused, match="flatnonzero"):
+    with pytest.raises(InvalidRequestError, match="flatnonzero"):
         store.maps(GRADIENT, np.ones(43, bool))
 
 
@@ -116,7 +116,7 @@ def test_an_unfinished_store_gives_what_is_committed(unfinished: Store) -> None:
     assert unfinished.lines([15, 0], ["row"])["row"].to_pylist() == [15, 0]
     assert np.isfinite(unfinished.maps(GRADIENT, [15, 2])).all()
     for ask in (lambda: unfinished.lines([3, 16]), lambda: unfinished.lines(), lambda: unfinished.maps(GRADIENT, [16])):
-        with pytest.raises(Refused, match=r"not finished.*rows 16 to 23"):
+        with pytest.raises(InvalidRequestError, match=r"not finished.*rows 16 to 23"):
             ask()
     assert unfinished.manifest_lines([42])["row"].to_pylist() == [42]
     assert isinstance(unfinished.original(42), Image.Image)
@@ -124,7 +124,7 @@ def test_an_unfinished_store_gives_what_is_committed(unfinished: Store) -> None:
 
 def test_an_unfinished_store_is_looked_at_again(unfinished: Store, tree: Path) -> None:
     out = unfinished.run.config.out
-    with pytest.raises(Refused):
+    with pytest.raises(InvalidRequestError):
         unfinished.maps(GRADIENT, [20])
     run_inline(images=str(tree), out=out, unit_size=8)
     assert np.isfinite(unfinished.maps(GRADIENT, [20])).any()
@@ -138,7 +138,7 @@ def test_a_stale_index_is_not_believed(finished: Path, tmp_path: Path) -> None:
     (copy / "run.json").write_bytes(run.model_copy(update={"state": "running"}).to_json())
     withdraw(objects, [1])
     found = open_store(str(copy))
-    with pytest.raises(Refused, match="rows 8 to 15"):
+    with pytest.raises(InvalidRequestError, match="rows 8 to 15"):
         found.lines([9])
     assert found.lines([7]).equals(read_part(objects, 0)[0].slice(7, 1))
 
@@ -148,16 +148,16 @@ def test_a_stale_index_is_not_believed(finished: Path, tmp_path: Path) -> None:
 )
 def test_what_is_no_row_is_refused(store: Store, rows: list[int], told: str) -> None:
     for ask in (lambda: store.maps(GRADIENT, rows), lambda: store.lines(rows), lambda: store.manifest_lines(rows)):
-        with pytest.raises(Refused, match=told):
+        with pytest.raises(InvalidRequestError, match=told):
             ask()
 
 
 def test_unknown_names_are_refused_with_the_known_ones(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=r"predicted/nope.*label/input_x_gradient"):
+    with pytest.raises(InvalidRequestError, match=r"predicted/nope.*label/input_x_gradient"):
         store.maps("predicted/nope", [0])
-    with pytest.raises(Refused, match=r"'nope'.*predicted__gradient__l1"):
+    with pytest.raises(InvalidRequestError, match=r"'nope'.*predicted__gradient__l1"):
         store.lines([0], ["nope"])
-    with pytest.raises(Refused, match=r"run\.json"):
+    with pytest.raises(InvalidRequestError, match=r"run\.json"):
         open_store(str(tmp_path / "nothing"))
     assert not (tmp_path / "nothing").exists()
 
@@ -165,7 +165,7 @@ def test_unknown_names_are_refused_with_the_known_ones(store: Store, tmp_path: P
 def test_a_damaged_index_is_told(finished: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(finished, tmp_path / "copy")
     (copy / "index.parquet").write_bytes(b"PAR1" + b"\0" * 100)
-    with pytest.raises(Refused, match=r"index\.parquet is damaged.*verify"):
+    with pytest.raises(InvalidRequestError, match=r"index\.parquet is damaged.*verify"):
         open_store(str(copy)).lines([0])
 
 
@@ -176,7 +176,7 @@ def test_manifest_lines_and_originals(store: Store, tree: Path) -> None:
     for line in store.lines().to_pylist():
         image = store.original(line["row"])
         if line["status"] == "quarantined":
-            assert isinstance(image, Rejected) and image.reason == line["error"]
+            assert isinstance(image, RejectedImage) and image.reason == line["error"]
             continue
         with Image.open(tree / line["sample_id"]) as expected:
             assert isinstance(image, Image.Image) and image.tobytes() == expected.convert("RGB").tobytes()
@@ -189,7 +189,7 @@ def test_a_map_goes_back_to_its_image(tree: Path, tmp_path: Path) -> None:
     found = open_store(str(out))
     for line in found.lines(range(8)).to_pylist():
         if line["width"] is None:
-            with pytest.raises(Refused, match=f"row {line['row']}.*{line['error'][:9]}"):
+            with pytest.raises(InvalidRequestError, match=f"row {line['row']}.*{line['error'][:9]}"):
                 found.place(np.ones((16, 16)), line["row"])
             continue
         placed = found.place(np.ones((16, 16)), line["row"])
@@ -232,9 +232,9 @@ def test_the_dataset_takes_rows_as_they_are_told(store: Store) -> None:
     assert [dataset[i][1]["row"] for i in range(3)] == [5, broken[0], 2]
     values, line = dataset[1]
     assert values.isnan().all() and line["error"] and line["width"] == -1 and np.isnan(line["predicted__score"])
-    with pytest.raises(Refused, match="43"):
+    with pytest.raises(InvalidRequestError, match="43"):
         MapDataset(store, GRADIENT, rows=[43])
-    with pytest.raises(Refused, match="nope"):
+    with pytest.raises(InvalidRequestError, match="nope"):
         MapDataset(store, "predicted/nope")
 
 
@@ -283,7 +283,7 @@ def test_a_remote_store_reads_the_same_and_refuses_forks(
         for _, lines in DataLoader(dataset, batch_size=20):
             assert len(lines["row"]) == 20
         # Better a refusal than a worker that waits for ever.
-        with pytest.raises(Refused, match="spawn"):
+        with pytest.raises(InvalidRequestError, match="spawn"):
             next(iter(DataLoader(dataset, num_workers=1, multiprocessing_context="fork", timeout=60)))
 
 
@@ -291,7 +291,7 @@ def test_a_lost_shard_is_not_a_row_without_a_map(finished: Path, tmp_path: Path)
     shutil.copytree(finished, tmp_path / "s")
     (tmp_path / "s/maps.zarr/predicted/gradient/c/2/0/0").unlink()
     found = open_store(str(tmp_path / "s"))
-    with pytest.raises(Refused, match=r"rows \[16.*saliency verify"):
+    with pytest.raises(InvalidRequestError, match=r"rows \[16.*saliency verify"):
         found.maps(GRADIENT, [0, 16, 17])
     assert np.isfinite(found.maps(GRADIENT, [0])).all()
 
@@ -306,12 +306,12 @@ def test_damaged_maps_are_told(key: str, what: str, finished: Path, tmp_path: Pa
     damaged.write_bytes({"cut off": whole[: len(whole) // 2], "text": b"x" * len(whole)}.get(what, b""))
     if what == "gone":
         damaged.unlink()
-    with pytest.raises(Refused, match="saliency verify"):
+    with pytest.raises(InvalidRequestError, match="saliency verify"):
         open_store(str(out)).maps(GRADIENT, [16])
 
 
 def test_a_missing_index_is_told(finished: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(finished, tmp_path / "s"))
     (out / "index.parquet").unlink()
-    with pytest.raises(Refused, match=r"index\.parquet is missing.*saliency verify"):
+    with pytest.raises(InvalidRequestError, match=r"index\.parquet is missing.*saliency verify"):
         open_store(str(out)).lines([0])

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 from rich.console import Console
 
-from jobs.util.console import say
+from jobs.util.console import print_text
 from tests.conftest import flags
 
 EVIL = "\x1b[2J\x1b]0;owned\x07\r\u202efdp"
@@ -17,7 +17,7 @@ EVIL = "\x1b[2J\x1b]0;owned\x07\r\u202efdp"
 
 def test_hidden_characters_are_shown() -> None:
     console = Console(file=io.StringIO(), width=20)
-    say(console, f"[bold]{EVIL}[/bold]\nsecond line, far longer than the terminal is wide")
+    print_text(console, f"[bold]{EVIL}[/bold]\nsecond line, far longer than the terminal is wide")
     assert console.file.getvalue() == (  # type: ignore[attr-defined]
         r"[bold]\x1b[2J\x1b]0;owned\x07\r\u202efdp[/bold]" + "\nsecond line, far longer than the terminal is wide\n"
     )

@@ -24,7 +24,7 @@ from jobs.store.open import refuse_unwritable
 from jobs.store.store_reader import open_store
 from jobs.util.environment import ray_directory, without_strict_warnings
 from jobs.util.hidden_modules import hidden_module, refuse_hidden_from_workers
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from tests.conftest import SAME, TESTS, flags, run_inline, said
 
 NO_HOME = {"HOME": "/proc/none", "MPLCONFIGDIR": "/proc/none", "XDG_CACHE_HOME": "/proc/none", "XDG_CONFIG_HOME": "x"}
@@ -121,13 +121,13 @@ def test_module_that_only_workers_of_ray_would_take_is_refused(
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("x = 1\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(Refused, match=f"{name} would hide the module") if refused else nullcontext():
+    with pytest.raises(InvalidRequestError, match=f"{name} would hide the module") if refused else nullcontext():
         refuse_hidden_from_workers()
 
 
 @pytest.mark.parametrize("out", ["/proc/x", "/sys/fs/x", "/dev/null", "/dev/null/x"])
 def test_place_where_even_the_superuser_cannot_write_is_refused(out: str) -> None:
-    with pytest.raises(Refused, match=f"--out {out} cannot be written"):
+    with pytest.raises(InvalidRequestError, match=f"--out {out} cannot be written"):
         refuse_unwritable(out)
 
 
@@ -175,7 +175,7 @@ def test_directory_that_was_named_for_ray_is_taken_or_refused(long: Path, monkey
     assert ray_directory() == "/dev/shm/ray"
     for unusable, why in ((str(long), "too long"), ("/proc/none", "no directory"), ("/proc", "cannot be written")):
         monkeypatch.setenv("RAY_TMPDIR", unusable)
-        with pytest.raises(Refused, match=f"{unusable} .*{why}.*Set RAY_TMPDIR"):
+        with pytest.raises(InvalidRequestError, match=f"{unusable} .*{why}.*Set RAY_TMPDIR"):
             ray_directory()
 
 
@@ -210,7 +210,7 @@ def test_stale_cluster_is_refused_with_its_address(tree: Path, tmp_path: Path, s
 
 
 def test_auto_without_any_cluster_is_refused() -> None:
-    with pytest.raises(Refused, match="RAY_ADDRESS=auto: no cluster runs on this machine"):
+    with pytest.raises(InvalidRequestError, match="RAY_ADDRESS=auto: no cluster runs on this machine"):
         refuse_unreachable("auto")
 
 
@@ -231,7 +231,7 @@ def test_port_of_something_else_is_no_cluster(answer: bytes, taken: bool) -> Non
         if taken:
             refuse_unreachable(address)
         else:
-            with pytest.raises(Refused, match=f"RAY_ADDRESS={address}: no cluster answers there"):
+            with pytest.raises(InvalidRequestError, match=f"RAY_ADDRESS={address}: no cluster answers there"):
                 refuse_unreachable(address)
         thread.join()
 
@@ -265,7 +265,7 @@ def test_interrupt_counts_what_the_store_has(tree: Path, tmp_path: Path) -> None
     """Not what this process was told of."""
     from jobs.explain.explain_command import work
     from jobs.runners.engine import Engine
-    from jobs.runners.in_process import doing, run_stages
+    from jobs.runners.in_process import run_stages, tasks_in_flight
     from jobs.runners.stage import Node
     from jobs.store.index import committed
     from jobs.store.open import open_run
@@ -281,7 +281,7 @@ def test_interrupt_counts_what_the_store_has(tree: Path, tmp_path: Path) -> None
         yield
 
     stopped = []
-    engine = Engine(interrupted, doing, [Node(1.0, 0.0)], stop=lambda: stopped.append(True))
+    engine = Engine(interrupted, tasks_in_flight, [Node(1.0, 0.0)], stop=lambda: stopped.append(True))
     code, told = said(lambda console: work(run, {0}, [1, 2, 3, 4, 5], engine, console))
     assert code == 130 and stopped and len(committed(store)) == 3
     assert "interrupted: 24 of 43 rows committed" in told

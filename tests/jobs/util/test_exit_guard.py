@@ -16,7 +16,7 @@ from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import read_config
 from jobs.explain.explain_stage import ExplainError
 from jobs.util.exit_guard import QuitError, no_quitting
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from tests.conftest import content, flags, run_inline
 from tests.support.processes import start
 
@@ -56,7 +56,7 @@ def test_model_that_always_ends_the_program_is_refused(
     monkeypatch.setenv("HOW", how)
     monkeypatch.setenv("WHERE", where)
     monkeypatch.setenv("WHEN", "always")
-    with pytest.raises(Refused, match="factories:quits"):
+    with pytest.raises(InvalidRequestError, match="factories:quits"):
         run_inline(images=str(bright), out=str(tmp_path / "s"), **QUITS)
     assert not (tmp_path / "s").exists()
 
@@ -67,7 +67,7 @@ def test_classes_refuse_such_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("WHEN", "always")
     keys = {"model": QUITS["model"], "resize": "16x16", "mean": "0.5,0.5,0.5", "std": "0.25,0.25,0.25"}
     config = read_config(ClassesConfig, {**keys, "out": str(tmp_path / "s"), "runner": "inline"})
-    with pytest.raises(Refused, match="tried to end the program"):
+    with pytest.raises(InvalidRequestError, match="tried to end the program"):
         visualise(config, None)  # type: ignore[arg-type]
     assert not (tmp_path / "s").exists()
 
@@ -158,6 +158,6 @@ def test_factory_that_ends_the_program_is_refused_as_built(
     bright: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     monkeypatch.setenv("HOW", how)
-    with pytest.raises(Refused, match=r"while it was built|would end the job|could not be made"):
+    with pytest.raises(InvalidRequestError, match=r"while it was built|would end the job|could not be made"):
         run_inline(images=str(bright), out=str(tmp_path / "s"), **{**QUITS, "model": "python:factories:quits_built"})
     assert not (tmp_path / "s").exists()

@@ -15,7 +15,7 @@ from jobs.inputs.fetch import fetch
 from jobs.inputs.sources import list_entries, open_sources
 from jobs.inspect.status import status
 from jobs.verify.verify_command import verify
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from tests.conftest import run_inline, said
 from tests.support.changed_inputs import MADE, picture
 
@@ -61,7 +61,7 @@ def test_a_file_uri_is_its_path(places: Path, form: str) -> None:
 def test_a_file_of_another_host_is_refused(written: str, places: Path) -> None:
     with pytest.raises(ValueError, match="files of other hosts are not read"):
         full_path(written)
-    with pytest.raises(Refused, match="files of other hosts are not read"):
+    with pytest.raises(InvalidRequestError, match="files of other hosts are not read"):
         open_sources([written])
     for command in (status, verify):
         assert _exit_code(lambda command=command: said(command, written)[0]) == 2

@@ -15,7 +15,7 @@ from rich.console import Console
 from jobs.classes import classes_command, classes_stages
 from jobs.util.exit_codes import DAMAGED, DONE, NOT_FINISHED
 from jobs.verify.verify_command import verify
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from tests.jobs.classes.test_classes_command import run
 from tests.jobs.verify.test_verify_state import Killed, stopping
 
@@ -110,7 +110,7 @@ def test_another_session_changes_nothing_of_a_finished_store(store: Path) -> Non
 
 
 def test_no_class_is_explained_again(made: Path) -> None:
-    with pytest.raises(Refused, match="--recompute"):
+    with pytest.raises(InvalidRequestError, match="--recompute"):
         verify(str(made), Console(file=io.StringIO()), recompute=1)
 
 

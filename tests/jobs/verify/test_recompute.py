@@ -18,7 +18,7 @@ from obstore.store import LocalStore
 from jobs.store.index import Commit, encode_part, read_part
 from jobs.store.layout import index_key
 from jobs.util.exit_codes import DAMAGED, DONE, NOT_FINISHED
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from tests.conftest import run_inline
 from tests.support.changed_inputs import make, picture
 from tests.support.damage import (
@@ -89,7 +89,7 @@ def test_changed_weights_are_refused(own: tuple[Path, Path, Path]) -> None:
     out, _, weights = own
     torch.save({key: value + 1 for key, value in tiny().state_dict().items()}, weights)
     assert check(out)[0] == DONE
-    with pytest.raises(Refused, match="other weights"):
+    with pytest.raises(InvalidRequestError, match="other weights"):
         check(out, recompute=1)
 
 

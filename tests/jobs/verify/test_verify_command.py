@@ -15,7 +15,7 @@ from jobs.store.index import DamagedError
 from jobs.store.layout import index_key
 from jobs.util.exit_codes import DAMAGED, DONE, NOT_FINISHED
 from jobs.verify.problem_report import MOST_PRINTED
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from tests.conftest import SAME, run_inline
 from tests.support.damage import (
     check,
@@ -80,7 +80,7 @@ def test_what_is_no_store_is_refused_and_left_alone(tmp_path: Path, made: str) -
         out.mkdir()
     if made == "foreign":
         (out / "letter.txt").write_text("dear")
-    with pytest.raises(Refused):
+    with pytest.raises(InvalidRequestError):
         check(out)
     assert out.exists() == (made != "nothing")
 
@@ -93,7 +93,7 @@ def test_another_format_version_is_refused_not_called_damage(rows: bytes, store:
     assert check(store)[0] == DAMAGED  # by its sums, this is a flipped bit
     sums = (store / "SHA256SUMS").read_text()
     (store / "SHA256SUMS").write_text(sums.replace(digest(data), digest(other)))
-    with pytest.raises(Refused, match="store format 3"):
+    with pytest.raises(InvalidRequestError, match="store format 3"):
         check(store)
 
 

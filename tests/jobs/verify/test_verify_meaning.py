@@ -18,7 +18,7 @@ from jobs.store.layout import index_key
 from jobs.store.manifest import Manifest
 from jobs.store.manifest import encode_part as encode_manifest
 from jobs.util.exit_codes import DAMAGED, DONE
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from tests.support.damage import (
     check,
     copied,  # noqa: F401  the fixture ``store``
@@ -224,5 +224,5 @@ def test_a_store_on_s3(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert code == DAMAGED
         assert f"{key}: is not what was committed" in told
         assert "letter.txt: is no object of this run" in told
-        with pytest.raises(Refused):
+        with pytest.raises(InvalidRequestError):
             check(f"{out}-not")

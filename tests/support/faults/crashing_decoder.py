@@ -15,7 +15,7 @@ from typing import Any
 
 from jobs.inputs import decode_image
 from jobs.inputs.decode_image import Decoded
-from jobs.inputs.rejected import Rejected
+from jobs.inputs.rejected import RejectedImage
 from saliency_core.model.preprocessing import Preprocessing
 
 MARK = b"#killer "
@@ -26,7 +26,7 @@ def marked(data: bytes, deed: str) -> bytes:
     return data + MARK + deed.encode()
 
 
-def decode(data: bytes, preprocessing: Preprocessing, *, max_pixels: int) -> Decoded | Rejected:
+def decode(data: bytes, preprocessing: Preprocessing, *, max_pixels: int) -> Decoded | RejectedImage:
     _, _, deed = data.rpartition(MARK) if MARK in data else (b"", b"", b"")
     match deed.decode().split():
         case ["signal", name]:
@@ -53,7 +53,7 @@ def decode_stage(out: str, **keys: Any) -> Callable[[Any], Any]:
     from jobs.store.open import open_run
 
     stage.decode = decode
-    return stage.Decode(open_run(out)[1], **keys)
+    return stage.DecodeStage(open_run(out)[1], **keys)
 
 
 def explain(*arguments: str) -> None:

@@ -19,7 +19,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 FAULTS = ("503", "500", "reset", "lost", "cut", "trickle")
-"""Refused for now; failed; reset instead of being passed on; passed on, and its answer lost; the answer reset in the
+"""Raises InvalidRequestError for now; failed; reset instead of being passed on; passed on, and its answer lost; the
+answer reset in the
 middle of its body; the answer's body in small pieces, slowly. Also ``late``: passed on after a while; ``hang``: no
 answer for as long as the proxy lasts; and ``<status> <code>``, such as ``403 RequestTimeTooSkewed``."""
 

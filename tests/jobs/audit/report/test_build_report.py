@@ -17,7 +17,7 @@ from jobs.audit.report.audit_data import read_audited
 from jobs.audit.report.build_report import make_report
 from jobs.html.map_pictures import RowArtist
 from jobs.store.store_reader import open_store
-from saliency_core.errors import Refused
+from saliency_core.errors import InvalidRequestError
 from saliency_core.map_measures import MEASURES
 from saliency_core.visualization.map_style import draw_map
 from tests.support.audited_stores import write_audit
@@ -116,7 +116,7 @@ def test_how_many_examples_are_shown_is_for_the_user_to_say(store: Path) -> None
     "array, told", [("label/input_x_gradient", "no finished audit"), ("label/nothing", "no array")]
 )
 def test_without_an_audit_there_is_no_report(store: Path, array: str, told: str) -> None:
-    with pytest.raises(Refused, match=told):
+    with pytest.raises(InvalidRequestError, match=told):
         make_report(str(store), array, Console(file=io.StringIO()))
     assert not (store / "report").exists()
 
@@ -148,10 +148,10 @@ def test_what_an_audit_does_not_know_is_left_open(store: Path) -> None:
 
 def test_a_damaged_audit_is_refused(store: Path) -> None:
     (store / folder(ARRAY) / AUDIT_JSON).write_text("{}")
-    with pytest.raises(Refused, match="cannot be read"):
+    with pytest.raises(InvalidRequestError, match="cannot be read"):
         make_report(str(store), ARRAY, Console(file=io.StringIO()))
 
 
 def test_no_examples_are_refused(store: Path) -> None:
-    with pytest.raises(Refused, match="examples=0"):
+    with pytest.raises(InvalidRequestError, match="examples=0"):
         make_report(str(store), ARRAY, Console(file=io.StringIO()), examples=0)

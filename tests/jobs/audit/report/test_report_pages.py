@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from jobs.audit.report.audit_data import read_audited
-from jobs.audit.report.class_page import Figure, Made
+from jobs.audit.report.class_page import Figure, WrittenPage
 from jobs.audit.report.overview_page import overview
 from jobs.html.components import Tile, figure, render
-from jobs.html.sprite_sheet import LARGE, SMALL, Sheets
+from jobs.html.sprite_sheet import LARGE, SMALL, SpriteSheet
 from jobs.store.store_reader import open_store
 from jobs.util.formatting import shown
 from tests.support.reports import ARRAY, NAMES, OVER, Page, audit_and_report, pages, report
@@ -148,8 +148,8 @@ def test_the_first_page_of_a_thousand_classes_is_no_burden(hostile: Path) -> Non
     ]
     tile = Tile("pictures/class-0-0.jpg", 0, 0, LARGE, "map label/gradient on row 0")
     examples = [Figure([tile, tile], row, "x" * 60, "predicted", "") for row in range(8)]
-    evidence = {n: Made(n, [], tile, None, examples) for n in range(1000)}
-    sheets, thumbnails = Sheets("overview", LARGE), Sheets("means", SMALL)
+    evidence = {n: WrittenPage(n, [], tile, None, examples) for n in range(1000)}
+    sheets, thumbnails = SpriteSheet("overview", LARGE), SpriteSheet("means", SMALL)
     context = overview(store.run, replace(audited, classes=lines), evidence, sheets, thumbnails)
     html = render("overview.html", root="", **context)
     assert html.count('<tr><td class="tile">') == 1000
