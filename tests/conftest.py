@@ -26,6 +26,7 @@ from jobs.explain.explain_command import explain
 from jobs.storage.retrying import VARIABLE
 from jobs.store.store_reader import Store, open_store
 from jobs.util.exit_codes import IMPERFECT
+from tests.support import program_server
 from tests.support.faults import s3
 from tests.support.faults.fault_proxy import FaultProxy, faulty
 from tests.support.paths import PYTHONPATH, TESTS
@@ -188,13 +189,16 @@ def nothing_left_running() -> Iterator[None]:
 
 @pytest.fixture
 def saliency() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """The program as a user runs it."""
+    """Runs the program as a user does, in a process of its own."""
 
     def run(*arguments: object, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+        words = [*map(str, arguments)]
+        variables = {**os.environ, "PYTHONPATH": PYTHONPATH, "COLUMNS": "200", **environment}
+        if program_server.SERVER.accepts(variables):
+            return program_server.run(words, variables, timeout=timeout)
         return subprocess.run(
-            [sys.executable, "-m", "jobs", *map(str, arguments)],
-            capture_output=True, text=True, timeout=timeout, cwd=TESTS.parent,
-            env={**os.environ, "PYTHONPATH": PYTHONPATH, "COLUMNS": "200", **environment},
+            [sys.executable, "-m", "jobs", *words],
+            capture_output=True, text=True, timeout=timeout, cwd=TESTS.parent, env=variables,
         )  # fmt: skip
 
     return run

@@ -93,6 +93,7 @@ def test_worker_that_dies_over_a_unit_again_and_again_ends_the_run(tree: Path, t
     ends_well(saliency, command, tmp_path / "s")
 
 
+@pytest.mark.slow
 def test_workers_that_cannot_be_made_end_the_run(tree: Path, tmp_path: Path, saliency) -> None:
     """Their model is not the one that was planned with."""
     told = saliency(
@@ -131,12 +132,13 @@ def test_watchdog_that_is_fed_is_silent() -> None:
 
 @pytest.mark.parametrize("runner", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
 def test_stalled_run_reports_and_stops(tree: Path, tmp_path: Path, saliency, runner: str) -> None:
+    seconds = 5 if runner == "inline" else 30  # on Ray, workers start first
     hanging = flags(
-        images=tree, out=tmp_path / "s", model="python:factories:hangs", runner=runner, stall_seconds=30, **SMALL
+        images=tree, out=tmp_path / "s", model="python:factories:hangs", runner=runner, stall_seconds=seconds, **SMALL
     )
     told = saliency("explain", *hanging)
     assert told.returncode == 1, told.stdout + told.stderr
-    assert "stopped: nothing was committed for 30 s" in told.stderr, told.stderr
+    assert f"stopped: nothing was committed for {seconds} s" in told.stderr, told.stderr
     assert "explain: unit" in told.stderr and "Traceback" not in told.stderr
     assert "run the same command again" in told.stderr
     ends_well(saliency, ["explain", *hanging], tmp_path / "s")

@@ -47,7 +47,8 @@ def command(tree: Path, out: str) -> str:
     return " ".join([sys.executable, "-m", "jobs", "explain", *flags(images=tree, out=out, **JOB)])
 
 
-@pytest.mark.parametrize("size", ["60k", *(pytest.param(size, marks=pytest.mark.slow) for size in ("16k", "120k"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["16k", "60k", "120k"])
 def test_full_disk_ends_the_run_and_the_same_command_goes_on(
     size: str, tree: Path, disk, undisturbed, tmp_path: Path
 ) -> None:

@@ -12,13 +12,20 @@ from pathlib import Path
 import psutil
 
 from tests.support.paths import PYTHONPATH, TESTS
+from tests.support.program_server import SERVER, ForkedProgram
 
-_started: list[subprocess.Popen[str]] = []
+Program = subprocess.Popen[str] | ForkedProgram
+_started: list[Program] = []
 
 
-def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
-    """A job."""
-    return launch([sys.executable, "-m", "jobs", *map(str, arguments)], **environment)
+def start(*arguments: object, **environment: str) -> Program:
+    """Starts a job."""
+    words, variables = [*map(str, arguments)], {**os.environ, "PYTHONPATH": PYTHONPATH, **environment}
+    if not SERVER.accepts(variables):
+        return launch([sys.executable, "-m", "jobs", *words], **environment)
+    program = ForkedProgram(words, variables)
+    _started.append(program)
+    return program
 
 
 def launch(command: Sequence[str], **environment: str) -> subprocess.Popen[str]:
@@ -41,7 +48,7 @@ def end_all() -> None:
             process.stdout.close()
 
 
-def wait_for_commits(process: subprocess.Popen[str], out: Path, number: int) -> None:
+def wait_for_commits(process: Program, out: Path, number: int) -> None:
     """Until ``number`` units are committed. Fails when the run ends, or four minutes pass, before."""
     deadline = time.monotonic() + 240
     while len(list(out.glob("index/unit-*.parquet"))) < number:
@@ -50,7 +57,7 @@ def wait_for_commits(process: subprocess.Popen[str], out: Path, number: int) -> 
         time.sleep(0.02)
 
 
-def kill_all(process: subprocess.Popen[str]) -> None:
+def kill_all(process: Program) -> None:
     """SIGKILL, driver first and then all that it started: nobody may tidy up."""
     below = psutil.Process(process.pid).children(recursive=True)
     for one in [psutil.Process(process.pid), *below]:
@@ -61,7 +68,7 @@ def kill_all(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
-def parts(process: subprocess.Popen[str]) -> dict[str, list[psutil.Process]]:
+def parts(process: Program) -> dict[str, list[psutil.Process]]:
     """What a running job consists of, by kind: the driver, Ray's daemons, and workers by what they do now."""
     found: dict[str, list[psutil.Process]] = {"driver": [psutil.Process(process.pid)]}
     for one in found["driver"][0].children(recursive=True):

@@ -84,6 +84,7 @@ def test_line_i_is_image_i_is_class_i(finished: Path) -> None:
         assert picture.format == "PNG" and len(picture.getcolors(1 << 20) or ()) > 100
 
 
+@pytest.mark.slow
 def test_ray_equals_inline(finished: Path, names: Path, tmp_path: Path, saliency) -> None:
     out = tmp_path / "store"
     told = saliency("classes", *as_flags(out=out, class_names=names, runner="ray", workers=2))

@@ -58,10 +58,14 @@ def test_the_index_tells_what_each_target_and_method_has(many: Path) -> None:
     assert maps.shape[1] == 3
 
 
-def test_ray_gives_the_same_bytes(many: Path, tree: Path, tmp_path: Path, saliency) -> None:
+def test_ray_equals_inline(many: Path, tree: Path, tmp_path: Path, saliency) -> None:
     told = saliency("explain", *flags(images=tree, out=tmp_path / "store", workers=2, **{**SAME, "runner": "ray"}))
     assert told.returncode == 3, told.stdout + told.stderr
     assert content(tmp_path / "store") == content(many)
+    index = pq.read_table(tmp_path / "store/index.parquet")
+    assert index.equals(pq.read_table(many / "index.parquet"))
+    assert "43 of 43 rows committed" in told.stdout and "busiest" in told.stdout
+    assert "WARNING" not in told.stderr and "Traceback" not in told.stderr
 
 
 def test_noise_does_not_depend_on_the_unit_size(tree: Path, tmp_path: Path) -> None:

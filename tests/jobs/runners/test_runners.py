@@ -7,21 +7,10 @@ import shutil
 import signal
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import SAME, content, flags
 from tests.support.processes import kill_all, start, wait_for_commits
-
-
-def test_ray_equals_inline(tree: Path, finished: Path, tmp_path: Path, saliency) -> None:
-    told = saliency("explain", *flags(images=tree, out=tmp_path / "store", workers=2, **{**SAME, "runner": "ray"}))
-    assert told.returncode == 3, told.stdout + told.stderr
-    assert content(tmp_path / "store") == content(finished)
-    index = pq.read_table(tmp_path / "store/index.parquet")
-    assert index.equals(pq.read_table(finished / "index.parquet"))
-    assert "43 of 43 rows committed" in told.stdout and "busiest" in told.stdout
-    assert "WARNING" not in told.stderr and "Traceback" not in told.stderr
 
 
 @pytest.mark.slow
