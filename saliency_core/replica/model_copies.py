@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as torch_module
 from torch.overrides import TorchFunctionMode
 
 from saliency_core.errors import InvalidRequestError
@@ -23,6 +23,14 @@ from saliency_core.model.model_loading import Model
 
 _EQUAL = 1e-6  # relative; a copy runs the same kernels on the same values
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+# torch has a function that looks at these since version 2.8.
+_GLOBAL_HOOKS = (
+    "_global_forward_hooks",
+    "_global_forward_pre_hooks",
+    "_global_backward_hooks",
+    "_global_backward_pre_hooks",
+)
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,7 @@ class _WithoutGraphs(TorchFunctionMode):
 
 def _reaches_out(module: nn.Module) -> bool:
     """Whether a copy of it may still reach the original: by a hook, or by a function that a part keeps."""
-    hooked: bool = _has_any_global_hook()  # type: ignore[no-untyped-call]
+    hooked = any(getattr(torch_module, hooks) for hooks in _GLOBAL_HOOKS)
     return hooked or any(
         any(getattr(part, name, None) for name in _HOOKS) or any(map(_may_close_over, _attributes(part)))
         for part in module.modules()
