@@ -15,6 +15,7 @@ from jobs.audit.audit_command import audit
 from jobs.audit.audit_schema import CLASSES as CLASSES_PARQUET
 from jobs.audit.audit_schema import folder
 from jobs.config.explain_config import make_config
+from jobs.config.requested_rows import RowSelection
 from jobs.demo.demo_images import CLASSES, MARKED, make_images, write_shards
 from jobs.explain.explain_command import explain
 from jobs.inspect.show import show
@@ -64,7 +65,7 @@ def demo(directory: Path, console: Console, *, runner: str) -> int:
         return code
     if verify(str(store), console) != DONE or not _as_expected(store, broken, console):
         return NOT_FINISHED
-    show(str(store), output=picture, rows=_one_of_each(store), arrays=[ARRAY])
+    show(str(store), RowSelection(rows=_one_of_each(store)), output=picture, arrays=[ARRAY])
     print_text(console, f"\n{picture}: some images, their maps, and the maps on the images\n")
     if audit(str(store), console, array=ARRAY, runner=runner) not in (DONE, IMPERFECT) or not _found(store, console):
         return NOT_FINISHED

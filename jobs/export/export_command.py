@@ -11,10 +11,11 @@ from typing import Any
 
 from rich.console import Console
 
+from jobs.config.requested_rows import ALL_ROWS, RowSelection
 from jobs.explain.progress import Display
 from jobs.export.export_format import Format
 from jobs.export.output_directory import LEFT_OUT, WHOLE, Commit, Folder
-from jobs.export.selection import Selection, select
+from jobs.export.selection import ExportSelection, select
 from jobs.storage.files import is_remote, local_path
 from jobs.store.open import refuse_inside
 from jobs.store.store_reader import open_store
@@ -54,21 +55,17 @@ def export(
     *,
     to: str,
     output: str,
+    selection: RowSelection = ALL_ROWS,
     arrays: list[str] | None = None,
-    rows: list[int] | None = None,
-    class_: str | None = None,
-    highest: str | None = None,
-    lowest: str | None = None,
-    n: int | None = None,
     views: Sequence[str] | None = None,
-    look: MapStyle | None = None,
+    style: MapStyle | None = None,
     originals: bool = False,
     rows_per_part: int | None = None,
     allow_quarantined: bool = False,
 ) -> int:
     """Exports rows of the store ``out`` to the local directory ``output``, or goes on with it → exit code.
 
-    Rows and arrays as ``show`` takes them, all by default. ``views`` and ``look`` are for png, ``originals`` for
+    Rows and arrays as ``show`` takes them, all by default. ``views`` and ``style`` are for png, ``originals`` for
     webdataset. ``rows_per_part``: rows in one file, where a file holds several. ``allow_quarantined``: 0 is returned,
     not 3, if all rows that are left out are quarantined or partial. InvalidRequestError, with nothing written, for
     what cannot be exported.
@@ -79,16 +76,16 @@ def export(
         raise InvalidRequestError(f"--rows-per-part {rows_per_part} holds nothing: give at least 1.")
     store = open_store(out)
     folder = Folder(_directory(out, output))
-    selection = select(store, arrays=arrays, rows=rows, class_=class_, highest=highest, lowest=lowest, n=n)
-    options = _options(to, views=views, look=look, originals=originals)
-    format_ = _format(to, selection, folder, **options)
+    content = select(store, selection, arrays=arrays)
+    options = _options(to, views=views, style=style, originals=originals)
+    format_ = _format(to, content, folder, **options)
     size = rows_per_part or format_.rows_per_part
     told = {name: asdict(value) if isinstance(value, MapStyle) else value for name, value in options.items()}
-    recipe = {"format_version": FORMAT_VERSION, "to": to, **selection.recipe(), **told, "rows_per_part": size}
-    cuts = [selection.rows[start : start + size] for start in range(0, len(selection.rows), size)]
+    recipe = {"format_version": FORMAT_VERSION, "to": to, **content.recipe(), **told, "rows_per_part": size}
+    cuts = [content.rows[start : start + size] for start in range(0, len(content.rows), size)]
     with folder.claimed(recipe):
         pending = [part for part in range(len(cuts)) if not folder.is_committed(part)]
-        meter = _Meter(len(selection.rows), len(selection.rows) - sum(len(cuts[part]) for part in pending))
+        meter = _Meter(len(content.rows), len(content.rows) - sum(len(cuts[part]) for part in pending))
         with Display(meter, console, at_first=meter.line()) as display:
             for part in pending:
                 lacking = format_.write(part, cuts[part])
@@ -96,8 +93,8 @@ def export(
                 meter.done += len(cuts[part])
                 display.update()
         format_.finish(len(cuts))
-        left_out = _summary(console, selection, folder, folder.commits(len(cuts)))
-    return imperfect(allow_quarantined and left_out <= selection.imperfect()) if left_out else DONE
+        left_out = _summary(console, content, folder, folder.commits(len(cuts)))
+    return imperfect(allow_quarantined and left_out <= content.imperfect()) if left_out else DONE
 
 
 def _directory(out: str, output: str) -> Path:
@@ -109,20 +106,20 @@ def _directory(out: str, output: str) -> Path:
     return local_path(output)
 
 
-def _options(to: str, *, views: Sequence[str] | None, look: MapStyle | None, originals: bool) -> dict[str, Any]:
+def _options(to: str, *, views: Sequence[str] | None, style: MapStyle | None, originals: bool) -> dict[str, Any]:
     """Those of the format. Raises InvalidRequestError where others are given, for they would do nothing."""
-    if to != "png" and (views or (look is not None and look != MapStyle())):
+    if to != "png" and (views or (style is not None and style != MapStyle())):
         raise InvalidRequestError(
             f"--view, --cmap, --clip, --invert, --blur and --alpha are for --to png: {to} has no pictures."
         )
     if to != "webdataset" and originals:
         raise InvalidRequestError(f"--originals is for --to webdataset: {to} does without.")
     if to == "png":
-        return {"views": list(views or VIEWS), "look": look or MapStyle()}
+        return {"views": list(views or VIEWS), "look": style or MapStyle()}
     return {"originals": originals} if to == "webdataset" else {}
 
 
-def _format(to: str, selection: Selection, folder: Folder, **options: Any) -> Format:
+def _format(to: str, selection: ExportSelection, folder: Folder, **options: Any) -> Format:
     """Only the format that is asked for is imported, with what it needs."""
     if to == "png":
         from jobs.export.png import Png
@@ -145,7 +142,7 @@ def _format(to: str, selection: Selection, folder: Folder, **options: Any) -> Fo
     return ViRelAy(selection, folder)
 
 
-def _summary(console: Console, selection: Selection, folder: Folder, commits: Iterable[Commit]) -> set[int]:
+def _summary(console: Console, selection: ExportSelection, folder: Folder, commits: Iterable[Commit]) -> set[int]:
     """Says what is not among the files, by reason, with the first rows of each → the rows."""
     reasons: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}

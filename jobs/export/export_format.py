@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.export.output_directory import WHOLE, Folder, LeftOut
-from jobs.export.selection import Selection
+from jobs.export.selection import ExportSelection
 
 
 class Format(ABC):
@@ -17,7 +17,7 @@ class Format(ABC):
 
     rows_per_part: ClassVar[int]
 
-    def __init__(self, selection: Selection, folder: Folder) -> None:
+    def __init__(self, selection: ExportSelection, folder: Folder) -> None:
         """Raises InvalidRequestError where the selection cannot be told in this format, or what writes it is not
         installed."""
         self.selection = selection

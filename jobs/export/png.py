@@ -12,7 +12,7 @@ from PIL import Image
 from jobs.export.export_format import Format, lacking, left_out
 from jobs.export.output_directory import Folder, LeftOut
 from jobs.export.safe_names import key_of, name_of
-from jobs.export.selection import Selection, why_not
+from jobs.export.selection import ExportSelection, why_not
 from jobs.inputs.rejected import RejectedImage
 from jobs.store.run_record import ArraySpec
 from jobs.util.csv_escaping import SafeWriter
@@ -29,7 +29,7 @@ class Png(Format):
 
     rows_per_part = 64
 
-    def __init__(self, selection: Selection, folder: Folder, *, views: Sequence[str], look: MapStyle) -> None:
+    def __init__(self, selection: ExportSelection, folder: Folder, *, views: Sequence[str], look: MapStyle) -> None:
         refuse_unknown(views)
         super().__init__(selection, folder)
         self._views = list(dict.fromkeys(views))

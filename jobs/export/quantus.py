@@ -13,7 +13,7 @@ from jobs.export.export_format import Format, lacking
 from jobs.export.model_inputs import Inputs
 from jobs.export.output_directory import Folder, LeftOut
 from jobs.export.safe_names import name_of
-from jobs.export.selection import Batch, Selection, why_not
+from jobs.export.selection import Batch, ExportSelection, why_not
 from jobs.store.index import OK
 from jobs.store.run_record import ArraySpec
 from saliency_core.errors import InvalidRequestError
@@ -30,7 +30,7 @@ class Quantus(Format):
 
     rows_per_part = 64
 
-    def __init__(self, selection: Selection, folder: Folder) -> None:
+    def __init__(self, selection: ExportSelection, folder: Folder) -> None:
         for array in selection.arrays:
             if _explains_no_class(selection, array):
                 raise InvalidRequestError(
@@ -67,7 +67,7 @@ class Quantus(Format):
         return reasons
 
 
-def _explains_no_class(selection: Selection, array: ArraySpec) -> bool:
+def _explains_no_class(selection: ExportSelection, array: ArraySpec) -> bool:
     """Whether there are maps, and none is of a class."""
     mapped = False
     status, explained = f"{array.target}__status", f"{array.target}__class"

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from jobs.config.requested_rows import RowSelection
 from jobs.store.index import OK, QUARANTINED
 from jobs.store.row_selection import choose_rows
 from jobs.store.run_record import ArraySpec
@@ -33,7 +34,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Selection:
+class ExportSelection:
     """``rows`` in the order of the export, each once."""
 
     store: Store
@@ -78,38 +79,26 @@ class Selection:
         }
 
 
-def select(
-    store: Store,
-    *,
-    arrays: list[str] | None,
-    rows: list[int] | None,
-    class_: str | None,
-    highest: str | None,
-    lowest: str | None,
-    n: int | None,
-) -> Selection:
-    """All rows, or those that ``choose_rows`` finds; all arrays, or these.
+def select(store: Store, selection: RowSelection, *, arrays: list[str] | None) -> ExportSelection:
+    """The selected rows; all arrays, or these.
 
     Raises InvalidRequestError for what does not exist, for a row or array that is named twice, and for all rows of an
     unfinished store.
     """
     specs = [store.array(path).spec for path in dict.fromkeys(arrays)] if arrays else list(store.arrays.values())
-    if rows is None and not store.finished:
+    if selection.rows is None and not store.finished:
         raise InvalidRequestError(
             f"{store.run.config.out} is not finished, and an export of it would be no export of the whole: run "
             "explain again to go on, or name committed rows with --rows."
         )
-    chosen = choose_rows(
-        store, target=specs[0].target, rows=rows, class_=class_, highest=highest, lowest=lowest,
-        n=max(1, len(store)) if n is None else n,
-    )  # fmt: skip
+    chosen = choose_rows(store, selection, target=specs[0].target)
     numbers = np.asarray(chosen, np.int64)
     unique, counts = np.unique(numbers, return_counts=True)
     if len(unique) < len(numbers):
         raise InvalidRequestError(
             f"--rows names row {unique[counts > 1][0]} twice, and it can be exported once: name it once."
         )
-    return Selection(store, specs, numbers)
+    return ExportSelection(store, specs, numbers)
 
 
 def why_not(line: dict[str, Any], arrays: list[ArraySpec], *, image: str | None = None) -> dict[str, str | None]:

@@ -26,7 +26,7 @@ from jobs.export.hdf5 import append, joined, point_at
 from jobs.export.model_inputs import Inputs
 from jobs.export.output_directory import LEFT_OUT, Folder, LeftOut
 from jobs.export.safe_names import name_of
-from jobs.export.selection import Batch, Selection, why_not
+from jobs.export.selection import Batch, ExportSelection, why_not
 from jobs.export.virelay_analysis import fresh_audit, write_analysis
 from jobs.store.run_record import ArraySpec
 from jobs.util.job_errors import JobStopped
@@ -42,7 +42,7 @@ class ViRelAy(Format):
 
     rows_per_part = 1024
 
-    def __init__(self, selection: Selection, folder: Folder) -> None:
+    def __init__(self, selection: ExportSelection, folder: Folder) -> None:
         super().__init__(selection, folder)
         run = selection.store.run
         if run.n_classes > _MOST_CLASSES:

@@ -15,7 +15,7 @@ from PIL import Image
 from jobs.export.export_format import Format, lacking, left_out
 from jobs.export.output_directory import Folder, LeftOut
 from jobs.export.safe_names import key_of, name_of
-from jobs.export.selection import Selection, why_not
+from jobs.export.selection import ExportSelection, why_not
 from jobs.inputs.rejected import RejectedImage
 
 QUALITY = 95  # of JPEG: near what it was, and far below its size as PNG
@@ -30,7 +30,7 @@ class WebDataset(Format):
 
     rows_per_part = 512
 
-    def __init__(self, selection: Selection, folder: Folder, *, originals: bool) -> None:
+    def __init__(self, selection: ExportSelection, folder: Folder, *, originals: bool) -> None:
         super().__init__(selection, folder)
         self._originals = originals
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from jobs.config.requested_rows import RowSelection
 from jobs.inputs.rejected import RejectedImage
 from jobs.store.index import OK
 from jobs.store.row_selection import choose_rows
@@ -33,42 +34,36 @@ MOST_BESIDE = 5  # cells; where there would be more, the views of an array stand
 
 def show(
     out: str,
+    selection: RowSelection,
     *,
     output: Path,
-    rows: list[int] | None = None,
-    class_: str | None = None,
-    highest: str | None = None,
-    lowest: str | None = None,
-    n: int = 6,
     arrays: list[str] | None = None,
     views: Sequence[str] = ("map", "overlay"),
-    look: MapStyle | None = None,
+    style: MapStyle | None = None,
 ) -> Path:
     """Draws rows of the store ``out`` into the image file ``output`` (.png, .pdf, .svg, .jpg …), and returns it.
 
-    ``rows``: these, in this order. Otherwise the first ``n`` committed ones, of ``class_`` (number or name of the class
-    that was explained) where given, sorted where ``highest`` or ``lowest`` names an index column. ``arrays``: by
-    default all, or some of the first target's where these are too many; the target of the first is the one that
-    ``class_`` means. ``views``: what is drawn of each, of ``saliency_core.visualization.views.VIEWS``. ``look``: in
-    which colours.
+    ``selection``: of the committed rows. ``arrays``: by default all, or some of the first target's where these are too
+    many; the target of the first is the one that ``selection.class_`` means. ``views``: what is drawn of each, of
+    ``saliency_core.visualization.views.VIEWS``. ``style``: in which colours.
 
     InvalidRequestError, with nothing written, for what cannot be shown.
     """
-    look = look or MapStyle()
+    style = style or MapStyle()
     refuse_unknown(views)
     _refuse_unwritable(output)
     store = open_store(out)
     specs = [store.array(path).spec for path in arrays] if arrays else _few(list(store.arrays.values()))
-    chosen = choose_rows(store, target=specs[0].target, rows=rows, class_=class_, highest=highest, lowest=lowest, n=n)
+    chosen = choose_rows(store, selection, target=specs[0].target)
     beside = 1 + len(specs) * len(views) <= MOST_BESIDE
     refuse_too_many(len(chosen), columns=1 + len(specs) * (len(views) if beside else 1))
     index = store.lines(chosen).to_pylist()
     maps = [store.maps(spec.path, chosen) for spec in specs]
     panels = []
     for line, *own in zip(index, *maps, strict=True):
-        cells = _cells(store, line, list(zip(specs, own, strict=True)), views, look)
+        cells = _cells(store, line, list(zip(specs, own, strict=True)), views, style)
         panels.append(_panel(store, line, specs, _beside(cells) if beside else _stacked(cells)))
-    footer = _footer(look, drawn=len(specs), of=len(store.arrays)) if any(panel.tiers for panel in panels) else ""
+    footer = _footer(style, drawn=len(specs), of=len(store.arrays)) if any(panel.tiers for panel in panels) else ""
     _save(draw(panels, footer=footer), output)
     return output
 
@@ -79,11 +74,11 @@ def _few(specs: list[ArraySpec]) -> list[ArraySpec]:
     return [spec for spec in specs if spec.target == specs[0].target][:MOST_ARRAYS]
 
 
-def _footer(look: MapStyle, *, drawn: int, of: int) -> str:
+def _footer(style: MapStyle, *, drawn: int, of: int) -> str:
     told = ["Each map is coloured by itself, over the range that stands below it"]
-    told += [f"values past percentile {look.clip:g} take the end's colour"] if look.clip < 100 else []
-    told += [f"blurred by a Gaussian of {look.blur:g} pixels"] if look.blur else []
-    told += ["inverted (1 − map)"] if look.invert else []
+    told += [f"values past percentile {style.clip:g} take the end's colour"] if style.clip < 100 else []
+    told += [f"blurred by a Gaussian of {style.blur:g} pixels"] if style.blur else []
+    told += ["inverted (1 − map)"] if style.invert else []
     told += [f"{drawn} of {of} arrays (--array names others)"] if drawn < of else []
     return "; ".join(told) + "."
 
@@ -125,7 +120,7 @@ def _cells(
     line: dict[str, Any],
     maps: list[tuple[ArraySpec, NDArray[np.float32]]],
     views: Sequence[str],
-    look: MapStyle,
+    style: MapStyle,
 ) -> list[list[Cell | None]]:
     """The image, then the views of each array, the first of which takes the words where there is no map."""
     if all(line[f"{spec.target}__status"] != OK for spec, _ in maps):
@@ -136,7 +131,7 @@ def _cells(
         status = line[f"{spec.target}__status"]
         if status == OK:
             signed = not spec.nonnegative
-            cells.append([*view_cells(spec.path, values, photograph, signed=signed, views=views, look=look)])
+            cells.append([*view_cells(spec.path, values, photograph, signed=signed, views=views, look=style)])
         else:
             cells.append([Cell(spec.path, printable(f"no map: {status}", most=160)), *[None] * (len(views) - 1)])
     return cells

@@ -19,6 +19,7 @@ import pytest
 from rich.console import Console
 
 from jobs.cli.app import app
+from jobs.config.requested_rows import RowSelection
 from jobs.export import selection
 from jobs.export.export_command import TO
 from jobs.export.output_directory import Commit, Folder
@@ -36,7 +37,7 @@ def test_rows_without_a_map_are_counted_and_named(finished: Path, tmp_path: Path
     code, told = run(finished, to, tmp_path / "e", arrays=[GRADIENT])
     assert code == 3 and "3 quarantined" in told and all(name in told for name in BROKEN)
     assert {(one["sample_id"], one["what"]) for one in lacking(tmp_path / "e")} == {(name, "row") for name in BROKEN}
-    code, told = run(finished, to, tmp_path / "whole", arrays=[GRADIENT], rows=[1, 0])
+    code, told = run(finished, to, tmp_path / "whole", arrays=[GRADIENT], selection=RowSelection(rows=[1, 0]))
     assert code == 0 and "left out" not in told and lacking(tmp_path / "whole") == []
 
 
@@ -166,15 +167,15 @@ def test_a_foreign_folder_is_refused_and_not_touched(finished: Path, tmp_path: P
     "other, differs",
     [
         ({"to": "webdataset"}, "to"),
-        ({"rows": [0, 1]}, "rows"),
+        ({"selection": RowSelection(rows=[0, 1])}, "rows"),
         ({"arrays": [INPUT_X]}, "arrays"),
         ({"views": ["mask"]}, "views"),
-        ({"look": MapStyle(clip=90)}, "look"),
+        ({"style": MapStyle(clip=90)}, "look"),
         ({"rows_per_part": 1}, "rows_per_part"),
     ],
 )
 def test_another_export_is_refused(finished: Path, tmp_path: Path, other: dict[str, Any], differs: str) -> None:
-    keys: dict[str, Any] = {"to": "png", "rows": [0], "arrays": [GRADIENT]}
+    keys: dict[str, Any] = {"to": "png", "selection": RowSelection(rows=[0]), "arrays": [GRADIENT]}
     run(finished, output=tmp_path / "e", **keys)
     before = files(tmp_path)
     with pytest.raises(InvalidRequestError, match=rf"another export.*differs: .*{differs}"):
@@ -207,10 +208,10 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_made(finished: Pa
         "'hdf'.*virelay, quantus": {"to": "hdf"},
         "of which it is no part": {"to": "png", "output": finished / "pictures"},
         "object store": {"to": "png", "output": "s3://bucket/e"},
-        "row 5 twice": {"to": "png", "rows": [5, 4, 5]},
+        "row 5 twice": {"to": "png", "selection": RowSelection(rows=[5, 4, 5])},
         "no array 'nope/x'": {"to": "png", "arrays": ["nope/x"]},
         "--view.*webdataset has no pictures": {"to": "webdataset", "views": ["map"]},
-        "--cmap": {"to": "quantus", "look": MapStyle(invert=True)},
+        "--cmap": {"to": "quantus", "style": MapStyle(invert=True)},
         "--originals": {"to": "virelay", "originals": True},
         "view 'x-ray'": {"to": "png", "views": ["x-ray"]},
         "--rows-per-part 0": {"to": "png", "rows_per_part": 0},
@@ -224,7 +225,7 @@ def test_an_unfinished_store_is_exported_by_named_rows_only(tree: Path, tmp_path
     run_inline(images=str(tree), out=str(tmp_path / "s"), unit_size=8, limit=16)
     with pytest.raises(InvalidRequestError, match=r"not finished.*--rows"):
         run(tmp_path / "s", "webdataset", tmp_path / "e")
-    assert run(tmp_path / "s", "webdataset", tmp_path / "e", rows=[3])[0] == 0
+    assert run(tmp_path / "s", "webdataset", tmp_path / "e", selection=RowSelection(rows=[3]))[0] == 0
     assert len(samples(tmp_path / "e")) == 1
 
 

@@ -17,6 +17,7 @@ import webdataset
 from factories import tiny
 from PIL import Image
 
+from jobs.config.requested_rows import RowSelection
 from jobs.export.export_command import TO
 from jobs.export.safe_names import name_of
 from jobs.store.store_reader import Store, open_store
@@ -96,7 +97,14 @@ def test_an_image_that_is_gone_or_another_is_told(tree: Path, tmp_path: Path, to
 
 
 def test_pictures_are_as_large_as_the_originals(finished: Path, store: Store, tmp_path: Path) -> None:
-    run(finished, "png", tmp_path, rows=[5, 2], arrays=[GRADIENT, INPUT_X], views=["map", "overlay", "mask"])
+    run(
+        finished,
+        "png",
+        tmp_path,
+        selection=RowSelection(rows=[5, 2]),
+        arrays=[GRADIENT, INPUT_X],
+        views=["map", "overlay", "mask"],
+    )
     with (tmp_path / "pictures.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     assert [int(line["row"]) for line in table] == [5] * 6 + [2] * 6
@@ -115,19 +123,19 @@ def test_a_picture_is_its_map_in_the_look_asked_for(tmp_path: Path) -> None:
     for name in "ab":
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / f"in/{name}.png")
     run_inline(images=str(tmp_path / "in"), out=str(tmp_path / "s"), methods=("input_x_gradient", "gradient"))
-    look = MapStyle(cmap="viridis", clip=90, blur=1, invert=True)
-    run(tmp_path / "s", "png", tmp_path / "e", views=["map"], look=look)
+    style = MapStyle(cmap="viridis", clip=90, blur=1, invert=True)
+    run(tmp_path / "s", "png", tmp_path / "e", views=["map"], style=style)
     found = open_store(str(tmp_path / "s"))
     for array in found.arrays.values():
         path = tmp_path / f"e/pictures/00000001_b_png.{name_of(array)}.map.png"
-        expected = draw_map(found.maps(array.path, [1])[0], look, signed=not array.nonnegative)
+        expected = draw_map(found.maps(array.path, [1])[0], style, signed=not array.nonnegative)
         with Image.open(path) as picture:
             np.testing.assert_array_equal(np.asarray(picture), expected)
 
 
 def test_kept_channels_have_pictures(tree: Path, tmp_path: Path) -> None:
     run_inline(images=str(tree), out=str(tmp_path / "s"), limit=8, unit_size=8, methods="all=gradient(reduction=none)")
-    assert run(tmp_path / "s", "png", tmp_path / "e", rows=[0, 1])[0] == 0
+    assert run(tmp_path / "s", "png", tmp_path / "e", selection=RowSelection(rows=[0, 1]))[0] == 0
     assert len(list((tmp_path / "e/pictures").iterdir())) == 4
 
 
@@ -158,6 +166,9 @@ def test_quantus_takes_kept_channels_and_no_target_that_is_no_class(tree: Path, 
         targets=("predicted", "mix=weighted:{0: 1.0, 1: -1.0}"),
     )  # fmt: skip
     with pytest.raises(InvalidRequestError, match=r"mix/all explains no class.*leave it out"):
-        run(tmp_path / "s", "quantus", tmp_path / "e", rows=[0, 1])
-    assert run(tmp_path / "s", "quantus", tmp_path / "f", rows=[0, 1], arrays=["predicted/all"])[0] == 0
+        run(tmp_path / "s", "quantus", tmp_path / "e", selection=RowSelection(rows=[0, 1]))
+    assert (
+        run(tmp_path / "s", "quantus", tmp_path / "f", selection=RowSelection(rows=[0, 1]), arrays=["predicted/all"])[0]
+        == 0
+    )
     assert np.load(tmp_path / "f/predicted__all/part-00000.npz")["a_batch"].shape == (2, 3, 16, 16)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from jobs.audit.audit_schema import AUDIT_JSON, ROWS
 from jobs.audit.audit_schema import folder as audit_folder
+from jobs.config.requested_rows import RowSelection
 from jobs.store.store_reader import Store, open_store
 from tests.conftest import run_inline
 from tests.support.exports import GRADIENT, INPUT_X, audited, run
@@ -57,7 +58,7 @@ def test_a_grey_model_has_grey_inputs_and_viewable_images(tree: Path, tmp_path: 
         mean="0.5", std="0.25", methods="all=gradient(reduction=none)",
     )  # fmt: skip
     for to in ("virelay", "quantus"):
-        run(tmp_path / "s", to, tmp_path / to, rows=[0, 1])
+        run(tmp_path / "s", to, tmp_path / to, selection=RowSelection(rows=[0, 1]))
     part = np.load(tmp_path / "quantus/predicted__all/part-00000.npz")
     assert part["x_batch"].shape == part["a_batch"].shape == (2, 1, 16, 16)
     with h5py.File(tmp_path / "virelay/inputs.h5") as inputs:
@@ -69,7 +70,7 @@ def test_a_grey_model_has_grey_inputs_and_viewable_images(tree: Path, tmp_path: 
 
 
 def test_virelay_learns_which_samples_have_an_attribution(partial: Path, tmp_path: Path) -> None:
-    run(partial, "virelay", tmp_path, rows_per_part=8, rows=[19, 1, 0, 2, 6])
+    run(partial, "virelay", tmp_path, rows_per_part=8, selection=RowSelection(rows=[19, 1, 0, 2, 6]))
     with h5py.File(tmp_path / "inputs.h5") as inputs:
         assert inputs["row"][:].tolist() == [19, 1, 0, 2, 6]
         assert inputs["label"][:].tolist() == [5, 1, 0, 5, 1]  # 5: unknown
@@ -92,10 +93,10 @@ def test_virelay_shows_what_an_audit_found(finished: Path, tmp_path: Path) -> No
     copy = audited(finished, tmp_path / "s")
     rows = [40, 0, 1, 2, 3, 6, 7]
     later = (copy / "audit").rename(tmp_path / "later")
-    run(copy, "virelay", tmp_path / "e", rows=rows, arrays=[GRADIENT, INPUT_X])
+    run(copy, "virelay", tmp_path / "e", selection=RowSelection(rows=rows), arrays=[GRADIENT, INPUT_X])
     assert "analyses" not in yaml.safe_load((tmp_path / "e/predicted__gradient.yaml").read_text())["project"]
     later.rename(copy / "audit")
-    run(copy, "virelay", tmp_path / "e", rows=rows, arrays=[GRADIENT, INPUT_X])
+    run(copy, "virelay", tmp_path / "e", selection=RowSelection(rows=rows), arrays=[GRADIENT, INPUT_X])
     project = yaml.safe_load((tmp_path / "e/predicted__gradient.yaml").read_text())["project"]
     assert project["analyses"] == [
         {"analysis_method": "saliency audit", "sources": ["predicted__gradient.analysis.h5"]}

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from jobs.config.requested_rows import RowSelection
 from jobs.inspect import show as module
 from jobs.inspect.show import show
 from jobs.store.store_reader import Store, open_store
@@ -69,7 +70,7 @@ def assert_nothing_is_cut_off(figure: Figure) -> None:
 
 
 def test_a_panel_holds_the_image_and_each_map_twice(finished: Path, tmp_path: Path, figures: list[Figure]) -> None:
-    out = show(str(finished), rows=[0, 5, 9], output=tmp_path / "grid.png")
+    out = show(str(finished), RowSelection(rows=[0, 5, 9]), output=tmp_path / "grid.png")
     with Image.open(out) as picture:
         assert picture.format == "PNG" and min(picture.size) > 500
     (figure,) = figures
@@ -82,7 +83,7 @@ def test_a_panel_holds_the_image_and_each_map_twice(finished: Path, tmp_path: Pa
 def test_the_first_cell_is_the_image_and_the_second_its_map(
     finished: Path, store: Store, tmp_path: Path, figures: list[Figure]
 ) -> None:
-    show(str(finished), rows=[6], arrays=["predicted/gradient"], output=tmp_path / "grid.png")
+    show(str(finished), RowSelection(rows=[6]), arrays=["predicted/gradient"], output=tmp_path / "grid.png")
     image, heat, laid = pictures(figures[0])
     np.testing.assert_array_equal(image, np.asarray(store.original(6)))
     brightest = np.unravel_index(store.maps("predicted/gradient", [6])[0].argmax(), (16, 16))
@@ -94,7 +95,7 @@ def test_the_range_of_a_map_stands_below_it(
     finished: Path, store: Store, tmp_path: Path, figures: list[Figure]
 ) -> None:
     arrays = ["predicted/gradient", "predicted/input_x_gradient"]
-    show(str(finished), rows=[6], arrays=arrays, output=tmp_path / "grid.png", look=MapStyle(clip=100))
+    show(str(finished), RowSelection(rows=[6]), arrays=arrays, output=tmp_path / "grid.png", style=MapStyle(clip=100))
     gradient, signed = (store.maps(path, [6])[0] for path in arrays)
     told = texts(figures[0]).split("\n")
     largest = np.abs(signed).max()
@@ -107,7 +108,7 @@ def test_the_range_of_a_map_stands_below_it(
 
 def test_views_and_looks_are_chosen(finished: Path, store: Store, tmp_path: Path, figures: list[Figure]) -> None:
     def drawn(**keys: Any) -> list[NDArray[np.uint8]]:
-        show(str(finished), rows=[6], arrays=["predicted/gradient"], output=tmp_path / "grid.png", **keys)
+        show(str(finished), RowSelection(rows=[6]), arrays=["predicted/gradient"], output=tmp_path / "grid.png", **keys)
         assert_nothing_is_cut_off(figures[-1])
         return pictures(figures[-1])
 
@@ -116,11 +117,11 @@ def test_views_and_looks_are_chosen(finished: Path, store: Store, tmp_path: Path
     np.testing.assert_array_equal(also_heat, heat)
     np.testing.assert_array_equal(also_laid, laid)
     assert (masked <= image).all() and "predicted/gradient, image × map" in texts(figures[-1]).replace("\n", " ")
-    np.testing.assert_array_equal(drawn(look=MapStyle(alpha=0))[2], image)
+    np.testing.assert_array_equal(drawn(style=MapStyle(alpha=0))[2], image)
     values = store.maps("predicted/gradient", [6])[0]
-    for look in (MapStyle(), MapStyle(clip=90), MapStyle(blur=2), MapStyle(invert=True), MapStyle(cmap="viridis")):
-        np.testing.assert_array_equal(drawn(look=look)[1], draw_map(values, look))
-    drawn(look=MapStyle(clip=100))
+    for style in (MapStyle(), MapStyle(clip=90), MapStyle(blur=2), MapStyle(invert=True), MapStyle(cmap="viridis")):
+        np.testing.assert_array_equal(drawn(style=style)[1], draw_map(values, style))
+    drawn(style=MapStyle(clip=100))
     assert "percentile" not in texts(figures[-1]) and "1 of 4 arrays" in texts(figures[-1])
 
 
@@ -131,7 +132,7 @@ def test_of_many_arrays_the_first_targets_are_drawn(tree: Path, tmp_path: Path, 
         images=str(tree / "ant"), out=out, targets=("predicted", "class:1"),
         methods=tuple(f"gradient(reduction={one})" for one in reductions),
     )  # fmt: skip
-    show(out, n=1, output=tmp_path / "grid.png")
+    show(out, RowSelection(n=1), output=tmp_path / "grid.png")
     assert len(pictures(figures[0])) == 1 + 2 * 4
     assert "class_1" not in texts(figures[0]) and "4 of 8 arrays" in texts(figures[0])
 
@@ -145,8 +146,8 @@ def test_kept_channels_are_one_picture(
         images=str(tree / "ant"), out=out, methods=("gradient(reduction=none)",), model=f"python:factories:{model}",
         mean=",".join(["0.5"] * channels), std=",".join(["0.5"] * channels), channels=channels,
     )  # fmt: skip
-    show(out, rows=[0], output=tmp_path / "grid.png")
-    show(out, rows=[0], output=tmp_path / "grid.png", look=MapStyle(cmap="viridis", invert=True))
+    show(out, RowSelection(rows=[0]), output=tmp_path / "grid.png")
+    show(out, RowSelection(rows=[0]), output=tmp_path / "grid.png", style=MapStyle(cmap="viridis", invert=True))
     for figure in figures:
         assert len(pictures(figure)) == 3 and len(scales(figure)) == 1
         assert_nothing_is_cut_off(figure)
@@ -162,7 +163,7 @@ def test_a_quarantined_row_shows_its_reason(
 ) -> None:
     lines = store.lines().to_pylist()
     row = next(line["row"] for line in lines if line["status"] == "quarantined")
-    show(str(finished), rows=[row], output=tmp_path / "grid.png")
+    show(str(finished), RowSelection(rows=[row]), output=tmp_path / "grid.png")
     assert not pictures(figures[0])
     assert lines[row]["error"].split(":")[0][:40] in texts(figures[0]).replace("\n", " ")
     assert_nothing_is_cut_off(figures[0])
@@ -175,7 +176,7 @@ def test_a_partial_row_says_what_it_lacks(tmp_path: Path, figures: list[Figure])
     (tmp_path / "list.csv").write_text(f"uri,label\n{tmp_path}/in/0.png,\n{tmp_path}/in/1.png,3\n")
     out = str(tmp_path / "store")
     run_inline(images=str(tmp_path / "list.csv"), out=out, targets=("predicted", "label"))
-    show(out, output=tmp_path / "grid.png")
+    show(out, RowSelection(n=6), output=tmp_path / "grid.png")
     assert len(pictures(figures[0])) == 3 + 5
     assert "no map: no label" in texts(figures[0])
 
@@ -186,7 +187,7 @@ def test_a_lost_image_still_has_its_map(tmp_path: Path, figures: list[Figure]) -
         Image.new("RGB", (20, 20), (90 * i, 10, 200)).save(tmp_path / f"in/{i}.png")
     run_inline(images=str(tmp_path / "in"), out=str(tmp_path / "store"))
     (tmp_path / "in/0.png").unlink()
-    show(str(tmp_path / "store"), output=tmp_path / "grid.png")
+    show(str(tmp_path / "store"), RowSelection(n=6), output=tmp_path / "grid.png")
     assert len(pictures(figures[0])) == 1 + 3
     assert "missing" in texts(figures[0]).replace("\n", " ")
     assert_nothing_is_cut_off(figures[0])
@@ -202,7 +203,7 @@ def test_names_of_any_script_and_shape(tmp_path: Path, figures: list[Figure]) ->
     classes = tmp_path / "classes.txt"
     classes.write_text("\n".join(["Ä$", "貓", "W" * 99, "d", "e"]))
     run_inline(images=str(tmp_path / "in"), out=str(tmp_path / "store"), class_names=str(classes))
-    show(str(tmp_path / "store"), output=tmp_path / "grid.png")
+    show(str(tmp_path / "store"), RowSelection(n=6), output=tmp_path / "grid.png")
     assert len(pictures(figures[0])) == 6 * 3
     told = texts(figures[0])
     for expected in ("\\u65e5\\u672c\\u8a9e", "$x^2$ \\frac{", "new\\nline", "WWW…WWW", "a\\U0001f642b"):
@@ -212,7 +213,7 @@ def test_names_of_any_script_and_shape(tmp_path: Path, figures: list[Figure]) ->
 
 @pytest.mark.parametrize("kind", ["png", "pdf", "svg", "jpg", "PNG"])
 def test_the_suffix_chooses_the_format(finished: Path, tmp_path: Path, kind: str) -> None:
-    output = show(str(finished), rows=[0], arrays=["predicted/gradient"], output=tmp_path / f"one.{kind}")
+    output = show(str(finished), RowSelection(rows=[0]), arrays=["predicted/gradient"], output=tmp_path / f"one.{kind}")
     start = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml", "jpg": b"\xff\xd8"}[kind.lower()]
     assert output.read_bytes().startswith(start)
 
@@ -223,7 +224,7 @@ def test_a_photograph_is_drawn_small_with_its_map_in_place(tmp_path: Path, figur
     Image.new("RGB", (3000, 1000), (200, 200, 200)).save(tmp_path / "in/0.png")
     out = str(tmp_path / "store")
     run_inline(images=str(tmp_path / "in"), out=out, resize="16", crop="16x16")
-    show(out, output=tmp_path / "grid.png", look=MapStyle(alpha=0))
+    show(out, RowSelection(n=6), output=tmp_path / "grid.png", style=MapStyle(alpha=0))
     image, _, laid = pictures(figures[0])
     assert max(image.shape) < 600 and laid.shape == image.shape
     third = image.shape[1] / 3
@@ -246,7 +247,7 @@ def test_any_text_can_be_drawn(text: str) -> None:
 
 def test_a_sheet_is_no_tower_and_no_row_is_lost(finished: Path, tmp_path: Path, figures: list[Figure]) -> None:
     for rows in ([0], list(range(30))):
-        show(str(finished), rows=rows, arrays=["predicted/gradient"], output=tmp_path / "grid.png")
+        show(str(finished), RowSelection(rows=rows), arrays=["predicted/gradient"], output=tmp_path / "grid.png")
         width, height = figures[-1].get_size_inches()
         assert height < 2.2 * width
         assert [f"row {row} " in texts(figures[-1]) for row in rows] == [True] * len(rows)
