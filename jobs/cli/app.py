@@ -56,7 +56,7 @@ def main() -> None:
     app()
 
 
-def _command(function: Callable[..., int]) -> Callable[..., int]:
+def _register(function: Callable[..., int]) -> Callable[..., int]:
     """Registers a command that returns its exit code."""
 
     @app.command()
@@ -67,7 +67,7 @@ def _command(function: Callable[..., int]) -> Callable[..., int]:
     return function
 
 
-@_command
+@_register
 @with_options(flags=config_options(Config))
 def explain(
     flags: dict[str, Any],
@@ -76,43 +76,43 @@ def explain(
     accept_versions: AcceptVersions = False,
 ) -> int:
     """Explain every image: maps and an index into a store. Goes on by itself where the store is unfinished."""
-    made = read_config(Config, flags, file=config)
-    from jobs.explain import explain_command as job
+    job_config = read_config(Config, flags, file=config)
+    from jobs.explain import explain_command
 
-    return job.explain(made, console, dry_run=dry_run, accept_versions=accept_versions)
+    return explain_command.explain(job_config, console, dry_run=dry_run, accept_versions=accept_versions)
 
 
-@_command
+@_register
 @with_options(flags=config_options(ClassesConfig))
 def classes(flags: dict[str, Any], config: ConfigFile = None, accept_versions: AcceptVersions = False) -> int:
     """Show what the model takes each class for: the image that its score is highest on."""
-    made = read_config(ClassesConfig, flags, file=config)
-    from jobs.classes import classes_command as job
+    job_config = read_config(ClassesConfig, flags, file=config)
+    from jobs.classes import classes_command
 
-    return job.visualise(made, console, accept_versions=accept_versions)
+    return classes_command.visualise(job_config, console, accept_versions=accept_versions)
 
 
-@_command
+@_register
 def status(out: Out) -> int:
     """How far a run is, and what went wrong so far."""
-    from jobs.inspect import status as told
+    from jobs.inspect.status import print_status
 
-    return told.status(out, console)
+    return print_status(out, console)
 
 
-@_command
+@_register
 def verify(
     out: Out,
     recompute: Annotated[int, typer.Option(min=0, help="also explain this many random rows again and compare")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="which random rows")] = 0,
 ) -> int:
     """Prove that plan, index, arrays and hashes agree; name what does not."""
-    from jobs.verify import verify_command as proof
+    from jobs.verify import verify_command
 
-    return proof.verify(out, console, recompute=recompute, seed=seed)
+    return verify_command.verify(out, console, recompute=recompute, seed=seed)
 
 
-@_command
+@_register
 def retry(
     out: Out,
     workers: Annotated[str, typer.Option(help="model replicas")] = "auto",
@@ -124,9 +124,9 @@ def retry(
     allow_quarantined: AllowQuarantined = False,
 ) -> int:
     """Explain again the units that hold quarantined rows; their inputs are listed again."""
-    from jobs.explain import retry as again
+    from jobs.explain import retry as retry_command
 
-    return again.retry(
+    return retry_command.retry(
         out,
         console,
         workers=workers,
@@ -139,7 +139,7 @@ def retry(
     )
 
 
-@_command
+@_register
 @with_options(
     selection=row_options(
         n=6,
@@ -167,14 +167,14 @@ def show(
     style: MapStyle,
 ) -> int:
     """Draw rows: the image, its maps, and the maps on the image at its original size."""
-    from jobs.inspect import show as picture
+    from jobs.inspect import show as show_command
 
-    path = picture.show(out, selection, output=output, arrays=array, views=view or ("map", "overlay"), style=style)
+    path = show_command.show(out, selection, output=output, arrays=array, views=view or ("map", "overlay"), style=style)
     print_text(console, str(path))
     return DONE
 
 
-@_command
+@_register
 def audit(
     out: Out,
     array: Annotated[
@@ -189,9 +189,9 @@ def audit(
     allow_quarantined: AllowQuarantined = False,
 ) -> int:
     """Find what the model looks at, class by class, and what is suspicious about it; write a report."""
-    from jobs.audit import audit_command as job
+    from jobs.audit import audit_command
 
-    return job.audit(
+    return audit_command.audit(
         out,
         console,
         array=array,
@@ -203,7 +203,7 @@ def audit(
     )
 
 
-@_command
+@_register
 def compare(
     a: Annotated[str, typer.Argument(help="a store that explain made", metavar="A")],
     b: Annotated[str, typer.Argument(help="another, of the same images", metavar="B")],
@@ -215,9 +215,9 @@ def compare(
     allow_quarantined: AllowQuarantined = False,
 ) -> int:
     """Compare two models, methods or releases: whose class changed, whose maps moved, and where to."""
-    from jobs.compare import compare_command as comparison
+    from jobs.compare import compare_command
 
-    return comparison.compare(
+    return compare_command.compare(
         a,
         b,
         console,
@@ -230,7 +230,7 @@ def compare(
     )
 
 
-@_command
+@_register
 @with_options(
     selection=row_options(
         n=None,
@@ -260,9 +260,9 @@ def export(
     allow_quarantined: AllowQuarantined = False,
 ) -> int:
     """Hand rows of a store over to other tools. Goes on by itself where it was stopped."""
-    from jobs.export import export_command as run
+    from jobs.export import export_command
 
-    return run.export(
+    return export_command.export(
         out,
         console,
         to=to,
@@ -277,15 +277,15 @@ def export(
     )
 
 
-@_command
+@_register
 def methods() -> int:
     """The methods, targets and reductions that explain knows."""
-    from jobs.inspect import list_methods as known
+    from jobs.inspect.list_methods import print_methods
 
-    return known.methods(console)
+    return print_methods(console)
 
 
-@_command
+@_register
 def demo(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="where everything goes")] = Path("saliency-demo"),
     runner: Runner = "ray",
@@ -293,6 +293,6 @@ def demo(
     """Make images with a planted artefact, train a small model, explain, verify, show a picture, audit, report."""
     # Training threads that wait by spinning crawl where cores are shared (6 times as slow). Torch reads this once.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from jobs.demo import demo_command as shown
+    from jobs.demo.demo_command import run_demo
 
-    return shown.demo(directory, console, runner=runner)
+    return run_demo(directory, console, runner=runner)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.export.output_directory import WHOLE, Folder, LeftOut
+from jobs.export.output_directory import WHOLE_ROW, ExportFolder, LeftOut
 from jobs.export.selection import ExportSelection
 
 
@@ -17,7 +17,7 @@ class Format(ABC):
 
     rows_per_part: ClassVar[int]
 
-    def __init__(self, selection: ExportSelection, folder: Folder) -> None:
+    def __init__(self, selection: ExportSelection, folder: ExportFolder) -> None:
         """Raises InvalidRequestError where the selection cannot be told in this format, or what writes it is not
         installed."""
         self.selection = selection
@@ -33,16 +33,16 @@ class Format(ABC):
 
     def finish(self, parts: int) -> None:
         """Writes what needs all parts: here, what they lack. May be called again."""
-        self.folder.list_left_out(parts)
+        self.folder.write_left_out(parts)
 
 
-def left_out(line: dict[str, Any], what: str, reason: str) -> LeftOut:
+def left_out_entry(line: dict[str, Any], what: str, reason: str) -> LeftOut:
     """Of an index line."""
     return LeftOut(row=line["row"], sample_id=line["sample_id"], what=what, reason=reason, uri=line["uri"])
 
 
-def lacking(line: dict[str, Any], reasons: dict[str, str | None]) -> list[LeftOut]:
+def left_out_entries(line: dict[str, Any], reasons: dict[str, str | None]) -> list[LeftOut]:
     """What a row lacks, where ``reasons`` tells of every array why it is left out, or None: said once if it is all."""
     if None not in reasons.values() and len(set(reasons.values())) == 1:
-        return [left_out(line, WHOLE, str(next(iter(reasons.values()))))]
-    return [left_out(line, array, reason) for array, reason in reasons.items() if reason is not None]
+        return [left_out_entry(line, WHOLE_ROW, str(next(iter(reasons.values()))))]
+    return [left_out_entry(line, array, reason) for array, reason in reasons.items() if reason is not None]

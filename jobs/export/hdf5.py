@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def append(file: h5py.File, key: str, values: NDArray[Any]) -> None:
+def append_rows(file: h5py.File, key: str, values: NDArray[Any]) -> None:
     """Adds ``values`` [n, …] to the file's array ``key``, which is made where there is none; each item is a chunk."""
     if key not in file:
         item = values.shape[1:]
@@ -23,7 +23,7 @@ def append(file: h5py.File, key: str, values: NDArray[Any]) -> None:
     file[key][size:] = values
 
 
-def joined(parts: Sequence[Path], key: str) -> NDArray[Any]:
+def read_parts(parts: Sequence[Path], key: str) -> NDArray[Any]:
     """The whole array ``key`` of all parts, in memory."""
     arrays = []
     for part in parts:
@@ -32,7 +32,7 @@ def joined(parts: Sequence[Path], key: str) -> NDArray[Any]:
     return np.concatenate(arrays)
 
 
-def point_at(file: h5py.File, parts: Sequence[Path], keys: Sequence[str], *, beside: Path) -> None:
+def link_parts(file: h5py.File, parts: Sequence[Path], keys: Sequence[str], *, beside: Path) -> None:
     """Makes arrays in ``file`` that are those of the parts, one after the other, with nothing copied.
 
     ``beside``: the directory of ``file``, to which the parts' paths are told: the whole may be moved.
@@ -40,9 +40,9 @@ def point_at(file: h5py.File, parts: Sequence[Path], keys: Sequence[str], *, bes
     shapes: list[dict[str, tuple[int, ...]]] = []
     dtypes: dict[str, Any] = {}
     for part in parts:
-        with h5py.File(part, "r") as one:
-            shapes.append({key: one[key].shape for key in keys})
-            dtypes = {key: one[key].dtype for key in keys}
+        with h5py.File(part, "r") as file_of_part:
+            shapes.append({key: file_of_part[key].shape for key in keys})
+            dtypes = {key: file_of_part[key].dtype for key in keys}
     for key in keys:
         total = sum(shape[key][0] for shape in shapes)
         layout, start = h5py.VirtualLayout((total, *shapes[0][key][1:]), dtypes[key]), 0

@@ -13,20 +13,20 @@ from jobs.store.store_reader import CHANGED, Store
 from jobs.util.failure_reasons import for_explained
 
 
-class Inputs:
+class ModelInputs:
     """Rows → what the model saw."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._decode = DecodeStage(store.run)
 
-    def __call__(self, lines: list[dict[str, Any]]) -> tuple[NDArray[np.uint8], list[str | None]]:
+    def prepare(self, lines: list[dict[str, Any]]) -> tuple[NDArray[np.uint8], list[str | None]]:
         """Index lines → pixels uint8 [n, H, W, C], not yet normalised, and why there are none, or None, for each."""
         decoded = self._decode.lines(0, by_content(self._store.manifest_lines([line["row"] for line in lines])))
-        troubles = [
+        problems = [
             for_explained(error) if error else CHANGED if digest != line["sha256"] else None
             for line, error, digest in zip(
                 lines, decoded.lines["error"].to_pylist(), decoded.lines["sha256"].to_pylist(), strict=True
             )
         ]
-        return decoded.pixels, troubles
+        return decoded.pixels, problems

@@ -23,8 +23,8 @@ from pydantic import BaseModel
 from jobs.util.csv_escaping import SafeWriter
 from saliency_core.errors import InvalidRequestError
 
-RECIPE, PARTS, LEFT_OUT = "export.json", "parts", "left_out.csv"
-WHOLE = "row"
+RECIPE_JSON, PARTS, LEFT_OUT_CSV = "export.json", "parts", "left_out.csv"
+WHOLE_ROW = "row"
 _PARTIAL = ".partial"
 
 
@@ -38,21 +38,21 @@ class LeftOut(BaseModel):
     uri: str = ""
 
 
-class Commit(BaseModel):
+class PartCommit(BaseModel):
     """``left_out``: what the part's files lack."""
 
     rows: int
     left_out: list[LeftOut]
 
 
-class Folder:
+class ExportFolder:
     """A local directory, for one export."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @contextmanager
-    def claimed(self, recipe: dict[str, Any]) -> Iterator[None]:
+    def claim(self, recipe: dict[str, Any]) -> Iterator[None]:
         """Makes the folder, or goes on in it; nobody else does so meanwhile.
 
         Raises InvalidRequestError where it holds anything but an export with the same ``recipe``, and where it cannot
@@ -72,76 +72,76 @@ class Folder:
                 raise InvalidRequestError(
                     f"--output {self.path}: another export is writing there. Wait for its end, or choose another."
                 ) from None
-            self._claim(recipe)
+            self._write_or_check_recipe(recipe)
             yield
         finally:
             os.close(descriptor)
 
-    def _claim(self, recipe: dict[str, Any]) -> None:
+    def _write_or_check_recipe(self, recipe: dict[str, Any]) -> None:
         try:
-            found = json.loads((self.path / RECIPE).read_bytes())
+            stored = json.loads((self.path / RECIPE_JSON).read_bytes())
         except FileNotFoundError:
-            self._refuse_foreign()
-            with self.writing(RECIPE) as file:
+            self._refuse_other_files()
+            with self.atomic_file(RECIPE_JSON) as file:
                 file.write((json.dumps(recipe, indent=2) + "\n").encode())
             return
         except ValueError:
-            found = {}
-        differing = [key for key in recipe if not isinstance(found, dict) or found.get(key) != recipe[key]]
+            stored = {}
+        differing = [key for key in recipe if not isinstance(stored, dict) or stored.get(key) != recipe[key]]
         if differing:
             raise InvalidRequestError(
                 f"--output {self.path} holds another export, or one of the store as it was before it changed (what "
                 f"differs: {', '.join(differing)}), and nothing is overwritten: choose another."
             )
 
-    def _refuse_foreign(self) -> None:
-        there = sorted(entry.name for entry in self.path.iterdir() if not entry.name.endswith(_PARTIAL))
-        if there:
+    def _refuse_other_files(self) -> None:
+        names = sorted(path.name for path in self.path.iterdir() if not path.name.endswith(_PARTIAL))
+        if names:
             raise InvalidRequestError(
-                f"--output {self.path} is not empty and no export of ours (it holds {', '.join(there[:3])} …), and "
+                f"--output {self.path} is not empty and no export of ours (it holds {', '.join(names[:3])} …), and "
                 "nothing is overwritten: choose another, or empty it yourself."
             )
 
     @contextmanager
-    def making(self, name: str) -> Iterator[Path]:
+    def atomic_path(self, name: str) -> Iterator[Path]:
         """The path of a file to be made, which is ``name`` afterwards, and not at all where the making fails."""
-        place = self.path / name
-        place.parent.mkdir(exist_ok=True)
-        partial = place.with_name(f".{place.name}{_PARTIAL}")
+        final = self.path / name
+        final.parent.mkdir(exist_ok=True)
+        partial = final.with_name(f".{final.name}{_PARTIAL}")
         partial.unlink(missing_ok=True)
         try:
             yield partial
-            partial.replace(place)
+            partial.replace(final)
         finally:
             partial.unlink(missing_ok=True)
 
     @contextmanager
-    def writing(self, name: str) -> Iterator[IO[bytes]]:
+    def atomic_file(self, name: str) -> Iterator[IO[bytes]]:
         """The same, open."""
-        with self.making(name) as path, path.open("wb") as file:
+        with self.atomic_path(name) as path, path.open("wb") as file:
             yield file
 
-    def commit(self, part: int, commit: Commit) -> None:
+    def commit(self, part: int, commit: PartCommit) -> None:
         """Says that the part's files are there."""
-        with self.writing(f"{PARTS}/{_part_name(part)}") as file:
+        with self.atomic_file(f"{PARTS}/{_part_name(part)}") as file:
             file.write((commit.model_dump_json() + "\n").encode())
 
     def is_committed(self, part: int) -> bool:
         return (self.path / PARTS / _part_name(part)).exists()
 
-    def commits(self, parts: int) -> Iterator[Commit]:
+    def read_commits(self, parts: int) -> Iterator[PartCommit]:
         """Those of parts 0 to ``parts`` − 1, which all exist."""
         for part in range(parts):
-            yield Commit.model_validate_json((self.path / PARTS / _part_name(part)).read_bytes())
+            yield PartCommit.model_validate_json((self.path / PARTS / _part_name(part)).read_bytes())
 
-    def list_left_out(self, parts: int) -> None:
+    def write_left_out(self, parts: int) -> None:
         """Writes left_out.csv."""
-        with self.making(LEFT_OUT) as path, path.open("w", newline="", encoding="utf-8") as file:
+        with self.atomic_path(LEFT_OUT_CSV) as path, path.open("w", newline="", encoding="utf-8") as file:
             lines = SafeWriter(file)
             lines.write(LeftOut.model_fields)
-            for commit in self.commits(parts):
-                for one in commit.left_out:
-                    lines.write(one.model_dump().values())
+            for commit in self.read_commits(parts):
+                for entry in commit.left_out:
+                    lines.write(entry.model_dump().values())
 
 
 def _part_name(part: int) -> str:

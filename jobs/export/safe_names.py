@@ -7,15 +7,15 @@ from urllib.parse import quote
 
 from jobs.store.run_record import ArraySpec
 
-MOST = 60  # characters of a sample's own name: with arrays' names a file's must stay below 255 bytes
+MAX_ID_LENGTH = 60  # characters of a sample's own name: with arrays' names a file's must stay below 255 bytes
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
 
-def key_of(row: int, sample_id: str) -> str:
+def sample_key(row: int, sample_id: str) -> str:
     """``00000017_ant_003_png``: unique by its row; without dots (WebDataset cuts a key there) and slashes."""
-    return f"{row:08d}_{_UNSAFE.sub('_', sample_id)[-MOST:]}"
+    return f"{row:08d}_{_UNSAFE.sub('_', sample_id)[-MAX_ID_LENGTH:]}"
 
 
-def name_of(array: ArraySpec) -> str:
+def array_name(array: ArraySpec) -> str:
     """``predicted__gradient``: the array's prefix in the index. Escaped, should run.json have been tampered with."""
     return quote(array.column, safe="+")

@@ -20,8 +20,8 @@ from jobs.store.run_record import ArraySpec
 from jobs.store.store_reader import Store
 from saliency_core.errors import InvalidRequestError
 
-BATCH = 32  # rows whose maps are in memory at once
-_TOGETHER = 10_000  # index lines
+BATCH_ROWS = 32  # rows whose maps are in memory at once
+_LINES_PER_TABLE = 10_000  # index lines
 
 
 @dataclass(frozen=True)
@@ -43,26 +43,26 @@ class ExportSelection:
 
     def batches(self, rows: NDArray[np.int64]) -> Iterator[Batch]:
         """Those of ``rows``, which are some of the selection's."""
-        for start in range(0, len(rows), BATCH):
-            some = rows[start : start + BATCH]
-            maps = {array.path: self.store.maps(array.path, some) for array in self.arrays}
-            yield Batch(some, self.store.lines(some).to_pylist(), maps)
+        for start in range(0, len(rows), BATCH_ROWS):
+            batch_rows = rows[start : start + BATCH_ROWS]
+            maps = {array.path: self.store.maps(array.path, batch_rows) for array in self.arrays}
+            yield Batch(batch_rows, self.store.lines(batch_rows).to_pylist(), maps)
 
     def lines(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """All rows' index lines, some at a time."""
-        for start in range(0, len(self.rows), _TOGETHER):
-            yield self.store.lines(self.rows[start : start + _TOGETHER], columns)
+        for start in range(0, len(self.rows), _LINES_PER_TABLE):
+            yield self.store.lines(self.rows[start : start + _LINES_PER_TABLE], columns)
 
-    def quarantined(self) -> int:
+    def count_quarantined(self) -> int:
         """How many rows are."""
         return sum(lines["status"].to_pylist().count(QUARANTINED) for lines in self.lines(["status"]))
 
-    def imperfect(self) -> set[int]:
+    def imperfect_rows(self) -> set[int]:
         """The rows that are quarantined or partial."""
-        found: set[int] = set()
+        rows: set[int] = set()
         for lines in self.lines(["row", "status"]):
-            found.update(lines.filter(pc.not_equal(lines["status"], OK))["row"].to_pylist())
-        return found
+            rows.update(lines.filter(pc.not_equal(lines["status"], OK))["row"].to_pylist())
+        return rows
 
     def recipe(self) -> dict[str, Any]:
         """What makes two exports of rows and arrays the same. The store may have moved; a retry changes its lines."""
@@ -79,7 +79,7 @@ class ExportSelection:
         }
 
 
-def select(store: Store, selection: RowSelection, *, arrays: list[str] | None) -> ExportSelection:
+def select_rows(store: Store, selection: RowSelection, *, arrays: list[str] | None) -> ExportSelection:
     """The selected rows; all arrays, or these.
 
     Raises InvalidRequestError for what does not exist, for a row or array that is named twice, and for all rows of an
@@ -91,8 +91,8 @@ def select(store: Store, selection: RowSelection, *, arrays: list[str] | None) -
             f"{store.run.config.out} is not finished, and an export of it would be no export of the whole: run "
             "explain again to go on, or name committed rows with --rows."
         )
-    chosen = choose_rows(store, selection, target=specs[0].target)
-    numbers = np.asarray(chosen, np.int64)
+    row_numbers = choose_rows(store, selection, target=specs[0].target)
+    numbers = np.asarray(row_numbers, np.int64)
     unique, counts = np.unique(numbers, return_counts=True)
     if len(unique) < len(numbers):
         raise InvalidRequestError(
@@ -101,16 +101,18 @@ def select(store: Store, selection: RowSelection, *, arrays: list[str] | None) -
     return ExportSelection(store, specs, numbers)
 
 
-def why_not(line: dict[str, Any], arrays: list[ArraySpec], *, image: str | None = None) -> dict[str, str | None]:
+def left_out_reasons(
+    line: dict[str, Any], arrays: list[ArraySpec], *, image_problem: str | None = None
+) -> dict[str, str | None]:
     """Of every array, by its path: why a row is left out of it; None where it has a map.
 
-    ``image``: for those who need the image, too, why it cannot be had.
+    ``image_problem``: for those who need the image, too, why it cannot be had.
     """
-    trouble = None if image is None else f"no image: {image}"
-    return {array.path: _no_map(line, array) or trouble for array in arrays}
+    no_image = None if image_problem is None else f"no image: {image_problem}"
+    return {array.path: _missing_map_reason(line, array) or no_image for array in arrays}
 
 
-def _no_map(line: dict[str, Any], array: ArraySpec) -> str | None:
+def _missing_map_reason(line: dict[str, Any], array: ArraySpec) -> str | None:
     status = line[f"{array.target}__status"]
     if status == OK:
         return None

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 CLUSTERING, EMBEDDING = "spectral", "pca"
 
 
-def fresh_audit(store: Store, array: ArraySpec) -> pa.Table | None:
+def read_fresh_audit(store: Store, array: ArraySpec) -> pa.Table | None:
     """Rows of the array's audit, as ``row_schema`` has them; None where there was none, or of fewer maps."""
     try:
         audit, (rows,) = read_audit(store.run.config.out, array.path, ROWS)

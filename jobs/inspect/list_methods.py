@@ -11,7 +11,7 @@ from saliency_core.methods.registry import REGISTRY, parse_method
 from saliency_core.targets.target_parsing import TARGETS
 
 
-def methods(console: Console) -> int:
+def print_methods(console: Console) -> int:
     """Prints the methods with their arguments, default reduction, cost and source; the targets; the reductions."""
     lines = ["methods, as NAME or NAME(argument=value, …); any takes reduction=… too:"]
     for name, entry in REGISTRY.items():

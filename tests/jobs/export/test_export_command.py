@@ -21,8 +21,8 @@ from rich.console import Console
 from jobs.cli.app import app
 from jobs.config.requested_rows import RowSelection
 from jobs.export import selection
-from jobs.export.export_command import TO
-from jobs.export.output_directory import Commit, Folder
+from jobs.export.export_command import FORMAT_NAMES
+from jobs.export.output_directory import ExportFolder, PartCommit
 from jobs.store.store_reader import Store, open_store
 from saliency_core.errors import InvalidRequestError
 from saliency_core.visualization.map_style import MapStyle
@@ -32,7 +32,7 @@ from tests.support.exports import BROKEN, GRADIENT, INPUT_X, files, lacking, run
 # -- every format ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("to", TO)
+@pytest.mark.parametrize("to", FORMAT_NAMES)
 def test_rows_without_a_map_are_counted_and_named(finished: Path, tmp_path: Path, to: str) -> None:
     code, told = run(finished, to, tmp_path / "e", arrays=[GRADIENT])
     assert code == 3 and "3 quarantined" in told and all(name in told for name in BROKEN)
@@ -41,7 +41,7 @@ def test_rows_without_a_map_are_counted_and_named(finished: Path, tmp_path: Path
     assert code == 0 and "left out" not in told and lacking(tmp_path / "whole") == []
 
 
-@pytest.mark.parametrize("to", TO)
+@pytest.mark.parametrize("to", FORMAT_NAMES)
 def test_an_array_that_a_row_lacks_is_named(partial: Path, tmp_path: Path, to: str) -> None:
     code, _ = run(partial, to, tmp_path / "e")
     assert code == 3
@@ -51,7 +51,7 @@ def test_an_array_that_a_row_lacks_is_named(partial: Path, tmp_path: Path, to: s
     ]
 
 
-@pytest.mark.parametrize("to", TO)
+@pytest.mark.parametrize("to", FORMAT_NAMES)
 def test_parts_are_of_no_consequence_and_memory_is_bounded(
     finished: Path, tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,7 +59,7 @@ def test_parts_are_of_no_consequence_and_memory_is_bounded(
     asked: list[int] = []
     maps = Store.maps
     monkeypatch.setattr(Store, "maps", lambda self, path, rows: (asked.append(len(rows)), maps(self, path, rows))[1])
-    monkeypatch.setattr(selection, "BATCH", 5)
+    monkeypatch.setattr(selection, "BATCH_ROWS", 5)
     for size in (4, 43):
         run(finished, to, tmp_path / str(size), arrays=[GRADIENT], rows_per_part=size)
     assert max(asked) <= 5
@@ -87,12 +87,12 @@ def killed(out: Path, to: str, output: Path, **keys: Any) -> None:
         "import os, signal\n"
         "from rich.console import Console\n"
         "from jobs.export.export_command import export\n"
-        "from jobs.export.output_directory import Folder\n"
-        "commit = Folder.commit\n"
+        "from jobs.export.output_directory import ExportFolder\n"
+        "commit = ExportFolder.commit\n"
         "def dies(self, part, made):\n"
         "    if part == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    commit(self, part, made)\n"
-        "Folder.commit = dies\n"
+        "ExportFolder.commit = dies\n"
         f"export({str(out)!r}, Console(), to={to!r}, output={str(output)!r}, **{keys!r})\n"
     )
     died = subprocess.run([sys.executable, "-c", script], cwd=TESTS.parent, timeout=120, capture_output=True)
@@ -101,15 +101,15 @@ def killed(out: Path, to: str, output: Path, **keys: Any) -> None:
 
 def stopped(out: Path, to: str, output: Path, **keys: Any) -> None:
     """The same by Ctrl-C."""
-    commit = Folder.commit
+    commit = ExportFolder.commit
 
-    def stops(self: Folder, part: int, made: Commit) -> None:
+    def stops(self: ExportFolder, part: int, made: PartCommit) -> None:
         if part == 3:
             raise KeyboardInterrupt
         commit(self, part, made)
 
     with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Folder, "commit", stops)
+        patched.setattr(ExportFolder, "commit", stops)
         run(out, to, output, **keys)
 
 
@@ -117,8 +117,8 @@ def stopped(out: Path, to: str, output: Path, **keys: Any) -> None:
     "to, ended",
     [
         ("webdataset", killed),
-        *(pytest.param(to, killed, marks=pytest.mark.slow) for to in TO if to != "webdataset"),
-        *((to, stopped) for to in TO),
+        *(pytest.param(to, killed, marks=pytest.mark.slow) for to in FORMAT_NAMES if to != "webdataset"),
+        *((to, stopped) for to in FORMAT_NAMES),
     ],
 )
 def test_an_end_costs_one_part(
@@ -132,8 +132,10 @@ def test_an_end_costs_one_part(
     (half / "parts/.part-00004.json.partial").write_bytes(b'{"rows": 8')
     before = {path: path.stat().st_mtime_ns for path in half.rglob("*") if path.is_file()}
     written: list[int] = []
-    commit = Folder.commit
-    monkeypatch.setattr(Folder, "commit", lambda self, part, made: (written.append(part), commit(self, part, made))[1])
+    commit = ExportFolder.commit
+    monkeypatch.setattr(
+        ExportFolder, "commit", lambda self, part, made: (written.append(part), commit(self, part, made))[1]
+    )
     code, told = run(finished, to, half, **keys)
     assert code == 3 and "43 of 43 rows" in told and written == [3, 4, 5]
     assert files(half) == files(tmp_path / "whole")
@@ -144,8 +146,8 @@ def test_an_end_costs_one_part(
 
 
 def test_what_fails_in_the_middle_leaves_no_file_that_looks_whole(tmp_path: Path) -> None:
-    folder = Folder(tmp_path)
-    with pytest.raises(OSError, match="full"), folder.writing("data/a.bin") as file:
+    folder = ExportFolder(tmp_path)
+    with pytest.raises(OSError, match="full"), folder.atomic_file("data/a.bin") as file:
         file.write(b"half")
         raise OSError("full")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
@@ -199,7 +201,7 @@ def test_a_store_that_changed_is_another_export(tree: Path, tmp_path: Path) -> N
 
 
 def test_two_at_once_are_refused(finished: Path, tmp_path: Path) -> None:
-    with Folder(tmp_path / "e").claimed({}), pytest.raises(InvalidRequestError, match="another export is writing"):
+    with ExportFolder(tmp_path / "e").claim({}), pytest.raises(InvalidRequestError, match="another export is writing"):
         run(finished, "png", tmp_path / "e")
 
 

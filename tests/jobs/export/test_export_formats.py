@@ -18,8 +18,8 @@ from factories import tiny
 from PIL import Image
 
 from jobs.config.requested_rows import RowSelection
-from jobs.export.export_command import TO
-from jobs.export.safe_names import name_of
+from jobs.export.export_command import FORMAT_NAMES
+from jobs.export.safe_names import array_name
 from jobs.store.store_reader import Store, open_store
 from saliency_core.errors import InvalidRequestError
 from saliency_core.visualization.map_style import MapStyle, draw_map
@@ -53,10 +53,10 @@ def test_webdataset_reads_what_the_store_has(
 
 def test_json_lines_are_json() -> None:
     """What is not finite in the index has no word in JSON."""
-    from jobs.export.webdataset import _json
+    from jobs.export.webdataset import _encode_json
 
     line = {"row": 3, "score": float("nan"), "max": float("inf"), "label": None, "sample_id": "ü"}
-    assert json.loads(_json(line)) == {"row": 3, "score": None, "max": None, "label": None, "sample_id": "ü"}
+    assert json.loads(_encode_json(line)) == {"row": 3, "score": None, "max": None, "label": None, "sample_id": "ü"}
 
 
 def test_an_image_that_no_jpeg_holds_is_told(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_an_image_that_no_jpeg_holds_is_told(tmp_path: Path) -> None:
     assert [set(one) for one in samples(tmp_path / "e").values()] == [{"json", "predicted__gradient.npy"}]
 
 
-@pytest.mark.parametrize("to", TO)
+@pytest.mark.parametrize("to", FORMAT_NAMES)
 def test_an_image_that_is_gone_or_another_is_told(tree: Path, tmp_path: Path, to: str) -> None:
     """Also one of the same size in bytes, pixels and with the same time, which only its hash tells."""
     images = shutil.copytree(tree, tmp_path / "tree")
@@ -127,7 +127,7 @@ def test_a_picture_is_its_map_in_the_look_asked_for(tmp_path: Path) -> None:
     run(tmp_path / "s", "png", tmp_path / "e", views=["map"], style=style)
     found = open_store(str(tmp_path / "s"))
     for array in found.arrays.values():
-        path = tmp_path / f"e/pictures/00000001_b_png.{name_of(array)}.map.png"
+        path = tmp_path / f"e/pictures/00000001_b_png.{array_name(array)}.map.png"
         expected = draw_map(found.maps(array.path, [1])[0], style, signed=not array.nonnegative)
         with Image.open(path) as picture:
             np.testing.assert_array_equal(np.asarray(picture), expected)
