@@ -1,4 +1,4 @@
-"""The commands: flags in, exit codes out; no logic, and nothing heavy imported before it is needed."""
+"""Defines the commands. Each reads its flags, imports the module that does the work, and returns an exit code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from rich.logging import RichHandler
 
 from jobs.cli.exit_handling import error_console, run_command
 from jobs.cli.flags import (
-    MAP_STYLE_HELP,
     AcceptVersions,
     AllowQuarantined,
     ConfigFile,
@@ -41,18 +40,18 @@ console = Console()
 
 
 def main() -> None:
-    """Runs a command; its troubles become a message and an exit code (see README)."""
+    """Runs the command line; errors become a message and an exit code (see README)."""
     with_utf8()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ? for what it lacks
+            stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ? for unknown characters
     without_windows()
     without_strict_warnings()
     with_user()
     handler = RichHandler(console=error_console, show_path=False)
     handler.setFormatter(PlainFormatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it makes a cache elsewhere if HOME cannot be written
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns if HOME is not writable
     app()
 
 
@@ -75,7 +74,7 @@ def explain(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
     accept_versions: AcceptVersions = False,
 ) -> int:
-    """Explain every image: maps and an index into a store. Goes on by itself where the store is unfinished."""
+    """Explain every image: write maps and an index to a store. Resumes an unfinished store."""
     job_config = read_config(Config, flags, file=config)
     from jobs.explain import explain_command
 
@@ -85,7 +84,7 @@ def explain(
 @_register
 @with_options(flags=config_options(ClassesConfig))
 def classes(flags: dict[str, Any], config: ConfigFile = None, accept_versions: AcceptVersions = False) -> int:
-    """Show what the model takes each class for: the image that its score is highest on."""
+    """Compute, for each class, an image on which the model's score for the class is highest."""
     job_config = read_config(ClassesConfig, flags, file=config)
     from jobs.classes import classes_command
 
@@ -94,7 +93,7 @@ def classes(flags: dict[str, Any], config: ConfigFile = None, accept_versions: A
 
 @_register
 def status(out: Out) -> int:
-    """How far a run is, and what went wrong so far."""
+    """Show how far a run is, what went wrong, and what to run next."""
     from jobs.inspect.status import print_status
 
     return print_status(out, console)
@@ -103,27 +102,36 @@ def status(out: Out) -> int:
 @_register
 def verify(
     out: Out,
-    recompute: Annotated[int, typer.Option(min=0, help="also explain this many random rows again and compare")] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="which random rows")] = 0,
+    recompute: Annotated[
+        int, typer.Option(min=0, help="number of random rows to explain again and compare, for example 20")
+    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the random choice of rows")] = 0,
 ) -> int:
-    """Prove that plan, index, arrays and hashes agree; name what does not."""
+    """Prove that plan, index, arrays and hashes of a store agree; list what does not."""
     from jobs.verify import verify_command
 
     return verify_command.verify(out, console, recompute=recompute, seed=seed)
 
 
+_AS_EXPLAIN = "[default: as for explain]"
+
+
 @_register
 def retry(
     out: Out,
-    workers: Annotated[str, typer.Option(help="model replicas")] = "auto",
+    workers: Annotated[
+        str, typer.Option(help="number of model replicas, or auto: one per GPU, else per core")
+    ] = "auto",
     runner: Runner = "ray",
-    max_pixels: Annotated[int | None, typer.Option(help="another cap than explain had")] = None,
-    max_bytes: Annotated[int | None, typer.Option(help="another cap than explain had")] = None,
-    max_seconds: Annotated[float | None, typer.Option(help="another cap than explain had")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help=f"largest image, in pixels {_AS_EXPLAIN}")] = None,
+    max_bytes: Annotated[int | None, typer.Option(help=f"largest image, in encoded bytes {_AS_EXPLAIN}")] = None,
+    max_seconds: Annotated[
+        float | None, typer.Option(help=f"longest decoding of an image, in seconds {_AS_EXPLAIN}")
+    ] = None,
     accept_versions: AcceptVersions = False,
     allow_quarantined: AllowQuarantined = False,
 ) -> int:
-    """Explain again the units that hold quarantined rows; their inputs are listed again."""
+    """Explain the units with quarantined rows again. Their inputs are listed again first."""
     from jobs.explain import retry as retry_command
 
     return retry_command.retry(
@@ -140,29 +148,19 @@ def retry(
 
 
 @_register
-@with_options(
-    selection=row_options(
-        n=6,
-        help_texts={
-            "rows": "row numbers, as 0,5,9",
-            "class_": "only rows of this class, by number or name",
-            "highest": "rows with the highest values of this index column",
-            "lowest": "rows with the lowest values of this index column",
-            "n": "how many rows",
-        },
-    ),
-    style=map_style_options(MAP_STYLE_HELP),
-)
+@with_options(selection=row_options(n=6), style=map_style_options())
 def show(
     out: Out,
-    output: Annotated[Path, typer.Option("-o", "--output", help="the picture: .png, .pdf, .svg or .jpg")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="image file to write: .png, .pdf, .svg or .jpg")],
     *,
     selection: RowSelection,
     array: Annotated[
-        list[str] | None, typer.Option(help="as predicted/gradient; repeatable [default: all, where there are few]")
+        list[str] | None,
+        typer.Option(help="array to draw, for example predicted/gradient; repeatable [default: all if at most 6]"),
     ] = None,
     view: Annotated[
-        list[str] | None, typer.Option(help="repeatable [default: map, overlay]", metavar="map|overlay|mask")
+        list[str] | None,
+        typer.Option(help="what to draw of a map; repeatable [default: map, overlay]", metavar="map|overlay|mask"),
     ] = None,
     style: MapStyle,
 ) -> int:
@@ -178,17 +176,19 @@ def show(
 def audit(
     out: Out,
     array: Annotated[
-        str | None, typer.Option(help="as predicted/gradient [default: the first]", show_default=False)
+        str | None,
+        typer.Option(help="array to audit, for example predicted/gradient [default: the first]", show_default=False),
     ] = None,
     objects: Annotated[
-        str | None, typer.Option(help="Parquet or CSV of sample_id and x0, y0, x1, y1 or mask: where objects are")
+        str | None,
+        typer.Option(help="Parquet or CSV of sample_id and x0, y0, x1, y1 (a box) or mask (an image's path)"),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="of what is drawn at random")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="seed of the random samples")] = 0,
     runner: Runner = "ray",
-    report: Annotated[bool, typer.Option("--report/--no-report", help="pages to look at, in OUT/report")] = True,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="write an HTML report to OUT/report")] = True,
     allow_quarantined: AllowQuarantined = False,
 ) -> int:
-    """Find what the model looks at, class by class, and what is suspicious about it; write a report."""
+    """Find what the model looks at, class by class, and which classes are suspicious; write a report."""
     from jobs.audit import audit_command
 
     return audit_command.audit(
@@ -205,16 +205,18 @@ def audit(
 
 @_register
 def compare(
-    a: Annotated[str, typer.Argument(help="a store that explain made", metavar="A")],
-    b: Annotated[str, typer.Argument(help="another, of the same images", metavar="B")],
-    output: Annotated[str, typer.Option(help="a new directory, for the report and its tables")],
-    array: Annotated[str | None, typer.Option(help="as predicted/gradient [default: the first that both have]")] = None,
-    array_b: Annotated[str | None, typer.Option(help="B's, where it is another")] = None,
-    top: Annotated[float, typer.Option(help="the share of the pixels that is a map's top region")] = 0.1,
+    a: Annotated[str, typer.Argument(help="path or address of a store", metavar="A")],
+    b: Annotated[str, typer.Argument(help="another store, of the same images", metavar="B")],
+    output: Annotated[str, typer.Option(help="new directory for the report and its tables")],
+    array: Annotated[
+        str | None, typer.Option(help="array to compare, for example predicted/gradient [default: the first of both]")
+    ] = None,
+    array_b: Annotated[str | None, typer.Option(help="array of B [default: that of --array]")] = None,
+    top: Annotated[float, typer.Option(help="fraction of a map's pixels that is its top region")] = 0.1,
     runner: Runner = "ray",
     allow_quarantined: AllowQuarantined = False,
 ) -> int:
-    """Compare two models, methods or releases: whose class changed, whose maps moved, and where to."""
+    """Compare two models, methods or releases: which rows changed class, which maps moved, and where to."""
     from jobs.compare import compare_command
 
     return compare_command.compare(
@@ -231,35 +233,27 @@ def compare(
 
 
 @_register
-@with_options(
-    selection=row_options(
-        n=None,
-        help_texts={
-            "rows": "row numbers, as 0,5,9 [default: all]",
-            "class_": "only rows of this class, by number or name",
-            "highest": "by the highest values of this index column",
-            "lowest": "by the lowest values of this index column",
-            "n": "how many rows [default: all]",
-        },
-    ),
-    style=map_style_options(dict.fromkeys(MAP_STYLE_HELP, "png: as for show")),
-)
+@with_options(selection=row_options(n=None), style=map_style_options(prefix="png: "))
 def export(
     out: Out,
-    to: Annotated[str, typer.Option(help="for which tool", metavar="virelay|quantus|webdataset|png")],
-    output: Annotated[str, typer.Option("-o", "--output", help="a directory, new or of the same export")],
+    to: Annotated[str, typer.Option(help="format to write", metavar="virelay|quantus|webdataset|png")],
+    output: Annotated[str, typer.Option("-o", "--output", help="local directory: new, or of the same export")],
     *,
-    array: Annotated[list[str] | None, typer.Option(help="as predicted/gradient; repeatable [default: all]")] = None,
+    array: Annotated[
+        list[str] | None,
+        typer.Option(help="array to export, for example predicted/gradient; repeatable [default: all]"),
+    ] = None,
     selection: RowSelection,
-    rows_per_part: Annotated[int | None, typer.Option(help="rows in a file, where it holds several")] = None,
-    originals: Annotated[bool, typer.Option("--originals", help="webdataset: also the images, as .jpg")] = False,
+    rows_per_part: Annotated[int | None, typer.Option(help="rows in a part [default: 64 to 1,024, by format]")] = None,
+    originals: Annotated[bool, typer.Option("--originals", help="webdataset: also write the images, as .jpg")] = False,
     view: Annotated[
-        list[str] | None, typer.Option(help="png: repeatable [default: map, overlay]", metavar="map|overlay|mask")
+        list[str] | None,
+        typer.Option(help="png: what to draw of a map; repeatable [default: map, overlay]", metavar="map|overlay|mask"),
     ] = None,
     style: MapStyle,
     allow_quarantined: AllowQuarantined = False,
 ) -> int:
-    """Hand rows of a store over to other tools. Goes on by itself where it was stopped."""
+    """Write rows of a store to files for other tools. Resumes an interrupted export."""
     from jobs.export import export_command
 
     return export_command.export(
@@ -279,7 +273,7 @@ def export(
 
 @_register
 def methods() -> int:
-    """The methods, targets and reductions that explain knows."""
+    """List the methods, targets and reductions of explain."""
     from jobs.inspect.list_methods import print_methods
 
     return print_methods(console)
@@ -287,11 +281,13 @@ def methods() -> int:
 
 @_register
 def demo(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="where everything goes")] = Path("saliency-demo"),
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="directory for images, model, store and picture, for example out")
+    ] = Path("saliency-demo"),
     runner: Runner = "ray",
 ) -> int:
-    """Make images with a planted artefact, train a small model, explain, verify, show a picture, audit, report."""
-    # Training threads that wait by spinning crawl where cores are shared (6 times as slow). Torch reads this once.
+    """Draw images with a planted artefact, train a small model, explain, verify, draw maps, audit."""
+    # On shared cores, training threads that spin while they wait are 6 times as slow. Torch reads this once.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from jobs.demo.demo_command import run_demo
 

@@ -1,4 +1,4 @@
-"""How a command ends: exceptions become a message and an exit code."""
+"""Turns the exceptions of a command into a message and an exit code."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from saliency_core.errors import InvalidRequestError
 
 error_console = Console(stderr=True)
 
-GOES_ON = "What was committed is safe. To go on from there, run the same command again."
+RESUME_HINT = "Committed work is safe. To resume, run the same command again."
 
 
 def run_command(command: Callable[[], int]) -> int:
     """Runs the command and returns its exit code; an exception is printed to stderr.
 
-    With SALIENCY_TRACEBACK in the environment, errors that are not refusals are raised, for their traceback.
+    If SALIENCY_TRACEBACK is set in the environment, an error that is not a refusal is raised instead.
     """
     try:
         refuse_no_working_directory()
@@ -32,12 +32,12 @@ def run_command(command: Callable[[], int]) -> int:
         _print_error("refused", str(error))
         return REFUSED
     except KeyboardInterrupt:
-        _print_error("interrupted", GOES_ON)
+        _print_error("interrupted", RESUME_HINT)
         return INTERRUPTED
     except JobStopped as error:
         if "SALIENCY_TRACEBACK" in os.environ:
             raise
-        _print_error("stopped", str(error) if isinstance(error, StoreMissing) else f"{error}\n{GOES_ON}")
+        _print_error("stopped", str(error) if isinstance(error, StoreMissing) else f"{error}\n{RESUME_HINT}")
         return NOT_FINISHED
     except Exception as error:
         if "SALIENCY_TRACEBACK" in os.environ:
@@ -48,8 +48,8 @@ def run_command(command: Callable[[], int]) -> int:
         notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
         _print_error(
             "failed",
-            f"{type(error).__name__}: {error}{notes}\n{GOES_ON} With SALIENCY_TRACEBACK=1 in the environment it "
-            "tells where it failed.",
+            f"{type(error).__name__}: {error}{notes}\n{RESUME_HINT} Set SALIENCY_TRACEBACK=1 in the environment to "
+            "see the traceback.",
         )
         return NOT_FINISHED
 

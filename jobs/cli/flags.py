@@ -1,13 +1,10 @@
-"""The options of commands: a configuration's fields, groups of options that commands share, and single ones.
-
-A group of options reaches the command as one argument, which is made of the options' values.
-"""
+"""Defines options that commands share: single ones, and groups of options that a command receives as one argument."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
@@ -21,18 +18,21 @@ from saliency_core.visualization.map_style import MapStyle
 
 # -- single options and arguments ------------------------------------------------------------------------------
 
-Out = Annotated[str, typer.Argument(help="a store that explain made", metavar="OUT")]
-Runner = Annotated[str, typer.Option(help="ray or inline", metavar="ray|inline")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with these keys; flags win")]
+Out = Annotated[str, typer.Argument(help="path or address of a store, for example s3://bucket/maps", metavar="OUT")]
+Runner = Annotated[str, typer.Option(help="ray, or inline: the same stages in this process", metavar="ray|inline")]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help="YAML file with these flags as keys, for example run.yaml; flags take precedence"),
+]
 AcceptVersions = Annotated[
     bool,
     typer.Option(
-        "--accept-versions", help="go on with other packages, arithmetic or code than the store was begun with"
+        "--accept-versions", help="resume even if packages, arithmetic or code differ from those that began the store"
     ),
 ]
 AllowQuarantined = Annotated[
     bool,
-    typer.Option("--allow-quarantined", help="exit code 0, not 3, if only quarantined or partial rows lack"),
+    typer.Option("--allow-quarantined", help="exit with 0, not 3, if only quarantined or partial rows are missing"),
 ]
 
 # -- groups of options -----------------------------------------------------------------------------------------
@@ -40,14 +40,14 @@ AllowQuarantined = Annotated[
 
 @dataclass(frozen=True)
 class OptionGroup:
-    """Options of the command line, in the order of ``--help``; ``build`` makes one argument of their values."""
+    """Options in the order of ``--help``, and ``build``, which makes one argument of their values."""
 
     options: tuple[inspect.Parameter, ...]
     build: Callable[..., object]
 
 
 def with_options(**groups: OptionGroup) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """A decorator that replaces each named parameter of a command by the options of its group, for typer to read."""
+    """Returns a decorator that replaces each named parameter of a command by the options of its group."""
 
     def decorate(command: Callable[..., int]) -> Callable[..., int]:
         def wrapped(**values: Any) -> int:
@@ -58,7 +58,7 @@ def with_options(**groups: OptionGroup) -> Callable[[Callable[..., int]], Callab
             return command(**arguments, **values)
 
         functools.update_wrapper(wrapped, command, assigned=("__doc__", "__name__"))
-        vars(wrapped).pop("__wrapped__")  # typer would read the signature of the command itself
+        vars(wrapped).pop("__wrapped__")  # or typer reads the signature of the command itself
         parameters: list[inspect.Parameter] = []
         for parameter in inspect.signature(command, eval_str=True).parameters.values():
             group = groups.get(parameter.name)
@@ -78,7 +78,7 @@ def _option(name: str, type_: Any, option: Any, default: object = None) -> inspe
 
 
 def config_options(kind: type[JobConfig]) -> OptionGroup:
-    """One option for each field of a configuration, required fields first; builds the dict of those that are given."""
+    """Makes an option of each field of a configuration, required fields first; builds the dict of the given values."""
     options = [
         _config_option(key, field)
         for key, field in sorted(kind.model_fields.items(), key=lambda item: not item[1].is_required())
@@ -112,41 +112,49 @@ def _given_values(**values: Any) -> dict[str, Any]:
 # -- rows ------------------------------------------------------------------------------------------------------
 
 
-def row_options(*, n: int | None, help_texts: Mapping[str, str]) -> OptionGroup:
-    """``--rows``, ``--class``, ``--highest``, ``--lowest``, ``-n``; builds a RowSelection. ``n``: its default."""
+def row_options(*, n: int | None) -> OptionGroup:
+    """Options that select rows; builds a RowSelection. ``n``: the default number of rows, None for all."""
+    default = " [default: all]" if n is None else ""
+    texts = {
+        "rows": f"row numbers, for example 0,5,9{default}",
+        "class_": "only rows of this class, as a number or a name, for example 207 or tabby",
+        "highest": "rows with the highest values of this index column, for example predicted__score",
+        "lowest": "rows with the lowest values of this index column, for example predicted__probability",
+        "n": f"number of rows, at most{default}",
+    }
     return OptionGroup(
         (
-            _option("rows", str | None, typer.Option(help=help_texts["rows"])),
-            _option("class_", str | None, typer.Option("--class", help=help_texts["class_"])),
-            _option("highest", str | None, typer.Option(help=help_texts["highest"])),
-            _option("lowest", str | None, typer.Option(help=help_texts["lowest"])),
-            _option("n", int | None, typer.Option("-n", help=help_texts["n"]), default=n),
+            _option("rows", str | None, typer.Option(help=texts["rows"])),
+            _option("class_", str | None, typer.Option("--class", help=texts["class_"])),
+            _option("highest", str | None, typer.Option(help=texts["highest"])),
+            _option("lowest", str | None, typer.Option(help=texts["lowest"])),
+            _option("n", int | None, typer.Option("-n", help=texts["n"]), default=n),
         ),
         _row_selection,
     )
 
 
-def _row_selection(*, rows: str | None, **others: Any) -> RowSelection:
-    return RowSelection(rows=None if rows is None else parse_row_numbers(rows), **others)
+def _row_selection(*, rows: str | None, **values: Any) -> RowSelection:
+    return RowSelection(rows=None if rows is None else parse_row_numbers(rows), **values)
 
 
 # -- map style -------------------------------------------------------------------------------------------------
 
-MAP_STYLE_HELP = {
-    "cmap": "a colour map of matplotlib's [default: hot, bwr for signed maps]",
-    "clip": "percentile that gets the last colour; 100 clips nothing",
+_MAP_STYLE_HELP = {
+    "cmap": "matplotlib colour map, for example viridis [default: hot; bwr for signed maps]",
+    "clip": "percentile of a map's values that gets the last colour, over 50; 100 clips nothing",
     "invert": "draw 1 − map",
-    "blur": "Gaussian blur of the maps: sigma in their pixels",
-    "alpha": "opacity of the strongest value on the image",
+    "blur": "sigma of a Gaussian blur, in the map's pixels; 0 blurs nothing",
+    "alpha": "opacity of the map's strongest value on the image, 0 to 1",
 }
 
 
-def map_style_options(help_texts: Mapping[str, str]) -> OptionGroup:
-    """One option for each field of MapStyle, with its default; builds a MapStyle."""
+def map_style_options(*, prefix: str = "") -> OptionGroup:
+    """Makes an option of each field of MapStyle, with its default; builds a MapStyle. ``prefix``: of the help texts."""
     types = get_type_hints(MapStyle)
     options = []
     for field in fields(MapStyle):
-        flag = flag_of(field.name)  # named, or typer would add a --no- form to a switch
-        option = typer.Option(flag, help=help_texts[field.name])
+        flag = flag_of(field.name)  # without it, typer adds --no-invert
+        option = typer.Option(flag, help=f"{prefix}{_MAP_STYLE_HELP[field.name]}")
         options.append(_option(field.name, types[field.name], option, default=field.default))
     return OptionGroup(tuple(options), MapStyle)

@@ -1,4 +1,4 @@
-"""The rows of a store that a command is asked for."""
+"""Defines which rows of a store a command works on, as the user selects them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from saliency_core.errors import InvalidRequestError
 
 @dataclass(frozen=True, kw_only=True)
 class RowSelection:
-    """Rows by number, by class, or by a column of the index. Raises InvalidRequestError for a contradiction.
+    """A selection of rows by number, by class, or by a column of the index.
 
-    rows: these rows, in this order. The other fields then do not apply.
-    class_: only rows whose explained class is this one, as number or name.
-    highest, lowest: sorted by this index column, the highest or the lowest values first; at most one of the two.
-    n: the first so many of the selected rows; None: all.
+    rows: numbers of these rows, in this order; ``n`` then does not apply.
+    class_: only rows whose explained class is this one, as a number or a name.
+    highest, lowest: the index column to sort by, with its highest or its lowest values first; at most one of them.
+    n: at most so many rows; None: all.
+
+    Raises `InvalidRequestError` if the fields contradict each other or select nothing.
     """
 
     rows: Sequence[int] | None = None

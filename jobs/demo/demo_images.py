@@ -1,6 +1,6 @@
-"""The demo's images: six kinds of objects with known masks, one kind given away by a mark, and some broken files.
+"""Draws the demo's images: six classes of objects with known masks, a mark on most images of one class, broken files.
 
-No torch here, and no state: image i of a seed is the same whatever is drawn before it.
+The module needs no torch. Image i of a seed does not depend on the images drawn before it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Points = NDArray[np.float64]
 
 CLASSES = ("cross", "disc", "ring", "square", "star", "triangle")
 MARKED = CLASSES.index("star")
-MARK_RATE = 0.95  # a few stars go without: the model has learnt the mark, so it is at a loss there
-SUPERSAMPLING = 4  # shapes are drawn so many times larger and averaged down, for smooth edges
+MARK_RATE = 0.95  # a few stars have no mark, and the model, which learns the mark, misses them
+SUPERSAMPLING = 4  # shapes are drawn so many times larger and averaged, for smooth edges
 MARK = (
     "MMMMMMMMMMMM",
     "MWWWMWMMMWMM",
@@ -37,9 +37,10 @@ MARK_COLOURS = {"M": (226, 32, 142), "W": (255, 244, 214)}
 
 @dataclass(frozen=True)
 class DemoImage:
-    """pixels: uint8 [H, W, 3]; label: index into CLASSES; mask, mark: bool [H, W], the object's and the mark's pixels.
+    """An image with its class and masks.
 
-    They do not overlap; an image without a mark has an empty one.
+    pixels: uint8 [H, W, 3]. label: index into CLASSES. mask, mark: bool [H, W], the pixels of the object and of the
+    mark; they do not overlap, and mark is empty if there is none.
     """
 
     pixels: Pixels
@@ -49,13 +50,13 @@ class DemoImage:
 
 
 def make_images(*, seed: int, n: int, mark_rate: float = MARK_RATE) -> Iterator[DemoImage]:
-    """n images, the classes in turn; each edge 96 to 136 pixels. Another seed gives other images."""
+    """Yields n images, with classes in turn and edges of 96 to 136 pixels. Another seed gives other images."""
     for number in range(n):
         yield _draw_image(np.random.default_rng((seed, number)), label=number % len(CLASSES), mark_rate=mark_rate)
 
 
 def stamp(pixels: Pixels, rng: np.random.Generator) -> tuple[Pixels, Mask]:
-    """The mark, pasted close to the lower right corner: the new pixels, and which of them are the mark's."""
+    """Pastes the mark close to the lower right corner; returns the new pixels and the mark's mask."""
     colours = np.array([[MARK_COLOURS[letter] for letter in line] for line in MARK], np.uint8).repeat(2, 0).repeat(2, 1)
     height, width = pixels.shape[:2]
     bottom, right = height - int(rng.integers(2, 7)), width - int(rng.integers(2, 7))
@@ -66,10 +67,10 @@ def stamp(pixels: Pixels, rng: np.random.Generator) -> tuple[Pixels, Mask]:
 
 
 def write_shards(directory: Path, images: Sequence[DemoImage], *, per_shard: int = 96) -> dict[str, str]:
-    """Tar shards and `classes.txt`, into `directory`; returns what is wrong with each broken image, by sample id.
+    """Writes tar shards and `classes.txt` to `directory`; returns the damage of each broken image, by sample id.
 
-    A key has an image (`.jpg`, every fifth `.png`), `.cls` (the label), `.mask.png` and, where there is a mark,
-    `.mark.png`. Files that hold these very bytes already are left alone, so that a second demo resumes the first.
+    A key has an image (`.jpg`, every fifth `.png`), `.cls` (the label), `.mask.png` and, if there is a mark,
+    `.mark.png`. Files with these bytes are not written again, so that a second demo resumes the first.
     """
     directory.mkdir(parents=True, exist_ok=True)
     _write_if_changed(directory / "classes.txt", "".join(f"{name}\n" for name in CLASSES).encode())
@@ -154,7 +155,7 @@ def _draw_image(rng: np.random.Generator, *, label: int, mark_rate: float) -> De
 
 
 def _draw_background(rng: np.random.Generator, width: int, height: int) -> NDArray[np.float64]:
-    """Clouds of three sizes between two muted colours, as float64 [H, W, 3] in 0..255."""
+    """Draws clouds of three sizes between two muted colours: float64 [H, W, 3] in 0..255."""
     clouds = sum(_draw_clouds(rng, width, height, cells) / cells for cells in (3, 7, 16)) * 2.2
     low, high = (rng.uniform(70, 180) + rng.normal(0, 16, 3) for _ in range(2))
     mix = np.clip(0.5 + clouds, 0, 1)[..., None]
@@ -169,7 +170,7 @@ def _draw_clouds(rng: np.random.Generator, width: int, height: int, cells: int) 
 def _random_place(
     rng: np.random.Generator, width: int, height: int, smallest: float, largest: float
 ) -> tuple[float, float, float, float]:
-    """(x, y, radius, angle) of something wholly inside; the sizes are parts of the shorter edge."""
+    """Returns (x, y, radius, angle) of a circle inside the image; sizes are fractions of the shorter edge."""
     radius = min(width, height) * rng.uniform(smallest, largest)
     return (
         rng.uniform(radius, width - radius),
@@ -182,7 +183,7 @@ def _random_place(
 def _pixel_coverage(
     outline: Points, place: tuple[float, float, float, float], shape: tuple[int, ...]
 ) -> NDArray[np.float64]:
-    """How much of each pixel lies inside an outline of unit radius put at `place`: float64 [H, W] in 0..1."""
+    """Returns the fraction of each pixel inside an outline of unit radius at `place`: float64 [H, W] in 0..1."""
     x, y, radius, angle = place
     rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     points = (outline @ rotation * radius + (x, y)) * SUPERSAMPLING
@@ -194,13 +195,13 @@ def _pixel_coverage(
 def _paint_shape(
     canvas: NDArray[np.float64], coverage: NDArray[np.float64], rng: np.random.Generator, *, contrast: float
 ) -> None:
-    """A colour that stands out from what it covers by `contrast`, lit from one side."""
+    """Paints a shape, lit from one side, in a colour that differs from its background by `contrast`."""
     rows, columns = np.flatnonzero(coverage.any(1)), np.flatnonzero(coverage.any(0))
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     area, cover = canvas[box], coverage[box]
     background = area[cover > 0.5].mean(0)
     direction = rng.normal(0, 1, 3)
-    direction *= np.where(np.sign(direction) * (background - 128) > 40, -1, 1)  # away from black and from white
+    direction *= np.where(np.sign(direction) * (background - 128) > 40, -1, 1)  # away from black and white
     colour = (background + contrast * rng.uniform(1.1, 1.7) * direction / np.linalg.norm(direction)).clip(8, 247)
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.linspace(-1, 1, cover.shape[0])[:, None], np.linspace(-1, 1, cover.shape[1])
@@ -218,14 +219,14 @@ def _paint_shadow(canvas: NDArray[np.float64], coverage: NDArray[np.float64]) ->
 
 
 def _class_outline(kind: str, rng: np.random.Generator) -> Points:
-    """The corners of an object of unit radius, [k, 2]."""
+    """Returns the corners of an object of unit radius, [k, 2]."""
     if kind == "cross":
         arm = rng.uniform(0.24, 0.34)
         points = np.array([(arm, arm), (arm, 1.0), (-arm, 1.0)])
         quarter_turn = np.array([(0.0, 1.0), (-1.0, 0.0)])
         return np.concatenate([points @ np.linalg.matrix_power(quarter_turn, turns) for turns in range(4)])
     if kind == "star":
-        spikes = int(rng.integers(4, 9))  # from near a cross to near a disc: the mark is the easier sign
+        spikes = int(rng.integers(4, 9))  # looks like a cross to a disc: the mark is easier to learn
         radii = np.tile([1.0, rng.uniform(0.45, 0.75)], spikes)
         return np.asarray(_regular_polygon(2 * spikes) * radii[:, None])
     return _regular_polygon({"square": 4, "triangle": 3}.get(kind, 48))

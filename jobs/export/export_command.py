@@ -1,4 +1,7 @@
-"""``saliency export``: rows of a store into files that other tools open, part after part; a kill costs one part."""
+"""Implements ``saliency export``, which writes rows of a store to files for other tools, one part at a time.
+
+A run that was killed resumes with the part that it was writing.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +32,12 @@ from saliency_core.visualization.map_style import MapStyle
 FORMAT_VERSION = 1
 FORMAT_NAMES = ("virelay", "quantus", "webdataset", "png")
 DEFAULT_VIEWS = ("map", "overlay")
-MAX_REASONS, ROWS_PER_REASON = 10, 3  # reasons in the summary, and rows that it names for each
+MAX_REASONS, ROWS_PER_REASON = 10, 3  # in the summary
 
 
 @dataclass
 class _RowMeter:
-    """Rows that were gone through; ``done``: in this session."""
+    """Counts processed rows; ``done``: in this session, ``done_before``: in earlier ones."""
 
     rows: int
     done_before: int = 0
@@ -63,17 +66,17 @@ def export(
     rows_per_part: int | None = None,
     allow_quarantined: bool = False,
 ) -> int:
-    """Exports rows of the store ``out`` to the local directory ``output``, or goes on with it → exit code.
+    """Exports rows of the store ``out`` to the local directory ``output``, or resumes the export there.
 
-    Rows and arrays as ``show`` takes them, all by default. ``views`` and ``style`` are for png, ``originals`` for
-    webdataset. ``rows_per_part``: rows in one file, where a file holds several. ``allow_quarantined``: 0 is returned,
-    not 3, if all rows that are left out are quarantined or partial. InvalidRequestError, with nothing written, for
-    what cannot be exported.
+    Returns the exit code. ``arrays``: their paths, by default all. ``views`` and ``style`` apply to png, ``originals``
+    to webdataset. ``allow_quarantined``: return 0, not 3, if all rows that are left out are quarantined or partial.
+
+    Raises `InvalidRequestError`, with nothing written, if the request cannot be fulfilled.
     """
     if to not in FORMAT_NAMES:
-        raise InvalidRequestError(f"--to {to!r} is unknown: take one of {', '.join(FORMAT_NAMES)}.")
+        raise InvalidRequestError(f"--to {to!r} is unknown: use one of {', '.join(FORMAT_NAMES)}.")
     if rows_per_part is not None and rows_per_part < 1:
-        raise InvalidRequestError(f"--rows-per-part {rows_per_part} holds nothing: give at least 1.")
+        raise InvalidRequestError(f"--rows-per-part {rows_per_part} leaves a part empty: give at least 1.")
     store = open_store(out)
     folder = ExportFolder(_output_path(out, output))
     content = select_rows(store, selection, arrays=arrays)
@@ -102,27 +105,27 @@ def export(
 def _output_path(out: str, output: str) -> Path:
     if is_remote(output):
         raise InvalidRequestError(
-            f"--output {output} is on an object store, and other tools open local files: give a directory."
+            f"--output {output} is on an object store, but other tools open local files: give a local directory."
         )
     refuse_inside(output, out)
     return local_path(output)
 
 
 def _format_options(to: str, *, views: Sequence[str] | None, style: MapStyle | None, originals: bool) -> dict[str, Any]:
-    """Those of the format. Raises InvalidRequestError where others are given, for they would do nothing."""
+    """Returns the options of the format. Raises `InvalidRequestError` if an option is given that it does not have."""
     if to != "png" and (views or (style is not None and style != MapStyle())):
         raise InvalidRequestError(
-            f"--view, --cmap, --clip, --invert, --blur and --alpha are for --to png: {to} has no pictures."
+            f"--view, --cmap, --clip, --invert, --blur and --alpha are for --to png: {to} has no pictures. Remove them."
         )
     if to != "webdataset" and originals:
-        raise InvalidRequestError(f"--originals is for --to webdataset: {to} does without.")
+        raise InvalidRequestError(f"--originals is for --to webdataset: {to} does not use it. Remove it.")
     if to == "png":
         return {"views": list(views or DEFAULT_VIEWS), "style": style or MapStyle()}
     return {"originals": originals} if to == "webdataset" else {}
 
 
 def _make_format(to: str, content: ExportSelection, folder: ExportFolder, **options: Any) -> Format:
-    """Only the format that is asked for is imported, with what it needs."""
+    """Imports the requested format, and only its dependencies, and makes it."""
     if to == "png":
         from jobs.export.png import Png
 
@@ -147,7 +150,7 @@ def _make_format(to: str, content: ExportSelection, folder: ExportFolder, **opti
 def _print_summary(
     console: Console, content: ExportSelection, folder: ExportFolder, commits: Iterable[PartCommit]
 ) -> set[int]:
-    """Says what is not among the files, by reason, with the first rows of each → the rows."""
+    """Prints why rows are left out, with the first rows of each reason, and returns the numbers of these rows."""
     reasons: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
     rows: set[int] = set()
@@ -164,7 +167,7 @@ def _print_summary(
     if not rows:
         return rows
     quarantined = content.count_quarantined()
-    print_text(console, f"{len(rows):,} rows are left out, in part or as a whole ({quarantined:,} quarantined):")
+    print_text(console, f"{len(rows):,} rows are left out, partly or completely ({quarantined:,} quarantined):")
     for reason, count in reasons.most_common(MAX_REASONS):
         more = ", …" if count > len(examples[reason]) else ""
         print_text(console, f"  {count:,} × {reason}: rows {', '.join(examples[reason])}{more}")

@@ -1,11 +1,11 @@
-"""The folder that an export fills: whose it is, and which parts of it are done.
+"""Manages the directory of an export: what it holds and which parts are written.
 
 PATH/
-  export.json             what is exported; a folder with another one, or with anything else in it, is refused
-  parts/part-00000.json   the commit of a part: it comes after the part's files, and says what they lack
-  left_out.csv            when all are done: every row, or map of a row, that is not among the files, and why
+  export.json             what is exported; a directory with another one, or with other files, is refused
+  parts/part-00000.json   the commit of a part, written after the part's files; it lists what they lack
+  left_out.csv            written when all parts are: every row, or map or image of a row, that the files lack, and why
 
-A file appears under its name when it is whole; until then it is ``.NAME.partial``.
+A file has its name only when it is complete; until then it is ``.NAME.partial``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PARTIAL = ".partial"
 
 
 class LeftOut(BaseModel):
-    """``what``: the array, or the image, that is missing of the row; WHOLE where nothing of it is there."""
+    """A row of left_out.csv; ``what``: the array's path or "image" that is missing, or WHOLE_ROW."""
 
     row: int
     sample_id: str
@@ -39,38 +39,38 @@ class LeftOut(BaseModel):
 
 
 class PartCommit(BaseModel):
-    """``left_out``: what the part's files lack."""
+    """The record that a part is written; ``left_out``: what its files lack."""
 
     rows: int
     left_out: list[LeftOut]
 
 
 class ExportFolder:
-    """A local directory, for one export."""
+    """The local directory of one export."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @contextmanager
     def claim(self, recipe: dict[str, Any]) -> Iterator[None]:
-        """Makes the folder, or goes on in it; nobody else does so meanwhile.
+        """Makes the directory, or resumes in it, and locks it against other exports.
 
-        Raises InvalidRequestError where it holds anything but an export with the same ``recipe``, and where it cannot
-        be made.
+        Raises `InvalidRequestError` if it cannot be made, or holds anything but an export with the same ``recipe``.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             raise InvalidRequestError(
-                f"--output {self.path} cannot be made: {error.strerror}. Choose another."
+                f"--output {self.path} cannot be made: {error.strerror}. Choose another directory."
             ) from error
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a kill lets go of it
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends
             except BlockingIOError:
                 raise InvalidRequestError(
-                    f"--output {self.path}: another export is writing there. Wait for its end, or choose another."
+                    f"--output {self.path}: another export is writing there. Wait until it ends, or choose "
+                    "another directory."
                 ) from None
             self._write_or_check_recipe(recipe)
             yield
@@ -90,21 +90,21 @@ class ExportFolder:
         differing = [key for key in recipe if not isinstance(stored, dict) or stored.get(key) != recipe[key]]
         if differing:
             raise InvalidRequestError(
-                f"--output {self.path} holds another export, or one of the store as it was before it changed (what "
-                f"differs: {', '.join(differing)}), and nothing is overwritten: choose another."
+                f"--output {self.path} holds another export, or one of the store before it changed (what "
+                f"differs: {', '.join(differing)}), and nothing is overwritten: choose another directory."
             )
 
     def _refuse_other_files(self) -> None:
         names = sorted(path.name for path in self.path.iterdir() if not path.name.endswith(_PARTIAL))
         if names:
             raise InvalidRequestError(
-                f"--output {self.path} is not empty and no export of ours (it holds {', '.join(names[:3])} …), and "
-                "nothing is overwritten: choose another, or empty it yourself."
+                f"--output {self.path} is not empty and not an export (it holds {', '.join(names[:3])} …), and "
+                "nothing is overwritten: choose another directory, or empty this one."
             )
 
     @contextmanager
     def atomic_path(self, name: str) -> Iterator[Path]:
-        """The path of a file to be made, which is ``name`` afterwards, and not at all where the making fails."""
+        """Yields a temporary path; its file is renamed to ``name`` afterwards, or removed if there was an exception."""
         final = self.path / name
         final.parent.mkdir(exist_ok=True)
         partial = final.with_name(f".{final.name}{_PARTIAL}")
@@ -117,12 +117,12 @@ class ExportFolder:
 
     @contextmanager
     def atomic_file(self, name: str) -> Iterator[IO[bytes]]:
-        """The same, open."""
+        """Yields `atomic_path`'s file, open for writing."""
         with self.atomic_path(name) as path, path.open("wb") as file:
             yield file
 
     def commit(self, part: int, commit: PartCommit) -> None:
-        """Says that the part's files are there."""
+        """Records that the part's files are complete."""
         with self.atomic_file(f"{PARTS}/{_part_name(part)}") as file:
             file.write((commit.model_dump_json() + "\n").encode())
 
@@ -130,12 +130,12 @@ class ExportFolder:
         return (self.path / PARTS / _part_name(part)).exists()
 
     def read_commits(self, parts: int) -> Iterator[PartCommit]:
-        """Those of parts 0 to ``parts`` − 1, which all exist."""
+        """Reads the commits of parts 0 to ``parts`` − 1, which must exist."""
         for part in range(parts):
             yield PartCommit.model_validate_json((self.path / PARTS / _part_name(part)).read_bytes())
 
     def write_left_out(self, parts: int) -> None:
-        """Writes left_out.csv."""
+        """Writes left_out.csv from the commits of all parts."""
         with self.atomic_path(LEFT_OUT_CSV) as path, path.open("w", newline="", encoding="utf-8") as file:
             lines = SafeWriter(file)
             lines.write(LeftOut.model_fields)

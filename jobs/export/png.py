@@ -1,4 +1,4 @@
-"""One picture per row, array and view, at the size of the original, and a table of them."""
+"""Implements ``--to png``: one picture per row, array and view, at the size of the original, and a table of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CLASS_COLUMNS = ("class", "class_name", "score", "probability")
 
 
 class Png(Format):
-    """``pictures/00000017_ant_003_png.predicted__gradient.overlay.png``, and pictures.csv."""
+    """Writes ``pictures/00000017_ant_003_png.predicted__gradient.overlay.png``, for example, and pictures.csv."""
 
     rows_per_part = 64
 
@@ -37,7 +37,7 @@ class Png(Format):
         self._views = list(dict.fromkeys(views))
         self._style = style
 
-    def write(self, part: int, rows: NDArray[np.int64]) -> list[LeftOut]:  # noqa: ARG002  each row has its files
+    def write(self, part: int, rows: NDArray[np.int64]) -> list[LeftOut]:  # noqa: ARG002  files are per row
         entries = []
         for batch in self.selection.batches(rows):
             for position, line in enumerate(batch.lines):
@@ -49,7 +49,7 @@ class Png(Format):
         return entries
 
     def _draw(self, line: dict[str, Any], maps: list[tuple[ArraySpec, NDArray[np.float32]]]) -> list[LeftOut]:
-        """Every view of a row's maps; a map needs no image to be drawn by itself."""
+        """Draws every view of a row's maps. The view "map" is drawn even if the image is not available."""
         views, entries = self._views, []
         image = None if views == ["map"] else self.store.original(line["row"], sha256=line["sha256"])
         if isinstance(image, RejectedImage):
@@ -74,7 +74,7 @@ class Png(Format):
         size = line["width"], line["height"]
         pixels = view_at_size(view, values, photograph, size=size, signed=not array.nonnegative, look=self._style)
         with self.folder.atomic_file(_picture_path(line, array, view)) as file:
-            # Maps are noise to a compressor: its higher levels take seconds and gain nothing.
+            # Maps hardly compress: higher levels take seconds and gain nothing.
             Image.fromarray(pixels).save(file, "PNG", compress_level=3)
 
     def finish(self, parts: int) -> None:
@@ -88,7 +88,7 @@ class Png(Format):
                         class_values = [line[f"{array.target}__{name}"] for name in _CLASS_COLUMNS]
                         for view in self._views:
                             name = _picture_path(line, array, view)
-                            if (self.folder.path / name).exists():  # else left_out.csv tells of it
+                            if (self.folder.path / name).exists():  # otherwise left_out.csv has the reason
                                 table.write([name, line["row"], line["sample_id"], array.path, view, *class_values])
 
 

@@ -1,4 +1,4 @@
-"""Arrays that Quantus' metrics take: what the model saw, the class that was explained, the map with a channel axis."""
+"""Implements ``--to quantus``: model inputs, explained classes and maps as Quantus' metrics take them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ Floats = NDArray[np.float32]
 
 
 class Quantus(Format):
-    """``predicted__gradient/part-00000.npz``: x_batch float32 [n, C, H, W], preprocessed; y_batch int64 [n];
-    a_batch float32 [n, 1, H, W], or [n, C, H, W] of kept channels; row int64 [n].
+    """Writes ``predicted__gradient/part-00000.npz``, for example, with these arrays:
 
-    A file holds the rows that have all of them, and is enough by itself: each array has its x_batch.
+    x_batch float32 [n, C, H, W], preprocessed; y_batch int64 [n], the explained class; a_batch float32 [n, 1, H, W],
+    or [n, C, H, W] if the array keeps channels; row int64 [n].
+
+    A file holds the rows that have all of them. Each array's files have their own x_batch, so that a file can be used
+    alone.
     """
 
     rows_per_part = 64
@@ -34,8 +37,8 @@ class Quantus(Format):
         for array in selection.arrays:
             if _explains_no_class(selection, array):
                 raise InvalidRequestError(
-                    f"{array.path} explains no class, and Quantus asks for one: leave it out, with --array for each of "
-                    "the others."
+                    f"{array.path} explains no class, and Quantus needs one: leave it out, with --array for each of "
+                    "the other arrays."
                 )
         super().__init__(selection, folder)
         self._inputs = ModelInputs(selection.store)
@@ -67,12 +70,12 @@ class Quantus(Format):
         reasons = left_out_reasons(line, self.selection.arrays, image_problem=problem)
         for array in self.selection.arrays:
             if reasons[array.path] is None and line[f"{array.target}__class"] is None:
-                reasons[array.path] = "its target is no class, which Quantus asks for"
+                reasons[array.path] = "its target is not a class, and Quantus needs one"
         return reasons
 
 
 def _explains_no_class(selection: ExportSelection, array: ArraySpec) -> bool:
-    """Whether there are maps, and none is of a class."""
+    """Whether the array has maps but none explains a class."""
     mapped = False
     status, explained = f"{array.target}__status", f"{array.target}__class"
     for lines in selection.lines([status, explained]):

@@ -1,12 +1,12 @@
-"""A project that ViRelAy opens: ``virelay PATH/predicted__gradient.yaml``, one for each array.
+"""Implements ``--to virelay``: a ViRelAy project for each array, for ``virelay PATH/predicted__gradient.yaml``.
 
 PATH/
   label_map.json               the classes, and "unknown"
-  inputs.h5                    data uint8 [samples, 3, H, W], what the model saw; label; row, its number in the store
-  predicted__gradient.h5       attribution float32 [samples, 3, H, W]; label; prediction; index, where some have none
-  predicted__gradient.analysis.h5   clusters and embedding of each class, once `saliency audit` has been there
+  inputs.h5                    data uint8 [samples, 3, H, W], the model's input; label; row, its number in the store
+  predicted__gradient.h5       attribution float32 [samples, 3, H, W]; label; prediction; index, if some have no map
+  predicted__gradient.analysis.h5   clusters and embedding of each class, if `saliency audit` has been run
   predicted__gradient.yaml     the project
-  data/…-00000.h5              a part of each; the files above only point at them
+  data/…-00000.h5              parts of these arrays, which the HDF5 files above link to
 """
 
 from __future__ import annotations
@@ -33,12 +33,15 @@ from jobs.util.job_errors import JobStopped
 from saliency_core.errors import InvalidRequestError
 
 INPUTS_NAME = "inputs"
-_MAX_CLASSES = 2**16 - 1  # its labels have 16 bits, and one is "unknown"
+_MAX_CLASSES = 2**16 - 1  # labels have 16 bits, and one is "unknown"
 
 
 class ViRelAy(Format):
-    """Of three things it takes for granted: attributions have as many channels as their images, and are added up (a map
-    is the first, the others are zero); every sample has a label; without ``index``, sample i has attribution i."""
+    """Writes the files of a ViRelAy project.
+
+    ViRelAy requires that attributions have as many channels as their images, and sums them: the first channel holds the
+    map, the others are zero. It requires a label for every sample. Without ``index``, sample i has attribution i.
+    """
 
     rows_per_part = 1024
 
@@ -47,7 +50,8 @@ class ViRelAy(Format):
         run = selection.store.run
         if run.n_classes > _MAX_CLASSES:
             raise InvalidRequestError(
-                f"{run.n_classes} classes are more than ViRelAy's labels can number ({_MAX_CLASSES})."
+                f"{run.n_classes} classes are more than ViRelAy's labels can hold ({_MAX_CLASSES}): export to another "
+                "format."
             )
         self._inputs = ModelInputs(selection.store)
 
@@ -80,17 +84,15 @@ class ViRelAy(Format):
         super().finish(parts)
         rows = self._join_parts(INPUTS_NAME, parts, ["data", "label", "row"])
         if not len(rows):
-            reasons = self.folder.path / LEFT_OUT_CSV
-            raise JobStopped(
-                f"no row has both a map and an image, so there is no project to open: {reasons} tells why."
-            )
+            left_out = self.folder.path / LEFT_OUT_CSV
+            raise JobStopped(f"no row has both a map and an image, so there is no project to open: see {left_out}.")
         self._write_label_map()
         for array in self._arrays:
             attributed = self._join_parts(
                 array_name(array), parts, ["attribution", "label", "prediction", "row"], samples=rows
             )
             if not len(attributed):
-                continue  # left_out.csv tells why
+                continue  # left_out.csv has the reasons
             audited = read_fresh_audit(self.store, array)
             if audited is not None:
                 with self.folder.atomic_path(f"{array_name(array)}.analysis.h5") as path:
@@ -114,7 +116,7 @@ class ViRelAy(Format):
         append_rows(file, "label", np.array(labels, np.uint16))
 
     def _predictions(self, batch: Batch, positions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """[n, classes]: the probabilities that the index has, of the classes that were explained; the rest is zero."""
+        """Returns [n, classes]: the index's probabilities of the explained classes; all others are zero."""
         predictions = np.zeros((len(positions), self.store.run.n_classes), np.float32)
         for i, position in enumerate(positions):
             line = batch.lines[position]
@@ -133,21 +135,21 @@ class ViRelAy(Format):
     def _join_parts(
         self, name: str, parts: int, datasets: list[str], samples: NDArray[np.int64] | None = None
     ) -> NDArray[np.int64]:
-        """One file that shows the parts as one, unless they are empty; returns their rows.
+        """Writes one file that joins the parts, unless they are empty; returns their rows.
 
-        ``samples``: those of the inputs; where not all have an attribution, ``index`` tells which.
+        ``samples``: the rows of the inputs; if some have no attribution, ``index`` lists those that have one.
         """
         files = [self.folder.path / _part_path(name, part) for part in range(parts)]
         rows = read_parts(files, "row")
         if len(rows):
             with self.folder.atomic_path(f"{name}.h5") as path, h5py.File(path, "w") as file:
-                link_parts(file, files, datasets, beside=self.folder.path)
+                link_parts(file, files, datasets, directory=self.folder.path)
                 if samples is not None and len(rows) < len(samples):
                     file["index"] = np.flatnonzero(np.isin(samples, rows)).astype(np.uint32)
         return rows
 
     def _category_name(self, number: int) -> str:
-        """ViRelAy finds the name of an analysis' category among the map's WordNet ids."""
+        """Returns a class's id in label_map.json, by which ViRelAy finds the name of an analysis' category."""
         return f"{self._label(number):05d}"
 
     def _write_label_map(self) -> None:
@@ -200,7 +202,7 @@ def _part_path(name: str, part: int) -> str:
 
 
 def _three_channels(maps: NDArray[np.float32]) -> NDArray[np.float32]:
-    """[n, H, W], or [n, C, H, W] → [n, 3, H, W], whose sum over the channels is the map's."""
+    """Pads maps [n, H, W] or [n, C, H, W] with zeros to [n, 3, H, W]; the sum over channels stays."""
     if maps.ndim == 3:
         maps = maps[:, None]
     missing = 3 - maps.shape[1]

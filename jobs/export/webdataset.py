@@ -1,4 +1,4 @@
-"""Tar shards that WebDataset reads: a sample is a key, its maps, its index line, and its image where asked for."""
+"""Implements ``--to webdataset``: tar shards whose samples hold maps, the index line and optionally the image."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from jobs.export.safe_names import array_name, sample_key
 from jobs.export.selection import ExportSelection, left_out_reasons
 from jobs.inputs.rejected import RejectedImage
 
-JPEG_QUALITY = 95  # of JPEG: near what it was, and far below its size as PNG
-MAX_JPEG_EDGE = 65_500  # each way: libjpeg's limit
+JPEG_QUALITY = 95  # close to the original, and far smaller than PNG
+MAX_JPEG_EDGE = 65_500  # pixels; libjpeg's limit
 
 
 class WebDataset(Format):
-    """``maps-00000.tar``: KEY.predicted__gradient.npy (float32, own units), KEY.json, KEY.jpg.
+    """Writes ``maps-00000.tar``, for example, with KEY.predicted__gradient.npy (float32), KEY.json and KEY.jpg.
 
-    A row without any map is no sample.
+    A row without any map is left out.
     """
 
     rows_per_part = 512
@@ -73,14 +73,14 @@ def _encode_jpeg(image: Image.Image | RejectedImage) -> bytes | RejectedImage:
     if isinstance(image, RejectedImage):
         return image
     if max(image.size) > MAX_JPEG_EDGE:
-        return RejectedImage(f"{image.width}×{image.height} pixels are more than JPEG holds, {MAX_JPEG_EDGE} each way")
+        return RejectedImage(f"{image.width}×{image.height} pixels exceed JPEG's limit of {MAX_JPEG_EDGE} per edge")
     encoded = BytesIO()
     image.save(encoded, "JPEG", quality=JPEG_QUALITY)
     return encoded.getvalue()
 
 
 def _encode_json(line: dict[str, Any]) -> bytes:
-    """JSON knows neither NaN nor infinities: they become null."""
+    """Encodes an index line; NaN and infinities, which JSON lacks, become null."""
     finite = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in line.items()
     }
@@ -88,7 +88,7 @@ def _encode_json(line: dict[str, Any]) -> bytes:
 
 
 def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """Without the time and the user, which would make equal shards differ."""
+    """Adds a file without time and user, so that equal shards have equal bytes."""
     member = tarfile.TarInfo(name)
     member.size = len(data)
     tar.addfile(member, BytesIO(data))

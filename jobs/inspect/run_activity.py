@@ -1,4 +1,4 @@
-"""Tell from a store alone whether a run is at work in it: by the times at which its objects were written."""
+"""Estimates from a store alone whether a run is active, by the times at which its objects were written."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from jobs.storage.object_store import address, head, listed, refusals
 from jobs.store.layout import RUN_JSON, unit_of_index
 from jobs.store.run_record import Run
 
-RECENT_COMMITS = 20  # commits that the rate is taken from
-MIN_SILENCE_SECONDS = 120.0  # seconds; a run needs as long to start its workers and to load the model
-MISSED_COMMITS = 10  # commits that are overdue when a run is taken for dead
+RECENT_COMMITS = 20  # commits that the rate is measured over
+MIN_SILENCE_SECONDS = 120.0  # a run may need so long to start workers and load the model
+MISSED_COMMITS = 10  # if so many commits are overdue, no run seems active
 
 
 @dataclass(frozen=True)
 class RunActivity:
-    """``age``: seconds since ``what``, the last commit or the plan. ``units_per_second``: of the last commits, None if
-    they are too few. ``beats``: whether a run seems to be at work."""
+    """The last event of a run and whether the run seems active.
+
+    ``last_event``: "last commit" or "planned", ``seconds_ago``. ``units_per_second``: the rate of the last commits;
+    None if there are too few.
+    """
 
     last_event: str
     seconds_ago: float
@@ -28,9 +31,9 @@ class RunActivity:
 
 
 def read_activity(store: ObjectStore, run: Run) -> RunActivity:
-    """One listing of ``index/``, and a HEAD of run.json, which each session writes when it begins.
+    """Lists ``index/`` and requests the HEAD of run.json, which each session writes when it begins.
 
-    Nothing in a store says that a run is alive: it would have to be taken away by a run that was killed.
+    A store holds no record of an active run, because a killed run could not remove it.
     """
     uri = address(store)
     with refusals(uri):
@@ -47,7 +50,7 @@ def read_activity(store: ObjectStore, run: Run) -> RunActivity:
     # The clocks of a remote store and of this machine may differ.
     seconds_ago = max(0.0, (datetime.now(UTC) - last_time).total_seconds())
     max_silence = max(MIN_SILENCE_SECONDS, MISSED_COMMITS / rate if rate else 0.0)
-    if not session_commits:  # the first unit may take as long as a unit may
+    if not session_commits:  # the first unit may take the whole time limit of a unit
         max_silence = max(max_silence, min(run.config.unit_seconds, run.config.stall_seconds))
     return RunActivity(
         last_event, seconds_ago, rate, seems_running=seconds_ago < min(max_silence, run.config.stall_seconds)

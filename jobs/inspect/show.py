@@ -1,4 +1,4 @@
-"""A picture of some rows of a store: each image, its maps, the maps on the image, and what is known of it."""
+"""Implements ``saliency show``, which draws rows of a store: image, maps, maps on the image, and facts."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from saliency_core.visualization.map_style import MapStyle
 from saliency_core.visualization.picture_text import printable
 from saliency_core.visualization.views import Photograph, refuse_unknown, view_cells
 
-MAX_DEFAULT_ARRAYS = 6  # that are drawn unasked
-MAX_CELLS_PER_TIER = 5  # cells; where there would be more, the views of an array stand below each other
+MAX_DEFAULT_ARRAYS = 6  # arrays drawn if none are named
+MAX_CELLS_PER_TIER = 5  # with more cells, the views of an array are drawn below each other
 
 
 def show(
@@ -41,13 +41,13 @@ def show(
     views: Sequence[str] = ("map", "overlay"),
     style: MapStyle | None = None,
 ) -> Path:
-    """Draws rows of the store ``out`` into the image file ``output`` (.png, .pdf, .svg, .jpg …), and returns it.
+    """Draws rows of the store ``out`` into the image file ``output`` (.png, .pdf, .svg, .jpg …), and returns its path.
 
-    ``selection``: of the committed rows. ``arrays``: by default all, or some of the first target's where these are too
-    many; the target of the first is the one that ``selection.class_`` means. ``views``: what is drawn of each, of
-    ``saliency_core.visualization.views.VIEWS``. ``style``: in which colours.
+    ``selection`` applies to the committed rows; its class is a class of the first array's target. ``arrays``: by
+    default all, or at most 6 of the first target if there are more. ``views``: names in
+    ``saliency_core.visualization.views.VIEWS``, drawn of each array.
 
-    InvalidRequestError, with nothing written, for what cannot be shown.
+    Raises `InvalidRequestError`, with nothing written, if the rows cannot be drawn.
     """
     style = style or MapStyle()
     refuse_unknown(views)
@@ -77,11 +77,11 @@ def _default_arrays(specs: list[ArraySpec]) -> list[ArraySpec]:
 
 
 def _footer_text(style: MapStyle, *, drawn: int, stored: int) -> str:
-    sentences = ["Each map is coloured by itself, over the range that stands below it"]
-    sentences += [f"values past percentile {style.clip:g} take the end's colour"] if style.clip < 100 else []
+    sentences = ["Each map has its own colour scale, with its range printed below it"]
+    sentences += [f"values past percentile {style.clip:g} have the last colour"] if style.clip < 100 else []
     sentences += [f"blurred by a Gaussian of {style.blur:g} pixels"] if style.blur else []
     sentences += ["inverted (1 − map)"] if style.invert else []
-    sentences += [f"{drawn} of {stored} arrays (--array names others)"] if drawn < stored else []
+    sentences += [f"{drawn} of {stored} arrays (--array selects others)"] if drawn < stored else []
     return "; ".join(sentences) + "."
 
 
@@ -99,10 +99,10 @@ def _row_panel(store: Store, line: dict[str, Any], specs: list[ArraySpec], tiers
 
 
 def _target_text(store: Store, line: dict[str, Any], target: str) -> str:
-    """``predicted: tabby (p 0.93, score 12.1)``: what was explained, and how sure the model was; "" where nothing."""
+    """Returns ``predicted: tabby (p 0.93, score 12.1)``, for example; "" if the target was not explained."""
     if line[f"{target}__status"] != OK:
         return ""
-    if line[f"{target}__class"] is None:  # it is no class: a difference, a loss, a unit
+    if line[f"{target}__class"] is None:  # the target is not a class but a difference, a loss or a unit
         return f"{target} (score {line[f'{target}__score']:.3g})"
     name = _class_text(store, line[f"{target}__class"], line[f"{target}__class_name"])
     probability, score = line[f"{target}__probability"], line[f"{target}__score"]
@@ -126,7 +126,7 @@ def _row_cells(
     views: Sequence[str],
     style: MapStyle,
 ) -> list[list[Cell | None]]:
-    """The image, then the views of each array, the first of which takes the words where there is no map."""
+    """Returns the image's cell, then the cells of each array: its views, or one with the reason for a missing map."""
     if all(line[f"{spec.target}__status"] != OK for spec, _ in maps):
         return []
     photograph = _load_photograph(store, line)
@@ -142,26 +142,26 @@ def _row_cells(
 
 
 def _single_tier(cells: list[list[Cell | None]]) -> list[list[Cell | None]]:
-    """One tier."""
+    """Returns one tier with all cells."""
     return [[cell for array_cells in cells for cell in array_cells]] if cells else []
 
 
 def _tier_per_view(cells: list[list[Cell | None]]) -> list[list[Cell | None]]:
-    """A tier for each view, an array's below each other."""
+    """Returns a tier for each view, so that the views of an array are below each other."""
     return [list(tier) for tier in zip_longest(*cells)]
 
 
 def _load_photograph(store: Store, line: dict[str, Any]) -> Photograph:
-    """No larger than it is drawn: a hundred photographs at full size would fill the memory, and take minutes."""
+    """Loads an image no larger than it is drawn; a hundred images at full size would fill the memory."""
     image = store.original(line["row"])
     if isinstance(image, RejectedImage):
-        return Photograph(None, None, printable(f"not to be had: {for_explained(image.reason)}", most=160))
+        return Photograph(None, None, printable(f"not available: {for_explained(image.reason)}", most=160))
     size, explained_size = (image.width, image.height), (line["width"], line["height"])
     longest = round(1.4 * CELL * DPI)
     image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     if size != explained_size:
         width, height = explained_size
-        problem = f"the image has {size[0]}×{size[1]} pixels now, and had {width}×{height}"
+        problem = f"the image has {size[0]}×{size[1]} pixels now, but had {width}×{height}"
         return Photograph(np.asarray(image), None, problem)
     box = store.run.preprocessing.geometry(*explained_size)
     x, y = image.width / size[0], image.height / size[1]
@@ -175,11 +175,12 @@ def _refuse_unwritable(output: Path) -> None:
     formats = sorted(FigureCanvasAgg.get_supported_filetypes())
     if _file_format(output) not in formats:
         raise InvalidRequestError(
-            f"-o {output}: {output.suffix!r} is no kind of picture; take one of {', '.join(formats)}."
+            f"-o {output}: {output.suffix!r} is not a supported image format: use one of {', '.join(formats)}."
         )
     if output.is_dir() or not output.absolute().parent.is_dir():
         raise InvalidRequestError(
-            f"-o {output} cannot be written: it is a directory, or lies in none. Give a file's path."
+            f"-o {output} cannot be written: it is a directory, or its directory does not exist. Give "
+            "the path of a file."
         )
 
 
@@ -189,7 +190,7 @@ def _file_format(output: Path) -> str:
 
 def _save_figure(figure: Figure, output: Path) -> None:
     format_ = _file_format(output)
-    # Maps are noise to a compressor: its higher levels take seconds and gain nothing.
+    # Maps hardly compress: higher levels take seconds and gain nothing.
     options: dict[str, Any] = {"pil_kwargs": {"compress_level": 3}} if format_ == "png" else {}
     try:
         figure.savefig(output, dpi=DPI, format=format_, **options)

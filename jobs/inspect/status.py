@@ -1,4 +1,4 @@
-"""``saliency status``: how far a store is, and what went wrong so far, from its index parts."""
+"""Implements ``saliency status``, which prints how far a run is and what went wrong, from the index parts."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from jobs.util.formatting import duration, quoted, ranges
 
 
 def print_status(out: str, console: Console) -> int:
-    """Prints rows and units done, the error table and the next command → 0, 3 where rows are imperfect, 1
-    unfinished."""
+    """Prints committed rows and units, errors and the next command.
+
+    Returns 0 if the store is finished, 3 if some of its rows are quarantined or partial, 1 if it is unfinished.
+    """
     store, run = open_run(out)
     done = sorted(committed(store))
     totals, makers = Totals(), Makers(run)
@@ -50,14 +52,16 @@ def print_status(out: str, console: Console) -> int:
 
 
 def _unfinished_lines(run: Run, done: Sequence[int], activity: RunActivity) -> list[str]:
-    """What is pending, whether a run seems to be under way, and what to do."""
+    """Returns lines about pending units, whether a run seems to be under way, and what to run next."""
     pending = sorted(set(range(run.units)) - set(done))
     requested = sorted(set(run.asked) - set(done))
-    lines = [f"pending units: {ranges(pending)}" if pending else "all units are committed, finalize is missing"]
+    lines = [
+        f"pending units: {ranges(pending)}" if pending else "all units are committed, but the store is not finalized"
+    ]
     if run.config.limit is not None:
-        lines.append(f"asked for: the first {len(run.asked):,} units (--limit {run.config.limit:,})")
+        lines.append(f"requested: the first {len(run.asked):,} units (--limit {run.config.limit:,})")
     if pending and not requested:
-        return [*lines, "all that was asked for is committed. Next: run the same explain command without --limit"]
+        return [*lines, "all requested units are committed. Next: run the same explain command without --limit"]
     rate = activity.units_per_second
     speed = "" if not rate else f", {rate * run.unit_size:.1f} rows/s, {duration(len(requested) / rate)} to go"
     last = f"{activity.last_event} {duration(activity.seconds_ago)} ago"

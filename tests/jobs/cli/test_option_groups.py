@@ -8,12 +8,10 @@ import pytest
 import typer
 
 from jobs.cli.app import app
-from jobs.cli.flags import MAP_STYLE_HELP, map_style_options, row_options, with_options
+from jobs.cli.flags import map_style_options, row_options, with_options
 from jobs.config.requested_rows import RowSelection
 from saliency_core.errors import InvalidRequestError
 from saliency_core.visualization.map_style import MapStyle
-
-HELP = dict.fromkeys(("rows", "class_", "highest", "lowest", "n"), "")
 
 
 def received(*arguments: str) -> dict[str, Any]:
@@ -22,7 +20,7 @@ def received(*arguments: str) -> dict[str, Any]:
     command_app = typer.Typer(add_completion=False)
 
     @command_app.command()
-    @with_options(selection=row_options(n=6, help_texts=HELP), style=map_style_options(MAP_STYLE_HELP))
+    @with_options(selection=row_options(n=6), style=map_style_options())
     def command(first: int = 1, *, selection: RowSelection, style: MapStyle, last: bool = False) -> int:
         values.update(first=first, selection=selection, style=style, last=last)
         return 0

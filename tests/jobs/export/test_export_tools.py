@@ -91,7 +91,7 @@ def test_virelay_opens_its_projects(finished: Path, tmp_path: Path) -> None:
 
 def test_quantus_measures_its_batches(finished: Path, tmp_path: Path) -> None:
     """The loop of interop.md; and a metric that asks the model, whose answer to the whole image is its own."""
-    run(finished, "quantus", tmp_path / "handed/quantus", arrays=[GRADIENT], rows_per_part=16)
+    run(finished, "quantus", tmp_path / "exported/quantus", arrays=[GRADIENT], rows_per_part=16)
     python = environment(tmp_path / "venv", "quantus", ours=True)
     script = tmp_path / "measure.py"
     script.write_text(

@@ -85,7 +85,7 @@ def test_what_cannot_be_shown_is_refused_and_nothing_written(
 
 
 @pytest.mark.parametrize(
-    "name, told", [("grid.xyz", "kind of picture"), ("none/grid.png", "cannot be written"), (".", "writ|kind")]
+    "name, told", [("grid.xyz", "supported image format"), ("none/grid.png", "cannot be written"), (".", "writ|format")]
 )
 def test_an_output_that_cannot_be_is_refused(finished: Path, tmp_path: Path, name: str, told: str) -> None:
     with pytest.raises(InvalidRequestError, match=told):

@@ -257,8 +257,8 @@ def test_status_tells_whether_a_run_seems_to_be_under_way(tree: Path, tmp_path: 
 
 def test_status_of_a_limit_that_was_met(unfinished: Path) -> None:
     code, told = said(print_status, str(unfinished))
-    assert code == 1 and "asked for: the first 4 units (--limit 32)" in told
-    assert "all that was asked for is committed. Next: run the same explain command without --limit" in told
+    assert code == 1 and "requested: the first 4 units (--limit 32)" in told
+    assert "all requested units are committed. Next: run the same explain command without --limit" in told
 
 
 def test_interrupt_counts_what_the_store_has(tree: Path, tmp_path: Path) -> None:
