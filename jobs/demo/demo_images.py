@@ -21,7 +21,7 @@ Points = NDArray[np.float64]
 
 CLASSES = ("cross", "disc", "ring", "square", "star", "triangle")
 MARKED = CLASSES.index("star")
-MARK_RATE = 0.95  # a few stars have no mark, and the model, which learns the mark, misses them
+MARK_RATE = 0.95  # a few stars have no mark, on which the model relies
 SUPERSAMPLING = 4  # shapes are drawn so many times larger and averaged, for smooth edges
 MARK = (
     "MMMMMMMMMMMM",

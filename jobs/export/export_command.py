@@ -84,8 +84,8 @@ def export(
     format_ = _make_format(to, content, folder, **options)
     size = rows_per_part or format_.rows_per_part
     recorded = dict(options)
-    if isinstance(style_ := recorded.pop("style", None), MapStyle):
-        recorded["look"] = asdict(style_)
+    if "style" in recorded:
+        recorded["look"] = asdict(recorded.pop("style"))  # the name of this key in export.json
     recipe = {"format_version": FORMAT_VERSION, "to": to, **content.recipe(), **recorded, "rows_per_part": size}
     part_rows = [content.rows[start : start + size] for start in range(0, len(content.rows), size)]
     with folder.claim(recipe):

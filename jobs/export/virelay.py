@@ -76,7 +76,7 @@ class ViRelAy(Format):
                 for array, file in zip(self._arrays, files, strict=True):
                     mapped = np.array([i for i in included if reasons[i][array.path] is None], np.int64)
                     append_rows(file, "attribution", _three_channels(batch.maps[array.path][mapped]))
-                    append_rows(file, "prediction", self._predictions(batch, mapped))
+                    append_rows(file, "prediction", self._class_probabilities(batch, mapped))
                     self._append_common(file, batch, mapped)
         return entries
 
@@ -112,25 +112,25 @@ class ViRelAy(Format):
 
     def _append_common(self, file: h5py.File, batch: Batch, positions: NDArray[np.int64]) -> None:
         append_rows(file, "row", batch.rows[positions])
-        labels = [self._label(batch.lines[position]["label"]) for position in positions]
+        labels = [self._label_number(batch.lines[position]["label"]) for position in positions]
         append_rows(file, "label", np.array(labels, np.uint16))
 
-    def _predictions(self, batch: Batch, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _class_probabilities(self, batch: Batch, positions: NDArray[np.int64]) -> NDArray[np.float32]:
         """Returns [n, classes]: the index's probabilities of the explained classes; all others are zero."""
-        predictions = np.zeros((len(positions), self.store.run.n_classes), np.float32)
+        probabilities = np.zeros((len(positions), self.store.run.n_classes), np.float32)
         for i, position in enumerate(positions):
             line = batch.lines[position]
             for target in self.store.run.target_specs:
                 number, probability = line[f"{target}__class"], line[f"{target}__probability"]
                 if number is not None and probability is not None:
-                    predictions[i, number] = probability
-        return predictions
+                    probabilities[i, number] = probability
+        return probabilities
 
-    def _label(self, label: int | None) -> int:
+    def _label_number(self, label: int | None) -> int:
         classes = self.store.run.n_classes
         return label if label is not None and 0 <= label < classes else classes
 
-    # -- the whole ---------------------------------------------------------------------------------------------
+    # -- all parts ---------------------------------------------------------------------------------------------
 
     def _join_parts(
         self, name: str, parts: int, datasets: list[str], samples: NDArray[np.int64] | None = None
@@ -150,7 +150,7 @@ class ViRelAy(Format):
 
     def _category_name(self, number: int) -> str:
         """Returns a class's id in label_map.json, by which ViRelAy finds the name of an analysis' category."""
-        return f"{self._label(number):05d}"
+        return f"{self._label_number(number):05d}"
 
     def _write_label_map(self) -> None:
         run = self.store.run

@@ -77,12 +77,12 @@ def _default_arrays(specs: list[ArraySpec]) -> list[ArraySpec]:
 
 
 def _footer_text(style: MapStyle, *, drawn: int, stored: int) -> str:
-    sentences = ["Each map has its own colour scale, with its range printed below it"]
-    sentences += [f"values past percentile {style.clip:g} have the last colour"] if style.clip < 100 else []
-    sentences += [f"blurred by a Gaussian of {style.blur:g} pixels"] if style.blur else []
-    sentences += ["inverted (1 − map)"] if style.invert else []
-    sentences += [f"{drawn} of {stored} arrays (--array selects others)"] if drawn < stored else []
-    return "; ".join(sentences) + "."
+    clauses = ["Each map has its own colour scale, with its range printed below it"]
+    clauses += [f"values past percentile {style.clip:g} have the last colour"] if style.clip < 100 else []
+    clauses += [f"blurred by a Gaussian of {style.blur:g} pixels"] if style.blur else []
+    clauses += ["inverted (1 − map)"] if style.invert else []
+    clauses += [f"{drawn} of {stored} arrays (--array selects others)"] if drawn < stored else []
+    return "; ".join(clauses) + "."
 
 
 # -- one row ---------------------------------------------------------------------------------------------------

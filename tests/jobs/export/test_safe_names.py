@@ -1,4 +1,4 @@
-"""Names in an export: of samples and arrays, safe and unique, however hostile."""
+"""File names of samples and arrays in an export are safe and unique, even if the names are hostile."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def png(seed: int) -> bytes:
 
 @pytest.mark.parametrize("to", FORMAT_NAMES)
 def test_hostile_names_stay_in_the_folder(tmp_path: Path, to: str) -> None:
-    """An archive's members may be called anything; none of it ever becomes a path."""
+    """Members of an archive may have any name; no name becomes a path."""
     names = [
         "../../up.png",
         "/up.png",
@@ -74,13 +74,13 @@ def test_hostile_names_stay_in_the_folder(tmp_path: Path, to: str) -> None:
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
     run_inline(images=str(here / "in.tar"), out=str(here / "s"))
-    others = set(tmp_path.rglob("*"))
+    before = set(tmp_path.rglob("*"))
     assert run(here / "s", to, here / "e")[0] == 0
-    assert all(path.is_relative_to(here / "e") for path in set(tmp_path.rglob("*")) - others)
+    assert all(path.is_relative_to(here / "e") for path in set(tmp_path.rglob("*")) - before)
     assert not Path("/up.png").exists()
     ids = [f"in.tar/{name}" for name in names]
     if to == "webdataset":
-        assert sorted(json.loads(one["json"])["sample_id"] for one in samples(here / "e").values()) == sorted(ids)
+        assert sorted(json.loads(sample["json"])["sample_id"] for sample in samples(here / "e").values()) == sorted(ids)
         with tarfile.open(here / "e/maps-00000.tar") as tar:
             assert all("/" not in member.name and ".." not in member.name for member in tar)
     if to == "png":

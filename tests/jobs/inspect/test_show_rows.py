@@ -1,4 +1,4 @@
-"""`saliency show`: which rows it draws, and what it refuses."""
+"""`saliency show` draws the selected rows and refuses invalid requests."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def test_without_a_choice_the_first_rows(store: Store) -> None:
 def test_rows_of_a_class_by_number_or_name(store: Store, target: str) -> None:
     classes = store.lines(columns=[f"{target}__class"])[0].to_pylist()
     for number in set(classes) - {None}:
-        expected = [row for row, found in enumerate(classes) if found == number]
+        expected = [row for row, class_ in enumerate(classes) if class_ == number]
         assert choose_rows(store, RowSelection(class_=str(number), n=99), target=target) == expected
         assert choose_rows(store, RowSelection(class_=CLASSES[number], n=99), target=target) == expected
 
 
 def test_rows_by_a_column(store: Store) -> None:
     values = np.array(store.lines(columns=["predicted__gradient__l1"])[0].to_pylist(), float)
-    known = np.flatnonzero(~np.isnan(values))
-    order = known[np.argsort(values[known])].tolist()
+    valued = np.flatnonzero(~np.isnan(values))
+    order = valued[np.argsort(values[valued])].tolist()
     assert choose_rows(store, RowSelection(lowest="predicted__gradient__l1", n=99), target="predicted") == order
     assert (
         choose_rows(store, RowSelection(highest="predicted__gradient__l1", n=4), target="predicted") == order[::-1][:4]
@@ -56,7 +56,7 @@ def test_an_unfinished_store_shows_what_is_committed(tree: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "asked, told",
+    "arguments, message",
     [
         ({"rows": [43]}, "row 43.*0 to 42"),
         ({"rows": [-1]}, "row -1"),
@@ -75,18 +75,19 @@ def test_an_unfinished_store_shows_what_is_committed(tree: Path, tmp_path: Path)
     ],
 )
 def test_what_cannot_be_shown_is_refused_and_nothing_written(
-    finished: Path, tmp_path: Path, asked: dict[str, Any], told: str
+    finished: Path, tmp_path: Path, arguments: dict[str, Any], message: str
 ) -> None:
-    drawing = {name: asked[name] for name in ("arrays", "views") if name in asked}
-    with pytest.raises(InvalidRequestError, match=told):
-        selection = RowSelection(**{name: value for name, value in asked.items() if name not in drawing})
+    drawing = {name: arguments[name] for name in ("arrays", "views") if name in arguments}
+    with pytest.raises(InvalidRequestError, match=message):
+        selection = RowSelection(**{name: value for name, value in arguments.items() if name not in drawing})
         show(str(finished), selection, output=tmp_path / "grid.png", **drawing)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    "name, told", [("grid.xyz", "supported image format"), ("none/grid.png", "cannot be written"), (".", "writ|format")]
+    "name, message",
+    [("grid.xyz", "supported image format"), ("none/grid.png", "cannot be written"), (".", "writ|format")],
 )
-def test_an_output_that_cannot_be_is_refused(finished: Path, tmp_path: Path, name: str, told: str) -> None:
-    with pytest.raises(InvalidRequestError, match=told):
+def test_an_output_that_cannot_be_is_refused(finished: Path, tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
         show(str(finished), RowSelection(rows=[0]), output=tmp_path / name)
