@@ -1,4 +1,4 @@
-"""``python -m jobs`` and ``saliency``: the same program."""
+"""Starts the command line for ``python -m jobs`` and ``saliency``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from jobs.util.hidden_modules import hidden_module
 try:
     from jobs.cli.app import main
 except Exception as error:
-    why = hidden_module(error)
-    if why is None:
+    message = hidden_module(error)
+    if message is None:
         raise
-    sys.stderr.write(f"refused: {why}\n")
+    sys.stderr.write(f"refused: {message}\n")
     sys.exit(REFUSED)
 
 if __name__ == "__main__":

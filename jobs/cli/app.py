@@ -1,216 +1,140 @@
-"""The commands: flags in, exit codes out; no logic, and nothing heavy imported before it is needed."""
+"""Defines the commands. Each reads its flags, imports the module that does the work, and returns an exit code."""
 
 from __future__ import annotations
 
 import functools
-import inspect
 import io
 import logging
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from jobs.config.classes_config import ClassesConfig
-from jobs.config.explain_config import REPEATED, Config, flag_of, read_config
-from jobs.config.flag_names import in_flags
-from jobs.config.job_config import JobConfig
-from jobs.util.console import PlainFormatter, print_text
-from jobs.util.environment import (
-    refuse_no_working_directory,
-    with_user,
-    with_utf8,
-    without_strict_warnings,
-    without_windows,
+from jobs.cli.exit_handling import error_console, run_command
+from jobs.cli.flags import (
+    AcceptVersions,
+    AllowQuarantined,
+    ConfigFile,
+    Out,
+    Runner,
+    config_options,
+    map_style_options,
+    row_options,
+    with_options,
 )
-from jobs.util.exit_codes import DONE, INTERRUPTED, NOT_FINISHED, REFUSED
-from jobs.util.hidden_modules import hidden_module
-from jobs.util.job_errors import JobStopped, StoreMissing
-from saliency_core.errors import InvalidRequestError
+from jobs.config.classes_config import ClassesConfig
+from jobs.config.explain_config import Config, read_config
+from jobs.config.requested_rows import RowSelection
+from jobs.util.console import PlainFormatter, print_text
+from jobs.util.environment import with_user, with_utf8, without_strict_warnings, without_windows
+from jobs.util.exit_codes import DONE
+from saliency_core.visualization.map_style import MapStyle
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 console = Console()
-errors = Console(stderr=True)
-
-GOES_ON = "What was committed is safe. To go on from there, run the same command again."
-
-AllowQuarantined = Annotated[
-    bool,
-    typer.Option("--allow-quarantined", help="exit code 0, not 3, if only quarantined or partial rows lack"),
-]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with these keys; flags win")]
-AcceptVersions = Annotated[
-    bool,
-    typer.Option(
-        "--accept-versions", help="go on with other packages, arithmetic or code than the store was begun with"
-    ),
-]
-Out = Annotated[str, typer.Argument(help="a store that explain made", metavar="OUT")]
 
 
 def main() -> None:
-    """Runs a command; its troubles become a message and an exit code (see README)."""
+    """Runs the command line; errors become a message and an exit code (see README)."""
     with_utf8()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ? for what it lacks
+            stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ? for unknown characters
     without_windows()
     without_strict_warnings()
     with_user()
-    told = RichHandler(console=errors, show_path=False)
-    told.setFormatter(PlainFormatter("%(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[told])
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it makes a cache elsewhere if HOME cannot be written
+    handler = RichHandler(console=error_console, show_path=False)
+    handler.setFormatter(PlainFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns if HOME is not writable
     app()
 
 
-def _command(function: Callable[..., int]) -> Callable[..., int]:
+def _register(function: Callable[..., int]) -> Callable[..., int]:
     """Registers a command that returns its exit code."""
 
     @app.command()
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
-        raise typer.Exit(_exit_code(functools.partial(function, *args, **kwargs)))
+        raise typer.Exit(run_command(functools.partial(function, *args, **kwargs)))
 
     return function
 
 
-def _exit_code(function: Callable[[], int]) -> int:
-    try:
-        refuse_no_working_directory()
-        return function()
-    except InvalidRequestError as error:
-        _tell("refused", str(error))
-        return REFUSED
-    except KeyboardInterrupt:
-        _tell("interrupted", GOES_ON)
-        return INTERRUPTED
-    except JobStopped as error:
-        if "SALIENCY_TRACEBACK" in os.environ:
-            raise
-        _tell("stopped", str(error) if isinstance(error, StoreMissing) else f"{error}\n{GOES_ON}")
-        return NOT_FINISHED
-    except Exception as error:
-        if "SALIENCY_TRACEBACK" in os.environ:
-            raise
-        if hides := hidden_module(error):
-            _tell("refused", hides)
-            return REFUSED
-        notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
-        _tell(
-            "failed",
-            f"{type(error).__name__}: {error}{notes}\n{GOES_ON} With SALIENCY_TRACEBACK=1 in the environment it "
-            "tells where it failed.",
-        )
-        return NOT_FINISHED
-
-
-def _tell(what: str, text: str) -> None:
-    print_text(errors, f"{what}: {in_flags(text)}")
-
-
-def _with_flags_of(kind: type[JobConfig], command: Callable[..., int]) -> Callable[..., int]:
-    """Gives ``command(flags, …)`` one option per field of a configuration, the only place where flags are defined."""
-    own = [one for one in inspect.signature(command, eval_str=True).parameters.values() if one.name != "flags"]
-    options = []
-    # What must be given comes first.
-    for key, field in sorted(kind.model_fields.items(), key=lambda one: not one[1].is_required()):
-        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-        default = "" if field.is_required() or field.default is None else f" [default: {_told(field.default)}]"
-        choices = [str(one) for one in get_args(field.annotation) if isinstance(one, str)]
-        option = typer.Option(
-            f"{flag_of(key)}/{flag_of(f'no_{key}')}" if field.annotation is bool else flag_of(key),
-            help=f"{field.description}{default}",
-            show_default=False,
-            rich_help_panel=str(extra["group"]),
-            metavar=None if field.annotation is bool else "|".join(choices) if len(choices) > 1 else "VALUE",
-        )
-        type_: Any = list[str] | None if key in REPEATED else bool | None if field.annotation is bool else str | None
-        options.append(
-            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[type_, option])
-        )
-
-    def wrapped(**values: Any) -> int:
-        flags = {key: values.pop(key) for key in kind.model_fields}
-        return command({key: value for key, value in flags.items() if value not in (None, [])}, **values)
-
-    functools.update_wrapper(wrapped, command, assigned=("__doc__", "__name__"))
-    vars(wrapped).pop("__wrapped__")  # typer would look through it
-    signature = inspect.Signature([*options, *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own)])
-    wrapped.__signature__ = signature  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {one.name: one.annotation for one in signature.parameters.values()}
-    return wrapped
-
-
-def _told(default: object) -> str:
-    return ", ".join(map(str, default)) if isinstance(default, tuple) else str(default)
-
-
-@_command
-@functools.partial(_with_flags_of, Config)
+@_register
+@with_options(flags=config_options(Config))
 def explain(
     flags: dict[str, Any],
     config: ConfigFile = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
     accept_versions: AcceptVersions = False,
 ) -> int:
-    """Explain every image: maps and an index into a store. Goes on by itself where the store is unfinished."""
-    made = read_config(Config, flags, file=config)
-    from jobs.explain import explain_command as job
+    """Explain every image: write maps and an index to a store. Resumes an unfinished store."""
+    job_config = read_config(Config, flags, file=config)
+    from jobs.explain import explain_command
 
-    return job.explain(made, console, dry_run=dry_run, accept_versions=accept_versions)
+    return explain_command.explain(job_config, console, dry_run=dry_run, accept_versions=accept_versions)
 
 
-@_command
-@functools.partial(_with_flags_of, ClassesConfig)
+@_register
+@with_options(flags=config_options(ClassesConfig))
 def classes(flags: dict[str, Any], config: ConfigFile = None, accept_versions: AcceptVersions = False) -> int:
-    """Show what the model takes each class for: the image that its score is highest on."""
-    made = read_config(ClassesConfig, flags, file=config)
-    from jobs.classes import classes_command as job
+    """Compute, for each class, an image on which the model's score for the class is highest."""
+    job_config = read_config(ClassesConfig, flags, file=config)
+    from jobs.classes import classes_command
 
-    return job.visualise(made, console, accept_versions=accept_versions)
+    return classes_command.visualise(job_config, console, accept_versions=accept_versions)
 
 
-@_command
+@_register
 def status(out: Out) -> int:
-    """How far a run is, and what went wrong so far."""
-    from jobs.inspect import status as told
+    """Show how far a run is, what went wrong, and what to run next."""
+    from jobs.inspect.status import print_status
 
-    return told.status(out, console)
+    return print_status(out, console)
 
 
-@_command
+@_register
 def verify(
     out: Out,
-    recompute: Annotated[int, typer.Option(min=0, help="also explain this many random rows again and compare")] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="which random rows")] = 0,
+    recompute: Annotated[
+        int, typer.Option(min=0, help="number of random rows to explain again and compare, for example 20")
+    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the random choice of rows")] = 0,
 ) -> int:
-    """Prove that plan, index, arrays and hashes agree; name what does not."""
-    from jobs.verify import verify_command as proof
+    """Prove that plan, index, arrays and hashes of a store agree; list what does not."""
+    from jobs.verify import verify_command
 
-    return proof.verify(out, console, recompute=recompute, seed=seed)
+    return verify_command.verify(out, console, recompute=recompute, seed=seed)
 
 
-@_command
+_AS_EXPLAIN = "[default: as for explain]"
+
+
+@_register
 def retry(
     out: Out,
-    workers: Annotated[str, typer.Option(help="model replicas")] = "auto",
-    runner: Annotated[str, typer.Option(help="ray or inline", metavar="ray|inline")] = "ray",
-    max_pixels: Annotated[int | None, typer.Option(help="another cap than explain had")] = None,
-    max_bytes: Annotated[int | None, typer.Option(help="another cap than explain had")] = None,
-    max_seconds: Annotated[float | None, typer.Option(help="another cap than explain had")] = None,
+    workers: Annotated[
+        str, typer.Option(help="number of model replicas, or auto: one per GPU, else per core")
+    ] = "auto",
+    runner: Runner = "ray",
+    max_pixels: Annotated[int | None, typer.Option(help=f"largest image, in pixels {_AS_EXPLAIN}")] = None,
+    max_bytes: Annotated[int | None, typer.Option(help=f"largest image, in encoded bytes {_AS_EXPLAIN}")] = None,
+    max_seconds: Annotated[
+        float | None, typer.Option(help=f"longest decoding of an image, in seconds {_AS_EXPLAIN}")
+    ] = None,
     accept_versions: AcceptVersions = False,
     allow_quarantined: AllowQuarantined = False,
 ) -> int:
-    """Explain again the units that hold quarantined rows; their inputs are listed again."""
-    from jobs.explain import retry as again
+    """Explain the units with quarantined rows again. Their inputs are listed again first."""
+    from jobs.explain import retry as retry_command
 
-    return again.retry(
+    return retry_command.retry(
         out,
         console,
         workers=workers,
@@ -223,68 +147,51 @@ def retry(
     )
 
 
-@_command
+@_register
+@with_options(selection=row_options(n=6), style=map_style_options())
 def show(
     out: Out,
-    output: Annotated[Path, typer.Option("-o", "--output", help="the picture: .png, .pdf, .svg or .jpg")],
-    rows: Annotated[str | None, typer.Option(help="row numbers, as 0,5,9")] = None,
-    class_: Annotated[str | None, typer.Option("--class", help="only rows of this class, by number or name")] = None,
-    highest: Annotated[str | None, typer.Option(help="rows with the highest values of this index column")] = None,
-    lowest: Annotated[str | None, typer.Option(help="rows with the lowest values of this index column")] = None,
-    n: Annotated[int, typer.Option("-n", help="how many rows")] = 6,
+    output: Annotated[Path, typer.Option("-o", "--output", help="image file to write: .png, .pdf, .svg or .jpg")],
+    *,
+    selection: RowSelection,
     array: Annotated[
-        list[str] | None, typer.Option(help="as predicted/gradient; repeatable [default: all, where there are few]")
+        list[str] | None,
+        typer.Option(help="array to draw, for example predicted/gradient; repeatable [default: all if at most 6]"),
     ] = None,
     view: Annotated[
-        list[str] | None, typer.Option(help="repeatable [default: map, overlay]", metavar="map|overlay|mask")
+        list[str] | None,
+        typer.Option(help="what to draw of a map; repeatable [default: map, overlay]", metavar="map|overlay|mask"),
     ] = None,
-    cmap: Annotated[
-        str | None, typer.Option(help="a colour map of matplotlib's [default: hot, bwr for signed maps]")
-    ] = None,
-    clip: Annotated[float, typer.Option(help="percentile that gets the last colour; 100 clips nothing")] = 99.5,
-    invert: Annotated[bool, typer.Option("--invert", help="draw 1 − map")] = False,
-    blur: Annotated[float, typer.Option(help="Gaussian blur of the maps: sigma in their pixels")] = 0,
-    alpha: Annotated[float, typer.Option(help="opacity of the strongest value on the image")] = 0.9,
+    style: MapStyle,
 ) -> int:
     """Draw rows: the image, its maps, and the maps on the image at its original size."""
-    from jobs.inspect import show as picture
-    from jobs.store.row_selection import row_numbers
-    from saliency_core.visualization.map_style import MapStyle
+    from jobs.inspect import show as show_command
 
-    made = picture.show(
-        out,
-        output=output,
-        rows=None if rows is None else row_numbers(rows),
-        class_=class_,
-        highest=highest,
-        lowest=lowest,
-        n=n,
-        arrays=array,
-        views=view or ("map", "overlay"),
-        look=MapStyle(cmap=cmap, clip=clip, invert=invert, blur=blur, alpha=alpha),
-    )
-    print_text(console, str(made))
+    path = show_command.show(out, selection, output=output, arrays=array, views=view or ("map", "overlay"), style=style)
+    print_text(console, str(path))
     return DONE
 
 
-@_command
+@_register
 def audit(
     out: Out,
     array: Annotated[
-        str | None, typer.Option(help="as predicted/gradient [default: the first]", show_default=False)
+        str | None,
+        typer.Option(help="array to audit, for example predicted/gradient [default: the first]", show_default=False),
     ] = None,
     objects: Annotated[
-        str | None, typer.Option(help="Parquet or CSV of sample_id and x0, y0, x1, y1 or mask: where objects are")
+        str | None,
+        typer.Option(help="Parquet or CSV of sample_id and x0, y0, x1, y1 (a box) or mask (an image's path)"),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="of what is drawn at random")] = 0,
-    runner: Annotated[str, typer.Option(help="ray or inline", metavar="ray|inline")] = "ray",
-    report: Annotated[bool, typer.Option("--report/--no-report", help="pages to look at, in OUT/report")] = True,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="seed of the random samples")] = 0,
+    runner: Runner = "ray",
+    report: Annotated[bool, typer.Option("--report/--no-report", help="write an HTML report to OUT/report")] = True,
     allow_quarantined: AllowQuarantined = False,
 ) -> int:
-    """Find what the model looks at, class by class, and what is suspicious about it; write a report."""
-    from jobs.audit import audit_command as job
+    """Find what the model looks at, class by class, and which classes are suspicious; write a report."""
+    from jobs.audit import audit_command
 
-    return job.audit(
+    return audit_command.audit(
         out,
         console,
         array=array,
@@ -296,21 +203,23 @@ def audit(
     )
 
 
-@_command
+@_register
 def compare(
-    a: Annotated[str, typer.Argument(help="a store that explain made", metavar="A")],
-    b: Annotated[str, typer.Argument(help="another, of the same images", metavar="B")],
-    output: Annotated[str, typer.Option(help="a new directory, for the report and its tables")],
-    array: Annotated[str | None, typer.Option(help="as predicted/gradient [default: the first that both have]")] = None,
-    array_b: Annotated[str | None, typer.Option(help="B's, where it is another")] = None,
-    top: Annotated[float, typer.Option(help="the share of the pixels that is a map's top region")] = 0.1,
-    runner: Annotated[str, typer.Option(help="ray or inline", metavar="ray|inline")] = "ray",
+    a: Annotated[str, typer.Argument(help="path or address of a store", metavar="A")],
+    b: Annotated[str, typer.Argument(help="another store, of the same images", metavar="B")],
+    output: Annotated[str, typer.Option(help="new directory for the report and its tables")],
+    array: Annotated[
+        str | None, typer.Option(help="array to compare, for example predicted/gradient [default: the first of both]")
+    ] = None,
+    array_b: Annotated[str | None, typer.Option(help="array of B [default: that of --array]")] = None,
+    top: Annotated[float, typer.Option(help="fraction of a map's pixels that is its top region")] = 0.1,
+    runner: Runner = "ray",
     allow_quarantined: AllowQuarantined = False,
 ) -> int:
-    """Compare two models, methods or releases: whose class changed, whose maps moved, and where to."""
-    from jobs.compare import compare_command as comparison
+    """Compare two models, methods or releases: which rows changed class, which maps moved, and where to."""
+    from jobs.compare import compare_command
 
-    return comparison.compare(
+    return compare_command.compare(
         a,
         b,
         console,
@@ -323,69 +232,63 @@ def compare(
     )
 
 
-@_command
+@_register
+@with_options(selection=row_options(n=None), style=map_style_options(prefix="png: "))
 def export(
     out: Out,
-    to: Annotated[str, typer.Option(help="for which tool", metavar="virelay|quantus|webdataset|png")],
-    output: Annotated[str, typer.Option("-o", "--output", help="a directory, new or of the same export")],
-    array: Annotated[list[str] | None, typer.Option(help="as predicted/gradient; repeatable [default: all]")] = None,
-    rows: Annotated[str | None, typer.Option(help="row numbers, as 0,5,9 [default: all]")] = None,
-    class_: Annotated[str | None, typer.Option("--class", help="only rows of this class, by number or name")] = None,
-    highest: Annotated[str | None, typer.Option(help="by the highest values of this index column")] = None,
-    lowest: Annotated[str | None, typer.Option(help="by the lowest values of this index column")] = None,
-    n: Annotated[int | None, typer.Option("-n", help="how many rows [default: all]")] = None,
-    rows_per_part: Annotated[int | None, typer.Option(help="rows in a file, where it holds several")] = None,
-    originals: Annotated[bool, typer.Option("--originals", help="webdataset: also the images, as .jpg")] = False,
-    view: Annotated[
-        list[str] | None, typer.Option(help="png: repeatable [default: map, overlay]", metavar="map|overlay|mask")
+    to: Annotated[str, typer.Option(help="format to write", metavar="virelay|quantus|webdataset|png")],
+    output: Annotated[str, typer.Option("-o", "--output", help="local directory: new, or of the same export")],
+    *,
+    array: Annotated[
+        list[str] | None,
+        typer.Option(help="array to export, for example predicted/gradient; repeatable [default: all]"),
     ] = None,
-    cmap: Annotated[str | None, typer.Option(help="png: as for show")] = None,
-    clip: Annotated[float, typer.Option(help="png: as for show")] = 99.5,
-    invert: Annotated[bool, typer.Option("--invert", help="png: as for show")] = False,
-    blur: Annotated[float, typer.Option(help="png: as for show")] = 0,
-    alpha: Annotated[float, typer.Option(help="png: as for show")] = 0.9,
+    selection: RowSelection,
+    rows_per_part: Annotated[int | None, typer.Option(help="rows in a part [default: 64 to 1,024, by format]")] = None,
+    originals: Annotated[bool, typer.Option("--originals", help="webdataset: also write the images, as .jpg")] = False,
+    view: Annotated[
+        list[str] | None,
+        typer.Option(help="png: what to draw of a map; repeatable [default: map, overlay]", metavar="map|overlay|mask"),
+    ] = None,
+    style: MapStyle,
     allow_quarantined: AllowQuarantined = False,
 ) -> int:
-    """Hand rows of a store over to other tools. Goes on by itself where it was stopped."""
-    from jobs.export import export_command as run
-    from jobs.store.row_selection import row_numbers
-    from saliency_core.visualization.map_style import MapStyle
+    """Write rows of a store to files for other tools. Resumes an interrupted export."""
+    from jobs.export import export_command
 
-    return run.export(
+    return export_command.export(
         out,
         console,
         to=to,
         output=output,
+        selection=selection,
         arrays=array,
-        rows=None if rows is None else row_numbers(rows),
-        class_=class_,
-        highest=highest,
-        lowest=lowest,
-        n=n,
         views=view,
-        look=MapStyle(cmap=cmap, clip=clip, invert=invert, blur=blur, alpha=alpha),
+        style=style,
         originals=originals,
         rows_per_part=rows_per_part,
         allow_quarantined=allow_quarantined,
     )
 
 
-@_command
+@_register
 def methods() -> int:
-    """The methods, targets and reductions that explain knows."""
-    from jobs.inspect import list_methods as known
+    """List the methods, targets and reductions of explain."""
+    from jobs.inspect.list_methods import print_methods
 
-    return known.methods(console)
+    return print_methods(console)
 
 
-@_command
+@_register
 def demo(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="where everything goes")] = Path("saliency-demo"),
-    runner: Annotated[str, typer.Option(help="ray or inline", metavar="ray|inline")] = "ray",
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="directory for images, model, store and picture, for example out")
+    ] = Path("saliency-demo"),
+    runner: Runner = "ray",
 ) -> int:
-    """Make images with a planted artefact, train a small model, explain, verify, show a picture, audit, report."""
-    # Training threads that wait by spinning crawl where cores are shared (6 times as slow). Torch reads this once.
+    """Draw images with a planted artefact, train a small model, explain, verify, draw maps, audit."""
+    # On shared cores, training threads that spin while they wait are 6 times as slow. Torch reads this once.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from jobs.demo import demo_command as shown
+    from jobs.demo.demo_command import run_demo
 
-    return shown.demo(directory, console, runner=runner)
+    return run_demo(directory, console, runner=runner)

@@ -1,1 +1,1 @@
-"""``saliency demo``: images with a planted artefact, and a model that falls for it."""
+"""Runs the whole program on images with a planted artefact and a model that relies on it."""

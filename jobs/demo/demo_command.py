@@ -1,4 +1,4 @@
-"""``saliency demo``: images with a planted artefact, a model that falls for it, and the real job on both."""
+"""Implements ``saliency demo``: draws images with a planted artefact, trains a model, and runs the job on both."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from jobs.audit.audit_command import audit
 from jobs.audit.audit_schema import CLASSES as CLASSES_PARQUET
 from jobs.audit.audit_schema import folder
 from jobs.config.explain_config import make_config
+from jobs.config.requested_rows import RowSelection
 from jobs.demo.demo_images import CLASSES, MARKED, make_images, write_shards
 from jobs.explain.explain_command import explain
 from jobs.inspect.show import show
@@ -25,22 +26,24 @@ from jobs.util.exit_codes import DONE, IMPERFECT, NOT_FINISHED
 from jobs.verify.verify_command import verify
 from saliency_core.errors import InvalidRequestError
 
-IMAGES = 480
+IMAGE_COUNT = 480
 AUDIT_SEED, TRAIN_SEED = 0, 1
 ARRAY = "predicted/gradient"
-OURS = ("images", "model.pt", "store", "maps.png")
+DEMO_FILES = ("images", "model.pt", "store", "maps.png")
 
 
-def demo(directory: Path, console: Console, *, runner: str) -> int:
-    """Everything into ``directory`` → 0 when all but the broken images were explained and the store is proven."""
-    _refuse_foreign(directory)
+def run_demo(directory: Path, console: Console, *, runner: str) -> int:
+    """Writes everything to ``directory``; returns 0 if all but the broken images are explained and verified."""
+    _refuse_other_files(directory)
     images, store, picture = directory / "images", directory / "store", directory / "maps.png"
-    with _step(console, f"drawing {IMAGES} images of {len(CLASSES)} classes, {CLASSES[MARKED]}s given away by a mark"):
+    with _timed_step(
+        console, f"drawing {IMAGE_COUNT} images of {len(CLASSES)} classes, with a mark on {CLASSES[MARKED]}s"
+    ):
         directory.mkdir(parents=True, exist_ok=True)
-        broken = write_shards(images, list(make_images(seed=AUDIT_SEED, n=IMAGES)))
-    with _step(console, "training a small CNN on others like them"):
-        accuracy = _train(directory / "model.pt")
-    print_text(console, f"{accuracy:.1%} of held-out images are classified right: a fine model, it seems\n")
+        broken = write_shards(images, list(make_images(seed=AUDIT_SEED, n=IMAGE_COUNT)))
+    with _timed_step(console, "training a small CNN on similar images"):
+        accuracy = _train_model(directory / "model.pt")
+    print_text(console, f"{accuracy:.1%} of held-out images are classified correctly: the model seems good\n")
     code = explain(
         make_config(
             {
@@ -62,30 +65,36 @@ def demo(directory: Path, console: Console, *, runner: str) -> int:
     )
     if code not in (DONE, IMPERFECT):
         return code
-    if verify(str(store), console) != DONE or not _as_expected(store, broken, console):
+    if verify(str(store), console) != DONE or not _only_broken_quarantined(store, broken, console):
         return NOT_FINISHED
-    show(str(store), output=picture, rows=_one_of_each(store), arrays=[ARRAY])
-    print_text(console, f"\n{picture}: some images, their maps, and the maps on the images\n")
-    if audit(str(store), console, array=ARRAY, runner=runner) not in (DONE, IMPERFECT) or not _found(store, console):
+    show(str(store), RowSelection(rows=_first_row_of_each_class(store)), output=picture, arrays=[ARRAY])
+    print_text(console, f"\n{picture}: one image of each class, its map, and the map on the image\n")
+    if audit(str(store), console, array=ARRAY, runner=runner) not in (DONE, IMPERFECT) or not _marked_class_ranks_first(
+        store, console
+    ):
         return NOT_FINISHED
     print_text(
         console,
-        f"The gradient lies on the objects, but for {CLASSES[MARKED]}s, where it lies on the mark: the model reads the "
-        "mark instead of the shape. Accuracy alone would never have told.",
+        f"The gradient lies on the objects, except for {CLASSES[MARKED]}s, where it lies on the mark: the model uses "
+        "the mark instead of the shape. The accuracy alone does not show this.",
     )
     return DONE
 
 
-def _refuse_foreign(directory: Path) -> None:
+def _refuse_other_files(directory: Path) -> None:
     if directory.exists() and not directory.is_dir():
-        raise InvalidRequestError(f"{directory} is no directory: choose another.")
-    foreign = sorted(path.name for path in directory.iterdir() if path.name not in OURS) if directory.exists() else []
-    if foreign:
-        raise InvalidRequestError(f"{directory} holds {foreign[0]!r}, which is not the demo's: choose a new directory.")
+        raise InvalidRequestError(f"{directory} is not a directory: choose another path.")
+    other_names = (
+        sorted(path.name for path in directory.iterdir() if path.name not in DEMO_FILES) if directory.exists() else []
+    )
+    if other_names:
+        raise InvalidRequestError(
+            f"{directory} holds {other_names[0]!r}, which is not a file of the demo: choose a new directory."
+        )
 
 
-def _train(weights: Path) -> float:
-    import torch  # it takes seconds, and the images need none of it
+def _train_model(weights: Path) -> float:
+    import torch  # importing it takes seconds, and the images do not need it
 
     from jobs.demo.demo_model import TRAIN_IMAGES, make, prepare, train
 
@@ -95,28 +104,28 @@ def _train(weights: Path) -> float:
     return accuracy
 
 
-def _as_expected(store: Path, broken: dict[str, str], console: Console) -> bool:
-    """Whether just the images that were broken on purpose are quarantined."""
+def _only_broken_quarantined(store: Path, broken: dict[str, str], console: Console) -> bool:
+    """Returns whether exactly the images that were broken on purpose are quarantined."""
     lines = open_store(str(store)).lines(columns=["sample_id", "status"])
-    found = set(lines.filter(pc.equal(lines["status"], QUARANTINED))["sample_id"].to_pylist())
-    if found == set(broken):
-        print_text(console, f"the {len(broken)} images that were broken on purpose are quarantined, and no other")
+    quarantined = set(lines.filter(pc.equal(lines["status"], QUARANTINED))["sample_id"].to_pylist())
+    if quarantined == set(broken):
+        print_text(console, f"the {len(broken)} images that were broken on purpose are quarantined, and no others")
         return True
-    print_text(console, f"quarantined are {sorted(found)}, where {sorted(broken)} were expected")
+    print_text(console, f"{sorted(quarantined)} are quarantined, but {sorted(broken)} were expected")
     return False
 
 
-def _found(store: Path, console: Console) -> bool:
-    """Whether the audit's first finding is the class with the mark."""
+def _marked_class_ranks_first(store: Path, console: Console) -> bool:
+    """Returns whether the audit ranks the class with the mark first, as suspicious."""
     first = pq.read_table(store / folder(ARRAY) / CLASSES_PARQUET).to_pylist()[0]
     if first["alarm"] and first["class"] == MARKED:
         return True
-    print_text(console, f"the audit ranks {first['class_name']} first, where {CLASSES[MARKED]} was expected")
+    print_text(console, f"the audit ranks {first['class_name']} first, but {CLASSES[MARKED]} was expected")
     return False
 
 
-def _one_of_each(store: Path) -> list[int]:
-    """The first explained row of every class."""
+def _first_row_of_each_class(store: Path) -> list[int]:
+    """Returns the first explained row of every class."""
     lines = open_store(str(store)).lines(columns=["row", "status", "label"])
     rows = zip(*(lines[name].to_pylist() for name in ("row", "status", "label")), strict=True)
     first: dict[int, int] = {}
@@ -127,8 +136,8 @@ def _one_of_each(store: Path) -> list[int]:
 
 
 @contextmanager
-def _step(console: Console, what: str) -> Iterator[None]:
-    print_text(console, f"{what} …")
+def _timed_step(console: Console, title: str) -> Iterator[None]:
+    print_text(console, f"{title} …")
     started = monotonic()
     yield
     print_text(console, f"  {monotonic() - started:.1f} s")

@@ -1,1 +1,1 @@
-"""Stores in the forms that other tools read."""
+"""Writes rows of a store in the formats of other tools."""

@@ -1,4 +1,7 @@
-"""``saliency export``: rows of a store into files that other tools open, part after part; a kill costs one part."""
+"""Implements ``saliency export``, which writes rows of a store to files for other tools, one part at a time.
+
+A run that was killed resumes with the part that it was writing.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,11 @@ from typing import Any
 
 from rich.console import Console
 
+from jobs.config.requested_rows import ALL_ROWS, RowSelection
 from jobs.explain.progress import Display
 from jobs.export.export_format import Format
-from jobs.export.output_directory import LEFT_OUT, WHOLE, Commit, Folder
-from jobs.export.selection import Selection, select
+from jobs.export.output_directory import LEFT_OUT_CSV, WHOLE_ROW, ExportFolder, PartCommit
+from jobs.export.selection import ExportSelection, select_rows
 from jobs.storage.files import is_remote, local_path
 from jobs.store.open import refuse_inside
 from jobs.store.store_reader import open_store
@@ -26,26 +30,26 @@ from saliency_core.errors import InvalidRequestError
 from saliency_core.visualization.map_style import MapStyle
 
 FORMAT_VERSION = 1
-TO = ("virelay", "quantus", "webdataset", "png")
-VIEWS = ("map", "overlay")
-TOLD, NAMED = 10, 3  # reasons in the summary, and rows that it names for each
+FORMAT_NAMES = ("virelay", "quantus", "webdataset", "png")
+DEFAULT_VIEWS = ("map", "overlay")
+MAX_REASONS, ROWS_PER_REASON = 10, 3  # in the summary
 
 
 @dataclass
-class _Meter:
-    """Rows that were gone through; ``done``: in this session."""
+class _RowMeter:
+    """Counts processed rows; ``done``: in this session, ``done_before``: in earlier ones."""
 
     rows: int
     done_before: int = 0
     done: int = 0
-    begun: float = field(default_factory=monotonic)
+    started: float = field(default_factory=monotonic)
 
     def line(self) -> str:
-        told = f"{self.done_before + self.done:,} of {self.rows:,} rows exported"
+        counts = f"{self.done_before + self.done:,} of {self.rows:,} rows exported"
         if not self.done:
-            return told
-        rate = self.done / (monotonic() - self.begun)
-        return f"{told} · {rate:.1f}/s · {duration((self.rows - self.done_before - self.done) / rate)} to go"
+            return counts
+        rate = self.done / (monotonic() - self.started)
+        return f"{counts} · {rate:.1f}/s · {duration((self.rows - self.done_before - self.done) / rate)} to go"
 
 
 def export(
@@ -54,119 +58,119 @@ def export(
     *,
     to: str,
     output: str,
+    selection: RowSelection = ALL_ROWS,
     arrays: list[str] | None = None,
-    rows: list[int] | None = None,
-    class_: str | None = None,
-    highest: str | None = None,
-    lowest: str | None = None,
-    n: int | None = None,
     views: Sequence[str] | None = None,
-    look: MapStyle | None = None,
+    style: MapStyle | None = None,
     originals: bool = False,
     rows_per_part: int | None = None,
     allow_quarantined: bool = False,
 ) -> int:
-    """Exports rows of the store ``out`` to the local directory ``output``, or goes on with it → exit code.
+    """Exports rows of the store ``out`` to the local directory ``output``, or resumes the export there.
 
-    Rows and arrays as ``show`` takes them, all by default. ``views`` and ``look`` are for png, ``originals`` for
-    webdataset. ``rows_per_part``: rows in one file, where a file holds several. ``allow_quarantined``: 0 is returned,
-    not 3, if all rows that are left out are quarantined or partial. InvalidRequestError, with nothing written, for
-    what cannot be exported.
+    Returns the exit code. ``arrays``: their paths, by default all. ``views`` and ``style`` apply to png, ``originals``
+    to webdataset. ``allow_quarantined``: return 0, not 3, if all rows that are left out are quarantined or partial.
+
+    Raises `InvalidRequestError`, with nothing written, if the request cannot be fulfilled.
     """
-    if to not in TO:
-        raise InvalidRequestError(f"--to {to!r} is unknown: take one of {', '.join(TO)}.")
+    if to not in FORMAT_NAMES:
+        raise InvalidRequestError(f"--to {to!r} is unknown: use one of {', '.join(FORMAT_NAMES)}.")
     if rows_per_part is not None and rows_per_part < 1:
-        raise InvalidRequestError(f"--rows-per-part {rows_per_part} holds nothing: give at least 1.")
+        raise InvalidRequestError(f"--rows-per-part {rows_per_part} leaves a part empty: give at least 1.")
     store = open_store(out)
-    folder = Folder(_directory(out, output))
-    selection = select(store, arrays=arrays, rows=rows, class_=class_, highest=highest, lowest=lowest, n=n)
-    options = _options(to, views=views, look=look, originals=originals)
-    format_ = _format(to, selection, folder, **options)
+    folder = ExportFolder(_output_path(out, output))
+    content = select_rows(store, selection, arrays=arrays)
+    options = _format_options(to, views=views, style=style, originals=originals)
+    format_ = _make_format(to, content, folder, **options)
     size = rows_per_part or format_.rows_per_part
-    told = {name: asdict(value) if isinstance(value, MapStyle) else value for name, value in options.items()}
-    recipe = {"format_version": FORMAT_VERSION, "to": to, **selection.recipe(), **told, "rows_per_part": size}
-    cuts = [selection.rows[start : start + size] for start in range(0, len(selection.rows), size)]
-    with folder.claimed(recipe):
-        pending = [part for part in range(len(cuts)) if not folder.is_committed(part)]
-        meter = _Meter(len(selection.rows), len(selection.rows) - sum(len(cuts[part]) for part in pending))
+    recorded = dict(options)
+    if "style" in recorded:
+        recorded["look"] = asdict(recorded.pop("style"))  # the name of this key in export.json
+    recipe = {"format_version": FORMAT_VERSION, "to": to, **content.recipe(), **recorded, "rows_per_part": size}
+    part_rows = [content.rows[start : start + size] for start in range(0, len(content.rows), size)]
+    with folder.claim(recipe):
+        pending = [part for part in range(len(part_rows)) if not folder.is_committed(part)]
+        meter = _RowMeter(len(content.rows), len(content.rows) - sum(len(part_rows[part]) for part in pending))
         with Display(meter, console, at_first=meter.line()) as display:
             for part in pending:
-                lacking = format_.write(part, cuts[part])
-                folder.commit(part, Commit(rows=len(cuts[part]), left_out=lacking))
-                meter.done += len(cuts[part])
+                entries = format_.write(part, part_rows[part])
+                folder.commit(part, PartCommit(rows=len(part_rows[part]), left_out=entries))
+                meter.done += len(part_rows[part])
                 display.update()
-        format_.finish(len(cuts))
-        left_out = _summary(console, selection, folder, folder.commits(len(cuts)))
-    return imperfect(allow_quarantined and left_out <= selection.imperfect()) if left_out else DONE
+        format_.finish(len(part_rows))
+        left_out = _print_summary(console, content, folder, folder.read_commits(len(part_rows)))
+    return imperfect(allow_quarantined and left_out <= content.imperfect_rows()) if left_out else DONE
 
 
-def _directory(out: str, output: str) -> Path:
+def _output_path(out: str, output: str) -> Path:
     if is_remote(output):
         raise InvalidRequestError(
-            f"--output {output} is on an object store, and other tools open local files: give a directory."
+            f"--output {output} is on an object store, but other tools open local files: give a local directory."
         )
     refuse_inside(output, out)
     return local_path(output)
 
 
-def _options(to: str, *, views: Sequence[str] | None, look: MapStyle | None, originals: bool) -> dict[str, Any]:
-    """Those of the format. Raises InvalidRequestError where others are given, for they would do nothing."""
-    if to != "png" and (views or (look is not None and look != MapStyle())):
+def _format_options(to: str, *, views: Sequence[str] | None, style: MapStyle | None, originals: bool) -> dict[str, Any]:
+    """Returns the options of the format. Raises `InvalidRequestError` if an option is given that it does not have."""
+    if to != "png" and (views or (style is not None and style != MapStyle())):
         raise InvalidRequestError(
-            f"--view, --cmap, --clip, --invert, --blur and --alpha are for --to png: {to} has no pictures."
+            f"--view, --cmap, --clip, --invert, --blur and --alpha are for --to png: {to} has no pictures. Remove them."
         )
     if to != "webdataset" and originals:
-        raise InvalidRequestError(f"--originals is for --to webdataset: {to} does without.")
+        raise InvalidRequestError(f"--originals is for --to webdataset: {to} does not use it. Remove it.")
     if to == "png":
-        return {"views": list(views or VIEWS), "look": look or MapStyle()}
+        return {"views": list(views or DEFAULT_VIEWS), "style": style or MapStyle()}
     return {"originals": originals} if to == "webdataset" else {}
 
 
-def _format(to: str, selection: Selection, folder: Folder, **options: Any) -> Format:
-    """Only the format that is asked for is imported, with what it needs."""
+def _make_format(to: str, content: ExportSelection, folder: ExportFolder, **options: Any) -> Format:
+    """Imports the requested format, and only its dependencies, and makes it."""
     if to == "png":
         from jobs.export.png import Png
 
-        return Png(selection, folder, **options)
+        return Png(content, folder, **options)
     if to == "webdataset":
         from jobs.export.webdataset import WebDataset
 
-        return WebDataset(selection, folder, **options)
+        return WebDataset(content, folder, **options)
     if to == "quantus":
         from jobs.export.quantus import Quantus
 
-        return Quantus(selection, folder)
+        return Quantus(content, folder)
     try:
         from jobs.export.virelay import ViRelAy
     except ModuleNotFoundError as error:
         if error.name != "h5py":
             raise
         raise InvalidRequestError("--to virelay writes HDF5, and h5py is not installed: pip install h5py.") from None
-    return ViRelAy(selection, folder)
+    return ViRelAy(content, folder)
 
 
-def _summary(console: Console, selection: Selection, folder: Folder, commits: Iterable[Commit]) -> set[int]:
-    """Says what is not among the files, by reason, with the first rows of each → the rows."""
+def _print_summary(
+    console: Console, content: ExportSelection, folder: ExportFolder, commits: Iterable[PartCommit]
+) -> set[int]:
+    """Prints why rows are left out, with the first rows of each reason, and returns the numbers of these rows."""
     reasons: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
     rows: set[int] = set()
     for commit in commits:
-        for one in commit.left_out:
-            rows.add(one.row)
-            reason = without_names(one.reason, (one.uri, one.sample_id))
-            reason = reason if one.what == WHOLE else f"{one.what}: {reason}"
+        for entry in commit.left_out:
+            rows.add(entry.row)
+            reason = without_names(entry.reason, (entry.uri, entry.sample_id))
+            reason = reason if entry.what == WHOLE_ROW else f"{entry.what}: {reason}"
             reasons[reason] += 1
-            if len(examples.setdefault(reason, [])) < NAMED:
-                examples[reason].append(f"{one.row} ({one.sample_id!r})")
-    arrays = ", ".join(array.path for array in selection.arrays)
-    print_text(console, f"export: {folder.path}, {len(selection.rows):,} rows of {arrays}")
+            if len(examples.setdefault(reason, [])) < ROWS_PER_REASON:
+                examples[reason].append(f"{entry.row} ({entry.sample_id!r})")
+    arrays = ", ".join(array.path for array in content.arrays)
+    print_text(console, f"export: {folder.path}, {len(content.rows):,} rows of {arrays}")
     if not rows:
         return rows
-    quarantined = selection.quarantined()
-    print_text(console, f"{len(rows):,} rows are left out, in part or as a whole ({quarantined:,} quarantined):")
-    for reason, count in reasons.most_common(TOLD):
+    quarantined = content.count_quarantined()
+    print_text(console, f"{len(rows):,} rows are left out, partly or completely ({quarantined:,} quarantined):")
+    for reason, count in reasons.most_common(MAX_REASONS):
         more = ", …" if count > len(examples[reason]) else ""
         print_text(console, f"  {count:,} × {reason}: rows {', '.join(examples[reason])}{more}")
-    others = f"  {len(reasons) - TOLD:,} more reasons; " if len(reasons) > TOLD else ""
-    print_text(console, f"{others}{folder.path / LEFT_OUT} lists them all.")
+    more_reasons = f"  {len(reasons) - MAX_REASONS:,} more reasons; " if len(reasons) > MAX_REASONS else ""
+    print_text(console, f"{more_reasons}{folder.path / LEFT_OUT_CSV} lists them all.")
     return rows

@@ -1,4 +1,4 @@
-"""Arrays in HDF5 that grow while they are written, and one file that shows the arrays of many as one."""
+"""Writes HDF5 arrays that grow, and virtual arrays that join the arrays of several files."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def append(file: h5py.File, key: str, values: NDArray[Any]) -> None:
-    """Adds ``values`` [n, …] to the file's array ``key``, which is made where there is none; each item is a chunk."""
+def append_rows(file: h5py.File, key: str, values: NDArray[Any]) -> None:
+    """Appends ``values`` [n, …] to the array ``key``, which is made if it does not exist; each item is a chunk."""
     if key not in file:
         item = values.shape[1:]
-        # Maps are noise to a compressor: its higher levels take seconds and gain nothing.
+        # Maps hardly compress: higher levels take seconds and gain nothing.
         options = {"chunks": (1, *item), "compression": "gzip", "compression_opts": 1, "shuffle": True} if item else {}
         file.create_dataset(key, (0, *item), values.dtype, maxshape=(None, *item), **options)
     size = len(file[key])
@@ -23,8 +23,8 @@ def append(file: h5py.File, key: str, values: NDArray[Any]) -> None:
     file[key][size:] = values
 
 
-def joined(parts: Sequence[Path], key: str) -> NDArray[Any]:
-    """The whole array ``key`` of all parts, in memory."""
+def read_parts(parts: Sequence[Path], key: str) -> NDArray[Any]:
+    """Reads the array ``key`` of all parts into memory and concatenates them."""
     arrays = []
     for part in parts:
         with h5py.File(part, "r") as file:
@@ -32,23 +32,23 @@ def joined(parts: Sequence[Path], key: str) -> NDArray[Any]:
     return np.concatenate(arrays)
 
 
-def point_at(file: h5py.File, parts: Sequence[Path], keys: Sequence[str], *, beside: Path) -> None:
-    """Makes arrays in ``file`` that are those of the parts, one after the other, with nothing copied.
+def link_parts(file: h5py.File, parts: Sequence[Path], keys: Sequence[str], *, directory: Path) -> None:
+    """Makes virtual arrays in ``file`` that concatenate those of the parts without a copy.
 
-    ``beside``: the directory of ``file``, to which the parts' paths are told: the whole may be moved.
+    ``directory``: that of ``file``; the parts' paths are stored relative to it, so that it can be moved.
     """
     shapes: list[dict[str, tuple[int, ...]]] = []
     dtypes: dict[str, Any] = {}
     for part in parts:
-        with h5py.File(part, "r") as one:
-            shapes.append({key: one[key].shape for key in keys})
-            dtypes = {key: one[key].dtype for key in keys}
+        with h5py.File(part, "r") as part_file:
+            shapes.append({key: part_file[key].shape for key in keys})
+            dtypes = {key: part_file[key].dtype for key in keys}
     for key in keys:
         total = sum(shape[key][0] for shape in shapes)
         layout, start = h5py.VirtualLayout((total, *shapes[0][key][1:]), dtypes[key]), 0
         for part, shape in zip(parts, shapes, strict=True):
             stop = start + shape[key][0]
             if stop > start:
-                layout[start:stop] = h5py.VirtualSource(str(part.relative_to(beside)), key, shape[key])
+                layout[start:stop] = h5py.VirtualSource(str(part.relative_to(directory)), key, shape[key])
             start = stop
         file.create_virtual_dataset(key, layout)

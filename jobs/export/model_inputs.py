@@ -1,4 +1,4 @@
-"""What the model saw of rows, made again of the images from where the manifest found them."""
+"""Computes model inputs again, from the images that the manifest lists."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from jobs.store.store_reader import CHANGED, Store
 from jobs.util.failure_reasons import for_explained
 
 
-class Inputs:
-    """Rows → what the model saw."""
+class ModelInputs:
+    """Decodes and preprocesses the images of index lines as the run did."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._decode = DecodeStage(store.run)
 
-    def __call__(self, lines: list[dict[str, Any]]) -> tuple[NDArray[np.uint8], list[str | None]]:
-        """Index lines → pixels uint8 [n, H, W, C], not yet normalised, and why there are none, or None, for each."""
+    def prepare(self, lines: list[dict[str, Any]]) -> tuple[NDArray[np.uint8], list[str | None]]:
+        """Returns pixels uint8 [n, H, W, C] before normalisation, and for each line why it has none, or None."""
         decoded = self._decode.lines(0, by_content(self._store.manifest_lines([line["row"] for line in lines])))
-        troubles = [
+        problems = [
             for_explained(error) if error else CHANGED if digest != line["sha256"] else None
             for line, error, digest in zip(
                 lines, decoded.lines["error"].to_pylist(), decoded.lines["sha256"].to_pylist(), strict=True
             )
         ]
-        return decoded.pixels, troubles
+        return decoded.pixels, problems

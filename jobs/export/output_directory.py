@@ -1,11 +1,11 @@
-"""The folder that an export fills: whose it is, and which parts of it are done.
+"""Manages the directory of an export: what it holds and which parts are written.
 
 PATH/
-  export.json             what is exported; a folder with another one, or with anything else in it, is refused
-  parts/part-00000.json   the commit of a part: it comes after the part's files, and says what they lack
-  left_out.csv            when all are done: every row, or map of a row, that is not among the files, and why
+  export.json             what is exported; a directory with another one, or with other files, is refused
+  parts/part-00000.json   the commit of a part, written after the part's files; it lists what they lack
+  left_out.csv            written when all parts are: every row, or map or image of a row, that the files lack, and why
 
-A file appears under its name when it is whole; until then it is ``.NAME.partial``.
+A file has its name only when it is complete; until then it is ``.NAME.partial``.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from pydantic import BaseModel
 from jobs.util.csv_escaping import SafeWriter
 from saliency_core.errors import InvalidRequestError
 
-RECIPE, PARTS, LEFT_OUT = "export.json", "parts", "left_out.csv"
-WHOLE = "row"
+RECIPE_JSON, PARTS, LEFT_OUT_CSV = "export.json", "parts", "left_out.csv"
+WHOLE_ROW = "row"
 _PARTIAL = ".partial"
 
 
 class LeftOut(BaseModel):
-    """``what``: the array, or the image, that is missing of the row; WHOLE where nothing of it is there."""
+    """A row of left_out.csv; ``what``: the array's path or "image" that is missing, or WHOLE_ROW."""
 
     row: int
     sample_id: str
@@ -38,110 +38,110 @@ class LeftOut(BaseModel):
     uri: str = ""
 
 
-class Commit(BaseModel):
-    """``left_out``: what the part's files lack."""
+class PartCommit(BaseModel):
+    """The record that a part is written; ``left_out``: what its files lack."""
 
     rows: int
     left_out: list[LeftOut]
 
 
-class Folder:
-    """A local directory, for one export."""
+class ExportFolder:
+    """The local directory of one export."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @contextmanager
-    def claimed(self, recipe: dict[str, Any]) -> Iterator[None]:
-        """Makes the folder, or goes on in it; nobody else does so meanwhile.
+    def claim(self, recipe: dict[str, Any]) -> Iterator[None]:
+        """Makes the directory, or resumes in it, and locks it against other exports.
 
-        Raises InvalidRequestError where it holds anything but an export with the same ``recipe``, and where it cannot
-        be made.
+        Raises `InvalidRequestError` if it cannot be made, or holds anything but an export with the same ``recipe``.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             raise InvalidRequestError(
-                f"--output {self.path} cannot be made: {error.strerror}. Choose another."
+                f"--output {self.path} cannot be made: {error.strerror}. Choose another directory."
             ) from error
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a kill lets go of it
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends
             except BlockingIOError:
                 raise InvalidRequestError(
-                    f"--output {self.path}: another export is writing there. Wait for its end, or choose another."
+                    f"--output {self.path}: another export is writing there. Wait until it ends, or choose "
+                    "another directory."
                 ) from None
-            self._claim(recipe)
+            self._write_or_check_recipe(recipe)
             yield
         finally:
             os.close(descriptor)
 
-    def _claim(self, recipe: dict[str, Any]) -> None:
+    def _write_or_check_recipe(self, recipe: dict[str, Any]) -> None:
         try:
-            found = json.loads((self.path / RECIPE).read_bytes())
+            stored = json.loads((self.path / RECIPE_JSON).read_bytes())
         except FileNotFoundError:
-            self._refuse_foreign()
-            with self.writing(RECIPE) as file:
+            self._refuse_other_files()
+            with self.atomic_file(RECIPE_JSON) as file:
                 file.write((json.dumps(recipe, indent=2) + "\n").encode())
             return
         except ValueError:
-            found = {}
-        differing = [key for key in recipe if not isinstance(found, dict) or found.get(key) != recipe[key]]
+            stored = {}
+        differing = [key for key in recipe if not isinstance(stored, dict) or stored.get(key) != recipe[key]]
         if differing:
             raise InvalidRequestError(
-                f"--output {self.path} holds another export, or one of the store as it was before it changed (what "
-                f"differs: {', '.join(differing)}), and nothing is overwritten: choose another."
+                f"--output {self.path} holds another export, or one of the store before it changed (what "
+                f"differs: {', '.join(differing)}), and nothing is overwritten: choose another directory."
             )
 
-    def _refuse_foreign(self) -> None:
-        there = sorted(entry.name for entry in self.path.iterdir() if not entry.name.endswith(_PARTIAL))
-        if there:
+    def _refuse_other_files(self) -> None:
+        names = sorted(path.name for path in self.path.iterdir() if not path.name.endswith(_PARTIAL))
+        if names:
             raise InvalidRequestError(
-                f"--output {self.path} is not empty and no export of ours (it holds {', '.join(there[:3])} …), and "
-                "nothing is overwritten: choose another, or empty it yourself."
+                f"--output {self.path} is not empty and not an export (it holds {', '.join(names[:3])} …), and "
+                "nothing is overwritten: choose another directory, or empty this one."
             )
 
     @contextmanager
-    def making(self, name: str) -> Iterator[Path]:
-        """The path of a file to be made, which is ``name`` afterwards, and not at all where the making fails."""
-        place = self.path / name
-        place.parent.mkdir(exist_ok=True)
-        partial = place.with_name(f".{place.name}{_PARTIAL}")
+    def atomic_path(self, name: str) -> Iterator[Path]:
+        """Yields a temporary path; its file is renamed to ``name`` afterwards, or removed if there was an exception."""
+        final = self.path / name
+        final.parent.mkdir(exist_ok=True)
+        partial = final.with_name(f".{final.name}{_PARTIAL}")
         partial.unlink(missing_ok=True)
         try:
             yield partial
-            partial.replace(place)
+            partial.replace(final)
         finally:
             partial.unlink(missing_ok=True)
 
     @contextmanager
-    def writing(self, name: str) -> Iterator[IO[bytes]]:
-        """The same, open."""
-        with self.making(name) as path, path.open("wb") as file:
+    def atomic_file(self, name: str) -> Iterator[IO[bytes]]:
+        """Yields `atomic_path`'s file, open for writing."""
+        with self.atomic_path(name) as path, path.open("wb") as file:
             yield file
 
-    def commit(self, part: int, commit: Commit) -> None:
-        """Says that the part's files are there."""
-        with self.writing(f"{PARTS}/{_part_name(part)}") as file:
+    def commit(self, part: int, commit: PartCommit) -> None:
+        """Records that the part's files are complete."""
+        with self.atomic_file(f"{PARTS}/{_part_name(part)}") as file:
             file.write((commit.model_dump_json() + "\n").encode())
 
     def is_committed(self, part: int) -> bool:
         return (self.path / PARTS / _part_name(part)).exists()
 
-    def commits(self, parts: int) -> Iterator[Commit]:
-        """Those of parts 0 to ``parts`` − 1, which all exist."""
+    def read_commits(self, parts: int) -> Iterator[PartCommit]:
+        """Reads the commits of parts 0 to ``parts`` − 1, which must exist."""
         for part in range(parts):
-            yield Commit.model_validate_json((self.path / PARTS / _part_name(part)).read_bytes())
+            yield PartCommit.model_validate_json((self.path / PARTS / _part_name(part)).read_bytes())
 
-    def list_left_out(self, parts: int) -> None:
-        """Writes left_out.csv."""
-        with self.making(LEFT_OUT) as path, path.open("w", newline="", encoding="utf-8") as file:
+    def write_left_out(self, parts: int) -> None:
+        """Writes left_out.csv from the commits of all parts."""
+        with self.atomic_path(LEFT_OUT_CSV) as path, path.open("w", newline="", encoding="utf-8") as file:
             lines = SafeWriter(file)
             lines.write(LeftOut.model_fields)
-            for commit in self.commits(parts):
-                for one in commit.left_out:
-                    lines.write(one.model_dump().values())
+            for commit in self.read_commits(parts):
+                for entry in commit.left_out:
+                    lines.write(entry.model_dump().values())
 
 
 def _part_name(part: int) -> str:

@@ -1,4 +1,4 @@
-"""One picture per row, array and view, at the size of the original, and a table of them."""
+"""Implements ``--to png``: one picture per row, array and view, at the size of the original, and a table of them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.export.export_format import Format, lacking, left_out
-from jobs.export.output_directory import Folder, LeftOut
-from jobs.export.safe_names import key_of, name_of
-from jobs.export.selection import Selection, why_not
+from jobs.export.export_format import Format, left_out_entries, left_out_entry
+from jobs.export.output_directory import ExportFolder, LeftOut
+from jobs.export.safe_names import array_name, sample_key
+from jobs.export.selection import ExportSelection, left_out_reasons
 from jobs.inputs.rejected import RejectedImage
 from jobs.store.run_record import ArraySpec
 from jobs.util.csv_escaping import SafeWriter
@@ -21,43 +21,45 @@ from saliency_core.visualization.map_style import MapStyle
 from saliency_core.visualization.views import Photograph, refuse_unknown, view_at_size
 
 TABLE = "pictures.csv"
-_ABOUT = ("class", "class_name", "score", "probability")
+_CLASS_COLUMNS = ("class", "class_name", "score", "probability")
 
 
 class Png(Format):
-    """``pictures/00000017_ant_003_png.predicted__gradient.overlay.png``, and pictures.csv."""
+    """Writes ``pictures/00000017_ant_003_png.predicted__gradient.overlay.png``, for example, and pictures.csv."""
 
     rows_per_part = 64
 
-    def __init__(self, selection: Selection, folder: Folder, *, views: Sequence[str], look: MapStyle) -> None:
+    def __init__(
+        self, selection: ExportSelection, folder: ExportFolder, *, views: Sequence[str], style: MapStyle
+    ) -> None:
         refuse_unknown(views)
         super().__init__(selection, folder)
         self._views = list(dict.fromkeys(views))
-        self._look = look
+        self._style = style
 
-    def write(self, part: int, rows: NDArray[np.int64]) -> list[LeftOut]:  # noqa: ARG002  each row has its files
-        found = []
+    def write(self, part: int, rows: NDArray[np.int64]) -> list[LeftOut]:  # noqa: ARG002  files are per row
+        entries = []
         for batch in self.selection.batches(rows):
             for position, line in enumerate(batch.lines):
-                reasons = why_not(line, self.selection.arrays)
-                found += lacking(line, reasons)
+                reasons = left_out_reasons(line, self.selection.arrays)
+                entries += left_out_entries(line, reasons)
                 mapped = [array for array in self.selection.arrays if reasons[array.path] is None]
                 if mapped:
-                    found += self._draw(line, [(array, batch.maps[array.path][position]) for array in mapped])
-        return found
+                    entries += self._draw(line, [(array, batch.maps[array.path][position]) for array in mapped])
+        return entries
 
     def _draw(self, line: dict[str, Any], maps: list[tuple[ArraySpec, NDArray[np.float32]]]) -> list[LeftOut]:
-        """Every view of a row's maps; a map needs no image to be drawn by itself."""
-        views, found = self._views, []
+        """Draws every view of a row's maps. The view "map" is drawn even if the image is not available."""
+        views, entries = self._views, []
         image = None if views == ["map"] else self.store.original(line["row"], sha256=line["sha256"])
         if isinstance(image, RejectedImage):
-            found.append(left_out(line, "image", image.reason))
+            entries.append(left_out_entry(line, "image", image.reason))
             image, views = None, [view for view in views if view == "map"]
         geometry = self.store.run.preprocessing.geometry(line["width"], line["height"])
         for array, values in maps:
             for view in views:
                 self._save(line, array, view, values, image, geometry)
-        return found
+        return entries
 
     def _save(
         self,
@@ -70,25 +72,25 @@ class Png(Format):
     ) -> None:
         photograph = Photograph(None if image is None else np.asarray(image), geometry)
         size = line["width"], line["height"]
-        pixels = view_at_size(view, values, photograph, size=size, signed=not array.nonnegative, look=self._look)
-        with self.folder.writing(_file(line, array, view)) as file:
-            # Maps are noise to a compressor: its higher levels take seconds and gain nothing.
+        pixels = view_at_size(view, values, photograph, size=size, signed=not array.nonnegative, look=self._style)
+        with self.folder.atomic_file(_picture_path(line, array, view)) as file:
+            # Maps hardly compress: higher levels take seconds and gain nothing.
             Image.fromarray(pixels).save(file, "PNG", compress_level=3)
 
     def finish(self, parts: int) -> None:
         super().finish(parts)
-        with self.folder.making(TABLE) as path, path.open("w", newline="", encoding="utf-8") as file:
+        with self.folder.atomic_path(TABLE) as path, path.open("w", newline="", encoding="utf-8") as file:
             table = SafeWriter(file)
-            table.write(["file", "row", "sample_id", "array", "view", *_ABOUT])
+            table.write(["file", "row", "sample_id", "array", "view", *_CLASS_COLUMNS])
             for lines in self.selection.lines():
                 for line in lines.to_pylist():
                     for array in self.selection.arrays:
-                        about = [line[f"{array.target}__{name}"] for name in _ABOUT]
+                        class_values = [line[f"{array.target}__{name}"] for name in _CLASS_COLUMNS]
                         for view in self._views:
-                            name = _file(line, array, view)
-                            if (self.folder.path / name).exists():  # else left_out.csv tells of it
-                                table.write([name, line["row"], line["sample_id"], array.path, view, *about])
+                            name = _picture_path(line, array, view)
+                            if (self.folder.path / name).exists():  # otherwise left_out.csv has the reason
+                                table.write([name, line["row"], line["sample_id"], array.path, view, *class_values])
 
 
-def _file(line: dict[str, Any], array: ArraySpec, view: str) -> str:
-    return f"pictures/{key_of(line['row'], line['sample_id'])}.{name_of(array)}.{view}.png"
+def _picture_path(line: dict[str, Any], array: ArraySpec, view: str) -> str:
+    return f"pictures/{sample_key(line['row'], line['sample_id'])}.{array_name(array)}.{view}.png"

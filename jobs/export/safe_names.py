@@ -1,4 +1,7 @@
-"""Names of files out of names that others gave: no sample and no array can lead out of the folder, or meet another."""
+"""Makes file names of sample ids and array names, which may hold any text.
+
+A name is unique and cannot lead out of the directory.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,15 @@ from urllib.parse import quote
 
 from jobs.store.run_record import ArraySpec
 
-MOST = 60  # characters of a sample's own name: with arrays' names a file's must stay below 255 bytes
+MAX_ID_LENGTH = 60  # characters of a sample id: with the array's name, a file name stays below 255 bytes
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
 
-def key_of(row: int, sample_id: str) -> str:
-    """``00000017_ant_003_png``: unique by its row; without dots (WebDataset cuts a key there) and slashes."""
-    return f"{row:08d}_{_UNSAFE.sub('_', sample_id)[-MOST:]}"
+def sample_key(row: int, sample_id: str) -> str:
+    """Returns ``00000017_ant_003_png``, for example: unique by its row, without dots (they end a WebDataset key)."""
+    return f"{row:08d}_{_UNSAFE.sub('_', sample_id)[-MAX_ID_LENGTH:]}"
 
 
-def name_of(array: ArraySpec) -> str:
-    """``predicted__gradient``: the array's prefix in the index. Escaped, should run.json have been tampered with."""
+def array_name(array: ArraySpec) -> str:
+    """Returns ``predicted__gradient``, for example, escaped in case run.json was tampered with."""
     return quote(array.column, safe="+")

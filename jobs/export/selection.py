@@ -1,4 +1,4 @@
-"""What is exported of a store: rows and arrays, in batches that fit into memory."""
+"""Selects the rows and arrays of an export, and reads them in batches that fit into memory."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from jobs.config.requested_rows import RowSelection
 from jobs.store.index import OK, QUARANTINED
 from jobs.store.row_selection import choose_rows
 from jobs.store.run_record import ArraySpec
 from jobs.store.store_reader import Store
 from saliency_core.errors import InvalidRequestError
 
-BATCH = 32  # rows whose maps are in memory at once
-_TOGETHER = 10_000  # index lines
+BATCH_ROWS = 32  # rows whose maps are in memory at the same time
+_LINES_PER_TABLE = 10_000  # index lines
 
 
 @dataclass(frozen=True)
 class Batch:
-    """``lines``: the index lines. ``maps`` by array path: float32 [n, …] in own units, NaN where there is none."""
+    """Index lines and maps of some rows; ``maps`` by array path: float32 [n, …], NaN if a row has no map."""
 
     rows: NDArray[np.int64]
     lines: list[dict[str, Any]]
@@ -33,38 +34,38 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Selection:
-    """``rows`` in the order of the export, each once."""
+class ExportSelection:
+    """Rows and arrays to export; ``rows`` in the order of the export, each once."""
 
     store: Store
     arrays: list[ArraySpec]
     rows: NDArray[np.int64]
 
     def batches(self, rows: NDArray[np.int64]) -> Iterator[Batch]:
-        """Those of ``rows``, which are some of the selection's."""
-        for start in range(0, len(rows), BATCH):
-            some = rows[start : start + BATCH]
-            maps = {array.path: self.store.maps(array.path, some) for array in self.arrays}
-            yield Batch(some, self.store.lines(some).to_pylist(), maps)
+        """Yields ``rows``, which are some of the selection's, with their maps."""
+        for start in range(0, len(rows), BATCH_ROWS):
+            batch_rows = rows[start : start + BATCH_ROWS]
+            maps = {array.path: self.store.maps(array.path, batch_rows) for array in self.arrays}
+            yield Batch(batch_rows, self.store.lines(batch_rows).to_pylist(), maps)
 
     def lines(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """All rows' index lines, some at a time."""
-        for start in range(0, len(self.rows), _TOGETHER):
-            yield self.store.lines(self.rows[start : start + _TOGETHER], columns)
+        """Yields the index lines of all rows, some at a time."""
+        for start in range(0, len(self.rows), _LINES_PER_TABLE):
+            yield self.store.lines(self.rows[start : start + _LINES_PER_TABLE], columns)
 
-    def quarantined(self) -> int:
-        """How many rows are."""
+    def count_quarantined(self) -> int:
+        """Returns the number of quarantined rows."""
         return sum(lines["status"].to_pylist().count(QUARANTINED) for lines in self.lines(["status"]))
 
-    def imperfect(self) -> set[int]:
-        """The rows that are quarantined or partial."""
-        found: set[int] = set()
+    def imperfect_rows(self) -> set[int]:
+        """Returns the numbers of rows that are quarantined or partial."""
+        rows: set[int] = set()
         for lines in self.lines(["row", "status"]):
-            found.update(lines.filter(pc.not_equal(lines["status"], OK))["row"].to_pylist())
-        return found
+            rows.update(lines.filter(pc.not_equal(lines["status"], OK))["row"].to_pylist())
+        return rows
 
     def recipe(self) -> dict[str, Any]:
-        """What makes two exports of rows and arrays the same. The store may have moved; a retry changes its lines."""
+        """Returns what identifies the export's content. It stays when the store moves, and changes after a retry."""
         targets = dict.fromkeys(array.target for array in self.arrays)
         columns = ["row", "sha256", "status", *(f"{target}__status" for target in targets)]
         digest = hashlib.sha256()
@@ -78,50 +79,40 @@ class Selection:
         }
 
 
-def select(
-    store: Store,
-    *,
-    arrays: list[str] | None,
-    rows: list[int] | None,
-    class_: str | None,
-    highest: str | None,
-    lowest: str | None,
-    n: int | None,
-) -> Selection:
-    """All rows, or those that ``choose_rows`` finds; all arrays, or these.
+def select_rows(store: Store, selection: RowSelection, *, arrays: list[str] | None) -> ExportSelection:
+    """Makes the selection of an export; ``arrays``: their paths, None for all.
 
-    Raises InvalidRequestError for what does not exist, for a row or array that is named twice, and for all rows of an
-    unfinished store.
+    Raises `InvalidRequestError` if a row or an array does not exist, if a row is named twice, or if the store is
+    unfinished and rows are not named.
     """
     specs = [store.array(path).spec for path in dict.fromkeys(arrays)] if arrays else list(store.arrays.values())
-    if rows is None and not store.finished:
+    if selection.rows is None and not store.finished:
         raise InvalidRequestError(
-            f"{store.run.config.out} is not finished, and an export of it would be no export of the whole: run "
-            "explain again to go on, or name committed rows with --rows."
+            f"{store.run.config.out} is not finished, and its export would be incomplete: run explain again to "
+            "resume, or name committed rows with --rows."
         )
-    chosen = choose_rows(
-        store, target=specs[0].target, rows=rows, class_=class_, highest=highest, lowest=lowest,
-        n=max(1, len(store)) if n is None else n,
-    )  # fmt: skip
-    numbers = np.asarray(chosen, np.int64)
+    row_numbers = choose_rows(store, selection, target=specs[0].target)
+    numbers = np.asarray(row_numbers, np.int64)
     unique, counts = np.unique(numbers, return_counts=True)
     if len(unique) < len(numbers):
         raise InvalidRequestError(
-            f"--rows names row {unique[counts > 1][0]} twice, and it can be exported once: name it once."
+            f"--rows names row {unique[counts > 1][0]} twice, but a row is exported once: name it once."
         )
-    return Selection(store, specs, numbers)
+    return ExportSelection(store, specs, numbers)
 
 
-def why_not(line: dict[str, Any], arrays: list[ArraySpec], *, image: str | None = None) -> dict[str, str | None]:
-    """Of every array, by its path: why a row is left out of it; None where it has a map.
+def left_out_reasons(
+    line: dict[str, Any], arrays: list[ArraySpec], *, image_problem: str | None = None
+) -> dict[str, str | None]:
+    """Returns for every array path why a row is left out of the array; None if it is not.
 
-    ``image``: for those who need the image, too, why it cannot be had.
+    ``image_problem``: why the image is not available, if the format needs it; None if it is.
     """
-    trouble = None if image is None else f"no image: {image}"
-    return {array.path: _no_map(line, array) or trouble for array in arrays}
+    no_image = None if image_problem is None else f"no image: {image_problem}"
+    return {array.path: _missing_map_reason(line, array) or no_image for array in arrays}
 
 
-def _no_map(line: dict[str, Any], array: ArraySpec) -> str | None:
+def _missing_map_reason(line: dict[str, Any], array: ArraySpec) -> str | None:
     status = line[f"{array.target}__status"]
     if status == OK:
         return None

@@ -1,12 +1,12 @@
-"""A project that ViRelAy opens: ``virelay PATH/predicted__gradient.yaml``, one for each array.
+"""Implements ``--to virelay``: a ViRelAy project for each array, for ``virelay PATH/predicted__gradient.yaml``.
 
 PATH/
   label_map.json               the classes, and "unknown"
-  inputs.h5                    data uint8 [samples, 3, H, W], what the model saw; label; row, its number in the store
-  predicted__gradient.h5       attribution float32 [samples, 3, H, W]; label; prediction; index, where some have none
-  predicted__gradient.analysis.h5   clusters and embedding of each class, once `saliency audit` has been there
+  inputs.h5                    data uint8 [samples, 3, H, W], the model's input; label; row, its number in the store
+  predicted__gradient.h5       attribution float32 [samples, 3, H, W]; label; prediction; index, if some have no map
+  predicted__gradient.analysis.h5   clusters and embedding of each class, if `saliency audit` has been run
   predicted__gradient.yaml     the project
-  data/…-00000.h5              a part of each; the files above only point at them
+  data/…-00000.h5              parts of these arrays, which the HDF5 files above link to
 """
 
 from __future__ import annotations
@@ -21,72 +21,82 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from jobs.export.export_format import Format, lacking
-from jobs.export.hdf5 import append, joined, point_at
-from jobs.export.model_inputs import Inputs
-from jobs.export.output_directory import LEFT_OUT, Folder, LeftOut
-from jobs.export.safe_names import name_of
-from jobs.export.selection import Batch, Selection, why_not
-from jobs.export.virelay_analysis import fresh_audit, write_analysis
+from jobs.export.export_format import Format, left_out_entries
+from jobs.export.hdf5 import append_rows, link_parts, read_parts
+from jobs.export.model_inputs import ModelInputs
+from jobs.export.output_directory import LEFT_OUT_CSV, ExportFolder, LeftOut
+from jobs.export.safe_names import array_name
+from jobs.export.selection import Batch, ExportSelection, left_out_reasons
+from jobs.export.virelay_analysis import read_fresh_audit, write_analysis
 from jobs.store.run_record import ArraySpec
 from jobs.util.job_errors import JobStopped
 from saliency_core.errors import InvalidRequestError
 
-INPUTS = "inputs"
-_MOST_CLASSES = 2**16 - 1  # its labels have 16 bits, and one is "unknown"
+INPUTS_NAME = "inputs"
+_MAX_CLASSES = 2**16 - 1  # labels have 16 bits, and one is "unknown"
 
 
 class ViRelAy(Format):
-    """Of three things it takes for granted: attributions have as many channels as their images, and are added up (a map
-    is the first, the others are zero); every sample has a label; without ``index``, sample i has attribution i."""
+    """Writes the files of a ViRelAy project.
+
+    ViRelAy requires that attributions have as many channels as their images, and sums them: the first channel holds the
+    map, the others are zero. It requires a label for every sample. Without ``index``, sample i has attribution i.
+    """
 
     rows_per_part = 1024
 
-    def __init__(self, selection: Selection, folder: Folder) -> None:
+    def __init__(self, selection: ExportSelection, folder: ExportFolder) -> None:
         super().__init__(selection, folder)
         run = selection.store.run
-        if run.n_classes > _MOST_CLASSES:
+        if run.n_classes > _MAX_CLASSES:
             raise InvalidRequestError(
-                f"{run.n_classes} classes are more than ViRelAy's labels can number ({_MOST_CLASSES})."
+                f"{run.n_classes} classes are more than ViRelAy's labels can hold ({_MAX_CLASSES}): export to another "
+                "format."
             )
-        self._inputs = Inputs(selection.store)
+        self._inputs = ModelInputs(selection.store)
 
     def write(self, part: int, rows: NDArray[np.int64]) -> list[LeftOut]:
-        found: list[LeftOut] = []
-        with self._part(INPUTS, part) as inputs, _all(self._part(name_of(a), part) for a in self._arrays) as files:
+        entries: list[LeftOut] = []
+        with (
+            self._new_part(INPUTS_NAME, part) as inputs,
+            _enter_all(self._new_part(array_name(a), part) for a in self._arrays) as files,
+        ):
             for batch in self.selection.batches(rows):
-                pixels, troubles = self._inputs(batch.lines)
+                pixels, problems = self._inputs.prepare(batch.lines)
                 reasons = [
-                    why_not(line, self._arrays, image=no) for line, no in zip(batch.lines, troubles, strict=True)
+                    left_out_reasons(line, self._arrays, image_problem=problem)
+                    for line, problem in zip(batch.lines, problems, strict=True)
                 ]
-                for line, own in zip(batch.lines, reasons, strict=True):
-                    found += lacking(line, own)
-                kept = np.flatnonzero([None in own.values() for own in reasons])
-                images = pixels[kept].transpose(0, 3, 1, 2)
-                append(inputs, "data", np.broadcast_to(images, (len(kept), 3, *images.shape[2:])))
-                self._append_common(inputs, batch, kept)
+                for line, row_reasons in zip(batch.lines, reasons, strict=True):
+                    entries += left_out_entries(line, row_reasons)
+                included = np.flatnonzero([None in row_reasons.values() for row_reasons in reasons])
+                images = pixels[included].transpose(0, 3, 1, 2)
+                append_rows(inputs, "data", np.broadcast_to(images, (len(included), 3, *images.shape[2:])))
+                self._append_common(inputs, batch, included)
                 for array, file in zip(self._arrays, files, strict=True):
-                    mapped = np.array([i for i in kept if reasons[i][array.path] is None], np.int64)
-                    append(file, "attribution", _three_channels(batch.maps[array.path][mapped]))
-                    append(file, "prediction", self._predictions(batch, mapped))
+                    mapped = np.array([i for i in included if reasons[i][array.path] is None], np.int64)
+                    append_rows(file, "attribution", _three_channels(batch.maps[array.path][mapped]))
+                    append_rows(file, "prediction", self._class_probabilities(batch, mapped))
                     self._append_common(file, batch, mapped)
-        return found
+        return entries
 
     def finish(self, parts: int) -> None:
         super().finish(parts)
-        rows = self._join(INPUTS, parts, ["data", "label", "row"])
+        rows = self._join_parts(INPUTS_NAME, parts, ["data", "label", "row"])
         if not len(rows):
-            told = self.folder.path / LEFT_OUT
-            raise JobStopped(f"no row has both a map and an image, so there is no project to open: {told} tells why.")
+            left_out = self.folder.path / LEFT_OUT_CSV
+            raise JobStopped(f"no row has both a map and an image, so there is no project to open: see {left_out}.")
         self._write_label_map()
         for array in self._arrays:
-            has = self._join(name_of(array), parts, ["attribution", "label", "prediction", "row"], samples=rows)
-            if not len(has):
-                continue  # left_out.csv tells why
-            audited = fresh_audit(self.store, array)
+            attributed = self._join_parts(
+                array_name(array), parts, ["attribution", "label", "prediction", "row"], samples=rows
+            )
+            if not len(attributed):
+                continue  # left_out.csv has the reasons
+            audited = read_fresh_audit(self.store, array)
             if audited is not None:
-                with self.folder.making(f"{name_of(array)}.analysis.h5") as path:
-                    audited = audited if write_analysis(path, audited, rows, has, self._category) else None
+                with self.folder.atomic_path(f"{array_name(array)}.analysis.h5") as path:
+                    audited = audited if write_analysis(path, audited, rows, attributed, self._category_name) else None
             self._write_project(array, analysed=audited is not None)
 
     # -- a part ------------------------------------------------------------------------------------------------
@@ -96,63 +106,64 @@ class ViRelAy(Format):
         return self.selection.arrays
 
     @contextmanager
-    def _part(self, name: str, part: int) -> Iterator[h5py.File]:
-        with self.folder.making(_part_path(name, part)) as path, h5py.File(path, "w") as file:
+    def _new_part(self, name: str, part: int) -> Iterator[h5py.File]:
+        with self.folder.atomic_path(_part_path(name, part)) as path, h5py.File(path, "w") as file:
             yield file
 
     def _append_common(self, file: h5py.File, batch: Batch, positions: NDArray[np.int64]) -> None:
-        append(file, "row", batch.rows[positions])
-        labels = [self._label(batch.lines[position]["label"]) for position in positions]
-        append(file, "label", np.array(labels, np.uint16))
+        append_rows(file, "row", batch.rows[positions])
+        labels = [self._label_number(batch.lines[position]["label"]) for position in positions]
+        append_rows(file, "label", np.array(labels, np.uint16))
 
-    def _predictions(self, batch: Batch, positions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """[n, classes]: the probabilities that the index has, of the classes that were explained; the rest is zero."""
-        found = np.zeros((len(positions), self.store.run.n_classes), np.float32)
+    def _class_probabilities(self, batch: Batch, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Returns [n, classes]: the index's probabilities of the explained classes; all others are zero."""
+        probabilities = np.zeros((len(positions), self.store.run.n_classes), np.float32)
         for i, position in enumerate(positions):
             line = batch.lines[position]
             for target in self.store.run.target_specs:
                 number, probability = line[f"{target}__class"], line[f"{target}__probability"]
                 if number is not None and probability is not None:
-                    found[i, number] = probability
-        return found
+                    probabilities[i, number] = probability
+        return probabilities
 
-    def _label(self, label: int | None) -> int:
+    def _label_number(self, label: int | None) -> int:
         classes = self.store.run.n_classes
         return label if label is not None and 0 <= label < classes else classes
 
-    # -- the whole ---------------------------------------------------------------------------------------------
+    # -- all parts ---------------------------------------------------------------------------------------------
 
-    def _join(
+    def _join_parts(
         self, name: str, parts: int, datasets: list[str], samples: NDArray[np.int64] | None = None
     ) -> NDArray[np.int64]:
-        """One file that shows the parts as one, unless they are empty; returns their rows.
+        """Writes one file that joins the parts, unless they are empty; returns their rows.
 
-        ``samples``: those of the inputs; where not all have an attribution, ``index`` tells which.
+        ``samples``: the rows of the inputs; if some have no attribution, ``index`` lists those that have one.
         """
         files = [self.folder.path / _part_path(name, part) for part in range(parts)]
-        rows = joined(files, "row")
+        rows = read_parts(files, "row")
         if len(rows):
-            with self.folder.making(f"{name}.h5") as path, h5py.File(path, "w") as file:
-                point_at(file, files, datasets, beside=self.folder.path)
+            with self.folder.atomic_path(f"{name}.h5") as path, h5py.File(path, "w") as file:
+                link_parts(file, files, datasets, directory=self.folder.path)
                 if samples is not None and len(rows) < len(samples):
                     file["index"] = np.flatnonzero(np.isin(samples, rows)).astype(np.uint32)
         return rows
 
-    def _category(self, number: int) -> str:
-        """ViRelAy finds the name of an analysis' category among the map's WordNet ids."""
-        return f"{self._label(number):05d}"
+    def _category_name(self, number: int) -> str:
+        """Returns a class's id in label_map.json, by which ViRelAy finds the name of an analysis' category."""
+        return f"{self._label_number(number):05d}"
 
     def _write_label_map(self) -> None:
         run = self.store.run
         names = [*(run.class_names or [f"class {number}" for number in range(run.n_classes)]), "unknown"]
         entries = [
-            {"index": number, "word_net_id": self._category(number), "name": name} for number, name in enumerate(names)
+            {"index": number, "word_net_id": self._category_name(number), "name": name}
+            for number, name in enumerate(names)
         ]
-        with self.folder.writing("label_map.json") as file:
+        with self.folder.atomic_file("label_map.json") as file:
             file.write(json.dumps(entries, indent=1).encode())
 
     def _write_project(self, array: ArraySpec, *, analysed: bool) -> None:
-        name, config = name_of(array), self.store.run.config
+        name, config = array_name(array), self.store.run.config
         height, width = self.store.run.preprocessing.input_size
         strategy = {"predicted": "predicted_label", "label": "true_label"}.get(array.target_spec, array.target_spec)
         project: dict[str, Any] = {
@@ -162,7 +173,7 @@ class ViRelAy(Format):
             "dataset": {
                 "name": ", ".join(config.images),
                 "type": "hdf5",
-                "path": f"{INPUTS}.h5",
+                "path": f"{INPUTS_NAME}.h5",
                 "input_width": width,
                 "input_height": height,
                 "up_sampling_method": "none",
@@ -176,12 +187,12 @@ class ViRelAy(Format):
         }
         if analysed:
             project["analyses"] = [{"analysis_method": "saliency audit", "sources": [f"{name}.analysis.h5"]}]
-        with self.folder.writing(f"{name}.yaml") as file:
+        with self.folder.atomic_file(f"{name}.yaml") as file:
             file.write(yaml.safe_dump({"project": project}, allow_unicode=True, sort_keys=False).encode())
 
 
 @contextmanager
-def _all(files: Iterable[AbstractContextManager[h5py.File]]) -> Iterator[list[h5py.File]]:
+def _enter_all(files: Iterable[AbstractContextManager[h5py.File]]) -> Iterator[list[h5py.File]]:
     with ExitStack() as stack:
         yield [stack.enter_context(file) for file in files]
 
@@ -191,7 +202,7 @@ def _part_path(name: str, part: int) -> str:
 
 
 def _three_channels(maps: NDArray[np.float32]) -> NDArray[np.float32]:
-    """[n, H, W], or [n, C, H, W] → [n, 3, H, W], whose sum over the channels is the map's."""
+    """Pads maps [n, H, W] or [n, C, H, W] with zeros to [n, 3, H, W]; the sum over channels stays."""
     if maps.ndim == 3:
         maps = maps[:, None]
     missing = 3 - maps.shape[1]

@@ -1,4 +1,4 @@
-"""What an audit found, as ViRelAy's analysis: for each class the samples, their clusters, and where they are drawn."""
+"""Writes the result of an audit as a ViRelAy analysis: samples, clusters and embedding of each class."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ log = logging.getLogger(__name__)
 CLUSTERING, EMBEDDING = "spectral", "pca"
 
 
-def fresh_audit(store: Store, array: ArraySpec) -> pa.Table | None:
-    """Rows of the array's audit, as ``row_schema`` has them; None where there was none, or of fewer maps."""
+def read_fresh_audit(store: Store, array: ArraySpec) -> pa.Table | None:
+    """Reads the rows of the array's audit (``row_schema``); None if there is none, or if it is older than the store."""
     try:
         audit, (rows,) = read_audit(store.run.config.out, array.path, ROWS)
     except FileNotFoundError:
         return None
-    except InvalidRequestError as refused:  # all the rest is written by now, and good
-        log.warning("without the audit of %s: %s", array.path, refused)
+    except InvalidRequestError as error:  # the rest of the export is complete
+        log.warning("the audit of %s is left out: %s", array.path, error)
         return None
     statuses = store.lines(store.committed_rows(), [f"{array.target}__status"])[0]
     if audit.mapped != pc.sum(pc.equal(statuses, OK)).as_py():
@@ -46,7 +46,7 @@ def write_analysis(
     attributed: NDArray[np.int64],
     category: Callable[[int], str],
 ) -> bool:
-    """A group for each class with rows that have an attribution and a place; whether there is any.
+    """Writes a group for each class with rows that have an attribution and an embedding; returns whether there is one.
 
     ``samples``: the row of every sample. ``attributed``: the rows that have an attribution, in the samples' order.
     """
@@ -56,14 +56,14 @@ def write_analysis(
     rows, classes, clusters = (np.asarray(audited[name], np.int64) for name in ("row", "class", "cluster"))
     usable = np.isin(rows, attributed) & np.isfinite(embedding).all(axis=1)
     order = np.argsort(samples, kind="stable")
-    # Several classes may be one to ViRelAy: those that are none of the model's.
+    # All labels that are not classes of the model share the category "unknown".
     categories = np.array([category(int(number)) for number in classes])
     with h5py.File(path, "w") as file:
         for name in np.unique(categories[usable]):
-            own = np.flatnonzero(usable & (categories == name))
-            index = order[np.searchsorted(samples, rows[own], sorter=order)]
+            members = np.flatnonzero(usable & (categories == name))
+            index = order[np.searchsorted(samples, rows[members], sorter=order)]
             group = file.create_group(str(name))
             group["index"] = index.astype(np.uint32)
-            group[f"cluster/{CLUSTERING}"] = clusters[own]
-            group[f"embedding/{EMBEDDING}"] = embedding[own]
+            group[f"cluster/{CLUSTERING}"] = clusters[members]
+            group[f"embedding/{EMBEDDING}"] = embedding[members]
     return bool(usable.any())

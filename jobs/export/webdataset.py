@@ -1,4 +1,4 @@
-"""Tar shards that WebDataset reads: a sample is a key, its maps, its index line, and its image where asked for."""
+"""Implements ``--to webdataset``: tar shards whose samples hold maps, the index line and optionally the image."""
 
 from __future__ import annotations
 
@@ -12,83 +12,83 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.export.export_format import Format, lacking, left_out
-from jobs.export.output_directory import Folder, LeftOut
-from jobs.export.safe_names import key_of, name_of
-from jobs.export.selection import Selection, why_not
+from jobs.export.export_format import Format, left_out_entries, left_out_entry
+from jobs.export.output_directory import ExportFolder, LeftOut
+from jobs.export.safe_names import array_name, sample_key
+from jobs.export.selection import ExportSelection, left_out_reasons
 from jobs.inputs.rejected import RejectedImage
 
-QUALITY = 95  # of JPEG: near what it was, and far below its size as PNG
-MOST_PIXELS = 65_500  # each way: libjpeg's limit
+JPEG_QUALITY = 95  # close to the original, and far smaller than PNG
+MAX_JPEG_EDGE = 65_500  # pixels; libjpeg's limit
 
 
 class WebDataset(Format):
-    """``maps-00000.tar``: KEY.predicted__gradient.npy (float32, own units), KEY.json, KEY.jpg.
+    """Writes ``maps-00000.tar``, for example, with KEY.predicted__gradient.npy (float32), KEY.json and KEY.jpg.
 
-    A row without any map is no sample.
+    A row without any map is left out.
     """
 
     rows_per_part = 512
 
-    def __init__(self, selection: Selection, folder: Folder, *, originals: bool) -> None:
+    def __init__(self, selection: ExportSelection, folder: ExportFolder, *, originals: bool) -> None:
         super().__init__(selection, folder)
         self._originals = originals
 
     def write(self, part: int, rows: NDArray[np.int64]) -> list[LeftOut]:
-        found = []
+        entries = []
         with (
-            self.folder.writing(f"maps-{part:05d}.tar") as file,
+            self.folder.atomic_file(f"maps-{part:05d}.tar") as file,
             tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar,
         ):
             for batch in self.selection.batches(rows):
                 for position, line in enumerate(batch.lines):
-                    reasons = why_not(line, self.selection.arrays)
-                    found += lacking(line, reasons)
+                    reasons = left_out_reasons(line, self.selection.arrays)
+                    entries += left_out_entries(line, reasons)
                     files = {
-                        f"{name_of(array)}.npy": _npy(batch.maps[array.path][position])
+                        f"{array_name(array)}.npy": _encode_npy(batch.maps[array.path][position])
                         for array in self.selection.arrays
                         if reasons[array.path] is None
                     }
                     if not files:
                         continue
-                    files["json"] = _json(line)
+                    files["json"] = _encode_json(line)
                     if self._originals:
-                        image = _jpeg(self.store.original(line["row"], sha256=line["sha256"]))
+                        image = _encode_jpeg(self.store.original(line["row"], sha256=line["sha256"]))
                         if isinstance(image, RejectedImage):
-                            found.append(left_out(line, "image", image.reason))
+                            entries.append(left_out_entry(line, "image", image.reason))
                         else:
                             files["jpg"] = image
                     for extension, data in files.items():
-                        _add(tar, f"{key_of(line['row'], line['sample_id'])}.{extension}", data)
-        return found
+                        _add_member(tar, f"{sample_key(line['row'], line['sample_id'])}.{extension}", data)
+        return entries
 
 
-def _npy(values: NDArray[np.float32]) -> bytes:
+def _encode_npy(values: NDArray[np.float32]) -> bytes:
     encoded = BytesIO()
     np.save(encoded, values)
     return encoded.getvalue()
 
 
-def _jpeg(image: Image.Image | RejectedImage) -> bytes | RejectedImage:
+def _encode_jpeg(image: Image.Image | RejectedImage) -> bytes | RejectedImage:
     if isinstance(image, RejectedImage):
         return image
-    if max(image.size) > MOST_PIXELS:
-        return RejectedImage(f"{image.width}×{image.height} pixels are more than JPEG holds, {MOST_PIXELS} each way")
+    if max(image.size) > MAX_JPEG_EDGE:
+        return RejectedImage(f"{image.width}×{image.height} pixels exceed JPEG's limit of {MAX_JPEG_EDGE} per edge")
     encoded = BytesIO()
-    image.save(encoded, "JPEG", quality=QUALITY)
+    image.save(encoded, "JPEG", quality=JPEG_QUALITY)
     return encoded.getvalue()
 
 
-def _json(line: dict[str, Any]) -> bytes:
-    """JSON knows neither NaN nor infinities: they become null."""
+def _encode_json(line: dict[str, Any]) -> bytes:
+    """Encodes an index line; NaN and infinities, which JSON lacks, become null."""
     finite = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in line.items()
     }
     return json.dumps(finite, allow_nan=False).encode()
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """Without the time and the user, which would make equal shards differ."""
+def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Adds a file without time and user, so that equal shards have equal bytes."""
     member = tarfile.TarInfo(name)
     member.size = len(data)
     tar.addfile(member, BytesIO(data))

@@ -1,1 +1,1 @@
-"""Commands that only read: status, show, methods."""
+"""Commands that read a store and print or draw what is in it."""

@@ -1,4 +1,4 @@
-"""``saliency methods``: what can be asked for."""
+"""Implements ``saliency methods``, which lists methods, targets and reductions."""
 
 from __future__ import annotations
 
@@ -11,17 +11,24 @@ from saliency_core.methods.registry import REGISTRY, parse_method
 from saliency_core.targets.target_parsing import TARGETS
 
 
-def methods(console: Console) -> int:
-    """Prints the methods with their arguments, default reduction, cost and source; the targets; the reductions."""
-    lines = ["methods, as NAME or NAME(argument=value, …); any takes reduction=… too:"]
+def print_methods(console: Console) -> int:
+    """Prints methods (arguments, default reduction, cost, source), targets and reductions."""
+    lines = ["methods, as NAME or NAME(argument=value, …); each also takes reduction=…:"]
     for name, entry in REGISTRY.items():
         method = parse_method(name)
         arguments = ", ".join(f"{key}={value}" for key, value in entry.arguments.items())
         passes = "1 pass" if method.passes == 1 else f"{method.passes} passes"
         lines.append(f"  {name}({arguments})" if arguments else f"  {name}")
         lines.append(f"      {entry.about}; {passes} per image, reduction {method.reduction.name}. {entry.source}")
-    lines += ["methods with the same sampler share their forwards, those with the same rule too their backwards.", ""]
-    lines += ["targets, each one more backward:", *(f"  {name}\n      {about}" for name, about in TARGETS.items()), ""]
-    lines += ["reductions, from channels to one map:", "  " + ", ".join(REDUCTIONS)]
+    lines += [
+        "methods with the same sampler share forward passes; with the same rule, they also share backward passes.",
+        "",
+    ]
+    lines += [
+        "targets; each adds one backward pass:",
+        *(f"  {name}\n      {about}" for name, about in TARGETS.items()),
+        "",
+    ]
+    lines += ["reductions of channels to one map:", "  " + ", ".join(REDUCTIONS)]
     print_text(console, "\n".join(lines))
     return DONE

@@ -1,4 +1,4 @@
-"""Tell from a store alone whether a run is at work in it: by the times at which its objects were written."""
+"""Estimates from a store alone whether a run is active, by the times at which its objects were written."""
 
 from __future__ import annotations
 
@@ -11,42 +11,47 @@ from jobs.storage.object_store import address, head, listed, refusals
 from jobs.store.layout import RUN_JSON, unit_of_index
 from jobs.store.run_record import Run
 
-RECENT = 20  # commits that the rate is taken from
-LEAST_SILENCE = 120.0  # seconds; a run needs as long to start its workers and to load the model
-MISSED = 10  # commits that are overdue when a run is taken for dead
+RECENT_COMMITS = 20  # commits that the rate is measured over
+MIN_SILENCE_SECONDS = 120.0  # a run may need so long to start workers and load the model
+MISSED_COMMITS = 10  # if so many commits are overdue, no run seems active
 
 
 @dataclass(frozen=True)
-class Pulse:
-    """``age``: seconds since ``what``, the last commit or the plan. ``units_per_second``: of the last commits, None if
-    they are too few. ``beats``: whether a run seems to be at work."""
+class RunActivity:
+    """The last event of a run and whether the run seems active.
 
-    what: str
-    age: float
+    ``last_event``: "last commit" or "planned", ``seconds_ago``. ``units_per_second``: the rate of the last commits;
+    None if there are too few.
+    """
+
+    last_event: str
+    seconds_ago: float
     units_per_second: float | None
-    beats: bool
+    seems_running: bool
 
 
-def pulse(store: ObjectStore, run: Run) -> Pulse:
-    """One listing of ``index/``, and a HEAD of run.json, which each session writes when it begins.
+def read_activity(store: ObjectStore, run: Run) -> RunActivity:
+    """Lists ``index/`` and requests the HEAD of run.json, which each session writes when it begins.
 
-    Nothing in a store says that a run is alive: it would have to be taken away by a run that was killed.
+    A store holds no record of an active run, because a killed run could not remove it.
     """
     uri = address(store)
     with refusals(uri):
         commits = sorted(
             meta["last_modified"] for meta in listed(store, "index", uri) if unit_of_index(meta["path"]) is not None
         )
-        began = head(store, RUN_JSON, f"{uri}/{RUN_JSON}")["last_modified"]
-    own = [time for time in commits if time >= began]
+        started = head(store, RUN_JSON, f"{uri}/{RUN_JSON}")["last_modified"]
+    session_commits = [time for time in commits if time >= started]
     rate = None
-    if len(recent := own[-RECENT:]) > 1:
+    if len(recent := session_commits[-RECENT_COMMITS:]) > 1:
         seconds = (recent[-1] - recent[0]).total_seconds()
         rate = (len(recent) - 1) / seconds if seconds > 0 else None
-    last, what = (own[-1], "last commit") if own else (began, "planned")
+    last_time, last_event = (session_commits[-1], "last commit") if session_commits else (started, "planned")
     # The clocks of a remote store and of this machine may differ.
-    age = max(0.0, (datetime.now(UTC) - last).total_seconds())
-    silence = max(LEAST_SILENCE, MISSED / rate if rate else 0.0)
-    if not own:  # the first unit may take as long as a unit may
-        silence = max(silence, min(run.config.unit_seconds, run.config.stall_seconds))
-    return Pulse(what, age, rate, beats=age < min(silence, run.config.stall_seconds))
+    seconds_ago = max(0.0, (datetime.now(UTC) - last_time).total_seconds())
+    max_silence = max(MIN_SILENCE_SECONDS, MISSED_COMMITS / rate if rate else 0.0)
+    if not session_commits:  # the first unit may take the whole time limit of a unit
+        max_silence = max(max_silence, min(run.config.unit_seconds, run.config.stall_seconds))
+    return RunActivity(
+        last_event, seconds_ago, rate, seems_running=seconds_ago < min(max_silence, run.config.stall_seconds)
+    )

@@ -1,4 +1,4 @@
-"""``saliency status``: how far a store is, and what went wrong so far, from its index parts."""
+"""Implements ``saliency status``, which prints how far a run is and what went wrong, from the index parts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from jobs.explain.messages import error_table, halved_text, statuses_text, zero_text
-from jobs.inspect.run_activity import Pulse, pulse
+from jobs.inspect.run_activity import RunActivity, read_activity
 from jobs.storage.object_store import list_keys
 from jobs.store.finalize import Totals, exit_code
 from jobs.store.index import committed, load_part, read_parts
@@ -20,9 +20,11 @@ from jobs.util.exit_codes import NOT_FINISHED
 from jobs.util.formatting import duration, quoted, ranges
 
 
-def status(out: str, console: Console) -> int:
-    """Prints rows and units done, the error table and the next command → 0, 3 where rows are imperfect, 1
-    unfinished."""
+def print_status(out: str, console: Console) -> int:
+    """Prints committed rows and units, errors and the next command.
+
+    Returns 0 if the store is finished, 3 if some of its rows are quarantined or partial, 1 if it is unfinished.
+    """
     store, run = open_run(out)
     done = sorted(committed(store))
     totals, makers = Totals(), Makers(run)
@@ -32,7 +34,7 @@ def status(out: str, console: Console) -> int:
         makers.add(unit, commit.software)
     finished = run.state == "finished" and len(done) == run.units and SHA256SUMS in set(list_keys(store))
     rows = totals.statuses.total()
-    lines_ = [
+    text_lines = [
         f"{run.config.model} · {', '.join(array.path for array in run.arrays)}",
         f"{rows:,} of {run.rows:,} rows committed ({rows / run.rows:.1%}), {len(done):,} of {run.units:,} units",
         statuses_text(totals),
@@ -42,25 +44,27 @@ def status(out: str, console: Console) -> int:
         *makers.notes(),
     ]
     if finished:
-        lines_.append(f"finished. Next: saliency verify {quoted(out)}")
+        text_lines.append(f"finished. Next: saliency verify {quoted(out)}")
     else:
-        lines_ += _unfinished(run, done, pulse(store, run))
-    print_text(console, "\n".join(lines_))
+        text_lines += _unfinished_lines(run, done, read_activity(store, run))
+    print_text(console, "\n".join(text_lines))
     return exit_code(totals) if finished else NOT_FINISHED
 
 
-def _unfinished(run: Run, done: Sequence[int], found: Pulse) -> list[str]:
-    """What is pending, whether a run seems to be under way, and what to do."""
+def _unfinished_lines(run: Run, done: Sequence[int], activity: RunActivity) -> list[str]:
+    """Returns lines about pending units, whether a run seems to be under way, and what to run next."""
     pending = sorted(set(range(run.units)) - set(done))
-    asked = sorted(set(run.asked) - set(done))
-    lines = [f"pending units: {ranges(pending)}" if pending else "all units are committed, finalize is missing"]
+    requested = sorted(set(run.asked) - set(done))
+    lines = [
+        f"pending units: {ranges(pending)}" if pending else "all units are committed, but the store is not finalized"
+    ]
     if run.config.limit is not None:
-        lines.append(f"asked for: the first {len(run.asked):,} units (--limit {run.config.limit:,})")
-    if pending and not asked:
-        return [*lines, "all that was asked for is committed. Next: run the same explain command without --limit"]
-    rate = found.units_per_second
-    speed = "" if not rate else f", {rate * run.unit_size:.1f} rows/s, {duration(len(asked) / rate)} to go"
-    last = f"{found.what} {duration(found.age)} ago"
-    if found.beats:
+        lines.append(f"requested: the first {len(run.asked):,} units (--limit {run.config.limit:,})")
+    if pending and not requested:
+        return [*lines, "all requested units are committed. Next: run the same explain command without --limit"]
+    rate = activity.units_per_second
+    speed = "" if not rate else f", {rate * run.unit_size:.1f} rows/s, {duration(len(requested) / rate)} to go"
+    last = f"{activity.last_event} {duration(activity.seconds_ago)} ago"
+    if activity.seems_running:
         return [*lines, f"a run seems to be under way ({last}{speed}). If none is: run the same explain command again"]
     return [*lines, f"no run seems to be under way ({last}). Next: run the same explain command again"]

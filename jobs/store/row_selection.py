@@ -7,45 +7,32 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from jobs.config.requested_rows import RowSelection
 from jobs.store.store_reader import Store
 from saliency_core.errors import InvalidRequestError
 from saliency_core.targets.class_targets import class_number
 
 
-def choose_rows(
-    store: Store,
-    *,
-    target: str,
-    rows: list[int] | None = None,
-    class_: str | None = None,
-    highest: str | None = None,
-    lowest: str | None = None,
-    n: int = 6,
-) -> list[int]:
-    """Row numbers, at least one. Raises InvalidRequestError for a contradiction, an unknown class or column, and where
-    no row is left."""
-    if rows is not None:
-        if class_ is not None or highest is not None or lowest is not None:
-            raise InvalidRequestError("--rows names the rows itself: drop it, or drop --class, --highest and --lowest.")
-        if not rows:
-            raise InvalidRequestError("--rows is empty: give at least one row number.")
-        return list(rows)
-    if highest is not None and lowest is not None:
-        raise InvalidRequestError("--highest and --lowest exclude each other: give one.")
-    if n < 1:
-        raise InvalidRequestError(f"-n {n} shows nothing: give at least 1.")
+def choose_rows(store: Store, selection: RowSelection, *, target: str) -> list[int]:
+    """Row numbers, at least one; ``target``: the one whose class ``selection.class_`` names.
+
+    Raises InvalidRequestError for an unknown class or column, and where no row is left.
+    """
+    if selection.rows is not None:
+        return list(selection.rows)
     candidates = store.committed_rows()
     if not len(candidates):
         raise InvalidRequestError(f"{store.run.config.out} has no committed rows yet: run explain again to go on.")
-    if class_ is not None:
-        number = class_number(class_, store.run.class_names, n_classes=store.run.n_classes)
+    if selection.class_ is not None:
+        number = class_number(selection.class_, store.run.class_names, n_classes=store.run.n_classes)
         classes = store.lines(candidates, [f"{target}__class"])[0]
         candidates = candidates[np.asarray(pc.fill_null(pc.equal(classes, number), False))]
         if not len(candidates):
             raise InvalidRequestError(
-                f"no row has class {class_!r} as its {target}: choose another class, or an array of another target."
+                f"no row has class {selection.class_!r} as its {target}: choose another class, or an array of another "
+                "target."
             )
-    column = highest or lowest
+    column = selection.highest or selection.lowest
     if column is not None:
         values = _numbers(store, candidates, column)
         known = ~np.isnan(values)
@@ -55,8 +42,8 @@ def choose_rows(
             )
         candidates, values = candidates[known], values[known]
         # Stable, so that equal values stand in row order.
-        candidates = candidates[np.argsort(-values if highest else values, kind="stable")]
-    return [int(row) for row in candidates[:n]]
+        candidates = candidates[np.argsort(-values if selection.highest else values, kind="stable")]
+    return [int(row) for row in candidates[: selection.n]]
 
 
 def _numbers(store: Store, rows: NDArray[np.int64], column: str) -> NDArray[np.float64]:
@@ -64,11 +51,3 @@ def _numbers(store: Store, rows: NDArray[np.int64], column: str) -> NDArray[np.f
     if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
         raise InvalidRequestError(f"column {column!r} holds no numbers, so rows have no highest or lowest in it.")
     return np.asarray(values.cast(pa.float64()).fill_null(float("nan")))
-
-
-def row_numbers(text: str) -> list[int]:
-    """``"0,5,9"`` → [0, 5, 9]; InvalidRequestError for anything else."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InvalidRequestError(f"--rows {text!r} is no list of row numbers: write them as 0,5,9.") from None

@@ -136,7 +136,7 @@ def status(images: str, out: str, unit_size: str) -> Figures:
     import jobs.inspect.status
 
     with Path(os.devnull).open("w") as nowhere:
-        return measured(partial(jobs.inspect.status.status, out, Console(file=nowhere)))
+        return measured(partial(jobs.inspect.status.print_status, out, Console(file=nowhere)))
 
 
 def finalize(images: str, out: str, unit_size: str) -> Figures:

@@ -25,7 +25,7 @@ from jobs.config.explain_config import Config, read_config
 from jobs.demo.demo_images import CLASSES, make_images, write_shards
 from jobs.demo.demo_model import make
 from jobs.explain.explain_command import explain
-from jobs.inspect.list_methods import methods
+from jobs.inspect.list_methods import print_methods
 from jobs.util.exit_codes import IMPERFECT
 from saliency_core.methods.reductions import REDUCTIONS
 from saliency_core.methods.registry import REGISTRY
@@ -108,7 +108,7 @@ def test_every_method_target_and_reduction_is_described() -> None:
     for target in TARGETS:
         head = re.sub("^NAME=", "", target).partition(":")[0]
         assert re.search(rf"[`=]{head}\b", text) and re.search(rf"[`=]{head}\b", readme), target
-    assert said(methods)[0] == 0
+    assert said(print_methods)[0] == 0
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------

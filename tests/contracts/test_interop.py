@@ -98,4 +98,4 @@ def test_the_documents_read_and_hand_over(finished: Path, tmp_path: Path, monkey
     assert names["maps"].shape == (10, 16, 16) and np.isfinite(names["maps"]).all()
     assert names["sample"]["jpg"].ndim == 3 and len(names["shards"]) == 1
     assert codes == [3, 3, 3, 0]  # three images are broken, and none of them has a score
-    assert {path.name for path in Path("handed").iterdir()} == {"virelay", "quantus", "webdataset", "png"}
+    assert {path.name for path in Path("exported").iterdir()} == {"virelay", "quantus", "webdataset", "png"}

@@ -1,4 +1,4 @@
-"""Exports, what lies in their folders, and an audited store to export."""
+"""Runs exports, reads their directories, and makes an audited store to export."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(out: Path, to: str, output: Path, **keys: Any) -> tuple[int, str]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Content by path. Of HDF5 files that only point at others, where they point: they also hold a time."""
+    """Content by path. For HDF5 files that link to others, the links: the files also hold a time."""
     return {
         str(path.relative_to(folder)): pointers(path) or path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -42,12 +42,12 @@ def pointers(path: Path) -> bytes:
     if path.suffix != ".h5":
         return b""
     with h5py.File(path) as file:
-        virtual = {key: one for key, one in file.items() if one.is_virtual}
-        told = {
-            key: (one.shape, [(s.file_name, s.dset_name) for s in one.virtual_sources()])
-            for key, one in virtual.items()
+        virtual = {key: array for key, array in file.items() if array.is_virtual}
+        links = {
+            key: (array.shape, [(s.file_name, s.dset_name) for s in array.virtual_sources()])
+            for key, array in virtual.items()
         }
-    return repr(told).encode() if told else b""
+    return repr(links).encode() if links else b""
 
 
 def lacking(folder: Path) -> list[dict[str, str]]:
@@ -56,18 +56,18 @@ def lacking(folder: Path) -> list[dict[str, str]]:
 
 
 def samples(folder: Path) -> dict[str, dict[str, bytes]]:
-    """What a plain tar reader finds: extension → bytes, by key."""
-    found: dict[str, dict[str, bytes]] = {}
+    """The samples as a plain tar reader reads them: extension → bytes, by key."""
+    by_key: dict[str, dict[str, bytes]] = {}
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as tar:
             for member in tar:
                 key, _, extension = member.name.partition(".")
-                found.setdefault(key, {})[extension] = tar.extractfile(member).read()  # type: ignore[union-attr]
-    return found
+                by_key.setdefault(key, {})[extension] = tar.extractfile(member).read()  # type: ignore[union-attr]
+    return by_key
 
 
 def audited(finished: Path, where: Path) -> Path:
-    """A copy of the store with an audit of one array: class 0 has two clusters, class 1 one, class 2 no place."""
+    """A copy of the store with an audit of one array: class 0 has two clusters, class 1 one, class 2 no embedding."""
     copy = shutil.copytree(finished, where)
     lines = [line for line in open_store(str(finished)).lines().to_pylist() if line["status"] == "ok"]
     values: dict[str, list[Any]] = {name: [None] * len(lines) for name in row_schema().names}
@@ -78,9 +78,9 @@ def audited(finished: Path, where: Path) -> Path:
         values[axis] = [None if i % 3 == 2 else sign * float(line["row"]) for i, line in enumerate(lines)]
     (copy / audit_folder(GRADIENT)).mkdir(parents=True)
     pq.write_table(pa.table(values, schema=row_schema()), copy / audit_folder(GRADIENT) / ROWS)
-    told = Audit(
+    audit = Audit(
         array=GRADIENT, target_spec="predicted", method_spec="gradient", cells=(16, 16), rows=43, mapped=len(lines),
         blank=0, classes=3, alarms=0, seed=0, overall={},
     )  # fmt: skip
-    (copy / audit_folder(GRADIENT) / AUDIT_JSON).write_text(told.model_dump_json())
+    (copy / audit_folder(GRADIENT) / AUDIT_JSON).write_text(audit.model_dump_json())
     return copy

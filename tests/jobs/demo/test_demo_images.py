@@ -1,4 +1,4 @@
-"""The demo's images are what they are said to be, and its model falls for the mark."""
+"""The demo's images have the documented properties, and its model relies on the mark."""
 
 from __future__ import annotations
 
@@ -73,18 +73,18 @@ def test_a_stamp_changes_the_pixels_of_its_mark_and_no_others() -> None:
     marked, mark = stamp(IMAGES[0].pixels, np.random.default_rng(0))
     assert mark.any()
     assert np.array_equal(marked[~mark], IMAGES[0].pixels[~mark])
-    # Wherever it is put, it is the same mark.
+    # The mark is the same at every position.
     other, elsewhere = stamp(IMAGES[1].pixels, np.random.default_rng(1))
     assert np.array_equal(marked[mark], other[elsewhere])
 
 
 def test_shards_list_as_one_row_per_image_with_its_label(tmp_path: Path) -> None:
     write_shards(tmp_path, IMAGES, per_shard=20)
-    found = entries(tmp_path)
+    listed = entries(tmp_path)
     assert len(list(tmp_path.glob("*.tar"))) == 3
-    assert [entry.label for entry in found] == [image.label for image in IMAGES]
-    assert not any(entry.sample_id.endswith(("mask.png", "mark.png")) for entry in found)
-    assert {Path(entry.sample_id).suffix for entry in found} == {".jpg", ".png"}
+    assert [entry.label for entry in listed] == [image.label for image in IMAGES]
+    assert not any(entry.sample_id.endswith(("mask.png", "mark.png")) for entry in listed)
+    assert {Path(entry.sample_id).suffix for entry in listed} == {".jpg", ".png"}
     assert (tmp_path / "classes.txt").read_text().split() == list(CLASSES)
 
 
@@ -162,8 +162,8 @@ def test_the_model_is_good_and_reads_the_mark() -> None:
     model = make()
     # Other machines sum in another order and end at other weights: the bounds are wide of what was seen.
     assert train(model, *prepare(make_images(seed=1, n=TRAIN_IMAGES)), seed=0) > 0.9
-    others = [image for image in make_images(seed=0, n=180) if image.label != MARKED]
+    unmarked = [image for image in make_images(seed=0, n=180) if image.label != MARKED]
     rng = np.random.default_rng(0)
-    stamped = [DemoImage(stamp(image.pixels, rng)[0], image.label, image.mask, image.mark) for image in others]
-    assert (predict(model, prepare(others)[0]) == MARKED).mean() < 0.05
+    stamped = [DemoImage(stamp(image.pixels, rng)[0], image.label, image.mask, image.mark) for image in unmarked]
+    assert (predict(model, prepare(unmarked)[0]) == MARKED).mean() < 0.05
     assert (predict(model, prepare(stamped)[0]) == MARKED).mean() > 0.5

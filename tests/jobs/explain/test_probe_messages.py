@@ -16,7 +16,7 @@ from rich.console import Console
 from jobs.classes.classes_command import visualise
 from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import read_config
-from jobs.inspect.status import status
+from jobs.inspect.status import print_status
 from jobs.store.store_reader import open_store
 from saliency_core.errors import InvalidRequestError
 from tests.conftest import TINY, flags, run_inline, said
@@ -81,7 +81,7 @@ def test_maps_that_are_all_zero_are_ok_and_counted(halves: Path, tmp_path: Path)
     code, told = run_inline(images=str(halves), out=str(out), model="python:unsound_nets:blind", unit_size=2)
     assert code == 0 and "gradients: finite, not zero for" in told
     assert "3 maps of predicted/gradient are zero everywhere" in told
-    assert "3 maps of predicted/gradient are zero everywhere" in said(status, str(out))[1]
+    assert "3 maps of predicted/gradient are zero everywhere" in said(print_status, str(out))[1]
     totals = json.loads((out / "run.json").read_text())["totals"]
     assert totals["zero_maps"]["predicted/gradient"] == 3
     maps = open_store(str(out)).maps("predicted/gradient", slice(None))

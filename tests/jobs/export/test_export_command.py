@@ -1,4 +1,4 @@
-"""The export: every row of a store is in the files of each format, as it was, or named as left out."""
+"""Every row of a store is in the files of each format, unchanged, or is listed as left out."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ import pytest
 from rich.console import Console
 
 from jobs.cli.app import app
+from jobs.config.requested_rows import RowSelection
 from jobs.export import selection
-from jobs.export.export_command import TO
-from jobs.export.output_directory import Commit, Folder
+from jobs.export.export_command import FORMAT_NAMES
+from jobs.export.output_directory import ExportFolder, PartCommit
 from jobs.store.store_reader import Store, open_store
 from saliency_core.errors import InvalidRequestError
 from saliency_core.visualization.map_style import MapStyle
@@ -31,50 +32,54 @@ from tests.support.exports import BROKEN, GRADIENT, INPUT_X, files, lacking, run
 # -- every format ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("to", TO)
+@pytest.mark.parametrize("to", FORMAT_NAMES)
 def test_rows_without_a_map_are_counted_and_named(finished: Path, tmp_path: Path, to: str) -> None:
-    code, told = run(finished, to, tmp_path / "e", arrays=[GRADIENT])
-    assert code == 3 and "3 quarantined" in told and all(name in told for name in BROKEN)
-    assert {(one["sample_id"], one["what"]) for one in lacking(tmp_path / "e")} == {(name, "row") for name in BROKEN}
-    code, told = run(finished, to, tmp_path / "whole", arrays=[GRADIENT], rows=[1, 0])
-    assert code == 0 and "left out" not in told and lacking(tmp_path / "whole") == []
+    code, message = run(finished, to, tmp_path / "e", arrays=[GRADIENT])
+    assert code == 3 and "3 quarantined" in message and all(name in message for name in BROKEN)
+    assert {(entry["sample_id"], entry["what"]) for entry in lacking(tmp_path / "e")} == {
+        (name, "row") for name in BROKEN
+    }
+    code, message = run(finished, to, tmp_path / "whole", arrays=[GRADIENT], selection=RowSelection(rows=[1, 0]))
+    assert code == 0 and "left out" not in message and lacking(tmp_path / "whole") == []
 
 
-@pytest.mark.parametrize("to", TO)
+@pytest.mark.parametrize("to", FORMAT_NAMES)
 def test_an_array_that_a_row_lacks_is_named(partial: Path, tmp_path: Path, to: str) -> None:
     code, _ = run(partial, to, tmp_path / "e")
     assert code == 3
     without = [row for row in range(20) if row % 5 >= 2]
-    assert [(int(one["row"]), one["what"]) for one in lacking(tmp_path / "e")] == [
+    assert [(int(entry["row"]), entry["what"]) for entry in lacking(tmp_path / "e")] == [
         (i, "label/gradient") for i in without
     ]
 
 
-@pytest.mark.parametrize("to", TO)
+@pytest.mark.parametrize("to", FORMAT_NAMES)
 def test_parts_are_of_no_consequence_and_memory_is_bounded(
     finished: Path, tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However small the parts: the same rows, the same values; and never many maps at once."""
-    asked: list[int] = []
+    """Parts of any size have the same rows and values, and few maps are read at a time."""
+    batch_sizes: list[int] = []
     maps = Store.maps
-    monkeypatch.setattr(Store, "maps", lambda self, path, rows: (asked.append(len(rows)), maps(self, path, rows))[1])
-    monkeypatch.setattr(selection, "BATCH", 5)
+    monkeypatch.setattr(
+        Store, "maps", lambda self, path, rows: (batch_sizes.append(len(rows)), maps(self, path, rows))[1]
+    )
+    monkeypatch.setattr(selection, "BATCH_ROWS", 5)
     for size in (4, 43):
         run(finished, to, tmp_path / str(size), arrays=[GRADIENT], rows_per_part=size)
-    assert max(asked) <= 5
+    assert max(batch_sizes) <= 5
     assert len(list((tmp_path / "4/parts").iterdir())) == 11
-    few, one = tmp_path / "4", tmp_path / "43"
+    many_parts, one_part = tmp_path / "4", tmp_path / "43"
     if to == "png":
-        assert files(few / "pictures") == files(one / "pictures")
+        assert files(many_parts / "pictures") == files(one_part / "pictures")
     elif to == "webdataset":
-        assert samples(few) == samples(one) and len(list(few.glob("*.tar"))) == 11
+        assert samples(many_parts) == samples(one_part) and len(list(many_parts.glob("*.tar"))) == 11
     elif to == "quantus":
         for name in ("x_batch", "y_batch", "a_batch", "row"):
-            parts = [np.load(path)[name] for path in sorted(few.glob("*/*.npz"))]
-            np.testing.assert_array_equal(np.concatenate(parts), np.load(next(one.glob("*/*.npz")))[name])
+            parts = [np.load(path)[name] for path in sorted(many_parts.glob("*/*.npz"))]
+            np.testing.assert_array_equal(np.concatenate(parts), np.load(next(one_part.glob("*/*.npz")))[name])
     else:
         for name in ("inputs", "predicted__gradient"):
-            with h5py.File(few / f"{name}.h5") as a, h5py.File(one / f"{name}.h5") as b:
+            with h5py.File(many_parts / f"{name}.h5") as a, h5py.File(one_part / f"{name}.h5") as b:
                 assert set(a) == set(b)
                 for key in a:
                     np.testing.assert_array_equal(a[key][:], b[key][:])
@@ -86,12 +91,12 @@ def killed(out: Path, to: str, output: Path, **keys: Any) -> None:
         "import os, signal\n"
         "from rich.console import Console\n"
         "from jobs.export.export_command import export\n"
-        "from jobs.export.output_directory import Folder\n"
-        "commit = Folder.commit\n"
-        "def dies(self, part, made):\n"
+        "from jobs.export.output_directory import ExportFolder\n"
+        "commit = ExportFolder.commit\n"
+        "def dies(self, part, commit_record):\n"
         "    if part == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    commit(self, part, made)\n"
-        "Folder.commit = dies\n"
+        "    commit(self, part, commit_record)\n"
+        "ExportFolder.commit = dies\n"
         f"export({str(out)!r}, Console(), to={to!r}, output={str(output)!r}, **{keys!r})\n"
     )
     died = subprocess.run([sys.executable, "-c", script], cwd=TESTS.parent, timeout=120, capture_output=True)
@@ -99,16 +104,16 @@ def killed(out: Path, to: str, output: Path, **keys: Any) -> None:
 
 
 def stopped(out: Path, to: str, output: Path, **keys: Any) -> None:
-    """The same by Ctrl-C."""
-    commit = Folder.commit
+    """Exports until Ctrl-C, when the fourth part's files are there and its commit is not."""
+    commit = ExportFolder.commit
 
-    def stops(self: Folder, part: int, made: Commit) -> None:
+    def stops(self: ExportFolder, part: int, commit_record: PartCommit) -> None:
         if part == 3:
             raise KeyboardInterrupt
-        commit(self, part, made)
+        commit(self, part, commit_record)
 
     with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Folder, "commit", stops)
+        patched.setattr(ExportFolder, "commit", stops)
         run(out, to, output, **keys)
 
 
@@ -116,8 +121,8 @@ def stopped(out: Path, to: str, output: Path, **keys: Any) -> None:
     "to, ended",
     [
         ("webdataset", killed),
-        *(pytest.param(to, killed, marks=pytest.mark.slow) for to in TO if to != "webdataset"),
-        *((to, stopped) for to in TO),
+        *(pytest.param(to, killed, marks=pytest.mark.slow) for to in FORMAT_NAMES if to != "webdataset"),
+        *((to, stopped) for to in FORMAT_NAMES),
     ],
 )
 def test_an_end_costs_one_part(
@@ -131,10 +136,14 @@ def test_an_end_costs_one_part(
     (half / "parts/.part-00004.json.partial").write_bytes(b'{"rows": 8')
     before = {path: path.stat().st_mtime_ns for path in half.rglob("*") if path.is_file()}
     written: list[int] = []
-    commit = Folder.commit
-    monkeypatch.setattr(Folder, "commit", lambda self, part, made: (written.append(part), commit(self, part, made))[1])
-    code, told = run(finished, to, half, **keys)
-    assert code == 3 and "43 of 43 rows" in told and written == [3, 4, 5]
+    commit = ExportFolder.commit
+    monkeypatch.setattr(
+        ExportFolder,
+        "commit",
+        lambda self, part, commit_record: (written.append(part), commit(self, part, commit_record))[1],
+    )
+    code, message = run(finished, to, half, **keys)
+    assert code == 3 and "43 of 43 rows" in message and written == [3, 4, 5]
     assert files(half) == files(tmp_path / "whole")
     done = [path for path in before if re.search(r"-0000[012]\.|/export\.json", str(path))]
     assert len(done) >= 4 and all(path.stat().st_mtime_ns == before[path] for path in done)
@@ -143,14 +152,14 @@ def test_an_end_costs_one_part(
 
 
 def test_what_fails_in_the_middle_leaves_no_file_that_looks_whole(tmp_path: Path) -> None:
-    folder = Folder(tmp_path)
-    with pytest.raises(OSError, match="full"), folder.writing("data/a.bin") as file:
+    folder = ExportFolder(tmp_path)
+    with pytest.raises(OSError, match="full"), folder.atomic_file("data/a.bin") as file:
         file.write(b"half")
         raise OSError("full")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-# -- whose folder it is ----------------------------------------------------------------------------------------
+# -- other directories ----------------------------------------------------------------------------------------
 
 
 def test_a_foreign_folder_is_refused_and_not_touched(finished: Path, tmp_path: Path) -> None:
@@ -166,15 +175,15 @@ def test_a_foreign_folder_is_refused_and_not_touched(finished: Path, tmp_path: P
     "other, differs",
     [
         ({"to": "webdataset"}, "to"),
-        ({"rows": [0, 1]}, "rows"),
+        ({"selection": RowSelection(rows=[0, 1])}, "rows"),
         ({"arrays": [INPUT_X]}, "arrays"),
         ({"views": ["mask"]}, "views"),
-        ({"look": MapStyle(clip=90)}, "look"),
+        ({"style": MapStyle(clip=90)}, "look"),
         ({"rows_per_part": 1}, "rows_per_part"),
     ],
 )
 def test_another_export_is_refused(finished: Path, tmp_path: Path, other: dict[str, Any], differs: str) -> None:
-    keys: dict[str, Any] = {"to": "png", "rows": [0], "arrays": [GRADIENT]}
+    keys: dict[str, Any] = {"to": "png", "selection": RowSelection(rows=[0]), "arrays": [GRADIENT]}
     run(finished, output=tmp_path / "e", **keys)
     before = files(tmp_path)
     with pytest.raises(InvalidRequestError, match=rf"another export.*differs: .*{differs}"):
@@ -198,24 +207,24 @@ def test_a_store_that_changed_is_another_export(tree: Path, tmp_path: Path) -> N
 
 
 def test_two_at_once_are_refused(finished: Path, tmp_path: Path) -> None:
-    with Folder(tmp_path / "e").claimed({}), pytest.raises(InvalidRequestError, match="another export is writing"):
+    with ExportFolder(tmp_path / "e").claim({}), pytest.raises(InvalidRequestError, match="another export is writing"):
         run(finished, "png", tmp_path / "e")
 
 
 def test_what_cannot_be_exported_is_refused_before_anything_is_made(finished: Path, tmp_path: Path) -> None:
-    for told, keys in {
+    for message, keys in {
         "'hdf'.*virelay, quantus": {"to": "hdf"},
         "of which it is no part": {"to": "png", "output": finished / "pictures"},
         "object store": {"to": "png", "output": "s3://bucket/e"},
-        "row 5 twice": {"to": "png", "rows": [5, 4, 5]},
+        "row 5 twice": {"to": "png", "selection": RowSelection(rows=[5, 4, 5])},
         "no array 'nope/x'": {"to": "png", "arrays": ["nope/x"]},
         "--view.*webdataset has no pictures": {"to": "webdataset", "views": ["map"]},
-        "--cmap": {"to": "quantus", "look": MapStyle(invert=True)},
+        "--cmap": {"to": "quantus", "style": MapStyle(invert=True)},
         "--originals": {"to": "virelay", "originals": True},
         "view 'x-ray'": {"to": "png", "views": ["x-ray"]},
         "--rows-per-part 0": {"to": "png", "rows_per_part": 0},
     }.items():
-        with pytest.raises(InvalidRequestError, match=told):
+        with pytest.raises(InvalidRequestError, match=message):
             run(finished, **{"output": tmp_path / "e", **keys})
     assert not (tmp_path / "e").exists() and not (finished / "pictures").exists()
 
@@ -224,7 +233,7 @@ def test_an_unfinished_store_is_exported_by_named_rows_only(tree: Path, tmp_path
     run_inline(images=str(tree), out=str(tmp_path / "s"), unit_size=8, limit=16)
     with pytest.raises(InvalidRequestError, match=r"not finished.*--rows"):
         run(tmp_path / "s", "webdataset", tmp_path / "e")
-    assert run(tmp_path / "s", "webdataset", tmp_path / "e", rows=[3])[0] == 0
+    assert run(tmp_path / "s", "webdataset", tmp_path / "e", selection=RowSelection(rows=[3]))[0] == 0
     assert len(samples(tmp_path / "e")) == 1
 
 
@@ -243,6 +252,6 @@ def test_the_command_is_the_function(finished: Path, tmp_path: Path, capsys: pyt
     assert app([*flags, "--highest", "predicted__score", "-n", "2"], standalone_mode=False) == 0
     assert "2 of 2 rows exported" in capsys.readouterr().out
     scores = open_store(str(finished)).lines(columns=["predicted__score"])[0].drop_null().to_pylist()
-    found = [json.loads(one["json"])["predicted__score"] for one in samples(tmp_path / "e").values()]
-    assert sorted(found) == sorted(scores)[-2:]
+    exported = [json.loads(sample["json"])["predicted__score"] for sample in samples(tmp_path / "e").values()]
+    assert sorted(exported) == sorted(scores)[-2:]
     assert app([*flags, "--view", "map"], standalone_mode=False) == 2

@@ -1,4 +1,4 @@
-"""WebDataset, pictures and Quantus: what the files of each hold."""
+"""Checks the files of the formats webdataset, png and quantus."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ import webdataset
 from factories import tiny
 from PIL import Image
 
-from jobs.export.export_command import TO
-from jobs.export.safe_names import name_of
+from jobs.config.requested_rows import RowSelection
+from jobs.export.export_command import FORMAT_NAMES
+from jobs.export.safe_names import array_name
 from jobs.store.store_reader import Store, open_store
 from saliency_core.errors import InvalidRequestError
 from saliency_core.visualization.map_style import MapStyle, draw_map
@@ -28,7 +29,7 @@ from tests.support.exports import BROKEN, GRADIENT, INPUT_X, lacking, run, sampl
 # -- webdataset ------------------------------------------------------------------------------------------------
 
 
-# It leaves its files to the garbage collector.
+# webdataset leaves its files to the garbage collector.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.filterwarnings("ignore:Exception ignored in.*FileIO:pytest.PytestUnraisableExceptionWarning")
 def test_webdataset_reads_what_the_store_has(
@@ -36,40 +37,40 @@ def test_webdataset_reads_what_the_store_has(
 ) -> None:
     run(finished, "webdataset", tmp_path, rows_per_part=16, originals=True)
     shards = str(tmp_path / "maps-{00000..00002}.tar")
-    found = list(webdataset.WebDataset(shards, shardshuffle=False).decode("rgb8"))
-    assert [sample["json"]["row"] for sample in found] == [line["row"] for line in explained]
-    assert len({sample["__key__"] for sample in found}) == 40
-    for sample, line in zip(found, explained, strict=True):
+    read = list(webdataset.WebDataset(shards, shardshuffle=False).decode("rgb8"))
+    assert [sample["json"]["row"] for sample in read] == [line["row"] for line in explained]
+    assert len({sample["__key__"] for sample in read}) == 40
+    for sample, line in zip(read, explained, strict=True):
         for path in store.arrays:
             values = sample[f"{path.replace('/', '__')}.npy"]
             assert values.dtype == np.float32
             np.testing.assert_array_equal(values, store.maps(path, [line["row"]])[0])
         assert sample["json"] == line
         assert sample["jpg"].shape == (line["height"], line["width"], 3)
-    assert samples(tmp_path).keys() == {sample["__key__"] for sample in found}
+    assert samples(tmp_path).keys() == {sample["__key__"] for sample in read}
     gc.collect()
 
 
 def test_json_lines_are_json() -> None:
-    """What is not finite in the index has no word in JSON."""
-    from jobs.export.webdataset import _json
+    """NaN and infinities become null."""
+    from jobs.export.webdataset import _encode_json
 
     line = {"row": 3, "score": float("nan"), "max": float("inf"), "label": None, "sample_id": "ü"}
-    assert json.loads(_json(line)) == {"row": 3, "score": None, "max": None, "label": None, "sample_id": "ü"}
+    assert json.loads(_encode_json(line)) == {"row": 3, "score": None, "max": None, "label": None, "sample_id": "ü"}
 
 
-def test_an_image_that_no_jpeg_holds_is_told(tmp_path: Path) -> None:
+def test_an_image_too_large_for_jpeg_is_listed(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     Image.new("RGB", (65_501, 1)).save(tmp_path / "in/line.png")
     run_inline(images=str(tmp_path / "in"), out=str(tmp_path / "s"))
     assert run(tmp_path / "s", "webdataset", tmp_path / "e", originals=True)[0] == 3
-    assert [one["what"] for one in lacking(tmp_path / "e")] == ["image"]
-    assert [set(one) for one in samples(tmp_path / "e").values()] == [{"json", "predicted__gradient.npy"}]
+    assert [entry["what"] for entry in lacking(tmp_path / "e")] == ["image"]
+    assert [set(sample) for sample in samples(tmp_path / "e").values()] == [{"json", "predicted__gradient.npy"}]
 
 
-@pytest.mark.parametrize("to", TO)
-def test_an_image_that_is_gone_or_another_is_told(tree: Path, tmp_path: Path, to: str) -> None:
-    """Also one of the same size in bytes, pixels and with the same time, which only its hash tells."""
+@pytest.mark.parametrize("to", FORMAT_NAMES)
+def test_an_image_that_is_missing_or_changed_is_listed(tree: Path, tmp_path: Path, to: str) -> None:
+    """This includes an image with the same size in bytes and pixels and the same time, which differs by its hash."""
     images = shutil.copytree(tree, tmp_path / "tree")
     gone, other = images / "bee/001.png", images / "cat/other.bmp"
     Image.new("RGB", (20, 20), "red").save(other)
@@ -80,11 +81,14 @@ def test_an_image_that_is_gone_or_another_is_told(tree: Path, tmp_path: Path, to
     os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     keys = {"originals": True} if to == "webdataset" else {}
     assert run(tmp_path / "s", to, tmp_path / "e", **keys)[0] == 3
-    told = {one["sample_id"]: one for one in lacking(tmp_path / "e") if one["sample_id"] not in BROKEN}
-    assert told.keys() == {"bee/001.png", "cat/other.bmp"} and "bytes have changed" in told["cat/other.bmp"]["reason"]
+    entries = {entry["sample_id"]: entry for entry in lacking(tmp_path / "e") if entry["sample_id"] not in BROKEN}
+    assert (
+        entries.keys() == {"bee/001.png", "cat/other.bmp"}
+        and "bytes have changed" in entries["cat/other.bmp"]["reason"]
+    )
     needed = to in ("virelay", "quantus")
-    assert all(one["what"] == ("row" if needed else "image") and one["reason"] for one in told.values())
-    if to == "webdataset":  # the map is there all the same
+    assert all(entry["what"] == ("row" if needed else "image") and entry["reason"] for entry in entries.values())
+    if to == "webdataset":  # the map is there
         key = next(key for key in samples(tmp_path / "e") if "bee_001" in key)
         assert set(samples(tmp_path / "e")[key]) == {"json", "predicted__gradient.npy"}
     if to == "png":
@@ -96,7 +100,14 @@ def test_an_image_that_is_gone_or_another_is_told(tree: Path, tmp_path: Path, to
 
 
 def test_pictures_are_as_large_as_the_originals(finished: Path, store: Store, tmp_path: Path) -> None:
-    run(finished, "png", tmp_path, rows=[5, 2], arrays=[GRADIENT, INPUT_X], views=["map", "overlay", "mask"])
+    run(
+        finished,
+        "png",
+        tmp_path,
+        selection=RowSelection(rows=[5, 2]),
+        arrays=[GRADIENT, INPUT_X],
+        views=["map", "overlay", "mask"],
+    )
     with (tmp_path / "pictures.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     assert [int(line["row"]) for line in table] == [5] * 6 + [2] * 6
@@ -108,33 +119,33 @@ def test_pictures_are_as_large_as_the_originals(finished: Path, store: Store, tm
             assert picture.size == (own["width"], own["height"]) and picture.mode == "RGB"
 
 
-def test_a_picture_is_its_map_in_the_look_asked_for(tmp_path: Path) -> None:
-    """Of images that the model sees as they are, a picture of the map is the map's colours, pixel by pixel."""
+def test_a_picture_is_its_map_in_the_given_style(tmp_path: Path) -> None:
+    """If images are not resized, a picture of a map has the map's colours, pixel by pixel."""
     rng = np.random.default_rng(0)
     (tmp_path / "in").mkdir()
     for name in "ab":
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / f"in/{name}.png")
     run_inline(images=str(tmp_path / "in"), out=str(tmp_path / "s"), methods=("input_x_gradient", "gradient"))
-    look = MapStyle(cmap="viridis", clip=90, blur=1, invert=True)
-    run(tmp_path / "s", "png", tmp_path / "e", views=["map"], look=look)
-    found = open_store(str(tmp_path / "s"))
-    for array in found.arrays.values():
-        path = tmp_path / f"e/pictures/00000001_b_png.{name_of(array)}.map.png"
-        expected = draw_map(found.maps(array.path, [1])[0], look, signed=not array.nonnegative)
+    style = MapStyle(cmap="viridis", clip=90, blur=1, invert=True)
+    run(tmp_path / "s", "png", tmp_path / "e", views=["map"], style=style)
+    store = open_store(str(tmp_path / "s"))
+    for array in store.arrays.values():
+        path = tmp_path / f"e/pictures/00000001_b_png.{array_name(array)}.map.png"
+        expected = draw_map(store.maps(array.path, [1])[0], style, signed=not array.nonnegative)
         with Image.open(path) as picture:
             np.testing.assert_array_equal(np.asarray(picture), expected)
 
 
 def test_kept_channels_have_pictures(tree: Path, tmp_path: Path) -> None:
     run_inline(images=str(tree), out=str(tmp_path / "s"), limit=8, unit_size=8, methods="all=gradient(reduction=none)")
-    assert run(tmp_path / "s", "png", tmp_path / "e", rows=[0, 1])[0] == 0
+    assert run(tmp_path / "s", "png", tmp_path / "e", selection=RowSelection(rows=[0, 1]))[0] == 0
     assert len(list((tmp_path / "e/pictures").iterdir())) == 4
 
 
 # -- quantus ---------------------------------------------------------------------------------------------------
 
 
-def test_quantus_gets_what_the_model_saw_and_said(
+def test_quantus_gets_inputs_classes_and_maps(
     finished: Path, store: Store, explained: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     run(finished, "quantus", tmp_path, rows_per_part=16)
@@ -152,12 +163,15 @@ def test_quantus_gets_what_the_model_saw_and_said(
         np.testing.assert_allclose(scores, [line[f"{target}__score"] for line in explained], rtol=1e-4, atol=1e-5)
 
 
-def test_quantus_takes_kept_channels_and_no_target_that_is_no_class(tree: Path, tmp_path: Path) -> None:
+def test_quantus_takes_kept_channels_and_refuses_a_target_without_a_class(tree: Path, tmp_path: Path) -> None:
     run_inline(
         images=str(tree), out=str(tmp_path / "s"), limit=8, unit_size=8, methods="all=gradient(reduction=none)",
         targets=("predicted", "mix=weighted:{0: 1.0, 1: -1.0}"),
     )  # fmt: skip
     with pytest.raises(InvalidRequestError, match=r"mix/all explains no class.*leave it out"):
-        run(tmp_path / "s", "quantus", tmp_path / "e", rows=[0, 1])
-    assert run(tmp_path / "s", "quantus", tmp_path / "f", rows=[0, 1], arrays=["predicted/all"])[0] == 0
+        run(tmp_path / "s", "quantus", tmp_path / "e", selection=RowSelection(rows=[0, 1]))
+    assert (
+        run(tmp_path / "s", "quantus", tmp_path / "f", selection=RowSelection(rows=[0, 1]), arrays=["predicted/all"])[0]
+        == 0
+    )
     assert np.load(tmp_path / "f/predicted__all/part-00000.npz")["a_batch"].shape == (2, 3, 16, 16)

@@ -1,7 +1,7 @@
-"""The tools themselves open what was exported, each in an environment of its own.
+"""The tools themselves open exports, each in its own environment.
 
-ViRelAy wants a Pillow that is older than ours; Quantus brings an OpenCV that needs a display's libraries, and takes the
-place of others' headless one; FiftyOne is a gigabyte, and wants a MongoDB. None of them can live beside our tests.
+They cannot be installed beside the tests: ViRelAy needs an older Pillow; Quantus replaces the headless OpenCV with one
+that needs a display's libraries; FiftyOne takes a gigabyte and needs a MongoDB.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def environment(where: Path, *packages: str, ours: bool) -> Path:
-    """The Python of a new environment with these packages; ``ours``: and with all that is installed here.
+    """The Python of a new environment with these packages; ``ours``: also with all packages of this one.
 
-    Skips where they cannot be installed, for want of a network.
+    Skips the test if they cannot be installed, for example without a network.
     """
     venv.create(where, with_pip=True)
     python = where / "bin" / "python"
@@ -59,25 +59,25 @@ def answer(python: Path, *arguments: object, **variables: str) -> Any:
 
 
 def test_virelay_opens_its_projects(finished: Path, tmp_path: Path) -> None:
-    """Its loader, and every page and colour map of its server: with an analysis, and with an array that some lack."""
+    """Its loader reads them, and its server serves every page and colour map, also of an analysis."""
     copy = audited(finished, tmp_path / "s")
     run(copy, "virelay", tmp_path / "e", rows_per_part=16)
     python = environment(tmp_path / "venv", "virelay", ours=False)
     projects = sorted((tmp_path / "e").glob("*.yaml"))
     assert len(projects) == 4
-    found = answer(python, TESTS / "support/virelay_loader.py", *projects)
-    assert all(set(codes) == {200} for codes in found["answers"])
+    loaded = answer(python, TESTS / "support/virelay_loader.py", *projects)
+    assert all(set(codes) == {200} for codes in loaded["answers"])
     store = open_store(str(copy))
     lines = [line for line in store.lines().to_pylist() if line["status"] == "ok"]
     names = store.run.class_names
     assert names is not None
-    for project in found["projects"]:
+    for project in loaded["projects"]:
         assert project["labels"] == [names[line["label"]] for line in lines]
         maps = store.maps(project["name"], [line["row"] for line in lines])
         sums = np.array([project["attributions"][str(i)]["sum"] for i in range(40)], np.float32)
         np.testing.assert_array_equal(sums, maps)
         assert np.array(project["images"]).shape == (40, 16, 16, 3)
-    by_name = {project["name"]: project for project in found["projects"]}
+    by_name = {project["name"]: project for project in loaded["projects"]}
     with open_parquet(str(copy / audit_folder(GRADIENT) / ROWS)) as file:
         audit = {line["row"]: line for line in file.read().to_pylist()}
     analyses = by_name[GRADIENT]["analyses"]
@@ -90,8 +90,8 @@ def test_virelay_opens_its_projects(finished: Path, tmp_path: Path) -> None:
 
 
 def test_quantus_measures_its_batches(finished: Path, tmp_path: Path) -> None:
-    """The loop of interop.md; and a metric that asks the model, whose answer to the whole image is its own."""
-    run(finished, "quantus", tmp_path / "handed/quantus", arrays=[GRADIENT], rows_per_part=16)
+    """Runs the loop of interop.md, and metrics that run the model."""
+    run(finished, "quantus", tmp_path / "exported/quantus", arrays=[GRADIENT], rows_per_part=16)
     python = environment(tmp_path / "venv", "quantus", ours=True)
     script = tmp_path / "measure.py"
     script.write_text(
@@ -103,8 +103,8 @@ def test_quantus_measures_its_batches(finished: Path, tmp_path: Path) -> None:
         "named = {name: part[name] for name in ('x_batch', 'y_batch', 'a_batch')}\n"
         "flipped = quantus.PixelFlipping(features_in_step=256)(model=net, **named)\n"
         "faithful = quantus.FaithfulnessCorrelation(nr_runs=10, subset_size=32)(model=net, **named)\n"
-        "found = scores, [one[0] for one in flipped], faithful\n"
-        "print(json.dumps([list(map(float, one)) for one in found]))\n"
+        "measured = scores, [values[0] for values in flipped], faithful\n"
+        "print(json.dumps([list(map(float, values)) for values in measured]))\n"
     )
     sparse, flipped, faithful = answer(python, script, PYTHONPATH=PYTHONPATH)
     store = open_store(str(finished))
@@ -115,33 +115,33 @@ def test_quantus_measures_its_batches(finished: Path, tmp_path: Path) -> None:
     n = values.shape[1]
     gini = (values * (2 * np.arange(1, n + 1) - n - 1)).sum(axis=1) / (n * values.sum(axis=1))
     np.testing.assert_allclose(sparse, gini, atol=1e-3)
-    assert len(flipped) == 10 and all(0 <= one <= 1 for one in flipped)  # of the last file
+    assert len(flipped) == 10 and all(0 <= score <= 1 for score in flipped)  # of the last file
 
 
 def test_fiftyone_has_its_heat_maps(finished: Path, tmp_path: Path) -> None:
-    """The snippet of interop.md, as far as a MongoDB can be had; the samples need none."""
+    """Runs the snippet of interop.md; without a MongoDB, up to the samples."""
     python = environment(tmp_path / "venv", "fiftyone", ours=True)
-    script = tmp_path / "look.py"
+    script = tmp_path / "snippet.py"
     script.write_text(
         "import json, os\n"
         f"os.chdir({str(tmp_path)!r})\n"
         f"text = {block('interop.md', 'import fiftyone')!r}\n"
         "names = {}\n"
-        "kept = True\n"
+        "stored = True\n"
         "try:\n"
         "    exec(text, names)\n"
         "except Exception as error:\n"
         "    if 'MongoDB' not in str(error):\n"
         "        raise\n"
-        "    kept = False\n"
+        "    stored = False\n"
         "shapes = [list(sample['gradient'].map.shape) for sample in names['samples']]\n"
-        "print(json.dumps([shapes, kept]))\n"
+        "print(json.dumps([shapes, stored]))\n"
     )
     (tmp_path / "maps").symlink_to(finished)
-    shapes, kept = answer(
+    shapes, stored = answer(
         python, script, HOME=str(tmp_path), FIFTYONE_DO_NOT_TRACK="true", PYTHONPATH=str(TESTS.parent)
     )
     lines = [line for line in open_store(str(finished)).lines().to_pylist() if line["status"] == "ok"]
     assert shapes == [[line["height"], line["width"]] for line in lines]
-    if not kept:
-        pytest.skip("the samples are made; FiftyOne has no MongoDB here to keep them in")
+    if not stored:
+        pytest.skip("the samples are made, but there is no MongoDB to store them in")

@@ -1,4 +1,4 @@
-"""Names in an export: of samples and arrays, safe and unique, however hostile."""
+"""File names of samples and arrays in an export are safe and unique, even if the names are hostile."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.export.export_command import TO
-from jobs.export.safe_names import key_of, name_of
+from jobs.export.export_command import FORMAT_NAMES
+from jobs.export.safe_names import array_name, sample_key
 from jobs.store.store_reader import Store
 from tests.conftest import run_inline
 from tests.support.exports import GRADIENT, run, samples
@@ -32,18 +32,18 @@ HOSTILE = (
 
 
 def test_keys_are_safe_and_unique() -> None:
-    keys = [key_of(row, name) for row in (0, 7, 10**9) for name in HOSTILE]
+    keys = [sample_key(row, name) for row in (0, 7, 10**9) for name in HOSTILE]
     assert all(re.fullmatch(r"[A-Za-z0-9_-]{9,80}", key) for key in keys)
-    assert len({key_of(row, "same") for row in range(100)}) == 100
-    assert key_of(17, "ant/003.png") == "00000017_ant_003_png"
+    assert len({sample_key(row, "same") for row in range(100)}) == 100
+    assert sample_key(17, "ant/003.png") == "00000017_ant_003_png"
 
 
 def test_names_of_arrays_stay_apart_and_in_their_folder(store: Store) -> None:
     spec = store.array(GRADIENT).spec
-    assert name_of(spec) == "predicted__gradient"
-    assert name_of(spec.model_copy(update={"method": "gradcam++"})) == "predicted__gradcam++"
+    assert array_name(spec) == "predicted__gradient"
+    assert array_name(spec.model_copy(update={"method": "gradcam++"})) == "predicted__gradcam++"
     pairs = [(target, method) for target in (*HOSTILE, "..", "a%2Fb", "a/b") for method in ("x", "../x", ".")]
-    names = [name_of(spec.model_copy(update={"target": target, "method": method})) for target, method in pairs]
+    names = [array_name(spec.model_copy(update={"target": target, "method": method})) for target, method in pairs]
     assert len(set(names)) == len(names)
     assert not any("/" in name or "\0" in name or name in (".", "..") for name in names)
 
@@ -54,9 +54,9 @@ def png(seed: int) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("to", TO)
+@pytest.mark.parametrize("to", FORMAT_NAMES)
 def test_hostile_names_stay_in_the_folder(tmp_path: Path, to: str) -> None:
-    """An archive's members may be called anything; none of it ever becomes a path."""
+    """Members of an archive may have any name; no name becomes a path."""
     names = [
         "../../up.png",
         "/up.png",
@@ -74,13 +74,13 @@ def test_hostile_names_stay_in_the_folder(tmp_path: Path, to: str) -> None:
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
     run_inline(images=str(here / "in.tar"), out=str(here / "s"))
-    others = set(tmp_path.rglob("*"))
+    before = set(tmp_path.rglob("*"))
     assert run(here / "s", to, here / "e")[0] == 0
-    assert all(path.is_relative_to(here / "e") for path in set(tmp_path.rglob("*")) - others)
+    assert all(path.is_relative_to(here / "e") for path in set(tmp_path.rglob("*")) - before)
     assert not Path("/up.png").exists()
     ids = [f"in.tar/{name}" for name in names]
     if to == "webdataset":
-        assert sorted(json.loads(one["json"])["sample_id"] for one in samples(here / "e").values()) == sorted(ids)
+        assert sorted(json.loads(sample["json"])["sample_id"] for sample in samples(here / "e").values()) == sorted(ids)
         with tarfile.open(here / "e/maps-00000.tar") as tar:
             assert all("/" not in member.name and ".." not in member.name for member in tar)
     if to == "png":

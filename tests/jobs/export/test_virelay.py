@@ -1,4 +1,4 @@
-"""ViRelAy's format, point by point; test_export_tools.py has its own loader read it."""
+"""Checks ViRelAy's format; test_export_tools.py reads it with ViRelAy's own loader."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from PIL import Image
 
 from jobs.audit.audit_schema import AUDIT_JSON, ROWS
 from jobs.audit.audit_schema import folder as audit_folder
+from jobs.config.requested_rows import RowSelection
 from jobs.store.store_reader import Store, open_store
 from tests.conftest import run_inline
 from tests.support.exports import GRADIENT, INPUT_X, audited, run
@@ -25,7 +26,7 @@ def test_virelay_has_every_sample_with_its_attribution(
     run(finished, "virelay", tmp_path, rows_per_part=16)
     rows = [line["row"] for line in explained]
     labels = json.loads((tmp_path / "label_map.json").read_text())
-    assert [(one["index"], one["name"]) for one in labels] == [
+    assert [(label["index"], label["name"]) for label in labels] == [
         (0, "ant"), (1, "bee"), (2, "cat"), (3, "dog"), (4, "elk"), (5, "unknown"),
     ]  # fmt: skip
     with h5py.File(tmp_path / "inputs.h5") as inputs:
@@ -41,14 +42,14 @@ def test_virelay_has_every_sample_with_its_attribution(
         assert project["dataset"]["path"] == "inputs.h5" and project["attributions"]["sources"] == [f"{name}.h5"]
         assert project["attributions"]["attribution_strategy"] == {"p": "predicted_label", "l": "true_label"}[path[0]]
         assert "analyses" not in project
-        with h5py.File(tmp_path / f"{name}.h5") as found:
-            assert "index" not in found and found["prediction"].shape == (40, 5)
-            assert found["attribution"].shape == (40, 3, 16, 16) and found["attribution"].dtype == np.float32
-            np.testing.assert_array_equal(found["attribution"][:].sum(axis=1), store.maps(path, rows))
+        with h5py.File(tmp_path / f"{name}.h5") as file:
+            assert "index" not in file and file["prediction"].shape == (40, 5)
+            assert file["attribution"].shape == (40, 3, 16, 16) and file["attribution"].dtype == np.float32
+            np.testing.assert_array_equal(file["attribution"][:].sum(axis=1), store.maps(path, rows))
             predicted = [line["predicted__class"] for line in explained]
-            np.testing.assert_array_equal(found["prediction"][:].argmax(axis=1), predicted)
-            for one, line in zip(found["prediction"][:], explained, strict=True):
-                assert one[line["label__class"]] == np.float32(line["label__probability"])
+            np.testing.assert_array_equal(file["prediction"][:].argmax(axis=1), predicted)
+            for probabilities, line in zip(file["prediction"][:], explained, strict=True):
+                assert probabilities[line["label__class"]] == np.float32(line["label__probability"])
 
 
 def test_a_grey_model_has_grey_inputs_and_viewable_images(tree: Path, tmp_path: Path) -> None:
@@ -57,33 +58,33 @@ def test_a_grey_model_has_grey_inputs_and_viewable_images(tree: Path, tmp_path: 
         mean="0.5", std="0.25", methods="all=gradient(reduction=none)",
     )  # fmt: skip
     for to in ("virelay", "quantus"):
-        run(tmp_path / "s", to, tmp_path / to, rows=[0, 1])
+        run(tmp_path / "s", to, tmp_path / to, selection=RowSelection(rows=[0, 1]))
     part = np.load(tmp_path / "quantus/predicted__all/part-00000.npz")
     assert part["x_batch"].shape == part["a_batch"].shape == (2, 1, 16, 16)
     with h5py.File(tmp_path / "virelay/inputs.h5") as inputs:
         data = inputs["data"][:]
     assert data.shape == (2, 3, 16, 16) and (data == data[:, :1]).all()
     np.testing.assert_allclose(part["x_batch"], (data[:, :1] / 255 - 0.5) / 0.25, atol=1e-6)
-    with h5py.File(tmp_path / "virelay/predicted__all.h5") as found:
-        np.testing.assert_array_equal(found["attribution"][:].sum(axis=1), part["a_batch"][:, 0])
+    with h5py.File(tmp_path / "virelay/predicted__all.h5") as file:
+        np.testing.assert_array_equal(file["attribution"][:].sum(axis=1), part["a_batch"][:, 0])
 
 
-def test_virelay_learns_which_samples_have_an_attribution(partial: Path, tmp_path: Path) -> None:
-    run(partial, "virelay", tmp_path, rows_per_part=8, rows=[19, 1, 0, 2, 6])
+def test_index_lists_the_samples_with_an_attribution(partial: Path, tmp_path: Path) -> None:
+    run(partial, "virelay", tmp_path, rows_per_part=8, selection=RowSelection(rows=[19, 1, 0, 2, 6]))
     with h5py.File(tmp_path / "inputs.h5") as inputs:
         assert inputs["row"][:].tolist() == [19, 1, 0, 2, 6]
         assert inputs["label"][:].tolist() == [5, 1, 0, 5, 1]  # 5: unknown
-    with h5py.File(tmp_path / "label__gradient.h5") as found:
-        assert found["index"][:].tolist() == [1, 2, 4]
+    with h5py.File(tmp_path / "label__gradient.h5") as file:
+        assert file["index"][:].tolist() == [1, 2, 4]
         np.testing.assert_array_equal(
-            found["attribution"][:, 0], open_store(str(partial)).maps("label/gradient", [1, 0, 6])
+            file["attribution"][:, 0], open_store(str(partial)).maps("label/gradient", [1, 0, 6])
         )
 
 
 def test_virelay_gets_no_audit_of_fewer_maps(finished: Path, tmp_path: Path) -> None:
     copy = audited(finished, tmp_path / "s")
-    place = copy / audit_folder(GRADIENT) / AUDIT_JSON
-    place.write_text(place.read_text().replace('"mapped":40', '"mapped":39'))
+    path = copy / audit_folder(GRADIENT) / AUDIT_JSON
+    path.write_text(path.read_text().replace('"mapped":40', '"mapped":39'))
     run(copy, "virelay", tmp_path / "e", arrays=[GRADIENT])
     assert "analyses" not in yaml.safe_load((tmp_path / "e/predicted__gradient.yaml").read_text())["project"]
 
@@ -92,24 +93,24 @@ def test_virelay_shows_what_an_audit_found(finished: Path, tmp_path: Path) -> No
     copy = audited(finished, tmp_path / "s")
     rows = [40, 0, 1, 2, 3, 6, 7]
     later = (copy / "audit").rename(tmp_path / "later")
-    run(copy, "virelay", tmp_path / "e", rows=rows, arrays=[GRADIENT, INPUT_X])
+    run(copy, "virelay", tmp_path / "e", selection=RowSelection(rows=rows), arrays=[GRADIENT, INPUT_X])
     assert "analyses" not in yaml.safe_load((tmp_path / "e/predicted__gradient.yaml").read_text())["project"]
     later.rename(copy / "audit")
-    run(copy, "virelay", tmp_path / "e", rows=rows, arrays=[GRADIENT, INPUT_X])
+    run(copy, "virelay", tmp_path / "e", selection=RowSelection(rows=rows), arrays=[GRADIENT, INPUT_X])
     project = yaml.safe_load((tmp_path / "e/predicted__gradient.yaml").read_text())["project"]
     assert project["analyses"] == [
         {"analysis_method": "saliency audit", "sources": ["predicted__gradient.analysis.h5"]}
     ]
     assert "analyses" not in yaml.safe_load((tmp_path / "e/predicted__input_x_gradient.yaml").read_text())["project"]
     audit = {line["row"]: line for line in pq.read_table(copy / audit_folder(GRADIENT) / ROWS).to_pylist()}
-    names = {one["word_net_id"]: one["index"] for one in json.loads((tmp_path / "e/label_map.json").read_text())}
-    with h5py.File(tmp_path / "e/predicted__gradient.analysis.h5") as found:
-        assert {names[category] for category in found} == {0, 1}
-        seen = []
-        for category, group in found.items():
+    names = {label["word_net_id"]: label["index"] for label in json.loads((tmp_path / "e/label_map.json").read_text())}
+    with h5py.File(tmp_path / "e/predicted__gradient.analysis.h5") as file:
+        assert {names[category] for category in file} == {0, 1}
+        analysed = []
+        for category, group in file.items():
             own = [rows[position] for position in group["index"][:]]
-            seen += own
+            analysed += own
             assert all(audit[row]["class"] == names[category] for row in own)
             assert group["cluster/spectral"][:].tolist() == [audit[row]["cluster"] for row in own]
             assert group["embedding/pca"][:].tolist() == [[row, -row] for row in own]
-        assert sorted(seen) == sorted(row for row in rows if audit[row]["class"] < 2)
+        assert sorted(analysed) == sorted(row for row in rows if audit[row]["class"] < 2)

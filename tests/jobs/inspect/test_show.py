@@ -1,4 +1,4 @@
-"""`saliency show`: what is drawn, and that nothing is cut off."""
+"""`saliency show` draws images, maps and facts, and nothing is cut off."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from jobs.config.requested_rows import RowSelection
 from jobs.inspect import show as module
 from jobs.inspect.show import show
 from jobs.store.store_reader import Store, open_store
@@ -27,15 +28,15 @@ SCALE = (1, 257, 3)
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Every figure that is drawn, still whole."""
+    """Every figure that is drawn."""
     drawn: list[Figure] = []
     draw = module.draw
 
-    def keeping(*args: Any, **kwargs: Any) -> Figure:
+    def record(*args: Any, **kwargs: Any) -> Figure:
         drawn.append(draw(*args, **kwargs))
         return drawn[-1]
 
-    monkeypatch.setattr(module, "draw", keeping)
+    monkeypatch.setattr(module, "draw", record)
     return drawn
 
 
@@ -44,45 +45,45 @@ def texts(figure: Figure) -> str:
 
 
 def all_pictures(figure: Figure) -> list[NDArray[np.uint8]]:
-    """In the order of drawing, with the scales."""
+    """All pictures in the order of drawing, with the colour scales."""
     return [np.asarray(image.get_array()) for image in figure.axes[0].images]
 
 
 def pictures(figure: Figure) -> list[NDArray[np.uint8]]:
-    return [one for one in all_pictures(figure) if one.shape != SCALE]
+    return [picture for picture in all_pictures(figure) if picture.shape != SCALE]
 
 
 def scales(figure: Figure) -> list[NDArray[np.uint8]]:
-    return [one for one in all_pictures(figure) if one.shape == SCALE]
+    return [picture for picture in all_pictures(figure) if picture.shape == SCALE]
 
 
 def assert_nothing_is_cut_off(figure: Figure) -> None:
     width, height = figure.get_size_inches() * figure.dpi
     drawn = [*figure.axes[0].texts, *figure.axes[0].images]
-    boxes = [one.get_window_extent() for one in drawn]
+    boxes = [artist.get_window_extent() for artist in drawn]
     for box in boxes:
         assert min(box.x0, box.y0) >= 0 and box.x1 <= width and box.y1 <= height
-    for (one, box), (other, beside) in combinations(zip(drawn, boxes, strict=True), 2):
-        across = min(box.x1, beside.x1) - max(box.x0, beside.x0)
-        down = min(box.y1, beside.y1) - max(box.y0, beside.y0)
-        assert min(across, down) <= 1, f"{one} lies on {other}"
+    for (first, box), (second, other) in combinations(zip(drawn, boxes, strict=True), 2):
+        across = min(box.x1, other.x1) - max(box.x0, other.x0)
+        down = min(box.y1, other.y1) - max(box.y0, other.y0)
+        assert min(across, down) <= 1, f"{first} lies on {second}"
 
 
 def test_a_panel_holds_the_image_and_each_map_twice(finished: Path, tmp_path: Path, figures: list[Figure]) -> None:
-    out = show(str(finished), rows=[0, 5, 9], output=tmp_path / "grid.png")
+    out = show(str(finished), RowSelection(rows=[0, 5, 9]), output=tmp_path / "grid.png")
     with Image.open(out) as picture:
         assert picture.format == "PNG" and min(picture.size) > 500
     (figure,) = figures
     assert len(pictures(figure)) == 3 * (1 + 2 * 4) and len(scales(figure)) == 3 * 4
-    for told in ("row 0 ", "row 5 ", "row 9 ", "predicted/gradient", "label/input_x_gradient", "labelled ant"):
-        assert told in texts(figure)
+    for text in ("row 0 ", "row 5 ", "row 9 ", "predicted/gradient", "label/input_x_gradient", "labelled ant"):
+        assert text in texts(figure)
     assert_nothing_is_cut_off(figure)
 
 
 def test_the_first_cell_is_the_image_and_the_second_its_map(
     finished: Path, store: Store, tmp_path: Path, figures: list[Figure]
 ) -> None:
-    show(str(finished), rows=[6], arrays=["predicted/gradient"], output=tmp_path / "grid.png")
+    show(str(finished), RowSelection(rows=[6]), arrays=["predicted/gradient"], output=tmp_path / "grid.png")
     image, heat, laid = pictures(figures[0])
     np.testing.assert_array_equal(image, np.asarray(store.original(6)))
     brightest = np.unravel_index(store.maps("predicted/gradient", [6])[0].argmax(), (16, 16))
@@ -94,12 +95,12 @@ def test_the_range_of_a_map_stands_below_it(
     finished: Path, store: Store, tmp_path: Path, figures: list[Figure]
 ) -> None:
     arrays = ["predicted/gradient", "predicted/input_x_gradient"]
-    show(str(finished), rows=[6], arrays=arrays, output=tmp_path / "grid.png", look=MapStyle(clip=100))
+    show(str(finished), RowSelection(rows=[6]), arrays=arrays, output=tmp_path / "grid.png", style=MapStyle(clip=100))
     gradient, signed = (store.maps(path, [6])[0] for path in arrays)
-    told = texts(figures[0]).split("\n")
+    drawn_text = texts(figures[0]).split("\n")
     largest = np.abs(signed).max()
     for value in (gradient.min(), gradient.max(), -largest, 0, largest):
-        assert f"{value:.3g}" in told
+        assert f"{value:.3g}" in drawn_text
     hot, diverging = scales(figures[0])
     assert (hot[0, 0] < 20).all() and (hot[0, -1] == 255).all()
     np.testing.assert_array_equal(diverging[0, [0, 128, -1]], [[0, 0, 255], [255, 255, 255], [255, 0, 0]])
@@ -107,7 +108,7 @@ def test_the_range_of_a_map_stands_below_it(
 
 def test_views_and_looks_are_chosen(finished: Path, store: Store, tmp_path: Path, figures: list[Figure]) -> None:
     def drawn(**keys: Any) -> list[NDArray[np.uint8]]:
-        show(str(finished), rows=[6], arrays=["predicted/gradient"], output=tmp_path / "grid.png", **keys)
+        show(str(finished), RowSelection(rows=[6]), arrays=["predicted/gradient"], output=tmp_path / "grid.png", **keys)
         assert_nothing_is_cut_off(figures[-1])
         return pictures(figures[-1])
 
@@ -116,11 +117,11 @@ def test_views_and_looks_are_chosen(finished: Path, store: Store, tmp_path: Path
     np.testing.assert_array_equal(also_heat, heat)
     np.testing.assert_array_equal(also_laid, laid)
     assert (masked <= image).all() and "predicted/gradient, image × map" in texts(figures[-1]).replace("\n", " ")
-    np.testing.assert_array_equal(drawn(look=MapStyle(alpha=0))[2], image)
+    np.testing.assert_array_equal(drawn(style=MapStyle(alpha=0))[2], image)
     values = store.maps("predicted/gradient", [6])[0]
-    for look in (MapStyle(), MapStyle(clip=90), MapStyle(blur=2), MapStyle(invert=True), MapStyle(cmap="viridis")):
-        np.testing.assert_array_equal(drawn(look=look)[1], draw_map(values, look))
-    drawn(look=MapStyle(clip=100))
+    for style in (MapStyle(), MapStyle(clip=90), MapStyle(blur=2), MapStyle(invert=True), MapStyle(cmap="viridis")):
+        np.testing.assert_array_equal(drawn(style=style)[1], draw_map(values, style))
+    drawn(style=MapStyle(clip=100))
     assert "percentile" not in texts(figures[-1]) and "1 of 4 arrays" in texts(figures[-1])
 
 
@@ -129,9 +130,9 @@ def test_of_many_arrays_the_first_targets_are_drawn(tree: Path, tmp_path: Path, 
     reductions = ("abs_max", "abs_sum", "l2", "relu_max")
     run_inline(
         images=str(tree / "ant"), out=out, targets=("predicted", "class:1"),
-        methods=tuple(f"gradient(reduction={one})" for one in reductions),
+        methods=tuple(f"gradient(reduction={name})" for name in reductions),
     )  # fmt: skip
-    show(out, n=1, output=tmp_path / "grid.png")
+    show(out, RowSelection(n=1), output=tmp_path / "grid.png")
     assert len(pictures(figures[0])) == 1 + 2 * 4
     assert "class_1" not in texts(figures[0]) and "4 of 8 arrays" in texts(figures[0])
 
@@ -145,8 +146,8 @@ def test_kept_channels_are_one_picture(
         images=str(tree / "ant"), out=out, methods=("gradient(reduction=none)",), model=f"python:factories:{model}",
         mean=",".join(["0.5"] * channels), std=",".join(["0.5"] * channels), channels=channels,
     )  # fmt: skip
-    show(out, rows=[0], output=tmp_path / "grid.png")
-    show(out, rows=[0], output=tmp_path / "grid.png", look=MapStyle(cmap="viridis", invert=True))
+    show(out, RowSelection(rows=[0]), output=tmp_path / "grid.png")
+    show(out, RowSelection(rows=[0]), output=tmp_path / "grid.png", style=MapStyle(cmap="viridis", invert=True))
     for figure in figures:
         assert len(pictures(figure)) == 3 and len(scales(figure)) == 1
         assert_nothing_is_cut_off(figure)
@@ -162,20 +163,20 @@ def test_a_quarantined_row_shows_its_reason(
 ) -> None:
     lines = store.lines().to_pylist()
     row = next(line["row"] for line in lines if line["status"] == "quarantined")
-    show(str(finished), rows=[row], output=tmp_path / "grid.png")
+    show(str(finished), RowSelection(rows=[row]), output=tmp_path / "grid.png")
     assert not pictures(figures[0])
     assert lines[row]["error"].split(":")[0][:40] in texts(figures[0]).replace("\n", " ")
     assert_nothing_is_cut_off(figures[0])
 
 
-def test_a_partial_row_says_what_it_lacks(tmp_path: Path, figures: list[Figure]) -> None:
+def test_a_partial_row_has_the_reason_for_a_missing_map(tmp_path: Path, figures: list[Figure]) -> None:
     (tmp_path / "in").mkdir()
     for i in range(2):
         Image.new("RGB", (20, 20), (90 * i, 10, 200)).save(tmp_path / f"in/{i}.png")
     (tmp_path / "list.csv").write_text(f"uri,label\n{tmp_path}/in/0.png,\n{tmp_path}/in/1.png,3\n")
     out = str(tmp_path / "store")
     run_inline(images=str(tmp_path / "list.csv"), out=out, targets=("predicted", "label"))
-    show(out, output=tmp_path / "grid.png")
+    show(out, RowSelection(n=6), output=tmp_path / "grid.png")
     assert len(pictures(figures[0])) == 3 + 5
     assert "no map: no label" in texts(figures[0])
 
@@ -186,14 +187,14 @@ def test_a_lost_image_still_has_its_map(tmp_path: Path, figures: list[Figure]) -
         Image.new("RGB", (20, 20), (90 * i, 10, 200)).save(tmp_path / f"in/{i}.png")
     run_inline(images=str(tmp_path / "in"), out=str(tmp_path / "store"))
     (tmp_path / "in/0.png").unlink()
-    show(str(tmp_path / "store"), output=tmp_path / "grid.png")
+    show(str(tmp_path / "store"), RowSelection(n=6), output=tmp_path / "grid.png")
     assert len(pictures(figures[0])) == 1 + 3
     assert "missing" in texts(figures[0]).replace("\n", " ")
     assert_nothing_is_cut_off(figures[0])
 
 
 def test_names_of_any_script_and_shape(tmp_path: Path, figures: list[Figure]) -> None:
-    """A glyph that the font lacks, mathematics to matplotlib, a line break, 200 wide letters; towers and panoramas."""
+    """Names with missing glyphs, TeX, a line break or 200 wide letters; very tall and very wide images."""
     names = ["日本語", "$x^2$ \\frac{", "new\nline", "W" * 200, "שלום", "a🙂b"]
     sizes = [(20, 20), (400, 20), (20, 400), (30, 25), (1, 1), (700, 900)]
     (tmp_path / "in").mkdir()
@@ -202,34 +203,34 @@ def test_names_of_any_script_and_shape(tmp_path: Path, figures: list[Figure]) ->
     classes = tmp_path / "classes.txt"
     classes.write_text("\n".join(["Ä$", "貓", "W" * 99, "d", "e"]))
     run_inline(images=str(tmp_path / "in"), out=str(tmp_path / "store"), class_names=str(classes))
-    show(str(tmp_path / "store"), output=tmp_path / "grid.png")
+    show(str(tmp_path / "store"), RowSelection(n=6), output=tmp_path / "grid.png")
     assert len(pictures(figures[0])) == 6 * 3
-    told = texts(figures[0])
+    drawn_text = texts(figures[0])
     for expected in ("\\u65e5\\u672c\\u8a9e", "$x^2$ \\frac{", "new\\nline", "WWW…WWW", "a\\U0001f642b"):
-        assert expected in told
+        assert expected in drawn_text
     assert_nothing_is_cut_off(figures[0])
 
 
 @pytest.mark.parametrize("kind", ["png", "pdf", "svg", "jpg", "PNG"])
 def test_the_suffix_chooses_the_format(finished: Path, tmp_path: Path, kind: str) -> None:
-    output = show(str(finished), rows=[0], arrays=["predicted/gradient"], output=tmp_path / f"one.{kind}")
+    output = show(str(finished), RowSelection(rows=[0]), arrays=["predicted/gradient"], output=tmp_path / f"one.{kind}")
     start = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml", "jpg": b"\xff\xd8"}[kind.lower()]
     assert output.read_bytes().startswith(start)
 
 
 def test_a_photograph_is_drawn_small_with_its_map_in_place(tmp_path: Path, figures: list[Figure]) -> None:
-    """What the crop cut off is dimmed, also where the image is shrunk to be drawn."""
+    """The part that the crop cut off is dimmed, also if the image is drawn smaller."""
     (tmp_path / "in").mkdir()
     Image.new("RGB", (3000, 1000), (200, 200, 200)).save(tmp_path / "in/0.png")
     out = str(tmp_path / "store")
     run_inline(images=str(tmp_path / "in"), out=out, resize="16", crop="16x16")
-    show(out, output=tmp_path / "grid.png", look=MapStyle(alpha=0))
+    show(out, RowSelection(n=6), output=tmp_path / "grid.png", style=MapStyle(alpha=0))
     image, _, laid = pictures(figures[0])
     assert max(image.shape) < 600 and laid.shape == image.shape
     third = image.shape[1] / 3
-    seen = np.flatnonzero((laid == 200).all(axis=(0, 2)))
-    assert abs(seen[0] - third) <= 1 and abs(seen[-1] - 2 * third) <= 1
-    assert (laid[:, : seen[0]] == 100).all()
+    columns = np.flatnonzero((laid == 200).all(axis=(0, 2)))
+    assert abs(columns[0] - third) <= 1 and abs(columns[-1] - 2 * third) <= 1
+    assert (laid[:, : columns[0]] == 100).all()
 
 
 @pytest.mark.parametrize(
@@ -237,16 +238,16 @@ def test_a_photograph_is_drawn_small_with_its_map_in_place(tmp_path: Path, figur
     ["plain", "日本語", "שלום", "مرحبا", "a\u202eb", "tab\tline\n", "🙂" * 50, "\ud800", "\x00", "$\\frac{$", "é́"],
 )
 def test_any_text_can_be_drawn(text: str) -> None:
-    found = printable(text)
-    assert found.isprintable() and printable(found) == found
-    assert (found == text) == (text in ("plain", "שלום", "مرحبا", "$\\frac{$", "é́"))
+    safe = printable(text)
+    assert safe.isprintable() and printable(safe) == safe
+    assert (safe == text) == (text in ("plain", "שלום", "مرحبا", "$\\frac{$", "é́"))
     for most in (1, 2, 5, 20):
-        assert len(printable(text, most=most)) == min(most, len(found))
+        assert len(printable(text, most=most)) == min(most, len(safe))
 
 
 def test_a_sheet_is_no_tower_and_no_row_is_lost(finished: Path, tmp_path: Path, figures: list[Figure]) -> None:
     for rows in ([0], list(range(30))):
-        show(str(finished), rows=rows, arrays=["predicted/gradient"], output=tmp_path / "grid.png")
+        show(str(finished), RowSelection(rows=rows), arrays=["predicted/gradient"], output=tmp_path / "grid.png")
         width, height = figures[-1].get_size_inches()
         assert height < 2.2 * width
         assert [f"row {row} " in texts(figures[-1]) for row in rows] == [True] * len(rows)
@@ -256,11 +257,11 @@ def test_the_command_takes_flags_and_refuses_what_shows_nothing(
     finished: Path, tmp_path: Path, saliency: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     output = tmp_path / "grid.png"
-    asked = ("show", finished, "-o", output, "--rows", "0", "--array", "label/input_x_gradient")
-    refused = saliency(*asked, "--cmap", "hott")
+    command = ("show", finished, "-o", output, "--rows", "0", "--array", "label/input_x_gradient")
+    refused = saliency(*command, "--cmap", "hott")
     assert refused.returncode == 2 and "'hott'" in refused.stderr and not output.exists()
     done = saliency(
-        *asked, "--cmap", "coolwarm", "--clip", 100, "--invert", "--blur", 1.5, "--alpha", 0.5,
+        *command, "--cmap", "coolwarm", "--clip", 100, "--invert", "--blur", 1.5, "--alpha", 0.5,
         "--view", "mask", "--view", "map",
     )  # fmt: skip
     assert done.returncode == 0 and output.exists(), done.stderr

@@ -1,12 +1,14 @@
-"""`saliency show`: which rows it draws, and what it refuses."""
+"""`saliency show` draws the selected rows and refuses invalid requests."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from jobs.config.requested_rows import RowSelection
 from jobs.inspect.show import show
 from jobs.store.row_selection import choose_rows
 from jobs.store.store_reader import Store, open_store
@@ -15,44 +17,46 @@ from tests.conftest import CLASSES, run_inline
 
 
 def test_without_a_choice_the_first_rows(store: Store) -> None:
-    assert choose_rows(store, target="predicted") == [0, 1, 2, 3, 4, 5]
-    assert choose_rows(store, target="predicted", n=100) == list(range(43))
-    assert choose_rows(store, target="predicted", rows=[9, 0, 9]) == [9, 0, 9]
+    assert choose_rows(store, RowSelection(n=6), target="predicted") == [0, 1, 2, 3, 4, 5]
+    assert choose_rows(store, RowSelection(n=100), target="predicted") == list(range(43))
+    assert choose_rows(store, RowSelection(rows=[9, 0, 9]), target="predicted") == [9, 0, 9]
 
 
 @pytest.mark.parametrize("target", ["predicted", "label"])
 def test_rows_of_a_class_by_number_or_name(store: Store, target: str) -> None:
     classes = store.lines(columns=[f"{target}__class"])[0].to_pylist()
     for number in set(classes) - {None}:
-        expected = [row for row, found in enumerate(classes) if found == number]
-        assert choose_rows(store, target=target, class_=str(number), n=99) == expected
-        assert choose_rows(store, target=target, class_=CLASSES[number], n=99) == expected
+        expected = [row for row, class_ in enumerate(classes) if class_ == number]
+        assert choose_rows(store, RowSelection(class_=str(number), n=99), target=target) == expected
+        assert choose_rows(store, RowSelection(class_=CLASSES[number], n=99), target=target) == expected
 
 
 def test_rows_by_a_column(store: Store) -> None:
     values = np.array(store.lines(columns=["predicted__gradient__l1"])[0].to_pylist(), float)
-    known = np.flatnonzero(~np.isnan(values))
-    order = known[np.argsort(values[known])].tolist()
-    assert choose_rows(store, target="predicted", lowest="predicted__gradient__l1", n=99) == order
-    assert choose_rows(store, target="predicted", highest="predicted__gradient__l1", n=4) == order[::-1][:4]
+    valued = np.flatnonzero(~np.isnan(values))
+    order = valued[np.argsort(values[valued])].tolist()
+    assert choose_rows(store, RowSelection(lowest="predicted__gradient__l1", n=99), target="predicted") == order
+    assert (
+        choose_rows(store, RowSelection(highest="predicted__gradient__l1", n=4), target="predicted") == order[::-1][:4]
+    )
     # Equal values stand in row order, at both ends.
-    assert choose_rows(store, target="predicted", highest="unit", n=3) == [40, 41, 42]
-    assert choose_rows(store, target="predicted", lowest="unit", n=3) == [0, 1, 2]
-    bees = choose_rows(store, target="label", class_="bee", n=99)
-    assert choose_rows(store, target="label", class_="bee", highest="row", n=99) == bees[::-1]
+    assert choose_rows(store, RowSelection(highest="unit", n=3), target="predicted") == [40, 41, 42]
+    assert choose_rows(store, RowSelection(lowest="unit", n=3), target="predicted") == [0, 1, 2]
+    bees = choose_rows(store, RowSelection(class_="bee", n=99), target="label")
+    assert choose_rows(store, RowSelection(class_="bee", highest="row", n=99), target="label") == bees[::-1]
 
 
 def test_an_unfinished_store_shows_what_is_committed(tree: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "store")
     run_inline(images=str(tree), out=out, unit_size=8, limit=8)
-    assert choose_rows(open_store(out), target="predicted", highest="row", n=2) == [7, 6]
-    assert show(out, n=2, output=tmp_path / "grid.png").exists()
+    assert choose_rows(open_store(out), RowSelection(highest="row", n=2), target="predicted") == [7, 6]
+    assert show(out, RowSelection(n=2), output=tmp_path / "grid.png").exists()
     with pytest.raises(InvalidRequestError, match="not finished"):
-        show(out, rows=[20], output=tmp_path / "other.png")
+        show(out, RowSelection(rows=[20]), output=tmp_path / "other.png")
 
 
 @pytest.mark.parametrize(
-    "asked, told",
+    "arguments, message",
     [
         ({"rows": [43]}, "row 43.*0 to 42"),
         ({"rows": [-1]}, "row -1"),
@@ -71,16 +75,19 @@ def test_an_unfinished_store_shows_what_is_committed(tree: Path, tmp_path: Path)
     ],
 )
 def test_what_cannot_be_shown_is_refused_and_nothing_written(
-    finished: Path, tmp_path: Path, asked: dict[str, object], told: str
+    finished: Path, tmp_path: Path, arguments: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(InvalidRequestError, match=told):
-        show(str(finished), output=tmp_path / "grid.png", **asked)  # type: ignore[arg-type]
+    drawing = {name: arguments[name] for name in ("arrays", "views") if name in arguments}
+    with pytest.raises(InvalidRequestError, match=message):
+        selection = RowSelection(**{name: value for name, value in arguments.items() if name not in drawing})
+        show(str(finished), selection, output=tmp_path / "grid.png", **drawing)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    "name, told", [("grid.xyz", "kind of picture"), ("none/grid.png", "cannot be written"), (".", "writ|kind")]
+    "name, message",
+    [("grid.xyz", "supported image format"), ("none/grid.png", "cannot be written"), (".", "writ|format")],
 )
-def test_an_output_that_cannot_be_is_refused(finished: Path, tmp_path: Path, name: str, told: str) -> None:
-    with pytest.raises(InvalidRequestError, match=told):
-        show(str(finished), rows=[0], output=tmp_path / name)
+def test_an_output_that_cannot_be_is_refused(finished: Path, tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        show(str(finished), RowSelection(rows=[0]), output=tmp_path / name)

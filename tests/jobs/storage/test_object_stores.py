@@ -16,7 +16,7 @@ import pytest
 
 from jobs.explain.retry import retry
 from jobs.inputs.rejected import RejectedImage
-from jobs.inspect.status import status
+from jobs.inspect.status import print_status
 from jobs.storage import object_store
 from jobs.storage.object_store import list_keys, open_output, read_object
 from jobs.storage.retrying import VARIABLE
@@ -94,7 +94,7 @@ def test_job_on_s3_equals_the_local_one(kind: str, inputs: Path, local, proxy: F
     code, told = run_inline(images=images, out=out, **job(kind))
     assert code == 3
     assert comparable(remote(out)) == comparable(local(kind))
-    assert said(verify, out)[0] == 0 and said(status, out)[0] == 3
+    assert said(verify, out)[0] == 0 and said(print_status, out)[0] == 3
     again, told_again = run_inline(images=images, out=out, **job(kind))
     assert again == 3
     texts = [told, told_again, read_object(open_output(out), RUN_JSON).decode()]
@@ -112,7 +112,7 @@ def test_commands_on_a_remote_store(inputs: Path, tree: Path, proxy: FaultProxy)
     for name in ("ant/broken.jpg", "cat/empty.png", "dog/torn.png"):
         s3.put(f"folder/{name}", (tree / "ant" / "000.png").read_bytes())
     assert said(retry, out, workers="auto", runner="inline")[0] == 0
-    assert said(verify, out)[0] == 0 and said(status, out)[0] == 0
+    assert said(verify, out)[0] == 0 and said(print_status, out)[0] == 0
 
 
 @pytest.mark.parametrize("fault", ["all", *(pytest.param(one, marks=pytest.mark.slow) for one in FAULTS)])

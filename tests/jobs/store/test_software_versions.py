@@ -23,7 +23,7 @@ from jobs.explain.decode_stage import DecodeStage
 from jobs.explain.explain_command import explain
 from jobs.explain.explain_stage import ExplainStage
 from jobs.explain.retry import retry
-from jobs.inspect.status import status
+from jobs.inspect.status import print_status
 from jobs.store import software_versions
 from jobs.store.index import Commit, encode_part, read_part
 from jobs.store.layout import index_key
@@ -149,7 +149,7 @@ def test_other_software_is_refused_by_name_or_accepted_and_recorded(changed: str
     code, told = check(project.out)
     assert code == DONE, told
     assert "note: unit 2 was made with" in told
-    assert "note: units 0–1 were made with" in said(status, str(project.out))[1]
+    assert "note: units 0–1 were made with" in said(print_status, str(project.out))[1]
     code, told = check(project.out, recompute=12)
     assert code == DONE, told
 

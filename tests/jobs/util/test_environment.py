@@ -18,7 +18,7 @@ from time import sleep
 import psutil
 import pytest
 
-from jobs.inspect.status import status
+from jobs.inspect.status import print_status
 from jobs.runners.cluster import refuse_unreachable
 from jobs.store.open import refuse_unwritable
 from jobs.store.store_reader import open_store
@@ -246,19 +246,19 @@ def test_status_tells_whether_a_run_seems_to_be_under_way(tree: Path, tmp_path: 
     for name in ("SHA256SUMS", "index.parquet", "index/unit-00000005.parquet"):
         (out / name).unlink()
     os.utime(out / "run.json", (1, 1))  # finalize wrote it last
-    code, told = said(status, str(out))
+    code, told = said(print_status, str(out))
     assert code == 1 and "pending units: 5" in told
     assert "a run seems to be under way (" in told and "rows/s" in told and "If none is: run the same" in told
     for path in out.rglob("*"):
         os.utime(path, (1, 1))
-    code, told = said(status, str(out))
+    code, told = said(print_status, str(out))
     assert code == 1 and "no run seems to be under way (last commit " in told and "Next: run the same explain" in told
 
 
 def test_status_of_a_limit_that_was_met(unfinished: Path) -> None:
-    code, told = said(status, str(unfinished))
-    assert code == 1 and "asked for: the first 4 units (--limit 32)" in told
-    assert "all that was asked for is committed. Next: run the same explain command without --limit" in told
+    code, told = said(print_status, str(unfinished))
+    assert code == 1 and "requested: the first 4 units (--limit 32)" in told
+    assert "all requested units are committed. Next: run the same explain command without --limit" in told
 
 
 def test_interrupt_counts_what_the_store_has(tree: Path, tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli.app import _exit_code
+from jobs.cli.exit_handling import run_command
 from jobs.config.job_config import full_path
 from jobs.explain.retry import retry
 from jobs.inputs.fetch import fetch
 from jobs.inputs.sources import list_entries, open_sources
-from jobs.inspect.status import status
+from jobs.inspect.status import print_status
 from jobs.verify.verify_command import verify
 from saliency_core.errors import InvalidRequestError
 from tests.conftest import run_inline, said
@@ -63,8 +63,8 @@ def test_a_file_of_another_host_is_refused(written: str, places: Path) -> None:
         full_path(written)
     with pytest.raises(InvalidRequestError, match="files of other hosts are not read"):
         open_sources([written])
-    for command in (status, verify):
-        assert _exit_code(lambda command=command: said(command, written)[0]) == 2
+    for command in (print_status, verify):
+        assert run_command(lambda command=command: said(command, written)[0]) == 2
 
 
 def test_a_list_names_files_of_this_host_alone(places: Path) -> None:
