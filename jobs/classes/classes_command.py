@@ -35,7 +35,7 @@ from jobs.store.fingerprint import classes_fingerprint, refuse_other_fingerprint
 from jobs.store.index import committed, load_part, read_parts
 from jobs.store.layout import CLASSES, SHA256SUMS, index_key
 from jobs.store.open import claim, refuse_unwritable
-from jobs.store.software_versions import at_rest, begun, gone_on
+from jobs.store.software_versions import with_session
 from jobs.util.console import print_text
 from jobs.util.exit_codes import DONE, imperfect
 from saliency_core.class_visualization.ascent_recipe import Recipe
@@ -113,18 +113,19 @@ def _plan(config: ClassesConfig, engine: StartingEngine, *, accept_versions: boo
     run = run.model_copy(
         update={"fingerprint": classes_fingerprint(run, weights=tried.digest, head=first.head.key).to_json()}
     )
+    if stored is not None:
+        refuse_other_fingerprint(stored, run.fingerprint, where=config.out)
+    done = set() if stored is None else committed(open_output(config.out))
+    adds_units = bool(_pending(run, done))
+    run = with_session(run, stored, tried.software, adds_units=adds_units, accept=accept_versions)
     if stored is None:
-        run = claim(begun(run, tried.software), accept_versions=accept_versions)
+        run = claim(run, accept_versions=accept_versions)
         if run.later_software:  # another run has just begun there
             _reopen(run)
-        return _set_up(run)
-    refuse_other_fingerprint(stored, run.fingerprint, where=config.out)
-    if not _pending(run, committed(open_output(config.out))):
-        return _set_up(at_rest(run, stored))
-    run = gone_on(run, stored, tried.software, accept=accept_versions)
-    _unseal(open_output(config.out))  # units will be written of which it may have other hashes
-    if run.all_software != stored.all_software or run.session_software != stored.session_software:
-        _reopen(run)
+    elif adds_units:
+        _unseal(open_output(config.out))  # units will be written of which it may have other hashes
+        if run.all_software != stored.all_software or run.session_software != stored.session_software:
+            _reopen(run)
     return _set_up(run)
 
 

@@ -3,31 +3,23 @@ and comes last."""
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from jobs.runners.stage import TASK_CPUS, Stage, replica_stage
-from jobs.storage.object_store import open_output, put
 from jobs.store.arrays import encode_class_shards
 from jobs.store.class_record import ClassRun, open_class_run
-from jobs.store.index import Commit, ShardRecord, encode_part
-from jobs.store.layout import index_key
-from jobs.store.store_presence import Presence
+from jobs.store.unit_writer import UnitWriter
 from jobs.util.exit_guard import no_quitting
 from jobs.util.job_errors import JobStopped
 from jobs.util.timeout import CallWithTimeout
-from saliency_core.replica.cpu.allocator import keep_freed_memory
-
-if TYPE_CHECKING:
-    from saliency_core.model.model_loading import Model
 
 SCHEMA = pa.schema(
     {
@@ -97,22 +89,11 @@ class VisualiseStage:
     session's."""
 
     def __init__(self, run: ClassRun) -> None:
-        import torch  # the driver and the other stages can do without
-
-        from jobs.explain.model import build_model, refuse_other_weights
-        from jobs.store.software_versions import refuse_other_worker, software_here
+        from jobs.explain.model import build_replica  # with it comes torch, which the driver and the other stages lack
         from saliency_core.errors import SaliencyWarning
 
-        warnings.simplefilter("ignore", SaliencyWarning)  # the plan has told it
-        torch.set_num_threads(run.config.threads)
-        if run.device == "cpu":
-            keep_freed_memory()
-        self._model: Model = build_model(run.config, class_names=run.class_names)
-        refuse_other_weights(run, self._model)
-        self._software = software_here(run.config, self._model.module)
-        refuse_other_worker(run.session, self._software)
-        if not run.probe.get("copied", True):
-            self._model.module.to(run.device)  # the replica is the model itself: only here may it be moved
+        warnings.simplefilter("ignore", SaliencyWarning)  # the plan has printed them
+        self._model, self._software = build_replica(run)
         self._run = run
         self._limited = CallWithTimeout(self._visualised, None)  # Ctrl-C does not wait for the device
 
@@ -138,29 +119,24 @@ class VisualiseStage:
 
 
 class WriteClassesStage:
-    """Encodes, hashes and puts; returns how many classes. A unit written twice gives the same objects."""
+    """Writes visualised units into the store of ``run``; returns how many classes a unit has."""
 
     def __init__(self, run: ClassRun) -> None:
         self._run = run
-        self._store = open_output(run.config.out)
-        self._presence = Presence(self._store, run.KEY)
+        self._writer = UnitWriter(run)
 
     def __call__(self, unit: VisualisedUnit) -> int:
-        self._presence.check()
         astray = ~(np.isfinite(unit.images).all(axis=(1, 2, 3)) & np.isfinite(unit.scores))
         images = np.where(astray[:, None, None, None], np.float32("nan"), unit.images)
         scores = np.where(astray, np.float32("nan"), unit.scores)
-        records = []
-        for key, data in encode_class_shards(self._run, unit.unit, images, scores).items():
-            put(self._store, key, data)
-            records.append(ShardRecord(key, len(data), hashlib.sha256(data).hexdigest()))
         columns = [
             pa.array(unit.classes, pa.int32()),
             pa.array([self._run.name(number) for number in unit.classes], pa.string()),
             pa.array(scores, mask=astray),
             pa.array(unit.probabilities, mask=astray),
-            pa.array([ASTRAY if one else None for one in astray], pa.string()),
+            pa.array([ASTRAY if is_astray else None for is_astray in astray], pa.string()),
         ]
+        shards = encode_class_shards(self._run, unit.unit, images, scores)
         lines = pa.Table.from_arrays(columns, schema=SCHEMA)
-        put(self._store, index_key(unit.unit), encode_part(lines, Commit(records, [], unit.software)))
+        self._writer.write(unit.unit, shards.items(), lines, software=unit.software)
         return len(unit.classes)

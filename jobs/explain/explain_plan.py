@@ -27,7 +27,7 @@ from jobs.store.layout import RUN_JSON
 from jobs.store.manifest import ManifestBuilder, scan, write_manifest
 from jobs.store.open import claim, existing_run, refuse_reordered, refuse_unwritable
 from jobs.store.run_record import ArraySpec, Run, is_proven
-from jobs.store.software_versions import at_rest, begun, gone_on
+from jobs.store.software_versions import with_session
 from jobs.util.prefetch import prefetched
 from saliency_core.errors import InvalidRequestError
 
@@ -123,12 +123,7 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False, acce
             run = run.model_copy(update={"totals": stored.totals, "state": stored.opened_state})
         done = set() if stored is None else committed(open_output(config.out))
         pending = _pending(run, done)
-        if stored is None:
-            run = begun(run, facts.software)
-        elif pending:
-            run = gone_on(run, stored, facts.software, accept=accept_versions)
-        else:
-            run = at_rest(run, stored)
+        run = with_session(run, stored, facts.software, adds_units=bool(pending), accept=accept_versions)
         if not dry:
             if stored is None:
                 run = claim(run, accept_versions=accept_versions)

@@ -14,18 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.explain.index_rows import Results, index_lines, take_back_nonfinite
-from jobs.explain.model import build_model, refuse_other_weights
+from jobs.explain.model import build_replica
 from jobs.explain.unit_records import DecodedUnit, ExplainedUnit
 from jobs.store.arrays import scale_maps
 from jobs.store.index import OK
 from jobs.store.run_record import STATISTICS, Run
-from jobs.store.software_versions import refuse_other_worker, software_here
 from jobs.util.exit_guard import no_quitting
 from jobs.util.job_errors import JobStopped
 from jobs.util.timeout import CallWithTimeout
 from saliency_core.errors import SaliencyWarning
 from saliency_core.explainer import Explainer
-from saliency_core.replica.cpu.allocator import is_out_of_memory, keep_freed_memory
+from saliency_core.replica.cpu.allocator import is_out_of_memory
 from saliency_core.targets.class_targets import NO_LABEL
 
 log = logging.getLogger(__name__)
@@ -42,19 +41,10 @@ class ExplainStage:
 
     def __init__(self, run: Run, *, any_software: bool = False) -> None:
         started = perf_counter()
-        torch.set_num_threads(run.config.threads)
         if run.device == "cuda":
             # Bytes must not depend on which algorithm happened to be the fastest this time.
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-        else:
-            keep_freed_memory()
-        model = build_model(run.config, class_names=run.class_names)
-        refuse_other_weights(run, model)
-        self.software = software_here(run.config, model.module)
-        if not any_software:
-            refuse_other_worker(run.session, self.software)
-        if not run.probe.get("copied", True):
-            model.module.to(run.device)  # the replica is the model itself: only here may it be moved
+        model, self.software = build_replica(run, any_software=any_software)
         self._run = run
         self._preprocessing = run.preprocessing
         self._explainer = Explainer(

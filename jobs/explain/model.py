@@ -9,13 +9,15 @@ import torch
 
 from jobs.config.job_config import JobConfig
 from jobs.storage.files import local_path
-from jobs.store.run_record import Record
-from jobs.store.software_versions import Software, software_here
+from jobs.store.class_record import ClassRun
+from jobs.store.run_record import Record, Run
+from jobs.store.software_versions import Software, refuse_other_worker, software_here
 from jobs.util.exit_guard import refuse_quitting
 from jobs.util.interruptible_wait import abandonable
 from saliency_core.errors import InvalidRequestError
 from saliency_core.model.model_loading import Model, load_model, model_digest
 from saliency_core.probe.model_probe import Probe, probe_model
+from saliency_core.replica.cpu.allocator import keep_freed_memory
 
 
 def build_model(config: JobConfig, *, class_names: Sequence[str] | None) -> Model:
@@ -49,6 +51,25 @@ def refuse_other_weights(run: Record, model: Model) -> None:
             f"{run.config.model} has other weights here than when the run was planned, and what it makes would not "
             "fit. Bring back the weights that it had (does its factory draw them at random?), or take a new --out."
         )
+
+
+def build_replica(run: Run | ClassRun, *, any_software: bool = False) -> tuple[Model, Software]:
+    """Builds the model of a planned run in a worker → the model, and the software of this process.
+
+    Raises InvalidRequestError if its weights are not those that the run was planned with, or the software is not the
+    session's (unless ``any_software``).
+    """
+    torch.set_num_threads(run.config.threads)
+    if run.device == "cpu":
+        keep_freed_memory()
+    model = build_model(run.config, class_names=run.class_names)
+    refuse_other_weights(run, model)
+    software = software_here(run.config, model.module)
+    if not any_software:
+        refuse_other_worker(run.session, software)
+    if not run.probe.get("copied", True):
+        model.module.to(run.device)  # the replica is the model itself, so it is moved in the worker only
+    return model, software
 
 
 def read_class_names(path: str) -> tuple[str, ...]:

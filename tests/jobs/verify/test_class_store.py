@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from jobs.classes import classes_command, classes_stages
+from jobs.classes import classes_command
+from jobs.store import unit_writer
 from jobs.util.exit_codes import DAMAGED, DONE, NOT_FINISHED
 from jobs.verify.verify_command import verify
 from saliency_core.errors import InvalidRequestError
@@ -122,7 +123,7 @@ def killed_at(at: int, monkeypatch: pytest.MonkeyPatch, out: Path) -> bool:
             (classes_command, "put"),
             (classes_command, "put_sums"),
             (classes_command, "delete"),
-            (classes_stages, "put"),
+            (unit_writer, "put"),
         ):
             patch.setattr(module, name, stopping(getattr(module, name), at, count))
         try:
