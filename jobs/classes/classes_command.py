@@ -23,7 +23,7 @@ from jobs.classes.class_contact_sheet import draw_page, page_rows
 from jobs.classes.classes_stages import class_stages
 from jobs.config.classes_config import ALL, ClassesConfig
 from jobs.config.flag_names import plan_notes
-from jobs.explain.model_trial import trial
+from jobs.explain.model_code_guard import trial
 from jobs.explain.probe_messages import probe_lines, probe_record
 from jobs.runners.engine import StartingEngine, starting_engine
 from jobs.storage.object_store import delete, list_keys, open_output, put, read_object
@@ -42,7 +42,7 @@ from saliency_core.class_visualization.ascent_recipe import Recipe
 from saliency_core.errors import InvalidRequestError, SaliencyWarning
 
 if TYPE_CHECKING:
-    from jobs.explain.model import TriedModel
+    from jobs.explain.model_building import TriedModel
     from saliency_core.class_visualization.ascent import ClassModels
     from saliency_core.model.model_loading import Model
 
@@ -85,7 +85,7 @@ def _plan(config: ClassesConfig, engine: StartingEngine, *, accept_versions: boo
     refuse_unwritable(config.out)
     stored = existing_class_run(config.out)
     engine.begin()
-    from jobs.explain.model import try_model  # with it comes torch, which takes seconds
+    from jobs.explain.model_building import try_model  # with it comes torch, which takes seconds
 
     def tried_all() -> tuple[TriedModel, list[int], ClassModels]:
         tried = try_model(config)

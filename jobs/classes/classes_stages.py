@@ -89,7 +89,9 @@ class VisualiseStage:
     session's."""
 
     def __init__(self, run: ClassRun) -> None:
-        from jobs.explain.model import build_replica  # with it comes torch, which the driver and the other stages lack
+        from jobs.explain.model_building import (
+            build_replica,  # with it comes torch, which the driver and the other stages lack
+        )
         from saliency_core.errors import SaliencyWarning
 
         warnings.simplefilter("ignore", SaliencyWarning)  # the plan has printed them

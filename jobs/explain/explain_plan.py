@@ -13,7 +13,7 @@ from obstore.store import LocalStore
 
 from jobs.config.explain_config import Config
 from jobs.explain.label_resolution import label_notes, label_resolver, refuse_no_labels, refuse_unmatched_folders
-from jobs.explain.model_trial import trial
+from jobs.explain.model_code_guard import trial
 from jobs.inputs.entry import Source
 from jobs.inputs.sources import list_entries, open_sources
 from jobs.relocation.relocation import complete_manifest

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.explain.index_rows import Results, index_lines, take_back_nonfinite
-from jobs.explain.model import build_replica
+from jobs.explain.model_building import build_replica
 from jobs.explain.unit_records import DecodedUnit, ExplainedUnit
 from jobs.store.arrays import scale_maps
 from jobs.store.index import OK

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from jobs.config.explain_config import Config, MapDtype
 from jobs.config.flag_names import plan_notes
-from jobs.explain.model import blank_images, try_model
+from jobs.explain.model_building import blank_images, try_model
 from jobs.explain.probe_messages import probe_record
 from jobs.store.run_record import ArraySpec
 from jobs.store.software_versions import Software

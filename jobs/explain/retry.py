@@ -11,7 +11,7 @@ from jobs.config.explain_config import make_config
 from jobs.explain.explain_command import finish, work
 from jobs.explain.explain_plan import class_folders, sources_of
 from jobs.explain.label_resolution import label_resolver
-from jobs.explain.model import build_model, refuse_other_weights
+from jobs.explain.model_building import build_model, refuse_other_weights
 from jobs.explain.progress import Meter
 from jobs.inputs.sources import list_entries
 from jobs.relocation.content_search import Sample

@@ -23,7 +23,7 @@ from jobs.util.exit_codes import DONE, NOT_FINISHED
 from jobs.util.formatting import ranges
 from jobs.util.lookahead import map_ahead
 from jobs.verify.checked_objects import AGAIN, RESTORE, CheckedObjects, Problem, collect_problems
-from jobs.verify.class_store import is_class_store, verify_classes
+from jobs.verify.class_store_checks import is_class_store, verify_classes
 from jobs.verify.problem_report import ProblemReport
 from jobs.verify.recompute import Recompute, Sample
 from jobs.verify.store_checks import (
