@@ -1,5 +1,4 @@
-"""The stages of class model visualisation: a unit's class numbers → images → the store. Its Parquet part is the commit,
-and comes last."""
+"""The stages of ``saliency classes``: choose a unit's classes, visualise them, write their images."""
 
 from __future__ import annotations
 
@@ -30,14 +29,14 @@ SCHEMA = pa.schema(
         "error": pa.string(),
     }
 )
-ASTRAY = (
+NO_IMAGE = (
     "a score or its gradient was not finite on the way, so there is no image: lower --l2, --learning-rate or the "
     "weight of --lp, into a new --out"
 )
 
 
 class VisualiseError(JobStopped):
-    """The model raised; the message names the classes and what it said."""
+    """The model raised. The message contains the classes and the model's error."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,8 @@ class ChosenUnit:
 
 @dataclass(frozen=True)
 class VisualisedUnit:
-    """``images`` float32 [n, C, H, W], preprocessed; ``scores`` and ``probabilities`` float32 [n]. ``software``: the
-    digest of that which made them."""
+    """A unit's images. ``images`` float32 [n, C, H, W], preprocessed; ``scores`` and ``probabilities`` float32 [n];
+    ``software``: the digest of the software that made them."""
 
     unit: int
     classes: tuple[int, ...]
@@ -62,7 +61,8 @@ class VisualisedUnit:
 
 
 def class_stages(run: ClassRun, *, workers: int) -> list[Stage]:
-    """choose → visualise → write; the items are unit numbers. The store's classes.json must be in place."""
+    """Returns the stages choose → visualise → write, whose items are unit numbers. The store must have its
+    classes.json."""
     out = run.config.out
     return [
         Stage("choose", partial(_choose, out), cpus=TASK_CPUS),
@@ -85,8 +85,10 @@ def _write(out: str) -> Callable[[Any], Any]:
 
 
 class VisualiseStage:
-    """Holds the model, and refuses to work where that is not the model of the plan, or the software is not the
-    session's."""
+    """Visualises the classes of a unit with a replica of the model.
+
+    Raises InvalidRequestError if that is not the model of the plan, or the software is not the session's.
+    """
 
     def __init__(self, run: ClassRun) -> None:
         from jobs.explain.model_building import (
@@ -97,27 +99,29 @@ class VisualiseStage:
         warnings.simplefilter("ignore", SaliencyWarning)  # the plan has printed them
         self._model, self._software = build_replica(run)
         self._run = run
-        self._limited = CallWithTimeout(self._visualised, None)  # Ctrl-C does not wait for the device
+        self._call = CallWithTimeout(self._visualise, None)  # no timeout: in a thread, so that Ctrl-C need not wait
 
     def __call__(self, unit: ChosenUnit) -> VisualisedUnit:
-        return self._limited(unit)
+        return self._call(unit)
 
-    def _visualised(self, unit: ChosenUnit) -> VisualisedUnit:
+    def _visualise(self, unit: ChosenUnit) -> VisualisedUnit:
         from saliency_core.class_visualization.ascent import visualise_classes
 
         config = self._run.config
         try:
             with no_quitting():
-                found = visualise_classes(
+                result = visualise_classes(
                     self._model, unit.classes, recipe=config.recipe(), seed=config.seed, device=self._run.device
                 )
         except Exception as error:
             raise VisualiseError(
                 f"the model failed on classes {unit.classes}, all at once: {type(error).__name__}: {error}\n"
-                "Where memory ran out, take a new --out and a smaller --batch-size."
+                "If memory ran out, use a new --out and a smaller --batch-size."
             ) from error
-        images, scores, chances = (one.cpu().numpy() for one in (found.images, found.scores, found.probabilities))
-        return VisualisedUnit(unit.unit, unit.classes, images, scores, chances, self._software.digest)
+        images, scores, probabilities = (
+            tensor.cpu().numpy() for tensor in (result.images, result.scores, result.probabilities)
+        )
+        return VisualisedUnit(unit.unit, unit.classes, images, scores, probabilities, self._software.digest)
 
 
 class WriteClassesStage:
@@ -128,15 +132,15 @@ class WriteClassesStage:
         self._writer = UnitWriter(run)
 
     def __call__(self, unit: VisualisedUnit) -> int:
-        astray = ~(np.isfinite(unit.images).all(axis=(1, 2, 3)) & np.isfinite(unit.scores))
-        images = np.where(astray[:, None, None, None], np.float32("nan"), unit.images)
-        scores = np.where(astray, np.float32("nan"), unit.scores)
+        no_image = ~(np.isfinite(unit.images).all(axis=(1, 2, 3)) & np.isfinite(unit.scores))
+        images = np.where(no_image[:, None, None, None], np.float32("nan"), unit.images)
+        scores = np.where(no_image, np.float32("nan"), unit.scores)
         columns = [
             pa.array(unit.classes, pa.int32()),
             pa.array([self._run.name(number) for number in unit.classes], pa.string()),
-            pa.array(scores, mask=astray),
-            pa.array(unit.probabilities, mask=astray),
-            pa.array([ASTRAY if is_astray else None for is_astray in astray], pa.string()),
+            pa.array(scores, mask=no_image),
+            pa.array(unit.probabilities, mask=no_image),
+            pa.array([NO_IMAGE if missing else None for missing in no_image], pa.string()),
         ]
         shards = encode_class_shards(self._run, unit.unit, images, scores)
         lines = pa.Table.from_arrays(columns, schema=SCHEMA)

@@ -1,4 +1,4 @@
-"""Try the user's model before anything is touched, so that what it does to this process ends no command in silence."""
+"""Runs code of the user's model in the driver, so that a crash or exit of that code is always reported."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from jobs.util.interruptible_wait import abandonable
 
 Result = TypeVar("Result")
 
-DIED = (
-    "stopped: this process was ended while the model was tried on the processor, by the model itself or from outside, "
-    "as when memory runs out. Nothing was touched."
+EXIT_NOTICE = (
+    "stopped: this process was killed while the model was tried on the CPU, by the model itself or from outside, for "
+    "example because memory ran out. Nothing was written."
 )
 
 
-def trial(call: Callable[[], Result], *, model: str) -> Result:
-    """Makes a call that runs the code of ``model``; returns what it returns and raises what it raises.
+def run_model_code(call: Callable[[], Result], *, model: str) -> Result:
+    """Calls ``call``, which runs code of ``model``, in a thread → its result. Its exceptions are raised here.
 
-    Ctrl-C ends the wait for it at once. Raises InvalidRequestError if the model tries to end the process; if the
-    process dies all the same, ``DIED`` comes on its standard error.
+    Ctrl-C ends the wait at once. Raises InvalidRequestError if the model tries to end the process. If the process dies
+    nevertheless, ``EXIT_NOTICE`` is printed on its standard error.
     """
 
-    def tried() -> Result:
+    def guarded() -> Result:
         with refuse_quitting(model):
             return call()
 
-    with announce_unexpected_exit(DIED, lasting=False):
-        return abandonable(tried, name="model")
+    with announce_unexpected_exit(EXIT_NOTICE, lasting=False):
+        return abandonable(guarded, name="model")

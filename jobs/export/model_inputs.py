@@ -22,7 +22,7 @@ class Inputs:
 
     def __call__(self, lines: list[dict[str, Any]]) -> tuple[NDArray[np.uint8], list[str | None]]:
         """Index lines → pixels uint8 [n, H, W, C], not yet normalised, and why there are none, or None, for each."""
-        decoded = self._decode.lines(0, by_content(self._store.manifest_lines([line["row"] for line in lines])))
+        decoded = self._decode.decode_lines(0, by_content(self._store.manifest_lines([line["row"] for line in lines])))
         troubles = [
             for_explained(error) if error else CHANGED if digest != line["sha256"] else None
             for line, error, digest in zip(

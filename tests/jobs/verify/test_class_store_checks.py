@@ -73,7 +73,7 @@ def test_missing_torn_and_foreign_objects_are_found(store: Path) -> None:
             path.write_bytes(whole)
     (store / "classes.zarr/image/c/7").write_bytes(b"a shard of nobody's")
     code, told = check(store)
-    assert code == DAMAGED and "classes.zarr/image/c/7: is nothing that this run makes" in told
+    assert code == DAMAGED and "classes.zarr/image/c/7: is not an object of this run" in told
 
 
 def test_what_it_says_mends_the_store(store: Path) -> None:
@@ -100,7 +100,7 @@ def test_an_unfinished_store_is_no_damaged_one(store: Path) -> None:
     shutil.copy(store / "index/unit-00000000.parquet", store / "index/unit-00000007.parquet")
     shutil.copy(store / "index/unit-00000000.parquet", store / "index/unit-00000001.parquet")
     code, told = check(store)
-    assert code == DAMAGED and "index/unit-00000007.parquet: is nothing" in told
+    assert code == DAMAGED and "index/unit-00000007.parquet: is not an object" in told
     assert "index/unit-00000001.parquet: is not of the classes of unit 1" in told
 
 

@@ -193,7 +193,7 @@ def test_a_foreign_object_is_named(store: Path, key: str) -> None:
     (store / key).write_bytes(b"dear")
     code, told = check(store)
     assert code == DAMAGED
-    assert f"{key}: is no object of this run" in told
+    assert f"{key}: is not an object of this run" in told
 
 
 def test_sums_that_list_too_much_or_twice(store: Path) -> None:
@@ -201,7 +201,7 @@ def test_sums_that_list_too_much_or_twice(store: Path) -> None:
     (store / "SHA256SUMS").write_text(sums + f"{'0' * 64}  zzz\n" + sums.splitlines()[0] + "\n")
     code, told = check(store)
     assert code == DAMAGED
-    assert "'zzz', which is no object" in told
+    assert "'zzz', which is not an object" in told
     assert "more than once" in told
 
 
@@ -210,7 +210,7 @@ def test_printed_problems_are_capped_and_all_counted(store: Path) -> None:
         (store / f"foreign-{i:02d}").write_bytes(b"")
     code, told = check(store)
     assert code == DAMAGED
-    assert told.count("is no object of this run") == MOST_PRINTED
+    assert told.count("is not an object of this run") == MOST_PRINTED
     assert "70 problems (20 of them not printed)" in told
 
 

@@ -78,8 +78,8 @@ def test_a_map_where_there_is_none_and_none_where_there_is_one(store: Path) -> N
     make_sums_again(store)
     code, told = check(store)
     assert code == DAMAGED
-    assert f"has maps in rows {unit * 8 + position}, where the index says there is none" in told
-    assert "has no whole map in rows" in told
+    assert f"has maps in rows {unit * 8 + position}, for which the index has none" in told
+    assert "has no complete map in rows" in told
 
 
 def test_scales_of_other_rows(small: Path, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_compacted_index_that_is_not_of_the_parts(store: Path) -> None:
     sums.write_text(sums.read_text().replace(before, digest(path.read_bytes())))
     code, told = check(store)
     assert code == DAMAGED
-    assert "index.parquet: has not the lines of unit 2" in told
+    assert "index.parquet: has other lines for unit 2" in told
 
 
 @pytest.mark.parametrize(
@@ -223,6 +223,6 @@ def test_a_store_on_s3(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         code, told = check(out)
         assert code == DAMAGED
         assert f"{key}: is not what was committed" in told
-        assert "letter.txt: is no object of this run" in told
+        assert "letter.txt: is not an object of this run" in told
         with pytest.raises(InvalidRequestError):
             check(f"{out}-not")
