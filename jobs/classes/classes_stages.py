@@ -61,8 +61,7 @@ class VisualisedUnit:
 
 
 def class_stages(run: ClassRun, *, workers: int) -> list[Stage]:
-    """Returns the stages choose → visualise → write, whose items are unit numbers. The store must have its
-    classes.json."""
+    """Returns the stages choose → visualise → write, whose items are unit numbers. Needs classes.json."""
     out = run.config.out
     return [
         Stage("choose", partial(_choose, out), cpus=TASK_CPUS),

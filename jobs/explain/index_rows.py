@@ -35,8 +35,7 @@ class UnitResults:
 
 
 def quarantine_nonfinite(run: Run, results: UnitResults) -> None:
-    """Quarantines rows with a score or map that is not finite, and fills the maps of all rows without a map with
-    NaN."""
+    """Quarantines rows with a score or map that is not finite, and fills rows without a map with NaN."""
     causes: dict[int, str] = {}
     for target, applies in results.applies.items():
         _note(causes, applies & ~np.isfinite(results.columns[f"{target}__score"]), f"score of {target}")
@@ -60,8 +59,7 @@ def _note(causes: dict[int, str], rows: NDArray[np.bool_], cause: str) -> None:
 
 
 def build_index_lines(run: Run, lines: pa.Table, results: UnitResults, targets: Sequence[Target]) -> pa.Table:
-    """Builds the unit's part of the index, with the columns of ``index.schema``, from the n ``lines`` of the decode
-    stage."""
+    """Builds the unit's part of the index, as ``index.schema``, from the n ``lines`` of the decode stage."""
     errors = lines["error"].to_pylist()
     for position, reason in results.errors.items():
         errors[position] = reason

@@ -31,10 +31,9 @@ class ModelProfile:
     """The properties of a model with the methods and targets of a run.
 
     ``parameter_bytes`` of a replica; ``image_bytes`` that one image of a micro-batch keeps between forward and
-    backward;
-    ``passes``: forwards and backwards for one image; ``notes`` for the user; ``agreement`` of a faster precision with
-    float32; ``needs_labels``: whether a target needs labels; ``head``: turns scores into probabilities; ``probe``: what
-    was measured on made-up images, and whether replicas are copies of the model.
+    backward; ``passes``: forwards and backwards for one image; ``notes`` for the user; ``agreement`` of a faster
+    precision with float32; ``needs_labels``: whether a target needs labels; ``head``: turns scores into probabilities;
+    ``probe``: what was measured on made-up images, and whether replicas are copies of the model.
     """
 
     preprocessing: Preprocessing
@@ -147,8 +146,7 @@ def _layer_note(explainer: Explainer, replica: Replica) -> list[str]:
 
 
 def _agreement(model: Model, precision: str, device: Callable[[], str]) -> tuple[dict[str, float], list[str]]:
-    """The agreement of a faster precision with float32, on the run's device if this machine has it, and notes about
-    it."""
+    """The agreement of a faster precision with float32, on the run's device if this machine has it, with notes."""
     if precision not in LESS_EXACT:
         return {}, []
     planned = device()
@@ -200,7 +198,7 @@ def _saved_bytes(model: Model, blank: Tensor) -> int:
     """The bytes that one forward keeps for its backward, for a single pass."""
     saved = _SavedBytes(model.module)
     with saved, torch.enable_grad():
-        outputs = model.logits(blank.clone().requires_grad_())  # keeps the graph: reused memory would be counted twice
+        outputs = model.logits(blank.clone().requires_grad_())  # kept alive, so that no storage address is reused
     del outputs
     return saved.total
 

@@ -120,8 +120,7 @@ class Meter:
 
 
 class ProgressFigures(Protocol):
-    """What a display needs: ``done`` rows of this session, ``done_before`` of earlier ones, and the ``line`` to
-    print."""
+    """What a display needs: rows ``done`` in this session, ``done_before`` in earlier ones, and a ``line`` of text."""
 
     rows: int
     done_before: int

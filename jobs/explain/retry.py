@@ -85,8 +85,7 @@ def retry(
                 print_text(console, f"note: {note}")
                 run = run.model_copy(update={"notes": (*dict.fromkeys((*run.notes, note)),)})
             _reopen(store, run)
-            # Before commits are withdrawn: whichever command explains a pending unit finds the rows at their present
-            # places.
+            # Before commits are withdrawn, so that any later command finds pending rows at their new places.
             rewrite_manifest(store, run, pending, listed.move)
             _withdraw(store, again)
             remaining = done - {*again}

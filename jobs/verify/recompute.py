@@ -77,8 +77,8 @@ class Recomputation:
         self.notes: list[str] = []
 
     def check(self, row: int) -> Iterator[Problem]:
-        """Explains the row again, in the micro-batch that it had, and compares. In row order it reads each shard
-        once."""
+        """Explains the row again, in the micro-batch that it had, and compares. Call it in row order, so that each
+        shard is read once."""
         run, unit = self._run, row // self._run.unit_size
         first = run.unit_rows(unit).start
         # Aligned as in the run, because the other rows of a batch may change the last bits.

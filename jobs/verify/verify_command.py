@@ -1,5 +1,4 @@
-"""``saliency verify``: checks that plan, index, arrays and hashes agree, and prints what does not. It changes
-nothing."""
+"""``saliency verify``: checks that plan, index, arrays and hashes agree. It changes nothing."""
 
 from __future__ import annotations
 
@@ -46,8 +45,7 @@ THREADS = 4  # each holds one shard, compressed and decompressed
 
 @dataclass(frozen=True)
 class CheckedUnit:
-    """The result of checking one unit. ``lines``: None if they are damaged; ``software``: the digest of what made
-    it."""
+    """The result of checking a unit. ``lines``: None if they are damaged; ``software``: the digest of its software."""
 
     number: int
     problems: list[Problem]
@@ -141,8 +139,7 @@ def _report_sound(console: Console, run: Run, done: Iterable[int], checked: str,
 
 
 def _units(objects: CheckedObjects, run: Run, done: Iterable[int], *, planned: bool) -> Iterator[CheckedUnit]:
-    """Checks the units in order, a few at a time. ``planned``: the manifest is sound, and lines are compared with
-    it."""
+    """Checks the units in order, a few at a time. ``planned``: the manifest is sound and lines must match it."""
     manifest = Manifest(objects.store)
 
     def check(item: tuple[int, pa.Table | None]) -> CheckedUnit:
