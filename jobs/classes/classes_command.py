@@ -1,12 +1,12 @@
-"""``saliency classes``: class model visualisation of many classes at once, on the stages that any job runs on.
+"""``saliency classes``: class model visualisation of many classes at once, as stages of a job.
 
 OUT/
   classes.json          configuration, fingerprint, which classes
   classes.zarr/         image (class, channel, y, x), preprocessed; score (class); class (class), the numbers
   index/unit-*.parquet  the lines of a unit; its existence is the unit's commit
-  classes.parquet       all of them: line i is image i
+  classes.parquet       the lines of all units: line i is image i
   classes.png           pictures
-  SHA256SUMS            of all of that, once the store is finished
+  SHA256SUMS            hashes of all these objects, once the store is finished
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jobs.classes.class_contact_sheet import draw_page, page_rows
 from jobs.classes.classes_stages import class_stages
 from jobs.config.classes_config import ALL, ClassesConfig
 from jobs.config.flag_names import plan_notes
-from jobs.explain.model_trial import trial
+from jobs.explain.model_code_guard import run_model_code
 from jobs.explain.probe_messages import probe_lines, probe_record
 from jobs.runners.engine import StartingEngine, starting_engine
 from jobs.storage.object_store import delete, list_keys, open_output, put, read_object
@@ -35,25 +35,25 @@ from jobs.store.fingerprint import classes_fingerprint, refuse_other_fingerprint
 from jobs.store.index import committed, load_part, read_parts
 from jobs.store.layout import CLASSES, SHA256SUMS, index_key
 from jobs.store.open import claim, refuse_unwritable
-from jobs.store.software_versions import at_rest, begun, gone_on
+from jobs.store.software_versions import with_session
 from jobs.util.console import print_text
 from jobs.util.exit_codes import DONE, imperfect
 from saliency_core.class_visualization.ascent_recipe import Recipe
 from saliency_core.errors import InvalidRequestError, SaliencyWarning
 
 if TYPE_CHECKING:
-    from jobs.explain.model import TriedModel
+    from jobs.explain.model_building import TriedModel
     from saliency_core.class_visualization.ascent import ClassModels
     from saliency_core.model.model_loading import Model
 
-# Small, so that a few classes are spread over several replicas; and the same on every machine.
+# Small, so that several replicas share a few classes; fixed, so that it is the same on every machine.
 BATCH = {"cpu": 8, "cuda": 32}
 
 
 def visualise(config: ClassesConfig, console: Console, *, accept_versions: bool = False) -> int:
-    """The whole job → exit code. ``accept_versions``: as for ``make_plan``.
+    """Runs the whole job → exit code. ``accept_versions``: as for ``make_plan``.
 
-    Raises InvalidRequestError before anything is touched; JobStopped where a stage failed.
+    Raises InvalidRequestError before anything is written, and JobStopped if a stage failed.
     """
     with starting_engine(config) as engine:
         run = _plan(config, engine, accept_versions=accept_versions)
@@ -81,21 +81,21 @@ def _pending(run: ClassRun, done: Set[int]) -> list[int]:
 
 
 def _plan(config: ClassesConfig, engine: StartingEngine, *, accept_versions: bool) -> ClassRun:
-    """Makes the store, unless it is there. Raises InvalidRequestError with the reason where the job cannot work."""
+    """Makes the store, unless it exists → its record. Raises InvalidRequestError if the job cannot work."""
     refuse_unwritable(config.out)
     stored = existing_class_run(config.out)
     engine.begin()
-    from jobs.explain.model import try_model  # with it comes torch, which takes seconds
+    from jobs.explain.model_building import try_model  # imports torch, which takes seconds
 
-    def tried_all() -> tuple[TriedModel, list[int], ClassModels]:
+    def try_all() -> tuple[TriedModel, list[int], ClassModels]:
         tried = try_model(config)
-        classes = _chosen(config.classes, tried.model.class_names, tried.n_classes)
-        return tried, classes, _try(tried.model, classes[0])
+        classes = _choose_classes(config.classes, tried.model.class_names, tried.n_classes)
+        return tried, classes, _visualise_one(tried.model, classes[0])
 
-    tried, classes, first = trial(tried_all, model=config.model)
+    tried, classes, first = run_model_code(try_all, model=config.model)
     names, geometry = tried.model.class_names, tried.model.geometry
     device = engine.ready().device(config)
-    engine.ready().workers(config, device)  # refuses what the machine lacks
+    engine.ready().workers(config, device)  # refuses more workers than the machine has room for
     unit_size = min(len(classes), BATCH[device] if config.batch_size == "auto" else config.batch_size)
     run = ClassRun(
         config=config,
@@ -113,76 +113,77 @@ def _plan(config: ClassesConfig, engine: StartingEngine, *, accept_versions: boo
     run = run.model_copy(
         update={"fingerprint": classes_fingerprint(run, weights=tried.digest, head=first.head.key).to_json()}
     )
+    if stored is not None:
+        refuse_other_fingerprint(stored, run.fingerprint, where=config.out)
+    done = set() if stored is None else committed(open_output(config.out))
+    adds_units = bool(_pending(run, done))
+    run = with_session(run, stored, tried.software, adds_units=adds_units, accept=accept_versions)
     if stored is None:
-        run = claim(begun(run, tried.software), accept_versions=accept_versions)
+        run = claim(run, accept_versions=accept_versions)
         if run.later_software:  # another run has just begun there
             _reopen(run)
-        return _set_up(run)
-    refuse_other_fingerprint(stored, run.fingerprint, where=config.out)
-    if not _pending(run, committed(open_output(config.out))):
-        return _set_up(at_rest(run, stored))
-    run = gone_on(run, stored, tried.software, accept=accept_versions)
-    _unseal(open_output(config.out))  # units will be written of which it may have other hashes
-    if run.all_software != stored.all_software or run.session_software != stored.session_software:
-        _reopen(run)
+    elif adds_units:
+        _unseal(open_output(config.out))  # units will be written whose hashes may differ
+        if run.all_software != stored.all_software or run.session_software != stored.session_software:
+            _reopen(run)
     return _set_up(run)
 
 
 def _reopen(run: ClassRun) -> None:
-    """Tells in classes.json what software this session has."""
+    """Records this session's software in classes.json."""
     store = open_output(run.config.out)
     _unseal(store)
     put(store, run.KEY, run.to_json())
 
 
 def _unseal(store: ObjectStore) -> None:
-    """Takes SHA256SUMS away, before anything is written that it may contradict: a kill leaves the store unfinished,
-    and not damaged."""
+    """Deletes SHA256SUMS, before anything is written that may contradict it: a kill then leaves the store unfinished,
+    not damaged."""
     if SHA256SUMS in set(list_keys(store)):
         delete(store, SHA256SUMS)
 
 
 def _set_up(run: ClassRun) -> ClassRun:
-    """Makes the arrays (again: the bytes are the same)."""
+    """Puts the arrays' metadata, which are the same in each session."""
     store = open_output(run.config.out)
     for key, data in class_metadata_objects(run).items():
         put(store, key, data)
     return run
 
 
-def _chosen(wanted: Sequence[str], names: Sequence[str] | None, n_classes: int) -> list[int]:
-    """Class numbers, ascending, each once. Raises InvalidRequestError for what is no class."""
+def _choose_classes(requested: Sequence[str], names: Sequence[str] | None, n_classes: int) -> list[int]:
+    """Class numbers, ascending, each once. Raises InvalidRequestError if one of ``requested`` is not a class."""
     from saliency_core.targets.class_targets import class_number
 
-    if list(wanted) == [ALL]:
+    if list(requested) == [ALL]:
         return list(range(n_classes))
-    return sorted({class_number(one, names, n_classes=n_classes) for one in wanted})
+    return sorted({class_number(name, names, n_classes=n_classes) for name in requested})
 
 
-def _try(model: Model, number: int) -> ClassModels:
-    """One step for one class, on the CPU. Raises InvalidRequestError where that cannot work."""
+def _visualise_one(model: Model, number: int) -> ClassModels:
+    """Takes one step for one class, on the CPU. Raises InvalidRequestError if the model fails."""
     from saliency_core.class_visualization.ascent import visualise_classes
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SaliencyWarning)  # its notes say the same
+            warnings.simplefilter("ignore", SaliencyWarning)  # the notes contain them
             return visualise_classes(model, [number], recipe=Recipe(steps=1))
     except InvalidRequestError:
         raise
-    except Exception as error:  # whatever the user's model raises
+    except Exception as error:  # the user's model may raise anything
         raise InvalidRequestError(
-            f"{model.spec} fails where a class of it is visualised: {type(error).__name__}: {error}. Does it take any "
-            "number of images, with any values?"
+            f"{model.spec} fails when one of its classes is visualised: {type(error).__name__}: {error}. Does it "
+            "accept any number of images, with any values?"
         ) from error
 
 
 def _finish(run: ClassRun, store: ObjectStore, console: Console) -> int:
-    """classes.parquet, the pictures and, last, the sums → exit code."""
+    """Puts classes.parquet, the pictures and, last, SHA256SUMS → exit code."""
     import torch
 
     from saliency_core.class_visualization.ascent import as_pictures
 
-    # The record is of the session that claimed the store: what lies there, not what this one would have written.
+    # The record is read from the store: the session that claimed it wrote it.
     sums = {run.KEY: digest(read_object(store, run.KEY))}
     sums |= {key: digest(data) for key, data in class_metadata_objects(run).items()}
     tables = []
@@ -191,27 +192,27 @@ def _finish(run: ClassRun, store: ObjectStore, console: Console) -> int:
         tables.append(table)
         sums |= {index_key(unit): digest(data)} | {shard.key: shard.sha256 for shard in commit.shards}
     lines = pa.concat_tables(tables)
-    made = {"classes.parquet": parquet_bytes(lines)}
+    objects = {"classes.parquet": parquet_bytes(lines)}
     images = open_array(store, "image", group=CLASSES)
     for key, rows in page_rows(run.rows).items():
         pictures = as_pictures(torch.from_numpy(images[rows.start : rows.stop]), run.preprocessing)
-        made[key] = draw_page(pictures, lines.slice(rows.start, len(rows)).to_pylist())
-    sums |= {key: digest(data) for key, data in made.items()}
+        objects[key] = draw_page(pictures, lines.slice(rows.start, len(rows)).to_pylist())
+    sums |= {key: digest(data) for key, data in objects.items()}
     if not _is_sealed(store, sums):
         _unseal(store)
-    for key, data in made.items():
+    for key, data in objects.items():
         put(store, key, data)
     put_sums(store, sums)
-    astray = run.rows - lines["error"].null_count
+    without_image = run.rows - lines["error"].null_count
     print_text(console, f"store: {run.config.out}, pictures: {', '.join(page_rows(run.rows))}")
-    if astray:
+    if without_image:
         first = next(filter(None, lines["error"].to_pylist()))
-        print_text(console, f"{astray:,} of {run.rows:,} classes have no image: {first}")
-    return imperfect(run.config.allow_quarantined) if astray else DONE
+        print_text(console, f"{without_image:,} of {run.rows:,} classes have no image: {first}")
+    return imperfect(run.config.allow_quarantined) if without_image else DONE
 
 
 def _is_sealed(store: ObjectStore, sums: dict[str, str]) -> bool:
-    """Whether SHA256SUMS is there and holds these."""
+    """Whether SHA256SUMS exists and holds ``sums``."""
     try:
         return read_object(store, SHA256SUMS) == sums_text(sums)
     except FileNotFoundError:

@@ -17,7 +17,7 @@ from jobs.compare.comparison_finding_text import class_finding, summary
 from jobs.compare.comparison_report import ReportPages
 from jobs.compare.row_matching import WITHOUT_MAP, make_ledger
 from jobs.config.job_config import JobConfig, full_path
-from jobs.explain.progress import PLAIN_EVERY
+from jobs.explain.progress import PLAIN_SECONDS
 from jobs.runners.engine import starting_engine
 from jobs.storage.object_store import list_keys, open_output, put
 from jobs.storage.parquet import parquet_bytes
@@ -98,7 +98,7 @@ def _work(
         told = monotonic()
         for pairs in engine.ready().work(pending, compare_stages(output), stall_seconds=config.stall_seconds):
             so_far += pairs
-            if so_far == of or monotonic() - told >= PLAIN_EVERY:
+            if so_far == of or monotonic() - told >= PLAIN_SECONDS:
                 told = monotonic()
                 print_text(console, f"{so_far:,} of {of:,} pairs compared")
 

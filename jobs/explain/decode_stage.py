@@ -1,4 +1,4 @@
-"""The decode stage: a unit's number → its images at the model's input size, and a status for each row."""
+"""The decode stage: reads a unit's images, resizes them to the model's input size and sets a status for each row."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from jobs.store.row_identity import remembered
 from jobs.store.run_record import Run
 from jobs.store.software_versions import refuse_other_versions
 
-DECODING = ("pillow", "numpy")  # the packages on which pixels depend
+DECODING = ("pillow", "numpy")  # the packages that pixels depend on
 
 
 class DecodeStage:
-    """Reads, hashes, decodes and resizes the images of a unit; refuses to work with other libraries than the session's
-    (unless ``any_software``).
+    """Reads, hashes, decodes and resizes the images of a unit. Raises InvalidRequestError if its libraries are not the
+    session's (unless ``any_software``).
 
-    ``remembers``: the store may hold identities of images apart from their commits (``jobs.store.row_identity``).
-    Without any, each unit would ask for an object that is not there.
+    ``remembers``: the store may hold identities of images apart from their commits (``jobs.store.row_identity``). If it
+    holds none, False saves a request per unit.
     """
 
     def __init__(self, run: Run, *, any_software: bool = False, remembers: bool = True) -> None:
@@ -44,21 +44,21 @@ class DecodeStage:
         self._manifest = Manifest(self._store)
 
     def __call__(self, unit: int) -> DecodedUnit:
-        known = remembered(self._store, unit) if self._remembers else {}
-        explained = {row: image.sha256 for row, image in known.items() if image.explained}
-        return self.lines(unit, self._manifest.unit_lines(unit), explained=explained)
+        images = remembered(self._store, unit) if self._remembers else {}
+        explained = {row: image.sha256 for row, image in images.items() if image.explained}
+        return self.decode_lines(unit, self._manifest.unit_lines(unit), explained=explained)
 
-    def lines(self, unit: int, lines: pa.Table, *, explained: Mapping[int, str] | None = None) -> DecodedUnit:
-        """The images of these manifest lines. ``explained``: the SHA-256, by row, that images must have."""
+    def decode_lines(self, unit: int, lines: pa.Table, *, explained: Mapping[int, str] | None = None) -> DecodedUnit:
+        """Decodes the images of these manifest lines. ``explained``: the SHA-256, by row, that images must have."""
         height, width = self._preprocessing.input_size
         pixels = np.zeros((len(lines), height, width, self._preprocessing.channels), np.uint8)
         decoded = DecodedUnit(unit, lines, pixels)
         with decoded.timing("decode", shared_decoder().cpu_seconds):
             rows, entries = [], to_entries(lines)
-            wanted = [(explained or {}).get(row) for row in lines["row"].to_pylist()]
+            digests = [(explained or {}).get(row) for row in lines["row"].to_pylist()]
             for position, data in enumerate(fetch(entries, max_bytes=self._config.max_bytes)):
-                same = _same_image(entries[position], data, wanted[position])
-                rows.append(self._row(same, pixels[position]))
+                data = _reject_changed(entries[position], data, digests[position])
+                rows.append(self._decode_row(data, pixels[position]))
             decoded.lines = lines.drop_columns("error")
             for name, kind in (
                 ("sha256", pa.string()),
@@ -70,22 +70,22 @@ class DecodeStage:
                 decoded.lines = decoded.lines.append_column(name, pa.array([row[name] for row in rows], kind))
         return decoded
 
-    def _row(self, data: bytes | RejectedImage, pixels: np.ndarray) -> dict[str, object]:
-        """Fills ``pixels`` [H, W, C] and tells what the index wants to know."""
+    def _decode_row(self, data: bytes | RejectedImage, pixels: np.ndarray) -> dict[str, object]:
+        """Fills ``pixels`` [H, W, C] → the row's values for the index."""
         digest = None if isinstance(data, RejectedImage) else hashlib.sha256(data).hexdigest()
-        found = data if isinstance(data, RejectedImage) else self._decoded(data)
-        if isinstance(found, RejectedImage):
+        image = data if isinstance(data, RejectedImage) else self._decode(data)
+        if isinstance(image, RejectedImage):
             return {
                 "sha256": digest,
                 "width": None,
                 "height": None,
                 "status": QUARANTINED,
-                "error": found.reason,
+                "error": image.reason,
             }
-        pixels[:] = found.pixels
-        return {"sha256": digest, "width": found.width, "height": found.height, "status": OK, "error": None}
+        pixels[:] = image.pixels
+        return {"sha256": digest, "width": image.width, "height": image.height, "status": OK, "error": None}
 
-    def _decoded(self, data: bytes) -> Decoded | RejectedImage:
+    def _decode(self, data: bytes) -> Decoded | RejectedImage:
         return shared_decoder()(
             self._function,
             data,
@@ -94,10 +94,11 @@ class DecodeStage:
         )
 
 
-def _same_image(entry: Entry, data: bytes | RejectedImage, wanted: str | None) -> bytes | RejectedImage:
-    if isinstance(data, RejectedImage) or wanted is None or hashlib.sha256(data).hexdigest() == wanted:
+def _reject_changed(entry: Entry, data: bytes | RejectedImage, digest: str | None) -> bytes | RejectedImage:
+    """``data``, or a rejection if its SHA-256 is not ``digest``."""
+    if isinstance(data, RejectedImage) or digest is None or hashlib.sha256(data).hexdigest() == digest:
         return data
-    # Without the hashes, which the index and identity/ have: equal reasons are counted together.
+    # The hashes are left out, so that equal reasons are counted together; the index and identity/ have them.
     return RejectedImage(
         f"{entry.sample_id} changed since it was explained (its SHA-256 is another), so a map would be of another "
         "image: put the former one back and run `saliency retry`, or explain into a new --out"

@@ -1,4 +1,4 @@
-"""The main job: plan → decode → explain → write → finalize, and what the user is told of it."""
+"""``saliency explain``: plan → decode → explain → write → finalize, with the texts that it prints."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from jobs.util.exit_codes import DONE, INTERRUPTED, NOT_FINISHED
 
 
 def explain(config: Config, console: Console, *, dry_run: bool = False, accept_versions: bool = False) -> int:
-    """The whole job → exit code. ``accept_versions``: as for ``make_plan``.
+    """Runs the whole job → exit code. ``accept_versions``: as for ``make_plan``.
 
-    Raises InvalidRequestError before anything is touched; JobStopped where a stage failed.
+    Raises InvalidRequestError before anything is written, and JobStopped if a stage failed.
     """
     with starting_engine(config, inline=dry_run) as engine:
         plan = make_plan(config, engine=engine, dry=dry_run, accept_versions=accept_versions)
@@ -36,10 +36,10 @@ def explain(config: Config, console: Console, *, dry_run: bool = False, accept_v
             return DONE
         with locked(config.out, alone=False):
             allowed = config.allow_quarantined
-            return work(plan.run, plan.done, plan.pending, engine.ready(), console, allow_quarantined=allowed)
+            return explain_units(plan.run, plan.done, plan.pending, engine.ready(), console, allow_quarantined=allowed)
 
 
-def work(
+def explain_units(
     run: Run,
     done: Iterable[int],
     pending: Sequence[int],
@@ -48,11 +48,11 @@ def work(
     *,
     allow_quarantined: bool = False,
 ) -> int:
-    """Explains the pending units and, when none is left, finalizes → exit code. ``done``: what is committed already;
-    ``allow_quarantined``: of this command, which is not always the one that ``run`` was planned by."""
-    # A worker without a unit would load the model for nothing, and Ray warns of it.
+    """Explains the pending units and then finalizes the store → exit code. ``done``: the units that are committed
+    already; ``allow_quarantined``: of this command, which may be a retry of ``run``."""
+    # A worker without a unit would load the model for nothing, and Ray would warn.
     workers = min(engine.workers(run.config, run.device), max(1, len(pending)))
-    # Listed here and once: what a retry remembers of pending units is there before its work begins.
+    # Listed once, here: a retry writes the identities of pending units before its work begins.
     remembers = bool(pending) and bool(remembered_units(open_output(run.config.out)))
     stages = explain_stages(run, workers=workers, remembers=remembers)
     meter = Meter(
@@ -68,19 +68,19 @@ def work(
                 meter.add(unit)
                 display.update()
     except KeyboardInterrupt:
-        engine.stop()  # until then what is in hand may still be committed
+        engine.stop()  # until then, units in work may still be committed
         print_text(console, messages.interrupted_text(run, _rows(run, committed(open_output(run.config.out)))))
         return INTERRUPTED
-    return finish(run, meter, console, allow_quarantined=allow_quarantined)
+    return finish_session(run, meter, console, allow_quarantined=allow_quarantined)
 
 
-def finish(run: Run, meter: Meter, console: Console, *, allow_quarantined: bool) -> int:
-    """Finalizes a store of which no unit is pending → exit code, after saying what the session did."""
+def finish_session(run: Run, meter: Meter, console: Console, *, allow_quarantined: bool) -> int:
+    """Finalizes a store without pending units and prints what the session did → exit code."""
     store = open_output(run.config.out)
     try:
         totals = finalize(store, run, session=meter.figures())
     except NotFinishedError as error:
-        if {*run.asked} <= committed(store):  # --limit asked for no more
+        if {*run.asked} <= committed(store):  # the session has committed all units of its --limit
             totals = totals_of(store, run, run.asked)
             print_text(console, messages.limited_text(run, meter, totals))
             return exit_code(totals, allow_quarantined=allow_quarantined)
@@ -95,5 +95,5 @@ def _rows(run: Run, units: Iterable[int]) -> int:
 
 
 def _slots(stages: Sequence[Stage], engine: Engine) -> dict[str, float]:
-    """How many records each stage may work on at once; a stage of tasks, as many as there are cores."""
+    """How many records each stage may process at once; for a stage of tasks, the number of cores."""
     return {stage.name: float(stage.workers or max(1.0, engine.cpus)) for stage in stages}

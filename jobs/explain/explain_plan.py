@@ -1,4 +1,4 @@
-"""The plan: rows cut into units, priced, and refused, before anything is touched, when it cannot work."""
+"""Makes the plan of a run: rows, units and costs. A plan that cannot work is refused before anything is written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from obstore.store import LocalStore
 
 from jobs.config.explain_config import Config
 from jobs.explain.label_resolution import label_notes, label_resolver, refuse_no_labels, refuse_unmatched_folders
-from jobs.explain.model_trial import trial
+from jobs.explain.model_code_guard import run_model_code
 from jobs.inputs.entry import Source
 from jobs.inputs.sources import list_entries, open_sources
 from jobs.relocation.relocation import complete_manifest
@@ -27,7 +27,7 @@ from jobs.store.layout import RUN_JSON
 from jobs.store.manifest import ManifestBuilder, scan, write_manifest
 from jobs.store.open import claim, existing_run, refuse_reordered, refuse_unwritable
 from jobs.store.run_record import ArraySpec, Run, is_proven
-from jobs.store.software_versions import at_rest, begun, gone_on
+from jobs.store.software_versions import with_session
 from jobs.util.prefetch import prefetched
 from saliency_core.errors import InvalidRequestError
 
@@ -35,16 +35,16 @@ log = logging.getLogger(__name__)
 
 MIB = 2**20
 SHARD_BYTES = (16 * MIB, 128 * MIB)
-LARGEST_AUTO_UNIT = 4096  # rows; beyond it a killed run repeats too much, however small the maps
+LARGEST_AUTO_UNIT = 4096  # rows; with larger units a killed run repeats too much, however small the maps
 RECORD_BYTES = 2**31 - 64 * MIB  # a unit travels as one Arrow record, with room for its lines
-# What a micro-batch may take on a device whose memory the driver cannot see.
+# Images and bytes of a micro-batch, at most: the driver cannot see the memory of a worker's device.
 MICRO_BATCH = {"cpu": (16, 2**30), "cuda": (64, 8 * 2**30)}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """``done``: the units that were committed before; ``pending``: those that this run will do. ``device_bytes``: what
-    a worker's device must hold, about."""
+    """``done``: the units that are committed already; ``pending``: the units that this run will explain.
+    ``device_bytes``: the approximate memory that a worker needs on its device."""
 
     run: Run
     done: Set[int]
@@ -53,7 +53,7 @@ class Plan:
 
     @property
     def array_bytes(self) -> dict[str, int]:
-        """Of every array, before compression."""
+        """Array path → bytes before compression."""
         return {array.path: array.item_bytes() * self.run.rows for array in self.run.arrays}
 
 
@@ -63,28 +63,30 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False, acce
     ``engine`` begins to start as soon as the cheap checks have passed. ``accept_versions``: units may be added to a
     store that was begun with other software.
 
-    Raises InvalidRequestError with the reason, before a worker starts, for what cannot work.
+    Raises InvalidRequestError, before a worker starts, if the run cannot work.
     """
     refuse_unwritable(config.out)
     stored = existing_run(config.out)
-    sources = sources_of(config)
+    sources = open_config_sources(config)
     folders = class_folders(sources)
     engine.begin()
-    # The manifest waits beside: only when all is listed is it known whether OUT is this run's to write.
+    # The manifest is written aside first: whether this run may write to OUT is known only when all inputs are listed.
     with TemporaryDirectory(prefix="saliency-plan-") as aside:
         with prefetched(list_entries(sources)) as entries:
-            facts = _facts(config, folders, lambda: engine.ready().device(config))
-            if facts.needs_labels:
-                refuse_unmatched_folders(config, class_names=facts.class_names, folders=folders)
-            unit_size = _unit_size(config, facts.arrays, facts.preprocessing.input_size, facts.preprocessing.channels)
-            resolve = label_resolver(config, class_names=facts.class_names, folders=folders)
-            lines = ManifestBuilder(entries, unit_size=unit_size, n_classes=facts.n_classes, resolve=resolve)
+            profile = _profile(config, folders, lambda: engine.ready().device(config))
+            if profile.needs_labels:
+                refuse_unmatched_folders(config, class_names=profile.class_names, folders=folders)
+            unit_size = _unit_size(
+                config, profile.arrays, profile.preprocessing.input_size, profile.preprocessing.channels
+            )
+            resolve = label_resolver(config, class_names=profile.class_names, folders=folders)
+            lines = ManifestBuilder(entries, unit_size=unit_size, n_classes=profile.n_classes, resolve=resolve)
             device = engine.ready().device(config)
-            engine.ready().workers(config, device)  # refuses what the machine lacks
+            engine.ready().workers(config, device)  # refuses more workers than the machine has room for
             summary = scan(lines) if dry else write_manifest(LocalStore(aside), lines)
-            if facts.needs_labels:
+            if profile.needs_labels:
                 refuse_no_labels(summary)
-        micro_batch = _micro_batch(config, device, unit_size, facts.image_bytes)
+        micro_batch = _micro_batch(config, device, unit_size, profile.image_bytes)
         run = Run(
             config=config,
             fingerprint={},
@@ -92,29 +94,29 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False, acce
             unit_size=unit_size,
             micro_batch=micro_batch,
             device=device,
-            preprocessing=facts.preprocessing.to_dict(),
-            class_names=facts.class_names,
-            n_classes=facts.n_classes,
-            target_specs=facts.target_specs,
-            arrays=facts.arrays,
-            head=facts.head.kind,
-            passes=facts.passes,
+            preprocessing=profile.preprocessing.to_dict(),
+            class_names=profile.class_names,
+            n_classes=profile.n_classes,
+            target_specs=profile.target_specs,
+            arrays=profile.arrays,
+            head=profile.head.kind,
+            passes=profile.passes,
             notes=(
-                *facts.notes,
+                *profile.notes,
                 *label_notes(
-                    config, summary, class_names=facts.class_names, n_classes=facts.n_classes, folders=folders
+                    config, summary, class_names=profile.class_names, n_classes=profile.n_classes, folders=folders
                 ),
             ),
-            agreement=facts.agreement,
-            probe=facts.probe,
+            agreement=profile.agreement,
+            probe=profile.probe,
             ignored=dict(sum((source.ignored for source in sources), Counter())),
         )
         fingerprint = maps_fingerprint(
             run,
             samples_digest=summary.samples,
             labels_digest=summary.labels,
-            weights=facts.weights,
-            head=facts.head.key,
+            weights=profile.weights,
+            head=profile.head.key,
         )
         run = run.model_copy(update={"fingerprint": fingerprint.to_json()})
         if stored is not None:
@@ -123,23 +125,18 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False, acce
             run = run.model_copy(update={"totals": stored.totals, "state": stored.opened_state})
         done = set() if stored is None else committed(open_output(config.out))
         pending = _pending(run, done)
-        if stored is None:
-            run = begun(run, facts.software)
-        elif pending:
-            run = gone_on(run, stored, facts.software, accept=accept_versions)
-        else:
-            run = at_rest(run, stored)
+        run = with_session(run, stored, profile.software, adds_units=bool(pending), accept=accept_versions)
         if not dry:
             if stored is None:
                 run = claim(run, accept_versions=accept_versions)
             complete_manifest(open_output(config.out), run, LocalStore(aside), set(pending), tell=log.warning)
             set_up(run)
-    return Plan(run, done, pending, facts.parameter_bytes + micro_batch * facts.image_bytes)
+    return Plan(run, done, pending, profile.parameter_bytes + micro_batch * profile.image_bytes)
 
 
-def sources_of(config: Config) -> list[Source]:
-    """The inputs that a configuration names. Raises InvalidRequestError where OUT lies among them: it would be listed
-    with them."""
+def open_config_sources(config: Config) -> list[Source]:
+    """Opens the inputs that a configuration names. Raises InvalidRequestError if OUT lies inside one of them, because
+    the store would be listed as input."""
     sources = open_sources(
         config.images,
         image_column=config.image_column,
@@ -150,29 +147,30 @@ def sources_of(config: Config) -> list[Source]:
         both_local = not is_remote(config.out) and not is_remote(path) and local_path(path).is_dir()
         if both_local and local_path(config.out).resolve().is_relative_to(local_path(path).resolve()):
             raise InvalidRequestError(
-                f"--out {config.out} lies inside --images {path}, and would be listed: choose another."
+                f"--out {config.out} lies inside --images {path}, so the store would be listed as input: choose "
+                "another."
             )
     return sources
 
 
 def set_up(run: Run) -> None:
-    """Makes the arrays (again: the bytes are the same), and tells in run.json what this session was asked for."""
+    """Puts the arrays' metadata, which are the same in each session, and run.json with this session's configuration."""
     data, store = is_proven(run), open_output(run.config.out)
     for key, metadata in metadata_objects(run).items():
         put(store, key, metadata)
     put(store, RUN_JSON, data)
 
 
-def _facts(config: Config, folders: Sequence[str] | None, device: Callable[[], str]) -> Any:
-    from jobs.explain.model_profile import profile_model  # torch takes seconds to import; the listing has begun by now
+def _profile(config: Config, folders: Sequence[str] | None, device: Callable[[], str]) -> Any:
+    from jobs.explain.model_profile import profile_model  # imports torch, which takes seconds: the listing runs
 
-    return trial(lambda: profile_model(config, folders=folders, device=device), model=config.model)
+    return run_model_code(lambda: profile_model(config, folders=folders, device=device), model=config.model)
 
 
 def class_folders(sources: Sequence[Source]) -> list[str] | None:
-    """The class folders of all sources, sorted; None where no source has any."""
-    named = [names for source in sources if (names := source.class_names()) is not None]
-    return sorted({name for names in named for name in names}) if named else None
+    """The class folders of all sources, sorted; None if no source has any."""
+    folders = [names for source in sources if (names := source.class_names()) is not None]
+    return sorted({name for names in folders for name in names}) if folders else None
 
 
 def _unit_size(config: Config, arrays: Sequence[ArraySpec], input_size: tuple[int, int], channels: int) -> int:
@@ -181,9 +179,9 @@ def _unit_size(config: Config, arrays: Sequence[ArraySpec], input_size: tuple[in
     if config.unit_size != "auto":
         if config.unit_size > fits:
             raise InvalidRequestError(
-                f"--unit-size {config.unit_size}: a unit would be {config.unit_size * row_bytes / MIB:.0f} "
-                "MiB, and Ray moves "
-                f"records of up to {RECORD_BYTES / MIB:.0f} MiB. Take at most {fits}, or fewer methods and targets."
+                f"--unit-size {config.unit_size}: a unit would be {config.unit_size * row_bytes / MIB:.0f} MiB, and "
+                f"Ray moves records of up to {RECORD_BYTES / MIB:.0f} MiB. Use at most {fits}, or fewer methods and "
+                "targets."
             )
         return config.unit_size
     map_bytes = max(array.item_bytes() for array in arrays)
@@ -201,7 +199,7 @@ def _unit_size(config: Config, arrays: Sequence[ArraySpec], input_size: tuple[in
 
 
 def _micro_batch(config: Config, device: str, unit_size: int, image_bytes: int) -> int:
-    """Fixed once for the store's life, from the model alone: the same on every machine."""
+    """The images of a micro-batch. They depend on the model alone, so they are the same on every machine."""
     if config.batch_size != "auto":
         return min(config.batch_size, unit_size)
     size, budget = MICRO_BATCH[device]
@@ -211,5 +209,5 @@ def _micro_batch(config: Config, device: str, unit_size: int, image_bytes: int) 
 
 
 def _pending(run: Run, done: Set[int]) -> list[int]:
-    """The units without a commit, in row order; with a limit, of those that hold the first rows."""
+    """The units of this session that have no commit, in row order."""
     return [unit for unit in run.asked if unit not in done]

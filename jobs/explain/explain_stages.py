@@ -15,8 +15,8 @@ from saliency_core.errors import InvalidRequestError
 
 
 def explain_stages(run: Run, *, workers: int, remembers: bool = True) -> list[Stage]:
-    """decode → explain → write; the items are unit numbers. The store's run.json must be in place. ``remembers``: as
-    for ``DecodeStage``."""
+    """Returns the stages decode → explain → write, whose items are unit numbers. The store must have its run.json.
+    ``remembers``: as for ``DecodeStage``."""
     on_gpu = run.device == "cuda"
     out = run.config.out
     return [
@@ -26,17 +26,17 @@ def explain_stages(run: Run, *, workers: int, remembers: bool = True) -> list[St
     ]
 
 
-# Each stage reads run.json where it works: what travels with every task stays as small as a path.
+# Each stage reads run.json in its own process, so that only a path travels with every task.
 
 
 def _planned(out: str) -> Run:
-    """Raises InvalidRequestError where the run is not to be seen, as by a node that joined since and has a disk of its
-    own there."""
+    """Opens the run in a worker. Raises InvalidRequestError if it is not there, for example because a node has a disk
+    of its own at that path."""
     try:
         return open_run(out)[1]
-    except InvalidRequestError as refused:
+    except InvalidRequestError as error:
         raise InvalidRequestError(
-            f"{refused} It was there when the run was planned: all nodes must reach the same --out."
+            f"{error} It was there when the run was planned: all nodes must reach the same --out."
         ) from None
 
 
@@ -45,9 +45,7 @@ def _decode(out: str, *, remembers: bool) -> Callable[[Any], Any]:
 
 
 def _explain(out: str) -> Callable[[Any], Any]:
-    from jobs.explain.explain_stage import (
-        ExplainStage,  # with it comes torch, which the driver and the other stages can do without
-    )
+    from jobs.explain.explain_stage import ExplainStage  # imports torch, which the other stages do not need
 
     return ExplainStage(_planned(out))
 

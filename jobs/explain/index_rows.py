@@ -1,4 +1,4 @@
-"""From what a replica found to the unit's lines of the index."""
+"""Turns a replica's results for a unit into the unit's lines of the index."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from jobs.store.run_record import STATISTICS, Run
 from saliency_core.targets.class_targets import NO_LABEL, Target
 
 
-class Results:
-    """What is known of a unit's n rows; NaN, and ``applies`` False, until a replica fills it in.
+class UnitResults:
+    """The results of a unit's n rows. Values are NaN, and ``applies`` False, until a replica fills them in.
 
-    ``maps`` float32 [n, …] by array path; ``columns`` [n] by index column; ``applies`` bool [n] by target: the model
-    was asked, and the target exists for the row; ``errors``: reasons by position.
+    ``maps`` float32 [n, …] by array path; ``columns`` [n] by index column; ``applies`` bool [n] by target: the row was
+    explained and the target exists for it; ``errors``: reasons by position in the unit.
     """
 
     def __init__(self, run: Run, n: int) -> None:
@@ -34,19 +34,18 @@ class Results:
                 self.columns[f"{array.column}__{name}"] = np.full(n, np.nan, np.float32)
 
 
-def take_back_nonfinite(run: Run, results: Results) -> None:
-    """Quarantines the rows where the model gave NaN or infinity: they explain nothing. All rows without a
-    map get NaN."""
-    found: dict[int, str] = {}
+def quarantine_nonfinite(run: Run, results: UnitResults) -> None:
+    """Quarantines rows with a score or map that is not finite, and fills rows without a map with NaN."""
+    causes: dict[int, str] = {}
     for target, applies in results.applies.items():
-        _note(found, applies & ~np.isfinite(results.columns[f"{target}__score"]), f"score of {target}")
+        _note(causes, applies & ~np.isfinite(results.columns[f"{target}__score"]), f"score of {target}")
     for array in run.arrays:
-        # NaN and infinity both show in the extremes.
+        # NaN and infinity both appear in the extremes.
         extremes = np.array([results.columns[f"{array.column}__{name}"] for name in ("min", "max")])
-        _note(found, results.applies[array.target] & ~np.isfinite(extremes).all(axis=0), f"map {array.path}")
-    for position, what in found.items():
+        _note(causes, results.applies[array.target] & ~np.isfinite(extremes).all(axis=0), f"map {array.path}")
+    for position, cause in causes.items():
         results.errors[position] = (
-            f"the {what} is not finite: the model overflows on this image, or its weights are damaged"
+            f"the {cause} is not finite: the model overflows on this image, or its weights are damaged"
         )
         for applies in results.applies.values():
             applies[position] = False
@@ -54,13 +53,13 @@ def take_back_nonfinite(run: Run, results: Results) -> None:
         results.maps[array.path][~results.applies[array.target]] = np.nan
 
 
-def _note(found: dict[int, str], rows: NDArray[np.bool_], what: str) -> None:
+def _note(causes: dict[int, str], rows: NDArray[np.bool_], cause: str) -> None:
     for position in np.flatnonzero(rows):
-        found.setdefault(int(position), what)
+        causes.setdefault(int(position), cause)
 
 
-def index_lines(run: Run, lines: pa.Table, results: Results, targets: Sequence[Target]) -> pa.Table:
-    """``lines`` of the decode stage, [n] → the unit's part of the index, with the columns of ``index.schema``."""
+def build_index_lines(run: Run, lines: pa.Table, results: UnitResults, targets: Sequence[Target]) -> pa.Table:
+    """Builds the unit's part of the index, as ``index.schema``, from the n ``lines`` of the decode stage."""
     errors = lines["error"].to_pylist()
     for position, reason in results.errors.items():
         errors[position] = reason

@@ -1,4 +1,4 @@
-"""What is printed before, after and instead of a run: figures, an error table, and the next command."""
+"""The texts that ``explain`` and ``retry`` print before and after a run: figures, an error table, the next command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_LINES = 12
 
 
 def plan_text(plan: Plan) -> str:
-    """Rows, units, bytes of every array, shards, device memory."""
+    """The plan: rows, units, bytes of every array, shards, device memory, probe and notes."""
     run = plan.run
     lines = [
         f"{run.config.model} on {run.device}, {run.n_classes} classes · {', '.join(run.target_specs)}",
@@ -34,7 +34,7 @@ def plan_text(plan: Plan) -> str:
 
 
 def finished_text(run: Run, meter: Meter, totals: Totals) -> str:
-    """The end of a complete run."""
+    """The summary of a run that finished the store."""
     lines = [
         *_rates(meter),
         "",
@@ -59,12 +59,12 @@ def _next(run: Run, totals: Totals) -> list[str]:
 
 
 def unfinished_text(run: Run, meter: Meter, trouble: str) -> str:
-    """The end of a run that lost units."""
+    """The summary of a run that ended with units missing; ``trouble`` names them."""
     return "\n".join([*_rates(meter), "", f"not finished: {trouble}", *error_table(meter.errors), resume_text(run)])
 
 
 def limited_text(run: Run, meter: Meter, totals: Totals) -> str:
-    """The end of a session that did what its --limit said: the store is not finished."""
+    """The summary of a session that committed all units of its --limit, with the store still unfinished."""
     rows = min(run.config.limit or run.rows, run.rows)
     return "\n".join(
         [
@@ -80,23 +80,20 @@ def limited_text(run: Run, meter: Meter, totals: Totals) -> str:
 
 
 def interrupted_text(run: Run, rows: int) -> str:
-    """After Ctrl-C, with ``rows`` committed."""
-    return (
-        f"interrupted: {rows:,} of {run.rows:,} rows committed\nnothing that was committed is lost. {resume_text(run)}"
-    )
+    """The last lines after Ctrl-C, with ``rows`` committed."""
+    return f"interrupted: {rows:,} of {run.rows:,} rows committed\ncommitted rows are kept; {resume_text(run)}"
 
 
 def exit_notice_text(run: Run) -> str:
-    """Of a driver that was killed."""
-    return (
-        f"stopped: the driver, or Ray under it, was ended from outside. Nothing committed is lost. {resume_text(run)}"
-    )
+    """The last line of a driver that is killed."""
+    return f"stopped: the driver or Ray was killed from outside. Committed rows are kept; {resume_text(run)}"
 
 
 def resume_text(run: Run) -> str:
+    """How to continue."""
     without = ", without --limit" if run.config.limit else ""
     out = quoted(run.config.out)
-    return f"to go on, run the same command again{without}; `saliency status {out}` tells how far it is."
+    return f"to go on, run the same command again{without}; `saliency status {out}` shows how far it is."
 
 
 def _rates(meter: Meter) -> list[str]:
@@ -108,18 +105,17 @@ def _rates(meter: Meter) -> list[str]:
         lines.append(f"first commit after {meter.first_commit:.1f} s{loading}")
     if meter.rate is not None:
         lines.append(f"{meter.rate:.1f} rows/s without start-up")
-    busy = meter.bottleneck()
     lines.append(
         "CPU ms per row: "
         + ", ".join(f"{stage} {1000 * meter.cpu_seconds[stage] / meter.done:.1f}" for stage in STAGES)
     )
-    if busy:
-        lines.append(f"busiest stage: {busy[0]}, {busy[1]:.0%} of its time")
+    if bottleneck := meter.bottleneck():
+        lines.append(f"busiest stage: {bottleneck[0]}, {bottleneck[1]:.0%} of its time")
     return lines
 
 
 def error_table(errors: Counter[str]) -> list[str]:
-    """The most frequent reasons, one a line."""
+    """The most frequent reasons, one per line."""
     lines = [f"  {times:>7,} × {reason}" for reason, times in errors.most_common(MOST_LINES)]
     if len(errors) > MOST_LINES:
         lines.append(f"  and {len(errors) - MOST_LINES} other reasons, in the index")
@@ -127,7 +123,7 @@ def error_table(errors: Counter[str]) -> list[str]:
 
 
 def zero_text(totals: Totals) -> list[str]:
-    """Of maps that are zero everywhere, by array, if there are any."""
+    """A line for each array with maps that are zero everywhere."""
     return [
         f"{maps:,} {'map of' if maps == 1 else 'maps of'} {path} {'is' if maps == 1 else 'are'} zero everywhere"
         for path, maps in sorted(totals.zero_maps.items())
@@ -135,7 +131,7 @@ def zero_text(totals: Totals) -> list[str]:
 
 
 def halved_text(totals: Totals) -> list[str]:
-    """Of units for which the memory did not do, if there were any."""
+    """A line about units that ran out of memory, if there were any."""
     if not totals.halved_units:
         return []
     return [
@@ -144,4 +140,5 @@ def halved_text(totals: Totals) -> list[str]:
 
 
 def counts_text(counts: dict[str, int]) -> str:
+    """``.json ×3, .txt ×1``."""
     return ", ".join(f"{name} ×{times}" for name, times in sorted(counts.items()))

@@ -1,4 +1,4 @@
-"""What the plan must know of the model before any worker starts: it is built and tried once, on the driver's CPU."""
+"""Measures what the plan needs of the model before any worker starts, by one trial on the driver's CPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from jobs.config.explain_config import Config, MapDtype
 from jobs.config.flag_names import plan_notes
-from jobs.explain.model import blank_images, try_model
+from jobs.explain.model_building import blank_images, try_model
 from jobs.explain.probe_messages import probe_record
 from jobs.store.run_record import ArraySpec
 from jobs.store.software_versions import Software
@@ -28,11 +28,13 @@ from saliency_core.replica.prepare import Replica
 
 @dataclass(frozen=True)
 class ModelProfile:
-    """``parameter_bytes`` of the replica; ``image_bytes``: what one image of a micro-batch keeps alive between forward
-    and backward; ``passes``: how many forwards and backwards one image costs; ``notes``: what the user should know;
-    ``agreement`` of a faster precision with float32; ``needs_labels``: a target does; ``head``: what makes
-    probabilities of scores; ``probe``: what was measured of the model on made-up images, and whether replicas are
-    copies of it."""
+    """The properties of a model with the methods and targets of a run.
+
+    ``parameter_bytes`` of a replica; ``image_bytes`` that one image of a micro-batch keeps between forward and
+    backward; ``passes``: forwards and backwards for one image; ``notes`` for the user; ``agreement`` of a faster
+    precision with float32; ``needs_labels``: whether a target needs labels; ``head``: turns scores into probabilities;
+    ``probe``: what was measured on made-up images, and whether replicas are copies of the model.
+    """
 
     preprocessing: Preprocessing
     n_classes: int
@@ -54,9 +56,9 @@ class ModelProfile:
 
 def profile_model(config: Config, *, folders: Sequence[str] | None, device: Callable[[], str]) -> ModelProfile:
     """Builds the model and explains blank images with it. ``folders``: the sources' class folders, sorted; ``device``
-    tells where the run will be, cpu or cuda, and is asked only where that matters: it may not be known at once.
+    returns the run's device, cpu or cuda, and is called only if that matters, because it may have to wait for Ray.
 
-    Raises InvalidRequestError where the model, a method or a target cannot work, or replicas would not be the same.
+    Raises InvalidRequestError if the model, a method or a target cannot work, or if replicas would not be the same.
     """
     tried = try_model(config, folders=folders)
     model, blank = tried.model, blank_images(tried.model)
@@ -68,8 +70,8 @@ def profile_model(config: Config, *, folders: Sequence[str] | None, device: Call
         seed=config.seed,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SaliencyWarning)  # its notes say the same
-        explanations = _try(explainer, blank)
+        warnings.simplefilter("ignore", SaliencyWarning)  # the notes contain them
+        explanations = _explain_blank(explainer, blank)
     replica = explainer.replica(blank)
     image_bytes = _saved_bytes(replica.model, blank) // len(blank)
     agreed, agreement_note = _agreement(model, config.precision, device)
@@ -91,7 +93,7 @@ def profile_model(config: Config, *, folders: Sequence[str] | None, device: Call
     for array in arrays:
         if array.path in scales:
             raise InvalidRequestError(
-                f"{array.path!r} is also the name of another map's scales: name that method otherwise, name=spec."
+                f"{array.path!r} is also the name of another map's scales: give that method another name, name=spec."
             )
     return ModelProfile(
         preprocessing=model.geometry,
@@ -126,17 +128,17 @@ def profile_model(config: Config, *, folders: Sequence[str] | None, device: Call
 
 
 def _scale_note(geometry: Preprocessing) -> list[str]:
-    """What to tell of a mean that no pixel has."""
+    """A note about a mean that no pixel has."""
     if max(geometry.mean) <= 1:
         return []
     return [
-        f"preprocessing: pixels are from 0 to 1 when the mean {geometry.mean} is taken off them: if `mean` and `std` "
-        "are of pixels up to 255, divide both by 255"
+        f"preprocessing: the mean {geometry.mean} is subtracted from pixels between 0 and 1: if `mean` and `std` are "
+        "meant for pixels up to 255, divide both by 255"
     ]
 
 
 def _layer_note(explainer: Explainer, replica: Replica) -> list[str]:
-    """Which layer a CAM reads that was given none."""
+    """A note with the layer that CAMs without a given layer read."""
     cams = [
         method.slug for method in explainer.methods if any(signal.readout.layer == AUTO for signal in method.signals)
     ]
@@ -144,22 +146,22 @@ def _layer_note(explainer: Explainer, replica: Replica) -> list[str]:
 
 
 def _agreement(model: Model, precision: str, device: Callable[[], str]) -> tuple[dict[str, float], list[str]]:
-    """Of a faster precision with float32, on the run's device where this machine has it; and what to tell of it."""
+    """The agreement of a faster precision with float32, on the run's device if this machine has it, with notes."""
     if precision not in LESS_EXACT:
         return {}, []
-    wanted = device()
-    here = wanted if wanted == "cpu" or torch.cuda.is_available() else "cpu"
-    if precision == "tf32" and here != wanted:  # a processor has none, and would agree perfectly
-        return {}, ["tf32: how near its maps are to float32's was not measured, as this machine has no GPU."]
+    planned = device()
+    here = planned if planned == "cpu" or torch.cuda.is_available() else "cpu"
+    if precision == "tf32" and here != planned:  # a CPU has no TF32 and would agree perfectly
+        return {}, ["tf32: the agreement of its maps with float32's was not measured, because this machine has no GPU."]
     agreed = agreement(model, precision, device=here)
     if here == "cuda":
-        torch.cuda.empty_cache()  # a replica may want the memory
-    where = "GPU" if here == "cuda" else "processor" if here == wanted else "processor, not on the run's GPUs"
+        torch.cuda.empty_cache()  # a replica may need the memory
+    where = "GPU" if here == "cuda" else "processor" if here == planned else "processor, not on the run's GPUs"
     notes = []
     if (finite := agreed.get("finite", 1.0)) < 1:
         notes.append(
             f"{precision}: {1 - finite:.0%} of a few made-up images have no finite gradient map on this machine's "
-            f"{where}, and such images are quarantined: take another --precision if they are many."
+            f"{where}, and such images are quarantined: use another --precision if they are many."
         )
     if not finite:
         return agreed, notes
@@ -171,15 +173,15 @@ def _agreement(model: Model, precision: str, device: Callable[[], str]) -> tuple
     return agreed, notes
 
 
-def _try(explainer: Explainer, blank: Tensor) -> dict[str, Explanation]:
+def _explain_blank(explainer: Explainer, blank: Tensor) -> dict[str, Explanation]:
     try:
         return explainer(blank, labels=torch.zeros(len(blank), dtype=torch.int64), trial=True)
     except InvalidRequestError:
         raise
-    except Exception as error:  # whatever the user's model or loss raises
+    except Exception as error:  # the user's model or loss may raise anything
         where = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
         raise InvalidRequestError(
-            f"{explainer.model.spec} could not be explained on made-up images, nor could it in the run: "
+            f"{explainer.model.spec} could not be explained on made-up images, so the run would fail, too: "
             f"{type(error).__name__}: {error}.{where}"
         ) from error
 
@@ -187,29 +189,29 @@ def _try(explainer: Explainer, blank: Tensor) -> dict[str, Explanation]:
 def _dtype(config: Config, method: str, *, nonnegative: bool) -> MapDtype:
     if config.map_dtype == "uint8" and not nonnegative:
         raise InvalidRequestError(
-            f"--map-dtype uint8 holds no negative values, and {method} has them: use int8, float16 or float32."
+            f"--map-dtype uint8 cannot store negative values, which {method} has: use int8, float16 or float32."
         )
     return config.map_dtype
 
 
 def _saved_bytes(model: Model, blank: Tensor) -> int:
-    """What one forward keeps for its backward: of one pass, however many there will be."""
+    """The bytes that one forward keeps for its backward, for a single pass."""
     saved = _SavedBytes(model.module)
     with saved, torch.enable_grad():
-        outputs = model.logits(blank.clone().requires_grad_())  # kept, or freed memory would be counted as new
+        outputs = model.logits(blank.clone().requires_grad_())  # kept alive, so that no storage address is reused
     del outputs
     return saved.total
 
 
 class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
-    """Counts the bytes that autograd keeps for the backward pass, without the module's own."""
+    """Counts the bytes that autograd saves for the backward pass, without the module's own tensors."""
 
     def __init__(self, module: nn.Module) -> None:
         self.total = 0
-        self._seen = {
+        self._counted = {
             value.untyped_storage().data_ptr()
             for value in module.state_dict().values()
-            if isinstance(value, Tensor) and value.layout == torch.strided  # others have no storage
+            if isinstance(value, Tensor) and value.layout == torch.strided  # other layouts have no storage
         }
         super().__init__(self._count, lambda saved: saved)
 
@@ -217,7 +219,7 @@ class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
         if saved.layout != torch.strided:
             return saved
         storage = saved.untyped_storage()
-        if storage.data_ptr() not in self._seen:
-            self._seen.add(storage.data_ptr())
+        if storage.data_ptr() not in self._counted:
+            self._counted.add(storage.data_ptr())
             self.total += storage.nbytes()
         return saved

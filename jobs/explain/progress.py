@@ -1,4 +1,4 @@
-"""What the user sees while it runs: rows committed, rate, an honest ETA, failures, and the stage that holds it up."""
+"""The progress of a running job: rows committed, rate, time to go, failures, and the busiest stage."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from jobs.util.console import print_text
 from jobs.util.formatting import duration
 
 STAGES = ("decode", "explain", "write")
-PLAIN_EVERY = 10.0
+PLAIN_SECONDS = 10.0  # between the lines that are printed if the output is no terminal
 
 
 class Meter:
-    """Figures of this session. ``rows`` that are to be committed in the end, ``of`` all that the store has: with
-    --limit, more. ``slots``: how many records each stage can work on at once."""
+    """Counts the rows and times of this session. ``rows``: how many are committed if the session succeeds; ``of``: how
+    many the store has, which is more with --limit. ``slots``: how many records each stage can process at once."""
 
     def __init__(self, *, rows: int, of: int, done_before: int, pending: int, slots: dict[str, float]) -> None:
         self.rows = rows
@@ -41,10 +41,11 @@ class Meter:
         self._working_since = self._started
 
     def add(self, unit: CommittedUnit) -> None:
+        """Counts a committed unit."""
         n = unit.statuses.total()
         if self._first is None:
             self._first = monotonic()
-            # The rate is counted from when the first unit was taken up: before, workers started and models loaded.
+            # The rate counts from the start of the first unit, after workers have started and models are loaded.
             self._working_since = self._first - unit.seconds["explain"] - unit.seconds["write"]
         self.done += n
         self.statuses += unit.statuses
@@ -73,11 +74,11 @@ class Meter:
 
     @property
     def eta(self) -> float | None:
-        """Seconds to go, from committed rows alone."""
+        """Seconds to go at the present rate; None before the first commit."""
         return None if self.rate is None else (self.pending - self.done) / self.rate
 
     def bottleneck(self) -> tuple[str, float] | None:
-        """The busiest stage, and which part of its slots' time it worked."""
+        """The busiest stage, and the share of its slots' time that it worked; None before the first commit."""
         if self.first_commit is None:
             return None
         busy = {stage: self.seconds[stage] / (self._slots[stage] * self.elapsed) for stage in STAGES}
@@ -85,7 +86,7 @@ class Meter:
         return stage, min(1.0, busy[stage])
 
     def line(self) -> str:
-        """One line that tells it all."""
+        """The progress in one line."""
         parts = [f"{self.done_before + self.done:,} of {self.rows:,} rows committed"]
         if self.rows < self.of:
             parts[0] += f" (--limit, of {self.of:,})"
@@ -102,7 +103,7 @@ class Meter:
         return " · ".join(parts)
 
     def figures(self) -> dict[str, object]:
-        """For run.json."""
+        """The figures that run.json records."""
         return {
             "rows": self.done,
             "seconds": round(self.elapsed, 3),
@@ -118,8 +119,8 @@ class Meter:
         }
 
 
-class Figures(Protocol):
-    """What a display shows: ``done`` rows of this session, ``done_before`` of earlier ones, ``line`` in words."""
+class ProgressFigures(Protocol):
+    """What a display needs: rows ``done`` in this session, ``done_before`` in earlier ones, and a ``line`` of text."""
 
     rows: int
     done_before: int
@@ -129,9 +130,9 @@ class Figures(Protocol):
 
 
 class Display:
-    """A bar on a terminal; elsewhere a plain line now and then, and one at the end."""
+    """Shows a bar on a terminal; otherwise prints a line every ``PLAIN_SECONDS`` and one at the end."""
 
-    def __init__(self, meter: Figures, console: Console, *, at_first: str = "starting workers") -> None:
+    def __init__(self, meter: ProgressFigures, console: Console, *, at_first: str = "starting workers") -> None:
         self._meter = meter
         self._console = console
         self._last = monotonic()
@@ -146,13 +147,14 @@ class Display:
         return self
 
     def update(self) -> None:
+        """Shows the meter's figures."""
         if self._bar:
             self._bar.update(
                 self._task,
                 completed=self._meter.done_before + self._meter.done,
                 description=self._meter.line(),
             )
-        elif monotonic() - self._last >= PLAIN_EVERY:
+        elif monotonic() - self._last >= PLAIN_SECONDS:
             self._last = monotonic()
             print_text(self._console, self._meter.line())
 

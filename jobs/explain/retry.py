@@ -1,4 +1,4 @@
-"""``saliency retry``: explain again the units that hold quarantined rows, from inputs listed again."""
+"""``saliency retry``: lists the inputs again and explains again the units that hold quarantined rows."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from obstore.store import ObjectStore
 from rich.console import Console
 
 from jobs.config.explain_config import make_config
-from jobs.explain.explain_command import finish, work
-from jobs.explain.explain_plan import class_folders, sources_of
+from jobs.explain.explain_command import explain_units, finish_session
+from jobs.explain.explain_plan import class_folders, open_config_sources
 from jobs.explain.label_resolution import label_resolver
-from jobs.explain.model import build_model, refuse_other_weights
+from jobs.explain.model_building import build_model, refuse_other_weights
 from jobs.explain.progress import Meter
 from jobs.inputs.sources import list_entries
 from jobs.relocation.content_search import Sample
@@ -44,13 +44,13 @@ def retry(
     accept_versions: bool = False,
     allow_quarantined: bool = False,
 ) -> int:
-    """→ the exit code of the run. Units that have no commit yet are done along with the others. ``allow_quarantined``
-    is of this command alone: neither is it kept, nor taken from the run's configuration.
+    """Explains quarantined rows again, and units that have no commit yet → exit code. ``allow_quarantined`` holds for
+    this command alone: it is not stored, and not read from the run's configuration.
 
-    InvalidRequestError, with nothing touched, where the model is not the run's, the machine has no room for it, or the
-    software is not the store's (unless ``accept_versions``).
+    Raises InvalidRequestError, with nothing written, if the model is not the run's, the machine has no room for it, or
+    the software is not the store's (unless ``accept_versions``).
     """
-    open_run(out)  # refused before there is anything to lock
+    open_run(out)  # raises before the lock file is made
     with locked(out, alone=True):
         store, run = open_run(out)
         changes = {
@@ -61,14 +61,14 @@ def retry(
             "max_bytes": max_bytes,
             "max_seconds": max_seconds,
         }
-        told = {key: value for key, value in changes.items() if value is not None or key == "limit"}
-        config = make_config({**run.config.model_dump(), **told})
+        changes = {key: value for key, value in changes.items() if value is not None or key == "limit"}
+        config = make_config({**run.config.model_dump(), **changes})
         done = committed(store)
-        again, totals = _quarantined(store, run, done)
+        again, totals = _find_quarantined(store, run, done)
         pending = sorted({*range(run.units)} - done | {*again})
         print_text(console, f"{len(again)} units hold quarantined rows: {ranges(again) or 'none'}")
         for unit in remembered_units(store) & {*pending}:
-            remembered(store, unit)  # raises, before anything is touched, if it is damaged
+            remembered(store, unit)  # raises, before anything is written, if it is damaged
         run = run.model_copy(update={"config": config})
         if not pending:
             return _nothing_to_retry(store, run, totals, console, allow_quarantined=allow_quarantined)
@@ -81,18 +81,18 @@ def retry(
             engine.ready().workers(config, run.device)
             listed = ListedAgain(store, run, pending, _samples(run), lambda text: print_text(console, text))
             if listed.relabelled:
-                note = _relabelled(listed.relabelled)
+                note = _relabelled_text(listed.relabelled)
                 print_text(console, f"note: {note}")
                 run = run.model_copy(update={"notes": (*dict.fromkeys((*run.notes, note)),)})
             _reopen(store, run)
-            # Before the commits go: a unit without one has the places of today, whichever command goes on with it.
+            # Before commits are withdrawn, so that any later command finds pending rows at their new places.
             rewrite_manifest(store, run, pending, listed.move)
             _withdraw(store, again)
             remaining = done - {*again}
-            return work(run, remaining, pending, engine.ready(), console, allow_quarantined=allow_quarantined)
+            return explain_units(run, remaining, pending, engine.ready(), console, allow_quarantined=allow_quarantined)
 
 
-def _quarantined(store: ObjectStore, run: Run, done: Collection[int]) -> tuple[list[int], Totals]:
+def _find_quarantined(store: ObjectStore, run: Run, done: Collection[int]) -> tuple[list[int], Totals]:
     """The committed units that hold quarantined rows, and the totals of all committed rows."""
     again, totals = [], Totals()
     for unit, data in read_parts(store, sorted(done)):
@@ -106,35 +106,35 @@ def _quarantined(store: ObjectStore, run: Run, done: Collection[int]) -> tuple[l
 def _nothing_to_retry(
     store: ObjectStore, run: Run, totals: Totals, console: Console, *, allow_quarantined: bool
 ) -> int:
-    """Finalizes the store if a kill kept that from being done → the exit code of a finished store."""
+    """Finalizes the store if a killed run did not → the exit code of a finished store."""
     if run.state != "finished" or SHA256SUMS not in set(list_keys(store)):
-        print_text(console, "all units are committed, finalize is missing: it is done now")
+        print_text(console, "all units are committed, finalize is missing: finalizing now")
         meter = Meter(rows=run.rows, of=run.rows, done_before=run.rows, pending=0, slots={})
-        return finish(run, meter, console, allow_quarantined=allow_quarantined)
+        return finish_session(run, meter, console, allow_quarantined=allow_quarantined)
     counts = ", ".join(f"{totals.statuses[name]:,} {name}" for name in (OK, PARTIAL, QUARANTINED))
     print_text(console, f"nothing to retry: {run.rows:,} rows: {counts}")
     return exit_code(totals, allow_quarantined=allow_quarantined)
 
 
 def _samples(run: Run) -> Iterator[Sample]:
-    """What the inputs hold now, with labels as the manifest has them."""
-    sources = sources_of(run.config)
+    """The present samples of the inputs, with labels as the manifest has them."""
+    sources = open_config_sources(run.config)
     resolve = label_resolver(run.config, class_names=run.class_names, folders=class_folders(sources))
     for entry in list_entries(sources):
         yield Sample(entry, *resolved(entry.label, resolve))
 
 
-def _relabelled(rows: Sequence[int]) -> str:
+def _relabelled_text(rows: Sequence[int]) -> str:
     return (
         f"the inputs have other labels now for {len(rows):,} of the rows that are explained again (rows "
-        f"{ranges([*rows])}): the store keeps those that it was planned with. Explain into a new --out to take up the "
-        "others"
+        f"{ranges([*rows])}): the store keeps the labels that it was planned with. Explain into a new --out to use the "
+        "new ones"
     )
 
 
 def _reopen(store: ObjectStore, run: Run) -> None:
-    """Takes away what says that the store is finished: from here on a kill leaves it unfinished. Puts what a run that
-    was stopped before its first unit has not put."""
+    """Deletes the objects that only a finished store has, so that a kill leaves it unfinished. Puts array metadata that
+    a run which was stopped before its first unit did not put."""
     present = set(list_keys(store))
     for key, metadata in metadata_objects(run).items():
         if key not in present:
@@ -146,7 +146,7 @@ def _reopen(store: ObjectStore, run: Run) -> None:
 
 
 def _withdraw(store: ObjectStore, units: Sequence[int]) -> None:
-    """Takes commits away, once what they know of their rows' images is kept elsewhere."""
+    """Withdraws the units' commits, after it has stored the identities of their rows' images elsewhere."""
     for unit in units:
         remember(store, unit)
         withdraw(store, [unit])

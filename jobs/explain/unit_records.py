@@ -1,4 +1,4 @@
-"""What travels between the stages: one record is one unit, so that alignment never depends on a scheduler."""
+"""The records that travel between the stages. One record is one unit, so alignment never depends on a scheduler."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 @dataclass
 class Timed:
-    """Seconds and CPU seconds that each stage spent on the unit; the progress display lives on them."""
+    """A unit with the seconds and CPU seconds that each stage spent on it, for the progress display."""
 
     unit: int
     seconds: dict[str, float] = field(default_factory=dict, kw_only=True)
@@ -31,8 +31,8 @@ class Timed:
 
 @dataclass
 class DecodedUnit(Timed):
-    """``lines``: the manifest's, and sha256, width, height, status, error. ``pixels`` uint8 [n, H, W, C], zeros where
-    the row is quarantined."""
+    """A unit after the decode stage. ``lines``: those of the manifest, with sha256, width, height, status and error.
+    ``pixels`` uint8 [n, H, W, C], zeros if the row is quarantined."""
 
     lines: pa.Table
     pixels: NDArray[np.uint8]
@@ -40,9 +40,10 @@ class DecodedUnit(Timed):
 
 @dataclass
 class ExplainedUnit(Timed):
-    """``lines``: the unit's part of the index. ``maps`` by array path: as stored, [n, …]. ``scales`` float32 [n] by
-    array path, of scaled arrays. ``micro_batches``: other than the run's own where memory ran out. ``software``: the
-    digest of that which made the maps."""
+    """A unit after the explain stage. ``lines``: the unit's part of the index. ``maps`` [n, …] by array path, as
+    stored.
+    ``scales`` float32 [n] by array path, of scaled arrays only. ``micro_batches``: the smaller sizes that were used
+    because memory ran out. ``software``: the digest of the software that made the maps."""
 
     lines: pa.Table
     maps: dict[str, NDArray[np.generic]]
@@ -53,7 +54,7 @@ class ExplainedUnit(Timed):
 
 @dataclass
 class CommittedUnit(Timed):
-    """What the driver learns of a committed unit: how many rows of each status, and of each reason."""
+    """A unit after the write stage: the number of rows of each status and of each error, and the bytes written."""
 
     statuses: Counter[str]
     errors: Counter[str]

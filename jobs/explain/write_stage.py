@@ -1,41 +1,40 @@
-"""The write stage: a unit's shards, then its index part. The index part is the commit, and comes last."""
+"""The write stage of ``explain``: encodes a unit's maps as shards and commits the unit."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
+from collections.abc import Iterator
 
 from jobs.explain.unit_records import CommittedUnit, ExplainedUnit
-from jobs.storage.object_store import open_output, put
 from jobs.store.arrays import encode_shards
-from jobs.store.index import Commit, ShardRecord, count_errors, encode_part
-from jobs.store.layout import RUN_JSON, index_key
+from jobs.store.index import count_errors
 from jobs.store.run_record import Run
-from jobs.store.store_presence import Presence
+from jobs.store.unit_writer import UnitWriter
 
 
 class WriteStage:
-    """Encodes, hashes and puts. A unit written twice gives the same objects."""
+    """Writes explained units into the store of ``run``."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._store = open_output(run.config.out)
-        self._presence = Presence(self._store, RUN_JSON)
+        self._writer = UnitWriter(run)
 
     def __call__(self, unit: ExplainedUnit) -> CommittedUnit:
-        self._presence.check()
         statuses = Counter(unit.lines["status"].to_pylist())
         errors = count_errors(unit.lines)
         committed = CommittedUnit(unit.unit, statuses, errors, 0, seconds=unit.seconds, cpu_seconds=unit.cpu_seconds)
         with committed.timing("write"):
-            records = []
-            for array in self._run.arrays:
-                shards = encode_shards(self._run, array, unit.unit, unit.maps[array.path], unit.scales.get(array.path))
-                for key, data in shards.items():
-                    put(self._store, key, data)
-                    records.append(ShardRecord(key, len(data), hashlib.sha256(data).hexdigest()))
-                    committed.bytes_written += len(data)
-            part = encode_part(unit.lines, Commit(records, unit.micro_batches, unit.software))
-            put(self._store, index_key(unit.unit), part)
-            committed.bytes_written += len(part)
+            committed.bytes_written = self._writer.write(
+                unit.unit,
+                self._shards(unit),
+                unit.lines,
+                software=unit.software,
+                micro_batches=unit.micro_batches,
+            )
         return committed
+
+    def _shards(self, unit: ExplainedUnit) -> Iterator[tuple[str, bytes]]:
+        """Encodes one array at a time, so that the shards of all arrays are never in memory together."""
+        for array in self._run.arrays:
+            scales = unit.scales.get(array.path)
+            yield from encode_shards(self._run, array, unit.unit, unit.maps[array.path], scales).items()

@@ -22,7 +22,7 @@ class ModelInputs:
 
     def prepare(self, lines: list[dict[str, Any]]) -> tuple[NDArray[np.uint8], list[str | None]]:
         """Returns pixels uint8 [n, H, W, C] before normalisation, and for each line why it has none, or None."""
-        decoded = self._decode.lines(0, by_content(self._store.manifest_lines([line["row"] for line in lines])))
+        decoded = self._decode.decode_lines(0, by_content(self._store.manifest_lines([line["row"] for line in lines])))
         problems = [
             for_explained(error) if error else CHANGED if digest != line["sha256"] else None
             for line, error, digest in zip(

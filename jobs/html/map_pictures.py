@@ -84,7 +84,7 @@ class RowArtist:
 
     def _images(self, manifest: pa.Table, digests: Sequence[str | None]) -> list[Pixels | str]:
         """uint8 [h, w, 3], or why there is none."""
-        decoded = self._decode.lines(0, manifest)
+        decoded = self._decode.decode_lines(0, manifest)
         columns = (decoded.lines[name].to_pylist() for name in ("status", "sha256"))
         found: list[Pixels | str] = []
         for pixels, status, now, then in zip(decoded.pixels, *columns, digests, strict=True):

@@ -165,6 +165,14 @@ def at_rest(run: AnyRecord, stored: Record) -> AnyRecord:
     return run.model_copy(update={name: getattr(stored, name) for name in names})
 
 
+def with_session(run: AnyRecord, stored: Record | None, here: Software, *, adds_units: bool, accept: bool) -> AnyRecord:
+    """The record ``run`` with the software of a session: one that begins a store (``stored`` is None), adds units to
+    it, or only finishes it. ``here``, ``accept`` and what is raised: as for ``gone_on``."""
+    if stored is None:
+        return begun(run, here)
+    return gone_on(run, stored, here, accept=accept) if adds_units else at_rest(run, stored)
+
+
 class Makers:
     """Counts which software made which units of a store."""
 

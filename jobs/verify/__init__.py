@@ -1,1 +1,1 @@
-"""``saliency verify``: the proof that a store is sound."""
+"""``saliency verify``: checks that a store is sound."""

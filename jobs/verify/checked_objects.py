@@ -1,4 +1,4 @@
-"""What a store consists of, and its objects as ``verify`` reads them: each once, hashed on the way."""
+"""Reads the objects of a store for ``verify``, each once, with its hash; lists the objects that a store may hold."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from jobs.store.manifest import parts_of
 from jobs.store.run_record import Run
 
 _STAGED = re.compile(r"(.+)#\d+")
-BESIDE = ("audit/", "report/")  # what was made of the store
+DERIVED = ("audit/", "report/")  # results of other commands, which are not checked
 
 
 @dataclass(frozen=True)
 class Problem:
-    """``where``: an object of the store. ``what``: what is wrong with it, what that means, and what to do."""
+    """A problem of a store. ``where``: the object; ``what``: what is wrong with it, the consequence, and what to do."""
 
     where: str
     what: str
@@ -46,20 +46,20 @@ class Problem:
 Result = TypeVar("Result")
 
 
-def collect_problems(found: Generator[Problem, None, Result]) -> tuple[list[Problem], Result]:
-    """The problems that a check yields, and what it returns."""
+def collect_problems(check: Generator[Problem, None, Result]) -> tuple[list[Problem], Result]:
+    """The problems that a check yields, and its result."""
     problems: list[Problem] = []
     while True:
         try:
-            problems.append(next(found))
+            problems.append(next(check))
         except StopIteration as end:
             return problems, end.value
 
 
 class CheckedObjects:
-    """Reads a store's objects and holds them against ``sums``, the content of SHA256SUMS (None: it says nothing).
+    """Reads a store's objects and compares them with ``sums``, the content of SHA256SUMS (None: there is none yet).
 
-    Counts what it read. May be used from several threads.
+    Counts objects and bytes. May be used by several threads.
     """
 
     def __init__(self, store: ObjectStore, sums: dict[str, str] | None) -> None:
@@ -72,32 +72,32 @@ class CheckedObjects:
     def read(
         self, key: str, *, remedy: str, if_missing: str | None = None, record: ShardRecord | None = None
     ) -> Generator[Problem, None, bytes | None]:
-        """The object's bytes; None, after the problem, where they are missing or not those that were written.
+        """Returns the object's bytes; None, after the problem, if they are missing or not those that were written.
 
-        ``record`` is what the unit's commit knows of the object: a second witness beside SHA256SUMS.
+        ``record``: the object's entry in the unit's commit, which is checked as well as SHA256SUMS.
         """
         try:
             data = read_object(self.store, key)
         except FileNotFoundError:
             yield Problem(key, f"is missing: {if_missing or remedy}")
             return None
-        digest = self._note([data])
+        digest = self._count_and_hash([data])
         if record is not None and (record.length, record.sha256) != (len(data), digest):
             yield Problem(key, f"is not what was committed ({_difference(record, data)}): {remedy}")
             return None
-        proven = yield from self._hold(key, digest, remedy, committed=record is not None)
+        proven = yield from self._compare(key, digest, remedy, committed=record is not None)
         return data if proven else None
 
     def scan(self, key: str, *, remedy: str) -> Generator[Problem, None, bool]:
-        """As ``read``, for an object that need not fit into memory: whether it is there and as it was written."""
+        """As ``read``, for an object that may not fit into memory → whether it exists and is as it was written."""
         try:
-            digest = self._note(stream(self.store, key))
+            digest = self._count_and_hash(stream(self.store, key))
         except FileNotFoundError:
             yield Problem(key, f"is missing: {remedy}")
             return False
-        return (yield from self._hold(key, digest, remedy, committed=False))
+        return (yield from self._compare(key, digest, remedy, committed=False))
 
-    def _note(self, chunks: Iterable[bytes]) -> str:
+    def _count_and_hash(self, chunks: Iterable[bytes]) -> str:
         digest, length = hashlib.sha256(), 0
         for chunk in chunks:
             digest.update(chunk)
@@ -107,12 +107,12 @@ class CheckedObjects:
             self.bytes += length
         return digest.hexdigest()
 
-    def _hold(self, key: str, digest: str, remedy: str, *, committed: bool) -> Generator[Problem, None, bool]:
+    def _compare(self, key: str, digest: str, remedy: str, *, committed: bool) -> Generator[Problem, None, bool]:
         if self.sums is None or self.sums.get(key) == digest:
             return True
         what = f"does not list {key}" if key not in self.sums else f"has another hash of {key}"
         if committed:
-            # Two witnesses agree, so the third is wrong; the object itself is looked at further.
+            # Object and commit agree, so SHA256SUMS is wrong; the object itself is checked further.
             yield Problem(SHA256SUMS, f"{what}, which is as its unit was committed, so the sums are wrong: {AGAIN}")
             return True
         yield Problem(key, f"was changed, or {SHA256SUMS} was, which {what}: {remedy}")
@@ -120,12 +120,12 @@ class CheckedObjects:
 
 
 AGAIN = "run the same explain command again, it writes this object anew"
-RELIST = "run the same explain command again, over inputs that are where they were: it lists them again"
-RESTORE = "nothing can make this object again, so restore it from a copy, or explain into a new --out"
+RELIST = "run the same explain command again, with the inputs at their old places: it lists them again"
+RESTORE = "this object cannot be made again: restore it from a copy, or explain into a new --out"
 
 
-def redo(unit: int) -> str:
-    """How a unit is made anew."""
+def redo_remedy(unit: int) -> str:
+    """The remedy for a damaged unit."""
     return f"delete {index_key(unit)}, which withdraws unit {unit}, and run the same explain command again"
 
 
@@ -138,21 +138,21 @@ def unit_objects(run: Run, unit: int) -> dict[str, str]:
 
 def is_expected(run: Run, key: str) -> bool:
     """Whether a store of this run may hold such an object."""
-    for unit, wanted in ((unit_of_index(key), index_key), (unit_of_identity(key), identity_key)):
+    for unit, key_of in ((unit_of_index(key), index_key), (unit_of_identity(key), identity_key)):
         if unit is not None:
-            return unit < run.units and key == wanted(unit)
+            return unit < run.units and key == key_of(unit)
     unit = unit_of_shard(key)
     if unit is not None:
         return unit < run.units and key in unit_objects(run, unit).values()
     if key in (RUN_JSON, SHA256SUMS, INDEX_PARQUET) or key in map(manifest_key, range(parts_of(run))):
         return True
-    return key in metadata_objects(run) or key.startswith(BESIDE)
+    return key in metadata_objects(run) or key.startswith(DERIVED)
 
 
-def foreign(out: str, run: Run) -> Iterator[str]:
-    """The objects below ``out`` that no run of ours puts there."""
+def find_foreign_keys(out: str, run: Run) -> Iterator[str]:
+    """Yields the keys below ``out`` that are not objects of the run."""
     for key in keys(out):
-        # What a killed run was writing to a local store bears such a name; it never became an object.
+        # A killed run may leave such a temporary file in a local store.
         staged = None if is_remote(out) else _STAGED.fullmatch(key)
         if not is_expected(run, staged[1] if staged else key):
             yield key

@@ -1,4 +1,4 @@
-"""The problems that ``verify`` finds, printed as they come and counted."""
+"""Prints and counts the problems that ``verify`` finds."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from jobs.util.exit_codes import DAMAGED
 from jobs.verify.checked_objects import Problem
 
 MOST_PRINTED = 50
-
-
 PROGRESS_SECONDS = 15.0
 
 
@@ -22,11 +20,11 @@ class ProblemReport:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._spoke = monotonic()
+        self._last = monotonic()
         self.problems = 0
 
-    def take(self, problems: Iterable[Problem]) -> bool:
-        """Whether there were none."""
+    def add(self, problems: Iterable[Problem]) -> bool:
+        """Prints and counts the problems → whether there were none."""
         before = self.problems
         for problem in problems:
             self.problems += 1
@@ -35,13 +33,14 @@ class ProblemReport:
         return self.problems == before
 
     def progress(self, text: str) -> None:
-        if monotonic() - self._spoke > PROGRESS_SECONDS:
-            self._spoke = monotonic()
+        """Prints ``text`` if the last progress was printed long enough ago."""
+        if monotonic() - self._last > PROGRESS_SECONDS:
+            self._last = monotonic()
             print_text(self._console, text)
 
     def end(self, remark: str) -> int:
-        """The last line of a store that is damaged."""
-        unseen = self.problems - MOST_PRINTED
-        more = f" ({unseen:,} of them not printed)" if unseen > 0 else ""
+        """Prints the last line of a damaged store → the exit code."""
+        unprinted = self.problems - MOST_PRINTED
+        more = f" ({unprinted:,} of them not printed)" if unprinted > 0 else ""
         print_text(self._console, f"damaged: {self.problems:,} problems{more}. {remark}")
         return DAMAGED

@@ -1,6 +1,6 @@
-"""``verify --recompute``: some rows are explained again, by the same stages, and held against what is stored.
+"""``verify --recompute``: explains some rows again, with the same stages, and compares them with the stored maps.
 
-Nothing else can find a store that agrees with itself and is wrong all the same.
+It finds stores that agree with themselves and are wrong nevertheless.
 """
 
 from __future__ import annotations
@@ -24,111 +24,116 @@ from jobs.store.index import OK, QUARANTINED, read_part
 from jobs.store.manifest import Manifest, by_content
 from jobs.store.run_record import ArraySpec, Run
 from jobs.util.failure_reasons import for_explained
-from jobs.verify.checked_objects import Problem, redo, unit_objects
+from jobs.verify.checked_objects import Problem, redo_remedy, unit_objects
 from saliency_core.errors import InvalidRequestError
 
-# Relative L2 between the map and the one stored, beyond which it is not the same explanation. Other processors move
-# float32's last bits, and far more of the shorter formats'; maps of different images differ by about 1.4.
+# Largest relative L2 between a map and the stored one that counts as the same explanation. Other processors change the
+# last bits of float32, and more bits of the shorter formats; maps of different images differ by about 1.4.
 ALLOWED = {"float32": 0.1, "tf32": 0.2, "bf16": 0.5, "fp16": 0.5}
 
-Stored = tuple[NDArray[np.generic], NDArray[np.float32] | None]
-"""What is stored of a unit's maps [n, …], and the scales [n] of scaled arrays."""
+StoredMaps = tuple[NDArray[np.generic], NDArray[np.float32] | None]
+"""A unit's maps [n, …] as they are stored, and the scales [n] of scaled arrays."""
 
 
-class Sample:
-    """``size`` random rows of those with maps, each as likely as any other, from one pass over the index."""
+class RowSample:
+    """Draws ``size`` random rows among those with maps, each with equal probability, in one pass over the index."""
 
     def __init__(self, size: int, seed: int) -> None:
         self._size = size
-        self._random = random.Random(seed)  # noqa: S311 - nobody must be kept from guessing
-        self._kept: list[tuple[float, int]] = []
+        self._random = random.Random(seed)  # noqa: S311 - not for security
+        self._heap: list[tuple[float, int]] = []
 
     def add(self, lines: pa.Table) -> None:
         for row, status in zip(lines["row"].to_pylist(), lines["status"].to_pylist(), strict=True):
             if status != QUARANTINED and self._size:
-                heapq.heappush(self._kept, (self._random.random(), row))
-                if len(self._kept) > self._size:
-                    heapq.heappop(self._kept)
+                heapq.heappush(self._heap, (self._random.random(), row))
+                if len(self._heap) > self._size:
+                    heapq.heappop(self._heap)
 
     @property
     def rows(self) -> list[int]:
-        return sorted(row for _, row in self._kept)
+        return sorted(row for _, row in self._heap)
 
 
-class Recompute:
-    """Holds a replica of the model. Raises InvalidRequestError where the run's model, or its kind of device, cannot be
-    had here.
+class Recomputation:
+    """Explains rows again with a replica of the model and compares them with the store. Raises InvalidRequestError if
+    the run's model cannot be built, or this machine has no device of the run's kind.
 
-    ``notes``: what was seen that is no damage of the store; ``summary``: of the rows that could be compared.
+    ``notes``: observations that are not damage of the store.
     """
 
     def __init__(self, store: ObjectStore, run: Run) -> None:
-        from jobs.explain.explain_stage import ExplainStage  # with it comes torch, which nothing else here needs
+        from jobs.explain.explain_stage import ExplainStage  # imports torch, which is needed only here
 
         _refuse_other_device(run)
         self._store = store
         self._run = run
         self._manifest = Manifest(store)
-        # Other software than the store's is no reason to refuse here: what differs is said beside each row.
+        # Software may differ from the store's: the differences are reported with each row.
         self._decode = DecodeStage(run, any_software=True)
         self._explain = ExplainStage(run, any_software=True)
-        self._unit, self._maps = -1, dict[str, Stored]()
+        self._unit, self._maps = -1, dict[str, StoredMaps]()
         self._same, self._largest = Counter[bool](), 0.0
         self.notes: list[str] = []
 
     def check(self, row: int) -> Iterator[Problem]:
-        """Explains the row again, within the micro-batch that it had, and compares. Rows are best given in order."""
+        """Explains the row again, in the micro-batch that it had, and compares. Call it in row order, so that each
+        shard is read once."""
         run, unit = self._run, row // self._run.unit_size
         first = run.unit_rows(unit).start
-        # Aligned as the run had it: what else is in a batch may move the last bits.
+        # Aligned as in the run, because the other rows of a batch may change the last bits.
         start = (row - first) // run.micro_batch * run.micro_batch
         lines, commit = read_part(self._store, unit)
         line = lines.slice(row - first, 1).to_pylist()[0]
         planned = self._manifest.unit_lines(unit).slice(start, run.micro_batch)
-        decoded = self._decode.lines(unit, by_content(planned))
+        decoded = self._decode.decode_lines(unit, by_content(planned))
         position = row - first - start
         now = decoded.lines.slice(position, 1).to_pylist()[0]
         if now["status"] != OK or now["sha256"] != line["sha256"]:
             why = for_explained(now["error"] or "other bytes: put the former image back, then run `saliency retry`")
-            self.notes.append(f"row {row} was not compared: its image is not what it was ({why})")
+            self.notes.append(f"row {row} was not compared: its image has changed ({why})")
             return
         if commit.micro_batches:
             self.notes.append(
-                f"row {row}: unit {unit} ran out of memory, its smaller micro-batches may give other bits"
+                f"row {row}: unit {unit} ran out of memory, so its smaller micro-batches may differ in the last bits"
             )
         explained = self._explain(decoded)
         maker = run.maker(commit.software)
-        others = [f"made by software {commit.software}"] if maker is None else maker.differences(self._explain.software)
+        differences = (
+            [f"made by software {commit.software}"] if maker is None else maker.differences(self._explain.software)
+        )
         troubles, distance = self._differences(line, explained, position, stored_position=row - first)
-        if troubles and others:  # the store's fault or the software's: the row proves neither
+        if troubles and differences:  # either the store or the software may be the cause
             self.notes += [
-                f"row {row}: {trouble}; but it was made with other software ({'; '.join(others)}), so the row proves "
-                "nothing"
+                f"row {row}: {trouble}; but it was made with other software ({'; '.join(differences)}), so the row "
+                "proves nothing"
                 for trouble in troubles
             ]
             return
         self._same[not distance] += 1
         self._largest = max(self._largest, distance)
         for trouble in troubles:
-            yield Problem(f"row {row}", f"{trouble}, so the store does not hold what this model explains: {redo(unit)}")
+            yield Problem(
+                f"row {row}", f"{trouble}, so the store does not hold what this model explains: {redo_remedy(unit)}"
+            )
 
     @property
     def compared(self) -> int:
-        """How many rows were explained again and held against the store, without those that prove nothing: they differ,
-        and other software may be why."""
+        """The number of rows that were explained again and compared, without those that prove nothing because they
+        differ and other software may be the cause."""
         return self._same.total()
 
-    def summary(self, asked: int) -> str:
-        """How many of the rows ``asked`` for were compared, and how near they came."""
-        told = f"{self.compared} rows explained again, {self._same[True]} of them to the bit"
-        if self.compared < asked:
-            told = f"of {asked} rows asked for, {told}"
-        return told + (f", the others within a relative L2 of {self._largest:.1e}" if self._same[False] else "")
+    def summary(self, requested: int) -> str:
+        """A line with how many of the ``requested`` rows were compared, and how much they differ."""
+        text = f"{self.compared} rows explained again, {self._same[True]} of them to the bit"
+        if self.compared < requested:
+            text = f"of {requested} rows asked for, {text}"
+        return text + (f", the others within a relative L2 of {self._largest:.1e}" if self._same[False] else "")
 
     def _differences(
         self, line: dict[str, object], explained: ExplainedUnit, position: int, *, stored_position: int
     ) -> tuple[list[str], float]:
-        """What differs beyond what may, and the largest relative L2 of the row's maps: 0.0 if all are the same."""
+        """The differences that are too large, and the largest relative L2 of the row's maps (0.0 if all are equal)."""
         run, troubles, largest = self._run, list[str](), 0.0
         now = explained.lines.slice(position, 1).to_pylist()[0]
         for target in run.target_specs:
@@ -145,29 +150,32 @@ class Recompute:
             if distance:
                 largest = max(largest, relative)
             if distance > ALLOWED[run.config.precision] * norm + _step(array, explained, position):
-                troubles.append(f"map {array.path} is another when explained again (relative L2 {relative:.2g})")
+                troubles.append(f"map {array.path} differs when explained again (relative L2 {relative:.2g})")
         return troubles, largest
 
-    def _stored(self, unit: int, array: ArraySpec) -> Stored:
+    def _stored(self, unit: int, array: ArraySpec) -> StoredMaps:
         if self._unit != unit:
             self._unit, self._maps = unit, {}
         if array.path not in self._maps:
             maps, scales = array.path, f"{array.path}_scale"
-            self._maps[array.path] = self._decoded(unit, maps), self._decoded(unit, scales) if array.scaled else None
+            self._maps[array.path] = (
+                self._decode_shard(unit, maps),
+                self._decode_shard(unit, scales) if array.scaled else None,
+            )
         return self._maps[array.path]
 
-    def _decoded(self, unit: int, path: str) -> NDArray[Any]:
+    def _decode_shard(self, unit: int, path: str) -> NDArray[Any]:
         return decode_shard(self._run, path, unit, read_object(self._store, unit_objects(self._run, unit)[path]))
 
 
 def _row(stored: NDArray[np.generic], scales: NDArray[np.float32] | None, position: int) -> NDArray[np.float64]:
-    one = slice(position, position + 1)
-    maps = stored[one] if scales is None else unscale_maps(stored[one], scales[one])
+    row = slice(position, position + 1)
+    maps = stored[row] if scales is None else unscale_maps(stored[row], scales[row])
     return maps.astype(np.float64)
 
 
 def _step(array: ArraySpec, explained: ExplainedUnit, position: int) -> float:
-    """What one step of an 8-bit map may add: values at a rounding boundary fall to either side."""
+    """The L2 that rounding to 8 bits may add: values at a rounding boundary fall to either side."""
     if array.dtype not in ("uint8", "int8"):
         return 0.0
     return float(explained.scales[array.path][position]) * float(np.sqrt(np.prod(array.item_shape)))
@@ -178,5 +186,5 @@ def _refuse_other_device(run: Run) -> None:
 
     if run.device == "cuda" and not torch.cuda.is_available():
         raise InvalidRequestError(
-            "--recompute: the store was made on a GPU and there is none here, so maps would differ. Leave it out."
+            "--recompute: the store was made on a GPU and this machine has none, so maps would differ. Omit it."
         )

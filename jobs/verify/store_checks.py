@@ -1,4 +1,4 @@
-"""What ``verify`` asks of the store as a whole: run.json, the listing, metadata, manifest, the compacted index."""
+"""The checks of ``verify`` on the store as a whole: run.json, the listing, metadata, manifest, the compacted index."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from jobs.verify.checked_objects import (
     CheckedObjects,
     Problem,
     collect_problems,
-    foreign,
+    find_foreign_keys,
     is_expected,
 )
 
@@ -35,22 +35,22 @@ _SUM = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
 def load_sums(store: ObjectStore) -> Generator[Problem, None, dict[str, str]]:
-    """SHA256SUMS → key → digest; its lines must be sorted, and each key stand there once."""
+    """Reads SHA256SUMS → key → digest. Its lines must be sorted, with each key once."""
     sums: dict[str, str] = {}
     try:
         lines = read_object(store, SHA256SUMS).decode().split("\n")
     except FileNotFoundError:
-        yield Problem(SHA256SUMS, f"is missing from a store that {RUN_JSON} calls finished: {AGAIN}")
+        yield Problem(SHA256SUMS, f"is missing, although {RUN_JSON} has the state 'finished': {AGAIN}")
         return sums
     except UnicodeDecodeError as error:
-        yield Problem(SHA256SUMS, f"is no text ({error}): {AGAIN}")
+        yield Problem(SHA256SUMS, f"is not text ({error}): {AGAIN}")
         return sums
     if lines.pop() != "":
-        yield Problem(SHA256SUMS, f"does not end with a whole line: {AGAIN}")
+        yield Problem(SHA256SUMS, f"does not end with a complete line: {AGAIN}")
     for number, line in enumerate(lines, start=1):
         match = _SUM.fullmatch(line)
         if match is None:
-            yield Problem(SHA256SUMS, f"line {number} is no hash and name ({line[:80]!r}): {AGAIN}")
+            yield Problem(SHA256SUMS, f"line {number} is not a hash and a name ({line[:80]!r}): {AGAIN}")
         elif match[2] in sums:
             yield Problem(SHA256SUMS, f"lists {match[2]} more than once: {AGAIN}")
         else:
@@ -61,22 +61,22 @@ def load_sums(store: ObjectStore) -> Generator[Problem, None, dict[str, str]]:
 
 
 def check_run(objects: CheckedObjects, run: Run) -> Iterator[Problem]:
-    """run.json is as it was written, complete, and agrees with its own fingerprint."""
+    """Checks that run.json is as it was written, complete, and agrees with its own fingerprint."""
     data = yield from objects.read(RUN_JSON, remedy=RESTORE)
     if data is None:
         return
-    # A damaged key would silently leave its default in place.
+    # A key with a damaged name would silently get its default.
     unknown = json.loads(data).keys() - json.loads(run.to_json()).keys()
     if unknown or run.state not in STATES:
-        what = f"unknown keys {sorted(unknown)}" if unknown else f"the state {run.state!r}"
-        yield Problem(RUN_JSON, f"has {what}, so it is not as it was written: {RESTORE}")
+        content = f"unknown keys {sorted(unknown)}" if unknown else f"the state {run.state!r}"
+        yield Problem(RUN_JSON, f"has {content}, so it is not as it was written: {RESTORE}")
     keys = contradictions(run)
     if keys:
         yield Problem(RUN_JSON, f"contradicts its own fingerprint ({', '.join(keys)}): {RESTORE}")
 
 
 def check_state(store: ObjectStore, run: Run) -> Iterator[Problem]:
-    """A store that never was finished has no SHA256SUMS whose objects are all there: it is written last."""
+    """Checks that a store with the state "running" has no complete SHA256SUMS, which is written last."""
     if run.state != "running":
         return
     keys = set(list_keys(store))
@@ -86,23 +86,23 @@ def check_state(store: ObjectStore, run: Run) -> Iterator[Problem]:
     if not problems and sums and sums.keys() <= keys:
         yield Problem(
             RUN_JSON,
-            f"has the state {run.state!r}, while {SHA256SUMS}, which comes last, lists a finished store that is all "
-            f"there, so it is not as it was written: {AGAIN}",
+            f"has the state {run.state!r}, but {SHA256SUMS}, which is written last, lists a complete store, so "
+            f"{RUN_JSON} is not as it was written: {AGAIN}",
         )
 
 
 def check_listing(out: str, objects: CheckedObjects, run: Run) -> Iterator[Problem]:
-    """Nothing lies in the store, or stands in SHA256SUMS, that is not the run's."""
-    for key in foreign(out, run):
-        yield Problem(key, "is no object of this run: nothing reads it; move it elsewhere, or delete it")
+    """Checks that the store and SHA256SUMS contain objects of the run only."""
+    for key in find_foreign_keys(out, run):
+        yield Problem(key, "is not an object of this run: nothing reads it; move it elsewhere or delete it")
     for key in objects.sums or ():
         if not is_expected(run, key):
-            yield Problem(SHA256SUMS, f"lists {key!r}, which is no object of this run: {AGAIN}")
+            yield Problem(SHA256SUMS, f"lists {key!r}, which is not an object of this run: {AGAIN}")
 
 
-def not_set_up(store: ObjectStore, run: Run) -> frozenset[str]:
-    """What the store lacks of its manifest and its zarr.json, if it was stopped while it was set up: before its first
-    unit, none of which is ever written before all of that is there. The same command puts it."""
+def find_unwritten(store: ObjectStore, run: Run) -> frozenset[str]:
+    """Returns the manifest parts and zarr.json files that are missing because the run was stopped before its first
+    unit. Units are written only after all of them; the same command puts them."""
     if run.state != "running" or any(True for _ in list_keys(store, "index")):
         return frozenset()
     planned = {*metadata_objects(run), *map(manifest_key, range(parts_of(run)))}
@@ -110,37 +110,38 @@ def not_set_up(store: ObjectStore, run: Run) -> frozenset[str]:
 
 
 def check_metadata(objects: CheckedObjects, run: Run, *, unwritten: Set[str] = frozenset()) -> Iterator[Problem]:
-    """Every zarr.json, but those that are ``unwritten``, says of its array what run.json says."""
-    for key, wanted in metadata_objects(run).items():
+    """Checks that every zarr.json, except those ``unwritten``, describes its array as run.json does."""
+    for key, metadata in metadata_objects(run).items():
         if key in unwritten:
             continue
         data = yield from objects.read(key, remedy=RESTORE)
         try:
-            if data is not None and json.loads(data) != json.loads(wanted):
-                yield Problem(key, f"does not describe the array that {RUN_JSON} does, so readers would err: {RESTORE}")
+            if data is not None and json.loads(data) != json.loads(metadata):
+                yield Problem(
+                    key, f"describes another array than {RUN_JSON}, so readers would get wrong values: {RESTORE}"
+                )
         except ValueError as error:
-            yield Problem(key, f"is no JSON ({error}): {RESTORE}")
+            yield Problem(key, f"is not JSON ({error}): {RESTORE}")
 
 
 def check_manifest(objects: CheckedObjects, run: Run, *, unwritten: Set[str] = frozenset()) -> Iterator[Problem]:
-    """Rows 0 to N − 1 in order, each in its unit; sample ids and labels are those that the run was planned with.
-
-    Of parts that are ``unwritten`` nothing is asked, nor of what all parts together say."""
-    digests, whole, anew = Digests(), True, f"restore it from a copy, or delete it and {RELIST}"
+    """Checks that the manifest has rows 0 to N − 1 in order, each in its unit, with the sample ids and labels that the
+    run was planned with. Parts that are ``unwritten`` are skipped, and then sample ids and labels are not checked."""
+    digests, complete, remedy = Digests(), True, f"restore it from a copy, or delete it and {RELIST}"
     for part in range(parts_of(run)):
         key = manifest_key(part)
         if key in unwritten:
-            whole = False
+            complete = False
             continue
-        data = yield from objects.read(key, remedy=anew, if_missing=RELIST)
+        data = yield from objects.read(key, remedy=remedy, if_missing=RELIST)
         try:
             trouble = None if data is None else _check_part(data, run, part, digests)
         except UNREADABLE as error:
             trouble = f"cannot be read ({error})"
         if trouble is not None:
-            yield Problem(key, f"{trouble}: {anew}")
-        whole = whole and data is not None and trouble is None
-    if not whole:
+            yield Problem(key, f"{trouble}: {remedy}")
+        complete = complete and data is not None and trouble is None
+    if not complete:
         return
     if read_samples(run.fingerprint).digest != digests.samples:
         yield Problem("manifest", f"has other sample ids than the run was planned with: {RESTORE}")
@@ -149,6 +150,7 @@ def check_manifest(objects: CheckedObjects, run: Run, *, unwritten: Set[str] = f
 
 
 def _check_part(data: bytes, run: Run, part: int, digests: Digests) -> str | None:
+    """What is wrong with a part of the manifest; None if it is sound, and ``digests`` then include it."""
     units = range(part * PART_UNITS, min((part + 1) * PART_UNITS, run.units))
     with parquet_file(data) as file:
         if file.num_row_groups != len(units):
@@ -167,7 +169,7 @@ def _check_part(data: bytes, run: Run, part: int, digests: Digests) -> str | Non
 
 
 def check_identities(objects: CheckedObjects) -> Iterator[Problem]:
-    """What is kept of the images of withdrawn commits can be read."""
+    """Checks that the identities of the images of withdrawn commits can be read."""
     keys = {
         *list_keys(objects.store, IDENTITY),
         *(key for key in objects.sums or () if unit_of_identity(key) is not None),
@@ -178,46 +180,49 @@ def check_identities(objects: CheckedObjects) -> Iterator[Problem]:
             if data is not None:
                 decode_identities(data)
         except UNREADABLE as error:
-            yield Problem(key, f"cannot be read ({error}), so a changed image would be explained as the old: {RESTORE}")
+            yield Problem(
+                key, f"cannot be read ({error}), so a changed image could be explained as the old one: {RESTORE}"
+            )
 
 
-class Compacted:
-    """index.parquet, held against the units' own parts as they come by, in order."""
+class CompactedIndex:
+    """Compares index.parquet with the units' own parts, which are passed in order."""
 
     def __init__(self, out: str, run: Run) -> None:
         self._units = _units(f"{out.rstrip('/')}/{INDEX_PARQUET}", run)
 
     def check(self, unit: int, lines: pa.Table | None) -> Iterator[Problem]:
-        """``lines``: the unit's part; None where it is damaged, and there is nothing to compare."""
+        """Compares the unit's lines. ``lines``: those of the unit's part; None if it is damaged."""
         try:
-            found = next(self._units, None)
+            compacted = next(self._units, None)
         except (Damaged, *UNREADABLE) as error:
             self._units = iter(())
             yield Problem(INDEX_PARQUET, f"cannot be read ({error}): {AGAIN}")
             return
-        if lines is not None and (found is None or not _same(found, lines)):
-            yield Problem(INDEX_PARQUET, f"has not the lines of unit {unit} as the unit's own part has them: {AGAIN}")
+        if lines is not None and (compacted is None or not _equal(compacted, lines)):
+            yield Problem(INDEX_PARQUET, f"has other lines for unit {unit} than the unit's own part: {AGAIN}")
 
     def end(self) -> Iterator[Problem]:
-        """After the last unit."""
+        """Checks that no lines follow those of the last unit."""
         if next(self._units, None) is not None:
             yield Problem(INDEX_PARQUET, f"has more rows than the run: {AGAIN}")
 
 
 def _units(uri: str, run: Run) -> Iterator[pa.Table]:
+    """Reads index.parquet → the lines of each unit, in order."""
     waiting = []
     with open_parquet(uri, checksums=True) as file:
         for group in range(file.num_row_groups):
             waiting.append(file.read_row_group(group))
             lines = pa.concat_tables(waiting)
-            whole = len(lines) - len(lines) % run.unit_size
-            for start in range(0, whole, run.unit_size):
+            end = len(lines) - len(lines) % run.unit_size
+            for start in range(0, end, run.unit_size):
                 yield lines.slice(start, run.unit_size)
-            waiting = [lines.slice(whole)]
+            waiting = [lines.slice(end)]
     if waiting and len(waiting[0]):
         yield waiting[0]
 
 
-def _same(one: pa.Table, other: pa.Table) -> bool:
-    # Arrow holds NaN to differ from itself; a probability can be NaN.
-    return one.equals(other) or (one.schema == other.schema and repr(one.to_pydict()) == repr(other.to_pydict()))
+def _equal(a: pa.Table, b: pa.Table) -> bool:
+    # To Arrow, NaN differs from itself; a probability can be NaN.
+    return a.equals(b) or (a.schema == b.schema and repr(a.to_pydict()) == repr(b.to_pydict()))

@@ -1,4 +1,4 @@
-"""``saliency verify``: proof that plan, index, arrays and hashes agree, or what does not. It changes nothing."""
+"""``saliency verify``: checks that plan, index, arrays and hashes agree. It changes nothing."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from jobs.util.exit_codes import DONE, NOT_FINISHED
 from jobs.util.formatting import ranges
 from jobs.util.lookahead import map_ahead
 from jobs.verify.checked_objects import AGAIN, RESTORE, CheckedObjects, Problem, collect_problems
-from jobs.verify.class_store import is_class_store, verify_classes
+from jobs.verify.class_store_checks import is_class_store, verify_classes
 from jobs.verify.problem_report import ProblemReport
-from jobs.verify.recompute import Recompute, Sample
+from jobs.verify.recompute import Recomputation, RowSample
 from jobs.verify.store_checks import (
-    Compacted,
+    CompactedIndex,
     check_identities,
     check_listing,
     check_manifest,
     check_metadata,
     check_run,
     check_state,
+    find_unwritten,
     load_sums,
-    not_set_up,
 )
 from jobs.verify.unit_checks import check_unit
 from saliency_core.errors import InvalidRequestError
 
-THREADS = 4  # each holds one shard, packed and unpacked
+THREADS = 4  # each holds one shard, compressed and decompressed
 
 
 @dataclass(frozen=True)
-class Unit:
-    """What was found of one unit; ``lines`` None where they cannot be trusted. ``software``: what made it."""
+class CheckedUnit:
+    """The result of checking a unit. ``lines``: None if they are damaged; ``software``: the digest of its software."""
 
     number: int
     problems: list[Problem]
@@ -54,115 +54,116 @@ class Unit:
 
 
 def verify(out: str, console: Console, *, recompute: int = 0, seed: int = 0) -> int:
-    """Checks the whole store, and explains ``recompute`` random rows again.
+    """Checks the whole store, and explains ``recompute`` random rows again → exit code.
 
-    → 0; 1 if it is sound but unfinished, or none of the rows could be compared; 4 if anything is damaged. Raises
-    InvalidRequestError where ``out`` is no store, or the model cannot be had for ``recompute``.
+    The exit code is 1 if the store is sound but unfinished, or if no row could be compared; 4 if anything is damaged.
+    Raises InvalidRequestError if ``out`` is not a store, or the model cannot be built for ``recompute``.
     """
     report = ProblemReport(console)
     if is_class_store(out):
         if recompute:
-            raise InvalidRequestError(
-                f"{out} holds class images, of which none is explained again: leave --recompute out."
-            )
+            raise InvalidRequestError(f"{out} holds class images, for which --recompute is not available: omit it.")
         return verify_classes(out, report, console)
     opened = _open(out)
     if isinstance(opened, Problem):
-        report.take([opened])
+        report.add([opened])
         return report.end("Nothing else was checked.")
     store, run = opened
     finished = run.state == "finished"
-    # While a run is under way, what an earlier finish left behind is void: finalize writes it anew.
+    # While a run is under way, SHA256SUMS and index.parquet of an earlier finish are void: finalize rewrites them.
     problems, sums = collect_problems(load_sums(store)) if finished else ([], None)
-    report.take(problems)
+    report.add(problems)
     objects = CheckedObjects(store, sums)
-    if not report.take([*check_run(objects, run), *check_state(store, run)]):
-        return report.end(f"{RUN_JSON} says what all else should be, so nothing else was checked.")
-    again = Recompute(store, run) if recompute else None
-    sample = Sample(recompute, seed)
+    if not report.add([*check_run(objects, run), *check_state(store, run)]):
+        return report.end(f"Nothing else was checked, because {RUN_JSON} determines all other objects.")
+    recomputation = Recomputation(store, run) if recompute else None
+    sample = RowSample(recompute, seed)
 
-    report.take(check_listing(out, objects, run))
-    unwritten = not_set_up(store, run)
-    report.take(check_metadata(objects, run, unwritten=unwritten))
-    report.take(check_identities(objects))
-    planned = report.take(check_manifest(objects, run, unwritten=unwritten))
+    report.add(check_listing(out, objects, run))
+    unwritten = find_unwritten(store, run)
+    report.add(check_metadata(objects, run, unwritten=unwritten))
+    report.add(check_identities(objects))
+    planned = report.add(check_manifest(objects, run, unwritten=unwritten))
     done = range(run.units) if finished else sorted(committed(store) & {*range(run.units)})
     problems, proven = collect_problems(objects.scan(INDEX_PARQUET, remedy=AGAIN)) if finished else ([], False)
-    report.take(problems)
-    compacted = Compacted(out, run) if proven else None
+    report.add(problems)
+    compacted = CompactedIndex(out, run) if proven else None
     rows, makers = 0, Makers(run)
     for unit in _units(objects, run, done, planned=planned):
-        report.take(unit.problems)
+        report.add(unit.problems)
         if compacted is not None:
-            report.take(compacted.check(unit.number, unit.lines))
+            report.add(compacted.check(unit.number, unit.lines))
         if unit.lines is not None:
             sample.add(unit.lines)
             rows += len(unit.lines)
             makers.add(unit.number, unit.software)
-        report.progress(f"unit {unit.number:,} of {run.units:,}, {_read(objects)}, {report.problems:,} problems")
+        report.progress(
+            f"unit {unit.number:,} of {run.units:,}, {_describe_reads(objects)}, {report.problems:,} problems"
+        )
     if compacted is not None:
-        report.take(compacted.end())
+        report.add(compacted.end())
     if report.problems:
-        return report.end("Nothing was changed: what to do stands beside each.")
-    if again is not None:
+        return report.end("Nothing was changed; each line above ends with what to do.")
+    if recomputation is not None:
         for row in sample.rows:
-            report.take(again.check(row))
-        print_text(console, "\n".join([*again.notes, again.summary(recompute)]))
+            report.add(recomputation.check(row))
+        print_text(console, "\n".join([*recomputation.notes, recomputation.summary(recompute)]))
         if report.problems:
-            return report.end(
-                "All hashes agree, so these maps were written so: by another model, or by other software."
-            )
+            return report.end("All hashes agree, so another model or other software wrote these maps.")
     if mixed := makers.notes():
         print_text(console, "\n".join(mixed))
-    seen = f"{_read(objects)}, {rows:,} of {run.rows:,} rows"
-    if again is not None and not again.compared:
-        print_text(console, f"not proven: {seen}: nothing is damaged, but no row could be explained again and compared")
+    checked = f"{_describe_reads(objects)}, {rows:,} of {run.rows:,} rows"
+    if recomputation is not None and not recomputation.compared:
+        print_text(
+            console, f"not proven: {checked}: nothing is damaged, but no row could be explained again and compared"
+        )
         return NOT_FINISHED
-    return _sound(console, run, done, seen, finished=finished)
+    return _report_sound(console, run, done, checked, finished=finished)
 
 
-def _sound(console: Console, run: Run, done: Iterable[int], proven: str, *, finished: bool) -> int:
+def _report_sound(console: Console, run: Run, done: Iterable[int], checked: str, *, finished: bool) -> int:
     if finished:
-        print_text(console, f"verified: {proven}: plan, index, arrays and hashes agree")
+        print_text(console, f"verified: {checked}: plan, index, arrays and hashes agree")
         return DONE
     pending = sorted({*range(run.units)} - {*done})
-    what = (
+    missing = (
         f"{len(pending):,} of {run.units:,} units are pending ({ranges(pending)})" if pending else "finalize is missing"
     )
-    further = ", without --limit" if run.config.limit is not None and {*run.asked} <= {*done} else ""
+    without = ", without --limit" if run.config.limit is not None and {*run.asked} <= {*done} else ""
     print_text(
         console,
-        f"not finished, and nothing is damaged: {proven}; {what}. Next: run the same explain command again{further}",
+        f"not finished, and nothing is damaged: {checked}; {missing}. Next: run the same explain command "
+        f"again{without}",
     )
     return NOT_FINISHED
 
 
-def _units(objects: CheckedObjects, run: Run, done: Iterable[int], *, planned: bool) -> Iterator[Unit]:
-    """The units in order, a few at a time. ``planned``: the manifest is sound, and lines are held against it."""
+def _units(objects: CheckedObjects, run: Run, done: Iterable[int], *, planned: bool) -> Iterator[CheckedUnit]:
+    """Checks the units in order, a few at a time. ``planned``: the manifest is sound and lines must match it."""
     manifest = Manifest(objects.store)
 
-    def check(item: tuple[int, pa.Table | None]) -> Unit:
+    def check(item: tuple[int, pa.Table | None]) -> CheckedUnit:
         problems, unit = collect_problems(check_unit(objects, run, *item))
         lines, software = (None, "") if unit is None else (unit[0], unit[1].software)
-        return Unit(item[0], problems, lines, software)
+        return CheckedUnit(item[0], problems, lines, software)
 
-    # The manifest keeps a part in hand, so one thread alone asks it.
+    # The manifest caches one part, so a single thread reads it.
     items = ((unit, manifest.unit_lines(unit) if planned else None) for unit in done)
     return map_ahead(check, items, threads=THREADS)
 
 
-def _read(objects: CheckedObjects) -> str:
+def _describe_reads(objects: CheckedObjects) -> str:
     return f"{objects.count:,} objects, {objects.bytes / 2**20:,.1f} MiB"
 
 
 def _open(out: str) -> tuple[ObjectStore, Run] | Problem:
-    """The store; a problem where it plainly is one, but its run.json is damaged."""
+    """Opens the store; returns a problem if it is a store whose run.json is damaged."""
     try:
         return open_run(out)
-    except InvalidRequestError as refused:
-        if not _is_store(out) or _of_other_format(open_output(out)):
+    except InvalidRequestError as error:
+        if not _is_store(out) or _has_other_format(open_output(out)):
             raise
-        return Problem(RUN_JSON, f"is missing or damaged: {RESTORE}. ({refused})")
+        return Problem(RUN_JSON, f"is missing or damaged: {RESTORE}. ({error})")
 
 
 def _is_store(out: str) -> bool:
@@ -172,8 +173,8 @@ def _is_store(out: str) -> bool:
     return any(True for below in ("index", MAPS) for _ in list_keys(store, below))
 
 
-def _of_other_format(store: ObjectStore) -> bool:
-    """Whether run.json is sound, as far as can be told, and only of a format that this program does not know."""
+def _has_other_format(store: ObjectStore) -> bool:
+    """Whether run.json seems sound and has a store format that this version does not support."""
     try:
         data = read_object(store, RUN_JSON)
     except FileNotFoundError:

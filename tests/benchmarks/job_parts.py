@@ -53,7 +53,7 @@ def kernel(run: Run) -> Part:
     """The Explainer alone, on micro-batches that are normalised already."""
     import torch
 
-    from jobs.explain.model import build_model
+    from jobs.explain.model_building import build_model
     from saliency_core.explainer import Explainer
     from saliency_core.replica.cpu.allocator import keep_freed_memory
 

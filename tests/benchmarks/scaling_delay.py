@@ -10,7 +10,7 @@ from typing import Any
 
 from jobs.cli import app
 from jobs.explain import explain_stages
-from jobs.explain.explain_stage import Asked, ExplainStage, Found
+from jobs.explain.explain_stage import BatchResults, ExplainStage, UnitInputs
 from jobs.store.open import open_run
 
 
@@ -20,11 +20,11 @@ class Delay(ExplainStage):
     They must all be of as many rows.
     """
 
-    _first: Found | None = None
+    _first: BatchResults | None = None
 
-    def _batch(self, asked: Asked, rows: slice, size: int) -> Found:
+    def _explain_batch(self, inputs: UnitInputs, rows: slice, size: int) -> BatchResults:
         if self._first is None:
-            self._first = super()._batch(asked, rows, size)
+            self._first = super()._explain_batch(inputs, rows, size)
         else:
             time.sleep(float(os.environ["SCALING_SECONDS"]))
         return replace(self._first, rows=rows)

@@ -16,7 +16,7 @@ from jobs.audit.audit_schema import Audit
 from jobs.audit.report.audit_data import Audited, Line, read_audited
 from jobs.audit.report.class_page import ClassPages, PageTask, WrittenPage, shown_rows
 from jobs.audit.report.overview_page import overview
-from jobs.explain.progress import PLAIN_EVERY
+from jobs.explain.progress import PLAIN_SECONDS
 from jobs.html.class_names import ClassNames
 from jobs.html.components import Link
 from jobs.html.site import Site
@@ -94,7 +94,7 @@ def _told(made: Iterable[WrittenPage], of: int, console: Console) -> Iterator[Wr
     """Says now and then how many classes are done."""
     last = monotonic()
     for done, one in enumerate(made, start=1):
-        if monotonic() - last >= PLAIN_EVERY:
+        if monotonic() - last >= PLAIN_SECONDS:
             last = monotonic()
             print_text(console, f"{done:,} of {of:,} classes")
         yield one

@@ -1,4 +1,4 @@
-"""``saliency classes`` as a whole: what its store holds, what resumes, what is refused, which exit code."""
+"""The whole ``saliency classes``: what its store holds, resuming, refusals and exit codes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ GEOMETRY = Preprocessing((12, 10), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
 
 
 def run(out: Path | str, **keys: object) -> tuple[int, str]:
-    """In this process → exit code and what it printed."""
+    """Runs the command in this process → exit code and printed text."""
     return said(visualise, read_config(ClassesConfig, {**KEYS, "out": str(out), **keys}))
 
 
@@ -43,10 +43,10 @@ def as_flags(**keys: object) -> list[str]:
 
 
 def content(out: Path) -> dict[str, bytes]:
-    """Every object but classes.json, which knows where it is and how it was made, and so SHA256SUMS."""
-    found = {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
-    del found["classes.json"], found["SHA256SUMS"]
-    return found
+    """Every object but classes.json, which contains its path and its software, and so SHA256SUMS."""
+    objects = {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    del objects["classes.json"], objects["SHA256SUMS"]
+    return objects
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +60,8 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(names: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All five classes, two at once. Not to be changed: copy it."""
     out = tmp_path_factory.mktemp("finished") / "store"
-    code, told = run(out, class_names=str(names))
-    assert code == 0 and "5 of 5 classes committed" in told
+    code, output = run(out, class_names=str(names))
+    assert code == 0 and "5 of 5 classes committed" in output
     return out
 
 
@@ -75,10 +75,10 @@ def test_line_i_is_image_i_is_class_i(finished: Path) -> None:
     model = Model("own", tiny().eval(), GEOMETRY)
     recipe = Recipe(steps=4, jitter=1, blur_every=2)
     for number, line in enumerate(lines):
-        found = visualise_classes(model, [number], recipe=recipe, seed=3)
-        np.testing.assert_allclose(data["image"].sel({"class": number})[:], found.images[0], rtol=1e-3, atol=1e-4)
-        assert line["score"] == pytest.approx(float(found.scores[0]), rel=1e-4)
-        assert line["probability"] == pytest.approx(float(found.probabilities[0]), rel=1e-4)
+        result = visualise_classes(model, [number], recipe=recipe, seed=3)
+        np.testing.assert_allclose(data["image"].sel({"class": number})[:], result.images[0], rtol=1e-3, atol=1e-4)
+        assert line["score"] == pytest.approx(float(result.scores[0]), rel=1e-4)
+        assert line["probability"] == pytest.approx(float(result.probabilities[0]), rel=1e-4)
         assert line["score"] == data["score"].sel({"class": number})
     with Image.open(finished / "classes.png") as picture:
         assert picture.format == "PNG" and len(picture.getcolors(1 << 20) or ()) > 100
@@ -87,11 +87,11 @@ def test_line_i_is_image_i_is_class_i(finished: Path) -> None:
 @pytest.mark.slow
 def test_ray_equals_inline(finished: Path, names: Path, tmp_path: Path, saliency) -> None:
     out = tmp_path / "store"
-    told = saliency("classes", *as_flags(out=out, class_names=names, runner="ray", workers=2))
-    assert told.returncode == 0, told.stdout + told.stderr
+    process = saliency("classes", *as_flags(out=out, class_names=names, runner="ray", workers=2))
+    assert process.returncode == 0, process.stdout + process.stderr
     assert content(out) == content(finished)
-    assert "5 of 5 classes committed" in told.stdout
-    assert "WARNING" not in told.stderr and "Traceback" not in told.stderr
+    assert "5 of 5 classes committed" in process.stdout
+    assert "WARNING" not in process.stderr and "Traceback" not in process.stderr
 
 
 def test_an_object_store_holds_the_same(finished: Path, names: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,9 +99,9 @@ def test_an_object_store_holds_the_same(finished: Path, names: Path, monkeypatch
         for _ in range(2):
             assert run(f"{uri}/some/classes", class_names=str(names))[0] == 0
         store = open_output(f"{uri}/some/classes")
-        found = {key: read_object(store, key) for key in sorted(list_keys(store))}
-        del found["classes.json"], found["SHA256SUMS"]
-    assert found == content(finished)
+        objects = {key: read_object(store, key) for key in sorted(list_keys(store))}
+        del objects["classes.json"], objects["SHA256SUMS"]
+    assert objects == content(finished)
 
 
 def test_goes_on_where_a_unit_is_missing(finished: Path, names: Path, tmp_path: Path) -> None:
@@ -110,13 +110,13 @@ def test_goes_on_where_a_unit_is_missing(finished: Path, names: Path, tmp_path: 
     for key in ("index/unit-00000001.parquet", "classes.zarr/image/c/1/0/0/0", "classes.parquet", "classes.png"):
         (out / key).unlink()
     (out / "classes.zarr/score/c/1").write_bytes(b"torn")
-    code, told = run(out, class_names=str(names))
-    assert code == 0 and "5 of 5 classes committed" in told and "3 of 5" not in told
+    code, output = run(out, class_names=str(names))
+    assert code == 0 and "5 of 5 classes committed" in output and "3 of 5" not in output
     assert content(out) == content(finished)
 
 
-def test_planning_that_never_ended_is_gone_on_with(finished: Path, names: Path, tmp_path: Path) -> None:
-    """classes.json comes first; of the rest nothing need be there."""
+def test_a_run_killed_while_planning_is_resumed(finished: Path, names: Path, tmp_path: Path) -> None:
+    """classes.json is written first, so it may be the only object."""
     out = tmp_path / "store"
     out.mkdir()
     shutil.copy(finished / "classes.json", out)
@@ -188,16 +188,16 @@ def test_names_that_are_not_as_many_or_not_there_are_refused(names: Path, tmp_pa
 
 def test_foreign_directories_and_other_stores_are_left_alone(finished: Path, tmp_path: Path, saliency) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    told = saliency("classes", *as_flags(out=tmp_path))
-    assert told.returncode == 2 and "thesis.tex" in told.stderr
+    process = saliency("classes", *as_flags(out=tmp_path))
+    assert process.returncode == 2 and "thesis.tex" in process.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(InvalidRequestError, match=r"run\.json"):
         run(tmp_path)
     before = content(finished)
     for command in (["status", finished], ["explain", "--images", tmp_path, "--model", "x", "--out", finished]):
-        told = saliency(*command)
-        assert told.returncode == 2 and "a store of `saliency classes`" in " ".join(told.stderr.split())
+        process = saliency(*command)
+        assert process.returncode == 2 and "a store of `saliency classes`" in " ".join(process.stderr.split())
     assert content(finished) == before
 
 
@@ -211,24 +211,24 @@ def test_classes_by_name_and_number_each_once_in_order(finished: Path, names: Pa
     np.testing.assert_allclose(some["image"].sel({"class": 3}), all_["image"].sel({"class": 3}), rtol=1e-3, atol=1e-4)
 
 
-def test_yaml_says_the_same_as_flags(tmp_path: Path) -> None:
-    made = read_config(ClassesConfig, {**KEYS, "out": "o", "classes": "0,bee", "lp": "6,0.5"})
+def test_yaml_equals_flags(tmp_path: Path) -> None:
+    config = read_config(ClassesConfig, {**KEYS, "out": "o", "classes": "0,bee", "lp": "6,0.5"})
     for text in (
-        yaml.safe_dump(json.loads(made.model_dump_json())),
+        yaml.safe_dump(json.loads(config.model_dump_json())),
         yaml.safe_dump({**KEYS, "classes": [0, "bee"], "lp": [6, 0.5]}),
     ):
         (tmp_path / "run.yaml").write_text(text)
-        assert read_config(ClassesConfig, {"out": "o"}, file=tmp_path / "run.yaml") == made
+        assert read_config(ClassesConfig, {"out": "o"}, file=tmp_path / "run.yaml") == config
 
 
 def test_every_key_is_a_flag(saliency) -> None:
-    told = saliency("classes", "--help").stdout
-    assert all(f"{flag_of(key)} " in told for key in ClassesConfig.model_fields)
+    output = saliency("classes", "--help").stdout
+    assert all(f"{flag_of(key)} " in output for key in ClassesConfig.model_fields)
 
 
 def test_a_class_without_an_image_keeps_its_place_with_a_reason(tmp_path: Path) -> None:
-    code, told = run(tmp_path / "store", l2=1e300)
-    assert code == 3 and "5 of 5 classes have no image" in told
+    code, output = run(tmp_path / "store", l2=1e300)
+    assert code == 3 and "5 of 5 classes have no image" in output
     lines = pq.read_table(tmp_path / "store/classes.parquet").to_pylist()
     assert all("--l2" in line["error"] and line["score"] is None and line["probability"] is None for line in lines)
     assert np.isnan(xarray.open_zarr(tmp_path / "store/classes.zarr", consolidated=False)["image"]).all()
@@ -236,7 +236,7 @@ def test_a_class_without_an_image_keeps_its_place_with_a_reason(tmp_path: Path) 
         picture.load()
 
 
-def test_a_model_that_raises_is_told_with_its_classes(tmp_path: Path) -> None:
+def test_an_error_of_the_model_names_the_classes(tmp_path: Path) -> None:
     with pytest.raises(VisualiseError, match=r"classes \(0, 1, 2, 3\)(.|\n)*device is full(.|\n)*--batch-size"):
         run(tmp_path / "store", model="python:factories:greedy", batch_size=4)
 

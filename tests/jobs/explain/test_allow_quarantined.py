@@ -1,4 +1,4 @@
-"""``--allow-quarantined``: what would end with 3 over quarantined or partial rows ends with 0, nothing else."""
+"""``--allow-quarantined`` turns exit code 3 into 0 if quarantined or partial rows are its only cause."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def test_every_command(finished: Path, unfinished: Path, tmp_path: Path, allowed
     assert compare(out, str(finished), quiet(), output=str(tmp_path / "c"), runner="inline", **same) == code
     assert export(out, quiet(), to="webdataset", output=str(tmp_path / "e"), **same) == code
     part = str(shutil.copytree(unfinished, tmp_path / "part"))
-    assert audit(part, quiet(), runner="inline", report=False, **same) == IMPERFECT, "rows that are missing are no such"
+    assert audit(part, quiet(), runner="inline", report=False, **same) == IMPERFECT, (
+        "missing rows are not quarantined rows"
+    )
     assert compare(out, part, quiet(), output=str(tmp_path / "d"), runner="inline", **same) == IMPERFECT
 
 
@@ -45,13 +47,13 @@ def test_partial_rows_count_as_quarantined_ones(partial: Path, tmp_path: Path) -
 
 
 def test_image_that_is_gone_is_not_allowed(tmp_path: Path) -> None:
-    """It was explained, and an export that should hold it lacks it."""
+    """An image that was explained but is missing in the export still gives exit code 3."""
     (tmp_path / "images").mkdir()
     for shade in (10, 200):
         Image.new("RGB", (20, 20), (shade, 50, 90)).save(tmp_path / f"images/{shade}.png")
     run_inline(images=str(tmp_path / "images"), out=str(tmp_path / "s"))
     (tmp_path / "images/10.png").unlink()
-    told = export(
+    code = export(
         str(tmp_path / "s"),
         quiet(),
         to="webdataset",
@@ -59,7 +61,7 @@ def test_image_that_is_gone_is_not_allowed(tmp_path: Path) -> None:
         originals=True,
         allow_quarantined=True,
     )
-    assert told == IMPERFECT
+    assert code == IMPERFECT
 
 
 def test_explain_takes_it_from_flag_and_file_and_its_store_is_the_same(

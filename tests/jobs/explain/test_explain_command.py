@@ -1,4 +1,4 @@
-"""The job as a whole, in one process: what a store holds, of sound images and of others."""
+"""The whole job in one process: what a store holds for sound and for broken images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GEOMETRY = Preprocessing((16, 16), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
 
 
 def loop(path: Path, target: int | None = None) -> tuple[np.ndarray, int]:
-    """What the job has to say of one image, in the fewest lines: gradient, absolute value, largest channel."""
+    """What the job must compute for one image, in the fewest lines: gradient, absolute value, largest channel."""
     net = tiny().eval()
     with Image.open(path) as image:
         x = GEOMETRY.normalise(torch.from_numpy(GEOMETRY.apply(image.convert("RGB")))[None], torch.float32)
@@ -64,7 +64,7 @@ def test_line_i_is_map_i_is_image_i(tree: Path, finished: Path) -> None:
     assert run.state == "finished"
 
 
-def test_totals_tell_of_broken_images(finished: Path) -> None:
+def test_totals_count_broken_images(finished: Path) -> None:
     run = json.loads((finished / "run.json").read_text())
     assert run["totals"]["statuses"] == {"ok": 40, "quarantined": 3}
     assert sum(run["totals"]["errors"].values()) == 3
@@ -79,7 +79,7 @@ def test_sums_prove_every_object(finished: Path) -> None:
     assert all(hashlib.sha256((finished / key).read_bytes()).hexdigest() == digest for key, digest in sums.items())
 
 
-def test_commit_knows_its_shards(finished: Path) -> None:
+def test_commit_lists_its_shards(finished: Path) -> None:
     store, run = open_run(str(finished))
     for unit in range(run.units):
         _, commit = read_part(store, unit)
@@ -101,8 +101,8 @@ def test_nan_gradients_quarantine_their_row_alone(tmp_path: Path) -> None:
         "mean": "0.5,0.5,0.5",
         "std": "0.5,0.5,0.5",
     }
-    code, told = run_inline(**keys, out=str(tmp_path / "store"))
-    assert code == 3 and "1 × the map predicted/gradient is not finite" in told and "saliency retry" in told
+    code, output = run_inline(**keys, out=str(tmp_path / "store"))
+    assert code == 3 and "1 × the map predicted/gradient is not finite" in output and "saliency retry" in output
     index = pq.read_table(tmp_path / "store/index.parquet").to_pylist()
     assert [line["status"] for line in index] == ["ok"] * 3 + ["quarantined"] + ["ok"] * 2
     assert "not finite" in index[3]["error"]
@@ -130,8 +130,9 @@ def test_labels_outside_the_classes_make_rows_partial(tree: Path, tmp_path: Path
     assert code == 3
     index = pq.read_table(tmp_path / "store/index.parquet").to_pylist()
     assert [line["status"] for line in index] == ["ok", "partial", "partial", "ok", "partial"]
-    told = [line["label__status"] for line in index]
-    assert told[0] == told[3] == "ok" and "77" in told[1] and told[2] == "no label" and "'yak'" in told[4]
+    statuses = [line["label__status"] for line in index]
+    assert statuses[0] == statuses[3] == "ok" and statuses[2] == "no label"
+    assert "77" in statuses[1] and "'yak'" in statuses[4]
     assert [line["label__class"] for line in index] == [0, None, None, 2, None]
     assert all(line["predicted__status"] == "ok" for line in index)
 
@@ -152,8 +153,8 @@ def test_scaled_dtypes_undo_to_the_map(
         expected = open_array(exact, array.path)[:]
         np.testing.assert_array_equal(np.isnan(scales), np.isnan(expected[:, 0, 0]))
         largest = np.abs(expected).max(axis=(1, 2), keepdims=True)
-        shown = ~np.isnan(scales)
-        assert (np.abs(maps - expected) <= tolerance * largest)[shown].all()
+        explained = ~np.isnan(scales)
+        assert (np.abs(maps - expected) <= tolerance * largest)[explained].all()
         column = pq.read_table(tmp_path / "s/index.parquet")[f"{array.column}__scale"].to_numpy()
         np.testing.assert_array_equal(column, scales)
     if dtype == "uint8":
@@ -170,9 +171,9 @@ def test_kept_channels_and_grey_models(tree: Path, tmp_path: Path) -> None:
         **keys,
     )
     store, _ = open_run(str(tmp_path / "s"))
-    kept, mine = open_array(store, "predicted/gradient_none"), open_array(store, "predicted/mine")
-    assert kept.shape == (43, 1, 20, 12) and kept.metadata.dimension_names == ("row", "channel", "y", "x")
-    np.testing.assert_array_equal(np.abs(kept[:, 0]), mine[:])
+    channels, mine = open_array(store, "predicted/gradient_none"), open_array(store, "predicted/mine")
+    assert channels.shape == (43, 1, 20, 12) and channels.metadata.dimension_names == ("row", "channel", "y", "x")
+    np.testing.assert_array_equal(np.abs(channels[:, 0]), mine[:])
 
 
 def test_out_of_memory_halves_the_micro_batch_and_goes_on(tree: Path, tmp_path: Path) -> None:

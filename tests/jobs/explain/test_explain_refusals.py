@@ -1,4 +1,4 @@
-"""The job refuses what cannot work, by name, before anything is touched."""
+"""The job refuses configurations that cannot work, with the name of the key, before anything is written."""
 
 from __future__ import annotations
 
@@ -91,11 +91,11 @@ def test_out_that_cannot_be_made_is_refused(tree: Path, tmp_path: Path) -> None:
 def test_dry_run_prices_and_touches_nothing(tree: Path, tmp_path: Path, saliency) -> None:
     from tests.conftest import flags
 
-    told = saliency("explain", *flags(images=tree, out=tmp_path / "out", unit_size=8), "--dry-run")
-    assert told.returncode == 0, told.stderr
+    process = saliency("explain", *flags(images=tree, out=tmp_path / "out", unit_size=8), "--dry-run")
+    assert process.returncode == 0, process.stderr
     assert not (tmp_path / "out").exists()
     for text in ("rows            43", "6 of 8 rows", "predicted/gradient", "device memory", "shards          6"):
-        assert text in told.stdout
+        assert text in process.stdout
 
 
 def test_refused_plan_leaves_nothing(tree: Path, tmp_path: Path) -> None:
@@ -135,9 +135,9 @@ def test_more_workers_than_fit_are_refused_not_waited_for() -> None:
     config = {**TINY, "images": "a", "out": "b", "runner": "ray"}
     assert engine.workers(make_config(config), "cpu") == 2
     for change in ({"workers": 3}, {"threads": 3}, {"device": "cuda"}):
-        made = make_config({**config, **change})
+        changed = make_config({**config, **change})
         with pytest.raises(InvalidRequestError, match="at most"):
-            engine.workers(made, engine.device(made))
+            engine.workers(changed, engine.device(changed))
     assert replace(engine, grows=True).workers(make_config({**config, "workers": 9}), "cpu") == 9
     shared = make_config({**config, "gpus_per_worker": 0.5})
     assert replace(engine, nodes=[Node(16.0, 4.0)]).workers(shared, "cuda") == 8

@@ -1,4 +1,4 @@
-"""A run over a store that is there: it goes on, retries, or is refused because it would be another."""
+"""A run into an existing store: it resumes, retries, or is refused because it is another run."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tests.conftest import SAME, content, run_inline, said
 
 def test_finished_store_has_nothing_to_do(tree: Path, finished: Path) -> None:
     before = content(finished)
-    code, told = run_inline(images=str(tree), out=str(finished), **SAME)
-    assert code == 3 and "nothing was pending" in told
+    code, output = run_inline(images=str(tree), out=str(finished), **SAME)
+    assert code == 3 and "nothing was pending" in output
     assert content(finished) == before
 
 
@@ -42,11 +42,11 @@ def test_goes_on_where_units_are_missing(tree: Path, finished: Path, tmp_path: P
 
 def test_limit_chooses_units_and_a_later_run_goes_on(tree: Path, finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "store"
-    code, told = run_inline(images=str(tree), out=str(out), limit=10, **SAME)
-    assert code == 3 and "10 of 10 asked for (--limit 10): 15 ok, 0 partial, 1 quarantined" in told
+    code, output = run_inline(images=str(tree), out=str(out), limit=10, **SAME)
+    assert code == 3 and "10 of 10 asked for (--limit 10): 15 ok, 0 partial, 1 quarantined" in output
     assert sorted(path.name for path in (out / "index").iterdir()) == [f"unit-{unit:08d}.parquet" for unit in (0, 1)]
-    code, told = said(verify_command.verify, str(out))
-    assert code == 1 and "run the same explain command again, without --limit" in told
+    code, output = said(verify_command.verify, str(out))
+    assert code == 1 and "run the same explain command again, without --limit" in output
     code, _ = run_inline(images=str(tree), out=str(out), **SAME)
     assert code == 3
     assert content(out) == content(finished)
@@ -84,8 +84,8 @@ def test_other_inputs_are_refused(tree: Path, finished: Path, tmp_path: Path) ->
 def test_moved_data_and_moved_store_keep_their_identity(tree: Path, finished: Path, tmp_path: Path) -> None:
     shutil.copytree(tree, tmp_path / "elsewhere")
     shutil.copytree(finished, tmp_path / "store")
-    code, told = run_inline(images=str(tmp_path / "elsewhere"), out=str(tmp_path / "store"), **SAME)
-    assert code == 3 and "nothing was pending" in told
+    code, output = run_inline(images=str(tmp_path / "elsewhere"), out=str(tmp_path / "store"), **SAME)
+    assert code == 3 and "nothing was pending" in output
 
 
 def test_image_changed_since_the_manifest_is_quarantined(tree: Path, tmp_path: Path) -> None:
@@ -103,10 +103,10 @@ def test_retry_finds_the_repaired_image_where_it_is_now(tree: Path, tmp_path: Pa
     images, out = tmp_path / "tree", tmp_path / "store"
     shutil.copytree(tree, images)
     run_inline(images=str(images), out=str(out), **SAME)
-    others = {key: data for key, data in content(out).items() if "/c/" in key}
+    before = {key: data for key, data in content(out).items() if "/c/" in key}
     shutil.copy(images / "ant/000.png", images / "ant/broken.jpg")
-    told = saliency("retry", out, "--runner", "inline")
-    assert told.returncode == 3, told.stderr
+    process = saliency("retry", out, "--runner", "inline")
+    assert process.returncode == 3, process.stderr
     index = {line["sample_id"]: line for line in pq.read_table(out / "index.parquet").to_pylist()}
     assert index["ant/broken.jpg"]["status"] == "ok"
     assert sum(line["status"] == "quarantined" for line in index.values()) == 2
@@ -114,13 +114,13 @@ def test_retry_finds_the_repaired_image_where_it_is_now(tree: Path, tmp_path: Pa
     store, _ = open_run(str(out))
     maps = open_array(store, "predicted/gradient")
     np.testing.assert_array_equal(maps[index["ant/broken.jpg"]["row"]], maps[index["ant/000.png"]["row"]])
-    changed = {key for key, data in content(out).items() if "/c/" in key and others[key] != data}
+    changed = {key for key, data in content(out).items() if "/c/" in key and before[key] != data}
     assert changed and all(f"/c/{unit}/" in key for key in changed)
     assert saliency("verify", out).returncode == 0
 
 
 def test_moved_data_are_found_where_they_are_now(tree: Path, tmp_path: Path) -> None:
-    """Also by a run that is resumed: identity is the sample id, not the path."""
+    """A resumed run finds them, too: the identity of an image is its sample id, not its path."""
     shutil.copytree(tree, tmp_path / "before")
     run_inline(images=str(tmp_path / "before"), out=str(tmp_path / "s"), limit=16, **SAME)
     (tmp_path / "before").rename(tmp_path / "after")
@@ -141,8 +141,8 @@ def test_retry_that_is_refused_touches_nothing(tree: Path, tmp_path: Path, salie
     run_inline(images=str(tree), out=str(out), weights=str(weights))
     before = {str(path): path.read_bytes() for path in out.rglob("*") if path.is_file()}
     torch.save({key: value + 1 for key, value in tiny().state_dict().items()}, weights)
-    told = saliency("retry", out, "--runner", "inline")
-    assert told.returncode == 2 and "other weights" in told.stderr
+    process = saliency("retry", out, "--runner", "inline")
+    assert process.returncode == 2 and "other weights" in process.stderr
     assert {str(path): path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
@@ -158,8 +158,12 @@ def test_damaged_index_part_is_named_with_what_to_do(tree: Path, finished: Path,
     shutil.copytree(finished, out)
     part = out / "index/unit-00000001.parquet"
     part.write_bytes(part.read_bytes()[:-20])
-    told = saliency("status", out)
-    assert told.returncode == 1 and "unit-00000001.parquet is damaged" in told.stderr and "Delete it" in told.stderr
+    process = saliency("status", out)
+    assert (
+        process.returncode == 1
+        and "unit-00000001.parquet is damaged" in process.stderr
+        and "Delete it" in process.stderr
+    )
     part.unlink()
     assert run_inline(images=str(tree), out=str(out), **SAME)[0] == 3
     assert content(out) == content(finished)

@@ -52,8 +52,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"marks": root / "marks", "binary": root / "two", "logit": root / "two"}
 
 
-def seen(root: Path, line: dict[str, object]) -> Tensor:
-    """What the model gets of a row [1, 3, 16, 16]."""
+def model_input(root: Path, line: dict[str, object]) -> Tensor:
+    """The model's input for a row [1, 3, 16, 16]."""
     pixels = np.asarray(Image.open(root / str(line["sample_id"])).resize((16, 16)))
     return torch.from_numpy((pixels / 255 - 0.5) / 0.25).permute(2, 0, 1)[None]
 
@@ -62,14 +62,14 @@ def seen(root: Path, line: dict[str, object]) -> Tensor:
 def test_a_run_of_another_head(name: str, factory, pictures: dict[str, Path], tmp_path: Path) -> None:
     keys = {"images": str(pictures[name]), "out": str(tmp_path / "s"), "model": f"python:headed:{name}", **SAME}
     run_inline(**keys, limit=4)
-    code, told = run_inline(**keys)  # goes on
-    assert code == 0 and f"note: {NOTES[name]}" in told
+    code, output = run_inline(**keys)  # goes on
+    assert code == 0 and f"note: {NOTES[name]}" in output
     module: Headed = factory().double().eval()
     lines = pq.read_table(tmp_path / "s/index.parquet").to_pylist()
     maps = open_store(str(tmp_path / "s")).maps("label/gradient_none", slice(None))
     predicted = set()
     for line, map_ in zip(lines, maps, strict=True):
-        image = seen(pictures[name], line)
+        image = model_input(pictures[name], line)
         z = module.scores(image)[0].detach()
         z = torch.stack([-z[0], z[0]]) if len(z) == 1 else z
         for target in ("predicted", "label"):
@@ -86,12 +86,12 @@ def test_a_run_of_another_head(name: str, factory, pictures: dict[str, Path], tm
     run = json.loads((tmp_path / "s/run.json").read_text())
     assert run["head"] == ("sigmoid" if name == "marks" else "logit") and run["notes"][0] == NOTES[name]
     assert run["n_classes"] == len(z) and run["head"] in run["fingerprint"]["head"]
-    code, told = check(tmp_path / "s", recompute=10)
-    assert code == 0 and "10 of them to the bit" in told
+    code, output = check(tmp_path / "s", recompute=10)
+    assert code == 0 and "10 of them to the bit" in output
 
 
 def _scores(module: Headed) -> torch.nn.Module:
-    """The columns of all its classes."""
+    """The columns of the classes of all targets."""
     copied = Headed(lambda z: torch.cat([-z, z], 1) if z.shape[1] == 1 else z, module.classes)
     copied.load_state_dict(module.state_dict())
     return copied.double().eval()
@@ -111,7 +111,7 @@ def test_an_interrupted_run_is_the_whole_one(pictures: dict[str, Path], tmp_path
         ("plain", "auto", None, "head: softmax over 5 classes"),
         ("plain", "softmax", None, "head: softmax over 5 classes"),
         ("softmax", "auto", None, "head: softmax over 5 classes (the scores in front of it are explained)"),
-        # Stores that were made before have the probabilities' gradients.
+        # Stores of older versions have the probabilities' gradients.
         ("functional_softmax", "auto", "softmax, in front of softmax", "head: softmax over 5 classes (the scores"),
         ("plain", "sigmoid", "sigmoid", "head: sigmoid over 5 labels"),
         ("marks", "auto", "sigmoid, in front of sigmoid", "head: sigmoid over 5 labels (the scores in front of it"),
@@ -121,11 +121,11 @@ def test_an_interrupted_run_is_the_whole_one(pictures: dict[str, Path], tmp_path
         ("binary", "sigmoid", "logit, in front of sigmoid", "head: one logit, two classes"),
     ],
 )
-def test_the_plan_knows_the_head(name: str, head: str, key: str | None, note: str) -> None:
+def test_the_plan_records_the_head(name: str, head: str, key: str | None, note: str) -> None:
     config = make_config({**TINY, "images": "x", "out": "y", "model": f"python:headed:{name}", "head": head})
-    facts = profile_model(config, folders=None, device=lambda: "cpu")
-    assert facts.head.key == (key or "")
-    assert note in facts.notes[0] and len(set(facts.notes)) == len(facts.notes) == 1
+    profile = profile_model(config, folders=None, device=lambda: "cpu")
+    assert profile.head.key == (key or "")
+    assert note in profile.notes[0] and len(set(profile.notes)) == len(profile.notes) == 1
 
 
 def test_another_head_is_another_run(pictures: dict[str, Path], tmp_path: Path) -> None:
@@ -160,8 +160,8 @@ def test_what_does_not_fit_one_logit_is_refused(
 @pytest.mark.parametrize(("name", "factory"), [("marks", marks), ("binary", binary), ("logit", logit)])
 def test_class_images_of_another_head(name: str, factory, tmp_path: Path) -> None:
     keys = {**TINY, "model": f"python:headed:{name}", "out": str(tmp_path / "s"), "steps": 3, "batch_size": 2}
-    code, told = said(visualise, read_config(ClassesConfig, keys))
-    assert code == 0 and NOTES[name] in told
+    code, output = said(visualise, read_config(ClassesConfig, keys))
+    assert code == 0 and NOTES[name] in output
     run = json.loads((tmp_path / "s/classes.json").read_text())
     assert run["head"] == ("sigmoid" if name == "marks" else "logit") and run["fingerprint"]["head"]
     lines = pq.read_table(tmp_path / "s/classes.parquet").to_pylist()

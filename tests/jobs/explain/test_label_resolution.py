@@ -1,4 +1,4 @@
-"""Labels that are no class of the model are told of in the plan and in run.json, whatever the target."""
+"""The plan and run.json list labels that match no class of the model, whatever the target."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def parquet(*labels: object):
     )
 
 
-# inputs, more keys, parts of the note (None: there is none)
+# inputs, further keys, parts of the note (None: no note)
 CASES = {
     "folders of other names": (folders("x", "y"), {}, ["2 of 2 images", "2 of 2 folders", "'x', 'y'", "--class-names"]),
     "some of the folders": (folders("ant", "bee", "Cat"), {}, ["1 of 3 images", "1 of 3 folders", "'Cat'"]),
@@ -68,24 +68,24 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_labels_that_are_no_class_are_told_of(case: str, tmp_path: Path) -> None:
+def test_labels_that_match_no_class_are_noted(case: str, tmp_path: Path) -> None:
     make, keys, parts = CASES[case]
     names = keys.get("names", " ".join(CLASSES))
     keys = {key: value for key, value in keys.items() if key != "names"}
     if names:
         keys["class_names"] = str(write(tmp_path / "names.txt", names.replace(" ", "\n").encode()))
-    code, told = run_inline(images=str(make(tmp_path)), out=str(tmp_path / "out"), **keys)
-    assert code == 0, told
+    code, output = run_inline(images=str(make(tmp_path)), out=str(tmp_path / "out"), **keys)
+    assert code == 0, output
     notes = [
         note for note in json.loads((tmp_path / "out/run.json").read_text())["notes"] if note.startswith("labels: ")
     ]
     assert bool(notes) == (parts is not None)
     for part in parts or ():
         assert part in notes[0]
-        assert f"note: {notes[0]}" in told
+        assert f"note: {notes[0]}" in output
 
 
-def test_a_long_label_is_cut_where_it_is_told(tmp_path: Path) -> None:
-    code, told = run_inline(images=str(a_list("x" * 5000, "1")(tmp_path)), out=str(tmp_path / "s"))
-    assert code == 0 and "(5,000 characters)" in told
-    assert "x" * 100 not in told + (tmp_path / "s/run.json").read_text()
+def test_a_long_label_is_shortened_in_the_note(tmp_path: Path) -> None:
+    code, output = run_inline(images=str(a_list("x" * 5000, "1")(tmp_path)), out=str(tmp_path / "s"))
+    assert code == 0 and "(5,000 characters)" in output
+    assert "x" * 100 not in output + (tmp_path / "s/run.json").read_text()

@@ -1,4 +1,4 @@
-"""Every kind of method and target through the whole job: what the index tells, and that the bytes are the run's own."""
+"""Every kind of method and target in the whole job: the index is right, and the bytes depend on the run alone."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ SAME = {"unit_size": 8, "batch_size": 4, "methods": METHODS, "targets": TARGETS,
 @pytest.fixture(scope="module")
 def many(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("many") / "store"
-    code, told = run_inline(images=str(tree), out=str(out), **SAME)
-    assert code == 3, told
+    code, output = run_inline(images=str(tree), out=str(out), **SAME)
+    assert code == 3, output
     # Forwards: 1 clean, 3 and 2 noisy, 4 on the path and 1 at its start. Backwards, for each of 7 targets: 2 rules at
     # the image itself, 3 and 2 noisy, 4 on the path.
-    assert f"of {(11 + 7 * 11) / 2:g} passes each" in told
+    assert f"of {(11 + 7 * 11) / 2:g} passes each" in output
     return out
 
 
-def test_the_index_tells_what_each_target_and_method_has(many: Path) -> None:
+def test_the_index_describes_each_target_and_method(many: Path) -> None:
     index = pq.read_table(many / "index.parquet").to_pylist()
     explained = [line for line in index if line["predicted__status"] == "ok"]
     assert explained
@@ -59,13 +59,13 @@ def test_the_index_tells_what_each_target_and_method_has(many: Path) -> None:
 
 
 def test_ray_equals_inline(many: Path, tree: Path, tmp_path: Path, saliency) -> None:
-    told = saliency("explain", *flags(images=tree, out=tmp_path / "store", workers=2, **{**SAME, "runner": "ray"}))
-    assert told.returncode == 3, told.stdout + told.stderr
+    process = saliency("explain", *flags(images=tree, out=tmp_path / "store", workers=2, **{**SAME, "runner": "ray"}))
+    assert process.returncode == 3, process.stdout + process.stderr
     assert content(tmp_path / "store") == content(many)
     index = pq.read_table(tmp_path / "store/index.parquet")
     assert index.equals(pq.read_table(many / "index.parquet"))
-    assert "43 of 43 rows committed" in told.stdout and "busiest" in told.stdout
-    assert "WARNING" not in told.stderr and "Traceback" not in told.stderr
+    assert "43 of 43 rows committed" in process.stdout and "busiest" in process.stdout
+    assert "WARNING" not in process.stderr and "Traceback" not in process.stderr
 
 
 def test_noise_does_not_depend_on_the_unit_size(tree: Path, tmp_path: Path) -> None:
@@ -79,15 +79,15 @@ def test_noise_does_not_depend_on_the_unit_size(tree: Path, tmp_path: Path) -> N
 
 def test_another_argument_is_another_run(many: Path, tree: Path, saliency) -> None:
     other = {**SAME, "methods": ("smoothgrad(n=4)", *METHODS[1:])}
-    told = saliency("explain", *flags(images=tree, out=many, **{**other, "runner": "inline"}))
-    assert told.returncode == 2 and "methods" in told.stdout + told.stderr
+    process = saliency("explain", *flags(images=tree, out=many, **{**other, "runner": "inline"}))
+    assert process.returncode == 2 and "methods" in process.stdout + process.stderr
 
 
 def test_every_method_through_the_job(tree: Path, tmp_path: Path) -> None:
-    """In one run, each by its bare name."""
+    """All methods in one run, each by its bare name."""
     names = tuple(name for name in REGISTRY if name != "compose")
-    code, told = run_inline(images=str(tree / "bee"), out=str(tmp_path / "s"), methods=names, batch_size=4)
-    assert code == 0, told
+    code, output = run_inline(images=str(tree / "bee"), out=str(tmp_path / "s"), methods=names, batch_size=4)
+    assert code == 0, output
     store = open_store(str(tmp_path / "s"))
     assert [array.method for array in store.run.arrays] == list(names)
     for name in names:
@@ -95,9 +95,8 @@ def test_every_method_through_the_job(tree: Path, tmp_path: Path) -> None:
         assert maps.shape == (8, 16, 16) and np.isfinite(maps).all() and maps.any(), name
 
 
-def test_run_json_tells_which_layer_auto_is(tree: Path, tmp_path: Path) -> None:
-    """By the call that made it, and the module that made the call; where a layer was given, nothing is to be told.
-    It is no part of what two runs must agree in."""
+def test_run_json_names_the_layer_of_auto(tree: Path, tmp_path: Path) -> None:
+    """The note names the call and its module, only if no layer was given. The fingerprint excludes it."""
     methods = ("gradcam", "guided_gradcam", "named=hirescam(layer=3)")
     run_inline(images=str(tree / "ant"), out=str(tmp_path / "s"), methods=methods)
     run = open_store(str(tmp_path / "s")).run
@@ -106,14 +105,14 @@ def test_run_json_tells_which_layer_auto_is(tree: Path, tmp_path: Path) -> None:
     assert "relu#2" not in str(run.fingerprint)
 
 
-def test_what_is_made_again_is_the_same(many: Path, saliency) -> None:
-    told = saliency("verify", many, "--recompute", 5)
-    assert told.returncode == 0, told.stdout + told.stderr
-    assert "5 of them to the bit" in told.stdout
+def test_recomputed_rows_are_the_same(many: Path, saliency) -> None:
+    process = saliency("verify", many, "--recompute", 5)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "5 of them to the bit" in process.stdout
 
 
-def test_specs_tell_which_targets_are_classes() -> None:
-    """The store's readers know it without torch."""
+def test_specs_distinguish_targets_that_are_classes() -> None:
+    """Readers of a store need this without torch."""
     for target in parse_targets(
         ["predicted", "label", "class:1", "top:2", "contrast", "contrast:label", *TARGETS[-2:]]
     ):

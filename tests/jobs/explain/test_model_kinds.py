@@ -1,4 +1,4 @@
-"""Every kind of model source, from explain to verify, retry and a resumed run, with all that may move in between."""
+"""Every kind of model source with explain, verify, retry and a resumed run, also after files were moved."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from saliency_core.errors import InvalidRequestError
 from tests.conftest import content, flags, run_inline, said
 from tests.support.processes import kill_all, start, wait_for_commits
 
-# torch calls TorchScript deprecated, when it is written and when it is read; its files are about all the same.
+# torch warns that TorchScript is deprecated, when it is written and when it is read; users have such files.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
 SIZE = 32
@@ -89,43 +89,43 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def whole(case: Case) -> Path:
     """A finished store. Not to be changed: copy it."""
     out = case.folder.parent / "whole"
-    code, told = run_inline(images=str(case.images), out=str(out), **case.keys)
-    assert code == IMPERFECT, told
+    code, output = run_inline(images=str(case.images), out=str(out), **case.keys)
+    assert code == IMPERFECT, output
     return out
 
 
 def test_a_sound_store_verifies(whole: Path) -> None:
-    code, told = said(verify, str(whole))
-    assert code == DONE, told
-    code, told = said(verify, str(whole), recompute=3)
-    assert code == DONE, told
-    assert "3 rows explained again, 3 of them to the bit" in told
-    assert "note: units" not in told
+    code, output = said(verify, str(whole))
+    assert code == DONE, output
+    code, output = said(verify, str(whole), recompute=3)
+    assert code == DONE, output
+    assert "3 rows explained again, 3 of them to the bit" in output
+    assert "note: units" not in output
 
 
 def test_retry_and_the_same_command_go_on(case: Case, whole: Path, tmp_path: Path) -> None:
     out, images = tmp_path / "store", tmp_path / "images"
     shutil.copytree(case.images, images)
     assert run_inline(images=str(images), out=str(out), **{**case.keys, "limit": 4})[0] != IMPERFECT
-    code, told = run_inline(images=str(images), out=str(out), **case.keys)
-    assert code == IMPERFECT, told
+    code, output = run_inline(images=str(images), out=str(out), **case.keys)
+    assert code == IMPERFECT, output
     assert {key: data for key, data in content(out).items() if "/c/" in key} == {
         key: data for key, data in content(whole).items() if "/c/" in key
     }
     shutil.copy(images / "06.png", images / "07.png")
-    code, told = said(retry, str(out), workers="auto", runner="inline")
-    assert code == DONE, told
+    code, output = said(retry, str(out), workers="auto", runner="inline")
+    assert code == DONE, output
     assert said(verify, str(out), recompute=12)[0] == DONE
 
 
-def test_killed_and_gone_on_with(case: Case, whole: Path, tmp_path: Path) -> None:
+def test_killed_and_resumed(case: Case, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "store"
     process = start("explain", *flags(images=case.images, out=out, **{**case.keys, "limit": 10}))
     wait_for_commits(process, out, 1)
     kill_all(process)
     assert said(verify, str(out))[0] == 1
-    code, told = run_inline(images=str(case.images), out=str(out), **case.keys)
-    assert code == IMPERFECT, told
+    code, output = run_inline(images=str(case.images), out=str(out), **case.keys)
+    assert code == IMPERFECT, output
     assert content(out) == content(whole)
     assert said(verify, str(out))[0] == DONE
 
@@ -133,14 +133,14 @@ def test_killed_and_gone_on_with(case: Case, whole: Path, tmp_path: Path) -> Non
 def test_moved_files_are_the_same_model(
     case: Case, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The path is no part of a model; a relative one is recorded in full, so that it holds from anywhere."""
+    """The fingerprint excludes the model's path. A relative path is recorded as an absolute one."""
     out = Path(shutil.copytree(whole, tmp_path / "store"))
     shutil.copytree(case.folder, tmp_path / "moved")
     monkeypatch.chdir(tmp_path / "moved")
     (out / "index/unit-00000001.parquet").unlink()
     keys = {key: _relative(value, case.folder) for key, value in case.keys.items()}
-    code, told = run_inline(images=str(case.images), out=str(out), **keys)
-    assert code == IMPERFECT, told
+    code, output = run_inline(images=str(case.images), out=str(out), **keys)
+    assert code == IMPERFECT, output
     monkeypatch.chdir("/")
     assert said(verify, str(out), recompute=2)[0] == DONE
     assert content(out) == content(whole)
@@ -166,7 +166,7 @@ def test_another_graph_in_the_same_file_is_refused(
 
 
 def test_a_factory_by_another_import_path_is_another_run(tree: Path, tmp_path: Path) -> None:
-    """Whether it makes the same network cannot be known of every factory."""
+    """The job cannot verify for every factory that it makes the same network."""
     run_inline(images=str(tree / "bee"), out=str(tmp_path / "s"), **KEYS)
     with pytest.raises(InvalidRequestError, match="model: the store has python:factories:tiny"):
         run_inline(

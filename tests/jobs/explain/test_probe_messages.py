@@ -1,4 +1,4 @@
-"""What the probe finds is refused at the plan, with nothing touched, and what it measures is told and recorded."""
+"""Models that fail the probe are refused before anything is written; its measurements are printed and recorded."""
 
 from __future__ import annotations
 
@@ -56,17 +56,17 @@ def test_refused_at_the_plan(name: str, tree: Path, tmp_path: Path) -> None:
 
 
 def test_exit_code(saliency: Callable[..., CompletedProcess[str]], tree: Path, tmp_path: Path) -> None:
-    told = saliency("explain", *flags(images=tree, out=tmp_path / "s", model="python:unsound_nets:noisy"))
-    assert told.returncode == 2 and "dropout" in told.stderr and not (tmp_path / "s").exists()
+    process = saliency("explain", *flags(images=tree, out=tmp_path / "s", model="python:unsound_nets:noisy"))
+    assert process.returncode == 2 and "dropout" in process.stderr and not (tmp_path / "s").exists()
 
 
-def test_what_was_measured_is_told_and_recorded(tree: Path, tmp_path: Path) -> None:
-    code, told = run_inline(images=str(tree), out=str(tmp_path / "s"))
+def test_measurements_are_printed_and_recorded(tree: Path, tmp_path: Path) -> None:
+    code, output = run_inline(images=str(tree), out=str(tmp_path / "s"))
     assert code == 3
-    assert "rows are independent: yes (largest difference" in told and "repeatable: yes\n" in told
-    assert "gradients: finite, not zero" in told and "copied: yes" in told
+    assert "rows are independent: yes (largest difference" in output and "repeatable: yes\n" in output
+    assert "gradients: finite, not zero" in output and "copied: yes" in output
     probe = json.loads((tmp_path / "s/run.json").read_text())["probe"]
-    assert all(line in told for line in probe["words"]) and probe["words"][0].startswith("rows are independent: yes")
+    assert all(line in output for line in probe["words"]) and probe["words"][0].startswith("rows are independent: yes")
     assert 0 <= probe["rows"] < 1e-5 and probe["repeat"] == 0 and probe["gradient_rows"] is None
     assert (
         probe["copied"]
@@ -78,23 +78,23 @@ def test_what_was_measured_is_told_and_recorded(tree: Path, tmp_path: Path) -> N
 
 def test_maps_that_are_all_zero_are_ok_and_counted(halves: Path, tmp_path: Path) -> None:
     out = tmp_path / "s"
-    code, told = run_inline(images=str(halves), out=str(out), model="python:unsound_nets:blind", unit_size=2)
-    assert code == 0 and "gradients: finite, not zero for" in told
-    assert "3 maps of predicted/gradient are zero everywhere" in told
+    code, output = run_inline(images=str(halves), out=str(out), model="python:unsound_nets:blind", unit_size=2)
+    assert code == 0 and "gradients: finite, not zero for" in output
+    assert "3 maps of predicted/gradient are zero everywhere" in output
     assert "3 maps of predicted/gradient are zero everywhere" in said(print_status, str(out))[1]
     totals = json.loads((out / "run.json").read_text())["totals"]
     assert totals["zero_maps"]["predicted/gradient"] == 3
     maps = open_store(str(out)).maps("predicted/gradient", slice(None))
-    assert [bool(one.any()) for one in maps] == [False] * 3 + [True] * 2
+    assert [bool(map_.any()) for map_ in maps] == [False] * 3 + [True] * 2
 
 
-def test_what_overflows_for_some_images_is_told(tree: Path, tmp_path: Path) -> None:
+def test_an_overflow_for_some_images_is_noted(tree: Path, tmp_path: Path) -> None:
     code, _ = run_inline(images=str(tree), out=str(tmp_path / "s"), model="python:unsound_nets:overflowing")
     assert code == 3
     notes = json.loads((tmp_path / "s/run.json").read_text())["notes"]
     assert any("made-up images are not finite" in note for note in notes)
 
 
-def test_draws_without_effect_are_told(tree: Path, tmp_path: Path) -> None:
-    code, told = run_inline(images=str(tree), out=str(tmp_path / "s"), model="python:unsound_nets:harmless")
-    assert code == 3 and "note: the model draws random numbers in its forward" in told
+def test_draws_without_effect_are_noted(tree: Path, tmp_path: Path) -> None:
+    code, output = run_inline(images=str(tree), out=str(tmp_path / "s"), model="python:unsound_nets:harmless")
+    assert code == 3 and "note: the model draws random numbers in its forward" in output

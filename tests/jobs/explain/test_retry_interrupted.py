@@ -1,4 +1,4 @@
-"""``retry`` that was killed, that finds nothing to do, or that is not alone."""
+"""``retry`` that is killed, has nothing to do, or runs beside another command."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ again = partial(said, retry, runner="inline", workers="1")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def project(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return make("parquet", tmp_path_factory.mktemp("made"))
 
 
 def changed(samples: list[Item]) -> list[Item]:
-    """The broken one repaired, and two images of other rows exchanged; ids and labels as they were."""
+    """The broken image repaired, and two images of other rows exchanged; ids and labels are unchanged."""
     data = [picture(BROKEN) if each.label == BROKEN else each.data for each in samples]
     data[0], data[5] = data[5], data[0]
     return [replace(each, data=bytes_) for each, bytes_ in zip(samples, data, strict=True)]
 
 
 def photographed(out: Path, album: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[Path]]:
-    """Copies ``out`` after each object that is put or deleted: what a SIGKILL there leaves behind."""
-    taken: list[Path] = []
+    """Copies ``out`` after each put and delete, as a SIGKILL at that moment would leave it."""
+    copies: list[Path] = []
 
     def watched(function: Callable[..., object]) -> Callable[..., object]:
         def call(*arguments: object, **more: object) -> object:
             result = function(*arguments, **more)
-            taken.append(Path(shutil.copytree(out, album / f"{len(taken):02d}")))
+            copies.append(Path(shutil.copytree(out, album / f"{len(copies):02d}")))
             return result
 
         return call
@@ -55,27 +55,29 @@ def photographed(out: Path, album: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
 
     def end() -> list[Path]:
         monkeypatch.undo()
-        return taken
+        return copies
 
     return end
 
 
-def test_killed_anywhere_it_ends_as_if_undisturbed(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever command goes on first, no row is of another image, and a retry then ends with the same bytes."""
-    out = made.again(tmp_path / "store")
-    made.change(changed)
+def test_killed_anywhere_it_ends_as_if_undisturbed(
+    project: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever command continues first, no row gets another image, and a later retry gives the same bytes."""
+    out = project.again(tmp_path / "store")
+    project.change(changed)
     end = photographed(out, tmp_path / "killed", monkeypatch)
     code, _ = again(str(out))
     killed, whole = end(), content(out)
-    assert code == DONE and made.statuses(out) == "oooooooo"
+    assert code == DONE and project.statuses(out) == "oooooooo"
     assert len(killed) >= 9
     for store in killed:
         other = Path(shutil.copytree(store, f"{store}-explained"))
-        code, told = again(str(store))
-        assert (code, made.statuses(store), said(verify, str(store))[0]) == (DONE, "oooooooo", DONE), (store, told)
+        code, output = again(str(store))
+        assert (code, project.statuses(store), said(verify, str(store))[0]) == (DONE, "oooooooo", DONE), (store, output)
         assert content(store) == whole, store
-        code, told = run_inline(images=str(made.images), out=str(other), **MADE)
-        assert made.statuses(other) in ("ooqooooo", "oooooooo"), (other, told)
+        code, output = run_inline(images=str(project.images), out=str(other), **MADE)
+        assert project.statuses(other) in ("ooqooooo", "oooooooo"), (other, output)
         assert said(verify, str(other))[0] == DONE
         assert again(str(other))[0] == DONE
         assert content(other) == whole, other
@@ -83,56 +85,56 @@ def test_killed_anywhere_it_ends_as_if_undisturbed(made: Made, tmp_path: Path, m
 
 @pytest.mark.parametrize("lost", [("SHA256SUMS",), ("SHA256SUMS", "index.parquet")])
 @pytest.mark.parametrize("state", ["running", "finished"])
-def test_a_kill_before_finalize_is_made_good(state: str, lost: tuple[str, ...], tmp_path: Path) -> None:
-    made = make("folder", tmp_path / "made", broken=False)
-    out = made.again(tmp_path / "store")
+def test_a_retry_after_a_kill_before_finalize_finalizes(state: str, lost: tuple[str, ...], tmp_path: Path) -> None:
+    project = make("folder", tmp_path / "made", broken=False)
+    out = project.again(tmp_path / "store")
     whole = content(out)
     for key in lost:
         (out / key).unlink()
     _, run = open_run(str(out))
     (out / "run.json").write_bytes(run.model_copy(update={"state": state}).to_json())
-    code, told = again(str(out))
-    assert code == DONE and "finalize is missing" in told
+    code, output = again(str(out))
+    assert code == DONE and "finalize is missing" in output
     assert content(out) == whole and said(verify, str(out))[0] == DONE
 
 
-def test_nothing_to_retry_tells_the_exit_code_of_the_totals(partial: Path, finished: Path, tmp_path: Path) -> None:
-    """Of a store of which rows are partial, as ``explain`` does."""
+def test_nothing_to_retry_gives_the_exit_code_of_the_totals(partial: Path, finished: Path, tmp_path: Path) -> None:
+    """A store with partial rows gives the exit code of ``explain``."""
     out = Path(shutil.copytree(partial, tmp_path / "store"))
     before = content(out)
-    code, told = again(str(out))
-    assert code == IMPERFECT and "nothing to retry" in told and "partial" in told
+    code, output = again(str(out))
+    assert code == IMPERFECT and "nothing to retry" in output and "partial" in output
     assert content(out) == before
 
 
-def test_two_retries_at_once(made: Made, tmp_path: Path) -> None:
-    """One of the processes has the store; the other is refused, or comes after it."""
-    out = made.again(tmp_path / "store")
-    made.change(changed)
+def test_two_retries_at_once(project: Made, tmp_path: Path) -> None:
+    """One process locks the store; the other is refused, or runs after it."""
+    out = project.again(tmp_path / "store")
+    project.change(changed)
     processes = [start("retry", out, "--runner", "inline", "--workers", 1) for _ in range(2)]
-    told = [process.communicate(timeout=120)[0] for process in processes]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
     codes = sorted(process.returncode for process in processes)
-    assert codes in ([DONE, DONE], [DONE, REFUSED]), told
-    assert not any("Traceback" in each or "FileNotFoundError" in each for each in told), told
-    assert made.statuses(out) == "oooooooo" and said(verify, str(out))[0] == DONE
+    assert codes in ([DONE, DONE], [DONE, REFUSED]), outputs
+    assert not any("Traceback" in output or "FileNotFoundError" in output for output in outputs), outputs
+    assert project.statuses(out) == "oooooooo" and said(verify, str(out))[0] == DONE
 
 
-def test_retry_and_explain_keep_out_of_each_others_way(made: Made, tmp_path: Path) -> None:
-    out = made.again(tmp_path / "store")
-    made.change(lambda samples: samples)
+def test_retry_and_explain_exclude_each_other(project: Made, tmp_path: Path) -> None:
+    out = project.again(tmp_path / "store")
+    project.change(lambda samples: samples)
     before = content(out)
     with locked(str(out), alone=False), pytest.raises(InvalidRequestError, match="at work on this store"):
         again(str(out))
     with locked(str(out), alone=True), pytest.raises(InvalidRequestError, match="at work on this store"):
-        run_inline(images=str(made.images), out=str(out), **MADE)
+        run_inline(images=str(project.images), out=str(out), **MADE)
     with locked(str(out), alone=False), locked(str(out), alone=False):
-        assert run_inline(images=str(made.images), out=str(out), **MADE)[0] == IMPERFECT
+        assert run_inline(images=str(project.images), out=str(out), **MADE)[0] == IMPERFECT
     assert content(out) == before
 
 
-def test_what_another_process_takes_away_is_said(made: Made, tmp_path: Path) -> None:
-    """On an object store, which has no lock."""
-    out = made.again(tmp_path / "store")
+def test_a_commit_that_another_process_withdrew_is_reported(project: Made, tmp_path: Path) -> None:
+    """This can happen on an object store, which has no lock."""
+    out = project.again(tmp_path / "store")
     store, _ = open_run(str(out))
     for _ in range(2):
         withdraw(store, [1])

@@ -263,7 +263,7 @@ def test_status_of_a_limit_that_was_met(unfinished: Path) -> None:
 
 def test_interrupt_counts_what_the_store_has(tree: Path, tmp_path: Path) -> None:
     """Not what this process was told of."""
-    from jobs.explain.explain_command import work
+    from jobs.explain.explain_command import explain_units
     from jobs.runners.engine import Engine
     from jobs.runners.in_process import run_stages, tasks_in_flight
     from jobs.runners.stage import Node
@@ -282,6 +282,6 @@ def test_interrupt_counts_what_the_store_has(tree: Path, tmp_path: Path) -> None
 
     stopped = []
     engine = Engine(interrupted, tasks_in_flight, [Node(1.0, 0.0)], stop=lambda: stopped.append(True))
-    code, told = said(lambda console: work(run, {0}, [1, 2, 3, 4, 5], engine, console))
+    code, told = said(lambda console: explain_units(run, {0}, [1, 2, 3, 4, 5], engine, console))
     assert code == 130 and stopped and len(committed(store)) == 3
     assert "interrupted: 24 of 43 rows committed" in told

@@ -1,4 +1,4 @@
-"""verify --recompute: rows explained again are what the store has, or it is said why not."""
+"""verify --recompute: rows explained again equal those of the store, or the reason is printed."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from tests.support.damage import (
 
 
 def test_rows_explained_again_are_the_same_to_the_bit(finished: Path) -> None:
-    code, told = check(finished, recompute=100)
+    code, output = check(finished, recompute=100)
     assert code == DONE
-    assert "40 rows explained again, 40 of them to the bit" in told
+    assert "40 rows explained again, 40 of them to the bit" in output
 
 
 def test_only_recompute_finds_a_store_that_agrees_with_itself(store: Path) -> None:
-    """Every map negated and every statistic with it: as a run with another model would have written them."""
+    """Every map and statistic negated, as if a run with another model had written them."""
     run = load(store)
     for unit in range(run.units):
         for array in run.arrays:
@@ -47,9 +47,9 @@ def test_only_recompute_finds_a_store_that_agrees_with_itself(store: Path) -> No
             put_part(store, unit, lambda lines, column=array.column: _negated(lines, column))
     make_sums_again(store)
     assert check(store)[0] == DONE
-    code, told = check(store, recompute=2)
+    code, output = check(store, recompute=2)
     assert code == DAMAGED
-    assert "relative L2 2" in told
+    assert "relative L2 2" in output
 
 
 def _negated(lines: pa.Table, column: str) -> pa.Table:
@@ -69,9 +69,9 @@ def test_another_class_is_found(store: Path) -> None:
         put_part(store, unit, other)
     make_sums_again(store)
     assert check(store)[0] == DONE
-    code, told = check(store, recompute=1)
+    code, output = check(store, recompute=1)
     assert code == DAMAGED
-    assert "predicted__class is" in told
+    assert "predicted__class is" in output
 
 
 @pytest.fixture
@@ -80,8 +80,8 @@ def own(tree: Path, tmp_path: Path) -> tuple[Path, Path, Path]:
     images, weights, out = tmp_path / "images", tmp_path / "tiny.pt", tmp_path / "store"
     shutil.copytree(tree / "bee", images)
     torch.save(tiny().state_dict(), weights)
-    code, told = run_inline(images=str(images), out=str(out), weights=str(weights), unit_size=4, batch_size=4)
-    assert code == DONE, told
+    code, output = run_inline(images=str(images), out=str(out), weights=str(weights), unit_size=4, batch_size=4)
+    assert code == DONE, output
     return out, images, weights
 
 
@@ -93,7 +93,7 @@ def test_changed_weights_are_refused(own: tuple[Path, Path, Path]) -> None:
         check(out, recompute=1)
 
 
-def test_changed_and_vanished_images_are_told_and_are_no_damage(own: tuple[Path, Path, Path]) -> None:
+def test_changed_and_vanished_images_are_noted_and_not_damage(own: tuple[Path, Path, Path]) -> None:
     out, images, _ = own
     gone, touched = sorted(images.iterdir())[:2]
     gone.unlink()
@@ -101,13 +101,13 @@ def test_changed_and_vanished_images_are_told_and_are_no_damage(own: tuple[Path,
     data[-20] ^= 1
     touched.write_bytes(bytes(data))
     os.utime(touched)
-    code, told = check(out, recompute=8)
-    assert code == DONE, told
-    assert "row 0 was not compared" in told
-    assert "row 1 was not compared" in told
-    assert "saliency retry" not in told  # which does nothing for rows that have maps
-    assert f"{gone} is missing: put it back, then run this command again" in told
-    assert "6 rows explained again, 6 of them to the bit" in told
+    code, output = check(out, recompute=8)
+    assert code == DONE, output
+    assert "row 0 was not compared" in output
+    assert "row 1 was not compared" in output
+    assert "saliency retry" not in output  # a retry does nothing for rows that have maps
+    assert f"{gone} is missing: put it back, then run this command again" in output
+    assert "6 rows explained again, 6 of them to the bit" in output
 
 
 def test_a_halved_micro_batch_is_mentioned(tree: Path, tmp_path: Path) -> None:
@@ -116,9 +116,9 @@ def test_a_halved_micro_batch_is_mentioned(tree: Path, tmp_path: Path) -> None:
     lines, commit = read_part(LocalStore(prefix=out), 0)
     (out / index_key(0)).write_bytes(encode_part(lines, Commit(commit.shards, [2])))
     make_sums_again(out)
-    code, told = check(out, recompute=8)
+    code, output = check(out, recompute=8)
     assert code == DONE
-    assert "unit 0 ran out of memory" in told
+    assert "unit 0 ran out of memory" in output
 
 
 def test_the_same_seed_takes_the_same_rows(own: tuple[Path, Path, Path]) -> None:
@@ -132,47 +132,47 @@ def test_the_same_seed_takes_the_same_rows(own: tuple[Path, Path, Path]) -> None
 
 
 def test_times_and_copies_do_not_matter(own: tuple[Path, Path, Path]) -> None:
-    """A copy has other times, so other etags; what counts is the SHA-256 that the index has."""
+    """A copy has other times and so other etags; only the SHA-256 in the index counts."""
     out, images, _ = own
     for image in images.iterdir():
         os.utime(image, (1, 1))
-    code, told = check(out, recompute=6)
-    assert code == DONE, told
-    assert "6 rows explained again, 6 of them to the bit" in told
+    code, output = check(out, recompute=6)
+    assert code == DONE, output
+    assert "6 rows explained again, 6 of them to the bit" in output
 
 
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
 def test_rows_of_containers_are_compared_by_content(kind: str, tmp_path: Path) -> None:
-    """Of a file that was written anew, the rows whose images still stand in their places."""
-    made = make(kind, tmp_path / "made", broken=False)
-    made.change(
+    """In a rewritten file, rows whose images are still at their places are compared."""
+    project = make(kind, tmp_path / "made", broken=False)
+    project.change(
         lambda samples: [*samples[:2], dataclasses.replace(samples[2], data=picture(2)), *samples[3:7], samples[0]]
     )
-    code, told = check(tmp_path / "made/store", recompute=8)
+    code, output = check(tmp_path / "made/store", recompute=8)
     assert code == DONE
-    assert "row 7 was not compared" in told and "7 rows explained again, 7 of them to the bit" in told
+    assert "row 7 was not compared" in output and "7 rows explained again, 7 of them to the bit" in output
 
 
-@pytest.mark.parametrize("asked", [3, 100])
-def test_no_row_compared_is_no_proof(asked: int, own: tuple[Path, Path, Path]) -> None:
+@pytest.mark.parametrize("requested", [3, 100])
+def test_no_row_compared_is_no_proof(requested: int, own: tuple[Path, Path, Path]) -> None:
     out, images, _ = own
     images.rename(images.with_name("elsewhere"))
-    code, told = check(out, recompute=asked)
+    code, output = check(out, recompute=requested)
     assert code == NOT_FINISHED
-    assert f"of {asked} rows asked for, 0 rows explained again" in told and "not proven" in told
-    assert "verified" not in told
+    assert f"of {requested} rows requested for, 0 rows explained again" in output and "not proven" in output
+    assert "verified" not in output
     assert check(out)[0] == DONE
 
 
 def test_no_row_to_compare_is_no_proof(tmp_path: Path) -> None:
-    """All are quarantined."""
+    """All rows are quarantined."""
     (tmp_path / "images").mkdir()
     (tmp_path / "images/a.png").write_bytes(b"no image")
     run_inline(images=str(tmp_path / "images"), out=str(tmp_path / "store"))
-    code, told = check(tmp_path / "store", recompute=2)
-    assert code == NOT_FINISHED and "not proven" in told
+    code, output = check(tmp_path / "store", recompute=2)
+    assert code == NOT_FINISHED and "not proven" in output
 
 
-def test_fewer_rows_than_asked_for_are_said(own: tuple[Path, Path, Path]) -> None:
-    code, told = check(own[0], recompute=100)
-    assert code == DONE and "of 100 rows asked for, 8 rows explained again" in told
+def test_fewer_rows_than_requested_are_reported(own: tuple[Path, Path, Path]) -> None:
+    code, output = check(own[0], recompute=100)
+    assert code == DONE and "of 100 rows requested for, 8 rows explained again" in output

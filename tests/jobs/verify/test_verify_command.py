@@ -1,4 +1,4 @@
-"""verify: sound stores are proven whole; every torn, missing, foreign or flipped object is found, and named."""
+"""verify: sound stores pass; every torn, missing, foreign or flipped object is found and named."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from tests.support.damage import (
 
 
 def test_a_finished_store_is_proven_whole(finished: Path) -> None:
-    code, told = check(finished)
-    assert code == DONE, told
-    assert f"{len(objects(finished)) - 1:,} objects" in told  # SHA256SUMS is the witness
-    assert "43 of 43 rows" in told
+    code, output = check(finished)
+    assert code == DONE, output
+    assert f"{len(objects(finished)) - 1:,} objects" in output  # all but SHA256SUMS
+    assert "43 of 43 rows" in output
 
 
 def test_verify_changes_nothing(store: Path) -> None:
@@ -46,25 +46,25 @@ def test_scaled_maps_are_proven_within_their_step(tree: Path, tmp_path: Path, dt
     out = tmp_path / "store"
     method = "gradient(reduction=abs_max)" if dtype == "uint8" else "input_x_gradient(reduction=sum)"
     run_inline(images=str(tree), out=str(out), unit_size=16, map_dtype=dtype, methods=(method,))
-    code, told = check(out, recompute=40)
-    assert code == DONE, told
-    assert "40 rows explained again, 40 of them to the bit" in told
+    code, output = check(out, recompute=40)
+    assert code == DONE, output
+    assert "40 rows explained again, 40 of them to the bit" in output
 
 
-def test_an_unfinished_store_is_sound_and_says_what_is_pending(unfinished: Path) -> None:
-    code, told = check(unfinished, recompute=2)
-    assert code == NOT_FINISHED, told
-    assert "2 of 6 units are pending (4–5)" in told
-    assert "run the same explain command again" in told
+def test_an_unfinished_store_is_sound_and_its_pending_units_are_listed(unfinished: Path) -> None:
+    code, output = check(unfinished, recompute=2)
+    assert code == NOT_FINISHED, output
+    assert "2 of 6 units are pending (4–5)" in output
+    assert "run the same explain command again" in output
 
 
 def test_a_store_that_goes_on_does_not_trust_old_sums(store: Path) -> None:
-    """As a rerun that was killed before its finalize leaves it."""
+    """A rerun that is killed before it finalizes leaves such a store."""
     (store / "run.json").write_bytes(load(store).model_copy(update={"state": "running"}).to_json())
     (store / index_key(2)).unlink()
-    code, told = check(store)
-    assert code == NOT_FINISHED, told
-    assert "(2)" in told
+    code, output = check(store)
+    assert code == NOT_FINISHED, output
+    assert "(2)" in output
 
 
 def test_what_a_killed_run_was_writing_is_no_damage(store: Path) -> None:
@@ -73,16 +73,16 @@ def test_what_a_killed_run_was_writing_is_no_damage(store: Path) -> None:
     assert check(store)[0] == DONE
 
 
-@pytest.mark.parametrize("made", ["nothing", "empty", "foreign"])
-def test_what_is_no_store_is_refused_and_left_alone(tmp_path: Path, made: str) -> None:
+@pytest.mark.parametrize("content", ["nothing", "empty", "foreign"])
+def test_what_is_no_store_is_refused_and_left_alone(tmp_path: Path, content: str) -> None:
     out = tmp_path / "out"
-    if made != "nothing":
+    if content != "nothing":
         out.mkdir()
-    if made == "foreign":
+    if content == "foreign":
         (out / "letter.txt").write_text("dear")
     with pytest.raises(InvalidRequestError):
         check(out)
-    assert out.exists() == (made != "nothing")
+    assert out.exists() == (content != "nothing")
 
 
 @pytest.mark.parametrize("rows", [b'"rows":', b'"lines":'], ids=["the same fields", "other fields"])
@@ -100,9 +100,9 @@ def test_another_format_version_is_refused_not_called_damage(rows: bytes, store:
 # -- bits ----------------------------------------------------------------------------------------------------
 
 
-def names(key: str, told: str) -> bool:
+def names(key: str, output: str) -> bool:
     unit = re.search(r"/c/(\d+)", key)
-    return key in told or (unit is not None and f"unit-{int(unit[1]):08d}" in told)
+    return key in output or (unit is not None and f"unit-{int(unit[1]):08d}" in output)
 
 
 def test_a_flipped_bit_anywhere_is_found_and_its_object_named(small: Path, tmp_path: Path) -> None:
@@ -116,9 +116,9 @@ def test_a_flipped_bit_anywhere_is_found_and_its_object_named(small: Path, tmp_p
             flipped = bytearray(whole)
             flipped[place] ^= 1 << (zlib.crc32(f"{key}{place}".encode()) % 8)
             path.write_bytes(bytes(flipped))
-            code, told = check(out)
+            code, output = check(out)
             assert code == DAMAGED, (key, place)
-            assert names(key, told), (key, place, told)
+            assert names(key, output), (key, place, output)
         path.write_bytes(whole)
     assert kinds == {"run.json", "manifest", "maps.zarr", "index", "index.parquet", "SHA256SUMS"}
     assert check(out)[0] == DONE
@@ -133,21 +133,21 @@ def test_every_flip_in_run_json_and_in_the_sums_is_found(small: Path, tmp_path: 
             flipped = bytearray(whole)
             flipped[place] ^= 1 << int(rng.integers(8))
             (out / key).write_bytes(bytes(flipped))
-            code, told = check(out)
+            code, output = check(out)
             assert code == DAMAGED, (key, place)
-            assert key in told, (key, place, told)
+            assert key in output, (key, place, output)
         (out / key).write_bytes(whole)
 
 
 def test_flips_in_the_shards_of_an_unfinished_store_are_found(unfinished: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(unfinished, tmp_path / "store"))
-    for key in [one for one in objects(out) if "/c/" in one or one.endswith("zarr.json")]:
+    for key in [name for name in objects(out) if "/c/" in name or name.endswith("zarr.json")]:
         whole = (out / key).read_bytes()
         flipped = bytearray(whole)
         flipped[len(whole) // 2] ^= 16
         (out / key).write_bytes(bytes(flipped))
-        code, told = check(out)
-        assert (code, key in told) == (DAMAGED, True), told
+        code, output = check(out)
+        assert (code, key in output) == (DAMAGED, True), output
         (out / key).write_bytes(whole)
 
 
@@ -160,8 +160,8 @@ def test_a_torn_object_is_found(small: Path, tmp_path: Path, length: int) -> Non
     for key in objects(out):
         whole = (out / key).read_bytes()
         (out / key).write_bytes(whole[:length])
-        code, told = check(out)
-        assert (code, names(key, told)) == (DAMAGED, True), (key, told)
+        code, output = check(out)
+        assert (code, names(key, output)) == (DAMAGED, True), (key, output)
         (out / key).write_bytes(whole)
 
 
@@ -170,8 +170,8 @@ def test_a_missing_object_is_found(small: Path, tmp_path: Path) -> None:
     for key in objects(out):
         whole = (out / key).read_bytes()
         (out / key).unlink()
-        code, told = check(out)
-        assert (code, f"{key}: is missing" in told) == (DAMAGED, True), (key, told)
+        code, output = check(out)
+        assert (code, f"{key}: is missing" in output) == (DAMAGED, True), (key, output)
         (out / key).write_bytes(whole)
 
 
@@ -191,31 +191,31 @@ def test_a_missing_object_is_found(small: Path, tmp_path: Path) -> None:
 def test_a_foreign_object_is_named(store: Path, key: str) -> None:
     (store / key).parent.mkdir(parents=True, exist_ok=True)
     (store / key).write_bytes(b"dear")
-    code, told = check(store)
+    code, output = check(store)
     assert code == DAMAGED
-    assert f"{key}: is no object of this run" in told
+    assert f"{key}: is not an object of this run" in output
 
 
 def test_sums_that_list_too_much_or_twice(store: Path) -> None:
     sums = (store / "SHA256SUMS").read_text()
     (store / "SHA256SUMS").write_text(sums + f"{'0' * 64}  zzz\n" + sums.splitlines()[0] + "\n")
-    code, told = check(store)
+    code, output = check(store)
     assert code == DAMAGED
-    assert "'zzz', which is no object" in told
-    assert "more than once" in told
+    assert "'zzz', which is not an object" in output
+    assert "more than once" in output
 
 
 def test_printed_problems_are_capped_and_all_counted(store: Path) -> None:
     for i in range(70):
         (store / f"foreign-{i:02d}").write_bytes(b"")
-    code, told = check(store)
+    code, output = check(store)
     assert code == DAMAGED
-    assert told.count("is no object of this run") == MOST_PRINTED
-    assert "70 problems (20 of them not printed)" in told
+    assert output.count("is not an object of this run") == MOST_PRINTED
+    assert "70 problems (20 of them not printed)" in output
 
 
-def test_a_damaged_manifest_is_not_called_good_by_the_next_session(finished: Path, tree, tmp_path: Path) -> None:
-    """It hashes what it finds, so it looks at it first."""
+def test_the_next_session_refuses_a_damaged_manifest(finished: Path, tree, tmp_path: Path) -> None:
+    """Finalize hashes the manifest, so it checks it first."""
     out = Path(shutil.copytree(finished, tmp_path / "store"))
     manifest = out / "manifest/part-00000.parquet"
     whole, lines = manifest.read_bytes(), pq.read_table(manifest)
@@ -230,6 +230,6 @@ def test_a_damaged_manifest_is_not_called_good_by_the_next_session(finished: Pat
         else:
             assert pq.read_table(manifest).equals(lines), f"a flip at {place} was called good"
     assert stopped > 8
-    manifest.unlink()  # as it was told
+    manifest.unlink()  # as the message says
     assert run_inline(**{**SAME, "images": str(tree), "out": str(out)})[0] == 3
     assert check(out)[0] == DONE and pq.read_table(manifest).equals(lines)

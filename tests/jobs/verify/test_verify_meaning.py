@@ -1,4 +1,4 @@
-"""verify finds damage of meaning: objects whose hashes agree with it, and whose contents contradict one another."""
+"""verify finds objects with matching hashes whose contents contradict each other."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ MANIFEST = "manifest/part-00000.parquet"
 
 
 def test_swapped_shards_of_two_units(store: Path) -> None:
-    one, other = (store / f"maps.zarr/predicted/gradient/c/{unit}/0/0" for unit in (1, 3))
-    first, second = one.read_bytes(), other.read_bytes()
-    one.write_bytes(second)
-    other.write_bytes(first)
-    code, told = check(store)
+    first, second = (store / f"maps.zarr/predicted/gradient/c/{unit}/0/0" for unit in (1, 3))
+    first_bytes, second_bytes = first.read_bytes(), second.read_bytes()
+    first.write_bytes(second_bytes)
+    second.write_bytes(first_bytes)
+    code, output = check(store)
     assert code == DAMAGED
-    assert "gradient/c/1/0/0" in told
-    assert "gradient/c/3/0/0" in told
+    assert "gradient/c/1/0/0" in output
+    assert "gradient/c/3/0/0" in output
 
 
 def swap_maps(maps: np.ndarray) -> np.ndarray:
@@ -53,9 +53,9 @@ def swap_maps(maps: np.ndarray) -> np.ndarray:
 def test_maps_that_are_not_of_their_lines(store: Path) -> None:
     forge_shard(store, 1, "predicted/gradient", swap_maps)
     make_sums_again(store)
-    code, told = check(store)
+    code, output = check(store)
     assert code == DAMAGED
-    assert "other extremes than the index in rows 9–10" in told
+    assert "other extremes than the index in rows 9–10" in output
 
 
 def quarantined_row(out: Path) -> int:
@@ -76,28 +76,28 @@ def test_a_map_where_there_is_none_and_none_where_there_is_one(store: Path) -> N
 
     forge_shard(store, unit, "predicted/gradient", spread)
     make_sums_again(store)
-    code, told = check(store)
+    code, output = check(store)
     assert code == DAMAGED
-    assert f"has maps in rows {unit * 8 + position}, where the index says there is none" in told
-    assert "has no whole map in rows" in told
+    assert f"has maps in rows {unit * 8 + position}, for which the index has none" in output
+    assert "has no complete map in rows" in output
 
 
 def test_scales_of_other_rows(small: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(small, tmp_path / "store"))
     forge_shard(out, 0, "predicted/gradient_scale", swap_maps)
     make_sums_again(out)
-    code, told = check(out)
+    code, output = check(out)
     assert code == DAMAGED
-    assert "scales that are not those of the index" in told
+    assert "has other scales than the index" in output
 
 
 def test_swapped_eight_bit_maps(small: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(small, tmp_path / "store"))
     forge_shard(out, 0, "predicted/gradient", swap_maps)
     make_sums_again(out)
-    code, told = check(out)
+    code, output = check(out)
     assert code == DAMAGED
-    assert "other extremes" in told
+    assert "other extremes" in output
 
 
 def swap_lines(lines: pa.Table) -> pa.Table:
@@ -122,7 +122,7 @@ def other_unit(lines: pa.Table) -> pa.Table:
 
 
 def other_status(lines: pa.Table) -> pa.Table:
-    return replace(lines, "status", ["ok" if one != "ok" else "partial" for one in lines["status"].to_pylist()])
+    return replace(lines, "status", ["ok" if status != "ok" else "partial" for status in lines["status"].to_pylist()])
 
 
 def no_column(lines: pa.Table) -> pa.Table:
@@ -149,23 +149,23 @@ def test_index_lines_that_are_not_the_units(
     part = out / index_key(1)
     before = digest(part.read_bytes())
     put_part(out, 1, edit)
-    if whole:  # the forger also corrects the sums, where it can
+    if whole:  # SHA256SUMS is forged as well
         sums = out / "SHA256SUMS"
         sums.write_text(sums.read_text().replace(before, digest(part.read_bytes())))
-    code, told = check(out)
+    code, output = check(out)
     assert code == DAMAGED
-    assert f"{index_key(1)}: " in told
-    assert words in told, told
-    assert f"delete {index_key(1)}" in told
+    assert f"{index_key(1)}: " in output
+    assert words in output, output
+    assert f"delete {index_key(1)}" in output
 
 
 def test_a_commit_of_other_shards(store: Path) -> None:
     lines, commit = read_part(LocalStore(prefix=store), 1)
     (store / index_key(1)).write_bytes(encode_part(lines, Commit(commit.shards[1:], [])))
     make_sums_again(store)
-    code, told = check(store)
+    code, output = check(store)
     assert code == DAMAGED
-    assert "commits other shards than the run has" in told
+    assert "commits other shards than the run has" in output
 
 
 def test_a_compacted_index_that_is_not_of_the_parts(store: Path) -> None:
@@ -173,9 +173,9 @@ def test_a_compacted_index_that_is_not_of_the_parts(store: Path) -> None:
     before, lines = digest(path.read_bytes()), pq.read_table(path)
     pq.write_table(lines.take([*range(20), 21, 20, *range(22, len(lines))]), path)
     sums.write_text(sums.read_text().replace(before, digest(path.read_bytes())))
-    code, told = check(store)
+    code, output = check(store)
     assert code == DAMAGED
-    assert "index.parquet: has not the lines of unit 2" in told
+    assert "index.parquet: has other lines for unit 2" in output
 
 
 @pytest.mark.parametrize(
@@ -195,34 +195,34 @@ def test_a_manifest_that_is_not_the_plans(store: Path, column: str, what: str) -
     )
     (store / MANIFEST).write_bytes(encode_manifest(units))
     make_sums_again(store)
-    code, told = check(store)
+    code, output = check(store)
     assert code == DAMAGED
-    assert what in told
+    assert what in output
 
 
 @pytest.mark.parametrize("key", ["unit_size", "rows", "micro_batch", "device"])
 def test_a_run_json_that_contradicts_its_fingerprint(unfinished: Path, tmp_path: Path, key: str) -> None:
     out = Path(shutil.copytree(unfinished, tmp_path / "store"))
-    known = json.loads((out / "run.json").read_bytes())
-    known[key] = "cuda" if key == "device" else known[key] + 1
-    (out / "run.json").write_text(json.dumps(known))
-    code, told = check(out)
+    record = json.loads((out / "run.json").read_bytes())
+    record[key] = "cuda" if key == "device" else record[key] + 1
+    (out / "run.json").write_text(json.dumps(record))
+    code, output = check(out)
     assert code == DAMAGED
-    assert "run.json: contradicts its own fingerprint" in told
+    assert "run.json: contradicts its own fingerprint" in output
 
 
 def test_a_store_on_s3(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = "maps.zarr/predicted/gradient/c/1/0/0"
     with s3.server(monkeypatch):
         out = s3.upload(small, "store")
-        code, told = check(out)
-        assert code == DONE, told
-        assert "9 of 9 rows" in told
+        code, output = check(out)
+        assert code == DONE, output
+        assert "9 of 9 rows" in output
         s3.put(f"store/{key}", (small / key).read_bytes()[:-1])
         s3.put("store/letter.txt", b"dear")
-        code, told = check(out)
+        code, output = check(out)
         assert code == DAMAGED
-        assert f"{key}: is not what was committed" in told
-        assert "letter.txt: is no object of this run" in told
+        assert f"{key}: is not what was committed" in output
+        assert "letter.txt: is not an object of this run" in output
         with pytest.raises(InvalidRequestError):
             check(f"{out}-not")

@@ -1,4 +1,4 @@
-"""verify and the state in run.json: what a run leaves at any moment is no damage, what a hand changed is."""
+"""verify and the state in run.json: a run never leaves damage at any moment; edits by hand are damage."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import pytest
 
 from jobs.explain import explain_plan
 from jobs.explain import retry as retrying
-from jobs.explain import write_stage as writing
 from jobs.explain.retry import retry
 from jobs.relocation import relocation
-from jobs.store import finalize, open
+from jobs.store import finalize, open, unit_writer
 from jobs.util.exit_codes import DAMAGED, DONE, NOT_FINISHED
 from tests.conftest import SAME, run_inline, said
 from tests.support.damage import check
@@ -46,23 +45,23 @@ def edit(out: Path, **changes: object) -> None:
 )
 def test_an_edited_record_of_a_finished_store_is_damage(store: Path, changes: dict[str, object]) -> None:
     edit(store, **changes)
-    code, told = check(store)
+    code, output = check(store)
     assert code == DAMAGED
-    assert told.startswith("run.json: ")
+    assert output.startswith("run.json: ")
 
 
 def test_the_golden_store_with_another_state_is_damage(tmp_path: Path) -> None:
-    """It is older than the state "reopened"."""
+    """The golden store is older than the state "reopened"."""
     out = Path(shutil.copytree(Path(__file__).parents[2] / "golden/store-v1", tmp_path / "store"))
     edit(out, state="running")
-    code, told = check(out)
-    assert code == DAMAGED and "run.json: has the state 'running', while SHA256SUMS" in told
+    code, output = check(out)
+    assert code == DAMAGED and "run.json: has the state 'running', but SHA256SUMS" in output
 
 
 def test_a_finished_store_without_sums_is_damage(store: Path) -> None:
     (store / "SHA256SUMS").unlink()
-    code, told = check(store)
-    assert code == DAMAGED and "SHA256SUMS: is missing" in told
+    code, output = check(store)
+    assert code == DAMAGED and "SHA256SUMS: is missing" in output
 
 
 @pytest.mark.parametrize("gone", [("SHA256SUMS",), ("SHA256SUMS", "index.parquet"), ("index/unit-00000002.parquet",)])
@@ -70,16 +69,16 @@ def test_what_is_not_finished_may_be_running(store: Path, gone: tuple[str, ...])
     edit(store, state="running")
     for key in gone:
         (store / key).unlink()
-    code, told = check(store)
-    assert code == NOT_FINISHED, told
+    code, output = check(store)
+    assert code == NOT_FINISHED, output
 
 
 class Killed(BaseException):
-    """What stops a run in the middle, as SIGKILL does: nothing of ours handles it."""
+    """Stops a run in the middle, as SIGKILL does: no code handles it."""
 
 
 def stopping(write: Callable[..., None], at: int, count: list[int]) -> Callable[..., None]:
-    """``write``, but that the ``at``-th call does not come to it."""
+    """Returns ``write`` with its ``at``-th call, over all functions that share ``count``, replaced by ``Killed``."""
 
     def stopped(*arguments: object, **more: object) -> None:
         count.append(1)
@@ -91,7 +90,7 @@ def stopping(write: Callable[..., None], at: int, count: list[int]) -> Callable[
 
 
 def kill_at(at: int, monkeypatch: pytest.MonkeyPatch, command: Callable[[], object], *modules: ModuleType) -> bool:
-    """Whether ``command`` was stopped instead of its write number ``at``, of those that are in ``modules``."""
+    """Runs ``command``, stops it instead of write number ``at`` in ``modules`` → whether it was stopped."""
     count: list[int] = []
     with monkeypatch.context() as patch:
         for module in modules:
@@ -111,25 +110,25 @@ def test_no_moment_of_a_resumed_run_is_damage(tree: Path, store: Path, monkeypat
     command = lambda: run_inline(images=str(tree), out=str(store), **SAME)  # noqa: E731
     moments = 0
     while kill_at(moments, monkeypatch, command, explain_plan, finalize):
-        code, told = check(store)
-        assert code == NOT_FINISHED, (moments, told)
+        code, output = check(store)
+        assert code == NOT_FINISHED, (moments, output)
         moments += 1
     assert moments > 3
     assert check(store)[0] == DONE
 
 
 def test_no_moment_of_a_first_run_is_damage(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the record's own write to the first commit; each store is then finished by the same command."""
+    """From the write of run.json to the first commit; the same command then finishes each store."""
     moments = 0
     while True:
         out = tmp_path / f"store{moments}"
         command = lambda out=out: run_inline(images=str(tree / "bee"), out=str(out), unit_size=4, batch_size=4)  # noqa: E731
-        if not kill_at(moments, monkeypatch, command, open, relocation, explain_plan, writing):
+        if not kill_at(moments, monkeypatch, command, open, relocation, explain_plan, unit_writer):
             break
         if moments:
-            code, told = check(out)
-            assert code == NOT_FINISHED, (moments, told)
-            assert "units are pending" in told and "Next: run the same explain command again" in told
+            code, output = check(out)
+            assert code == NOT_FINISHED, (moments, output)
+            assert "units are pending" in output and "Next: run the same explain command again" in output
         assert command()[0] == DONE
         assert check(out)[0] == DONE
         moments += 1
@@ -139,7 +138,7 @@ def test_no_moment_of_a_first_run_is_damage(tree: Path, tmp_path: Path, monkeypa
 def test_a_retry_goes_on_with_a_store_that_was_not_set_up(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A retry of a run that was killed before its arrays were made makes them."""
+    """A retry of a run that was killed before its arrays were made makes the arrays."""
     out = tmp_path / "store"
     command = lambda: run_inline(images=str(tree / "bee"), out=str(out), unit_size=4, batch_size=4)  # noqa: E731
     assert kill_at(0, monkeypatch, command, explain_plan)
@@ -153,8 +152,8 @@ def test_no_moment_of_finalize_is_damage(tree: Path, tmp_path: Path, monkeypatch
     command = lambda: run_inline(images=str(tree / "bee"), out=str(out))  # noqa: E731
     moments = 0
     while kill_at(moments, monkeypatch, command, finalize):
-        code, told = check(out)
-        assert code == NOT_FINISHED, (moments, told)
+        code, output = check(out)
+        assert code == NOT_FINISHED, (moments, output)
         moments += 1
     assert moments == 3
     assert check(out)[0] == DONE
@@ -164,8 +163,8 @@ def test_no_moment_of_a_retry_is_damage(store: Path, monkeypatch: pytest.MonkeyP
     command = lambda: said(retry, str(store), workers="auto", runner="inline")  # noqa: E731
     moments = 0
     while kill_at(moments, monkeypatch, command, retrying, finalize):
-        code, told = check(store)
-        assert code == (NOT_FINISHED if moments else DONE), (moments, told)
+        code, output = check(store)
+        assert code == (NOT_FINISHED if moments else DONE), (moments, output)
         moments += 1
     assert moments > 5
     assert check(store)[0] == DONE

@@ -1,4 +1,4 @@
-"""``saliency verify`` of a store of class images: all that commits and SHA256SUMS tell of is there, no more."""
+"""``saliency verify`` of a store of class images: it holds exactly what its commits and SHA256SUMS list."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 NEXT = "run the same classes command again"
 AGAIN = f"{NEXT}, it writes this object anew"
-RESTORE = "nothing can make this object again, so restore it from a copy, or take a new --out"
+RESTORE = "this object cannot be made again: restore it from a copy, or use a new --out"
 
 
 def is_class_store(out: str) -> bool:
-    """Whether it is plainly one, sound or not. Raises InvalidRequestError where it cannot be looked at."""
+    """Whether ``out`` is a store of class images, sound or not. Raises InvalidRequestError if it cannot be read."""
     if not is_remote(out) and not local_path(out).is_dir():
         return False
     try:
@@ -55,28 +55,28 @@ def _has(store: ObjectStore, key: str) -> bool:
 
 
 def verify_classes(out: str, report: ProblemReport, console: Console) -> int:
-    """As ``verify`` ends."""
+    """Checks the whole store → the exit code of ``verify``."""
     store = open_output(out)
-    there = set(list_keys(store))
-    problems, sums = collect_problems(load_sums(store)) if SHA256SUMS in there else ([], None)
-    report.take(problems)
+    keys = set(list_keys(store))
+    problems, sums = collect_problems(load_sums(store)) if SHA256SUMS in keys else ([], None)
+    report.add(problems)
     objects = CheckedObjects(store, sums)
-    # What classes.json says decides what all else should be.
-    if not report.take(objects.read(ClassRun.KEY, remedy=RESTORE)):
+    # classes.json determines all other objects.
+    if not report.add(objects.read(ClassRun.KEY, remedy=RESTORE)):
         return report.end("Nothing else was checked.")
     try:
         run = existing_class_run(out)
-    except InvalidRequestError as refused:
-        report.take([Problem(ClassRun.KEY, f"is damaged: {RESTORE}. ({refused})")])
+    except InvalidRequestError as error:
+        report.add([Problem(ClassRun.KEY, f"is damaged: {RESTORE}. ({error})")])
         return report.end("Nothing else was checked.")
     assert run is not None
-    if keys := class_contradictions(run):
-        report.take([Problem(ClassRun.KEY, f"contradicts its own fingerprint ({', '.join(keys)}): {RESTORE}")])
+    if fields := class_contradictions(run):
+        report.add([Problem(ClassRun.KEY, f"contradicts its own fingerprint ({', '.join(fields)}): {RESTORE}")])
         return report.end("Nothing else was checked.")
     done, makers = committed(store) & {*range(run.units)}, Makers(run)
-    report.take(_check(objects, run, sorted(done) if sums is None else range(run.units), there, makers))
+    report.add(_check(objects, run, sorted(done) if sums is None else range(run.units), keys, makers))
     if report.problems:
-        return report.end("Nothing was changed: what to do stands beside each.")
+        return report.end("Nothing was changed; each line above ends with what to do.")
     if mixed := makers.notes():
         print_text(console, "\n".join(mixed))
     read = f"{objects.count:,} objects, {objects.bytes / 2**20:,.1f} MiB"
@@ -84,38 +84,40 @@ def verify_classes(out: str, report: ProblemReport, console: Console) -> int:
         print_text(console, f"verified: {read}: commits, arrays and hashes agree")
         return DONE
     pending = run.units - len(done)
-    what = f"{pending:,} of {run.units:,} units are pending" if pending else "what follows the last unit is missing"
-    print_text(console, f"not finished, and nothing is damaged: {read}; {what}. Next: {NEXT}")
+    missing = (
+        f"{pending:,} of {run.units:,} units are pending" if pending else "the objects after the last unit are missing"
+    )
+    print_text(console, f"not finished, and nothing is damaged: {read}; {missing}. Next: {NEXT}")
     return NOT_FINISHED
 
 
 def _check(
-    objects: CheckedObjects, run: ClassRun, units: Iterable[int], there: set[str], makers: Makers
+    objects: CheckedObjects, run: ClassRun, units: Iterable[int], keys: set[str], makers: Makers
 ) -> Iterator[Problem]:
     metadata = class_metadata_objects(run)
-    seen = {ClassRun.KEY, SHA256SUMS, *metadata}
+    checked = {ClassRun.KEY, SHA256SUMS, *metadata}
     for key in sorted(metadata):
         data = yield from objects.read(key, remedy=AGAIN)
         if data not in (None, metadata[key]):
             yield Problem(key, f"is not what {ClassRun.KEY} describes: {AGAIN}")
     for unit in units:
-        seen |= yield from _check_unit(objects, run, unit, makers)
-    if objects.sums is None:  # what is on its way has no witness yet
-        foreign = {key for key in there if (unit_of_index(key) or 0) >= run.units}
+        checked |= yield from _check_unit(objects, run, unit, makers)
+    if objects.sums is None:  # objects of pending units may exist already
+        foreign = {key for key in keys if (unit_of_index(key) or 0) >= run.units}
     else:
-        for key in sorted(objects.sums.keys() - seen):
+        for key in sorted(objects.sums.keys() - checked):
             yield from objects.scan(key, remedy=AGAIN)
-        known = objects.sums.keys() | seen
-        # But what a kill cut short on its way to a local disk.
-        foreign = {key for key in there - known if re.sub(r"#\d+$", "", key) not in known}
+        expected = objects.sums.keys() | checked
+        # A kill may leave a temporary file, named like an object plus `#` and a number, on a local disk.
+        foreign = {key for key in keys - expected if re.sub(r"#\d+$", "", key) not in expected}
     for key in sorted(foreign):
-        yield Problem(key, "is nothing that this run makes: take it away")
+        yield Problem(key, "is not an object of this run: nothing reads it; move it elsewhere or delete it")
 
 
 def _check_unit(
     objects: CheckedObjects, run: ClassRun, unit: int, makers: Makers
 ) -> Generator[Problem, None, set[str]]:
-    """The unit's part is of its classes, and each of its shards as it was committed → their keys."""
+    """Checks that the unit's part is of its classes and its shards are as committed → the keys of both."""
     key = index_key(unit)
     redo = f"delete {key}, which withdraws unit {unit}, and {NEXT}"
     data = yield from objects.read(key, remedy=redo, if_missing=f"so unit {unit} is not done; {NEXT}")

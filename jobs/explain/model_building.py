@@ -1,4 +1,4 @@
-"""The configuration's model, the same on the driver and in every replica."""
+"""Builds the model of a configuration, the same way on the driver and in every replica."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ import torch
 
 from jobs.config.job_config import JobConfig
 from jobs.storage.files import local_path
-from jobs.store.run_record import Record
-from jobs.store.software_versions import Software, software_here
+from jobs.store.class_record import ClassRun
+from jobs.store.run_record import Record, Run
+from jobs.store.software_versions import Software, refuse_other_worker, software_here
 from jobs.util.exit_guard import refuse_quitting
 from jobs.util.interruptible_wait import abandonable
 from saliency_core.errors import InvalidRequestError
 from saliency_core.model.model_loading import Model, load_model, model_digest
 from saliency_core.probe.model_probe import Probe, probe_model
+from saliency_core.replica.cpu.allocator import keep_freed_memory
 
 
 def build_model(config: JobConfig, *, class_names: Sequence[str] | None) -> Model:
-    """Loads the model in a thread that Ctrl-C leaves behind, whatever its factory is at.
+    """Loads the model in a thread that Ctrl-C abandons, whatever the model's factory is doing.
 
-    Raises InvalidRequestError if the model, its weights or its preprocessing cannot be had, or its code tries to end
+    Raises InvalidRequestError if the model, its weights or its preprocessing cannot be loaded, or its code tries to end
     the process.
     """
 
-    def built() -> Model:
+    def load() -> Model:
         with refuse_quitting(config.model):
             return load_model(
                 config.model,
@@ -39,20 +41,40 @@ def build_model(config: JobConfig, *, class_names: Sequence[str] | None) -> Mode
                 head=config.head,
             )
 
-    return abandonable(built, name="model")
+    return abandonable(load, name="model")
 
 
 def refuse_other_weights(run: Record, model: Model) -> None:
-    """Raises InvalidRequestError where ``model`` is not the one that the run was planned with."""
+    """Raises InvalidRequestError if ``model`` has other weights than the run was planned with."""
     if model_digest(model) != run.fingerprint["weights"]:
         raise InvalidRequestError(
-            f"{run.config.model} has other weights here than when the run was planned, and what it makes would not "
-            "fit. Bring back the weights that it had (does its factory draw them at random?), or take a new --out."
+            f"{run.config.model} has other weights here than when the run was planned, so its results would not fit "
+            "into the store. Restore the weights that it had (does its factory draw them at random?), or use a new "
+            "--out."
         )
 
 
+def build_replica(run: Run | ClassRun, *, any_software: bool = False) -> tuple[Model, Software]:
+    """Builds the model of a planned run in a worker → the model, and the software of this process.
+
+    Raises InvalidRequestError if its weights are not those that the run was planned with, or the software is not the
+    session's (unless ``any_software``).
+    """
+    torch.set_num_threads(run.config.threads)
+    if run.device == "cpu":
+        keep_freed_memory()
+    model = build_model(run.config, class_names=run.class_names)
+    refuse_other_weights(run, model)
+    software = software_here(run.config, model.module)
+    if not any_software:
+        refuse_other_worker(run.session, software)
+    if not run.probe.get("copied", True):
+        model.module.to(run.device)  # the replica is the model itself, so it is moved in the worker only
+    return model, software
+
+
 def read_class_names(path: str) -> tuple[str, ...]:
-    """One name a line; the number of the line is the class."""
+    """Reads a file with one class name per line; the number of the line is the class."""
     try:
         text = local_path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -62,8 +84,8 @@ def read_class_names(path: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class TriedModel:
-    """``model`` with its class names, where anybody told them; ``digest``: which weights it has; ``software``: with
-    which it was built; ``probe``: what was measured of it."""
+    """``model`` with its class names, if they are known; ``digest`` of its weights; ``software`` that it was built
+    with; ``probe``: what was measured on it."""
 
     model: Model
     digest: str
@@ -75,24 +97,24 @@ class TriedModel:
 def try_model(config: JobConfig, *, folders: Sequence[str] | None = None) -> TriedModel:
     """Builds the model and probes it with made-up images, on the CPU. ``folders``: the sources' class folders, sorted.
 
-    Raises InvalidRequestError where it cannot work, where replicas would not be the same, or class names are not as
-    many as classes.
+    Raises InvalidRequestError if the model cannot be explained, if replicas would not be the same, or if the numbers of
+    class names and classes differ.
     """
-    given = read_class_names(config.class_names) if config.class_names else None
-    model = build_model(config, class_names=given)
+    class_names = read_class_names(config.class_names) if config.class_names else None
+    model = build_model(config, class_names=class_names)
     digest, software = model_digest(model), software_here(config, model.module)
-    again = build_model(config, class_names=given) if config.model.startswith("python:") else None
+    again = build_model(config, class_names=class_names) if config.model.startswith("python:") else None
     if again is not None and model_digest(again) != digest:
         raise InvalidRequestError(
             f"{config.model} makes other weights at each call, so every replica would be another model. "
-            "Save them once (torch.save(model.state_dict(), path)) and give --weights."
+            "Save the weights once (torch.save(model.state_dict(), path)) and give --weights."
         )
     probe, scores = probe_model(model, again=again)
     n_classes = scores.shape[1]
-    if given is not None and len(given) != n_classes:
+    if class_names is not None and len(class_names) != n_classes:
         raise InvalidRequestError(
-            f"--class-names {config.class_names} has {len(given)} names, {config.model} {n_classes} classes: "
-            "they must be as many."
+            f"--class-names {config.class_names} has {len(class_names)} names, {config.model} {n_classes} classes: "
+            "the numbers must be equal."
         )
     names = model.class_names if model.class_names is not None and len(model.class_names) == n_classes else None
     if names is None and folders is not None and len(folders) == n_classes:
@@ -101,6 +123,6 @@ def try_model(config: JobConfig, *, folders: Sequence[str] | None = None) -> Tri
 
 
 def blank_images(model: Model) -> torch.Tensor:
-    """float [3, C, H, W]. Three: a graph that was exported for one number of images shows it here."""
+    """Three black images, float [3, C, H, W]. A graph that was exported for another number of images fails on them."""
     height, width = model.geometry.input_size
     return torch.zeros(3, model.geometry.channels, height, width, dtype=torch.float32, device="cpu")
