@@ -13,7 +13,7 @@ from rich.console import Console
 
 from jobs.audit.audit_command import audit
 from jobs.audit.audit_schema import CLASSES as CLASSES_PARQUET
-from jobs.audit.audit_schema import folder
+from jobs.audit.audit_schema import audit_folder
 from jobs.config.explain_config import make_config
 from jobs.demo.demo_images import CLASSES, MARKED, make_images, write_shards
 from jobs.explain.explain_command import explain
@@ -108,7 +108,7 @@ def _as_expected(store: Path, broken: dict[str, str], console: Console) -> bool:
 
 def _found(store: Path, console: Console) -> bool:
     """Whether the audit's first finding is the class with the mark."""
-    first = pq.read_table(store / folder(ARRAY) / CLASSES_PARQUET).to_pylist()[0]
+    first = pq.read_table(store / audit_folder(ARRAY) / CLASSES_PARQUET).to_pylist()[0]
     if first["alarm"] and first["class"] == MARKED:
         return True
     print_text(console, f"the audit ranks {first['class_name']} first, where {CLASSES[MARKED]} was expected")
