@@ -11,7 +11,7 @@ from jobs.util.formatting import percent
 from saliency_core.map_measures import CORNERS
 
 NOTABLE_GAP = 0.05  # smaller differences of shares are not mentioned
-NOTABLE_RATIO = 1.5  # and the larger share must be at least so many times the smaller
+NOTABLE_RATIO = 1.5  # and the larger share must be at least this multiple of the smaller
 MAX_DIFFERENCES = 3  # regions that are mentioned, those that differ most
 
 

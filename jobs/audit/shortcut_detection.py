@@ -155,7 +155,7 @@ def _whitened_patterns(own: Floats, other_maps: Floats, window: Window) -> tuple
 
 
 def _tail_decades(successes: NDArray[np.int64], trials: int, rate: Matrix) -> Matrix:
-    """Returns −log₁₀ of the probability of at least so many successes in ``trials`` (binomial)."""
+    """Returns −log₁₀ of the probability of at least ``successes`` in ``trials`` (binomial)."""
     decades: Matrix = -np.log10(np.maximum(betainc(successes, trials - successes + 1, rate), 1e-300))
     return decades
 

@@ -205,7 +205,7 @@ def _no_common_row_error(a: Side, lines_a: pa.Table, b: Side, lines_b: pa.Table)
             return f"{side.address} has no explained rows yet: run the same explain command again to continue."
     first_a, first_b = (repr(lines["sample_id"][0].as_py()) for lines in (lines_a, lines_b))
     return (
-        f"{a.address} and {b.address} have no row in common, so nothing can be compared: A's first sample is {first_a}, "
-        f"B's is {first_b}. Rows are matched by sample id, which is relative to the folder or file of --images: "
-        "explain the same images, given in the same way, with both models."
+        f"{a.address} and {b.address} have no row in common, so nothing can be compared: A's first sample is "
+        f"{first_a}, B's is {first_b}. Rows are matched by sample id, which is relative to the folder or file of "
+        "--images: explain the same images, given in the same way, with both models."
     )

@@ -45,8 +45,8 @@ class RowRenderer:
     All rows of one call are read together, so pass many rows at once.
     """
 
-    def __init__(self, store: Store, *, look: MapStyle | None = None) -> None:
-        self._store, self._look = store, look or MapStyle()
+    def __init__(self, store: Store) -> None:
+        self._store, self._style = store, MapStyle()
         self._decode = DecodeStage(store.run)
 
     def draw(
@@ -110,10 +110,10 @@ class RowRenderer:
     def _draw_map(self, map_: NDArray[np.float32], image: Pixels | str, *, signed: bool) -> Pixels:
         if map_.ndim == 3:  # as `saliency show` does: the strongest channel
             map_, signed = (map_[0], signed) if len(map_) == 1 else (np.abs(map_).max(axis=0), False)
-        values = self._look.values(_shrink_map(map_), signed=signed)
+        values = self._style.values(_shrink_map(map_), signed=signed)
         if isinstance(image, str):
-            return self._look.colours(values, signed=signed)
-        return self._look.overlay(image, values, signed=signed)
+            return self._style.colours(values, signed=signed)
+        return self._style.overlay(image, values, signed=signed)
 
 
 def mean_picture(mean: MeanMap, cells: tuple[int, int], *, spot: tuple[float, float] | None = None) -> Pixels:
