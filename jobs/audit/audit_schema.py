@@ -110,8 +110,8 @@ class Audit(BaseModel):
 
     ``cells``: height and width of the small maps. ``rows``: rows of the store; ``mapped``: rows that have a map;
     ``blank``: rows whose map is zero or not finite. ``alarms``: classes that are findings; ``unjudged``: classes
-    without
-    a score, because they or the other classes have too few maps. ``overall``: statistics of all rows that have a map.
+    without a score, because they or the other classes have too few maps. ``overall``: statistics of all rows that have
+    a map.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -1,11 +1,10 @@
 """Detects classes that a model recognises by something that is always at the same place: a watermark, a tag, a border.
 
 Objects move about and differ. A mark leaves the same pattern of relevance at the same place of many images of one
-class,
-and of hardly any image of another class. Therefore each place is compared through a window: how many of the class's
-maps
-have a similar pattern there, and how many maps of other classes have it, too? A class's maps also have habits (rings
-bend at their top), which show at most places. The score is how far one place exceeds what is usual for the class.
+class, and of hardly any image of another class. Therefore each place is compared through a window: how many of the
+class's maps have a similar pattern there, and how many maps of other classes have it, too? A class's maps also have
+habits (rings bend at their top), which show at most places. The score is how far one place exceeds what is usual for
+the class.
 """
 
 from __future__ import annotations
@@ -55,9 +54,8 @@ class Suspicion:
 
     ``score``: how suspicious the class is; NaN if there are too few maps. ``rows`` bool [n]: the rows that have the
     pattern. ``y``, ``x``: its position, 0 to 1. ``share``, ``share_rest``, ``share_others``: mean share of the
-    relevance
-    in the window of these rows, of the class's other rows, and of other classes. ``others_alike``: the part of the
-    other classes' maps that have the pattern.
+    relevance in the window of these rows, of the class's other rows, and of other classes. ``others_alike``: the part
+    of the other classes' maps that have the pattern.
     """
 
     score: float

@@ -1,8 +1,8 @@
 """Clusters the maps of a class by spectral relevance analysis, to find the strategies that a model uses.
 
 Lapuschkin et al. 2019, "Unmasking Clever Hans predictors and assessing what machines really learn": a neighbour graph
-of
-the small maps, its normalised Laplacian, and the smallest eigenvalues; their largest gap gives the number of clusters.
+of the small maps, its normalised Laplacian, and the smallest eigenvalues; their largest gap gives the number of
+clusters.
 """
 
 from __future__ import annotations

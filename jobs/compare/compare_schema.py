@@ -1,7 +1,7 @@
 """Defines the files of a comparison.
 
 DIR/
-  compare.json                 ``Comparison``: what was compared, how, and the results; written first
+  compare.json                 ``Comparison``: what was compared, how, and the results; written first and last
   units/unit-00000017.parquet  measures of the pairs of A's unit 17; if it exists, the unit is done
   units/maps-00000017.parquet  for each class of that unit: how many pairs, and the sums of their small maps
   rows.parquet                 every row of A, in A's order, then the rows that only B has: ``ROW_SCHEMA``
@@ -65,17 +65,16 @@ def class_schema(cells: tuple[int, int]) -> pa.Schema:
 
     ``pairs``: how many rows have measures. ``changed``: share of the rows whose prediction changed, among those with
     predictions. ``mostly_to``: the new class of most of these; ``mostly_rows``: how many. ``accuracy_a``,
-    ``accuracy_b``:
-    on the rows that also have a label. ``rows``: rows of A whose maps changed most. ``place_from``, ``place_to``:
-    names of the parts of the image between which relevance moved; null if the change is small.
+    ``accuracy_b``: on the rows that also have a label. ``rows``: rows of A whose maps changed most. ``place_from``,
+    ``place_to``: names of the parts of the image between which relevance moved; null if the change is small.
     """
-    figures = [(f"{part}_{name}", pa.float32()) for name in PAIR_MEASURES for part in ("median", "mean")]
+    measures = [(f"{part}_{name}", pa.float32()) for name in PAIR_MEASURES for part in ("median", "mean")]
     return pa.schema(
         [
             ("rank", pa.int32()), ("class", pa.int32()), ("class_name", pa.string()),
             ("count", pa.int64()), ("pairs", pa.int64()), ("changed", pa.float32()),
             ("mostly_to", pa.string()), ("mostly_rows", pa.int64()),
-            ("accuracy_a", pa.float32()), ("accuracy_b", pa.float32()), *figures,
+            ("accuracy_a", pa.float32()), ("accuracy_b", pa.float32()), *measures,
             *[(f"mean_{name}", pa.float32()) for name in CHANGE_COLUMNS],
             ("place_from", pa.string()), ("place_to", pa.string()), ("finding", pa.string()),
             ("rows", pa.list_(pa.int64())),

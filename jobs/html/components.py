@@ -90,8 +90,7 @@ class Table:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """A table of the same values for a few groups: one title for each group; rows of a label and a text for each
-    group."""
+    """A table of the same values for a few groups: a title for each group; rows of a label and one text per group."""
 
     caption: str
     titles: Sequence[str]
