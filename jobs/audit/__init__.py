@@ -1,1 +1,1 @@
-"""What a store of maps tells of its model: measures of each map, how each class splits, and what is suspicious."""
+"""Audits a model by its maps: measures every map, clusters the maps of each class, and ranks suspicious classes."""

@@ -1,13 +1,14 @@
-"""What an audit leaves in a store, and how it is read.
+"""Defines the files of an audit, and reads them.
 
 OUT/audit/<target>/<method>/
-  units/unit-00000017.parquet  of one unit, in row order: measures and the small map of every row; made once
-  rows.parquet                 of every row that has a map, in row order: ``row_schema``
-  classes.parquet              of every class, in the order of their rank: ``class_schema``
-  clusters.parquet             of every cluster of every class that splits: ``cluster_schema``
-  audit.json                   ``Audit``: what was audited, how, and what is told of all rows together
+  units/unit-00000017.parquet  measures and small maps of one unit's rows, in row order; computed once
+  rows.parquet                 every row that has a map, in row order: ``row_schema``
+  classes.parquet              every class, by rank: ``class_schema``
+  clusters.parquet             every cluster of every class that splits: ``cluster_schema``
+  audit.json                   ``Audit``: what was audited, how, and the statistics of all rows together
 
-A class is what the target explained; for a target that is no class, the label; −1 where there is neither.
+The class of a row is the class that the target explained; if the target is not a class, the label; −1 if there is
+neither.
 """
 
 from __future__ import annotations
@@ -23,58 +24,61 @@ from saliency_core.map_measures import MEASURES
 
 AUDIT_JSON = "audit.json"
 ROWS, CLASSES, CLUSTERS = "rows.parquet", "classes.parquet", "clusters.parquet"
-ON_OBJECT = ("pointing", "inside")
-"""Where objects are given: 1 if the peak lies on one, else 0; the share that lies on them. Null without."""
+OBJECT_MEASURES = ("pointing", "inside")
+"""Measures on objects, null if the row has none: 1 if the map's peak lies on one, else 0; the share on objects."""
 
-Figures = dict[str, int | float | list[float] | None]
-"""The columns of ``group_schema`` by their names."""
+GroupStatistics = dict[str, int | float | list[float] | None]
+"""Values of ``group_schema`` by column name."""
 
 
-def _figures(names: tuple[str, ...]) -> list[tuple[str, pa.DataType]]:
+def _float_columns(names: tuple[str, ...]) -> list[tuple[str, pa.DataType]]:
     return [(name, pa.float32()) for name in names]
 
 
 def small_map_type(cells: tuple[int, int]) -> pa.DataType:
-    """A small map, row by row: shares that add up to 1."""
+    """The type of a small map, flattened row by row: shares of the relevance that add up to 1."""
     return pa.list_(pa.float32(), cells[0] * cells[1])
 
 
 def row_schema() -> pa.Schema:
-    """``probability``: of ``class``; ``sure``: of ``predicted``. ``correct``: null where label or prediction are
-    unknown. ``cluster``: within its class, from 0; −1 for none.
+    """The schema of rows.parquet.
 
-    ``outlier``: how far from its class, in its class' usual distances. ``embed_…``: for a picture of the class.
+    ``probability``: of ``class``; ``sure``: of ``predicted``. ``correct``: null if the label or the prediction is
+    unknown. ``cluster``: number within the class, from 0; −1 for none. ``outlier``: mean distance to the nearest maps
+    of the class, divided by the class's median. ``embed_x``, ``embed_y``: coordinates in the report's scatter plot.
     """
     return pa.schema(
         [
             ("row", pa.int64()), ("class", pa.int32()), ("label", pa.int32()), ("predicted", pa.int32()),
             ("correct", pa.bool_()), ("probability", pa.float32()), ("sure", pa.float32()),
-            *_figures(MEASURES), *_figures(ON_OBJECT),
+            *_float_columns(MEASURES), *_float_columns(OBJECT_MEASURES),
             ("cluster", pa.int32()), ("outlier", pa.float32()), ("embed_x", pa.float32()), ("embed_y", pa.float32()),
         ]
     )  # fmt: skip
 
 
 def group_schema(cells: tuple[int, int]) -> list[tuple[str, pa.DataType]]:
-    """What is told of any group of rows. ``accuracy``: of those with label and prediction; null without any.
+    """The columns of statistics of a group of rows.
 
-    ``confidence``: mean probability. ``spread``: mean distance to the mean map (half of Σ|share − mean share|, 0 to 1).
-    Measures: their means. ``mean_map``: mean of the small maps.
+    ``accuracy``: of the rows with label and prediction; null if there are none. ``confidence``: mean probability.
+    ``spread``: mean distance to the mean map (half of Σ|share − mean share|, 0 to 1). Measures: their means.
+    ``mean_map``: mean of the small maps.
     """
     return [
         ("count", pa.int64()), ("accuracy", pa.float32()), ("confidence", pa.float32()), ("spread", pa.float32()),
-        *_figures(MEASURES), *_figures(ON_OBJECT), ("mean_map", small_map_type(cells)),
+        *_float_columns(MEASURES), *_float_columns(OBJECT_MEASURES), ("mean_map", small_map_type(cells)),
     ]  # fmt: skip
 
 
 def class_schema(cells: tuple[int, int]) -> pa.Schema:
-    """``score``: how suspicious, higher is more; null where there are too few maps to tell.
-    ``alarm``: whether that is a finding, which takes at least 1.
+    """The schema of classes.parquet.
 
-    ``suspect``: the cluster that it is about; −1 for the whole class. ``spot_y``, ``spot_x``: where (0 to 1), and
-    ``spot_rows``: how many rows show the pattern there. ``eigengap``: the largest among the first eigenvalues of
-    the maps' neighbour graph; ``clusters``: how many there are, at least 1; with one, there are no lines of them and
-    every row has −1. A finding's rows are a cluster of their own. ``typical``, ``atypical``, ``wrong``: rows.
+    ``score``: how suspicious the class is; null if there are too few maps to judge. ``alarm``: whether it is a finding,
+    which needs a score of at least 1. ``suspect``: the cluster that the finding is about; −1 for the whole class.
+    ``spot_y``, ``spot_x``: position of the pattern, 0 to 1; ``spot_rows``: how many rows show it. ``eigengap``: the
+    largest gap among the first eigenvalues of the maps' neighbour graph. ``clusters``: their number, at least 1; if it
+    is 1, clusters.parquet has no lines of the class, and its rows have the cluster −1. The rows of a finding are a
+    cluster. ``typical``, ``atypical``, ``wrong``: row numbers.
     """
     rows = pa.list_(pa.int64())
     return pa.schema(
@@ -89,7 +93,10 @@ def class_schema(cells: tuple[int, int]) -> pa.Schema:
 
 
 def cluster_schema(cells: tuple[int, int]) -> pa.Schema:
-    """``differs``: in words, what sets it apart from the rest of its class. ``examples``: its most typical rows."""
+    """The schema of clusters.parquet.
+
+    ``differs``: text that says how it differs from the rest of its class. ``examples``: rows nearest to its mean map.
+    """
     return pa.schema(
         [
             ("class", pa.int32()), ("cluster", pa.int32()), *group_schema(cells),
@@ -99,11 +106,12 @@ def cluster_schema(cells: tuple[int, int]) -> pa.Schema:
 
 
 class Audit(BaseModel):
-    """The content of audit.json. ``cells``: height and width of the small maps. ``alarms``: classes that are findings;
-    ``unjudged``: those of which, or beside which, there are too few maps to tell.
+    """The content of audit.json.
 
-    ``rows``: of the store; ``mapped``: those that have a map; ``blank``: those whose map is zero or not finite.
-    ``overall``: of all those that have a map, the columns of ``group_schema``.
+    ``cells``: height and width of the small maps. ``rows``: rows of the store; ``mapped``: rows that have a map;
+    ``blank``: rows whose map is zero or not finite. ``alarms``: classes that are findings; ``unjudged``: classes
+    without a score, because they or the other classes have too few maps. ``overall``: statistics of all rows that have
+    a map.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -122,27 +130,27 @@ class Audit(BaseModel):
     seed: int
     objects: str | None = None
     seconds: dict[str, float] = {}
-    overall: Figures  # the last: a small map is long
+    overall: GroupStatistics  # last, because the mean map is long
 
 
 def read_audit(out: str, array: str, *tables: str) -> tuple[Audit, list[pa.Table]]:
-    """What the audit of an array left in the store ``out``, and those of its tables.
+    """Reads the audit of an array from the store ``out``, and the named tables.
 
-    Raises FileNotFoundError where no audit of it has ended; InvalidRequestError where one cannot be read.
+    Raises FileNotFoundError if no audit of the array has finished; InvalidRequestError if it cannot be read.
     """
-    objects, where = open_output(out), folder(array)
+    store, prefix = open_output(out), audit_folder(array)
     try:
-        audit = Audit.model_validate_json(read_object(objects, f"{where}/{AUDIT_JSON}"))
-        found = [parquet_table(read_object(objects, f"{where}/{name}")) for name in tables]
+        audit = Audit.model_validate_json(read_object(store, f"{prefix}/{AUDIT_JSON}"))
+        contents = [parquet_table(read_object(store, f"{prefix}/{name}")) for name in tables]
     except FileNotFoundError:
         raise
     except UNREADABLE as error:
         raise InvalidRequestError(
-            f"{out}/{where} cannot be read ({first_line(error)}): run `saliency audit` again."
+            f"{out}/{prefix} cannot be read ({first_line(error)}): run `saliency audit` again."
         ) from error
-    return audit, found
+    return audit, contents
 
 
-def folder(array: str) -> str:
-    """Where in the store the audit of an array lies."""
+def audit_folder(array: str) -> str:
+    """Returns the prefix of an audit's keys in the store."""
     return f"audit/{array}"

@@ -1,4 +1,4 @@
-"""The second stage of an audit: all rows of some classes, gathered from the units' parts, and what they tell."""
+"""The second stage of an audit: gathers all rows of some classes from the units' measures and examines each class."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.audit.class_examination import examine
-from jobs.audit.group_types import Background, Examined, Group
-from jobs.audit.unit_measures import FACTS, FIGURES, floats, integers, read_units, small_maps
+from jobs.audit.class_examination import examine_class
+from jobs.audit.group_types import Background, ClassExamination, ClassRows
+from jobs.audit.unit_measures import INDEX_COLUMNS, MEASURE_COLUMNS, read_units, to_floats, to_integers, to_small_maps
 from jobs.storage.object_store import open_output
 from jobs.store.open import open_run
 from saliency_core.map_measures import Floats
 
-GROUP_BYTES = 128 << 20  # of small maps that a task gathers; a class is never cut, so a large one may have more
+GROUP_BYTES = 128 << 20  # of small maps in a task; a class is never split, so a task with one large class may have more
 
 
 @dataclass(frozen=True)
-class Classes:
-    """``numbers``: which classes. ``background``: rows, of any class, that they are held against."""
+class ClassBatch:
+    """The classes of one task, by number, and the rows of all classes that each of them is compared with."""
 
     numbers: NDArray[np.int64]
     background: NDArray[np.int64]
@@ -29,50 +29,51 @@ class Classes:
 
 @dataclass(frozen=True)
 class ExaminedClass:
-    """``rows`` [n], ascending: which rows ``examined``'s arrays are of."""
+    """The examination of a class, and the ``rows`` [n], ascending, that its arrays belong to."""
 
     rows: NDArray[np.int64]
-    examined: Examined
+    examination: ClassExamination
 
 
 class ExamineStage:
-    """Reads every unit's part once for all of its classes."""
+    """Examines a batch of classes; it reads the measures of every unit once for all of them."""
 
     def __init__(self, out: str, array: str, units: Sequence[int], cells: tuple[int, int], seed: int) -> None:
         self._run = open_run(out)[1]
         self._store = open_output(out)
         self._array, self._units, self._cells, self._seed = array, units, cells, seed
 
-    def __call__(self, classes: Classes) -> list[ExaminedClass]:
-        facts: dict[str, list[Floats | NDArray[np.int64]]] = {name: [] for name in (*FACTS, *FIGURES, "small")}
-        behind: list[tuple[Floats, NDArray[np.int64]]] = []
-        for part in read_units(self._store, self._array, self._units, [*FACTS, *FIGURES, "small"]):
-            rows, of = integers(part["row"]), integers(part["class"])
-            small = small_maps(part["small"], self._cells)
-            seen = np.isfinite(small[:, 0, 0])
-            ground = seen & np.isin(rows, classes.background)
-            behind.append((small[ground], of[ground]))
-            mine = np.isin(of, classes.numbers)
-            facts["small"].append(small[mine])
+    def __call__(self, classes: ClassBatch) -> list[ExaminedClass]:
+        parts: dict[str, list[Floats | NDArray[np.int64]]] = {
+            name: [] for name in (*INDEX_COLUMNS, *MEASURE_COLUMNS, "small")
+        }
+        background_parts: list[tuple[Floats, NDArray[np.int64]]] = []
+        for part in read_units(self._store, self._array, self._units, [*INDEX_COLUMNS, *MEASURE_COLUMNS, "small"]):
+            rows, class_numbers = to_integers(part["row"]), to_integers(part["class"])
+            small = to_small_maps(part["small"], self._cells)
+            in_background = np.isfinite(small[:, 0, 0]) & np.isin(rows, classes.background)
+            background_parts.append((small[in_background], class_numbers[in_background]))
+            in_batch = np.isin(class_numbers, classes.numbers)
+            parts["small"].append(small[in_batch])
             for name in ("row", "class"):
-                facts[name].append(integers(part[name])[mine])
-            for name in ("correct", "probability", "sure", *FIGURES):
-                facts[name].append(floats(part[name])[mine])
-        together = {name: np.concatenate(values) for name, values in facts.items() if values}
-        background = Background(*(np.concatenate(values) for values in zip(*behind, strict=True)))
-        return [self._examined(number, together, background) for number in classes.numbers.tolist()]
+                parts[name].append(to_integers(part[name])[in_batch])
+            for name in ("correct", "probability", "sure", *MEASURE_COLUMNS):
+                parts[name].append(to_floats(part[name])[in_batch])
+        columns = {name: np.concatenate(values) for name, values in parts.items() if values}
+        background = Background(*(np.concatenate(values) for values in zip(*background_parts, strict=True)))
+        return [self._examine_class(number, columns, background) for number in classes.numbers.tolist()]
 
-    def _examined(self, number: int, facts: dict[str, NDArray[Any]], background: Background) -> ExaminedClass:
-        mine = facts["class"] == number
+    def _examine_class(self, number: int, columns: dict[str, NDArray[Any]], background: Background) -> ExaminedClass:
+        in_class = columns["class"] == number
         names = self._run.class_names
-        group = Group(
+        group = ClassRows(
             number=number,
             name=names[number] if names is not None and 0 <= number < len(names) else None,
-            rows=facts["row"][mine],
-            small=facts["small"][mine],
-            correct=facts["correct"][mine],
-            probability=facts["probability"][mine],
-            sure=facts["sure"][mine],
-            measures={name: facts[name][mine] for name in FIGURES},
+            rows=columns["row"][in_class],
+            small=columns["small"][in_class],
+            correct=columns["correct"][in_class],
+            probability=columns["probability"][in_class],
+            sure=columns["sure"][in_class],
+            measures={name: columns[name][in_class] for name in MEASURE_COLUMNS},
         )
-        return ExaminedClass(group.rows, examine(group, background, seed=self._seed))
+        return ExaminedClass(group.rows, examine_class(group, background, seed=self._seed))

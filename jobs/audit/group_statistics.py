@@ -1,4 +1,4 @@
-"""What is told of any group of rows."""
+"""Computes the statistics of a group of rows."""
 
 from __future__ import annotations
 
@@ -7,27 +7,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.audit.audit_schema import ON_OBJECT
-from jobs.audit.group_types import Group
+from jobs.audit.audit_schema import OBJECT_MEASURES
+from jobs.audit.group_types import ClassRows
 from saliency_core.map_measures import MEASURES, Floats
 
 
-def figures(group: Group, where: NDArray[np.bool_]) -> dict[str, Any]:
-    """Of the rows where ``where`` [n] holds, at least one: the columns of ``group_schema``; None where nothing is
-    known."""
-    small = group.small[where]
+def compute_statistics(group: ClassRows, mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """Returns the columns of ``group_schema`` for the rows that ``mask`` [n] selects, at least one.
+
+    A value is None if no row has it.
+    """
+    small = group.small[mask]
     small = small[np.isfinite(small).all(axis=(1, 2))]
     mean_map = small.mean(axis=0, dtype=np.float64).astype(np.float32) if len(small) else None
     return {
-        "count": int(where.sum()),
-        "accuracy": _mean(group.correct[where]),
-        "confidence": _mean(group.probability[where]),
+        "count": int(mask.sum()),
+        "accuracy": _finite_mean(group.correct[mask]),
+        "confidence": _finite_mean(group.probability[mask]),
         "spread": None if mean_map is None else float(np.abs(small - mean_map).sum(axis=(1, 2)).mean() / 2),
-        **{name: _mean(group.measures[name][where]) for name in (*MEASURES, *ON_OBJECT)},
+        **{name: _finite_mean(group.measures[name][mask]) for name in (*MEASURES, *OBJECT_MEASURES)},
         "mean_map": None if mean_map is None else mean_map.ravel().tolist(),
     }
 
 
-def _mean(values: Floats) -> float | None:
-    known = values[np.isfinite(values)]
-    return float(known.mean(dtype=np.float64)) if len(known) else None
+def _finite_mean(values: Floats) -> float | None:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean(dtype=np.float64)) if len(finite) else None

@@ -1,4 +1,4 @@
-"""What the examination of a class begins with and ends with."""
+"""Defines the input and the result of a class's examination."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Group:
+class ClassRows:
     """The rows of one class: ``rows`` [n], ascending; ``small`` [n, h, w], their small maps.
 
-    ``correct`` [n]: 1, 0, or NaN where that is not known. ``probability`` [n] of the class, ``sure`` [n] of what is
-    predicted: NaN where there is none. ``measures``: MEASURES and ON_OBJECT, each [n]; NaN where there is none.
+    ``correct`` [n]: 1, 0, or NaN if unknown. ``probability`` [n]: of the explained class; ``sure`` [n]: of the
+    predicted class. ``measures``: MEASURES and OBJECT_MEASURES, each [n]. Missing values are NaN.
     """
 
     number: int
@@ -34,17 +34,18 @@ class Group:
 
 @dataclass(frozen=True)
 class Background:
-    """A sample of all the store's rows: ``small`` [m, h, w], and ``classes`` [m]."""
+    """A sample of the store's rows of all classes: their small maps [m, h, w] and class numbers [m]."""
 
     small: Floats
     classes: Integers
 
 
 @dataclass(frozen=True)
-class Examined:
-    """``line``: of ``class_schema``, but for its rank; ``clusters``: lines of ``cluster_schema``.
+class ClassExamination:
+    """The result for one class.
 
-    Of each of the group's rows: ``cluster`` [n], −1 for none; ``outlier`` [n]; ``embedding`` [n, 2].
+    ``line``: a line of ``class_schema`` without the rank. ``clusters``: lines of ``cluster_schema``. For each row of
+    the class: ``cluster`` [n], −1 for none; ``outlier`` [n]; ``embedding`` [n, 2].
     """
 
     line: dict[str, Any]

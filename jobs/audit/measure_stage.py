@@ -1,4 +1,4 @@
-"""The first stage of an audit: a unit's maps → measures and small maps, beside the store."""
+"""The first stage of an audit: computes measures and small maps of a unit's maps and writes them to the store."""
 
 from __future__ import annotations
 
@@ -9,80 +9,85 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.audit.object_masks import ObjectsOf, on_objects
-from jobs.audit.unit_measures import FACTS, encode, made_from, part_key
+from jobs.audit.object_masks import ObjectTable, measure_on_objects
+from jobs.audit.unit_measures import INDEX_COLUMNS, encode_unit, part_key, read_provenance
 from jobs.storage.object_store import open_output, put, read_object
 from jobs.store.index import OK, load_part, stored_part
 from jobs.store.run_record import Run
 from jobs.store.store_reader import open_store
 from saliency_core.map_measures import CORNER, FRAME, GRID, Floats, measure, shares, shrink
 
-AT_ONCE = 64  # maps in memory: 13 MB at 224 × 224, and a few times that on the way
+MAPS_AT_ONCE = 64  # maps that are measured together: 13 MB at 224 × 224, and a few times that for intermediates
 
 
 @dataclass(frozen=True)
 class MeasuredUnit:
-    """``rows``: of the unit; ``mapped``: those that have a map. ``made``: now, or by an earlier audit."""
+    """The number of rows of a unit, and of those with a map. ``computed``: False if an earlier audit measured it."""
 
     rows: int
     mapped: int
-    made: bool
+    computed: bool
 
 
 class MeasureStage:
-    """Measures a unit, unless that was done of these very maps before."""
+    """Measures a unit, unless an earlier audit has measured the same maps in the same way."""
 
     def __init__(self, out: str, array: str, objects: str | None) -> None:
         self._reader = open_store(out)
         self._store = open_output(out)
         self._spec = self._reader.array(array).spec
-        self._objects = ObjectsOf(objects) if objects else None
+        self._objects = ObjectTable(objects) if objects else None
 
     def __call__(self, unit: int) -> MeasuredUnit:
         array, run = self._spec.path, self._reader.run
         committed = stored_part(self._store, unit)
-        of: dict[str, object] = {
+        provenance: dict[str, object] = {
             "commit": hashlib.sha256(committed).hexdigest(),
             "objects": self._objects.digest if self._objects else None,
-            "how": [GRID, FRAME, CORNER, *FACTS],
+            "how": [GRID, FRAME, CORNER, *INDEX_COLUMNS],
         }
         lines, _ = load_part(committed, unit)
         lines = lines.filter(pc.equal(lines[f"{self._spec.target}__status"], OK))
-        # Of masks only the paths are known: what they hold may be new.
-        made = (self._objects is not None and self._objects.masks) or not self._is_there(array, unit, of)
-        if made:
-            facts = _facts(lines, run, self._spec.target)
-            rows = np.asarray(facts["row"], np.int64)
-            figures: dict[str, list[Floats]] = {}
-            # At least one, for the columns.
-            pieces = [rows[start : start + AT_ONCE] for start in range(0, max(1, len(rows)), AT_ONCE)]
+        # The digest of --objects covers the paths of masks, not their content, which may have changed.
+        compute = (self._objects is not None and self._objects.has_masks) or not self._is_measured(
+            array, unit, provenance
+        )
+        if compute:
+            columns = _index_columns(lines, run, self._spec.target)
+            rows = np.asarray(columns["row"], np.int64)
+            measures: dict[str, list[Floats]] = {}
+            # At least one piece, so that a unit without maps gets its columns, too.
+            pieces = [rows[start : start + MAPS_AT_ONCE] for start in range(0, max(1, len(rows)), MAPS_AT_ONCE)]
             small: list[Floats] = []
             for piece in pieces:
                 parts = shares(self._reader.maps(array, piece))
                 measured = measure(parts)
                 if self._objects is not None:
-                    measured |= on_objects(parts, self._objects, lines.slice(len(small) * AT_ONCE, AT_ONCE), run)
+                    measured |= measure_on_objects(
+                        parts, self._objects, lines.slice(len(small) * MAPS_AT_ONCE, MAPS_AT_ONCE), run
+                    )
                 for name, values in measured.items():
-                    figures.setdefault(name, []).append(values)
+                    measures.setdefault(name, []).append(values)
                 small.append(shrink(parts))
-            whole = {name: np.concatenate(values) for name, values in figures.items()}
-            put(self._store, part_key(array, unit), encode(facts, whole, np.concatenate(small), of=of))
-        return MeasuredUnit(len(run.unit_rows(unit)), len(lines), made)
+            joined = {name: np.concatenate(values) for name, values in measures.items()}
+            data = encode_unit(columns, joined, np.concatenate(small), provenance=provenance)
+            put(self._store, part_key(array, unit), data)
+        return MeasuredUnit(len(run.unit_rows(unit)), len(lines), compute)
 
-    def _is_there(self, array: str, unit: int, of: dict[str, object]) -> bool:
+    def _is_measured(self, array: str, unit: int, provenance: dict[str, object]) -> bool:
         try:
-            found = made_from(read_object(self._store, part_key(array, unit)))
+            stored = read_provenance(read_object(self._store, part_key(array, unit)))
         except FileNotFoundError:
             return False
-        return {**found, "cells": None} == {**of, "cells": None}
+        return {**stored, "cells": None} == {**provenance, "cells": None}
 
 
-def _facts(lines: pa.Table, run: Run, target: str) -> pa.Table:
-    """What the index knows of each row, under the audit's names."""
-    nothing = pa.nulls(len(lines), pa.int32())
+def _index_columns(lines: pa.Table, run: Run, target: str) -> pa.Table:
+    """Returns the index's columns that the audit needs, under the audit's names."""
+    nulls = pa.nulls(len(lines), pa.int32())
     explained = lines[f"{target}__class"]
-    told = run.prediction
-    predicted = lines[f"{told}__class"] if told else nothing
+    prediction = run.prediction
+    predicted = lines[f"{prediction}__class"] if prediction else nulls
     label = lines["label"]
     return pa.table(
         {
@@ -92,6 +97,6 @@ def _facts(lines: pa.Table, run: Run, target: str) -> pa.Table:
             "predicted": predicted,
             "correct": pc.equal(label, predicted),
             "probability": lines[f"{target}__probability"],
-            "sure": lines[f"{told}__probability"] if told else nothing.cast(pa.float32()),
+            "sure": lines[f"{prediction}__probability"] if prediction else nulls.cast(pa.float32()),
         }
     )

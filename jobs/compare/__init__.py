@@ -1,1 +1,1 @@
-"""Two stores of the same images beside each other: which rows and classes changed, and where a model looks now."""
+"""Compares two stores of the same images: which predictions changed, and where relevance moved."""

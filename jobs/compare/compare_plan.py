@@ -1,4 +1,4 @@
-"""What a comparison compares: which arrays, which rows, how they are cut into units; refused before work begins."""
+"""Plans a comparison: chooses the arrays, claims the output directory, and groups pairs into units."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 
-from jobs.compare.common_grid import CommonPart
+from jobs.compare.common_grid import CommonRegion
 from jobs.compare.compare_schema import COMPARE_JSON, Comparison
 from jobs.compare.compare_stages import PairUnit
-from jobs.compare.row_matching import Ledger, Side
+from jobs.compare.row_matching import MatchedRows, Side
 from jobs.storage.files import is_remote, local_path
 from jobs.storage.object_store import list_keys, open_output, put, read_object
 from jobs.store.fingerprint import differing
@@ -23,23 +23,25 @@ from saliency_core.map_measures import GRID
 
 
 def choose_sides(a: Store, b: Store, array: str | None, array_b: str | None) -> tuple[Side, Side]:
+    """Chooses the array of each store. Raises InvalidRequestError if there is none."""
     if array is None and array_b is not None:
-        raise InvalidRequestError(f"--array-b {array_b} names B's array alone: give A's too, with --array.")
+        raise InvalidRequestError(f"--array-b {array_b} names B's array only: give A's too, with --array.")
     if array is None:
         common = [path for path in a.arrays if path in b.arrays]
         if not common:
             raise InvalidRequestError(
-                f"the stores have no array in common (A has {', '.join(a.arrays)}; B {', '.join(b.arrays)}): name one "
-                "of each, with --array and --array-b."
+                f"the stores have no array in common (A has {', '.join(a.arrays)}; B has {', '.join(b.arrays)}): name "
+                "one of each with --array and --array-b."
             )
         array = common[0]
     return Side("A", a, a.array(array).spec), Side("B", b, b.array(array_b or array).spec)
 
 
-def make_plan(a: Side, b: Side, ledger: Ledger, *, top: float) -> Comparison:
-    common = CommonPart(a.store.run, a.array, b.store.run, b.array)
-    rows, compared = ledger.rows, ledger.compared
-    sizes = np.unique(np.stack([ledger.width[compared], ledger.height[compared]]), axis=1).T.tolist()
+def make_plan(a: Side, b: Side, matched: MatchedRows, *, top: float) -> Comparison:
+    """Returns the content of compare.json before the work begins."""
+    common = CommonRegion(a.store.run, a.array, b.store.run, b.array)
+    rows, compared = matched.rows, matched.compared
+    sizes = np.unique(np.stack([matched.width[compared], matched.height[compared]]), axis=1).T.tolist()
     pairs = hashlib.sha256()
     for name in ("row_a", "row_b"):
         pairs.update(np.asarray(rows[name].take(pa.array(compared))).tobytes())
@@ -52,14 +54,15 @@ def make_plan(a: Side, b: Side, ledger: Ledger, *, top: float) -> Comparison:
             "top": top,
             "pairs": pairs.hexdigest(),
         },
-        a=a.where,
-        b=b.where,
+        a=a.address,
+        b=b.address,
         array_a=a.array.path,
         array_b=b.array.path,
         top=top,
-        matched=ledger.matched,
-        notes=ledger.notes,
-        resampled=a.array.item_shape[-2:] != b.array.item_shape[-2:] or not all(common.same(*size) for size in sizes),
+        matched=matched.method,
+        notes=matched.notes,
+        resampled=a.array.item_shape[-2:] != b.array.item_shape[-2:]
+        or not all(common.is_same_crop(*size) for size in sizes),
         grid=common.grid,
         cells=(min(GRID, common.grid[0]), min(GRID, common.grid[1])),
         rows_a=len(a.store),
@@ -69,9 +72,11 @@ def make_plan(a: Side, b: Side, ledger: Ledger, *, top: float) -> Comparison:
     )
 
 
-def claim(output: str, plan: Comparison) -> None:
-    """Puts compare.json, unless it is there. Raises InvalidRequestError where the directory holds anything else: that
-    is somebody's."""
+def claim_output(output: str, plan: Comparison) -> None:
+    """Writes compare.json into the output directory.
+
+    Raises InvalidRequestError if the directory holds other files or another comparison, because nothing is overwritten.
+    """
     refuse_unwritable(output, flag="--output")
     if not is_remote(output) and not local_path(output).exists():
         put(open_output(output, make=True), COMPARE_JSON, plan.to_json())
@@ -83,38 +88,38 @@ def claim(output: str, plan: Comparison) -> None:
         foreign = list(islice(list_keys(store), 3))
         if foreign:
             raise InvalidRequestError(
-                f"--output {output} is not empty and no comparison (it holds {', '.join(foreign)} …), and nothing is "
-                "overwritten: choose another, or empty it yourself."
+                f"--output {output} is not empty and holds no comparison (it holds {', '.join(foreign)} …), and "
+                "nothing is overwritten: choose another directory, or empty this one."
             ) from None
     except ValueError as error:
         raise InvalidRequestError(
-            f"{output}/{COMPARE_JSON} cannot be read ({first_line(error)}): choose another."
+            f"{output}/{COMPARE_JSON} cannot be read ({first_line(error)}): choose another directory."
         ) from None
     else:
-        others = differing(there.fingerprint, plan.fingerprint)
-        if others == ["pairs"]:
+        differences = differing(there.fingerprint, plan.fingerprint)
+        if differences == ["pairs"]:
             raise InvalidRequestError(
-                f"--output {output} holds a comparison of these stores as they were before rows came or changed, and "
+                f"--output {output} holds a comparison of these stores from before rows were added or changed, and "
                 "nothing is overwritten: choose another directory."
             )
-        if others:
+        if differences:
             raise InvalidRequestError(
-                f"--output {output} holds a comparison of other things (they differ in {', '.join(others)}), and "
+                f"--output {output} holds another comparison (it differs in {', '.join(differences)}), and "
                 "nothing is overwritten: choose another directory."
             )
     put(store, COMPARE_JSON, plan.to_json())
 
 
-def pair_units(a: Side, ledger: Ledger) -> list[PairUnit]:
-    """The pairs to compare, by A's units: what lies in one object is read at once."""
-    places = ledger.compared
-    rows = ledger.rows.take(pa.array(places))
+def plan_units(a: Side, matched: MatchedRows) -> list[PairUnit]:
+    """Groups the pairs to compare by A's units, because the maps of a unit are stored in one object."""
+    positions = matched.compared
+    rows = matched.rows.take(pa.array(positions))
     numbers = np.asarray(rows["row_a"]) // a.store.run.unit_size
     columns = [np.asarray(rows[name]) for name in ("row_a", "row_b")]
-    columns += [ledger.width[places], ledger.height[places], np.asarray(rows["class"])]
+    columns += [matched.width[positions], matched.height[positions], np.asarray(rows["class"])]
     starts = np.flatnonzero(np.diff(numbers, prepend=-1)).tolist()
     units = []
-    for start, stop in zip(starts, [*starts, len(places)][1:], strict=True):
-        span = [*range(start, stop), stop % len(places)]
+    for start, stop in zip(starts, [*starts, len(positions)][1:], strict=True):
+        span = [*range(start, stop), stop % len(positions)]
         units.append(PairUnit(int(numbers[start]), *(column[span] for column in columns)))
     return units

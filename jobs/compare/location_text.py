@@ -1,4 +1,4 @@
-"""Where in the image relevance went, in words."""
+"""Describes where in the image relevance moved."""
 
 from __future__ import annotations
 
@@ -6,34 +6,41 @@ import numpy as np
 
 from saliency_core.map_similarity import Doubles
 
-NAMES = (
+NINTH_NAMES = (
     ("the upper left corner", "the upper edge", "the upper right corner"),
     ("the left edge", "the centre", "the right edge"),
     ("the lower left corner", "the lower edge", "the lower right corner"),
 )
-LEAST = 0.05  # of all relevance: what a ninth of the image must gain or lose to be named
+MIN_SHIFT = 0.05  # of all relevance: a ninth of the image that gains or loses less is not named
 
 
-def direction(before: Doubles, after: Doubles) -> tuple[str | None, str | None]:
-    """Mean maps [h, w] that add up to 1 → from which ninth of the image relevance went, and to which.
+def find_shift(before: Doubles, after: Doubles) -> tuple[str | None, str | None]:
+    """Finds from which ninth of the image relevance moved, and to which. The maps [h, w] each add up to 1.
 
-    None for either that is no one place: no ninth lost, or gained, as much as LEAST.
+    Either is None if no ninth lost, or gained, at least MIN_SHIFT.
     """
-    gains = _ninths(after) - _ninths(before)
-    lost, gained = (np.unravel_index(place, gains.shape) for place in (np.argmin(gains), np.argmax(gains)))
-    place_from = NAMES[lost[0]][lost[1]] if gains[lost] <= -LEAST else None
-    place_to = NAMES[gained[0]][gained[1]] if gains[gained] >= LEAST else None
+    gains = _sum_ninths(after) - _sum_ninths(before)
+    lost, gained = (np.unravel_index(index, gains.shape) for index in (np.argmin(gains), np.argmax(gains)))
+    place_from = NINTH_NAMES[lost[0]][lost[1]] if gains[lost] <= -MIN_SHIFT else None
+    place_to = NINTH_NAMES[gained[0]][gained[1]] if gains[gained] >= MIN_SHIFT else None
     return place_from, place_to
 
 
-def place_text(place_from: str | None, place_to: str | None) -> str:
-    """``from the lower right corner to the centre``, or half of it, or nothing."""
+def shift_text(place_from: str | None, place_to: str | None) -> str:
+    """Returns ``from the lower right corner to the centre``, or one half of it; "" if both are None."""
     parts = (("from", place_from), ("to", place_to))
     return " ".join(f"{word} {place}" for word, place in parts if place is not None)
 
 
-def _ninths(small: Doubles) -> Doubles:
-    """Sums [3, 3] of a map [h, w]. A map with an edge of 1 or 2 cells has empty ninths."""
+def shift_arrow(place_from: str | None, place_to: str | None) -> str:
+    """Returns ``lower right corner → centre``, or one half as ``from …`` or ``to …``; "" if both are None."""
+    if place_from is not None and place_to is not None:
+        return f"{place_from.removeprefix('the ')} → {place_to.removeprefix('the ')}"
+    return shift_text(place_from, place_to).replace(" the ", " ")
+
+
+def _sum_ninths(small: Doubles) -> Doubles:
+    """Sums a map [h, w] over ninths of the image, [3, 3]. If an edge has 1 or 2 cells, some ninths are empty."""
     for axis in (0, 1):
         edges = [round(third * small.shape[axis] / 3) for third in (1, 2)]
         small = np.stack([part.sum(axis=axis) for part in np.split(small, edges, axis=axis)], axis=axis)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from jobs.audit.audit_command import audit
 from jobs.audit.audit_schema import CLASSES as CLASSES_PARQUET
-from jobs.audit.audit_schema import folder
+from jobs.audit.audit_schema import audit_folder
 from jobs.config.explain_config import make_config
 from jobs.config.requested_rows import RowSelection
 from jobs.demo.demo_images import CLASSES, MARKED, make_images, write_shards
@@ -117,7 +117,7 @@ def _only_broken_quarantined(store: Path, broken: dict[str, str], console: Conso
 
 def _marked_class_ranks_first(store: Path, console: Console) -> bool:
     """Returns whether the audit ranks the class with the mark first, as suspicious."""
-    first = pq.read_table(store / folder(ARRAY) / CLASSES_PARQUET).to_pylist()[0]
+    first = pq.read_table(store / audit_folder(ARRAY) / CLASSES_PARQUET).to_pylist()[0]
     if first["alarm"] and first["class"] == MARKED:
         return True
     print_text(console, f"the audit ranks {first['class_name']} first, but {CLASSES[MARKED]} was expected")

@@ -1,1 +1,1 @@
-"""Parts of HTML pages: tables, tiles, pictures, sprite sheets."""
+"""Builds HTML pages: tables, tiles, pictures of maps, sprite sheets, and the folder that holds them."""

@@ -1,21 +1,22 @@
-"""What a page of any report is made of, and how it becomes HTML.
+"""Defines the parts of a report's pages and renders them as HTML.
 
 A template extends ``base.html`` and fills its blocks ``heading`` and ``content``; it imports from ``parts.html``:
 
     {% extends "base.html" %}
-    {% from "parts.html" import name, table, tile, figures, note %}
+    {% from "parts.html" import name, table, tile, properties, note %}
     {% block heading %}<h1>{{ name(title) }}</h1>{% endblock %}
     {% block content %}<section aria-labelledby="classes">… {{ table(classes) }}</section>{% endblock %}
 
-``render("mine.html", root="", title="…", home="Overview", classes=Table(…))`` makes the page. Rules that keep it safe
-and usable: no ``|safe``, no inline script or style (the page's policy forbids both), no name in a link or file name
-(numbers only), a heading for every section, ``name(…)`` around whatever others named.
+``render("mine.html", root="", title="…", classes=Table(…))`` returns the page. Rules that keep pages safe and usable:
+no ``|safe``; no inline script or style (the page's content security policy forbids both); no name of a class or file in
+a link or file name, numbers only; a heading for every section; ``name(…)`` around each text that comes from users'
+data.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -25,13 +26,13 @@ from markupsafe import Markup
 
 from jobs.util.formatting import shown
 
-Kind = Literal["text", "count", "number", "percent", "tile"]
-NOTHING = "–"
+ValueKind = Literal["text", "count", "number", "percent", "tile"]
+NO_VALUE = "–"
 
 
 @dataclass(frozen=True)
 class Link:
-    """``href``: relative to the page. ``about``: more of the text, smaller."""
+    """A link. ``href`` is relative to the page; ``about`` is shown after the text, smaller."""
 
     text: str
     href: str
@@ -40,9 +41,10 @@ class Link:
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of a sheet (``sheets.Sheets``): the sheet's file, relative to the site's root; column and row in it.
+    """One picture of a ``SpriteSheet``.
 
-    ``alt``: what it shows, for those who do not see it.
+    ``src``: the sheet's file, relative to the report's folder. ``x``, ``y``: column and row of the picture in the
+    sheet. ``size``: its edge in pixels. ``alt``: the alternative text.
     """
 
     src: str
@@ -54,10 +56,14 @@ class Tile:
 
 @dataclass(frozen=True)
 class Column:
-    """``kind``: how its values are shown and sorted: ``percent`` takes 0 to 1. ``about``: what the figure is."""
+    """A column of a ``Table``.
+
+    ``kind``: how its values are formatted and sorted; a ``percent`` is given as 0 to 1. ``about``: what the value
+    means.
+    """
 
     title: str
-    kind: Kind = "text"
+    kind: ValueKind = "text"
     about: str = ""
 
 
@@ -68,9 +74,9 @@ Value = str | int | float | None | Link | Tile
 class Table:
     """A table that sorts by any column, and filters by the words in its rows.
 
-    ``id``: unique on the page. ``rows``: a value for each column; None (or NaN) where there is none, which sorts last.
-    ``sorted_by``: the column, by its place, in whose order the rows come; ``descending``: in which direction.
-    ``filter``: label of the field to filter with; "" for none.
+    ``id``: unique on the page. ``rows``: one value for each column; a missing value is None or NaN and sorts last.
+    ``sorted_by``: position of the column by which the rows are already sorted; ``descending``: the direction.
+    ``filter``: label of the filter field; "" for no filter.
     """
 
     id: str
@@ -83,32 +89,53 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Compared:
-    """The same figures of a few things side by side: a title for each thing; rows of a label and a text for each."""
+class SideBySide:
+    """A table of the same values for a few groups: a title for each group; rows of a label and one text per group."""
 
     caption: str
     titles: Sequence[str]
     rows: Sequence[tuple[str, Sequence[str]]]
 
 
+LabelledValue = tuple[str, str, ValueKind]
+"""Label of a row, key of the value in each group, and its kind."""
+
+
+@dataclass(frozen=True)
+class RowFigure:
+    """The pictures of one row with a caption. ``sample`` is the sample id; ``note`` names pictures that are missing."""
+
+    tiles: Sequence[Tile]
+    row: int
+    sample: str
+    caption: str
+    note: str = ""
+
+
+def side_by_side(caption: str, groups: Mapping[str, Mapping[str, Any]], values: Iterable[LabelledValue]) -> SideBySide:
+    """Returns the values of ``groups``, which are keyed by their titles, as texts."""
+    rows = [(label, [format_value(group.get(key), kind) for group in groups.values()]) for label, key, kind in values]
+    return SideBySide(caption, list(groups), rows)
+
+
 def render(template: str, **context: Any) -> str:
-    """A template of this package → HTML. ``root``: the way to the site's root (``""``, ``"../"``); ``title``: text."""
+    """Renders a template of this package. The context needs ``root`` (path to the report's folder) and ``title``."""
     return _environment().get_template(template).render(**context)
 
 
-def isolated(text: str) -> Markup:
-    """What others named, in the middle of our words: in its own direction, which does not turn theirs."""
+def isolate_direction(text: str) -> Markup:
+    """Wraps a name so that its writing direction does not affect the text around it."""
     return Markup('<bdi dir="auto">{}</bdi>').format(shown(text))
 
 
-def missing(value: object) -> bool:
+def is_missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def figure(value: float | None, kind: Kind = "number") -> str:
-    """A figure as it is read: ``1,234``, ``97.5 %``, ``0.25``; ``–`` where there is none."""
-    if value is None or missing(value):
-        return NOTHING
+def format_value(value: float | None, kind: ValueKind = "number") -> str:
+    """Formats a number: ``1,234``, ``97.5 %``, ``0.250``; ``–`` if it is missing."""
+    if value is None or is_missing(value):
+        return NO_VALUE
     if kind == "count":
         return f"{value:,.0f}"
     if kind == "percent":
@@ -117,7 +144,7 @@ def figure(value: float | None, kind: Kind = "number") -> str:
 
 
 def _finalize(value: object) -> object:
-    """Of everything that a template puts out."""
+    """Escapes invisible characters in every text that a template prints."""
     return shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
@@ -131,9 +158,9 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["figure"] = figure
+    environment.filters["format_value"] = format_value
     environment.tests |= {
-        "missing": missing,
+        "missing": is_missing,
         "link": lambda value: isinstance(value, Link),
         "tile": lambda value: isinstance(value, Tile),
     }

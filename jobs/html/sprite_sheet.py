@@ -1,4 +1,4 @@
-"""Many small pictures in few files, of which a page shows one at a time."""
+"""Packs many small pictures into few JPEG files; a page shows one tile of a file at a time (a CSS sprite)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from PIL import Image
 from jobs.html.components import Tile
 from saliency_core.visualization.colormap import Pixels
 
-ACROSS = 8  # tiles along each edge of a sheet: the style sheet knows as many places
-LARGE, SMALL = 128, 48  # pixels: edges of a tile
+ACROSS = 8  # tiles along each edge of a sheet; report.css has classes x0 … x7 and y0 … y7
+LARGE, SMALL = 128, 48  # edge of a tile in pixels
 _PER_SHEET = ACROSS * ACROSS
-_QUALITY = 75  # and colours at half the resolution: maps are noise to JPEG, and a thousand classes of them are many
+_QUALITY = 75  # with 4:2:0 subsampling: maps compress badly, and a report may have thousands of them
 
 
 class SpriteSheet:
-    """Takes pictures and gives their tiles; in the end ``files`` gives what to write, by name.
+    """Collects pictures; ``files`` returns the encoded sheets at the end.
 
-    ``prefix``: of the files' names, lower-case letters, digits and ``-``.
+    ``prefix`` begins the files' names: lower-case letters, digits and ``-``.
     """
 
     def __init__(self, prefix: str, size: int = LARGE) -> None:
@@ -28,14 +28,14 @@ class SpriteSheet:
         self._pictures: list[Pixels] = []
 
     def add(self, picture: Pixels, alt: str) -> Tile:
-        """uint8 [h, w, 3] of any size, fitted into a tile; what is left free is grey."""
+        """Adds a picture, uint8 [h, w, 3] of any size. It is scaled into the tile; the rest of the tile is grey."""
         number = len(self._pictures)
         self._pictures.append(fit_into_tile(picture, self._size))
         sheet, place = divmod(number, _PER_SHEET)
         return Tile(self._name(sheet), place % ACROSS, place // ACROSS, self._size, alt)
 
     def files(self) -> dict[str, bytes]:
-        """JPEG files, by their names in the site."""
+        """Returns the JPEG files, by their names in the report's folder."""
         return {
             self._name(start // _PER_SHEET): _encode(self._pictures[start : start + _PER_SHEET], self._size)
             for start in range(0, len(self._pictures), _PER_SHEET)
@@ -46,7 +46,7 @@ class SpriteSheet:
 
 
 def fit_into_tile(picture: Pixels, size: int) -> Pixels:
-    """uint8 [h, w, 3] → [size, size, 3]: scaled to fit, centred on grey."""
+    """Scales a picture, uint8 [h, w, 3], to fit into [size, size, 3], centred on grey."""
     height, width = picture.shape[:2]
     scale = size / max(height, width)
     new = max(1, round(width * scale)), max(1, round(height * scale))

@@ -24,9 +24,9 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from shortcut_cases import METHODS, Case, Seen, see  # noqa: E402
 
-from jobs.audit.audit_schema import ON_OBJECT  # noqa: E402
-from jobs.audit.class_examination import examine  # noqa: E402
-from jobs.audit.group_types import Background, Group  # noqa: E402
+from jobs.audit.audit_schema import OBJECT_MEASURES  # noqa: E402
+from jobs.audit.class_examination import examine_class  # noqa: E402
+from jobs.audit.group_types import Background, ClassRows  # noqa: E402
 
 USED = 0.1  # share of the other classes' images that are fooled: the model uses the mark
 
@@ -49,8 +49,8 @@ def audit(seen: Seen, method: int) -> Outcome:
     scores, alarms, seconds, precision, recall = {}, {}, 0.0, np.nan, np.nan
     for number in np.unique(seen.predicted):
         rows = np.flatnonzero(seen.predicted == number)
-        measures = seen.measures_of(method) | dict.fromkeys(ON_OBJECT, nothing)
-        group = Group(
+        measures = seen.measures_of(method) | dict.fromkeys(OBJECT_MEASURES, nothing)
+        group = ClassRows(
             number=int(number),
             name=None,
             rows=rows,
@@ -61,7 +61,7 @@ def audit(seen: Seen, method: int) -> Outcome:
             measures={name: values[rows] for name, values in measures.items()},
         )
         started = time.process_time()
-        found = examine(group, background, seed=0)
+        found = examine_class(group, background, seed=0)
         seconds += time.process_time() - started
         scores[number], alarms[number] = found.line["score"], found.line["alarm"]
         if number == seen.culprit and found.line["alarm"]:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from jobs.compare.common_grid import CommonPart
-from jobs.compare.location_text import direction, place_text
+from jobs.compare.common_grid import CommonRegion
+from jobs.compare.location_text import find_shift, shift_text
 from saliency_core.map_similarity import centres, distance, overlap, rank_correlation
 from saliency_core.model.preprocessing import Preprocessing
 from tests.conftest import run_inline
-from tests.support.comparisons import SAME, compared, found, rows_of
+from tests.support.comparisons import SAME, read_comparison, rows_of, run_compare
 
 # -- measures ------------------------------------------------------------------------------------------------
 
@@ -69,10 +69,10 @@ def test_centres_and_the_words_for_where_relevance_went() -> None:
     corner, middle = np.zeros((2, 1, 9, 9), np.float32)
     corner[0, 8, 8], middle[0, 4, 4] = 1, 1
     assert [float(one[0]) for one in centres(corner)] == pytest.approx([17 / 18, 17 / 18])
-    assert place_text(*direction(corner[0], middle[0])) == "from the lower right corner to the centre"
-    assert direction(corner[0], corner[0]) == (None, None)
-    assert place_text(*direction(np.array([[1.0, 0]]), np.array([[0, 1.0]]))) == "from the left edge to the right edge"
-    assert place_text(*direction(np.full((9, 9), 1 / 81), corner[0])) == (
+    assert shift_text(*find_shift(corner[0], middle[0])) == "from the lower right corner to the centre"
+    assert find_shift(corner[0], corner[0]) == (None, None)
+    assert shift_text(*find_shift(np.array([[1.0, 0]]), np.array([[0, 1.0]]))) == "from the left edge to the right edge"
+    assert shift_text(*find_shift(np.full((9, 9), 1 / 81), corner[0])) == (
         "from the upper left corner to the lower right corner"
     )
 
@@ -111,7 +111,7 @@ SIZES = [(40, 40), (40, 64), (100, 57), (33, 32)]
 ])  # fmt: skip
 def test_what_both_models_saw_is_compared_wherever_their_crops_lie(b: Fake) -> None:
     a = Fake((32, 32), None)
-    common = CommonPart(a, a, b, b)  # type: ignore[arg-type]
+    common = CommonRegion(a, a, b, b)  # type: ignore[arg-type]
     widths, heights = (np.array(one, np.int32) for one in zip(*SIZES, strict=True))
     placed_a, placed_b = common(a.maps(SIZES), b.maps(SIZES), widths, heights)
     assert placed_a.shape == placed_b.shape == (4, min(32, b.item_shape[0]), min(32, b.item_shape[1]))
@@ -124,7 +124,7 @@ def test_maps_of_the_same_part_stay_as_they_are() -> None:
     a, b = Fake((16, 16), None), Fake((16, 16), (16, 16))
     maps = np.random.default_rng(0).random((4, 16, 16), np.float32)
     widths, heights = (np.array(one, np.int32) for one in zip(*SIZES, strict=True))
-    placed = CommonPart(a, a, b, b)(maps, 2 * maps, widths, heights)  # type: ignore[arg-type]
+    placed = CommonRegion(a, a, b, b)(maps, 2 * maps, widths, heights)  # type: ignore[arg-type]
     np.testing.assert_array_equal(placed[0], maps)
     np.testing.assert_array_equal(placed[1], 2 * maps)
 
@@ -134,8 +134,8 @@ def test_stores_of_other_sizes_and_crops_compare(tree: Path, tmp_path: Path) -> 
     for name, keys in (("whole", {}), ("larger", {"resize": "30x30"}), ("cropped", {"crop": "20x20"})):
         run_inline(images=str(tree), out=str(tmp_path / name), targets="class:0", **SAME, **{"resize": "24x24", **keys})
     for name, cells in (("larger", 24), ("cropped", 20)):
-        compared(tmp_path / "whole", tmp_path / name, tmp_path / f"to-{name}")
-        told = found(tmp_path / f"to-{name}")
+        run_compare(tmp_path / "whole", tmp_path / name, tmp_path / f"to-{name}")
+        told = read_comparison(tmp_path / f"to-{name}")
         assert told.resampled and told.pairs == 40 and told.cells == (cells, cells)
     # Cropped, the model saw the very same pixels, but for those at the edges.
     assert told.overall["median_rank_correlation"] > 0.5

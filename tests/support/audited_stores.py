@@ -1,4 +1,4 @@
-"""Audits, real ones, and files with plausible content for a real store, as the report's tests need them."""
+"""Runs audits, and writes made-up audits with plausible content for the report's tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
 from jobs.audit.audit_command import audit
-from jobs.audit.audit_schema import AUDIT_JSON, CLASSES, CLUSTERS, ROWS, Audit, class_schema, cluster_schema, folder
+from jobs.audit.audit_schema import (
+    AUDIT_JSON,
+    CLASSES,
+    CLUSTERS,
+    ROWS,
+    Audit,
+    audit_folder,
+    class_schema,
+    cluster_schema,
+)
 from jobs.audit.audit_schema import row_schema as schema_of_rows
 from jobs.storage.object_store import open_output, put
 from jobs.store.store_reader import open_store
@@ -23,13 +32,17 @@ CORNER_PLACES = {"top_left": (0.12, 0.12), "top_right": (0.12, 0.88), "bottom_le
 MOST_ROWS = 12
 
 
-def run(out: Path | str, **keys: object) -> tuple[int, str]:
-    """An audit without a report → exit code, and what it said."""
+def run_audit(out: Path | str, **keys: object) -> tuple[int, str]:
+    """Runs an audit without a report. Returns the exit code and the printed text."""
     return said(audit, str(out), **{"runner": "inline", "report": False, **keys})
 
 
 def write_audit(out: str, array: str, *, alarms: int = 1, names: dict[int, str] | None = None) -> Audit:
-    """Measures are true; every class of ten rows or more is split in two; the classes with most in a corner alarm."""
+    """Writes an audit with real measures and made-up findings.
+
+    Every class of at least ten rows has two clusters. The ``alarms`` classes with the most relevance in a corner are
+    findings.
+    """
     store = open_store(out)
     target = store.array(array).spec.target
     lines = store.lines().select(["row", "label", f"{target}__status", f"{target}__class", f"{target}__probability"])
@@ -39,7 +52,7 @@ def write_audit(out: str, array: str, *, alarms: int = 1, names: dict[int, str] 
     small, measures = shrink(parts), measure(parts)
     cells = small.shape[1:]
     flat = np.nan_to_num(small.reshape(len(small), -1))
-    classes = np.array([-1 if one is None else one for one in table[f"{target}__class"][mapped]], np.int64)
+    classes = np.array([-1 if number is None else number for number in table[f"{target}__class"][mapped]], np.int64)
     predicted = np.array(store.lines(mapped, ["predicted__class"])[0].to_pylist(), object)
     sure_of = np.array(store.lines(mapped, ["predicted__probability"])[0].to_pylist(), object)
     labels = table["label"][mapped]
@@ -49,17 +62,17 @@ def write_audit(out: str, array: str, *, alarms: int = 1, names: dict[int, str] 
     probability = table[f"{target}__probability"][mapped]
     n = len(mapped)
     cluster, outlier, embed = np.full(n, -1), np.zeros(n), np.zeros((n, 2))
-    found: list[dict[str, object]] = []
+    class_lines: list[dict[str, object]] = []
     clusters: list[dict[str, object]] = []
 
-    def told(own: np.ndarray) -> dict[str, object]:
-        known = [one for one in correct[own] if one is not None]
-        sure = [one for one in probability[own] if one is not None]
+    def statistics(own: np.ndarray) -> dict[str, object]:
+        hits = [value for value in correct[own] if value is not None]
+        probabilities = [value for value in probability[own] if value is not None]
         mean = flat[own].mean(axis=0)
         return {
             "count": len(own),
-            "accuracy": float(np.mean(known)) if known else None,
-            "confidence": float(np.mean(sure)) if sure else None,
+            "accuracy": float(np.mean(hits)) if hits else None,
+            "confidence": float(np.mean(probabilities)) if probabilities else None,
             "spread": float(np.abs(flat[own] - mean).sum(axis=1).mean() / 2),
             **{name: float(np.nanmean(values[own])) for name, values in measures.items()},
             "pointing": None,
@@ -76,7 +89,8 @@ def write_audit(out: str, array: str, *, alarms: int = 1, names: dict[int, str] 
             embed[own] = PCA(2, random_state=0).fit_transform(flat[own])
         line: dict[str, object] = {
             "class": number, "class_name": (names or {}).get(number, (store.run.class_names or {number: None})[number]),
-            **told(own), "alarm": False, "suspect": -1, "spot_y": None, "spot_x": None, "spot_rows": 0, "finding": None,
+            **statistics(own), "alarm": False, "suspect": -1, "spot_y": None, "spot_x": None, "spot_rows": 0,
+            "finding": None,
             "eigengap": 0.1, "clusters": 1,
             "typical": mapped[order[:MOST_ROWS]].tolist(), "atypical": mapped[order[::-1][:MOST_ROWS]].tolist(),
             "wrong": mapped[own[correct[own] == False]][:MOST_ROWS].tolist(),  # noqa: E712
@@ -93,7 +107,7 @@ def write_audit(out: str, array: str, *, alarms: int = 1, names: dict[int, str] 
                 group = own[cluster[own] == k]
                 clusters.append(
                     {
-                        "class": number, "cluster": k, **told(group),
+                        "class": number, "cluster": k, **statistics(group),
                         "differs": f"{means[k]:.0%} of its relevance lies in the {corner.replace('_', ' ')} corner, "
                         f"{means[1 - k]:.0%} of the rest's.",
                         "examples": mapped[group[np.argsort(-inside[group])][:MOST_ROWS]].tolist(),
@@ -105,9 +119,9 @@ def write_audit(out: str, array: str, *, alarms: int = 1, names: dict[int, str] 
             f"{line['spot_rows']} of {len(own)} rows have unusual relevance in the {corner.replace('_', ' ')} corner, "
             "where the other classes have none."
         )
-        found.append(line)
-    found.sort(key=lambda line: -line["score"])  # type: ignore[operator]
-    for rank, line in enumerate(found, start=1):
+        class_lines.append(line)
+    class_lines.sort(key=lambda line: -line["score"])  # type: ignore[operator]
+    for rank, line in enumerate(class_lines, start=1):
         line["rank"], line["alarm"] = rank, rank <= alarms
         if rank > alarms:
             line |= {"finding": None, "spot_y": None, "spot_x": None, "suspect": -1}
@@ -120,19 +134,20 @@ def write_audit(out: str, array: str, *, alarms: int = 1, names: dict[int, str] 
     spec = store.array(array).spec
     audit = Audit(
         array=array, target_spec=spec.target_spec, method_spec=spec.method_spec, cells=cells, rows=len(store),
-        mapped=n, blank=int(np.isnan(parts[:, 0, 0]).sum()), classes=len(found), alarms=min(alarms, len(found)), seed=0,
-        seconds={"measure": 3.0, "cluster": 2.0}, overall=told(np.arange(n)),
+        mapped=n, blank=int(np.isnan(parts[:, 0, 0]).sum()), classes=len(class_lines),
+        alarms=min(alarms, len(class_lines)), seed=0,
+        seconds={"measure": 3.0, "cluster": 2.0}, overall=statistics(np.arange(n)),
     )  # fmt: skip
-    objects, where = open_output(out), folder(array)
+    files, prefix = open_output(out), audit_folder(array)
     schema = schema_of_rows()
     columns = [pa.array(list(rows[field.name]), field.type, from_pandas=True) for field in schema]
     for name, content in (
         (ROWS, pa.table(columns, schema=schema)),
-        (CLASSES, pa.Table.from_pylist(found, schema=class_schema(cells))),
+        (CLASSES, pa.Table.from_pylist(class_lines, schema=class_schema(cells))),
         (CLUSTERS, pa.Table.from_pylist(clusters, schema=cluster_schema(cells))),
     ):
         sink = io.BytesIO()
         pq.write_table(content, sink)
-        put(objects, f"{where}/{name}", sink.getvalue())
-    put(objects, f"{where}/{AUDIT_JSON}", audit.model_dump_json().encode())
+        put(files, f"{prefix}/{name}", sink.getvalue())
+    put(files, f"{prefix}/{AUDIT_JSON}", audit.model_dump_json().encode())
     return audit

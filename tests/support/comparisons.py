@@ -1,4 +1,4 @@
-"""Comparisons of two stores, and what they left in their folders."""
+"""Runs comparisons of two stores and reads their results."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ GRADIENT = "predicted/gradient"
 SAME = {"unit_size": 8, "batch_size": 4}
 
 
-def compared(a: Path, b: Path, output: Path, **options: Any) -> tuple[int, str]:
+def run_compare(a: Path, b: Path, output: Path, **options: Any) -> tuple[int, str]:
+    """Returns the exit code and the printed text."""
     return said(compare, str(a), str(b), output=str(output), **{"runner": "inline", **options})
 
 
-def found(output: Path) -> Comparison:
+def read_comparison(output: Path) -> Comparison:
     return Comparison.model_validate_json((output / COMPARE_JSON).read_bytes())
 
 

@@ -14,8 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from jobs.audit.audit_schema import AUDIT_JSON, ROWS, Audit, row_schema
-from jobs.audit.audit_schema import folder as audit_folder
+from jobs.audit.audit_schema import AUDIT_JSON, ROWS, Audit, audit_folder, row_schema
 from jobs.export.export_command import export
 from jobs.store.store_reader import open_store
 

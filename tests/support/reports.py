@@ -1,4 +1,4 @@
-"""A report over a store whose names are hostile, and what its pages say."""
+"""Makes stores whose classes and files have hostile names, reports of them, and reads the pages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.audited_stores import write_audit
 
 ARRAY = "label/gradient"
 SCRIPT = "<script>alert(1)</script>"
-NAMES = (  # of classes, and of their folders, in the order of the classes' numbers
+NAMES = (  # names of classes and of their folders, by class number
     "\"quotes' & &amp; {{ 7*7 }} <title>",
     "<img src=x onerror=alert(1)>",
     "line\nbreak\x07\x1b[31m",
@@ -30,11 +30,11 @@ NAMES = (  # of classes, and of their folders, in the order of the classes' numb
     "שלום\u202eevil\u2066",
 )
 LONG = 'a class of 500 "letters" <b> ' + "W" * 471
-OVER = {0: LONG, 1: SCRIPT}  # what no folder can be called: the audit names these classes so
+OVER = {0: LONG, 1: SCRIPT}  # class names that a folder cannot have; the made-up audit uses them
 
 
 def make_images(root: Path, *, per_class: int = 12) -> Path:
-    """Noise in folders of hostile names; a few of the files have such names as well, and one is broken."""
+    """Writes images of noise into folders with hostile names; some files have such names, too, and one is broken."""
     rng = np.random.default_rng(0)
     for number, folder in enumerate(NAMES):
         for i in range(per_class):
@@ -49,34 +49,34 @@ def make_images(root: Path, *, per_class: int = 12) -> Path:
 
 
 def make_store(root: Path, out: Path) -> Path:
-    code, told = run_inline(
+    code, printed = run_inline(
         images=str(root), out=str(out), unit_size=16, batch_size=4,
         methods=("gradient", "input_x_gradient(reduction=sum)"), targets=("predicted", "label"),
     )  # fmt: skip
-    assert code == 3, told
+    assert code == 3, printed
     return out
 
 
-def report(out: Path | str, array: str = ARRAY, *, alarms: int = 3, **options: int) -> Path:
-    """An audit with that many alarms and its report → the report's folder."""
+def make_test_report(out: Path | str, array: str = ARRAY, *, alarms: int = 3, **options: int) -> Path:
+    """Makes up an audit with that many alarms and writes its report. Returns the report's folder."""
     write_audit(str(out), array, alarms=alarms, names=OVER)
     make_report(str(out), array, Console(file=io.StringIO()), **options)
     return Path(out) / "report"
 
 
-def audit_and_report(store: Path, out: Path) -> Path:
-    """What ``saliency audit`` makes of a copy of the store, ``out`` → the report's folder."""
+def make_audit_and_report(store: Path, out: Path) -> Path:
+    """Runs ``saliency audit`` on a copy of the store, ``out``. Returns the report's folder."""
     shutil.copytree(store, out, ignore=shutil.ignore_patterns("audit", "report"))
     console = Console(file=io.StringIO(), width=200)
     assert audit(str(out), console, array=ARRAY, runner="inline") == IMPERFECT  # one image is broken
-    told = console.file.getvalue()  # type: ignore[attr-defined]
-    assert told.replace("\n", "").isprintable(), "a hostile name would have the terminal do things"
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert printed.replace("\n", "").isprintable(), "a hostile name reaches the terminal unescaped"
     return out / "report"
 
 
 @dataclass
 class Page(HTMLParser):
-    """What a parser finds on a page, as a browser would."""
+    """The tags and the text of a page."""
 
     path: Path
     tags: list[tuple[str, dict[str, str]]] = field(default_factory=list)
@@ -96,7 +96,7 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
     def links(self) -> list[str]:
-        """Everything that the page refers to."""
+        """Returns all addresses that the page refers to."""
         return [
             value
             for _, attributes in self.tags
@@ -110,7 +110,7 @@ def pages(folder: Path) -> list[Page]:
 
 
 class Recorder(SpriteSheet):
-    """Keeps pictures as they were given."""
+    """A sprite sheet that also records its pictures unchanged."""
 
     def __init__(self) -> None:
         super().__init__("recorded")

@@ -1,4 +1,4 @@
-"""What an audit left in a store, as the report reads it."""
+"""Reads what an audit left in a store, for the report."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from saliency_core.errors import InvalidRequestError
 from saliency_core.map_measures import density
 
 Line = dict[str, Any]
+"""One line of a table of the audit, by column."""
 
 
 @dataclass(frozen=True)
-class Audited:
-    """``classes``: lines of classes.parquet, by rank. ``clusters``: those of clusters.parquet, by class number.
+class AuditData:
+    """An audit and its tables.
 
-    ``overall``: of all rows. ``rows``: rows.parquet, of which ``members`` gives a class' part.
+    ``overall``: statistics of all rows. ``classes``: lines of classes.parquet, by rank. ``clusters``: lines of
+    clusters.parquet, by class number. ``rows``: rows.parquet; ``members`` returns the part of one class.
     """
 
     audit: Audit
@@ -33,57 +35,58 @@ class Audited:
     clusters: dict[int, list[Line]]
     rows: pa.Table
     _order: NDArray[np.int64]
-    _starts: dict[int, tuple[int, int]]
+    _spans: dict[int, tuple[int, int]]
 
     def members(self, number: int) -> pa.Table:
-        """The lines of rows.parquet of one class, in row order."""
-        start, stop = self._starts.get(number, (0, 0))
+        """Returns the lines of rows.parquet of one class, in row order."""
+        start, stop = self._spans.get(number, (0, 0))
         return self.rows.take(pa.array(self._order[start:stop]))
 
-    def suspect(self, line: Line) -> Line | None:
-        """The cluster that a class is suspected for."""
-        own = self.clusters.get(line["class"], [])
-        return next((one for one in own if one["cluster"] == line["suspect"]), None)
+    def suspected_cluster(self, line: Line) -> Line | None:
+        """Returns the cluster that a class's finding is about; None if it is about the whole class."""
+        clusters = self.clusters.get(line["class"], [])
+        return next((cluster for cluster in clusters if cluster["cluster"] == line["suspect"]), None)
 
-    def median(self) -> Line:
-        """Of each figure of the classes, where any has it: what is usual."""
-        known: defaultdict[str, list[float]] = defaultdict(list)
+    def class_medians(self) -> Line:
+        """Returns the median over the classes of every numeric column; classes without a value are left out."""
+        values_by_column: defaultdict[str, list[float]] = defaultdict(list)
         for line in self.classes:
             for name, value in line.items():
                 if isinstance(value, float | int) and math.isfinite(value):
-                    known[name].append(value)
-        return {name: median(values) for name, values in known.items()}
+                    values_by_column[name].append(value)
+        return {name: median(values) for name, values in values_by_column.items()}
 
     @property
     def alarms(self) -> list[Line]:
+        """The classes that are findings, by rank."""
         return [line for line in self.classes if line["alarm"]]
 
 
-def read_audited(store: Store, array: str) -> Audited:
-    """The audit of ``array``. Raises InvalidRequestError where there is none, or where it cannot be read."""
+def read_audit_data(store: Store, array: str) -> AuditData:
+    """Reads the audit of ``array``. Raises InvalidRequestError if there is none or it cannot be read."""
     out = store.run.config.out
-    store.array(array)  # InvalidRequestError with the list of them
+    store.array(array)  # raises InvalidRequestError with the list of arrays
     try:
         audit, (classes, clusters, rows) = read_audit(out, array, CLASSES, CLUSTERS, ROWS)
     except FileNotFoundError:
         raise InvalidRequestError(
-            f"{out} has no finished audit of {array}, and a report is made of one: run `saliency audit`."
+            f"{out} has no finished audit of {array}, and a report is made from an audit: run `saliency audit`."
         ) from None
     height, width = store.arrays[array].item_shape[-2:]
     overall: Line = dict(audit.overall)
-    for line in [overall, *(lines := classes.to_pylist()), *(of_clusters := clusters.to_pylist())]:
+    for line in [overall, *(lines := classes.to_pylist()), *(cluster_lines := clusters.to_pylist())]:
         if line["mean_map"] is not None:
             line["mean_map"] = density(np.asarray(line["mean_map"], np.float32), (height, width))
-    by_class: defaultdict[int, list[Line]] = defaultdict(list)
-    for line in of_clusters:
-        by_class[line["class"]].append(line)
+    clusters_by_class: defaultdict[int, list[Line]] = defaultdict(list)
+    for line in cluster_lines:
+        clusters_by_class[line["class"]].append(line)
     lines.sort(key=lambda line: line["rank"])
-    return Audited(audit, overall, lines, dict(by_class), rows, *_by_class(np.asarray(rows["class"])))
+    return AuditData(audit, overall, lines, dict(clusters_by_class), rows, *_sort_by_class(np.asarray(rows["class"])))
 
 
-def _by_class(classes: NDArray[np.int32]) -> tuple[NDArray[np.int64], dict[int, tuple[int, int]]]:
-    """The places of the rows, class by class, and where each class begins and ends there."""
+def _sort_by_class(classes: NDArray[np.int32]) -> tuple[NDArray[np.int64], dict[int, tuple[int, int]]]:
+    """Returns the positions of the rows, sorted by class, and where each class starts and stops among them."""
     order = np.argsort(classes, kind="stable").astype(np.int64)
-    found = np.unique(classes[order], return_index=True, return_counts=True)
-    parts = zip(*(values.tolist() for values in found), strict=True)
-    return order, {number: (start, start + count) for number, start, count in parts}
+    runs = np.unique(classes[order], return_index=True, return_counts=True)
+    spans = zip(*(values.tolist() for values in runs), strict=True)
+    return order, {number: (start, start + count) for number, start, count in spans}

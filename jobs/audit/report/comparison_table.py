@@ -1,4 +1,4 @@
-"""The figures of groups of rows, side by side."""
+"""Puts the statistics of groups of rows side by side."""
 
 from __future__ import annotations
 
@@ -6,32 +6,36 @@ from collections.abc import Mapping
 
 from jobs.audit.audit_finding_text import corner_text
 from jobs.audit.report.audit_data import Line
-from jobs.html.components import Compared, Kind, figure
+from jobs.html.components import LabelledValue, SideBySide, side_by_side
 from saliency_core.map_measures import CORNERS
 
-Labelled = tuple[tuple[str, str, Kind], ...]  # label, column, kind
-MEDIAN = "Median of the classes"
-_OF_ANY: Labelled = (
+MEDIAN = "Median over the classes"
+_GROUP_VALUES: tuple[LabelledValue, ...] = (
     ("Rows", "count", "count"), ("Accuracy", "accuracy", "percent"), ("Mean probability", "confidence", "percent"),
-    ("Spread of the maps", "spread", "number"), ("Relevance on the border", "border", "percent"),
+    ("Spread of the maps", "spread", "number"), ("Relevance at the border", "border", "percent"),
 )  # fmt: skip
-_ON_OBJECT: Labelled = (("Relevance on the object", "inside", "percent"), ("Peak on the object", "pointing", "percent"))
-_OF_CLASSES: Labelled = (
-    ("Entropy", "entropy", "number"), ("Gini", "gini", "number"), ("Largest eigengap", "eigengap", "number"),
+_OBJECT_VALUES: tuple[LabelledValue, ...] = (
+    ("Relevance on objects", "inside", "percent"), ("Maps with their peak on an object", "pointing", "percent"),
+)  # fmt: skip
+_CLASS_VALUES: tuple[LabelledValue, ...] = (
+    ("Entropy", "entropy", "number"), ("Gini index", "gini", "number"), ("Largest eigengap", "eigengap", "number"),
     ("Suspicion score", "score", "number"),
 )  # fmt: skip
 
 
-def compared(caption: str, things: Mapping[str, Line], *, classes: bool = False) -> Compared:
-    """Figures of groups of rows, by their titles; of the corner in which first and last differ most."""
-    lines = list(things.values())
+def compare_groups(caption: str, groups: Mapping[str, Line], *, classes: bool = False) -> SideBySide:
+    """Returns the statistics of groups, which are keyed by their titles.
+
+    Of the four corners, only the one in which the first and the last group differ most is included. ``classes`` adds
+    the values that only classes have.
+    """
+    lines = list(groups.values())
     first, last = ({name: line.get(f"corner_{name}") or 0.0 for name in CORNERS} for line in (lines[0], lines[-1]))
     corner = max(CORNERS, key=lambda name: abs(first[name] - last[name]))
-    figures: list[tuple[str, str, Kind]] = [
-        *_OF_ANY,
-        (f"In the {corner_text(corner)} corner", f"corner_{corner}", "percent"),
-        *(_ON_OBJECT if lines[0].get("inside") is not None else ()),
-        *(_OF_CLASSES if classes else ()),
+    values: list[LabelledValue] = [
+        *_GROUP_VALUES,
+        (f"Relevance in the {corner_text(corner)} corner", f"corner_{corner}", "percent"),
+        *(_OBJECT_VALUES if lines[0].get("inside") is not None else ()),
+        *(_CLASS_VALUES if classes else ()),
     ]
-    rows = [(label, [figure(line.get(name), kind) for line in lines]) for label, name, kind in figures]
-    return Compared(caption, list(things), rows)
+    return side_by_side(caption, groups, values)

@@ -1,18 +1,18 @@
-"""The first page: findings, what was run, and the table of all classes."""
+"""Builds the content of the first page: findings, all rows together, the table of classes, and what was run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs.audit.audit_finding_text import corner_text
-from jobs.audit.audit_schema import ON_OBJECT
-from jobs.audit.report.audit_data import Audited, Line
+from jobs.audit.audit_schema import OBJECT_MEASURES
+from jobs.audit.report.audit_data import AuditData, Line
 from jobs.audit.report.class_page import WrittenPage
-from jobs.audit.report.comparison_table import MEDIAN, compared
+from jobs.audit.report.comparison_table import MEDIAN, compare_groups
 from jobs.html.class_names import ClassNames
-from jobs.html.components import Column, Compared, Link, Table, Tile, Value, figure
+from jobs.html.components import Column, Link, SideBySide, Table, Tile, Value, format_value
 from jobs.html.map_pictures import mean_picture
 from jobs.html.sprite_sheet import SpriteSheet
 from jobs.store.index import OK, PARTIAL, QUARANTINED
@@ -20,75 +20,78 @@ from jobs.store.run_record import Run
 from jobs.util.formatting import duration
 from saliency_core.map_measures import CORNERS
 
-MOST_FINDINGS = 25  # that are shown with their evidence; more are named
+MAX_FINDINGS = 25  # findings with their evidence; further ones are listed without it
 Pairs = list[tuple[str, str]]
-CLOSEST = 3  # classes that are named where none is a finding
+MAX_CLOSEST = 3  # classes that are named if none is a finding
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A suspicious class: what, and the evidence."""
+    """A suspicious class with its evidence."""
 
     rank: int
     link: Link
     text: str
-    made: WrittenPage
-    figures: Compared
+    page: WrittenPage
+    comparison: SideBySide
 
 
 @dataclass(frozen=True)
 class Overall:
-    """All rows together, beside what is usual for a class."""
+    """All rows together, beside the median over the classes."""
 
     mean: Tile
-    figures: Compared
+    comparison: SideBySide
 
 
-def overview(
-    run: Run, audited: Audited, made: Mapping[int, WrittenPage], sheets: SpriteSheet, thumbnails: SpriteSheet
+def overview_context(
+    run: Run, audited: AuditData, pages: Mapping[int, WrittenPage], sheets: SpriteSheet, thumbnails: SpriteSheet
 ) -> dict[str, Any]:
-    """The context of overview.html. Pictures of the table go into ``thumbnails``, others into ``sheets``."""
+    """Returns the context of overview.html. Adds the table's pictures to ``thumbnails``, the others to ``sheets``."""
     audit, names, alarms = audited.audit, ClassNames(run.class_names), audited.alarms
     return {
         "title": f"Audit of {run.config.model}: {audit.array}",
         "audit": audit,
         "model": run.config.model,
-        "findings": [_finding(line, made[line["class"]], audited, names) for line in alarms[:MOST_FINDINGS]],
-        "more": [(_link(line, names), line["finding"] or "") for line in alarms[MOST_FINDINGS:]],
+        "findings": [_finding(line, pages[line["class"]], audited, names) for line in alarms[:MAX_FINDINGS]],
+        "more": [(_link(line, names), line["finding"] or "") for line in alarms[MAX_FINDINGS:]],
         "closest": [
-            (_link(line, names), figure(line["score"]))
-            for line in audited.classes[:CLOSEST]
+            (_link(line, names), format_value(line["score"]))
+            for line in audited.classes[:MAX_CLOSEST]
             if line["score"] is not None
         ],
         "overall": _overall(audited, sheets),
-        "what": _what(run, audited),
-        "statuses": _statuses(run),
-        "counts": [*_counts(run, audited), *_rates(run, audited)],
+        "settings": _run_settings(run, audited),
+        "statuses": _status_text(run),
+        "counts": [*_row_counts(run, audited), *_run_durations(run, audited)],
         "errors": errors_table(run),
         "classes": class_table(audited, names, thumbnails),
     }
 
 
 def _link(line: Line, names: ClassNames) -> Link:
-    number = line["class"]
-    return Link(names.of(number, line["class_name"]), names.page(number), str(number) if number >= 0 else "")
+    """Returns a link to the class's page, with the class number beside its name."""
+    link, number = names.link(line["class"], line["class_name"]), f"class {line['class']}"
+    return link if line["class"] < 0 or link.text == number else replace(link, about=number)
 
 
-def _finding(line: Line, made: WrittenPage, audited: Audited, names: ClassNames) -> Finding:
-    suspect = audited.suspect(line)
-    things = {"Suspected cluster": suspect} if suspect else {}
-    figures = compared("How it differs", {**things, "The class": line, MEDIAN: audited.median()})
-    return Finding(line["rank"], _link(line, names), line["finding"] or "", made, figures)
+def _finding(line: Line, page: WrittenPage, audited: AuditData, names: ClassNames) -> Finding:
+    suspect = audited.suspected_cluster(line)
+    groups = {"Suspected cluster": suspect} if suspect else {}
+    groups |= {"The whole class": line, MEDIAN: audited.class_medians()}
+    return Finding(
+        line["rank"], _link(line, names), line["finding"] or "", page, compare_groups("How it differs", groups)
+    )
 
 
-def _overall(audited: Audited, sheets: SpriteSheet) -> Overall:
+def _overall(audited: AuditData, sheets: SpriteSheet) -> Overall:
     mean = sheets.add(mean_picture(audited.overall["mean_map"], audited.audit.cells), "mean map of all rows")
-    things = {"All rows": audited.overall, MEDIAN: audited.median()}
-    return Overall(mean, compared("All rows and what is usual for a class", things))
+    groups = {"All rows": audited.overall, MEDIAN: audited.class_medians()}
+    return Overall(mean, compare_groups("All rows and the median over the classes", groups))
 
 
-def _what(run: Run, audited: Audited) -> Pairs:
-    """Names, which may be long."""
+def _run_settings(run: Run, audited: AuditData) -> Pairs:
+    """Returns settings whose values may be long."""
     audit, config = audited.audit, run.config
     return [
         ("Model", config.model),
@@ -97,99 +100,107 @@ def _what(run: Run, audited: Audited) -> Pairs:
         ("Target", audit.target_spec),
         ("Method", audit.method_spec),
         *([("Objects", audit.objects)] if audit.objects else []),
-        *([("Store", "not finished: this is of what is committed")] if run.state != "finished" else []),
+        *([("Store", "not finished: the audit covers the rows that are committed")] if run.state != "finished" else []),
     ]
 
 
-def _counts(run: Run, audited: Audited) -> Pairs:
+def _row_counts(run: Run, audited: AuditData) -> Pairs:
     audit, statuses = audited.audit, run.totals.get("statuses", {})
     height, width = run.preprocessing.input_size
     return [
-        ("Rows", figure(audit.rows, "count")),
+        ("Rows", format_value(audit.rows, "count")),
         *(
-            (name.capitalize(), figure(statuses.get(name, 0), "count"))
+            (f"Rows {name}", format_value(statuses.get(name, 0), "count"))
             for name in (OK, PARTIAL, QUARANTINED)
             if statuses
         ),
-        ("With a map", figure(audit.mapped, "count")),
-        ("Blank maps", figure(audit.blank, "count")),
+        ("Rows with a map", format_value(audit.mapped, "count")),
+        ("Maps that are zero or not finite", format_value(audit.blank, "count")),
         *(
-            (f"Zero maps, {path}", figure(maps, "count"))
+            (f"Zero maps of {path}", format_value(maps, "count"))
             for path, maps in sorted(run.totals.get("zero_maps", {}).items())
         ),
-        ("Model input", f"{width} × {height}"),
+        ("Model input, pixels", f"{width} × {height}"),
     ]
 
 
-def _statuses(run: Run) -> str:
-    """``480 images: 476 ok, 4 quarantined``"""
+def _status_text(run: Run) -> str:
+    """Returns, for example, ``480 images: 476 ok, 4 quarantined``."""
     statuses = run.totals.get("statuses", {})
-    told = [f"{statuses[name]:,} {name}" for name in (OK, PARTIAL, QUARANTINED) if statuses.get(name)]
-    return f"{run.rows:,} images: {', '.join(told)}" if told else ""
+    counts = [f"{statuses[name]:,} {name}" for name in (OK, PARTIAL, QUARANTINED) if statuses.get(name)]
+    return f"{run.rows:,} images: {', '.join(counts)}" if counts else ""
 
 
-def _rates(run: Run, audited: Audited) -> Pairs:
+def _run_durations(run: Run, audited: AuditData) -> Pairs:
     session = run.totals.get("last_session", {})
-    told = []
+    pairs = []
     if session.get("rows"):
-        told.append(("Explained", f"{session['rows']:,} rows in {duration(session['seconds'])}"))
+        pairs.append(("Last explain run", f"{session['rows']:,} rows in {duration(session['seconds'])}"))
     if session.get("rows_per_second_without_start"):
-        told.append(("Rate", f"{session['rows_per_second_without_start']:.1f} rows/s"))
+        pairs.append(("Its rate, after the start", f"{session['rows_per_second_without_start']:.1f} rows/s"))
     seconds = sum(audited.audit.seconds.values())
     if seconds:
-        told.append(("Audited in", duration(seconds)))
-    told.append(("Device", run.device))
-    return told
+        pairs.append(("Duration of the audit", duration(seconds)))
+    pairs.append(("Device", run.device))
+    return pairs
 
 
 def errors_table(run: Run) -> Table | None:
-    """Why rows have no map, and how many; None where all have one."""
+    """Returns a table of the reasons why rows have no map; None if every row has one."""
     errors = run.totals.get("errors", {})
     if not errors:
         return None
     columns = [Column("Rows", "count"), Column("Reason")]
-    rows: list[list[Value]] = [[times, reason] for reason, times in errors.items()]
-    return Table("errors", "Why rows were quarantined or are partial", columns, rows)
+    rows: list[list[Value]] = [[count, reason] for reason, count in errors.items()]
+    return Table(
+        "errors", "Why rows are quarantined (not explained) or partial (a target does not apply)", columns, rows
+    )
 
 
-_FIGURES: tuple[tuple[str, Column], ...] = (
-    ("score", Column("Score", "number", "how suspicious: higher is more")),
-    ("count", Column("Rows", "count")),
-    ("accuracy", Column("Accuracy", "percent", "of the rows with label and prediction")),
-    ("confidence", Column("Probability", "percent", "mean, of the class that is explained")),
-    ("clusters", Column("Clusters", "count", "that the eigengaps suggest")),
-    ("eigengap", Column("Eigengap", "number", "how clearly the maps split: higher is more")),
-    ("spread", Column("Spread", "number", "mean distance to the mean map, 0 to 1")),
-    ("entropy", Column("Entropy", "number", "1 where all pixels have the same share of the relevance")),
-    ("gini", Column("Gini", "number", "0 where all pixels have the same share, 1 where one has all")),
-    ("peak", Column("Peak", "number", "share of the strongest pixel")),
-    ("border", Column("Border", "percent", "share of the outer tenth")),
+_COLUMNS: tuple[tuple[str, Column], ...] = (
+    ("score", Column("Score", "number", "how suspicious the class is; from 1 on it may be a finding")),
+    ("count", Column("Rows", "count", "rows of the class that have a map")),
+    ("accuracy", Column("Accuracy", "percent", "of the rows with a label and a prediction")),
+    ("confidence", Column("Probability", "percent", "mean probability of the explained class")),
+    ("clusters", Column("Clusters", "count", "groups of rows with similar maps; 1 if the class does not split")),
+    ("eigengap", Column("Eigengap", "number", "how clearly the maps split into groups: higher is clearer")),
+    ("spread", Column("Spread", "number", "mean distance of the maps to the mean map, 0 to 1")),
+    ("entropy", Column("Entropy", "number", "0 if one pixel has all relevance, 1 if all pixels have the same")),
+    ("gini", Column("Gini", "number", "0 if all pixels have the same relevance, 1 if one has all")),
+    ("peak", Column("Peak", "number", "share of the relevance in the strongest pixel")),
+    ("border", Column("Border", "percent", "share of the relevance in the outer tenth on each side")),
     *(
         (
             f"corner_{name}",
-            Column(corner_text(name).capitalize(), "percent", f"share of the {corner_text(name)} corner"),
+            Column(
+                corner_text(name).capitalize(),
+                "percent",
+                f"share of the relevance in the {corner_text(name)} corner, a quarter of the height and width",
+            ),
         )
         for name in CORNERS
     ),
-    ("inside", Column("On object", "percent", "share of the relevance that lies on the object")),
-    ("pointing", Column("Pointing", "percent", "maps whose peak lies on the object")),
+    ("inside", Column("On objects", "percent", "share of the relevance that lies on objects of --objects")),
+    ("pointing", Column("Pointing", "percent", "share of the maps whose peak lies on an object of --objects")),
 )
 
 
-def class_table(audited: Audited, names: ClassNames, sheets: SpriteSheet) -> Table:
-    """All classes, by rank; with the figures of objects where objects were given."""
-    shown = [one for one in _FIGURES if audited.audit.objects is not None or one[0] not in ON_OBJECT]
+def class_table(audited: AuditData, names: ClassNames, sheets: SpriteSheet) -> Table:
+    """Returns the table of all classes by rank, with the measures on objects if the audit was given objects."""
+    values = [
+        (name, column) for name, column in _COLUMNS if audited.audit.objects is not None or name not in OBJECT_MEASURES
+    ]
     columns = [
         Column("Map", "tile"),
         Column("Class"),
-        Column("Rank", "count", "by how suspicious it is, most first"),
+        Column("Rank", "count", "1 is the most suspicious class"),
         Column("Finding"),
-        *(column for _, column in shown),
+        *(column for _, column in values),
     ]
     rows: list[list[Value]] = []
     for line in audited.classes:
         tile = sheets.add(mean_picture(line["mean_map"], audited.audit.cells), "")
         finding = "finding" if line["alarm"] else ""
-        rows.append([tile, _link(line, names), line["rank"], finding, *(line[name] for name, _ in shown)])
-    caption = "Means over each class' rows; sort by a column's title"
+        rows.append([tile, _link(line, names), line["rank"], finding, *(line[name] for name, _ in values)])
+    caption = "Means over the rows of each class. Click a column title to sort."
     return Table("classes", caption, columns, rows, sorted_by=2, filter="Filter classes")

@@ -1,4 +1,4 @@
-"""The rows of a class as a picture of dots: those whose maps are alike lie together."""
+"""Draws the rows of a class as a scatter plot: rows with similar maps lie close together."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 WIDTH, HEIGHT, MARGIN = 480, 320, 14
-MOST = 3000  # dots; a picture of more is a blot, and large
-_SHAPES = (  # around the origin
+MAX_DOTS = 3000  # more dots cover each other and make the page large
+_SHAPES = (  # SVG path commands, relative to the dot's left edge
     "a3.5,3.5 0 1,0 7,0a3.5,3.5 0 1,0 -7,0",
     "m0,-3.5h7v7h-7z",
     "m-.5,3 4,-7 4,7z",
@@ -23,57 +23,60 @@ _CROSS = "m-2,-5.5 11,11m0,-11 -11,11"
 
 @dataclass(frozen=True)
 class Layer:
-    """Dots of one kind, as the ``d`` of an SVG path, and one of them by itself for the key."""
+    """Dots of one kind. ``path``: the ``d`` of an SVG path; ``key_path``: the same for one dot, for the key."""
 
-    told: str
+    label: str
     path: str
-    sample: str
+    key_path: str
     suspect: bool = False
 
 
 @dataclass(frozen=True)
 class Scatter:
-    """``layers``: of each cluster, of rows in none, and of crosses over wrong predictions; ``drawn`` of ``of`` rows."""
+    """A layer for each cluster, one for rows in no cluster, and one of crosses over wrong predictions.
+
+    ``drawn``: how many of the class's ``rows`` are drawn.
+    """
 
     layers: list[Layer]
     drawn: int
-    of: int
+    rows: int
     width: int = WIDTH
     height: int = HEIGHT
 
 
-def scatter(members: pa.Table, *, suspect: int) -> Scatter | None:
-    """Lines of rows.parquet, of one class; None where fewer than three have a place."""
-    places = np.stack([np.asarray(members[name], np.float64) for name in ("embed_x", "embed_y")], axis=1)
-    known = np.flatnonzero(np.isfinite(places).all(axis=1))
-    if len(known) < 3:
+def draw_scatter(members: pa.Table, *, suspect: int) -> Scatter | None:
+    """Draws a class's lines of rows.parquet. Returns None if fewer than three have an embedding."""
+    embedding = np.stack([np.asarray(members[name], np.float64) for name in ("embed_x", "embed_y")], axis=1)
+    embedded = np.flatnonzero(np.isfinite(embedding).all(axis=1))
+    if len(embedded) < 3:
         return None
-    taken = known[np.linspace(0, len(known) - 1, min(MOST, len(known))).round().astype(np.int64)]
-    points = _fitted(places[taken])
-    cluster = np.asarray(members["cluster"].fill_null(-1))[taken]
-    wrong = ~np.asarray(members["correct"].fill_null(True)).astype(np.bool_)[taken]
+    chosen = embedded[np.linspace(0, len(embedded) - 1, min(MAX_DOTS, len(embedded))).round().astype(np.int64)]
+    points = _fit_into_picture(embedding[chosen])
+    cluster = np.asarray(members["cluster"].fill_null(-1))[chosen]
+    wrong = ~np.asarray(members["correct"].fill_null(True)).astype(np.bool_)[chosen]
     layers = []
     for number in np.unique(cluster).tolist():
         name = "in no cluster" if number < 0 else f"cluster {number}"
         shape = _DOT if number < 0 else _SHAPES[number % len(_SHAPES)]
-        layers.append(_layer(name, points[cluster == number], shape, suspect=number == suspect >= 0))
+        layers.append(_make_layer(name, points[cluster == number], shape, suspect=number == suspect >= 0))
     if wrong.any():
-        layers.append(_layer("wrong prediction", points[wrong], _CROSS))
-    return Scatter(layers, len(taken), len(members))
+        layers.append(_make_layer("wrong prediction", points[wrong], _CROSS))
+    return Scatter(layers, len(chosen), len(members))
 
 
-def _layer(name: str, points: NDArray[np.float64], shape: str, *, suspect: bool = False) -> Layer:
-    told = f"{name}, {len(points):,} {'row' if len(points) == 1 else 'rows'}{', suspected' if suspect else ''}"
-    return Layer(told, _path(points, shape), _path(np.array([[8.0, 8.0]]), shape), suspect)
+def _make_layer(name: str, points: NDArray[np.float64], shape: str, *, suspect: bool = False) -> Layer:
+    label = f"{name}, {len(points):,} {'row' if len(points) == 1 else 'rows'}{', suspected' if suspect else ''}"
+    return Layer(label, _path(points, shape), _path(np.array([[8.0, 8.0]]), shape), suspect)
 
 
-def _fitted(places: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[n, 2] into the picture, both axes in one scale."""
-    low, high = places.min(axis=0), places.max(axis=0)
+def _fit_into_picture(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scales points [n, 2] into the picture, both axes by the same factor."""
+    low, high = points.min(axis=0), points.max(axis=0)
     extent = np.where(high > low, high - low, 1.0)
     room = np.array([WIDTH - 2 * MARGIN, HEIGHT - 2 * MARGIN])
     scale = float((room / extent).min())
-    return np.asarray((places - (low + high) / 2) * scale + np.array([WIDTH, HEIGHT]) / 2)
+    return np.asarray((points - (low + high) / 2) * scale + np.array([WIDTH, HEIGHT]) / 2)
 
 
 def _path(points: NDArray[np.float64], shape: str) -> str:

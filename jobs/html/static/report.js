@@ -1,4 +1,4 @@
-// Tables that sort by a column's button and filter by text. Without this script the page is whole, but still.
+// Sorts tables by a column and filters them by text. Without this script the page is complete, but static.
 "use strict";
 
 const COLLATOR = new Intl.Collator(undefined, { numeric: true, sensitivity: "base" });
@@ -24,7 +24,7 @@ function sort(box, headers, column) {
   const header = headers[column];
   const text = header.dataset.kind === "text";
   const before = header.getAttribute("aria-sort");
-  // Of figures, the largest are of interest first; of words, the first.
+  // The first click sorts numbers from the largest down, and text from A to Z.
   const descending = before ? before === "ascending" : !text;
   for (const other of headers) other.removeAttribute("aria-sort");
   header.setAttribute("aria-sort", descending ? "descending" : "ascending");
@@ -40,7 +40,7 @@ function keyOf(cell, text) {
   return "value" in cell.dataset ? Number(cell.dataset.value) : null;
 }
 
-// What is missing comes last in either direction.
+// Missing values come last in both directions.
 function compare(a, b, descending) {
   if (a === null || b === null) return (a === null) - (b === null);
   const order = typeof a === "string" ? COLLATOR.compare(a, b) : a - b;
@@ -49,27 +49,27 @@ function compare(a, b, descending) {
 
 function makeFilterable(box) {
   const field = box.querySelector("input[type=search]");
-  const told = box.querySelector("[role=status]");
-  const rows = [...box.querySelectorAll("tbody tr")].map((row) => ({ row, text: folded(wordsOf(row)) }));
+  const status = box.querySelector("[role=status]");
+  const rows = [...box.querySelectorAll("tbody tr")].map((row) => ({ row, text: normalised(textOf(row)) }));
   const apply = () => {
-    const words = folded(field.value).split(/\s+/).filter(Boolean);
-    let shown = 0;
+    const words = normalised(field.value).split(/\s+/).filter(Boolean);
+    let visible = 0;
     for (const { row, text } of rows) {
       row.hidden = !words.every((word) => text.includes(word));
-      shown += !row.hidden;
+      visible += !row.hidden;
     }
-    told.textContent = `${shown.toLocaleString("en")} of ${rows.length.toLocaleString("en")}`;
+    status.textContent = `${visible.toLocaleString("en")} of ${rows.length.toLocaleString("en")}`;
   };
   field.addEventListener("input", apply);
   box.querySelector(".filter").hidden = false;
-  apply(); // a browser that goes back keeps what was typed
+  apply(); // after "back", the browser restores the text in the field
 }
 
-// Figures are not searched: "77" means a class, not 0.774 or 77 rows.
-function wordsOf(row) {
+// Numbers are not searched: "77" means a class, not 0.774 or 77 rows.
+function textOf(row) {
   return [...row.cells].filter((cell) => !cell.classList.contains("number")).map((cell) => cell.textContent).join(" ");
 }
 
-function folded(text) {
+function normalised(text) {
   return text.normalize("NFKD").replace(/\p{M}/gu, "").toLowerCase();
 }

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.audit.audit_schema import ROWS
-from jobs.audit.audit_schema import folder as audit_folder
+from jobs.audit.audit_schema import ROWS, audit_folder
 from jobs.inputs.tables import open_parquet
 from jobs.store.store_reader import open_store
 from tests.conftest import TESTS

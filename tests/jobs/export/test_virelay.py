@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
-from jobs.audit.audit_schema import AUDIT_JSON, ROWS
-from jobs.audit.audit_schema import folder as audit_folder
+from jobs.audit.audit_schema import AUDIT_JSON, ROWS, audit_folder
 from jobs.config.requested_rows import RowSelection
 from jobs.store.store_reader import Store, open_store
 from tests.conftest import run_inline

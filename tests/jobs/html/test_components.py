@@ -1,4 +1,4 @@
-"""The parts of a report's pages: words, figures, tiles, pictures, scatters."""
+"""Tests the parts of a report's pages: texts, numbers, tiles, pictures, scatter plots."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from jobs.audit.report.scatter import MOST, scatter
-from jobs.html.components import figure
+from jobs.audit.report.scatter import MAX_DOTS, draw_scatter
+from jobs.html.components import format_value
 from jobs.html.map_pictures import mean_picture
 from jobs.html.site import Site
 from jobs.html.sprite_sheet import ACROSS, SpriteSheet
@@ -19,35 +19,36 @@ from jobs.util.formatting import shown
 from tests.support.reports import Recorder
 
 
-def test_what_is_put_out_is_text() -> None:
+def test_invisible_characters_are_escaped() -> None:
     assert shown("a\nb\x00\u202ec\u2066\ud800 \u200d") == "a\\nb\\x00\\u202ec\\u2066\\ud800 \u200d"
     assert shown("שלום <b>") == "שלום <b>"
 
 
-def test_figures_are_read_as_they_are_meant() -> None:
-    told = [figure(1234, "count"), figure(0.975, "percent"), figure(1.0, "percent"), figure(0.12345), figure(None)]
-    assert told == ["1,234", "97.5 %", "100 %", "0.123", "–"]
-    assert figure(float("nan"), "percent") == "–"
+def test_numbers_are_formatted_by_kind() -> None:
+    formatted = [format_value(1234, "count"), format_value(0.975, "percent"), format_value(1.0, "percent")]
+    assert formatted == ["1,234", "97.5 %", "100 %"]
+    assert [format_value(0.12345), format_value(None)] == ["0.123", "–"]
+    assert format_value(float("nan"), "percent") == "–"
 
 
-def test_every_tile_is_where_it_is_said_to_be() -> None:
+def test_every_tile_is_at_its_place_in_its_sheet() -> None:
     sheets, shades = SpriteSheet("many", 16), [(3 * n, 250 - 3 * n, 90) for n in range(ACROSS * ACROSS + 5)]
     tiles = [sheets.add(np.full((9, 9, 3), shade, np.uint8), "") for shade in shades]
     files = {name: np.asarray(Image.open(io.BytesIO(data))) for name, data in sheets.files().items()}
     assert len(files) == 2
     for tile, shade in zip(tiles, shades, strict=True):
-        seen = files[tile.src][16 * tile.y + 8, 16 * tile.x + 8]
-        assert np.abs(seen.astype(int) - shade).max() <= 4
+        pixel = files[tile.src][16 * tile.y + 8, 16 * tile.x + 8]
+        assert np.abs(pixel.astype(int) - shade).max() <= 4
 
 
 def test_a_tile_that_is_not_square_keeps_its_proportions() -> None:
     sheets = Recorder()
     sheets.add(np.full((10, 40, 3), 255, np.uint8), "")
-    seen = np.asarray(Image.open(io.BytesIO(next(iter(sheets.files().values())))))
-    assert (seen[64, [4, 124]] > 250).all() and (seen[[8, 120], 64] < 140).all()
+    tile = np.asarray(Image.open(io.BytesIO(next(iter(sheets.files().values())))))
+    assert (tile[64, [4, 124]] > 250).all() and (tile[[8, 120], 64] < 140).all()
 
 
-def test_a_mean_map_runs_from_nothing_to_its_strongest() -> None:
+def test_a_mean_map_runs_from_black_to_white() -> None:
     mean = np.zeros((4, 4), np.float32)
     mean[:, 3] = 0.25
     picture = mean_picture(mean.ravel(), (4, 4))
@@ -56,18 +57,18 @@ def test_a_mean_map_runs_from_nothing_to_its_strongest() -> None:
     assert mean_picture(np.zeros(16), (4, 4)).max() < 20
 
 
-def test_a_scatter_draws_no_more_than_can_be_seen_and_says_so() -> None:
+def test_a_scatter_plot_draws_a_limited_number_of_rows() -> None:
     def rows(n: int) -> pa.Table:
-        places = np.random.default_rng(0).normal(size=(2, n))
-        return pa.table({"embed_x": places[0], "embed_y": places[1], "cluster": [0] * n, "correct": [True] * n})
+        embedding = np.random.default_rng(0).normal(size=(2, n))
+        return pa.table({"embed_x": embedding[0], "embed_y": embedding[1], "cluster": [0] * n, "correct": [True] * n})
 
-    assert scatter(rows(2), suspect=-1) is None
-    drawn = scatter(rows(MOST + 7), suspect=0)
-    assert drawn is not None and (drawn.drawn, drawn.of) == (MOST, MOST + 7)
-    assert drawn.layers[0].path.count("M") == MOST and drawn.layers[0].suspect
+    assert draw_scatter(rows(2), suspect=-1) is None
+    drawn = draw_scatter(rows(MAX_DOTS + 7), suspect=0)
+    assert drawn is not None and (drawn.drawn, drawn.rows) == (MAX_DOTS, MAX_DOTS + 7)
+    assert drawn.layers[0].path.count("M") == MAX_DOTS and drawn.layers[0].suspect
 
 
-def test_a_name_that_would_never_be_swept_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is no name"):
-        Site(str(tmp_path)).put("classes/../../run.json", b"")
+def test_a_name_that_would_never_be_removed_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not a file name"):
+        Site(str(tmp_path)).write("classes/../../run.json", b"")
     assert not list(tmp_path.iterdir())

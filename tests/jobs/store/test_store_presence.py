@@ -108,13 +108,13 @@ def test_no_write_makes_a_directory_again(finished: Path, tmp_path: Path) -> Non
 def test_comparison_stops_too(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from jobs.compare import compare_command as comparing
 
-    real = comparing.pair_units
+    real = comparing.plan_units
 
-    def pair_units(*arguments: object) -> object:
+    def plan_units(*arguments: object) -> object:
         (tmp_path / "c").rename(tmp_path / "elsewhere")
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(comparing, "pair_units", pair_units)
+    monkeypatch.setattr(comparing, "plan_units", plan_units)
     with pytest.raises(StoreUnusable, match="is gone"):
         compare(str(finished), str(finished), Console(file=io.StringIO()), output=str(tmp_path / "c"), runner="inline")
     assert not (tmp_path / "c").exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import jobs
-from jobs.audit.object_masks import ObjectsOf
+from jobs.audit.object_masks import ObjectTable
 from jobs.store.store_reader import open_store
 from jobs.util.csv_escaping import SafeWriter, neutral, plain
 from saliency_core.model.preprocessing import Geometry
@@ -77,7 +77,7 @@ def test_boxes_are_found_under_ids_that_were_made_safe(tmp_path: Path) -> None:
         table.write(["=1.png", 0, 0, 8, 8])
     write(tmp_path / "by_hand.csv", b"sample_id,x0,y0,x1,y1\n=1.png,0,0,8,8\n")
     for name in ("boxes.csv", "by_hand.csv"):
-        objects = ObjectsOf(str(tmp_path / name))
+        objects = ObjectTable(str(tmp_path / name))
         assert objects.mask("=1.png", Geometry(0, 0, 8, 8), (8, 8), (4, 4)).all()
 
 

@@ -1,4 +1,4 @@
-"""The report in a browser: it loads from disk without a complaint, and does what it says."""
+"""Tests the report in a browser: it loads from disk without errors, and its tables sort and filter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.support.browser import Visit, chromium
-from tests.support.reports import LONG, SCRIPT, audit_and_report, report
+from tests.support.reports import LONG, SCRIPT, make_audit_and_report, make_test_report
 
 Open = Callable[..., Visit]
 CONTRAST = """(selector) => {
@@ -34,37 +34,37 @@ CONTRAST = """(selector) => {
 
 @pytest.fixture(scope="module")
 def folder(hostile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report of hostile names, at a place where no store is. Not to be changed."""
+    """A report with hostile names, copied to a folder without a store. Tests must not change it."""
     moved = tmp_path_factory.mktemp("pages") / "copied, and #renamed%20"
-    shutil.copytree(report(hostile), moved)
+    shutil.copytree(make_test_report(hostile), moved)
     return moved
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
+    with chromium() as chrome:
+        yield chrome
 
 
 @pytest.fixture
 def opened(browser: Browser, folder: Path) -> Iterator[Open]:
-    """``opened("index.html", width=360, …)``: a page of the report; what it complains of fails the test."""
+    """Opens a page of the report: ``opened("index.html", width=360, …)``. An error in its console fails the test."""
     contexts, visits = [], []
 
-    def visit(name: str = "index.html", *, width: int = 1280, height: int = 900, **options: object) -> Visit:
+    def open_page(name: str = "index.html", *, width: int = 1280, height: int = 900, **options: object) -> Visit:
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
         contexts.append(context)
         visits.append(Visit(context, folder / name))
         return visits[-1]
 
-    yield visit
+    yield open_page
     for context in contexts:
         context.close()
-    assert [complaint for one in visits for complaint in one.complaints] == []
+    assert [complaint for visit in visits for complaint in visit.complaints] == []
 
 
 def column(visit: Visit, title: str) -> list[str]:
-    """The texts of the class table's rows that are seen, in one column."""
+    """Returns the texts of the class table's visible rows in one column."""
     return visit.page.evaluate(
         """(title) => {
           const table = document.querySelector("#classes table");
@@ -76,13 +76,13 @@ def column(visit: Visit, title: str) -> list[str]:
     )
 
 
-def test_report_of_a_true_audit_loads_as_well(
+def test_the_report_of_a_real_audit_loads(
     browser: Browser, hostile: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    made = audit_and_report(hostile, tmp_path_factory.mktemp("audited") / "store")
+    folder_ = make_audit_and_report(hostile, tmp_path_factory.mktemp("audited") / "store")
     context = browser.new_context(viewport={"width": 360, "height": 740})
     for name in ("index.html", "classes/2.html"):
-        visit = Visit(context, made / name)
+        visit = Visit(context, folder_ / name)
         visit.scroll_through()
         assert visit.page.evaluate("[...document.images].every((image) => image.naturalWidth > 0)")
         assert visit.too_wide() <= 0 and visit.complaints == []
@@ -91,7 +91,7 @@ def test_report_of_a_true_audit_loads_as_well(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["index.html", "classes/0.html", "classes/1.html", "classes/2.html"])
-def test_loads_from_disk_without_a_complaint(opened: Open, folder: Path, name: str, scheme: str) -> None:
+def test_loads_from_disk_without_errors(opened: Open, folder: Path, name: str, scheme: str) -> None:
     visit = opened(name, color_scheme=scheme)
     visit.scroll_through()
     assert visit.page.evaluate("[...document.images].every((image) => image.naturalWidth > 0)")
@@ -99,7 +99,7 @@ def test_loads_from_disk_without_a_complaint(opened: Open, folder: Path, name: s
     assert all(address.startswith((folder.as_uri(), "data:,")) for address in visit.asked)
 
 
-def test_hostile_names_are_seen_as_text(opened: Open) -> None:
+def test_hostile_names_are_shown_as_text(opened: Open) -> None:
     visit = opened()
     expect(visit.page.get_by_role("link", name=SCRIPT).first).to_be_visible()
     expect(visit.page.get_by_role("link", name=LONG).first).to_be_visible()
@@ -126,7 +126,7 @@ def test_sorts_by_any_column_in_both_directions(opened: Open) -> None:
     assert column(visit, "Class") == ascending[::-1] and len(set(ascending)) == 5
 
 
-def test_what_is_missing_comes_last_in_both_directions(opened: Open) -> None:
+def test_missing_values_come_last_in_both_directions(opened: Open) -> None:
     visit = opened()
     visit.page.evaluate(
         "for (const row of document.querySelectorAll('#classes tbody tr')) "
@@ -144,15 +144,15 @@ def test_filters_by_text(opened: Open) -> None:
     field.fill("ALERT script")
     expect(status).to_have_text("1 of 5")
     assert column(visit, "Class")[0].startswith(SCRIPT)
-    field.fill("12")  # rows has each class, but none is called so
+    field.fill("12")  # every class has 12 rows, but no name contains it
     expect(status).to_have_text("0 of 5")
-    field.fill("nothing is called so")
+    field.fill("no name contains this")
     expect(status).to_have_text("0 of 5")
     field.fill("")
     expect(status).to_have_text("5 of 5")
 
 
-def test_works_with_keys_alone(opened: Open) -> None:
+def test_works_with_the_keyboard_only(opened: Open) -> None:
     visit = opened()
     keys = visit.page.keyboard
     keys.press("Tab")
@@ -163,11 +163,11 @@ def test_works_with_keys_alone(opened: Open) -> None:
     expect(visit.page.get_by_role("main")).to_be_focused()
     visit.page.get_by_label("Filter classes").focus()
     keys.press("Tab")
-    expect(visit.page.get_by_role("region", name="Means over each class")).to_be_focused()
+    expect(visit.page.get_by_role("region", name="Means over the rows of each class")).to_be_focused()
     keys.press("Tab")
     button = visit.page.locator(":focus")
     expect(button).to_have_text("Class")
-    assert button.evaluate("(one) => getComputedStyle(one).outlineStyle") == "solid"
+    assert button.evaluate("(element) => getComputedStyle(element).outlineStyle") == "solid"
     keys.press("Enter")
     expect(visit.page.get_by_role("columnheader", name="Class", exact=True)).to_have_attribute("aria-sort", "ascending")
 
@@ -176,15 +176,15 @@ def test_links_lead_to_a_class_and_back(opened: Open) -> None:
     visit = opened()
     visit.page.get_by_role("row").get_by_role("link", name=SCRIPT).click()
     expect(visit.page.get_by_role("heading", level=1)).to_have_text(SCRIPT)
-    beside = visit.page.get_by_role("navigation").get_by_role("link")
-    assert beside.count() >= 2
-    beside.last.click()
+    neighbours = visit.page.get_by_role("navigation").get_by_role("link")
+    assert neighbours.count() >= 2
+    neighbours.last.click()
     expect(visit.page.get_by_role("heading", level=1)).not_to_have_text(SCRIPT)
     visit.page.get_by_role("link", name="All classes").click()
     expect(visit.page.get_by_role("heading", level=1)).to_contain_text("Audit of")
 
 
-def test_pictures_come_when_they_are_near(opened: Open) -> None:
+def test_pictures_load_when_they_come_into_view(opened: Open) -> None:
     visit = opened(width=360, height=300)
 
     def means() -> list[str]:
@@ -198,12 +198,12 @@ def test_pictures_come_when_they_are_near(opened: Open) -> None:
 
 
 @pytest.mark.parametrize("name", ["index.html", "classes/0.html", "classes/2.html", "classes/3.html"])
-def test_is_as_wide_as_a_telephone(opened: Open, name: str) -> None:
+def test_fits_on_a_phone(opened: Open, name: str) -> None:
     assert opened(name, width=360, height=740, has_touch=True).too_wide() <= 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_from_its_ground(opened: Open, scheme: str) -> None:
+def test_text_has_enough_contrast(opened: Open, scheme: str) -> None:
     for name in ("index.html", "classes/2.html"):
         visit = opened(name, color_scheme=scheme)
         for selector in (
@@ -219,18 +219,18 @@ def test_text_stands_out_from_its_ground(opened: Open, scheme: str) -> None:
                 assert visit.page.evaluate(CONTRAST, selector) >= 4.5, (name, selector)
 
 
-def test_light_and_dark_are_two(opened: Open) -> None:
+def test_light_and_dark_differ(opened: Open) -> None:
     paper = "getComputedStyle(document.body).backgroundColor"
     assert opened(color_scheme="light").page.evaluate(paper) != opened(color_scheme="dark").page.evaluate(paper)
 
 
-def test_without_scripts_it_is_whole(opened: Open) -> None:
+def test_is_complete_without_scripts(opened: Open) -> None:
     visit = opened(java_script_enabled=False)
     expect(visit.page.get_by_role("rowheader", name=SCRIPT).first).to_be_visible()
     expect(visit.page.get_by_label("Filter classes")).to_be_hidden()
 
 
-def test_on_paper_tables_are_whole(opened: Open) -> None:
+def test_tables_are_printed_completely(opened: Open) -> None:
     visit = opened()
     visit.page.emulate_media(media="print")
     expect(visit.page.get_by_label("Filter classes")).to_be_hidden()

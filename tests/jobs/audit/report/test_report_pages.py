@@ -1,4 +1,4 @@
-"""The report's pages: whole, of text, and about what the store and its audit say."""
+"""Tests the content of the report's pages."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from pathlib import Path
 
 import pytest
 
-from jobs.audit.report.audit_data import read_audited
-from jobs.audit.report.class_page import Figure, WrittenPage
-from jobs.audit.report.overview_page import overview
-from jobs.html.components import Tile, figure, render
+from jobs.audit.report.audit_data import read_audit_data
+from jobs.audit.report.class_page import WrittenPage
+from jobs.audit.report.overview_page import overview_context
+from jobs.html.components import RowFigure, Tile, format_value, render
 from jobs.html.sprite_sheet import LARGE, SMALL, SpriteSheet
 from jobs.store.store_reader import open_store
 from jobs.util.formatting import shown
-from tests.support.reports import ARRAY, NAMES, OVER, Page, audit_and_report, pages, report
+from tests.support.reports import ARRAY, NAMES, OVER, Page, make_audit_and_report, make_test_report, pages
 
 
 @pytest.fixture(scope="module")
-def made(hostile: Path) -> Path:
-    """Its report's folder."""
-    return report(hostile)
+def made_up(hostile: Path) -> Path:
+    """The folder of a report of a made-up audit."""
+    return make_test_report(hostile)
 
 
 @pytest.fixture(scope="module")
 def audited(hostile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report's folder of a true audit."""
-    return audit_and_report(hostile, tmp_path_factory.mktemp("audited") / "store")
+    """The folder of a report of a real audit."""
+    return make_audit_and_report(hostile, tmp_path_factory.mktemp("audited") / "store")
 
 
-@pytest.fixture(scope="module", params=["made", "audited"])
+@pytest.fixture(scope="module", params=["made_up", "audited"])
 def either(request: pytest.FixtureRequest) -> Path:
-    """The folder of a report, be its audit made up or true."""
+    """The folder of a report of a made-up audit, and of a real one."""
     folder_: Path = request.getfixturevalue(request.param)
     return folder_
 
 
 def test_every_link_leads_somewhere_in_the_folder(either: Path) -> None:
-    found = pages(either)
-    assert len(found) == 1 + len(NAMES)
-    for page in found:
+    all_pages = pages(either)
+    assert len(all_pages) == 1 + len(NAMES)
+    for page in all_pages:
         ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
         assert len(ids) == len(set(ids)), page.path
         for link in page.links():
@@ -52,33 +52,33 @@ def test_every_link_leads_somewhere_in_the_folder(either: Path) -> None:
             assert not fragment or fragment in ids
 
 
-def test_pages_are_made_for_those_who_do_not_see_them(either: Path) -> None:
+def test_pages_are_accessible(either: Path) -> None:
     for page in pages(either):
-        assert [one["lang"] for one in page.all("html")] == ["en"]
+        assert [tag["lang"] for tag in page.all("html")] == ["en"]
         assert len(page.all("h1")) == len(page.all("main")) == 1
         ids = {attributes.get("id") for _, attributes in page.tags}
         named = [attributes["aria-labelledby"] for _, attributes in page.tags if "aria-labelledby" in attributes]
         assert set(named) <= ids and len(named) >= 3
         for image in page.all("img"):
             assert image["loading"] == "lazy" and "alt" in image
-            assert image["alt"] or page.path.name == "index.html"  # where a row of the table says it all
+            assert image["alt"] or page.path.name == "index.html"  # in the table of classes, the row has the text
         levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
         assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
-def test_nothing_from_outside_is_allowed_and_nothing_inline_is_there(either: Path) -> None:
+def test_nothing_external_or_inline_is_on_the_pages(either: Path) -> None:
     for page in pages(either):
-        policy = next(one["content"] for one in page.all("meta") if one.get("http-equiv") == "Content-Security-Policy")
+        policy = next(tag["content"] for tag in page.all("meta") if tag.get("http-equiv") == "Content-Security-Policy")
         allowed = {word for part in policy.split(";") for word in part.split()[1:]}
         assert allowed == {"'none'", "'self'", "file:", "data:"}
         assert not page.all("style")
-        assert [Path(one["src"]).name for one in page.all("script")] == ["report.js"]
+        assert [Path(tag["src"]).name for tag in page.all("script")] == ["report.js"]
         assert not [name for _, attributes in page.tags for name in attributes if name == "style" or name[:2] == "on"]
 
 
-def test_hostile_names_are_text_everywhere(either: Path, made: Path) -> None:
+def test_hostile_names_are_text_everywhere(either: Path, made_up: Path) -> None:
     overview = Page(either / "index.html")
-    names = [shown(OVER.get(number, name) if either == made else name) for number, name in enumerate(NAMES)]
+    names = [shown(OVER.get(number, name) if either == made_up else name) for number, name in enumerate(NAMES)]
     for number, name in enumerate(names):
         assert name in overview.text
         page = Page(either / "classes" / f"{number}.html")
@@ -97,8 +97,8 @@ def test_files_are_named_by_numbers(either: Path) -> None:
     assert all(re.fullmatch(r"[a-z0-9./-]+", name) for name in names)
 
 
-def test_findings_come_first_with_their_evidence(made: Path) -> None:
-    overview = Page(made / "index.html")
+def test_findings_come_first_with_their_evidence(made_up: Path) -> None:
+    overview = Page(made_up / "index.html")
     text = overview.text
     assert text.index("Findings") < text.index("Classes\n") < text.index("What was run")
     assert text.count("rows have unusual relevance in the") == 3
@@ -106,51 +106,55 @@ def test_findings_come_first_with_their_evidence(made: Path) -> None:
     assert "1\nno image" not in text and "Rows without a map" in text
 
 
-def test_all_rows_together_are_told_beside_what_is_usual(hostile: Path, made: Path) -> None:
-    page = Page(made / "index.html")
+def test_all_rows_together_are_compared_with_the_class_medians(hostile: Path, made_up: Path) -> None:
+    page = Page(made_up / "index.html")
     assert "mean map of all rows" in {image["alt"] for image in page.all("img")}
-    audited = read_audited(open_store(str(hostile)), ARRAY)
-    told = page.text[page.text.index("All rows together") :]
+    audited = read_audit_data(open_store(str(hostile)), ARRAY)
+    text = page.text[page.text.index("All rows together") :]
     for label, name in (("Accuracy", "accuracy"), ("Spread of the maps", "spread")):
         kind = "percent" if name == "accuracy" else "number"
-        assert f"{label}{figure(audited.overall[name], kind)}{figure(audited.median()[name], kind)}" in told
+        assert (
+            f"{label}{format_value(audited.overall[name], kind)}{format_value(audited.class_medians()[name], kind)}"
+            in text
+        )
 
 
-def test_what_is_known_of_a_wrong_prediction_is_shown_beside_its_label(hostile: Path, made: Path) -> None:
+def test_wrong_predictions_have_the_map_of_the_label_beside(hostile: Path, made_up: Path) -> None:
     lines = open_store(str(hostile)).lines(columns=["row", "label", "predicted__class"]).to_pylist()
     wrong = [line for line in lines if line["predicted__class"] not in (line["label"], None)]
-    assert wrong, "the model is not trained: it cannot be right everywhere"
+    assert wrong, "the model is not trained, so some predictions must be wrong"
     line = wrong[0]
-    page = Page(made / "classes" / f"{line['label']}.html")
+    page = Page(made_up / "classes" / f"{line['label']}.html")
     alts = {image["alt"] for image in page.all("img")}
     assert {f"map predicted/gradient on row {line['row']}", f"map label/gradient on row {line['row']}"} <= alts
-    assert re.search(rf"\d+ of {sum(one['label'] == line['label'] for one in wrong)}, the surest first", page.text)
+    count = sum(other["label"] == line["label"] for other in wrong)
+    assert re.search(rf"\d+ of {count} wrong predictions, those with the highest", page.text)
 
 
-def test_one_can_leaf_through_the_classes_by_rank(hostile: Path, made: Path) -> None:
-    ranked = [line["class"] for line in read_audited(open_store(str(hostile)), ARRAY).classes]
-    for kind, wanted in (("next", ranked), ("prev", ranked[::-1])):
-        page, seen = Page(made / "classes" / f"{wanted[0]}.html"), [wanted[0]]
-        while beside := [one["href"] for one in page.all("a") if one.get("rel") == kind]:
-            page = Page(made / "classes" / beside[0])
-            seen.append(int(page.path.stem))
-        assert seen == wanted
+def test_class_pages_link_to_their_neighbours_by_rank(hostile: Path, made_up: Path) -> None:
+    ranked = [line["class"] for line in read_audit_data(open_store(str(hostile)), ARRAY).classes]
+    for relation, expected in (("next", ranked), ("prev", ranked[::-1])):
+        page, visited = Page(made_up / "classes" / f"{expected[0]}.html"), [expected[0]]
+        while links := [link["href"] for link in page.all("a") if link.get("rel") == relation]:
+            page = Page(made_up / "classes" / links[0])
+            visited.append(int(page.path.stem))
+        assert visited == expected
 
 
-@pytest.mark.usefixtures("made")
-def test_the_first_page_of_a_thousand_classes_is_no_burden(hostile: Path) -> None:
-    """Nor where all of them are findings, and have long names."""
+@pytest.mark.usefixtures("made_up")
+def test_the_first_page_of_a_thousand_classes_is_small(hostile: Path) -> None:
+    """All of the classes are findings and have long names."""
     store = open_store(str(hostile))
-    audited = read_audited(store, ARRAY)
+    audited = read_audit_data(store, ARRAY)
     lines = [
         {**audited.classes[0], "class": n, "class_name": f"{n} {'w' * 60}", "rank": n + 1, "alarm": True}
         for n in range(1000)
     ]
     tile = Tile("pictures/class-0-0.jpg", 0, 0, LARGE, "map label/gradient on row 0")
-    examples = [Figure([tile, tile], row, "x" * 60, "predicted", "") for row in range(8)]
-    evidence = {n: WrittenPage(n, [], tile, None, examples) for n in range(1000)}
+    examples = [RowFigure([tile, tile], row, "x" * 60, "predicted", "") for row in range(8)]
+    written = {n: WrittenPage(n, [], tile, None, examples) for n in range(1000)}
     sheets, thumbnails = SpriteSheet("overview", LARGE), SpriteSheet("means", SMALL)
-    context = overview(store.run, replace(audited, classes=lines), evidence, sheets, thumbnails)
+    context = overview_context(store.run, replace(audited, classes=lines), written, sheets, thumbnails)
     html = render("overview.html", root="", **context)
     assert html.count('<tr><td class="tile">') == 1000
     assert len(html.encode()) < 4e6, len(html.encode())
