@@ -33,8 +33,8 @@ def shares(maps: Floats) -> Floats:
         relevance = relevance.sum(axis=1)
     total = relevance.sum(axis=(1, 2), dtype=np.float64)
     total = np.where(np.isfinite(total) & (total > 0), total, np.nan)
-    found: Floats = (relevance / total[:, None, None]).astype(np.float32)
-    return found
+    result: Floats = (relevance / total[:, None, None]).astype(np.float32)
+    return result
 
 
 def measure(parts: Floats) -> dict[str, Floats]:
@@ -45,7 +45,7 @@ def measure(parts: Floats) -> dict[str, Floats]:
     rows, columns = parts.sum(axis=2), parts.sum(axis=1)
     ys, xs = _centres(height), _centres(width)
     peak = np.argmax(np.where(missing[:, None], 0, flat), axis=1)
-    found = {
+    values = {
         "entropy": _entropy(flat),
         "gini": _gini(flat),
         "peak": flat[np.arange(n), peak],
@@ -59,8 +59,8 @@ def measure(parts: Floats) -> dict[str, Floats]:
     for name in CORNERS:
         y = slice(0, top) if name.startswith("top") else slice(height - top, height)
         x = slice(0, left) if name.endswith("left") else slice(width - left, width)
-        found[f"corner_{name}"] = parts[:, y, x].sum(axis=(1, 2))
-    return {name: np.where(missing, np.nan, found[name]).astype(np.float32) for name in MEASURES}
+        values[f"corner_{name}"] = parts[:, y, x].sum(axis=(1, 2))
+    return {name: np.where(missing, np.nan, values[name]).astype(np.float32) for name in MEASURES}
 
 
 def shrink(parts: Floats, grid: int = GRID) -> Floats:
@@ -76,8 +76,8 @@ def density(small: Floats, shape: tuple[int, int]) -> Floats:
     """A small map [h · w], of maps [H, W] → its shares per pixel: cells that hold a row more than others are no
     brighter for it."""
     cells = shrink(np.ones((1, *shape), np.float32))
-    found: Floats = small / cells.ravel()
-    return found
+    result: Floats = small / cells.ravel()
+    return result
 
 
 def _centres(length: int) -> Floats:
@@ -92,13 +92,13 @@ def _inner(length: int) -> slice:
 def _entropy(flat: Floats) -> Floats:
     with np.errstate(divide="ignore", invalid="ignore"):
         terms = np.where(flat > 0, flat * np.log(flat), 0)
-    found: Floats = -terms.sum(axis=1, dtype=np.float64) / np.log(max(2, flat.shape[1]))
-    return found
+    result: Floats = -terms.sum(axis=1, dtype=np.float64) / np.log(max(2, flat.shape[1]))
+    return result
 
 
 def _gini(flat: Floats) -> Floats:
     """1 − twice the area under the Lorenz curve."""
     pixels = flat.shape[1]
     weights = 2 * np.arange(1, pixels + 1, dtype=np.float64) - pixels - 1
-    found: Floats = (np.sort(flat, axis=1) * weights).sum(axis=1) / pixels
-    return found
+    result: Floats = (np.sort(flat, axis=1) * weights).sum(axis=1) / pixels
+    return result

@@ -36,24 +36,24 @@ def overlap(a: Floats, b: Floats, *, top: float) -> Doubles:
     """
     regions_a, regions_b = (_top(maps.reshape(len(maps), -1), top) for maps in (a, b))
     common, either = (regions_a & regions_b).sum(axis=1), (regions_a | regions_b).sum(axis=1)
-    found: Doubles = common / np.where(either > 0, either, np.nan)
-    return found
+    result: Doubles = common / np.where(either > 0, either, np.nan)
+    return result
 
 
 def distance(a: Floats, b: Floats) -> Doubles:
     """How much of the relevance lies elsewhere, 0 to 1: half of Σ|a − b| of shares [n, h, w] that add up to 1."""
-    found: Doubles = np.abs(a - b).sum(axis=(1, 2), dtype=np.float64) / 2
-    return found
+    result: Doubles = np.abs(a - b).sum(axis=(1, 2), dtype=np.float64) / 2
+    return result
 
 
 def centres(small: Floats) -> tuple[Doubles, Doubles]:
     """y and x [n] of the centres of mass of shares [n, h, w]; 0 is the upper or left edge, 1 the other."""
-    found = []
+    coordinates = []
     for axis in (1, 2):
         cells = small.shape[axis]
         along = small.sum(axis=3 - axis, dtype=np.float64)
-        found.append((along * ((np.arange(cells) + 0.5) / cells)).sum(axis=1))
-    return found[0], found[1]
+        coordinates.append((along * ((np.arange(cells) + 0.5) / cells)).sum(axis=1))
+    return coordinates[0], coordinates[1]
 
 
 def _ranks(flat: Floats) -> Floats:
@@ -65,12 +65,12 @@ def _ranks(flat: Floats) -> Floats:
     order = np.argsort(flat, axis=1)
     values = np.take_along_axis(flat, order, axis=1)
     changes = values[:, 1:] != values[:, :-1]
-    places = np.arange(pixels, dtype=np.int32)
+    positions = np.arange(pixels, dtype=np.int32)
     first = np.zeros(flat.shape, np.int32)
-    np.multiply(changes, places[1:], out=first[:, 1:])
+    np.multiply(changes, positions[1:], out=first[:, 1:])
     np.maximum.accumulate(first, axis=1, out=first)
     last = np.full(flat.shape, pixels - 1, np.int32)
-    np.copyto(last[:, :-1], places[:-1], where=changes)
+    np.copyto(last[:, :-1], positions[:-1], where=changes)
     np.minimum.accumulate(last[:, ::-1], axis=1, out=last[:, ::-1])
     ranks = np.empty(flat.shape, np.float32)
     np.put_along_axis(ranks, order, (first + last - (pixels - 1)) / np.float32(2), axis=1)
@@ -78,8 +78,8 @@ def _ranks(flat: Floats) -> Floats:
 
 
 def _products(a: Floats, b: Floats) -> Doubles:
-    found: Doubles = np.einsum("np,np->n", a, b, dtype=np.float64)
-    return found
+    result: Doubles = np.einsum("np,np->n", a, b, dtype=np.float64)
+    return result
 
 
 def _top(flat: Floats, top: float) -> NDArray[np.bool_]:

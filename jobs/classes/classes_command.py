@@ -152,11 +152,11 @@ def _set_up(run: ClassRun) -> ClassRun:
 
 def _chosen(wanted: Sequence[str], names: Sequence[str] | None, n_classes: int) -> list[int]:
     """Class numbers, ascending, each once. Raises InvalidRequestError for what is no class."""
-    from saliency_core.targets.class_targets import class_number
+    from saliency_core.targets.class_targets import parse_class
 
     if list(wanted) == [ALL]:
         return list(range(n_classes))
-    return sorted({class_number(one, names, n_classes=n_classes) for one in wanted})
+    return sorted({parse_class(one, names, n_classes=n_classes) for one in wanted})
 
 
 def _try(model: Model, number: int) -> ClassModels:

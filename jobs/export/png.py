@@ -18,7 +18,7 @@ from jobs.store.run_record import ArraySpec
 from jobs.util.csv_escaping import SafeWriter
 from saliency_core.model.preprocessing import Geometry
 from saliency_core.visualization.map_style import MapStyle
-from saliency_core.visualization.views import Photograph, refuse_unknown, view_at_size
+from saliency_core.visualization.views import Photograph, refuse_unknown_views, view_at_size
 
 TABLE = "pictures.csv"
 _ABOUT = ("class", "class_name", "score", "probability")
@@ -30,7 +30,7 @@ class Png(Format):
     rows_per_part = 64
 
     def __init__(self, selection: Selection, folder: Folder, *, views: Sequence[str], look: MapStyle) -> None:
-        refuse_unknown(views)
+        refuse_unknown_views(views)
         super().__init__(selection, folder)
         self._views = list(dict.fromkeys(views))
         self._look = look
@@ -70,7 +70,7 @@ class Png(Format):
     ) -> None:
         photograph = Photograph(None if image is None else np.asarray(image), geometry)
         size = line["width"], line["height"]
-        pixels = view_at_size(view, values, photograph, size=size, signed=not array.nonnegative, look=self._look)
+        pixels = view_at_size(view, values, photograph, size=size, signed=not array.nonnegative, style=self._look)
         with self.folder.writing(_file(line, array, view)) as file:
             # Maps are noise to a compressor: its higher levels take seconds and gain nothing.
             Image.fromarray(pixels).save(file, "PNG", compress_level=3)

@@ -22,10 +22,10 @@ from jobs.util.failure_reasons import for_explained
 from saliency_core.errors import InvalidRequestError
 from saliency_core.model.preprocessing import Geometry
 from saliency_core.visualization.canvas import DPI
-from saliency_core.visualization.contact_sheet import CELL, Cell, Panel, draw, refuse_too_many
+from saliency_core.visualization.contact_sheet import CELL, Cell, Panel, draw_contact_sheet, refuse_too_many_panels
 from saliency_core.visualization.map_style import MapStyle
 from saliency_core.visualization.picture_text import printable
-from saliency_core.visualization.views import Photograph, refuse_unknown, view_cells
+from saliency_core.visualization.views import Photograph, refuse_unknown_views, view_cells
 
 MOST_ARRAYS = 6  # that are drawn unasked
 MOST_BESIDE = 5  # cells; where there would be more, the views of an array stand below each other
@@ -55,13 +55,13 @@ def show(
     InvalidRequestError, with nothing written, for what cannot be shown.
     """
     look = look or MapStyle()
-    refuse_unknown(views)
+    refuse_unknown_views(views)
     _refuse_unwritable(output)
     store = open_store(out)
     specs = [store.array(path).spec for path in arrays] if arrays else _few(list(store.arrays.values()))
     chosen = choose_rows(store, target=specs[0].target, rows=rows, class_=class_, highest=highest, lowest=lowest, n=n)
     beside = 1 + len(specs) * len(views) <= MOST_BESIDE
-    refuse_too_many(len(chosen), columns=1 + len(specs) * (len(views) if beside else 1))
+    refuse_too_many_panels(len(chosen), columns=1 + len(specs) * (len(views) if beside else 1))
     index = store.lines(chosen).to_pylist()
     maps = [store.maps(spec.path, chosen) for spec in specs]
     panels = []
@@ -69,7 +69,7 @@ def show(
         cells = _cells(store, line, list(zip(specs, own, strict=True)), views, look)
         panels.append(_panel(store, line, specs, _beside(cells) if beside else _stacked(cells)))
     footer = _footer(look, drawn=len(specs), of=len(store.arrays)) if any(panel.tiers for panel in panels) else ""
-    _save(draw(panels, footer=footer), output)
+    _save(draw_contact_sheet(panels, footer=footer), output)
     return output
 
 
@@ -136,7 +136,7 @@ def _cells(
         status = line[f"{spec.target}__status"]
         if status == OK:
             signed = not spec.nonnegative
-            cells.append([*view_cells(spec.path, values, photograph, signed=signed, views=views, look=look)])
+            cells.append([*view_cells(spec.path, values, photograph, signed=signed, views=views, style=look)])
         else:
             cells.append([Cell(spec.path, printable(f"no map: {status}", most=160)), *[None] * (len(views) - 1)])
     return cells

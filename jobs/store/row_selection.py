@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from jobs.store.store_reader import Store
 from saliency_core.errors import InvalidRequestError
-from saliency_core.targets.class_targets import class_number
+from saliency_core.targets.class_targets import parse_class
 
 
 def choose_rows(
@@ -38,7 +38,7 @@ def choose_rows(
     if not len(candidates):
         raise InvalidRequestError(f"{store.run.config.out} has no committed rows yet: run explain again to go on.")
     if class_ is not None:
-        number = class_number(class_, store.run.class_names, n_classes=store.run.n_classes)
+        number = parse_class(class_, store.run.class_names, n_classes=store.run.n_classes)
         classes = store.lines(candidates, [f"{target}__class"])[0]
         candidates = candidates[np.asarray(pc.fill_null(pc.equal(classes, number), False))]
         if not len(candidates):

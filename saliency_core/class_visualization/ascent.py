@@ -32,7 +32,7 @@ from saliency_core.replica.prepare import make_replica
 from saliency_core.visualization.deprocess import deprocess
 
 _SMOOTH = 1e-8  # under the root of the total variation, whose slope would be infinite where the image is flat
-_TINY = torch.finfo(torch.float64).tiny
+_SMALLEST = torch.finfo(torch.float64).tiny
 
 
 @dataclass(frozen=True)
@@ -66,24 +66,23 @@ def visualise_classes(
     # cuDNN chooses among algorithms that add up in another order each time.
     cudnn = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, deterministic=True, allow_tf32=False)
     with cudnn, computing_in("float32", device):
-        found = _ascend(model, classes, recipe, seed, device)
-    for note in found.notes:
+        result = _ascend(model, classes, recipe, seed, device)
+    for note in result.notes:
         warnings.warn(note, SaliencyWarning, stacklevel=2)
-    return found
+    return result
 
 
 def _ascend(model: Model, classes: Sequence[int], recipe: Recipe, seed: int, device: torch.device) -> ClassModels:
     shape = (model.geometry.channels, *model.geometry.input_size)
     images = torch.zeros(len(classes), *shape, dtype=torch.float32, device=device)
-    made = make_replica(model, images, dtype=torch.float32)
-    replica = made.model
-    _refuse_hopeless(replica, images, classes)
+    replica = make_replica(model, images, dtype=torch.float32)
+    _refuse_invalid_classes(replica.model, images, classes)
     chosen = torch.tensor(classes, dtype=torch.int64, device=device)[:, None]
-    shifts = [_shifts(recipe, seed, number) for number in classes]
+    shifts = [_draw_shifts(recipe, seed, number) for number in classes]
     for step in range(recipe.steps):
-        forward = Forward(partial(_penalised, replica, recipe, [shift[step] for shift in shifts]), images)
+        forward = Forward(partial(_penalised_scores, replica.model, recipe, [shift[step] for shift in shifts]), images)
         scores = forward.outputs.gather(1, chosen)[:, 0]
-        direction = _normed(forward.backward(scores, last=True).input_gradient)
+        direction = _normalise(forward.backward(scores, last=True).input_gradient)
         for row in (~direction.flatten(1).any(dim=1)).nonzero()[:, 0].tolist():
             # No slope at all: a net may be blind to plain images. A random step leads away from there.
             direction[row] = noise_for([classes[row]], step, shape, seed=seed, device=device)[0]
@@ -91,10 +90,10 @@ def _ascend(model: Model, classes: Sequence[int], recipe: Recipe, seed: int, dev
         if recipe.blur_every and (step + 1) % recipe.blur_every == 0:
             images = blur(images, recipe.blur_sigma)
     with torch.no_grad():
-        outputs = replica.logits(images)
-    both = (outputs, to_probabilities(outputs, made.head.kind))
+        outputs = replica.model.logits(images)
+    both = (outputs, to_probabilities(outputs, replica.head.kind))
     scores, probabilities = (values.gather(1, chosen)[:, 0] for values in both)
-    return ClassModels(images, scores, probabilities, made.notes, made.head, made.copied)
+    return ClassModels(images, scores, probabilities, replica.notes, replica.head, replica.copied)
 
 
 def penalty(images: Tensor, recipe: Recipe) -> Tensor:
@@ -120,8 +119,8 @@ def total_variation(images: Tensor) -> Tensor:
 def blur(images: Tensor, sigma: float) -> Tensor:
     """[n, C, H, W] under a Gaussian of ``sigma`` pixels; beyond the border its own pixels go on."""
     reach = math.ceil(3 * sigma)
-    places = torch.arange(-reach, reach + 1, dtype=torch.float32, device=images.device)
-    weights = torch.exp(-0.5 * (places / sigma).square())
+    offsets = torch.arange(-reach, reach + 1, dtype=torch.float32, device=images.device)
+    weights = torch.exp(-0.5 * (offsets / sigma).square())
     kernel = (weights / weights.sum()).to(images.dtype)
     planes = functional.pad(images.flatten(0, 1)[:, None], (reach,) * 4, mode="replicate")
     planes = functional.conv2d(functional.conv2d(planes, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
@@ -133,31 +132,31 @@ def as_pictures(images: Tensor, preprocessing: Preprocessing) -> NDArray[np.uint
     return deprocess(images.detach().cpu().numpy(), mean=preprocessing.mean, std=preprocessing.std)
 
 
-def _penalised(model: Model, recipe: Recipe, shifts: Sequence[tuple[int, int]], images: Tensor) -> Tensor:
+def _penalised_scores(model: Model, recipe: Recipe, shifts: Sequence[tuple[int, int]], images: Tensor) -> Tensor:
     """A model like any other, [n, C, H, W] → [n, classes]: scores of the shifted images, less their penalties."""
-    moved = [image.roll(shift, (1, 2)) for image, shift in zip(images, shifts, strict=True)]
-    return model.logits(torch.stack(moved)) - penalty(images, recipe)[:, None]
+    shifted = [image.roll(shift, (1, 2)) for image, shift in zip(images, shifts, strict=True)]
+    return model.logits(torch.stack(shifted)) - penalty(images, recipe)[:, None]
 
 
-def _normed(gradient: Tensor) -> Tensor:
+def _normalise(gradient: Tensor) -> Tensor:
     """Each image's gradient [n, C, H, W] at a root mean square of 1, or 0 where it vanishes: models differ by orders
     of magnitude in the size of theirs, and would each need a learning rate of their own."""
     size = torch.linalg.vector_norm(gradient, dim=(1, 2, 3), keepdim=True, dtype=torch.float64)
     # Divided first: the inverse of a tiny size is infinite.
-    scaled: Tensor = gradient / size.clamp_min(_TINY) * math.sqrt(gradient[0].numel())
+    scaled: Tensor = gradient / size.clamp_min(_SMALLEST) * math.sqrt(gradient[0].numel())
     return scaled.to(gradient.dtype)
 
 
-def _shifts(recipe: Recipe, seed: int, number: int) -> list[tuple[int, int]]:
+def _draw_shifts(recipe: Recipe, seed: int, number: int) -> list[tuple[int, int]]:
     """At each step, down and to the right."""
     key = hashlib.blake2b(f"{seed} {number}".encode(), digest_size=8).digest()
     generator = torch.Generator("cpu").manual_seed(int.from_bytes(key, "little", signed=True))
     reach = recipe.jitter
-    drawn = torch.randint(-reach, reach + 1, (recipe.steps, 2), generator=generator, device="cpu")
-    return [(down, right) for down, right in drawn.tolist()]
+    shifts = torch.randint(-reach, reach + 1, (recipe.steps, 2), generator=generator, device="cpu")
+    return [(down, right) for down, right in shifts.tolist()]
 
 
-def _refuse_hopeless(model: Model, images: Tensor, classes: Sequence[int]) -> None:
+def _refuse_invalid_classes(model: Model, images: Tensor, classes: Sequence[int]) -> None:
     if not classes:
         raise InvalidRequestError("no class was named, so there is nothing to visualise: give at least one.")
     outputs = model.logits(images.detach().requires_grad_().clone())

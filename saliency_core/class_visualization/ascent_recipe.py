@@ -6,7 +6,7 @@ import math
 import sys
 from dataclasses import dataclass
 
-FINITE = sys.float_info.max  # a weight that leads to no image is told of, class by class
+MAX_FLOAT = sys.float_info.max  # a weight that leads to no image is told of, class by class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,8 @@ class Recipe:
         # Beyond these an ascent never ends, leaves float32, or fills the memory with its kernel.
         for name, most in (
             ("steps", 1e6),
-            ("l2", FINITE),
-            ("total_variation", FINITE),
+            ("l2", MAX_FLOAT),
+            ("total_variation", MAX_FLOAT),
             ("jitter", 4096),
             ("blur_every", 1e6),
         ):
@@ -48,7 +48,7 @@ class Recipe:
             raise ValueError(f"lp={self.lp} is not a power and its weight: give both, as 6,0.001")
         # Below 1 the slope is infinite at the zero image, where everything starts.
         _check("lp's power", self.lp[0], least=1, most=100)
-        _check("lp's weight", self.lp[1], least=0, most=FINITE)
+        _check("lp's weight", self.lp[1], least=0, most=MAX_FLOAT)
 
 
 def _check(name: str, value: float, *, most: float, least: float = -math.inf, above: float = -math.inf) -> None:

@@ -22,13 +22,13 @@ from saliency_core.model.symbolic_expressions import is_guard, is_symbolic_expre
 LARGEST_MEMBER = 256 * 2**20
 
 # Records that torch unpickles (with its own unpickler, which knows no limits) or links into this process.
-_PROGRAMS = ("data/constants/opaque_obj", "data/constants/custom_obj", "data/aotinductor/")
-_PICKLED = "it holds pickled objects or compiled programs beside its graph"
-_TENSORS = ("weight_", "tensor_")
+_PROGRAM_RECORDS = ("data/constants/opaque_obj", "data/constants/custom_obj", "data/aotinductor/")
+_HOLDS_OBJECTS = "it holds pickled objects or compiled programs beside its graph"
+_TENSOR_PREFIXES = ("weight_", "tensor_")
 
 _NAMESPACES = "aten|prims|torchvision|quantized|quantized_decomposed|mkldnn|profiler"
 _OVERLOAD = re.compile(rf"torch\.ops\.({_NAMESPACES})\.(\w+)\.(\w+)")
-_OUTSIDE = {"from_file"}  # ATen operators that reach files
+_FILE_OPERATORS = {"from_file"}  # ATen operators that reach files
 _HIGHER_ORDER = re.compile(
     r"torch\.ops\.higher_order\.(cond|switch|while_loop|while_loop_stack_output|map|map_impl|scan|associative_scan"
     r"|strict_mode|out_dtype|hints_wrapper|auto_functionalized|auto_functionalized_v2|flex_attention|invoke_subgraph"
@@ -57,8 +57,8 @@ def refuse_programs(path: Path) -> None:
     reader = PT2ArchiveReader(str(path))
     names: list[str] = reader.get_file_names()
     for name in names:
-        if name.lower().startswith(_PROGRAMS):
-            raise InvalidRequestError(_PICKLED)
+        if name.lower().startswith(_PROGRAM_RECORDS):
+            raise InvalidRequestError(_HOLDS_OBJECTS)
         if name.startswith(("models/", "extra/")) or name.endswith(".json"):
             size = reader.archive_file.get_record_size(name)
             if size > LARGEST_MEMBER:
@@ -67,7 +67,7 @@ def refuse_programs(path: Path) -> None:
                 )
     for name in names:
         if name.startswith("models/"):
-            _check(json.loads(reader.read_string(name)))
+            _check_strings(json.loads(reader.read_string(name)))
             model = name.removeprefix("models/")[: -len(".json")]
             for kind in ("weights", "constants"):
                 config = f"data/{kind}/{model}_{kind}_config.json"
@@ -77,20 +77,20 @@ def refuse_programs(path: Path) -> None:
 
 def _check_payload(config: Any) -> None:
     for name, payload in config["config"].items():
-        if not str(payload["path_name"]).startswith(_TENSORS):
-            raise InvalidRequestError(_PICKLED)
-        _check({name: payload})
+        if not str(payload["path_name"]).startswith(_TENSOR_PREFIXES):
+            raise InvalidRequestError(_HOLDS_OBJECTS)
+        _check_strings({name: payload})
 
 
-def _check(program: Any) -> None:
+def _check_strings(program: Any) -> None:
     """Raises InvalidRequestError for the first string below ``program`` that is not of its key's form."""
-    for key, text in _strings(program, "", inert=False):
-        if not _FORMS.get(key, _is_plain)(text):
-            what = _WHAT.get(key, f"a {key!r}")
-            raise InvalidRequestError(f"{what} in it is {text[:60]!r}, which torch would run as a program")
+    for key, text in _iterate_strings(program, "", inert=False):
+        if not _FORM_CHECKS.get(key, _is_plain)(text):
+            kind = _DESCRIPTIONS.get(key, f"a {key!r}")
+            raise InvalidRequestError(f"{kind} in it is {text[:60]!r}, which torch would run as a program")
 
 
-def _strings(value: Any, key: str, *, inert: bool) -> Iterator[tuple[str, str]]:
+def _iterate_strings(value: Any, key: str, *, inert: bool) -> Iterator[tuple[str, str]]:
     """Every string below ``value`` with the key that it stands under; a dictionary's own keys stand under KEY's name.
 
     ``inert``: inside of a node's argument, whose text is only ever quoted.
@@ -102,12 +102,12 @@ def _strings(value: Any, key: str, *, inert: bool) -> Iterator[tuple[str, str]]:
         for item in value:
             # An operator's named argument, as against one of the graph's own inputs.
             argument = isinstance(item, dict) and item.keys() >= {"name", "arg"}
-            yield from _strings(item, key, inert=inert or argument)
+            yield from _iterate_strings(item, key, inert=inert or argument)
     elif isinstance(value, dict):
         for name, item in value.items():
             if name != "metadata":  # notes of where a node comes from, which are kept as text
                 yield f"{key} keys", name
-                yield from _strings(item, name, inert=inert)
+                yield from _iterate_strings(item, name, inert=inert)
 
 
 def _is_plain(text: str) -> bool:
@@ -127,7 +127,7 @@ def _is_operator(text: str) -> bool:
     if _HIGHER_ORDER.fullmatch(text) or _FUNCTION.fullmatch(text):
         return True
     overload = _OVERLOAD.fullmatch(text)
-    if overload is None or overload[2] in _OUTSIDE:
+    if overload is None or overload[2] in _FILE_OPERATORS:
         return False
     packet = getattr(getattr(torch.ops, overload[1]), overload[2], None)
     # What torch has not, it refuses itself, and says so.
@@ -144,13 +144,13 @@ def _is_tree(text: str) -> bool:
         if node["type"] == "collections.defaultdict":
             return False
         context = json.loads(node["context"]) if isinstance(node["context"], str) else node["context"]
-        strings = list(_strings([node["type"] or "", context], "", inert=False))
-        if any(found == "__enum__" or not _is_plain(found) for _, found in strings):
+        strings = list(_iterate_strings([node["type"] or "", context], "", inert=False))
+        if any(string == "__enum__" or not _is_plain(string) for _, string in strings):
             return False
     return True
 
 
-_FORMS: dict[str, Callable[[str], bool]] = {
+_FORM_CHECKS: dict[str, Callable[[str], bool]] = {
     "expr_str": is_symbolic_expression,
     "guards_code": is_guard,
     "target": _is_operator,
@@ -170,7 +170,7 @@ _FORMS: dict[str, Callable[[str], bool]] = {
     "range_constraints keys": _is_symbol,
     "as_string_to_argument keys": lambda _: True,  # quoted, as an operator's text arguments are
 }
-_WHAT = {
+_DESCRIPTIONS = {
     "expr_str": "a symbolic expression",
     "guards_code": "a guard",
     "target": "an operator",

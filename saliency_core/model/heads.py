@@ -18,7 +18,7 @@ from saliency_core.autograd.torchscript_output import scripted_ending
 from saliency_core.errors import InvalidRequestError
 from saliency_core.model.model_loading import AUTO, Model, select_output
 
-_CLOSE = 1e-2  # of the largest: whether scores were found in front of probabilities, which may be clamped or rounded
+_TOLERANCE = 1e-2  # relative to the largest; probabilities may be clamped or rounded
 _NO_LOGIT = (
     "{spec} gives one value for an image, the result of {name}, which is no logit: let it return the scores in front, "
     "or call them logits with `head` sigmoid."
@@ -31,29 +31,29 @@ class Head:
     """What makes probabilities of scores.
 
     ``kind``: softmax, sigmoid (of each class by itself), or logit (one, for two classes). ``squash``: which of softmax
-    and sigmoid is passed by at the model's end; empty if none is. ``as_ever``: the scores are those of stores that were
+    and sigmoid is passed by at the model's end; empty if none is. ``legacy``: the scores are those of stores that were
     made before heads were recorded.
     """
 
     kind: str = SOFTMAX
     squash: str = ""
-    as_ever: bool = True
+    legacy: bool = True
 
     def note(self, n_classes: int) -> str:
         """What a plan says of it."""
-        what = {
+        description = {
             SOFTMAX: f"softmax over {n_classes:,} classes",
             SIGMOID: f"sigmoid over {n_classes:,} labels",
             LOGIT: "one logit, two classes",
         }[self.kind]
-        front = "it" if self.squash == self.kind else f"the model's {self.squash}"
-        return f"head: {what}" + (f" (the scores in front of {front} are explained)" if self.squash else "")
+        ending = "it" if self.squash == self.kind else f"the model's {self.squash}"
+        return f"head: {description}" + (f" (the scores in front of {ending} are explained)" if self.squash else "")
 
     @property
     def key(self) -> str:
         """What a fingerprint holds of it: nothing, if stores that were made without it hold the same scores."""
         squash = f", in front of {self.squash}" if self.squash else ""
-        return "" if self.as_ever else self.kind + squash
+        return "" if self.legacy else self.kind + squash
 
 
 def to_probabilities(scores: Tensor, kind: str) -> Tensor:
@@ -61,7 +61,7 @@ def to_probabilities(scores: Tensor, kind: str) -> Tensor:
     return scores.softmax(dim=1) if kind == SOFTMAX else scores.sigmoid()
 
 
-class Settled(NamedTuple):
+class SettledModel(NamedTuple):
     """``model`` with its ``head`` settled, whose ``logits`` pass by what squashes them; ``notes`` on that for the user;
     ``columns``: what it gives for the probe, [n, columns]."""
 
@@ -71,7 +71,7 @@ class Settled(NamedTuple):
     columns: Tensor
 
 
-def settle_head(model: Model, images: Tensor) -> Settled:
+def settle_head(model: Model, images: Tensor) -> SettledModel:
     """Finds out how scores become probabilities.
 
     Args:
@@ -82,13 +82,13 @@ def settle_head(model: Model, images: Tensor) -> Settled:
         InvalidRequestError: there is one score, of which a softmax or a hard sigmoid was made: no class can be told
         from it.
     """
-    ending, passing, outputs = _without_ending(model, images)
+    ending, bypassing, outputs = _bypass_ending(model, images)
     squash, columns = "", outputs
     notes: list[str] = []
     if ending is not None:
-        scores = _scores_in_front(passing, images, ending.kind, outputs)
+        scores = _scores_before_ending(bypassing, images, ending.kind, outputs)
         if scores is not None:
-            model, squash, columns = passing, ending.kind, scores
+            model, squash, columns = bypassing, ending.kind, scores
             if ending.inner or _is_distribution(scores):
                 notes.append("the scores in front of the model's last softmax or sigmoid were squashed before, too.")
         else:
@@ -105,14 +105,14 @@ def settle_head(model: Model, images: Tensor) -> Settled:
             "be made of them once more. Choose the `output` before it, or let the model return that; `head` only "
             "tells what is made of the scores."
         )
-    kind = _kind(model, outputs.shape[1], squash)
-    head = Head(kind, squash, as_ever=kind == SOFTMAX and (not squash or (ending is not None and ending.as_ever)))
+    kind = _head_kind(model, outputs.shape[1], squash)
+    head = Head(kind, squash, legacy=kind == SOFTMAX and (not squash or (ending is not None and ending.as_ever)))
     if squash or kind != SOFTMAX:
         notes.insert(0, head.note(outputs.shape[1]))
-    return Settled(replace(model, head=head.kind), head, tuple(notes), columns)
+    return SettledModel(replace(model, head=head.kind), head, tuple(notes), columns)
 
 
-def _kind(model: Model, columns: int, squash: str) -> str:
+def _head_kind(model: Model, columns: int, squash: str) -> str:
     if columns == 1:
         if model.head == SOFTMAX:
             raise InvalidRequestError(
@@ -125,7 +125,7 @@ def _kind(model: Model, columns: int, squash: str) -> str:
     return model.head if model.head != AUTO else squash or SOFTMAX
 
 
-def _without_ending(model: Model, images: Tensor) -> tuple[Ending | None, Model, Tensor]:
+def _bypass_ending(model: Model, images: Tensor) -> tuple[Ending | None, Model, Tensor]:
     """The model's ending; the model that passes it by; and what it gives with the ending [1, columns]."""
     with torch.no_grad():
         if isinstance(model.module, torch.jit.ScriptModule):
@@ -134,25 +134,25 @@ def _without_ending(model: Model, images: Tensor) -> tuple[Ending | None, Model,
         with eagerly(), Trace() as trace:
             outputs = model.module(images.clone())
         ending = find_ending(trace.calls, id(select_output(outputs, model.output)))
-        passing = model if ending is None else replace(model, passing=trace.passing(ending))
-        return ending, passing, model.as_columns(outputs, images)
+        bypassing = model if ending is None else replace(model, passing=trace.passing(ending))
+        return ending, bypassing, model.as_columns(outputs, images)
 
 
-def _scores_in_front(passing: Model, images: Tensor, kind: str, outputs: Tensor) -> Tensor | None:
-    """What ``passing`` gives [1, columns], if softmax or sigmoid make the outputs of it, or their logarithms."""
+def _scores_before_ending(bypassing: Model, images: Tensor, kind: str, outputs: Tensor) -> Tensor | None:
+    """What ``bypassing`` gives [1, columns], if softmax or sigmoid make the outputs of it, or their logarithms."""
     try:
         with torch.no_grad():
-            scores = passing.columns(images.clone())
+            scores = bypassing.columns(images.clone())
     except Exception:  # noqa: BLE001 - the model may check what it takes for probabilities; it runs as it is
         return None
     if not kind or scores.shape != outputs.shape:
         return None
-    made = to_probabilities(scores, kind).double()
-    near = [
-        bool(((made - values).abs() <= _CLOSE * values.abs().max()).all())
+    probabilities = to_probabilities(scores, kind).double()
+    matches = [
+        bool(((probabilities - values).abs() <= _TOLERANCE * values.abs().max()).all())
         for values in (outputs.double(), outputs.double().exp())
     ]
-    return scores if any(near) else None
+    return scores if any(matches) else None
 
 
 def _is_distribution(values: Tensor) -> bool:

@@ -12,8 +12,8 @@ from saliency_core.errors import InvalidRequestError
 
 
 @contextmanager
-def kept_from_exiting(what: str) -> Iterator[None]:
-    """Raises InvalidRequestError if the code inside tries to end the process, as ``sys.exit()`` does; ``what`` names
+def forbid_exit(code: str) -> Iterator[None]:
+    """Raises InvalidRequestError if the code inside tries to end the process, as ``sys.exit()`` does; ``code`` names
     that code.
 
     Any exception that is no ``Exception`` counts as an attempt. Ctrl-C passes through.
@@ -24,11 +24,11 @@ def kept_from_exiting(what: str) -> Iterator[None]:
         if isinstance(error, Exception) or type(error) is KeyboardInterrupt:
             raise
         raise InvalidRequestError(
-            f"{what} {_attempt(error)}, which would end the job: let it return instead."
+            f"{code} {_describe_exit(error)}, which would end the job: let it return instead."
         ) from error
 
 
-def import_named(path: str) -> object:
+def import_attribute(path: str) -> object:
     """The attribute that ``path`` names.
 
     Raises ValueError if ``path`` is not so written, ImportError if it cannot be had, with what its module raised.
@@ -40,22 +40,22 @@ def import_named(path: str) -> object:
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:
-        with kept_from_exiting(f"module {module!r}"):
+        with forbid_exit(f"module {module!r}"):
             return getattr(import_module(module), attribute)
     except ImportError:
         raise
     except AttributeError as error:
         raise ImportError(str(error)) from error
     except Exception as error:  # whatever the user's module raises
-        why = (
+        reason = (
             str(error).rstrip(".")
             if isinstance(error, InvalidRequestError)
             else f"{module!r} raises {type(error).__name__}: {error}"
         )
-        raise ImportError(why) from error
+        raise ImportError(reason) from error
 
 
-def _attempt(error: BaseException) -> str:
+def _describe_exit(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return f"called sys.exit({'' if error.code is None else repr(error.code)})"
     return f"raised {type(error).__name__}{f' ({error})' if str(error) else ''}"

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from saliency_core.autograd.eager import eagerly
 from saliency_core.autograd.output_calls import SIGMOID, SOFTMAX, PassBy, Passing
 from saliency_core.errors import InvalidRequestError
-from saliency_core.model.import_path import kept_from_exiting
-from saliency_core.model.inference_mode import freeze, give_sizes, put_in_eval_mode, refuse_no_values
-from saliency_core.model.model_sources import Built, build_file, build_timm, build_torchvision
+from saliency_core.model.import_path import forbid_exit
+from saliency_core.model.inference_mode import freeze, initialise_lazy_modules, put_in_eval_mode, refuse_meta_tensors
+from saliency_core.model.model_sources import BuiltModel, build_file, build_timm, build_torchvision
 from saliency_core.model.preprocessing import Preprocessing
 from saliency_core.model.state_loading import load_state
 from saliency_core.model.user_factory import call_factory
@@ -76,7 +76,7 @@ class Model:
 
     def as_logits(self, outputs: object, images: Tensor) -> Tensor:
         """What the module made of ``images`` [n, C, H, W] → [n, classes]."""
-        return both_classes(self.as_columns(outputs, images))
+        return columns_to_scores(self.as_columns(outputs, images))
 
     def as_columns(self, outputs: object, images: Tensor) -> Tensor:
         """What the module made of ``images`` [n, C, H, W] → [n, columns]; also if it squeezed axes of size 1, or left
@@ -94,7 +94,7 @@ class Model:
         return scores
 
 
-def both_classes(columns: Tensor) -> Tensor:
+def columns_to_scores(columns: Tensor) -> Tensor:
     """[n, columns] → scores [n, classes]: one logit z is −z and z, of its two classes."""
     return torch.cat([-columns, columns], dim=1) if columns.shape[1] == 1 else columns
 
@@ -122,15 +122,15 @@ def load_model(
     ``head``: how scores become probabilities, softmax or sigmoid; auto: as the model ends, or sigmoid of one logit.
     Raises InvalidRequestError where any part cannot be had, or is ambiguous.
     """
-    _refuse_no_head(head, class_names)
+    _check_head(head, class_names)
     kind = spec.partition(":")[0]
     path = Path(weights) if weights and (Path(weights).suffix or Path(weights).exists()) else None
-    _refuse_useless(kind, spec, weights=weights, path=path, num_classes=num_classes, preset=preset)
+    _refuse_ineffective(kind, spec, weights=weights, path=path, num_classes=num_classes, preset=preset)
     if weights_key is not None and path is None:
         raise InvalidRequestError(
             f"`weights_key` {weights_key} has no effect without a file of `weights`: drop it, or give one."
         )
-    with kept_from_exiting(spec):
+    with forbid_exit(spec):
         model = _load_model(
             spec,
             weights=None if path else weights,
@@ -160,7 +160,7 @@ def _load_model(
     kind, _, name = spec.partition(":")
     state, notes = find_state(read_checkpoint(path), path, key=weights_key) if path else (None, ())
 
-    def build(num_classes: int | None) -> Built:
+    def build(num_classes: int | None) -> BuiltModel:
         if kind == "torchvision" and name:
             return build_torchvision(
                 name,
@@ -175,7 +175,7 @@ def _load_model(
                 name, pretrained=state is None, num_classes=num_classes, geometry_given=preprocessing is not None
             )
         if kind == "python" and name:
-            return Built(call_factory(name))
+            return BuiltModel(call_factory(name))
         if kind == "file" and name:
             return build_file(Path(name))
         raise InvalidRequestError(
@@ -192,17 +192,17 @@ def _load_model(
         )
     if kind != "file":  # a graph is of the mode that it was made in
         notes += put_in_eval_mode(built.module)
-        give_sizes(built.module, geometry, spec)
+        initialise_lazy_modules(built.module, geometry, spec)
     if state is not None and path is not None:
         built = load_state(built, state, spec=spec, path=path, num_classes=num_classes, build=build)
         put_in_eval_mode(built.module)  # it may have been built again
-    refuse_no_values(built.module, spec)
+    refuse_meta_tensors(built.module, spec)
     freeze(built.module)
     names = tuple(class_names) if class_names is not None else built.class_names
     return Model(spec, built.module, geometry, names, output, notes=(*notes, *built.notes))
 
 
-def _refuse_no_head(head: str, class_names: Sequence[str] | None) -> None:
+def _check_head(head: str, class_names: Sequence[str] | None) -> None:
     if head not in HEADS:
         raise InvalidRequestError(f"head {head!r} does not exist: choose one of {', '.join(HEADS)}.")
     if class_names is not None and len(class_names) == 1:
@@ -212,7 +212,7 @@ def _refuse_no_head(head: str, class_names: Sequence[str] | None) -> None:
         )
 
 
-def _refuse_useless(
+def _refuse_ineffective(
     kind: str, spec: str, *, weights: str | None, path: Path | None, num_classes: int | None, preset: str | None
 ) -> None:
     """What would have no effect is refused: somebody counts on it."""
@@ -250,8 +250,8 @@ def select_output(outputs: object, output: int | str | None) -> Tensor:
         raise InvalidRequestError(
             f"the model returns a {kind} without a tensor in it: let it return the scores [images, classes]."
         )
-    what = "has several outputs" if output is None else f"has no tensor output {output!r}"
-    raise InvalidRequestError(f"the model ({kind}) {what}: choose `output` from {', '.join(tensors)}.")
+    problem = "has several outputs" if output is None else f"has no tensor output {output!r}"
+    raise InvalidRequestError(f"the model ({kind}) {problem}: choose `output` from {', '.join(tensors)}.")
 
 
 def _named_outputs(outputs: object) -> dict[str, object]:
@@ -281,13 +281,13 @@ def weights_digest(module: nn.Module) -> str:
     for name, value in sorted(module.state_dict().items()):
         if not isinstance(value, Tensor):
             continue
-        data = _dense(value.detach()).cpu().contiguous()
+        data = _to_dense(value.detach()).cpu().contiguous()
         digest.update(f"{name} {value.dtype} {list(data.shape)}\n".encode())
         digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _dense(value: Tensor) -> Tensor:
+def _to_dense(value: Tensor) -> Tensor:
     """The values of a tensor that torch keeps in another form: sparse, of oneDNN's, quantised, lazily conjugated."""
     if value.is_quantized:
         return value.dequantize()

@@ -216,8 +216,8 @@ class Geometry:
         A pixel whose centre lies outside the box is NaN: the model never saw it.
         """
         placed = np.full((height, width), np.nan, dtype=np.float32)
-        rows, above, row_range = _along(self.top, self.bottom, cells=values.shape[0], pixels=height)
-        columns, beside, column_range = _along(self.left, self.right, cells=values.shape[1], pixels=width)
+        rows, above, row_range = _axis_range(self.top, self.bottom, cells=values.shape[0], pixels=height)
+        columns, beside, column_range = _axis_range(self.left, self.right, cells=values.shape[1], pixels=width)
         target = placed[rows, columns]
         if target.size:
             padded = np.pad(values.astype(np.float32), (above, beside), mode="edge")
@@ -227,7 +227,9 @@ class Geometry:
         return placed
 
 
-def _along(low: float, high: float, *, cells: int, pixels: int) -> tuple[slice, tuple[int, int], tuple[float, float]]:
+def _axis_range(
+    low: float, high: float, *, cells: int, pixels: int
+) -> tuple[slice, tuple[int, int], tuple[float, float]]:
     """One axis of a box: pixels with their centres in it, padding for the map, their range in the padded map.
 
     The outermost pixels may stick out of the box by up to half a pixel, hence the padding.

@@ -8,59 +8,59 @@ from pathlib import Path
 from typing import Any
 
 from saliency_core.errors import InvalidRequestError
-from saliency_core.model.inference_mode import refuse_no_values
-from saliency_core.model.model_sources import Built
-from saliency_core.state_dicts.head_size import other_class_count
+from saliency_core.model.inference_mode import refuse_meta_tensors
+from saliency_core.model.model_sources import BuiltModel
+from saliency_core.state_dicts.head_size import differing_class_count
 from saliency_core.state_dicts.load_hooks import load_by_own_hooks
 from saliency_core.state_dicts.renaming import rename_old_densenet
 from saliency_core.state_dicts.state_fitting import Fit, fit_state, fit_unchanged, fits_for_hooks
-from saliency_core.state_dicts.tensor_dtypes import note_other_kinds
+from saliency_core.state_dicts.tensor_dtypes import note_integer_tensors
 
 
 def load_state(
-    built: Built,
+    built: BuiltModel,
     state: Mapping[str, Any],
     *,
     spec: str,
     path: Path,
     num_classes: int | None,
-    build: Callable[[int | None], Built],
-) -> Built:
+    build: Callable[[int | None], BuiltModel],
+) -> BuiltModel:
     """``built`` with the weights of ``state``, and notes of what was done for them to fit.
 
     ``build`` makes the model with a number of classes; it is used for torchvision's and timm's when the file has
     another number than the model, and none was asked for. Raises InvalidRequestError if the state dict does not fit.
     """
-    refuse_no_values(built.module, spec)
+    refuse_meta_tensors(built.module, spec)
     library = spec.startswith(("torchvision:", "timm:"))
     notes: tuple[str, ...] = ()
-    today = rename_old_densenet(state)
-    if today is not None and not fit_unchanged(built.module, state).whole:
-        state = today
+    renamed = rename_old_densenet(state)
+    if renamed is not None and not fit_unchanged(built.module, state).whole:
+        state = renamed
         notes = (f"weights: DenseNet's older names in {path.name} are changed to today's (norm.1 to norm1).",)
     fit, tried = fit_state(built.module, state)
-    count = other_class_count(fit) if library else None
+    count = differing_class_count(fit) if library else None
     if count is not None and num_classes is None:
         built = build(count)
         fit, tried = fit_state(built.module, state)
         notes += (f"{spec} has {count} classes, as the head in {path.name} has.",)
     if fit.whole:
-        notes += note_other_kinds(fit.state, built.module, path)
+        notes += note_integer_tensors(fit.state, built.module, path)
         try:
             built.module.load_state_dict(fit.state)
         except Exception as error:  # whatever the model's own hooks raise
-            why = " ".join(str(error).split())[:300]
+            reason = " ".join(str(error).split())[:300]
             raise InvalidRequestError(
-                f"{path} cannot be loaded into {spec} ({type(error).__name__}: {why})."
+                f"{path} cannot be loaded into {spec} ({type(error).__name__}: {reason})."
             ) from error
     else:
         hooked = load_by_own_hooks(built.module, (*fits_for_hooks(built.module, state), fit))
         if hooked is None:
             raise InvalidRequestError(
-                _mismatch(fit, tried, state, spec=spec, path=path, num_classes=num_classes, count=count)
+                _describe_mismatch(fit, tried, state, spec=spec, path=path, num_classes=num_classes, count=count)
             )
         fit = hooked
-        notes += note_other_kinds(fit.state, built.module, path)
+        notes += note_integer_tensors(fit.state, built.module, path)
         notes += (f"weights: the names in {path.name} are of an older form, which {spec} itself brings up to date.",)
     if fit.change:
         notes += (f"weights: the names in {path.name} are changed to fit: {fit.change}.",)
@@ -70,7 +70,7 @@ def load_state(
     return replace(built, loaded=True, notes=(*built.notes, *notes))
 
 
-def _mismatch(
+def _describe_mismatch(
     fit: Fit,
     tried: tuple[str, ...],
     state: Mapping[str, Any],

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import re
 
-_LONGEST = 100_000  # characters
+_MAX_CHARACTERS = 100_000  # characters
 _LARGEST_INTEGER = 2**64
 _LARGEST_EXPONENT = 64
 # Line ends, comments, quotes of the other kind and backslashes would let a text be read in two ways.
@@ -60,22 +60,22 @@ def is_guard(text: str) -> bool:
 
 
 def _is_arithmetic(text: str, characters: re.Pattern[str], *, guard: bool) -> bool:
-    if len(text) > _LONGEST or not characters.fullmatch(text):
+    if len(text) > _MAX_CHARACTERS or not characters.fullmatch(text):
         return False
     try:
-        return _allowed(ast.parse(text, mode="eval").body, guard=guard, powers=0)
+        return _is_allowed(ast.parse(text, mode="eval").body, guard=guard, powers=0)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
 
 
-def _allowed(node: ast.expr, *, guard: bool, powers: int) -> bool:
+def _is_allowed(node: ast.expr, *, guard: bool, powers: int) -> bool:
     """``powers``: how many powers ``node`` lies in. Beyond three, a number of a few digits could fill the memory."""
     if isinstance(node, ast.Name):
         return "__" not in node.id
     if isinstance(node, ast.Constant):
         return _is_number(node)
     if isinstance(node, ast.Call):
-        return _allowed_call(node, guard=guard, powers=powers)
+        return _is_allowed_call(node, guard=guard, powers=powers)
     if isinstance(node, ast.Attribute):
         return guard and _MATH.fullmatch(ast.unparse(node)) is not None
     if isinstance(node, ast.Subscript):
@@ -83,29 +83,29 @@ def _allowed(node: ast.expr, *, guard: bool, powers: int) -> bool:
     if not isinstance(node, _OPERATIONS):
         return False
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow | ast.LShift):
-        if not _small_power(node.right, powers):
+        if not _is_small_power(node.right, powers):
             return False
         powers += 1
     children = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
-    return all(_allowed(child, guard=guard, powers=powers) for child in children)
+    return all(_is_allowed(child, guard=guard, powers=powers) for child in children)
 
 
-def _allowed_call(node: ast.Call, *, guard: bool, powers: int) -> bool:
+def _is_allowed_call(node: ast.Call, *, guard: bool, powers: int) -> bool:
     if guard and _is_input(node):
         return True
     if guard and isinstance(node.func, ast.Attribute):
-        known = _MATH.fullmatch(ast.unparse(node.func)) is not None
+        permitted = _MATH.fullmatch(ast.unparse(node.func)) is not None
     elif isinstance(node.func, ast.Name):
         if node.func.id in _LITERALS:
             return _is_literal(node)
-        known = node.func.id in _FUNCTIONS | _POWERS or (guard and node.func.id in _GUARD_FUNCTIONS)
+        permitted = node.func.id in _FUNCTIONS | _POWERS or (guard and node.func.id in _GUARD_FUNCTIONS)
         if node.func.id in _POWERS:
-            known = known and len(node.args) == 2 and _small_power(node.args[1], powers)
+            permitted = permitted and len(node.args) == 2 and _is_small_power(node.args[1], powers)
             powers += 1
     else:
         return False
     keywords = all(isinstance(keyword.value, ast.Constant) and _is_number(keyword.value) for keyword in node.keywords)
-    return known and keywords and all(_allowed(argument, guard=guard, powers=powers) for argument in node.args)
+    return permitted and keywords and all(_is_allowed(argument, guard=guard, powers=powers) for argument in node.args)
 
 
 def _is_literal(node: ast.Call) -> bool:
@@ -129,7 +129,7 @@ def _is_number(node: ast.Constant) -> bool:
     return isinstance(value, bool | float) or (isinstance(value, int) and value < _LARGEST_INTEGER)
 
 
-def _small_power(exponent: ast.expr, powers: int) -> bool:
+def _is_small_power(exponent: ast.expr, powers: int) -> bool:
     for part in ast.walk(exponent):
         if isinstance(part, ast.Constant) and isinstance(part.value, int | float) and part.value > _LARGEST_EXPONENT:
             return False

@@ -7,7 +7,7 @@ import inspect
 from torch import nn
 
 from saliency_core.errors import InvalidRequestError
-from saliency_core.model.import_path import import_named
+from saliency_core.model.import_path import import_attribute
 
 
 def call_factory(path: str) -> nn.Module:
@@ -15,7 +15,7 @@ def call_factory(path: str) -> nn.Module:
     or used."""
     spec = f"model 'python:{path}'"
     try:
-        factory = import_named(path)
+        factory = import_attribute(path)
     except ValueError as error:
         raise InvalidRequestError(f"{spec} is not python:package.module:factory.") from error
     except ImportError as error:
@@ -28,7 +28,7 @@ def call_factory(path: str) -> nn.Module:
         )
     if not callable(factory):
         raise InvalidRequestError(f"{spec} is a {type(factory).__name__}, where a factory is needed.")
-    needed = _needed_arguments(factory)
+    needed = _required_arguments(factory)
     if needed:
         raise InvalidRequestError(
             f"{spec} needs arguments ({', '.join(needed)}), and is called without any: name a function that needs none "
@@ -39,11 +39,11 @@ def call_factory(path: str) -> nn.Module:
     except Exception as error:  # whatever the user's factory raises
         raise InvalidRequestError(f"{spec} could not be made: {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
-        raise InvalidRequestError(f"{spec} returned {_returned(module)}, where a torch.nn.Module is needed.")
+        raise InvalidRequestError(f"{spec} returned {_describe_result(module)}, where a torch.nn.Module is needed.")
     return module
 
 
-def _needed_arguments(factory: object) -> list[str]:
+def _required_arguments(factory: object) -> list[str]:
     try:
         parameters = inspect.signature(factory).parameters.values()  # type: ignore[arg-type]
     except (TypeError, ValueError):  # some callables have none that Python knows
@@ -52,7 +52,7 @@ def _needed_arguments(factory: object) -> list[str]:
     return [item.name for item in parameters if item.default is item.empty and item.kind not in optional]
 
 
-def _returned(value: object) -> str:
+def _describe_result(value: object) -> str:
     if value is None:
         return "None (has it no `return`?)"
     if inspect.iscoroutine(value):

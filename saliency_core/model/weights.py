@@ -16,10 +16,10 @@ import torch
 from saliency_core.errors import InvalidRequestError
 from saliency_core.state_dicts.module_versions import VersionedState, versions_of
 
-_LARGEST_INDEX = 64 * 2**20  # bytes; of a model of 100,000 tensors it takes about 10 MiB
-_MOST_SHARDS = 10_000
-_INDEX = ".index.json"
-_READABLE = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", _INDEX)
+_MAX_INDEX_BYTES = 64 * 2**20  # bytes; of a model of 100,000 tensors it takes about 10 MiB
+_MAX_SHARDS = 10_000
+_INDEX_SUFFIX = ".index.json"
+_READABLE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", _INDEX_SUFFIX)
 
 
 @contextmanager
@@ -28,9 +28,9 @@ def tensors_only() -> Iterator[None]:
 
     torchvision and torch.export ask it for all that a file holds, and so would run it.
     """
-    wanted = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
+    variables = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
@@ -48,18 +48,18 @@ def read_checkpoint(path: Path) -> object:
     instead, if it cannot be read, or only by running code.
     """
     if path.is_dir():
-        names = sorted(item.name for item in path.iterdir() if item.name.endswith(_READABLE))[:5]
+        names = sorted(item.name for item in path.iterdir() if item.name.endswith(_READABLE_SUFFIXES))[:5]
         raise InvalidRequestError(
             f"weights {str(path)!r} is a folder: name the file in it ({', '.join(names) or 'there is none'})."
         )
     if not path.is_file():
         raise InvalidRequestError(f"weights {str(path)!r}: no such file. Give a state dict or a .safetensors file.")
-    if path.name.endswith(_INDEX):
+    if path.name.endswith(_INDEX_SUFFIX):
         return _read_shards(path)
-    return _reader(path)(path)
+    return _choose_reader(path)(path)
 
 
-def _reader(path: Path) -> Callable[[Path], object]:
+def _choose_reader(path: Path) -> Callable[[Path], object]:
     """How a file that begins so is read. Raises InvalidRequestError, with what it is, if it holds no weights."""
     try:
         size = path.stat().st_size
@@ -132,13 +132,13 @@ def _read_torch(path: Path) -> object:
         with path.open("rb") as file:  # by a path's name torch would choose another reader
             return torch.load(file, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        hindrance = _hindrance(str(error))
-        if hindrance is None:
+        refused = _refused_object(str(error))
+        if refused is None:
             raise InvalidRequestError(
                 f"{path} is neither of torch.save's nor of safetensors' files, or is damaged."
             ) from error
         raise InvalidRequestError(
-            f"{path} holds more than tensors ({hindrance}), and loading it could run code, so it is not loaded. Save "
+            f"{path} holds more than tensors ({refused}), and loading it could run code, so it is not loaded. Save "
             "only the state dict: torch.save(model.state_dict(), path), or use .safetensors."
         ) from error
     except EOFError as error:
@@ -148,39 +148,41 @@ def _read_torch(path: Path) -> object:
             raise InvalidRequestError(
                 f"{path} is a tar archive, which is not read: give the state dict that is in it."
             ) from error
-        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        raise InvalidRequestError(f"{path} cannot be read as weights ({why}): it may be cut off or damaged.") from error
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise InvalidRequestError(
+            f"{path} cannot be read as weights ({reason}): it may be cut off or damaged."
+        ) from error
 
 
-def _hindrance(message: str) -> str | None:
+def _refused_object(message: str) -> str | None:
     """The class or function in a pickle that ``weights_only`` refuses; None if the pickle itself is none."""
-    found = re.search(r"(?:unsupported GLOBAL|Unsupported global: GLOBAL) ([\w.]+)", message)
-    if found:
-        return found[1]
-    other = re.search(
+    imported = re.search(r"(?:unsupported GLOBAL|Unsupported global: GLOBAL) ([\w.]+)", message)
+    if imported:
+        return imported[1]
+    called = re.search(
         r"(Can only (?:create|build)|Trying to call)[^\n]*?(?:got|reduce for|function) (<?[^\n>]+>?)", message
     )
-    if other:
-        return other[2]
+    if called:
+        return called[2]
     return "objects" if "Only persistent_load" in message else None
 
 
 def _read_shards(path: Path) -> dict[str, object]:
     """The tensors of every shard that an index (``model.safetensors.index.json``) names, all beside it."""
-    if path.stat().st_size > _LARGEST_INDEX:
-        raise InvalidRequestError(f"{path} is larger than {_LARGEST_INDEX} bytes, and so is no index of shards.")
+    if path.stat().st_size > _MAX_INDEX_BYTES:
+        raise InvalidRequestError(f"{path} is larger than {_MAX_INDEX_BYTES} bytes, and so is no index of shards.")
     try:
-        where = json.loads(path.read_bytes())["weight_map"]
-        shards = {str(name): str(shard) for name, shard in where.items()}
+        weight_map = json.loads(path.read_bytes())["weight_map"]
+        shards = {str(name): str(shard) for name, shard in weight_map.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InvalidRequestError(
             f"{path} is no index of shards (JSON with 'weight_map', which names the file of each tensor)."
         ) from error
     files = sorted(set(shards.values()))
-    if len(files) > _MOST_SHARDS:
-        raise InvalidRequestError(f"{path} names {len(files)} shards, and {_MOST_SHARDS} are the most that are read.")
+    if len(files) > _MAX_SHARDS:
+        raise InvalidRequestError(f"{path} names {len(files)} shards, and {_MAX_SHARDS} are the most that are read.")
     for file in files:
-        if not file or file in (".", "..") or re.search(r"[/\\\0:]", file) or file.endswith(_INDEX):
+        if not file or file in (".", "..") or re.search(r"[/\\\0:]", file) or file.endswith(_INDEX_SUFFIX):
             raise InvalidRequestError(
                 f"{path} names the shard {file!r}, which does not lie beside it: no such file is read."
             )
@@ -193,7 +195,7 @@ def _read_shards(path: Path) -> dict[str, object]:
     tensors: dict[str, object] = {}
     versions: dict[str, dict[str, object]] = {}
     for file in files:
-        shard = _reader(path.parent / file)(path.parent / file)
+        shard = _choose_reader(path.parent / file)(path.parent / file)
         names = [name for name in shards if shards[name] == file]
         if not isinstance(shard, dict) or not all(name in shard for name in names):
             raise InvalidRequestError(

@@ -15,9 +15,15 @@ from torch import Tensor
 
 from saliency_core.errors import InvalidRequestError
 from saliency_core.model.heads import settle_head
-from saliency_core.model.model_loading import Model, both_classes
-from saliency_core.probe.synthetic_images import difference, in_company, made_up_images, run
-from saliency_core.probe.unsound_models import GRADIENTS, SCORES, count_gradients, refuse_branches, refuse_unequal
+from saliency_core.model.model_loading import Model, columns_to_scores
+from saliency_core.probe.synthetic_images import compare_batches, make_images, relative_difference, run_model
+from saliency_core.probe.unsound_models import (
+    GRADIENT_BOUND,
+    SCORE_BOUND,
+    count_gradients,
+    refuse_batch_dependence,
+    refuse_differences,
+)
 from saliency_core.replica.model_copies import copy_model
 
 PYTHON_RUNS = 4
@@ -64,26 +70,26 @@ def probe_model(model: Model, *, again: Model | None = None) -> tuple[Probe, Ten
     Raises InvalidRequestError, with what was measured and the call that is to blame when that can be seen, when the
     images depend on each other, when two runs differ, and when there is no gradient.
     """
-    images = made_up_images(model.geometry)
-    before, pythons = _random_state(), random.getstate()
-    model, again, first = _as_they_run(model, again, images)
-    seen = in_company(model, images, again=again, graph=False)
+    images = make_images(model.geometry)
+    before, python_before = _random_state(), random.getstate()
+    model, again, first = _prepare_models(model, again, images)
+    comparison = compare_batches(model, images, again=again, graph=False)
     if first is None:
-        first = run(model, images[1:2], backward=False, graph=False).scores
-    repeat = difference(first, seen.alone.scores)
-    draws = seen.alone.draws or _random_state() != before
-    if not draws and random.getstate() != pythons:
+        first = run_model(model, images[1:2], backward=False, graph=False).scores
+    repeat = relative_difference(first, comparison.alone.scores)
+    draws = comparison.alone.draws or _random_state() != before
+    if not draws and random.getstate() != python_before:
         draws = _draws_from_python(model, images)
-    counts = count_gradients(model, images, seen)
-    if draws or max(seen.scores, repeat) > SCORES or seen.gradient > GRADIENTS:
-        refuse_unequal(model, again or model, images, times=REPEATS if draws else 2)
-    if seen.alone.branches:
-        refuse_branches(model, images)
-    gradient = seen.gradient if seen.alone.own_gradient else None
-    return Probe(seen.scores, gradient, repeat, draws, **asdict(counts)), seen.batch.scores
+    counts = count_gradients(model, images, comparison)
+    if draws or max(comparison.scores, repeat) > SCORE_BOUND or comparison.gradient > GRADIENT_BOUND:
+        refuse_differences(model, again or model, images, times=REPEATS if draws else 2)
+    if comparison.alone.branches:
+        refuse_batch_dependence(model, images)
+    gradient = comparison.gradient if comparison.alone.own_gradient else None
+    return Probe(comparison.scores, gradient, repeat, draws, **asdict(counts)), comparison.batch.scores
 
 
-def _as_they_run(model: Model, again: Model | None, images: Tensor) -> tuple[Model, Model | None, Tensor | None]:
+def _prepare_models(model: Model, again: Model | None, images: Tensor) -> tuple[Model, Model | None, Tensor | None]:
     """Both as a replica runs them: a copy, if there can be one, in front of heads: what squashes scores has gradients
     that vanish where the model is sure. Each may meet one image before the others, another one.
 
@@ -102,13 +108,13 @@ def _as_they_run(model: Model, again: Model | None, images: Tensor) -> tuple[Mod
         raise
     except Exception:  # noqa: BLE001 - the model fails, and says so where it is run next
         return model, again, None
-    return settled.model, again, both_classes(settled.columns)
+    return settled.model, again, columns_to_scores(settled.columns)
 
 
 def _random_state() -> tuple[object, ...]:
     """Of torch's and numpy's shared generators. It changes when a model draws from one of them."""
-    numpys = np.random.get_state(legacy=False)["state"]
-    return torch.get_rng_state().numpy().tobytes(), numpys["key"].tobytes(), numpys["pos"]
+    numpy_state = np.random.get_state(legacy=False)["state"]
+    return torch.get_rng_state().numpy().tobytes(), numpy_state["key"].tobytes(), numpy_state["pos"]
 
 
 def _draws_from_python(model: Model, images: Tensor) -> bool:
@@ -116,7 +122,7 @@ def _draws_from_python(model: Model, images: Tensor) -> bool:
     as Ray does when it starts, but not each time."""
     for _ in range(PYTHON_RUNS):
         before = random.getstate()
-        run(model, images[1:2], backward=False, graph=False)
+        run_model(model, images[1:2], backward=False, graph=False)
         if random.getstate() == before:
             return False
     return True

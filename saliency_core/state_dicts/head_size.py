@@ -5,7 +5,7 @@ from __future__ import annotations
 from saliency_core.state_dicts.state_fitting import Fit
 
 
-def other_class_count(fit: Fit) -> int | None:
+def differing_class_count(fit: Fit) -> int | None:
     """The file's number of classes if that alone keeps its tensors from fitting; else None.
 
     Every tensor of another shape must differ in its first axis only, which holds the classes of a head, and all of

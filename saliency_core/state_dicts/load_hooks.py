@@ -22,7 +22,7 @@ def load_by_own_hooks(module: nn.Module, fits: Iterable[Fit]) -> Fit | None:
         if fit.ambiguous or fit.contradicted or unsound or not fit.state:
             continue
         try:
-            if _loads_whole(deepcopy(module), fit):
+            if _loads_completely(deepcopy(module), fit):
                 module.load_state_dict(fit.state)
                 return fit
         except Exception:  # noqa: BLE001, S112 whatever copying the module, or its hooks, raise: this fit is none
@@ -30,7 +30,7 @@ def load_by_own_hooks(module: nn.Module, fits: Iterable[Fit]) -> Fit | None:
     return None
 
 
-def _loads_whole(module: nn.Module, fit: Fit) -> bool:
+def _loads_completely(module: nn.Module, fit: Fit) -> bool:
     """Whether a strict load writes every tensor of ``module``; a hook may let it pass over those that it misses."""
     before = {name: (value, value._version) for name, value in module.state_dict(keep_vars=True).items()}
     module.load_state_dict(fit.state)

@@ -42,7 +42,7 @@ def rename_versions(state: object, rename: Callable[[str], str | None]) -> dict[
     return renamed
 
 
-def part_of(state: Mapping[str, Any], prefix: str) -> VersionedState:
+def select_prefix(state: Mapping[str, Any], prefix: str) -> VersionedState:
     """The tensors whose names begin with ``prefix`` ("model."), by the rest of their names."""
     return VersionedState(
         {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)},

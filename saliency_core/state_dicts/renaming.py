@@ -15,17 +15,17 @@ _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])(?=\.)")
 @dataclass(frozen=True)
 class Renaming:
     """A change of names. ``own``: the module's names, and its modules' prefixes of names, by what is left of them
-    without ``left_out``. ``words``: what is done, for a note."""
+    without ``left_out``. ``description``: what is done, for a note."""
 
     left_out: frozenset[str]
     prefix: str
     added: bool
     own: Mapping[str, str]
-    words: str
+    description: str
 
     def __call__(self, name: str) -> str | None:
         """The module's name of a tensor of the file (or prefix of names); None if the change does not concern it."""
-        plain = without(name, self.left_out)
+        plain = remove_parts(name, self.left_out)
         if self.added:
             plain = self.prefix + plain
         elif plain.startswith(self.prefix):
@@ -35,7 +35,7 @@ class Renaming:
         return self.own.get(plain, plain)
 
 
-def without(name: str, parts: frozenset[str]) -> str:
+def remove_parts(name: str, parts: frozenset[str]) -> str:
     return ".".join(part for part in name.split(".") if part not in parts) if parts else name
 
 
@@ -43,9 +43,9 @@ def rename_old_densenet(state: Mapping[str, Any]) -> VersionedState | None:
     """``state`` with the names of today for DenseNet's layers, which torchvision's files call ``norm.1`` and so on;
     None if it has no such names. torchvision renames them too, but only in files that it downloads itself."""
 
-    def today(name: str) -> str:
+    def rename(name: str) -> str:
         return _OLD_DENSENET.sub(r"\1\2", name)
 
     if not any(_OLD_DENSENET.search(name) for name in state):
         return None
-    return VersionedState({today(name): value for name, value in state.items()}, rename_versions(state, today))
+    return VersionedState({rename(name): value for name, value in state.items()}, rename_versions(state, rename))

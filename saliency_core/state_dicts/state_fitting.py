@@ -13,14 +13,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from saliency_core.state_dicts.module_versions import VersionedState, rename_versions
-from saliency_core.state_dicts.renaming import Renaming, without
+from saliency_core.state_dicts.renaming import Renaming, remove_parts
 from saliency_core.state_dicts.tied_tensors import equal, is_copy, tied_names
 
 # Parts of names that wrappers of a module, or of any module in it, bring: torch.compile, FSDP, activation checkpoints.
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_ddp_module"})
 # What thop.profile leaves in every module that it has counted; no module of torch's has buffers of these names.
 _COUNTERS = ("total_ops", "total_params")
-_LEFT_OUT = (frozenset[str](), _WRAPPERS, _WRAPPERS | {"module"})
+_REMOVABLE_PARTS = (frozenset[str](), _WRAPPERS, _WRAPPERS | {"module"})
 
 
 @dataclass(frozen=True)
@@ -57,19 +57,23 @@ class Fit:
             f"{name} is {list(file)}, the model's {list(own)}" for name, (file, own) in sorted(self.shapes.items())
         ]
         parts = []
-        for what, names in (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", shapes)):
+        for problem, names in (
+            ("missing", self.missing),
+            ("unexpected", self.unexpected),
+            ("of another shape", shapes),
+        ):
             if names:
-                parts.append(f"{what}: {_first(names)}")
+                parts.append(f"{problem}: {_join_first(names)}")
         if self.contradicted:
-            pairs = [f"{one} and {other}" for one, other in self.contradicted]
-            parts.append(f"one tensor in the model, but different ones in the file: {_first(pairs)}")
+            pairs = [f"{first} and {second}" for first, second in self.contradicted]
+            parts.append(f"one tensor in the model, but different ones in the file: {_join_first(pairs)}")
         if self.ambiguous:
-            choice = f": choose one with `weights_key`, of {_first(self.keys)}" if self.keys else ""
-            parts.append(f"more than one network in it fits ({_first(self.ambiguous)}){choice}")
+            choice = f": choose one with `weights_key`, of {_join_first(self.keys)}" if self.keys else ""
+            parts.append(f"more than one network in it fits ({_join_first(self.ambiguous)}){choice}")
         return "; ".join(parts)
 
 
-def _first(names: Sequence[str], count: int = 3) -> str:
+def _join_first(names: Sequence[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
@@ -84,17 +88,17 @@ def fit_state(module: nn.Module, state: Mapping[str, Any]) -> tuple[Fit, tuple[s
     if unchanged.whole:
         return unchanged, ()
     prefixes = [f"{path}." if path else "" for path, _ in module.named_modules(remove_duplicate=False)]
-    fits = [_compare(own, state, renaming) for renaming in _changes(list(own), prefixes, state)]
+    fits = [_compare(own, state, renaming) for renaming in _candidate_renamings(list(own), prefixes, state)]
     tried = tuple(dict.fromkeys(fit.change for fit in fits))
     whole = [fit for fit in fits if fit.whole]
     complete = [fit for fit in whole if not fit.passed_over]
     if complete:
         return complete[0], tried
-    as_it_is = [] if unchanged.missing or unchanged.shapes else ["as it is"]
-    if whole and (as_it_is or len({tuple(sorted(map(id, fit.state.values()))) for fit in whole}) > 1):
+    untouched = [] if unchanged.missing or unchanged.shapes else ["as it is"]
+    if whole and (untouched or len({tuple(sorted(map(id, fit.state.values()))) for fit in whole}) > 1):
         keys = dict.fromkeys(key for fit in whole for key in fit.keys)
         changes = dict.fromkeys(fit.change for fit in whole)
-        return Fit({}, ambiguous=(*as_it_is, *changes), keys=tuple(keys)), tried
+        return Fit({}, ambiguous=(*untouched, *changes), keys=tuple(keys)), tried
     return min((*whole, unchanged, *fits), key=lambda fit: (fit.distance, len(fit.passed_over))), tried
 
 
@@ -115,46 +119,46 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
 
 
-def _changes(own: Sequence[str], prefixes: Sequence[str], state: Mapping[str, Any]) -> Iterator[Renaming]:
+def _candidate_renamings(own: Sequence[str], prefixes: Sequence[str], state: Mapping[str, Any]) -> Iterator[Renaming]:
     """The changes of names that bring some name of ``state`` to one of the module's; ``prefixes``: its modules'."""
-    seen: set[tuple[tuple[str, str | None], ...]] = set()
-    for parts in _LEFT_OUT:
-        plain_own = {without(name, parts): name for name in own}
-        plain_file = {without(name, parts): name for name in state}
+    mappings: set[tuple[tuple[str, str | None], ...]] = set()
+    for parts in _REMOVABLE_PARTS:
+        plain_own = {remove_parts(name, parts): name for name in own}
+        plain_file = {remove_parts(name, parts): name for name in state}
         if len(plain_own) != len(own) or len(plain_file) != len(state) or not plain_own:
             continue
         left_out = sorted(part for part in parts if any(part in name.split(".") for name in (*own, *state)))
         if parts and not left_out:
             continue
-        places = plain_own | {without(name, parts): name for name in prefixes}
-        for prefix, added in _prefixes(plain_own, plain_file):
-            did = [f"{part!r} left out" for part in left_out]
+        own_names = plain_own | {remove_parts(name, parts): name for name in prefixes}
+        for prefix, added in _candidate_prefixes(plain_own, plain_file):
+            changes = [f"{part!r} left out" for part in left_out]
             if prefix:
-                did.append(f"{prefix!r} {'added' if added else 'cut'}")
-            renaming = Renaming(parts, prefix, added, places, ", ".join(did))
+                changes.append(f"{prefix!r} {'added' if added else 'cut'}")
+            renaming = Renaming(parts, prefix, added, own_names, ", ".join(changes))
             mapping = tuple((name, renaming(name)) for name in state)
-            if did and mapping not in seen:
-                seen.add(mapping)
+            if changes and mapping not in mappings:
+                mappings.add(mapping)
                 yield renaming
 
 
-def _prefixes(own: Mapping[str, str], file: Mapping[str, str]) -> list[tuple[str, bool]]:
+def _candidate_prefixes(own: Mapping[str, str], file: Mapping[str, str]) -> list[tuple[str, bool]]:
     """The prefixes, with whether each is to be added, by which the module's most telling names are found in the file.
 
     One name tells all: its prefix is that of every other. Several are asked, as any one may be missing.
     """
-    found: dict[tuple[str, bool], None] = {("", False): None}
+    candidates: dict[tuple[str, bool], None] = {("", False): None}
     for name in sorted(own, key=lambda name: (-name.count("."), name))[:8]:
         for other in file:
             if other.endswith("." + name):
-                found[other[: -len(name)], False] = None
+                candidates[other[: -len(name)], False] = None
             if name.endswith("." + other):
-                found[name[: -len(other)], True] = None
+                candidates[name[: -len(other)], True] = None
     for other in sorted(file, key=lambda name: (-name.count("."), name))[:8]:
         for name in own:
             if name.endswith("." + other):
-                found[name[: -len(other)], True] = None
-    return list(found)[:200]
+                candidates[name[: -len(other)], True] = None
+    return list(candidates)[:200]
 
 
 def _compare(own: Mapping[str, Tensor], state: Mapping[str, Any], rename: Renaming) -> Fit:
@@ -176,9 +180,9 @@ def _compare(own: Mapping[str, Tensor], state: Mapping[str, Any], rename: Renami
         for name, value in own.items()
         if name in renamed and renamed[name].shape != value.shape
     }
-    fits_but_for_extra = not missing and not shapes  # else the search for copies would be long, and of no use
-    duplicates = [name for name in extra if fits_but_for_extra and is_copy(renamed[name], own, renamed)]
-    averaged = ["n_averaged"] if "n_averaged" in state and rename.words else []  # AveragedModel's own counter
+    only_extra = not missing and not shapes  # else the search for copies would be long, and of no use
+    duplicates = [name for name in extra if only_extra and is_copy(renamed[name], own, renamed)]
+    averaged = ["n_averaged"] if "n_averaged" in state and rename.description else []  # AveragedModel's own counter
     unexpected = [name for name in extra if name not in (*duplicates, *averaged)]
     pairs = ((group[0], name) for group in ties for name in group[1:] if group[0] in renamed)
     return Fit(
@@ -191,7 +195,7 @@ def _compare(own: Mapping[str, Tensor], state: Mapping[str, Any], rename: Renami
         shapes=shapes,
         contradicted=tuple(pair for pair in pairs if not shapes and not equal(renamed[pair[0]], renamed[pair[1]])),
         passed_over=tuple(name for name in passed_over if name not in averaged),
-        change=rename.words,
+        change=rename.description,
         keys=(_shared_prefix(names),) if rename.prefix and not rename.added else (),
     )
 

@@ -14,7 +14,7 @@ from saliency_core.errors import InvalidRequestError
 _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool)
 
 
-def note_other_kinds(state: Mapping[str, Any], module: nn.Module, path: Path) -> tuple[str, ...]:
+def note_integer_tensors(state: Mapping[str, Any], module: nn.Module, path: Path) -> tuple[str, ...]:
     """A note of the tensors of integers that ``module`` has as floats; none if there are none.
 
     Raises InvalidRequestError if a tensor has no values (device meta), or is complex and the module's is real.

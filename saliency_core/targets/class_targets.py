@@ -14,7 +14,7 @@ from saliency_core.autograd.model_outputs import Outputs
 from saliency_core.errors import InvalidRequestError
 
 NO_LABEL = -1
-MOST_DIGITS = 18  # of a class, channel or unit: int64 holds them all
+MAX_DIGITS = 18  # of a class, channel or unit: int64 holds them all
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ class Target(ABC):
         return None
 
 
-class Predicted(Target):
+class PredictedClass(Target):
     """The arg-max class, from the same forward pass."""
 
     def choose(self, logits: Tensor, labels: Tensor) -> Choice:
         return Choice(logits.argmax(dim=1), everywhere(labels))
 
 
-class Top(Target):
+class RankedClass(Target):
     """The class of the ``place``-th highest score, from 1."""
 
     def __init__(self, place: int, *, spec: str, slug: str) -> None:
@@ -81,7 +81,7 @@ class Top(Target):
         return Choice(order[:, self.place - 1], everywhere(labels))
 
 
-class Label(Target):
+class LabelClass(Target):
     """The class of the manifest."""
 
     needs_labels = True
@@ -91,10 +91,10 @@ class Label(Target):
         return Choice(torch.where(applies, labels, 0), applies)
 
     def why_not(self, label: int, n_classes: int) -> str | None:
-        return why_no_label(label, n_classes)
+        return describe_label_problem(label, n_classes)
 
 
-class Class(Target):
+class FixedClass(Target):
     """One fixed class for every image."""
 
     def __init__(self, number: int, *, spec: str, slug: str) -> None:
@@ -102,7 +102,7 @@ class Class(Target):
         self.number = number
 
     def choose(self, logits: Tensor, labels: Tensor) -> Choice:
-        refuse_no_class(self.number, logits.shape[1], self.spec)
+        refuse_unknown_class(self.number, logits.shape[1], self.spec)
         return Choice(torch.full_like(labels, self.number), everywhere(labels))
 
 
@@ -116,7 +116,7 @@ def everywhere(labels: Tensor) -> Tensor:
     return torch.ones_like(labels, dtype=torch.bool)
 
 
-def why_no_label(label: int, n_classes: int) -> str | None:
+def describe_label_problem(label: int, n_classes: int) -> str | None:
     """Why a label is none of the model's classes; None where it is one."""
     if label == NO_LABEL:
         return "no label"
@@ -125,18 +125,18 @@ def why_no_label(label: int, n_classes: int) -> str | None:
     return None
 
 
-def refuse_no_class(number: int, n_classes: int, spec: str) -> None:
+def refuse_unknown_class(number: int, n_classes: int, spec: str) -> None:
     """Raises InvalidRequestError where the model has no class of that number."""
     if not 0 <= number < n_classes:
         raise InvalidRequestError(f"target {spec!r}: the model has {n_classes} classes, 0 to {n_classes - 1}.")
 
 
-def class_number(text: str, class_names: Sequence[str] | None, *, n_classes: int | None = None) -> int:
+def parse_class(text: str, class_names: Sequence[str] | None, *, n_classes: int | None = None) -> int:
     """A class's number from its number or its name; InvalidRequestError where that is none, or several."""
     if re.fullmatch(r"[0-9]+", text):
-        if len(text) > MOST_DIGITS:
+        if len(text) > MAX_DIGITS:
             raise InvalidRequestError(
-                f"class {text[:MOST_DIGITS]}… has {len(text)} digits: no model has so many classes."
+                f"class {text[:MAX_DIGITS]}… has {len(text)} digits: no model has so many classes."
             )
         if n_classes is not None and int(text) >= n_classes:
             raise InvalidRequestError(f"class {text} does not exist: the model has {n_classes} classes, from 0.")
@@ -146,8 +146,8 @@ def class_number(text: str, class_names: Sequence[str] | None, *, n_classes: int
             f"class {text!r}: the model's class names are not known: give `class_names` with the model, or the class's "
             "number."
         )
-    found = [number for number, name in enumerate(class_names) if name == text]
-    if len(found) != 1:
-        trouble = f"is the name of classes {found}: give the number" if found else "is no class of this model"
-        raise InvalidRequestError(f"class {text!r} {trouble}.")
-    return found[0]
+    matches = [number for number, name in enumerate(class_names) if name == text]
+    if len(matches) != 1:
+        problem = f"is the name of classes {matches}: give the number" if matches else "is no class of this model"
+        raise InvalidRequestError(f"class {text!r} {problem}.")
+    return matches[0]

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from saliency_core.autograd.model_outputs import Outputs
 from saliency_core.autograd.output_calls import LOGIT
 from saliency_core.errors import InvalidRequestError
-from saliency_core.targets.class_targets import Choice, Label, Target, everywhere, pick, refuse_no_class, why_no_label
+from saliency_core.targets.class_targets import (
+    Choice,
+    LabelClass,
+    Target,
+    describe_label_problem,
+    everywhere,
+    pick,
+    refuse_unknown_class,
+)
 
 
 class Contrast(Target):
@@ -31,20 +39,20 @@ class Contrast(Target):
         return pick(outputs.logits, choice.classes) - pick(outputs.logits, choice.against)
 
 
-class ContrastLabel(Contrast):
+class LabelContrast(Contrast):
     """The predicted class's score, minus the label's: zero, and its map with it, where the prediction is right."""
 
     needs_labels = True
 
     def choose(self, logits: Tensor, labels: Tensor) -> Choice:
-        label = Label(spec=self.spec, slug=self.slug).choose(logits, labels)
+        label = LabelClass(spec=self.spec, slug=self.slug).choose(logits, labels)
         return Choice(logits.argmax(dim=1), label.applies, against=label.classes)
 
     def why_not(self, label: int, n_classes: int) -> str | None:
-        return why_no_label(label, n_classes)
+        return describe_label_problem(label, n_classes)
 
 
-class Weighted(Target):
+class WeightedScores(Target):
     """A weighted sum of classes' scores, as keras-vis' weighted losses."""
 
     is_class = False
@@ -55,7 +63,7 @@ class Weighted(Target):
 
     def choose(self, logits: Tensor, labels: Tensor) -> Choice:
         for number in self.weights:
-            refuse_no_class(number, logits.shape[1], self.spec)
+            refuse_unknown_class(number, logits.shape[1], self.spec)
         return Choice(torch.zeros_like(labels), everywhere(labels))
 
     def scores(self, outputs: Outputs, choice: Choice) -> Tensor:
@@ -80,7 +88,7 @@ class Loss(Target):
 
     def choose(self, logits: Tensor, labels: Tensor) -> Choice:
         if self.needs_labels:
-            return Label(spec=self.spec, slug=self.slug).choose(logits, labels)
+            return LabelClass(spec=self.spec, slug=self.slug).choose(logits, labels)
         return Choice(torch.zeros_like(labels), everywhere(labels))
 
     def scores(self, outputs: Outputs, choice: Choice) -> Tensor:
@@ -91,15 +99,15 @@ class Loss(Target):
             error.add_note(f"It was raised in target {self.spec!r}.")
             raise
         if not isinstance(result, Tensor) or result.shape != logits.shape[:1]:
-            found = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
+            received = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
             raise InvalidRequestError(
-                f"target {self.spec!r} gave {found} for {len(logits)} images, where one value for each is needed "
+                f"target {self.spec!r} gave {received} for {len(logits)} images, where one value for each is needed "
                 f"([{len(logits)}]): a mean over the batch would couple them."
             )
         return result
 
     def why_not(self, label: int, n_classes: int) -> str | None:
-        return why_no_label(label, n_classes) if self.needs_labels else None
+        return describe_label_problem(label, n_classes) if self.needs_labels else None
 
 
 class LayerUnit(Target):
@@ -140,18 +148,18 @@ class LayerUnit(Target):
 def _takes_labels(function: Callable[..., Any], spec: str) -> bool:
     """Whether it is called with labels: it has ``*args``, or a second argument without a default or with None."""
     # A module's own call takes anything; its forward tells what it wants.
-    seen = function.forward if isinstance(function, nn.Module) else function
+    inspected = function.forward if isinstance(function, nn.Module) else function
     try:
-        parameters = list(inspect.signature(seen).parameters.values())
+        parameters = list(inspect.signature(inspected).parameters.values())
     except (TypeError, ValueError) as error:
         raise InvalidRequestError(
             f"target {spec!r}: what it takes cannot be seen ({error}): wrap it in a def."
         ) from error
-    given = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    needed = [one.name for one in given[2:] if one.default is one.empty]
-    needed += [one.name for one in parameters if one.kind is one.KEYWORD_ONLY and one.default is one.empty]
-    anything = any(one.kind is one.VAR_POSITIONAL for one in parameters)
-    if needed or not (given or anything):
-        wanted = f"needs {', '.join(needed)}, too" if needed else "takes none of them"
-        raise InvalidRequestError(f"target {spec!r} is called with (logits, labels), and {wanted}: wrap it in a def.")
-    return anything if len(given) < 2 else given[1].default in (inspect.Parameter.empty, None)
+    positional = [item for item in parameters if item.kind in (item.POSITIONAL_ONLY, item.POSITIONAL_OR_KEYWORD)]
+    required = [item.name for item in positional[2:] if item.default is item.empty]
+    required += [item.name for item in parameters if item.kind is item.KEYWORD_ONLY and item.default is item.empty]
+    variadic = any(item.kind is item.VAR_POSITIONAL for item in parameters)
+    if required or not (positional or variadic):
+        problem = f"needs {', '.join(required)}, too" if required else "takes none of them"
+        raise InvalidRequestError(f"target {spec!r} is called with (logits, labels), and {problem}: wrap it in a def.")
+    return variadic if len(positional) < 2 else positional[1].default in (inspect.Parameter.empty, None)

@@ -41,13 +41,13 @@ class Page:
         align: Literal["left", "center", "right"] = "left",
     ) -> None:
         """Any text, in letters of ``size`` points, its top at ``y``; smaller where it is wider than ``room``."""
-        written = self._axes.text(
+        label = self._axes.text(
             x, y, "\n".join(printable(line) for line in text.split("\n")), fontsize=size, color=colour,
             weight="bold" if bold else "normal", ha=align, va="top", family=FONT, parse_math=False, usetex=False,
             linespacing=1.25,
         )  # fmt: skip
         # Lines are wrapped by a character's usual width; WWW is wider.
-        written.set_fontsize(size * min(1, room * DPI / max(1, written.get_window_extent().width)))
+        label.set_fontsize(size * min(1, room * DPI / max(1, label.get_window_extent().width)))
 
     def paste(self, pixels: Pixels, x: float, y: float, *, width: float, height: float) -> None:
         """Pixels [H, W, 3] into this box, with a thin edge: a white map would have none."""

@@ -18,7 +18,7 @@ Map = NDArray[np.floating[Any]]
 SEQUENTIAL = "hot"
 DIVERGING = "bwr"  # strongest is purest: seismic ends in colours that are near black on an image
 UNSEEN = 160  # grey: a colour of neither map
-LARGEST_BLUR = 100  # a wider one leaves a single colour, and its kernel would fill the memory
+MAX_BLUR = 100  # a wider one leaves a single colour, and its kernel would fill the memory
 _DIMMED = 0.5
 _COLOURS = 257  # odd, so that zero has a colour of its own, and v and −v are as far from it
 
@@ -57,8 +57,8 @@ def normalise(values: Map, *, percentile: float = 100, signed: bool = False) -> 
     ``signed``: zero becomes 0.5. A constant map becomes 0 (0.5 where it is signed and zero); NaN stays NaN.
     """
     if values.ndim > 2:
-        each = [normalise(one, percentile=percentile, signed=signed) for one in values]
-        return np.array(each, np.float32).reshape(values.shape)
+        maps = [normalise(map_, percentile=percentile, signed=signed) for map_ in values]
+        return np.array(maps, np.float32).reshape(values.shape)
     low, high = limits(values, percentile=percentile, signed=signed)
     wide = values.astype(np.float64)  # so that the difference of two large float32 does not overflow
     if high > low:
@@ -76,8 +76,8 @@ def blur(values: Map, sigma: float) -> NDArray[np.float32]:
     """
     from scipy.ndimage import gaussian_filter
 
-    if not 0 <= sigma <= LARGEST_BLUR:
-        raise ValueError(f"sigma={sigma} pixels is no blur of a map: it must be 0 to {LARGEST_BLUR}")
+    if not 0 <= sigma <= MAX_BLUR:
+        raise ValueError(f"sigma={sigma} pixels is no blur of a map: it must be 0 to {MAX_BLUR}")
     finite = np.isfinite(values)
     # Mirrored at the edges, nothing leaks out: that keeps the sum.
     sums = gaussian_filter(np.where(finite, values, 0).astype(np.float64), sigma, mode="reflect", axes=(-2, -1))
@@ -105,10 +105,10 @@ def colour(values: Map, *, colormap: str = SEQUENTIAL) -> Pixels:
         raise InvalidRequestError(
             f"matplotlib has no colour map {colormap!r}: take {SEQUENTIAL}, {DIVERGING} or another."
         )
-    seen = ~np.isnan(values)
+    has_value = ~np.isnan(values)
     table: Any = matplotlib.colormaps[colormap].resampled(_COLOURS)
-    places = np.rint(np.where(seen, values, 0) * (_COLOURS - 1)).astype(np.int64)
-    return np.where(seen[..., None], np.asarray(table(places, bytes=True)[..., :3], np.uint8), np.uint8(UNSEEN))
+    places = np.rint(np.where(has_value, values, 0) * (_COLOURS - 1)).astype(np.int64)
+    return np.where(has_value[..., None], np.asarray(table(places, bytes=True)[..., :3], np.uint8), np.uint8(UNSEEN))
 
 
 def overlay(
@@ -121,9 +121,9 @@ def overlay(
     Raises ValueError where the sizes differ.
     """
     _check_sizes(image, values)
-    seen = ~np.isnan(values)
-    opacity = np.where(seen, alpha * strength(values, signed=signed), 0)[..., None].astype(np.float32)
-    below = image * np.where(seen, 1, _DIMMED)[..., None].astype(np.float32)
+    has_value = ~np.isnan(values)
+    opacity = np.where(has_value, alpha * strength(values, signed=signed), 0)[..., None].astype(np.float32)
+    below = image * np.where(has_value, 1, _DIMMED)[..., None].astype(np.float32)
     colours = colour(values, colormap=colormap or (DIVERGING if signed else SEQUENTIAL))
     return np.rint((1 - opacity) * below + opacity * colours).astype(np.uint8)
 
@@ -134,8 +134,8 @@ def mask(image: Pixels, weights: Map) -> Pixels:
     Of a signed map, give its ``strength``. Raises ValueError where the sizes differ.
     """
     _check_sizes(image, weights)
-    kept = np.rint(image * np.where(np.isnan(weights), 0, weights)[..., None].astype(np.float32))
-    return np.where(np.isnan(weights)[..., None], np.uint8(UNSEEN), kept.astype(np.uint8))
+    masked = np.rint(image * np.where(np.isnan(weights), 0, weights)[..., None].astype(np.float32))
+    return np.where(np.isnan(weights)[..., None], np.uint8(UNSEEN), masked.astype(np.uint8))
 
 
 def _check_sizes(image: Pixels, values: Map) -> None:

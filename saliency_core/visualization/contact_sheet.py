@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from saliency_core.errors import InvalidRequestError
 from saliency_core.visualization.canvas import DPI, Page
 from saliency_core.visualization.colormap import Pixels
-from saliency_core.visualization.picture_text import printable, side_by_side
+from saliency_core.visualization.picture_text import join_facts, printable
 
 CELL = 2.3  # the width of a cell; in inches, like all lengths here
 _GAP, _GUTTER, _MARGIN = 0.14, 0.45, 0.25
@@ -68,13 +68,13 @@ class Panel:
     reason: str = ""
 
 
-def draw(panels: Sequence[Panel], *, footer: str = "") -> Figure:
+def draw_contact_sheet(panels: Sequence[Panel], *, footer: str = "") -> Figure:
     """The panels in order, beside each other where they would be a tower. Raises InvalidRequestError where that would
     be too large."""
     columns = max((len(tier) for panel in panels for tier in panel.tiers), default=0)
-    room = _room(columns)
-    heights = [_panel_height(panel, room) for panel in panels]
-    across, width, height = _size(heights, room)
+    panel_width = _panel_width(columns)
+    heights = [_panel_height(panel, panel_width) for panel in panels]
+    across, width, height = _page_size(heights, panel_width)
     small_print = wrap(printable(footer), int((width - 2 * _MARGIN) / _SMALL_CHARACTER))
     height += len(small_print) * _SMALL_LINE
     _refuse_too_large(width, height)
@@ -82,17 +82,17 @@ def draw(panels: Sequence[Panel], *, footer: str = "") -> Figure:
     y = _MARGIN
     for start in range(0, len(panels), across):
         for place, panel in enumerate(panels[start : start + across]):
-            _draw_panel(page, panel, _MARGIN + place * (room + _GUTTER), y, room)
+            _draw_panel(page, panel, _MARGIN + place * (panel_width + _GUTTER), y, panel_width)
         y += max(heights[start : start + across])
     for number, line in enumerate(small_print):
         page.write(line, _MARGIN, y + number * _SMALL_LINE, room=width - 2 * _MARGIN, size=8)
     return page.figure
 
 
-def refuse_too_many(panels: int, *, columns: int) -> None:
+def refuse_too_many_panels(panels: int, *, columns: int) -> None:
     """Raises InvalidRequestError where so many panels cannot be drawn even if none has a picture; before anything is
     read for them."""
-    _, width, height = _size([3 * _LINE] * panels, _room(columns))
+    _, width, height = _page_size([3 * _LINE] * panels, _panel_width(columns))
     _refuse_too_large(width, height)
 
 
@@ -105,18 +105,18 @@ def _refuse_too_large(width: float, height: float) -> None:
         )
 
 
-def _room(columns: int) -> float:
+def _panel_width(columns: int) -> float:
     """The width of a panel; its text needs some, even where it has no pictures."""
     columns = max(columns, 2)
     return columns * CELL + (columns - 1) * _GAP
 
 
-def _size(heights: list[float], room: float) -> tuple[int, float, float]:
+def _page_size(heights: list[float], panel_width: float) -> tuple[int, float, float]:
     """How many panels stand beside each other, and the page's (width, height)."""
     across = 0
     while True:
         across += 1
-        width = 2 * _MARGIN + across * room + (across - 1) * _GUTTER
+        width = 2 * _MARGIN + across * panel_width + (across - 1) * _GUTTER
         bands = (max(heights[start : start + across]) for start in range(0, len(heights), across))
         height = 2 * _MARGIN + sum(bands)
         if height <= _TALL * width or across >= len(heights):
@@ -126,15 +126,15 @@ def _size(heights: list[float], room: float) -> tuple[int, float, float]:
 # -- one panel -------------------------------------------------------------------------------------------------
 
 
-def _words(panel: Panel, room: float) -> list[tuple[str, str]]:
+def _text_lines(panel: Panel, width: float) -> list[tuple[str, str]]:
     """Lines of text below the title, each with its colour."""
-    characters = int(room / _CHARACTER)
-    facts = side_by_side([printable(fact) for fact in panel.facts], characters=characters)
+    characters = int(width / _CHARACTER)
+    facts = join_facts([printable(fact) for fact in panel.facts], characters=characters)
     reason = wrap(printable(panel.reason), characters)
     return [(line, "dimgrey") for line in facts] + [(line, "firebrick") for line in reason]
 
 
-def _tier_parts(tier: list[Cell | None]) -> tuple[float, float, float]:
+def _tier_heights(tier: list[Cell | None]) -> tuple[float, float, float]:
     """Heights of a tier's captions, pictures, and scales with the gap below."""
     cells = [cell for cell in tier if cell is not None]
     captions = max((len(cell.captions) for cell in cells), default=0) * _SMALL_LINE + 0.03
@@ -144,19 +144,19 @@ def _tier_parts(tier: list[Cell | None]) -> tuple[float, float, float]:
     return captions, pictures, below + _GAP
 
 
-def _panel_height(panel: Panel, room: float) -> float:
-    text = (1 + len(_words(panel, room))) * _LINE + 0.06
-    return text + sum(sum(_tier_parts(tier)) for tier in panel.tiers) + _GAP
+def _panel_height(panel: Panel, width: float) -> float:
+    text = (1 + len(_text_lines(panel, width))) * _LINE + 0.06
+    return text + sum(sum(_tier_heights(tier)) for tier in panel.tiers) + _GAP
 
 
 def _draw_panel(page: Page, panel: Panel, x: float, y: float, room: float) -> None:
     page.write(panel.title, x, y, room=room, size=9, colour="black", bold=True)
-    words = _words(panel, room)
-    for number, (line, colour) in enumerate(words, start=1):
+    lines = _text_lines(panel, room)
+    for number, (line, colour) in enumerate(lines, start=1):
         page.write(line, x, y + number * _LINE, room=room, size=9, colour=colour)
-    y += (1 + len(words)) * _LINE + 0.06
+    y += (1 + len(lines)) * _LINE + 0.06
     for tier in panel.tiers:
-        captions, pictures, below = _tier_parts(tier)
+        captions, pictures, below = _tier_heights(tier)
         for column, cell in enumerate(tier):
             if cell is not None:
                 left = x + column * (CELL + _GAP)

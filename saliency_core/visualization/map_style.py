@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from saliency_core.errors import InvalidRequestError
 from saliency_core.visualization.colormap import (
     DIVERGING,
-    LARGEST_BLUR,
+    MAX_BLUR,
     SEQUENTIAL,
     Map,
     Pixels,
@@ -49,10 +49,8 @@ class MapStyle:
                 f"clip={self.clip} leaves nothing of a map: give a percentile over 50; 99.5 cuts outliers, "
                 "100 cuts nothing."
             )
-        if not 0 <= self.blur <= LARGEST_BLUR:
-            raise InvalidRequestError(
-                f"blur={self.blur} is no width in a map's pixels: give 0 (none) to {LARGEST_BLUR}."
-            )
+        if not 0 <= self.blur <= MAX_BLUR:
+            raise InvalidRequestError(f"blur={self.blur} is no width in a map's pixels: give 0 (none) to {MAX_BLUR}.")
         if not 0 <= self.alpha <= 1:
             raise InvalidRequestError(f"alpha={self.alpha} is no opacity: give 0 (the image alone) to 1.")
         if self.cmap is not None:
@@ -64,7 +62,7 @@ class MapStyle:
 
     def values(self, map_: Map, *, signed: bool) -> NDArray[np.float32]:
         """A map [H, W] → what is coloured, in 0..1."""
-        return self._turned(normalise(blur(map_, self.blur), percentile=self.clip, signed=signed))
+        return self._inverted(normalise(blur(map_, self.blur), percentile=self.clip, signed=signed))
 
     def limits(self, map_: Map, *, signed: bool) -> tuple[float, float]:
         """The values of a map [H, W] that have the first and the last colour of ``scale``."""
@@ -72,7 +70,7 @@ class MapStyle:
 
     def scale(self, *, signed: bool) -> Pixels:
         """uint8 [1, n, 3]: the colours, from those of low values to those of high ones."""
-        return self.colours(self._turned(np.linspace(0, 1, 257, dtype=np.float32)[None]), signed=signed)
+        return self.colours(self._inverted(np.linspace(0, 1, 257, dtype=np.float32)[None]), signed=signed)
 
     def colours(self, values: Map, *, signed: bool) -> Pixels:
         """Values of this look → uint8 [..., 3]."""
@@ -88,12 +86,12 @@ class MapStyle:
         # Inverted values of one sign are turned already; a signed map is as strong as before it was.
         return mask(image, 1 - weights if self.invert and signed else weights)
 
-    def _turned(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _inverted(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         return invert(values) if self.invert else values
 
 
-def draw_map(map_: Map, look: MapStyle | None = None, *, signed: bool | None = None) -> Pixels:
+def draw_map(map_: Map, style: MapStyle | None = None, *, signed: bool | None = None) -> Pixels:
     """One map [H, W] as a picture, uint8 [H, W, 3]. ``signed``: whether zero is in the middle; by default its own."""
-    look = look or MapStyle()
+    style = style or MapStyle()
     signed = is_signed(map_) if signed is None else signed
-    return look.colours(look.values(map_, signed=signed), signed=signed)
+    return style.colours(style.values(map_, signed=signed), signed=signed)

@@ -21,15 +21,17 @@ def printable(text: str, *, most: int | None = None) -> str:
     Printable text stays as it is.
     """
     safe = "".join(
-        one if one.isprintable() and ord(one) in _glyphs() else one.encode("unicode_escape", "surrogatepass").decode()
-        for one in text
+        character
+        if character.isprintable() and ord(character) in _glyphs()
+        else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in text
     )
     if most is None or len(safe) <= most:
         return safe
     return f"{safe[: most // 2]}…{safe[len(safe) - (most - most // 2 - 1) :]}"
 
 
-def side_by_side(facts: list[str], *, characters: int) -> list[str]:
+def join_facts(facts: list[str], *, characters: int) -> list[str]:
     """Lines of facts, as many on a line as fit; a fact is broken only where it is longer than a line."""
     lines: list[str] = []
     for fact in facts:
