@@ -44,7 +44,7 @@ from saliency_core.errors import InvalidRequestError, SaliencyWarning
 if TYPE_CHECKING:
     from jobs.explain.model import TriedModel
     from saliency_core.class_visualization.ascent import ClassModels
-    from saliency_core.model.model_loading import Model
+    from saliency_core.model.classifier import Model
 
 # Small, so that a few classes are spread over several replicas; and the same on every machine.
 BATCH = {"cpu": 8, "cuda": 32}

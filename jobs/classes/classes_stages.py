@@ -27,7 +27,7 @@ from jobs.util.timeout import CallWithTimeout
 from saliency_core.replica.cpu.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
-    from saliency_core.model.model_loading import Model
+    from saliency_core.model.classifier import Model
 
 SCHEMA = pa.schema(
     {

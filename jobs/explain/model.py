@@ -14,7 +14,9 @@ from jobs.store.software_versions import Software, software_here
 from jobs.util.exit_guard import refuse_quitting
 from jobs.util.interruptible_wait import abandonable
 from saliency_core.errors import InvalidRequestError
-from saliency_core.model.model_loading import Model, load_model, model_digest
+from saliency_core.model.classifier import Model
+from saliency_core.model.model_digest import model_digest
+from saliency_core.model.model_loading import load_model
 from saliency_core.probe.model_probe import Probe, probe_model
 
 

@@ -16,7 +16,7 @@ from jobs.export.selection import Selection, why_not
 from jobs.inputs.rejected import RejectedImage
 from jobs.store.run_record import ArraySpec
 from jobs.util.csv_escaping import SafeWriter
-from saliency_core.model.preprocessing import Geometry
+from saliency_core.model.geometry import Geometry
 from saliency_core.visualization.map_style import MapStyle
 from saliency_core.visualization.views import Photograph, refuse_unknown_views, view_at_size
 

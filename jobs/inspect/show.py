@@ -20,7 +20,7 @@ from jobs.store.run_record import ArraySpec
 from jobs.store.store_reader import Store, open_store
 from jobs.util.failure_reasons import for_explained
 from saliency_core.errors import InvalidRequestError
-from saliency_core.model.preprocessing import Geometry
+from saliency_core.model.geometry import Geometry
 from saliency_core.visualization.canvas import DPI
 from saliency_core.visualization.contact_sheet import CELL, Cell, Panel, draw_contact_sheet, refuse_too_many_panels
 from saliency_core.visualization.map_style import MapStyle

@@ -25,8 +25,8 @@ from saliency_core.autograd.precision import computing_in
 from saliency_core.class_visualization.ascent_recipe import Recipe
 from saliency_core.errors import InvalidRequestError, SaliencyWarning
 from saliency_core.methods.samplers import noise_for
+from saliency_core.model.classifier import Model
 from saliency_core.model.heads import Head, to_probabilities
-from saliency_core.model.model_loading import Model
 from saliency_core.model.preprocessing import Preprocessing
 from saliency_core.replica.prepare import make_replica
 from saliency_core.visualization.deprocess import deprocess

@@ -16,7 +16,7 @@ from saliency_core.autograd.eager import eagerly
 from saliency_core.autograd.output_calls import LOGIT, SIGMOID, SOFTMAX, Ending, Trace, find_ending
 from saliency_core.autograd.torchscript_output import scripted_ending
 from saliency_core.errors import InvalidRequestError
-from saliency_core.model.model_loading import AUTO, Model, select_output
+from saliency_core.model.classifier import AUTO, Model, select_output
 
 _TOLERANCE = 1e-2  # relative to the largest; probabilities may be clamped or rounded
 _NO_LOGIT = (

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from saliency_core.errors import InvalidRequestError
+from saliency_core.model.classifier import Model, columns_to_scores
 from saliency_core.model.heads import settle_head
-from saliency_core.model.model_loading import Model, columns_to_scores
 from saliency_core.probe.synthetic_images import compare_batches, make_images, relative_difference, run_model
 from saliency_core.probe.unsound_models import (
     GRADIENT_BOUND,

@@ -13,7 +13,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.nn.functional import interpolate
 
 from saliency_core.errors import InvalidRequestError
-from saliency_core.model.model_loading import Model
+from saliency_core.model.classifier import Model
 from saliency_core.model.preprocessing import Preprocessing
 from saliency_core.probe.recorded_calls import ForwardObserver
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from saliency_core.errors import InvalidRequestError
-from saliency_core.model.model_loading import Model
+from saliency_core.model.classifier import Model
 from saliency_core.probe.recorded_calls import CallRecorder, RecordedCall, find_first_difference, find_gradient_cut
 from saliency_core.probe.synthetic_images import (
     BatchComparison,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saliency_core.errors import InvalidRequestError
-from saliency_core.model.preprocessing import Geometry
+from saliency_core.model.geometry import Geometry
 from saliency_core.visualization.colormap import Map, Pixels, blur
 from saliency_core.visualization.contact_sheet import Cell, Scale
 from saliency_core.visualization.deprocess import deprocess_signal

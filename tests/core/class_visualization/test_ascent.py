@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from saliency_core.class_visualization.ascent import as_pictures, blur, penalty, total_variation, visualise_classes
 from saliency_core.class_visualization.ascent_recipe import Recipe
 from saliency_core.errors import InvalidRequestError, SaliencyWarning
-from saliency_core.model.model_loading import Model
+from saliency_core.model.classifier import Model
 from saliency_core.model.preprocessing import Preprocessing
 
 GEOMETRY = Preprocessing((6, 9), None, "bilinear", (0.5, 0.4, 0.3), (0.25, 0.2, 0.1), 3)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from saliency_core import Explainer, InvalidRequestError, Model, Preprocessing, load_model
-from saliency_core.model.model_loading import weights_digest
+from saliency_core.model.model_digest import weights_digest
 
 SMALL = Preprocessing((32, 32), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
 

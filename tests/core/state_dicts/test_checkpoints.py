@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torchvision import models
 
 from saliency_core import InvalidRequestError, Preprocessing, load_model
-from saliency_core.model.model_loading import Model, weights_digest
+from saliency_core.model.classifier import Model
+from saliency_core.model.model_digest import weights_digest
 
 SMALL = Preprocessing((32, 32), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
 State = dict[str, Any]
