@@ -1,4 +1,4 @@
-"""The model that is explained: a module, its preprocessing, its class names, and which of its outputs are scores."""
+"""Holds the model that is explained: a module, its preprocessing, its class names, and the choice of its output."""
 
 from __future__ import annotations
 
@@ -20,11 +20,17 @@ HEADS = (AUTO, SOFTMAX, SIGMOID)
 
 @dataclass(frozen=True)
 class Model:
-    """A classifier: float images [n, C, H, W], preprocessed → scores [n, classes] before softmax or sigmoid.
+    """A classifier of preprocessed float images [n, C, H, W], with scores [n, classes] before softmax or sigmoid.
 
-    ``output`` selects one of several outputs by position or name. ``preprocessing`` and ``class_names`` are None if
-    they are not known. ``head``: how scores become probabilities, one of ``HEADS``; ``passing``: calls that ``logits``
-    passes by; ``notes``: what was done with the weights without being asked for, in words.
+    Attributes:
+        spec: The name of the model in messages and records, such as ``torchvision:resnet50``.
+        module: The network.
+        preprocessing: How an image becomes the model's input; None if unknown.
+        class_names: The names of the classes in their order; None if unknown.
+        output: The position or name of the output that holds the scores; None if there is only one output.
+        head: How scores become probabilities: one of ``HEADS``.
+        passing: The calls that ``logits`` bypasses; None if there are none.
+        notes: Messages on changes that were made to the weights without a request.
     """
 
     spec: str
@@ -38,37 +44,66 @@ class Model:
 
     @property
     def geometry(self) -> Preprocessing:
-        """The preprocessing. Raises InvalidRequestError if it is not known."""
+        """The preprocessing.
+
+        Raises:
+            InvalidRequestError: It is unknown.
+        """
         if self.preprocessing is None:
             raise InvalidRequestError(
-                f"how images are prepared for {self.spec} is not known: give Model its preprocessing."
+                f"the preprocessing of images for {self.spec} is unknown: pass `preprocessing` to Model."
             )
         return self.preprocessing
 
     def logits(self, images: Tensor) -> Tensor:
-        """[n, classes] in the images' order; of one logit z, the scores −z and z of its two classes [n, 2].
+        """Computes the scores before softmax or sigmoid.
+
+        Args:
+            images: Preprocessed images, float [n, C, H, W].
+
+        Returns:
+            Scores [n, classes] in the images' order. A single logit z becomes the scores −z and z of two classes.
 
         Raises:
-            InvalidRequestError: the outputs are ambiguous or of another shape.
+            InvalidRequestError: The outputs are ambiguous, or do not have the shape [n, classes].
         """
         return self.as_logits(self.outputs(images), images)
 
     def columns(self, images: Tensor) -> Tensor:
-        """As the module gives them, [n, columns]: one column for each class, or one logit."""
+        """Computes the scores as the module returns them.
+
+        Args:
+            images: Preprocessed images, float [n, C, H, W].
+
+        Returns:
+            Columns [n, columns]: one for each class, or a single logit.
+
+        Raises:
+            InvalidRequestError: The outputs are ambiguous, or do not have the shape [n, columns].
+        """
         return self.as_columns(self.outputs(images), images)
 
     def outputs(self, images: Tensor) -> object:
-        """All that the module returns."""
+        """Runs the module, and returns its output unchanged, which may be a tuple or a mapping."""
         with eagerly(), nullcontext() if self.passing is None else PassBy(self.passing):
             return self.module(images)
 
     def as_logits(self, outputs: object, images: Tensor) -> Tensor:
-        """What the module made of ``images`` [n, C, H, W] → [n, classes]."""
+        """Returns the scores [n, classes] in the module's ``outputs`` for ``images`` [n, C, H, W].
+
+        Raises:
+            InvalidRequestError: The outputs are ambiguous, or do not have the shape [n, classes].
+        """
         return columns_to_scores(self.as_columns(outputs, images))
 
     def as_columns(self, outputs: object, images: Tensor) -> Tensor:
-        """What the module made of ``images`` [n, C, H, W] → [n, columns]; also if it squeezed axes of size 1, or left
-        some behind the columns, as a 1 × 1 convolution does."""
+        """Returns the columns [n, columns] in the module's ``outputs`` for ``images`` [n, C, H, W].
+
+        Axes of size 1 may be squeezed, or may follow the columns, as after a 1 × 1 convolution.
+
+        Raises:
+            InvalidRequestError: The outputs are ambiguous, or do not have the shape [n, columns].
+        """
         scores = select_output(outputs, self.output)
         if scores.dim() < 2 and len(images) in (1, scores.numel()):
             scores = scores.reshape(len(images), -1)
@@ -77,18 +112,21 @@ class Model:
         if scores.dim() != 2 or len(scores) != len(images) or scores.shape[1] == 0:
             raise InvalidRequestError(
                 f"{self.spec} gives outputs of shape {list(scores.shape)} for images of shape {list(images.shape)}: "
-                "a classifier's [images, classes] is needed. Choose another `output`, or wrap the model."
+                "a classifier must return [images, classes]. Choose another `output`, or wrap the model."
             )
         return scores
 
 
 def columns_to_scores(columns: Tensor) -> Tensor:
-    """[n, columns] → scores [n, classes]: one logit z is −z and z, of its two classes."""
+    """Turns columns [n, columns] into scores [n, classes]: a single logit z becomes −z and z."""
     return torch.cat([-columns, columns], dim=1) if columns.shape[1] == 1 else columns
 
 
 def select_output(outputs: object, output: int | str | None) -> Tensor:
-    """The tensor that ``output`` names; InvalidRequestError with the names found where that is ambiguous."""
+    """Returns the tensor that ``output`` names, or the only tensor if it is None.
+
+    Raises InvalidRequestError, with the names of the outputs, if there is no such tensor or if there are several.
+    """
     if isinstance(outputs, Tensor) and output is None:
         return outputs
     named = _named_outputs(outputs)

@@ -1,8 +1,8 @@
-"""Checks of a ``torch.export`` archive before torch loads it: none of its strings may act as a program.
+"""Checks a ``torch.export`` archive before torch loads it: none of its strings may act as a program.
 
-``torch.export.load`` is no safe reader. It evaluates symbolic expressions (``sympy.sympify``), compiles guards and the
-names of the graph's nodes into Python source, imports modules that a tree's description names, and lets a node call any
-function below ``torch``. So each string of the archive must be of a plain form, by the key that it stands under.
+``torch.export.load`` is not a safe reader. It evaluates symbolic expressions (``sympy.sympify``), compiles guards and
+the names of the graph's nodes into Python source, imports modules that a tree's description names, and lets a node call
+any function below ``torch``. So each string of the archive must have the plain form that its key requires.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import torch
 from saliency_core.errors import InvalidRequestError
 from saliency_core.model.symbolic_expressions import is_guard, is_symbolic_expression
 
-# Of the whole JSON member; a ViT-L's graph takes 20 MiB.
+# Bytes of one JSON member; the graph of a ViT-L takes 20 MiB.
 LARGEST_MEMBER = 256 * 2**20
 
-# Records that torch unpickles (with its own unpickler, which knows no limits) or links into this process.
+# Records that torch unpickles (with its own unrestricted unpickler) or links into this process.
 _PROGRAM_RECORDS = ("data/constants/opaque_obj", "data/constants/custom_obj", "data/aotinductor/")
 _HOLDS_OBJECTS = "it holds pickled objects or compiled programs beside its graph"
 _TENSOR_PREFIXES = ("weight_", "tensor_")
 
 _NAMESPACES = "aten|prims|torchvision|quantized|quantized_decomposed|mkldnn|profiler"
 _OVERLOAD = re.compile(rf"torch\.ops\.({_NAMESPACES})\.(\w+)\.(\w+)")
-_FILE_OPERATORS = {"from_file"}  # ATen operators that reach files
+_FILE_OPERATORS = {"from_file"}  # ATen operators that read or write files
 _HIGHER_ORDER = re.compile(
     r"torch\.ops\.higher_order\.(cond|switch|while_loop|while_loop_stack_output|map|map_impl|scan|associative_scan"
     r"|strict_mode|out_dtype|hints_wrapper|auto_functionalized|auto_functionalized_v2|flex_attention|invoke_subgraph"
@@ -43,14 +43,14 @@ _FUNCTION = re.compile(
     r"|_make_dual|_unpack_dual|_unwrap_for_grad|_enter_dual_level|_exit_dual_level)"
 )
 _SYMBOL = re.compile(r"[A-Za-z_]{1,16}[0-9]{0,6}")
-# No quotes, brackets, backslashes or line ends: such a string stays one wherever it is pasted into source text.
+# No quotes, brackets, backslashes or line ends: such a string cannot end a string literal in generated source text.
 _PLAIN = re.compile(r"[\w .:+@/<>|$-]*")
 
 
 def refuse_programs(path: Path) -> None:
-    """Raises InvalidRequestError, with the reason, if loading the archive ``path`` could run what it holds.
+    """Raises InvalidRequestError, with the reason, if loading the archive ``path`` could run code that it holds.
 
-    Members are read with torch's own reader: another reader of zip files may see other members in the same file.
+    Members are read with torch's own reader, because another reader of zip files may find other members in the file.
     """
     from torch.export.pt2_archive._package import PT2ArchiveReader
 
@@ -62,9 +62,7 @@ def refuse_programs(path: Path) -> None:
         if name.startswith(("models/", "extra/")) or name.endswith(".json"):
             size = reader.archive_file.get_record_size(name)
             if size > LARGEST_MEMBER:
-                raise InvalidRequestError(
-                    f"its {name} has {size} bytes, and {LARGEST_MEMBER} are the most that are read"
-                )
+                raise InvalidRequestError(f"its {name} has {size} bytes, and at most {LARGEST_MEMBER} bytes are read")
     for name in names:
         if name.startswith("models/"):
             _check_strings(json.loads(reader.read_string(name)))
@@ -83,7 +81,7 @@ def _check_payload(config: Any) -> None:
 
 
 def _check_strings(program: Any) -> None:
-    """Raises InvalidRequestError for the first string below ``program`` that is not of its key's form."""
+    """Raises InvalidRequestError for the first string below ``program`` that does not have the form of its key."""
     for key, text in _iterate_strings(program, "", inert=False):
         if not _FORM_CHECKS.get(key, _is_plain)(text):
             kind = _DESCRIPTIONS.get(key, f"a {key!r}")
@@ -91,21 +89,21 @@ def _check_strings(program: Any) -> None:
 
 
 def _iterate_strings(value: Any, key: str, *, inert: bool) -> Iterator[tuple[str, str]]:
-    """Every string below ``value`` with the key that it stands under; a dictionary's own keys stand under KEY's name.
+    """Yields every string below ``value`` with its key; a dictionary's own keys come under ``"KEY keys"``.
 
-    ``inert``: inside of a node's argument, whose text is only ever quoted.
+    ``inert``: the value is inside a node's argument, whose text torch only quotes.
     """
     if isinstance(value, str):
         if not (inert and key in ("as_string", "as_strings")):
             yield key, value
     elif isinstance(value, list):
         for item in value:
-            # An operator's named argument, as against one of the graph's own inputs.
+            # An operator's named argument, not one of the graph's own inputs.
             argument = isinstance(item, dict) and item.keys() >= {"name", "arg"}
             yield from _iterate_strings(item, key, inert=inert or argument)
     elif isinstance(value, dict):
         for name, item in value.items():
-            if name != "metadata":  # notes of where a node comes from, which are kept as text
+            if name != "metadata":  # notes on a node's origin, which torch keeps as text
                 yield f"{key} keys", name
                 yield from _iterate_strings(item, name, inert=inert)
 
@@ -123,14 +121,14 @@ def _is_symbol(text: str) -> bool:
 
 
 def _is_operator(text: str) -> bool:
-    """Whether torch would call an operator by this name, and no other function that can be reached from its modules."""
+    """Whether torch would call an operator by this name, and not some other function reachable from its modules."""
     if _HIGHER_ORDER.fullmatch(text) or _FUNCTION.fullmatch(text):
         return True
     overload = _OVERLOAD.fullmatch(text)
     if overload is None or overload[2] in _FILE_OPERATORS:
         return False
     packet = getattr(getattr(torch.ops, overload[1]), overload[2], None)
-    # What torch has not, it refuses itself, and says so.
+    # torch itself refuses an operator that it does not have.
     return isinstance(getattr(packet, overload[3], None), torch._ops.OpOverload | None)
 
 
@@ -157,7 +155,7 @@ _FORM_CHECKS: dict[str, Callable[[str], bool]] = {
     "as_operator": _is_operator,
     "in_spec": _is_tree,
     "out_spec": _is_tree,
-    # These become names in the source text that torch compiles.
+    # torch compiles these as names in source text.
     "name": _is_name,
     "as_name": _is_name,
     "forward_arg_names": _is_name,
@@ -168,7 +166,7 @@ _FORM_CHECKS: dict[str, Callable[[str], bool]] = {
     "sym_float_values keys": _is_name,
     "custom_obj_values keys": _is_name,
     "range_constraints keys": _is_symbol,
-    "as_string_to_argument keys": lambda _: True,  # quoted, as an operator's text arguments are
+    "as_string_to_argument keys": lambda _: True,  # torch quotes them, as it does an operator's text arguments
 }
 _DESCRIPTIONS = {
     "expr_str": "a symbolic expression",

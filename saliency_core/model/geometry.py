@@ -1,4 +1,4 @@
-"""Where the model's input lies in the original image, and maps brought back to the original's size."""
+"""The box of the original image that a model's input covers, and maps placed back into the original image."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Geometry:
-    """The box of the original picture that the model's input covers, in the original's pixels.
+    """The box of the original image that the model's input covers, in the original's pixels.
 
-    Pixel i spans i to i + 1, so a whole picture is (0, 0, width, height). Where the crop padded, the box
-    reaches beyond the picture. Input coordinate u in 0..W lies at left + u · (right − left) / W.
+    Pixel i spans i to i + 1, so a whole image is (0, 0, width, height). If the crop padded the image, the box reaches
+    beyond it. Input coordinate u in 0..W lies at left + u · (right − left) / W.
     """
 
     left: float
@@ -25,9 +25,9 @@ class Geometry:
     bottom: float
 
     def place(self, values: NDArray[np.floating[Any]], *, width: int, height: int) -> NDArray[np.float32]:
-        """Bring a map [H, W] back to the original's size: float32 [height, width], bilinear.
+        """Resizes a map [H, W] to the original's size with bilinear interpolation: float32 [height, width].
 
-        A pixel whose centre lies outside the box is NaN: the model never saw it.
+        A pixel is NaN if its centre lies outside the box, because it was not part of the model's input.
         """
         placed = np.full((height, width), np.nan, dtype=np.float32)
         rows, above, row_range = _axis_range(self.top, self.bottom, cells=values.shape[0], pixels=height)
@@ -44,9 +44,10 @@ class Geometry:
 def _axis_range(
     low: float, high: float, *, cells: int, pixels: int
 ) -> tuple[slice, tuple[int, int], tuple[float, float]]:
-    """One axis of a box: pixels with their centres in it, padding for the map, their range in the padded map.
+    """Returns, for one axis of a box: the pixels whose centres lie in it, the map's padding, and their range in the
+    padded map.
 
-    The outermost pixels may stick out of the box by up to half a pixel, hence the padding.
+    The outermost pixels may reach beyond the box by up to half a pixel, hence the padding.
     """
     start, stop = max(0, math.ceil(low - 0.5)), min(pixels, math.ceil(high - 0.5))
     scale = cells / (high - low)

@@ -1,7 +1,8 @@
-"""Heads: how a model's scores become probabilities. The scores in front of a softmax or a sigmoid are explained.
+"""Detects a model's head: how its scores become probabilities. The scores before a softmax or a sigmoid are explained.
 
-Behind either, gradients vanish where the model is sure, and a softmax couples all classes. So the calls at the model's
-end that squash its scores are passed by, module or function. A single logit z speaks for class 1, and −z for class 0.
+Gradients of probabilities vanish if the model is confident, and a softmax couples all classes. So the calls at the
+model's end that squash its scores are bypassed, whether they are modules or functions. A single logit z is the score
+of class 1, and −z that of class 0.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from saliency_core.model.classifier import AUTO, Model, select_output
 
 _TOLERANCE = 1e-2  # relative to the largest; probabilities may be clamped or rounded
 _NO_LOGIT = (
-    "{spec} gives one value for an image, the result of {name}, which is no logit: let it return the scores in front, "
-    "or call them logits with `head` sigmoid."
+    "{spec} gives one value for an image, the result of {name}, which is not a logit: let it return the scores before "
+    "that call, or declare them logits with `head` sigmoid."
 )
 _SCALES = (1, -1, 10, -10, 100, -100)
 
 
 @dataclass(frozen=True)
 class Head:
-    """What makes probabilities of scores.
+    """The function that turns scores into probabilities.
 
-    ``kind``: softmax, sigmoid (of each class by itself), or logit (one, for two classes). ``squash``: which of softmax
-    and sigmoid is passed by at the model's end; empty if none is. ``legacy``: the scores are those of stores that were
-    made before heads were recorded.
+    ``kind``: softmax, sigmoid (of each class by itself), or logit (a single one, for two classes). ``squash``: the
+    softmax or sigmoid that is bypassed at the model's end; empty if none is. ``legacy``: the scores are the same as in
+    stores that were written before heads were recorded.
     """
 
     kind: str = SOFTMAX
@@ -40,7 +41,7 @@ class Head:
     legacy: bool = True
 
     def note(self, n_classes: int) -> str:
-        """What a plan says of it."""
+        """The line that describes the head in the plan of a run."""
         description = {
             SOFTMAX: f"softmax over {n_classes:,} classes",
             SIGMOID: f"sigmoid over {n_classes:,} labels",
@@ -51,19 +52,21 @@ class Head:
 
     @property
     def key(self) -> str:
-        """What a fingerprint holds of it: nothing, if stores that were made without it hold the same scores."""
+        """The head's part of a store's fingerprint; empty if ``legacy``, so that older stores keep theirs."""
         squash = f", in front of {self.squash}" if self.squash else ""
         return "" if self.legacy else self.kind + squash
 
 
 def to_probabilities(scores: Tensor, kind: str) -> Tensor:
-    """Scores [n, classes] → probabilities [n, classes]. A logit's are the scores −z and z of its two classes."""
+    """Turns scores [n, classes] into probabilities [n, classes]; the scores of a single logit z are −z and z."""
     return scores.softmax(dim=1) if kind == SOFTMAX else scores.sigmoid()
 
 
 class SettledModel(NamedTuple):
-    """``model`` with its ``head`` settled, whose ``logits`` pass by what squashes them; ``notes`` on that for the user;
-    ``columns``: what it gives for the probe, [n, columns]."""
+    """A model whose head is known: its ``logits`` bypass the calls that squash them.
+
+    ``notes`` describe that to the user. ``columns`` [n, columns] are the model's columns for the probe images.
+    """
 
     model: Model
     head: Head
@@ -72,15 +75,18 @@ class SettledModel(NamedTuple):
 
 
 def settle_head(model: Model, images: Tensor) -> SettledModel:
-    """Finds out how scores become probabilities.
+    """Detects how the model's scores become probabilities, and bypasses the call that squashes them.
 
     Args:
-        model: a copy of its own, which may be changed; its ``head`` is what was asked for.
-        images: float [1, C, H, W], a probe to run it on.
+        model: A private copy, which may be changed. Its ``head`` is the requested one.
+        images: A probe to run it on, float [1, C, H, W].
+
+    Returns:
+        The model with its head.
 
     Raises:
-        InvalidRequestError: there is one score, of which a softmax or a hard sigmoid was made: no class can be told
-        from it.
+        InvalidRequestError: The model returns a single value that a softmax or a hard sigmoid computed. Such a value
+            does not distinguish two classes.
     """
     ending, bypassing, outputs = _bypass_ending(model, images)
     squash, columns = "", outputs
@@ -90,20 +96,20 @@ def settle_head(model: Model, images: Tensor) -> SettledModel:
         if scores is not None:
             model, squash, columns = bypassing, ending.kind, scores
             if ending.inner or _is_distribution(scores):
-                notes.append("the scores in front of the model's last softmax or sigmoid were squashed before, too.")
+                notes.append("the scores before the model's last softmax or sigmoid were already squashed before it.")
         else:
             notes.append(
-                f"the model ends in {ending.name}, which makes no probability of each class: what it returns is taken "
-                "for scores. Let it return what is in front, or choose another `output`."
+                f"the model ends in {ending.name}, which does not compute a probability of each class, so its outputs "
+                "are used as scores. Let it return the values before that call, or choose another `output`."
             )
             if outputs.shape[1] == 1 and ending.name != "tanh" and model.head == AUTO:
                 raise InvalidRequestError(_NO_LOGIT.format(spec=model.spec, name=ending.name))
     elif _looks_squashed(model, images, outputs):
         notes.append(
             "the model's scores look like probabilities, or their logarithms: the result of a softmax or a sigmoid "
-            "that cannot be seen. Gradients of probabilities vanish where the model is sure, and probabilities would "
-            "be made of them once more. Choose the `output` before it, or let the model return that; `head` only "
-            "tells what is made of the scores."
+            "that was not found in the forward. Gradients of probabilities vanish if the model is confident, and a "
+            "softmax or sigmoid would be applied to them a second time. Choose the `output` before it, or let the "
+            "model return that; `head` does not undo it."
         )
     kind = _head_kind(model, outputs.shape[1], squash)
     head = Head(kind, squash, legacy=kind == SOFTMAX and (not squash or (ending is not None and ending.as_ever)))
@@ -116,8 +122,8 @@ def _head_kind(model: Model, columns: int, squash: str) -> str:
     if columns == 1:
         if model.head == SOFTMAX:
             raise InvalidRequestError(
-                f"`head` softmax: {model.spec} gives one score, and a softmax of one is always 1. Leave it out: one "
-                "logit is two classes."
+                f"`head` softmax: {model.spec} gives one score, and the softmax of one score is always 1. Leave `head` "
+                "out: one logit is two classes."
             )
         if squash == SOFTMAX and model.head == AUTO:
             raise InvalidRequestError(_NO_LOGIT.format(spec=model.spec, name="a softmax over one value"))
@@ -126,7 +132,7 @@ def _head_kind(model: Model, columns: int, squash: str) -> str:
 
 
 def _bypass_ending(model: Model, images: Tensor) -> tuple[Ending | None, Model, Tensor]:
-    """The model's ending; the model that passes it by; and what it gives with the ending [1, columns]."""
+    """Returns the model's ending, the model that bypasses it, and the columns [1, columns] with the ending."""
     with torch.no_grad():
         if isinstance(model.module, torch.jit.ScriptModule):
             ending, edited = scripted_ending(model.module)
@@ -139,11 +145,11 @@ def _bypass_ending(model: Model, images: Tensor) -> tuple[Ending | None, Model, 
 
 
 def _scores_before_ending(bypassing: Model, images: Tensor, kind: str, outputs: Tensor) -> Tensor | None:
-    """What ``bypassing`` gives [1, columns], if softmax or sigmoid make the outputs of it, or their logarithms."""
+    """Returns the scores [1, columns] of ``bypassing`` if ``kind`` turns them into the outputs, or into their exp."""
     try:
         with torch.no_grad():
             scores = bypassing.columns(images.clone())
-    except Exception:  # noqa: BLE001 - the model may check what it takes for probabilities; it runs as it is
+    except Exception:  # noqa: BLE001 - a model that checks its probabilities may raise; it then runs unchanged
         return None
     if not kind or scores.shape != outputs.shape:
         return None
@@ -161,8 +167,11 @@ def _is_distribution(values: Tensor) -> bool:
 
 
 def _looks_squashed(model: Model, images: Tensor, outputs: Tensor) -> bool:
-    """Whether outputs [1, columns] are a distribution, have the same sum or stay between 0 and 1 however strong the
-    images are, or end at 0 as the logarithms of such outputs do."""
+    """Whether outputs [1, columns] look like probabilities or their logarithms.
+
+    They do if they are a distribution, or if the outputs for scaled images keep their sum, stay between 0 and 1, or
+    approach 0 from below, as logarithms of probabilities do.
+    """
     if _is_distribution(outputs) or _is_distribution(outputs.exp()):
         return True
     if not (bool((outputs >= 0).all()) or outputs.max() <= 0):
@@ -170,9 +179,9 @@ def _looks_squashed(model: Model, images: Tensor, outputs: Tensor) -> bool:
     try:
         with torch.no_grad():
             values = torch.cat([model.columns(scale * images) for scale in _SCALES])
-    except Exception:  # noqa: BLE001 - no model need take images like these
+    except Exception:  # noqa: BLE001 - a model may refuse such images
         return False
-    if _is_distribution(values / outputs.sum(dim=1, keepdim=True)):  # as in percent
+    if _is_distribution(values / outputs.sum(dim=1, keepdim=True)):  # for example percentages
         return True
     return _in_unit_interval(values) or bool(values[-2:].max() > -1e-3 and values.max() <= 0)
 

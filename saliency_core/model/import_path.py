@@ -1,4 +1,4 @@
-"""The user's own code: named as ``package.module:attribute``, imported, called, and kept from ending the process."""
+"""Imports the user's code by ``package.module:attribute``, and keeps it from ending the process."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from saliency_core.errors import InvalidRequestError
 
 @contextmanager
 def forbid_exit(code: str) -> Iterator[None]:
-    """Raises InvalidRequestError if the code inside tries to end the process, as ``sys.exit()`` does; ``code`` names
-    that code.
+    """Raises InvalidRequestError if the code inside tries to end the process, as ``sys.exit()`` does.
 
-    Any exception that is no ``Exception`` counts as an attempt. Ctrl-C passes through.
+    ``code`` names that code in the message. Any exception that is not an ``Exception`` counts as an attempt, except
+    for KeyboardInterrupt, which passes through.
     """
     try:
         yield
@@ -29,14 +29,15 @@ def forbid_exit(code: str) -> Iterator[None]:
 
 
 def import_attribute(path: str) -> object:
-    """The attribute that ``path`` names.
+    """Returns the attribute that ``path`` (``package.module:attribute``) names.
 
-    Raises ValueError if ``path`` is not so written, ImportError if it cannot be had, with what its module raised.
+    Raises ValueError if ``path`` does not have that form, and ImportError, with what the module raised, if the import
+    fails.
     """
     module, _, attribute = path.partition(":")
     if not module or not attribute:
         raise ValueError(f"{path!r} is not package.module:attribute")
-    # The console script does not put the working directory on the path, as `python -m` does.
+    # Unlike `python -m`, the console script does not put the working directory on the path.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:

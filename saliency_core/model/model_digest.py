@@ -12,7 +12,7 @@ from saliency_core.model.classifier import Model
 
 
 def model_digest(model: Model) -> str:
-    """Which model this is, wherever its files lie: its weights, and for a file its graph too."""
+    """Identifies a model by its weights, and a ``file:`` model also by its graph; paths do not count."""
     digest = weights_digest(model.module)
     kind, _, name = model.spec.partition(":")
     if kind == "file":
@@ -21,7 +21,7 @@ def model_digest(model: Model) -> str:
 
 
 def weights_digest(module: nn.Module) -> str:
-    """SHA-256 over the names, dtypes, shapes and bytes of the state dict: which model this is."""
+    """Returns the SHA-256 of the names, dtypes, shapes and bytes of the module's state dict."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         if not isinstance(value, Tensor):
@@ -33,7 +33,7 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def _to_dense(value: Tensor) -> Tensor:
-    """The values of a tensor that torch keeps in another form: sparse, of oneDNN's, quantised, lazily conjugated."""
+    """Returns a plain strided tensor with the values of a sparse, oneDNN, quantised or lazily conjugated one."""
     if value.is_quantized:
         return value.dequantize()
     return value.to_dense() if value.layout != torch.strided else value.resolve_conj().resolve_neg()

@@ -1,6 +1,7 @@
-"""Model specs → a frozen classifier in eval mode, its preprocessing and its class names.
+"""Builds a frozen classifier in eval mode, with its preprocessing and class names, from a spec and weights.
 
-``torchvision:NAME``, ``timm:NAME``, ``python:package.module:factory`` and ``file:PATH`` (TorchScript or torch.export).
+Specs are ``torchvision:NAME``, ``timm:NAME``, ``python:package.module:factory`` and ``file:PATH`` (TorchScript or
+torch.export).
 """
 
 from __future__ import annotations
@@ -33,16 +34,29 @@ def load_model(
     head: str = AUTO,
     weights_key: str | None = None,
 ) -> Model:
-    """Builds the model, loads its weights and freezes it.
+    """Builds a model, loads its weights and freezes it.
 
-    ``weights``: a local state dict (``torch.load(weights_only=True)``), ``.safetensors`` file, or the
-    ``.index.json`` of shards; for torchvision also the name of one of its presets. None: the library's own pretrained
-    weights, or what the factory returns. ``weights_key``: the entry of a checkpoint that holds the weights, or the
-    prefix of their names in it; None: the only one, or the usual one. ``num_classes``: None, with a file of weights for
-    torchvision's and timm's models, is the number that the file has.
-    ``preset``: whose geometry and class names go with local torchvision weights. ``preprocessing`` overrides all.
-    ``head``: how scores become probabilities, softmax or sigmoid; auto: as the model ends, or sigmoid of one logit.
-    Raises InvalidRequestError where any part cannot be had, or is ambiguous.
+    Args:
+        spec: ``torchvision:NAME``, ``timm:NAME``, ``python:package.module:factory`` or ``file:PATH``.
+        weights: The path of a local state dict (read with ``torch.load(weights_only=True)``), of a ``.safetensors``
+            file, or of the ``.index.json`` of shards; for torchvision also the name of one of its presets. None: the
+            library's pretrained weights, or those that the factory returns.
+        num_classes: The number of classes. None, with a file of weights for torchvision or timm: the number in the
+            file.
+        output: The position or name of the output that holds the scores, if the model has several.
+        preset: The torchvision preset whose preprocessing and class names belong to local weights.
+        preprocessing: Overrides the preprocessing of the library or preset.
+        class_names: Overrides the class names of the library or preset.
+        head: How scores become probabilities: ``softmax``, ``sigmoid``, or ``auto`` (as the model ends, and sigmoid for
+            a single logit).
+        weights_key: The entry of a checkpoint that holds the weights, or the prefix of their names in it. None: the
+            only one, or the usual one.
+
+    Returns:
+        The model, in eval mode and without gradients of its parameters.
+
+    Raises:
+        InvalidRequestError: A part of the model cannot be loaded, an argument is ambiguous, or would have no effect.
     """
     _check_head(head, class_names)
     kind = spec.partition(":")[0]
@@ -50,7 +64,7 @@ def load_model(
     _refuse_ineffective(kind, spec, weights=weights, path=path, num_classes=num_classes, preset=preset)
     if weights_key is not None and path is None:
         raise InvalidRequestError(
-            f"`weights_key` {weights_key} has no effect without a file of `weights`: drop it, or give one."
+            f"`weights_key` {weights_key} has no effect without a file of `weights`: drop it, or give such a file."
         )
     with forbid_exit(spec):
         model = _load_model(
@@ -101,7 +115,7 @@ def _load_model(
         if kind == "file" and name:
             return build_file(Path(name))
         raise InvalidRequestError(
-            f"model {spec!r} is not understood: write torchvision:NAME, timm:NAME, "
+            f"model {spec!r} does not have a known form: write torchvision:NAME, timm:NAME, "
             "python:package.module:factory or file:PATH."
         )
 
@@ -109,10 +123,10 @@ def _load_model(
     geometry = preprocessing or built.preprocessing
     if geometry is None:
         raise InvalidRequestError(
-            f"how images are prepared for {spec} is not known: give resize, crop, mean, std "
+            f"the preprocessing of images for {spec} is unknown: give resize, crop, mean, std "
             "(for example `resize` 224x224, `mean` 0.485,0.456,0.406, `std` 0.229,0.224,0.225)."
         )
-    if kind != "file":  # a graph is of the mode that it was made in
+    if kind != "file":  # the mode of an exported graph is fixed
         notes += put_in_eval_mode(built.module)
         initialise_lazy_modules(built.module, geometry, spec)
     if state is not None and path is not None:
@@ -129,15 +143,15 @@ def _check_head(head: str, class_names: Sequence[str] | None) -> None:
         raise InvalidRequestError(f"head {head!r} does not exist: choose one of {', '.join(HEADS)}.")
     if class_names is not None and len(class_names) == 1:
         raise InvalidRequestError(
-            f"there is one class name ({class_names[0]}), and every model has two classes at least: one logit speaks "
-            "for class 1 and against class 0, so name both, class 0 first."
+            f"there is one class name ({class_names[0]}), and every model has at least two classes: one logit is the "
+            "score of class 1 and, negated, of class 0, so name both, class 0 first."
         )
 
 
 def _refuse_ineffective(
     kind: str, spec: str, *, weights: str | None, path: Path | None, num_classes: int | None, preset: str | None
 ) -> None:
-    """What would have no effect is refused: somebody counts on it."""
+    """Raises InvalidRequestError for options that would be ignored, because the caller expects them to have effect."""
     if kind != "torchvision":
         if preset is not None:
             raise InvalidRequestError(
@@ -153,5 +167,5 @@ def _refuse_ineffective(
         raise InvalidRequestError(f"{spec} has its weights inside: drop `weights` {weights}.")
     if kind in ("file", "python") and num_classes is not None:
         raise InvalidRequestError(
-            f"`num_classes` {num_classes} has no effect on {spec}: drop it, and let the model have that many."
+            f"`num_classes` {num_classes} has no effect on {spec}: drop it, and build the model with that many classes."
         )

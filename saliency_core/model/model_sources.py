@@ -1,4 +1,4 @@
-"""Where models come from: torchvision, timm, and files that carry their own graph."""
+"""Builds models from torchvision, from timm, and from files that contain their graph."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ from saliency_core.model.weights import tensors_only
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """A module, and what its library tells of it. ``loaded``: its weights are in it. ``notes``: what was done with them
-    without being asked for."""
+    """A module with the preprocessing and class names that its library provides.
+
+    ``loaded``: the module holds its final weights. ``notes``: messages on changes that were made to the weights without
+    a request.
+    """
 
     module: nn.Module
     preprocessing: Preprocessing | None = None
@@ -40,7 +43,10 @@ def build_torchvision(
     preset: str | None,
     geometry_given: bool,
 ) -> BuiltModel:
-    """A classification network of torchvision; ``weights`` names a preset to download, ``state`` comes from a file."""
+    """Builds a classifier of torchvision. ``weights`` names a preset to download; ``state`` is the content of a file.
+
+    ``geometry_given``: the caller has a preprocessing, so that none of the presets must be chosen.
+    """
     from torchvision import models
 
     names = models.list_models(module=models)
@@ -51,7 +57,7 @@ def build_torchvision(
         return _build_pretrained(name, presets, weights=weights, num_classes=num_classes, preset=preset)
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
-        # The files of both were trained with the input transform inside; weights=None leaves it off, silently wrong.
+        # The weights of both were trained with the input transform; with weights=None torchvision would omit it.
         options = {
             "transform_input": True,
             "init_weights": False,
@@ -72,7 +78,7 @@ def build_torchvision(
 
 
 def _choose_preset(name: str, presets: Mapping[str, Any], preset: str | None) -> Any:
-    """The preset asked for; unasked, any one where all prepare images alike."""
+    """Returns the requested preset; without a request, the first one if all presets prepare images alike."""
     if preset is not None:
         if preset not in presets:
             raise InvalidRequestError(f"{name} has no preset {preset!r}: choose one of {', '.join(presets)}.")
@@ -108,8 +114,9 @@ def _build_pretrained(
             module = models.get_model(name, weights=chosen)
     except UnpicklingError as error:
         raise InvalidRequestError(
-            f"{name}'s weights {chosen.name}, as they lie in {torch.hub.get_dir()}, hold more than tensors, and "
-            "loading them could run code, so they are not loaded. Delete them, to fetch them again, or give `weights`."
+            f"{name}'s weights {chosen.name}, stored in {torch.hub.get_dir()}, hold more than tensors, and loading "
+            "them could run code, so they are not loaded. Delete them, so that they are downloaded again, or give "
+            "`weights`."
         ) from error
     except OSError as error:
         raise InvalidRequestError(
@@ -124,7 +131,7 @@ def _build_pretrained(
 
 
 def build_timm(name: str, *, pretrained: bool, num_classes: int | None, geometry_given: bool) -> BuiltModel:
-    """A network of timm, which need not be installed unless it is asked for."""
+    """Builds a network of timm, which must be installed only if it is used."""
     if find_spec("timm") is None:
         raise InvalidRequestError(f"model 'timm:{name}' needs timm: pip install timm.")
     import timm
@@ -133,9 +140,9 @@ def build_timm(name: str, *, pretrained: bool, num_classes: int | None, geometry
     options = {} if num_classes is None else {"num_classes": num_classes}
     try:
         module = timm.create_model(name, pretrained=pretrained, **options)
-    except Exception as error:  # timm and its hub client each raise their own kinds
+    except Exception as error:  # timm and its hub client raise exceptions of their own
         raise InvalidRequestError(
-            f"timm cannot make {name!r} ({type(error).__name__}: {error}). Check the name, or give a local "
+            f"timm cannot build {name!r} ({type(error).__name__}: {error}). Check the name, or give a local "
             "file with `weights`."
         ) from error
     geometry = None if geometry_given else Preprocessing.from_timm(resolve_model_data_config(module))
@@ -143,17 +150,20 @@ def build_timm(name: str, *, pretrained: bool, num_classes: int | None, geometry
 
 
 def build_file(path: Path) -> BuiltModel:
-    """A TorchScript or torch.export file: graph and weights in one. Raises InvalidRequestError where it is neither, or
-    holds more."""
+    """Loads a TorchScript or torch.export file, which holds graph and weights.
+
+    Raises InvalidRequestError if the file is neither, or if it holds more than a graph and tensors.
+    """
     if not path.is_file():
         raise InvalidRequestError(f"model file {str(path)!r}: no such file.")
     try:
         with ZipFile(path) as archive:
             names = archive.namelist()
         members = [name.partition("/")[2] for name in names]
-        if "archive_format" in members and "version" not in names:  # beside which torch reads an older form unchecked
+        # With a member "version", torch would read an older form, which is not checked here.
+        if "archive_format" in members and "version" not in names:
             refuse_programs(path)
-            # An exported graph is of the mode it was exported in: there is no eval() to call.
+            # An exported graph has no eval(): it keeps the mode in which it was exported.
             with tensors_only():
                 return BuiltModel(torch.export.load(path).module(), loaded=True)
         if any(name.startswith("code/") for name in members):
@@ -166,13 +176,13 @@ def build_file(path: Path) -> BuiltModel:
         ) from error
     except BadZipFile as error:
         raise InvalidRequestError(
-            f"model file {str(path)!r} cannot be read: it is no archive, as torch.export and TorchScript files are, or "
-            "it is cut off; for a state dict, `weights`."
+            f"model file {str(path)!r} cannot be read: it is truncated, or not an archive like torch.export and "
+            "TorchScript files. Give a state dict as `weights`."
         ) from error
     except Exception as error:
         raise InvalidRequestError(
             f"model file {str(path)!r} cannot be read ({type(error).__name__}: {error})."
         ) from error
     raise InvalidRequestError(
-        f"model file {str(path)!r} is neither a torch.export nor a TorchScript file; for a state dict, `weights`."
+        f"model file {str(path)!r} is neither a torch.export nor a TorchScript file. Give a state dict as `weights`."
     )

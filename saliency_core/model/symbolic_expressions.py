@@ -1,8 +1,8 @@
-"""The grammar of the symbolic expressions and guards that an exported program may hold.
+"""Checks the symbolic expressions and guards that an exported program may hold against a grammar.
 
-Both are text that torch evaluates as Python. What is allowed here is arithmetic: names, numbers, operators, and a list
-of sympy's and torch's functions. Attributes, text, subscripts and any other call are not, except in the few forms by
-which guards name an input's sizes.
+torch evaluates both as Python. Only arithmetic is allowed: names, numbers, operators, and a list of sympy's and torch's
+functions. Attributes, text, subscripts and all other calls are refused, except in the few forms in which guards name an
+input's sizes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 _MAX_CHARACTERS = 100_000  # characters
 _LARGEST_INTEGER = 2**64
 _LARGEST_EXPONENT = 64
-# Line ends, comments, quotes of the other kind and backslashes would let a text be read in two ways.
+# With line ends, comments, double quotes or backslashes a text could be parsed in two ways.
 _CHARACTERS = re.compile(r"[A-Za-z0-9_ ()+\-*/%<>=!&|~^,.']+")
 _GUARD_CHARACTERS = re.compile(r"[A-Za-z0-9_ ()\[\]+\-*/%<>=!&|~^,.':]+")
 _NUMBER = re.compile(r"[+-]?[0-9.]{1,40}(e[+-]?[0-9]{1,4})?")
@@ -36,7 +36,7 @@ _FUNCTIONS = frozenset(
         """,
     )
 )
-# What a guard calls beside them: Python's own, and what it asks of an input.
+# Functions that only guards call: Python's built-ins, and torch's.
 _GUARD_FUNCTIONS = frozenset({"float", "int", "bool", "abs", "min", "max", "round", "len", "not_none"}) | {
     "cast_symbool_to_symint_guardless"
 }
@@ -50,7 +50,7 @@ _OPERATIONS = (
 
 
 def is_symbolic_expression(text: str) -> bool:
-    """Whether ``text`` is arithmetic on symbols, as sympy's ``str`` and ``srepr`` write it."""
+    """Whether ``text`` is arithmetic on symbols in the notation of sympy's ``str`` and ``srepr``."""
     return _is_arithmetic(text, _CHARACTERS, guard=False)
 
 
@@ -69,7 +69,8 @@ def _is_arithmetic(text: str, characters: re.Pattern[str], *, guard: bool) -> bo
 
 
 def _is_allowed(node: ast.expr, *, guard: bool, powers: int) -> bool:
-    """``powers``: how many powers ``node`` lies in. Beyond three, a number of a few digits could fill the memory."""
+    """Whether the expression is allowed. ``powers`` counts the powers around ``node``: nested more than three deep,
+    numbers of a few digits could fill the memory."""
     if isinstance(node, ast.Name):
         return "__" not in node.id
     if isinstance(node, ast.Constant):
@@ -109,7 +110,8 @@ def _is_allowed_call(node: ast.Call, *, guard: bool, powers: int) -> bool:
 
 
 def _is_literal(node: ast.Call) -> bool:
-    """``Integer(3)``, ``Rational(1, 2)``, ``Float('0.5', precision=53)``, ``Symbol('s0', integer=True)``."""
+    """Whether the call is a literal such as ``Integer(3)``, ``Rational(1, 2)``, ``Float('0.5', precision=53)`` or
+    ``Symbol('s0', integer=True)``."""
     assert isinstance(node.func, ast.Name)
     form = _IDENTIFIER if node.func.id in ("Symbol", "Dummy") else _NUMBER
 
@@ -139,7 +141,7 @@ def _is_small_power(exponent: ast.expr, powers: int) -> bool:
 
 
 def _is_input(node: ast.expr) -> bool:
-    """``L['x']``, ``L['args'][0]``, and their sizes: ``L['x'].size()[2]``."""
+    """Whether the expression is an input or its size: ``L['x']``, ``L['args'][0]`` or ``L['x'].size()[2]``."""
     if isinstance(node, ast.Subscript):
         key = node.slice.operand if isinstance(node.slice, ast.UnaryOp) else node.slice
         if not isinstance(key, ast.Constant) or not isinstance(key.value, str | int):

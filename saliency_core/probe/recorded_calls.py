@@ -1,4 +1,4 @@
-"""Watched runs: every call of one forward with what it made, and the first call at which two forwards part."""
+"""Records the calls of a forward with their results, and finds the first call whose results differ in two forwards."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ _SELECTIONS = {
     *("round", "floor", "ceil", "trunc", "floor_divide", "isclose"),
 }
 _SIZE_READS = {"size", "len", "numel", "nelement", "unbind", "iter", "split", "chunk", "tensor_split"}
-_TOLERANCE = (
-    1e-4  # relative; what rounding leaves between two values is less, and what differs for a reason mostly more
-)
+_TOLERANCE = 1e-4  # relative; differences by rounding are smaller, and most others larger
 
 
 @dataclass(frozen=True)
 class RecordedCall:
-    """``name`` of the function, ``owner``: the module that called it (empty: the model's own forward), ``value``: a
-    copy of the tensor that it made. ``edge``: of that tensor in the graph, None outside; ``cuts``: an argument was
-    in the graph and the result is not."""
+    """A call of a torch function in a forward.
+
+    ``name``: the function's. ``owner``: the module that called it; empty for the model's own forward. ``value``: a copy
+    of the resulting tensor. ``edge``: the result's edge in the autograd graph; None if it has none. ``cuts``: an
+    argument was in the graph, and the result is not.
+    """
 
     name: str
     owner: str
@@ -44,7 +45,7 @@ class RecordedCall:
     cuts: bool
 
     def is_of_values(self) -> bool:
-        """Not uninitialised memory, and not a counter of batches, which moves no score."""
+        """Whether the result may affect scores: it is neither uninitialised memory nor a counter of batches."""
         return "empty" not in self.name and (self.value.is_floating_point() or self.value.dim() > 0)
 
     def __str__(self) -> str:
@@ -52,7 +53,7 @@ class RecordedCall:
 
 
 class CallRecorder(TorchFunctionMode):
-    """Keeps the ``calls`` of the forwards of ``module`` inside the ``with``. Nothing is seen inside TorchScript."""
+    """Records the ``calls`` of the forwards of ``module`` inside ``recording``, except those inside TorchScript."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -62,6 +63,7 @@ class CallRecorder(TorchFunctionMode):
 
     @contextmanager
     def recording(self) -> Iterator[None]:
+        """Records inside the ``with``."""
         with ExitStack() as stack:
             for name, part in self._module.named_modules():
                 if not isinstance(part, torch.jit.ScriptModule):
@@ -96,10 +98,13 @@ class CallRecorder(TorchFunctionMode):
 
 
 class ForwardObserver(TorchFunctionMode):
-    """What is seen of a forward inside. ``values``: a value of a tensor is read by Python, or something is chosen by
-    values that depend on the image, so it may branch; ``hooks``: a gradient is hooked; ``cuts``: a tensor is taken out
-    of the graph, so the gradient is not that of the scores; ``sizes``: the size of a tensor is read; ``draws``: a
-    generator is passed to a call."""
+    """Observes properties of a forward inside the ``with``.
+
+    ``values``: Python reads a value of a tensor, or values that depend on the image select something, so the forward
+    may branch. ``hooks``: a hook on a gradient is registered. ``cuts``: a tensor is detached from the graph, so the
+    gradient may not be that of the scores. ``sizes``: the size of a tensor is read. ``draws``: a generator is passed to
+    a call.
+    """
 
     values = hooks = cuts = sizes = draws = False
 
@@ -132,7 +137,7 @@ class ForwardObserver(TorchFunctionMode):
 
 
 def _attribute(func: Callable[..., Any]) -> str:
-    """The name of the attribute of a tensor that the call reads; empty when it is no such call."""
+    """Returns the name of the tensor attribute that the call reads; empty if the call does not read an attribute."""
     return str(getattr(getattr(func, "__self__", None), "__name__", "")) if call_name(func) == "__get__" else ""
 
 
@@ -141,8 +146,10 @@ def _has_gradient(args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> bool
 
 
 def find_first_difference(first: Sequence[RecordedCall], second: Sequence[RecordedCall], row: int | None = None) -> str:
-    """The first call whose results differ; empty when none is found. ``row``: the ``first`` forward was of that
-    image of the ``second``, alone; None: both were of the same images."""
+    """Describes the first call whose results differ in two forwards; empty if there is none.
+
+    ``row``: the ``first`` forward had only that image of the ``second``. None: both had the same images.
+    """
     for call, other in zip(first, second, strict=False):
         if call.name != other.name:
             return str(call)
@@ -152,8 +159,11 @@ def find_first_difference(first: Sequence[RecordedCall], second: Sequence[Record
 
 
 def find_gradient_cut(calls: Sequence[RecordedCall], gradients: Sequence[Tensor | None]) -> str:
-    """The call behind which the gradient is, and before which it is not. ``gradients`` of the score by the results of
-    ``calls``."""
+    """Describes the call through which no gradient passes; empty if it is not found.
+
+    ``gradients``: those of the scores by the results of ``calls``. The first call whose result has a gradient passes
+    none to its inputs. If no result has one, it is the first call that cuts the graph.
+    """
     reached = [
         call
         for call, gradient in zip(calls, gradients, strict=True)
@@ -174,7 +184,7 @@ def _results_agree(alone: Tensor, together: Tensor, row: int | None) -> bool:
     axis = next(axis for axis, (size, total) in enumerate(sizes) if size != total)
     size, total = sizes[axis]
     if size == 0 or total % size:
-        return True  # nothing is known of it
+        return True  # the axis of images is unknown
     before, after = together.shape[:axis], together.shape[axis + 1 :]
     images = together.reshape(*before, total // size, size, *after).select(axis, row)
     strided = together.reshape(*before, size, total // size, *after).select(axis + 1, row)

@@ -1,4 +1,4 @@
-"""Unsound models: why images depend on each other, or runs differ, or nothing moves the scores; refused in words."""
+"""Refuses unsound models, and describes the cause: images that depend on each other, runs that differ, no gradient."""
 
 from __future__ import annotations
 
@@ -23,19 +23,22 @@ from saliency_core.probe.synthetic_images import (
 )
 from saliency_core.replica.model_copies import copied
 
-# What rounding makes of float32, relative to the largest value. Measured with torchvision's nets: up to 1.5e-6 of the
-# scores, and, as the gate of a ReLU may flip, up to 1e-2 of a gradient. What is above these bounds is run in float64,
-# where rounding vanishes and a dependence stays.
+# Differences by rounding in float32, relative to the largest value. Measured with torchvision's nets: up to 1.5e-6 of
+# the scores, and, because the gate of a ReLU may flip, up to 1e-2 of a gradient. Models above these bounds run again in
+# float64, where differences by rounding vanish and others stay.
 SCORE_BOUND, GRADIENT_BOUND = 1e-5, 1e-3
 _FLOAT64_BOUNDS = (1e-9, 1e-6)
-# What decides when the model cannot run in float64; and that for one that computes in half precision.
+# The bounds for models that cannot run in float64, and for those that compute in half precision.
 _FLOAT32_BOUNDS, _HALF_BOUNDS = (1e-3, 0.2), (0.1, 1.0)
-_PRECISION_BOUND = 1e-3  # scores in float64 and in float32, or something is cast within, or it is no true copy
+_PRECISION_BOUND = 1e-3  # a larger difference between float64 and float32: the model casts inside, or the copy differs
 
 
 def refuse_differences(model: Model, again: Model, images: Tensor, *, times: int) -> None:
     """Finds out why scores or gradients of ``images`` differed, and raises InvalidRequestError unless it is
-    rounding."""
+    rounding.
+
+    ``again``: the same model, built a second time; ``times``: how often ``model`` is run again.
+    """
     _refuse_randomness(model, images, times)
     comparison = compare_batches(model, images)
     if _exceeds(comparison, (SCORE_BOUND, GRADIENT_BOUND)):
@@ -47,14 +50,16 @@ def refuse_differences(model: Model, again: Model, images: Tensor, *, times: int
         raise InvalidRequestError(
             f"{model.spec} gives other {_differing_quantity(comparison)} when it is built once more, with the same "
             f"weights (relative difference {_largest_difference(comparison):.2g}): something in it is drawn at random, "
-            "or taken from the first images that it meets, and each worker would run another model. Keep it in a "
-            "buffer, and save it with the weights."
+            "or depends on the first images that it receives, so each worker would run a different model. Store that "
+            "value in a buffer, and save it with the weights."
         )
 
 
 def refuse_batch_dependence(model: Model, images: Tensor) -> None:
-    """Raises InvalidRequestError when images depend on each other in batches that are unlike each other. What fails
-    with some of those made-up batches is left alone: it may be right to do so."""
+    """Raises InvalidRequestError if images depend on each other in any of several contrasting batches.
+
+    Batches with which the model fails are ignored, because a model may refuse such images.
+    """
     for batch in make_contrasting_batches(images):
         try:
             comparison = compare_batches(model, batch, larger=False)
@@ -66,8 +71,11 @@ def refuse_batch_dependence(model: Model, images: Tensor) -> None:
 
 @dataclass(frozen=True)
 class GradientCounts:
-    """``finite``: of how many of ``images`` scores and gradients are finite; ``moving``: how many of ``gradients`` are
-    not zero everywhere."""
+    """Counts of synthetic images.
+
+    ``finite``: how many of ``images`` have finite scores and gradients. ``moving``: how many of ``gradients`` are not
+    zero everywhere.
+    """
 
     images: int
     finite: int
@@ -76,9 +84,10 @@ class GradientCounts:
 
 
 def count_gradients(model: Model, images: Tensor, comparison: BatchComparison) -> GradientCounts:
-    """Of the ``comparison`` of ``images``, or, when nothing there is finite or moves, of more made-up ones.
+    """Counts finite scores and nonzero gradients in ``comparison``.
 
-    Raises InvalidRequestError when that is true of those, too.
+    If no scores there are finite, or the gradient is zero, more synthetic images are run and counted instead. Raises
+    InvalidRequestError if the same holds for all of them.
     """
     finite = _have_finite_scores(comparison.batch.scores)
     finite[1] &= bool(comparison.alone.gradient.isfinite().all())
@@ -91,7 +100,8 @@ def count_gradients(model: Model, images: Tensor, comparison: BatchComparison) -
     if not all_finite:
         raise InvalidRequestError(
             f"{model.spec} gives scores or gradients that are not finite for each of {tried} made-up "
-            "images, as it would in the run: are its weights finite, and does the preprocessing fit it (mean, std)?"
+            "images, so no row could be explained: check that its weights are finite, and that the preprocessing fits "
+            "it (mean, std)."
         )
     if not moving:
         raise InvalidRequestError(_describe_missing_gradient(model, images, tried))
@@ -99,12 +109,14 @@ def count_gradients(model: Model, images: Tensor, comparison: BatchComparison) -
 
 
 def _count_run(run: ModelRun) -> tuple[int, int]:
+    """Returns the numbers of images with finite scores and gradients, and with a nonzero gradient."""
     finite = _have_finite_scores(run.scores) & run.gradient.flatten(1).isfinite().all(1)
     return int(finite.sum()), int((run.gradient != 0).flatten(1).any(1).sum())
 
 
 def _have_finite_scores(scores: Tensor) -> Tensor:
-    """Bool [n]: of what a target can read. −inf is how a class is masked: any but all may be."""
+    """Returns, for each image, whether its scores are finite, bool [n]. Some classes, but not all, may be masked by
+    −inf."""
     masked = scores.isneginf()
     return (scores.isfinite() | masked).all(1) & ~masked.all(1)
 
@@ -112,7 +124,7 @@ def _have_finite_scores(scores: Tensor) -> Tensor:
 def _refuse_randomness(model: Model, images: Tensor, times: int) -> None:
     first = run_model(model, images)
     for _ in range(times):
-        run_model(model, images[:1], backward=False)  # what a model keeps of a batch shows in the next one
+        run_model(model, images[:1], backward=False)  # state that a model keeps of a batch affects the next one
         second = run_model(model, images)
         scores = relative_difference(second.scores, first.scores)
         gradient = relative_difference(second.gradient, first.gradient)
@@ -122,9 +134,9 @@ def _refuse_randomness(model: Model, images: Tensor, times: int) -> None:
             quantity = "scores" if scores > SCORE_BOUND else "gradients"
             raise InvalidRequestError(
                 f"{model.spec} gives other {quantity} each time for the same images (relative difference "
-                f"{max(scores, gradient):.2g}){_first_in(differing)}: maps would be of chance, or of what ran before. "
-                "Let its forward depend on its images alone: dropout off in eval mode, no noise, clock, counter or "
-                "memory of earlier batches."
+                f"{max(scores, gradient):.2g}){_first_in(differing)}: maps would depend on chance, or on earlier "
+                "batches. Let its forward depend only on its images: dropout off in eval mode, no noise, clock, "
+                "counter or memory of earlier batches."
             )
 
 
@@ -136,8 +148,8 @@ def _describe_dependence(model: Model, images: Tensor, comparison: BatchComparis
     bound = SCORE_BOUND if comparison.scores > SCORE_BOUND else GRADIENT_BOUND
     return (
         f"{model.spec}: images of a batch depend on each other. {_differing_quantity(comparison).capitalize()} of an "
-        f"image alone, in a batch and in another order differ by {_largest_difference(comparison):.2g} of the largest, "
-        f"where rounding makes {bound:g}{_first_in(next(filter(None, differing), ''))}: maps would depend on which "
+        f"image alone, in a batch and in another order differ by {_largest_difference(comparison):.2g} of the largest "
+        f"value (rounding: {bound:g}){_first_in(next(filter(None, differing), ''))}: maps would depend on which "
         "images share a batch. Let the model treat each image by itself: batch norms in eval mode with running "
         "statistics, no sum, maximum, softmax, sorting or attention over the batch."
     )
@@ -158,15 +170,16 @@ def _describe_missing_gradient(model: Model, images: Tensor, tried: int) -> str:
     cut = find_gradient_cut(recorder.calls, gradients)
     return (
         f"the scores of {model.spec} have no gradient by the input{f' behind {cut}' if cut else ''}: it is exactly 0 "
-        f"everywhere, for each of {tried} made-up images, and all maps would be zero. Rounding, signs, argmax, "
-        "detach(), no_grad(), quantised arithmetic and weights that are 0 let no gradient pass: give the model in "
-        "floating point, trained, and without them."
+        f"everywhere, for each of {tried} made-up images, and all maps would be zero. No gradient passes through "
+        "rounding, signs, argmax, detach(), no_grad(), quantised arithmetic and weights that are 0: give a trained "
+        "model in floating point without them."
     )
 
 
 def _is_rounding(model: Model, again: Model, images: Tensor, comparison: BatchComparison) -> bool:
-    """Whether what differs in ``comparison`` vanishes in float64; if it cannot be run there, whether it is small."""
-    with suppress(Exception):  # whatever a model raises that was made for another precision
+    """Whether the differences in ``comparison`` vanish in float64; if the model cannot run in it, whether they are
+    small."""
+    with suppress(Exception):  # a model for another precision may raise anything
         exact, other = (replace(each, module=copied(each.module).double()) for each in (model, again))
         in_float64 = compare_batches(exact, images.double(), again=other)
         if relative_difference(in_float64.batch.scores, comparison.batch.scores) < _PRECISION_BOUND:

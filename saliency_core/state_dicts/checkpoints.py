@@ -1,4 +1,4 @@
-"""The state dict inside of a checkpoint, which may hold several, beside optimizers, counters and settings."""
+"""Finds the state dict in a checkpoint, which may hold several, and also optimizers, counters and settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from saliency_core.errors import InvalidRequestError
 from saliency_core.state_dicts.module_versions import VersionedState, select_prefix, versions_of
 
-# In the order of preference: the weights that were trained, before averages of them.
+# In order of preference: trained weights come before averages of them.
 _PREFERRED_NAMES = (
     "state_dict", "model_state_dict", "model_state", "model", "net", "network", "net_state_dict", "weights", "params",
     "state", "module", "backbone", "classifier", "encoder", "teacher", "student", "state_dict_ema", "model_ema",
@@ -22,11 +22,11 @@ _MAX_DEPTH = 4
 
 
 def find_state(checkpoint: object, path: Path, *, key: str | None) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The state dict of ``checkpoint``, and notes of what was passed over. ``key``: the entry that holds it, dotted
-    if nested, or the prefix of its names in one of them; None: the only one there is, or the first by name.
+    """Returns the state dict of ``checkpoint``, and a note if others were not used.
 
-    Raises InvalidRequestError, with the entries that there are, if there is no state dict, or if none of several is
-    preferred.
+    ``key``: the entry that holds it, dotted if nested, or the prefix of its names in an entry. None: the only state
+    dict, or the one with the most preferred name. Raises InvalidRequestError, with the names of the entries, if there
+    is no state dict, or if none of several is preferred.
     """
     if not isinstance(checkpoint, Mapping):
         raise InvalidRequestError(
@@ -38,13 +38,13 @@ def find_state(checkpoint: object, path: Path, *, key: str | None) -> tuple[dict
         states = {key: entries[key]} if key in entries else _states_by_prefix(entries, key)
         if len(states) > 1:
             raise InvalidRequestError(
-                f"`weights_key` {key}: {path} has several of that prefix: give one of {_join_names(states)}."
+                f"`weights_key` {key}: {path} has several of that prefix: choose one of {_join_names(states)}."
             )
         for state in states.values():
             return state, ()
         raise InvalidRequestError(
-            f"`weights_key` {key}: {path} has no state dict of that name, and no tensors of that prefix. It has "
-            f"{_join_names(entries)}."
+            f"`weights_key` {key}: {path} has no state dict of that name, and no tensors of that prefix. Its state "
+            f"dicts: {_join_names(entries)}."
         )
     if "" in entries:
         return entries[""], ()
@@ -57,7 +57,7 @@ def find_state(checkpoint: object, path: Path, *, key: str | None) -> tuple[dict
     unused = [name for name in entries if name != chosen]
     if any(ranks[name] == ranks[chosen] for name in unused):
         raise InvalidRequestError(
-            f"{path} holds several state dicts: choose one with `weights_key`, of {_join_names(entries)}."
+            f"{path} holds several state dicts: choose one with `weights_key`, from {_join_names(entries)}."
         )
     if not unused:
         return entries[chosen], ()
@@ -67,7 +67,7 @@ def find_state(checkpoint: object, path: Path, *, key: str | None) -> tuple[dict
 
 
 def is_state(value: object) -> bool:
-    """Whether ``value`` is a mapping of names to tensors; torch's own ``_extra_state`` entries may be anything."""
+    """Whether ``value`` is a mapping of names to tensors; torch's ``_extra_state`` entries may be any object."""
     return isinstance(value, Mapping) and all(
         isinstance(name, str) and (isinstance(item, Tensor) or name.endswith("_extra_state"))
         for name, item in value.items()
@@ -75,7 +75,7 @@ def is_state(value: object) -> bool:
 
 
 def _iterate_states(value: Mapping[Any, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every state dict in ``value`` by its dotted path, outermost first."""
+    """Yields every state dict in ``value`` with its dotted path, outermost first."""
     if is_state(value):
         if value or not path:
             yield path, VersionedState(value, versions_of(value))
@@ -88,7 +88,8 @@ def _iterate_states(value: Mapping[Any, Any], path: str) -> Iterator[tuple[str, 
 
 
 def _states_by_prefix(entries: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, dict[str, Any]]:
-    """The parts of state dicts, by their paths, whose names begin with ``key``, with the entry's path or without."""
+    """Returns, by their paths, the parts of state dicts whose names begin with ``key``, which may include the entry's
+    path."""
     states: dict[str, dict[str, Any]] = {}
     for path, state in entries.items():
         for start in {key, key.removeprefix(f"{path}.")}:
@@ -100,7 +101,7 @@ def _states_by_prefix(entries: Mapping[str, Mapping[str, Any]], key: str) -> dic
 
 
 def _rank(path: str) -> tuple[int, ...]:
-    """Of each part its place in the list of names; what is not in the list comes last."""
+    """Returns the position of each part of the path in ``_PREFERRED_NAMES``; unlisted parts come last."""
     last = len(_PREFERRED_NAMES)
     return tuple(_PREFERRED_NAMES.index(name) if name in _PREFERRED_NAMES else last for name in path.split("."))
 
@@ -111,7 +112,7 @@ def _join_names(entries: Mapping[str, object]) -> str:
 
 
 def _describe_non_tensor(checkpoint: Mapping[Any, Any]) -> str:
-    """The first entry that is no tensor, in the mapping that has most of them."""
+    """Describes the first entry that is not a tensor, in the mapping with the most tensors."""
     mixed: Mapping[Any, Any] = max(
         (checkpoint, *(value for value in checkpoint.values() if isinstance(value, Mapping))),
         key=lambda mapping: sum(isinstance(value, Tensor) for value in mapping.values()),

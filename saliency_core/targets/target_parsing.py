@@ -1,4 +1,4 @@
-"""Target specs → targets."""
+"""Parses target specs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ MAX_WEIGHT = 1e30  # a score with it would leave float32
 
 
 def parse_targets(specs: Sequence[str], *, class_names: Sequence[str] | None = None) -> list[Target]:
-    """The targets in order; ``top:3`` is three of them. Raises InvalidRequestError where a spec is none."""
+    """Returns the targets of ``specs`` in order; ``top:3`` gives three.
+
+    Raises InvalidRequestError if a spec is invalid.
+    """
     return [target for spec in specs for target in _parse(spec, class_names)]
 
 
@@ -50,12 +53,12 @@ def _parse(spec: str, class_names: Sequence[str] | None) -> list[Target]:
         return [LabelClass(spec=body, slug=name or "label")]
     if head == "class" and rest:
         number = parse_class(rest, class_names)
-        # Always the number: a class name may hold anything, and two classes may share one.
+        # Always the number: a class name may contain any character, and two classes may share one.
         return [FixedClass(number, spec=f"class:{number}", slug=name or checked_slug(f"class_{number}", body))]
     if head == "top" and re.fullmatch("[1-9][0-9]*", rest):
         if len(rest) > 4 or int(rest) > MAX_TOP:
             raise InvalidRequestError(
-                f"target {spec[:60]!r} would be more than {MAX_TOP} targets, each with its arrays: take fewer."
+                f"target {spec[:60]!r} would be more than {MAX_TOP} targets, each with its own arrays: give fewer."
             )
         stem = name or "top"
         return [
@@ -84,7 +87,7 @@ def _require_name(name: str | None, spec: str) -> str:
 
 
 def _parse_weights(text: str, spec: str, class_names: Sequence[str] | None) -> dict[int, float]:
-    import yaml  # nothing else here wants it
+    import yaml  # only needed for this target
 
     try:
         entries = yaml.safe_load(text)
@@ -97,7 +100,8 @@ def _parse_weights(text: str, spec: str, class_names: Sequence[str] | None) -> d
         ) from (error)
     if not weights or len(weights) != len(entries) or not all(abs(weight) <= MAX_WEIGHT for weight in weights.values()):
         raise InvalidRequestError(
-            f"target {spec!r}: its weights are none, are not finite, are beyond ±{MAX_WEIGHT:g}, or name a class twice."
+            f"target {spec!r}: its weights are empty, not finite, beyond ±{MAX_WEIGHT:g}, or name a class twice: give "
+            "one finite weight for each class."
         )
     return weights
 
@@ -111,7 +115,7 @@ def _import_loss(path: str, spec: str) -> Callable[..., Any]:
         ) from error
     if not callable(function):
         raise InvalidRequestError(
-            f"target {spec!r}: {path!r} is a {type(function).__name__}, and nothing that can be called."
+            f"target {spec!r}: {path!r} is a {type(function).__name__}, which cannot be called: name a function."
         )
     return function
 

@@ -1,4 +1,4 @@
-"""Text that others wrote (names of files and classes, in any script, or hostile), made fit for a picture."""
+"""Prepares text from outside (names of files and classes, in any script, or hostile) for drawing in a picture."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def _glyphs() -> frozenset[int]:
 
 
 def printable(text: str, *, most: int | None = None) -> str:
-    """What the font lacks, or would not show, as ``\\u4e2d``; then cut in the middle to ``most`` characters.
+    """Escapes characters that the font lacks or would not show, as in ``\\u4e2d``.
 
-    Printable text stays as it is.
+    The result is then cut in the middle to ``most`` characters. Printable text is unchanged.
     """
     safe = "".join(
         character
@@ -32,7 +32,7 @@ def printable(text: str, *, most: int | None = None) -> str:
 
 
 def join_facts(facts: list[str], *, characters: int) -> list[str]:
-    """Lines of facts, as many on a line as fit; a fact is broken only where it is longer than a line."""
+    """Joins facts to lines of at most ``characters``; only a fact that is longer than a line is broken."""
     lines: list[str] = []
     for fact in facts:
         if lines and len(lines[-1]) + len(fact) + 7 <= characters:

@@ -1,4 +1,4 @@
-"""The views of one map: by itself, on its image, and the image where the map is strong."""
+"""Draws the views of one map: the map alone, the map on its image, and the image masked by the map."""
 
 from __future__ import annotations
 
@@ -20,33 +20,36 @@ VIEWS = ("map", "overlay", "mask")
 
 @dataclass(frozen=True)
 class Photograph:
-    """An image uint8 [H, W, 3], and the box of it that the model saw. What is missing is None, and ``problem`` why."""
+    """An image, uint8 [H, W, 3], and the box of it that the model's input covers.
+
+    A part that is missing is None, and ``problem`` is the reason.
+    """
 
     pixels: Pixels | None
     box: Geometry | None
     problem: str = ""
 
     def cell(self) -> Cell:
-        """The image itself."""
+        """Returns a cell with the image."""
         return Cell("image", self.problem if self.pixels is None else self.pixels)
 
 
 def refuse_unknown_views(views: Sequence[str]) -> None:
-    """Raises InvalidRequestError where a view does not exist, or none is asked for."""
+    """Raises InvalidRequestError if a view does not exist, or if there is none."""
     unknown = [view for view in views if view not in VIEWS]
     if unknown:
         raise InvalidRequestError(f"view {unknown[0]!r} does not exist: choose from {', '.join(VIEWS)}.")
     if not views:
-        raise InvalidRequestError(f"no view leaves nothing to draw: choose from {', '.join(VIEWS)}.")
+        raise InvalidRequestError(f"without a view there is nothing to draw: choose from {', '.join(VIEWS)}.")
 
 
 def view_cells(
     name: str, values: Map, photograph: Photograph, *, signed: bool, views: Sequence[str], style: MapStyle
 ) -> list[Cell]:
-    """A cell for each of ``views`` of a map [H, W], or [C, H, W] where channels were kept; the first bears its name.
+    """Returns a cell for each of ``views`` of a map [H, W], or [C, H, W] with channels; the first has its name.
 
-    Of kept channels the map is drawn as they are, in RGB (without a ``cmap``), the others of the strongest |channel|.
-    The range of the map's values stands below the first view that has its colours.
+    If there are three channels and no ``cmap``, the view ``map`` shows them as RGB. The other views show the strongest
+    |channel|. The range of the map's values is below the first view in the colours of the map.
     """
     as_signal = None
     strongest = values.ndim == 3 and len(values) > 1
@@ -75,10 +78,10 @@ def view_cells(
 def view_at_size(
     view: str, values: Map, photograph: Photograph, *, size: tuple[int, int], signed: bool, style: MapStyle
 ) -> Pixels:
-    """One view of a map [H, W] or [C, H, W], without words: uint8 [height, width, 3] of ``size``, (width, height).
+    """Returns one view of a map [H, W] or [C, H, W] without text, uint8 [height, width, 3]; ``size``: (width, height).
 
-    Of kept channels, the strongest |channel|. What the model never saw is grey, in an overlay dimmed. Raises ValueError
-    where the view needs the image, and the photograph has none.
+    A map with channels is drawn as its strongest |channel|. Pixels outside of the model's input are grey, or dimmed in
+    an overlay. Raises ValueError if the view needs the image, and the photograph has none.
     """
     values, signed = _one_channel(values, signed=signed)
     scaled = style.values(values, signed=signed)
@@ -91,7 +94,7 @@ def view_at_size(
 
 
 def _one_channel(values: Map, *, signed: bool) -> tuple[Map, bool]:
-    """[H, W] of [H, W] or [C, H, W], the strongest |channel| of several, and whether it has signs."""
+    """Returns the strongest |channel| [H, W] of a map [C, H, W], or the map itself, and whether it is signed."""
     if values.ndim == 2:
         return values, signed
     return (values[0], signed) if len(values) == 1 else (np.abs(values).max(axis=0), False)

@@ -358,9 +358,9 @@ def test_the_head_that_was_asked_for_is_the_scores(end: Callable[[Tensor], Tenso
     [
         (lambda: Model("own", headed(nn.Identity(), 1), SMALL, head="softmax"), "always 1"),
         (lambda: Model("own", headed(torch.sigmoid, 1), SMALL, head="softmax"), "always 1"),
-        (lambda: own(headed(nn.Softmax(1), 1)), "no logit"),
-        (lambda: own(headed(lambda z: z.softmax(1)[:, 1])), "no logit"),
-        (lambda: own(headed(F.hardsigmoid, 1)), "no logit"),
+        (lambda: own(headed(nn.Softmax(1), 1)), "not a logit"),
+        (lambda: own(headed(lambda z: z.softmax(1)[:, 1])), "not a logit"),
+        (lambda: own(headed(F.hardsigmoid, 1)), "not a logit"),
         (lambda: own(headed(lambda z: torch.cat([part.sigmoid() for part in z.split(1)]))), "for one image"),
     ],
 )

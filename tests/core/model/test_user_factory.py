@@ -105,7 +105,7 @@ number = 3
         ("leaves", r"raised Leaves \(now\)"),
         ("stops", "raised Stops"),
         ("closes", "raised GeneratorExit"),
-        ("fails", "could not be made: RuntimeError: no luck"),
+        ("fails", "could not be built: RuntimeError: no luck"),
         ("exits_in_eval", r"called sys\.exit\(0\)"),
         ("exits_in_state_dict", r"called sys\.exit\(0\)"),
         ("needs_arguments", r"needs arguments \(depth, width\)"),
@@ -116,7 +116,7 @@ number = 3
         ("returns_pair", "returned a tuple of 2"),
         ("returns_state", "returned a dict"),
         ("instance", "is a Sequential itself"),
-        ("number", "is a int, where a factory"),
+        ("number", "is a int, which cannot be called"),
         ("absent", "cannot be imported: .*absent"),
     ],
 )
