@@ -36,8 +36,8 @@ class Probe:
 
     Attributes:
         rows: The largest difference between the scores of an image alone, in a batch, and in another order.
-        gradient_rows: The same difference of its gradient. None if it was not measured, because the model does not
-            define its own backward.
+        gradient_rows: The same difference of its gradient. Measured only if the model may define its own gradient, by
+            a backward, hooks or detached tensors; otherwise None.
         repeat: The largest difference between its scores in two runs.
         draws: Whether the forward draws random numbers; the scores do not depend on them.
         images: The number of images whose scores were computed.
