@@ -84,12 +84,26 @@ class Model:
         return self.as_columns(self.outputs(images), images)
 
     def outputs(self, images: Tensor) -> object:
-        """Runs the module, and returns its output unchanged, which may be a tuple or a mapping."""
+        """Runs the module.
+
+        Args:
+            images: Preprocessed images, float [n, C, H, W].
+
+        Returns:
+            What the module returns, unchanged: a tensor, a tuple, a mapping or another object.
+        """
         with eagerly(), nullcontext() if self.passing is None else PassBy(self.passing):
             return self.module(images)
 
     def as_logits(self, outputs: object, images: Tensor) -> Tensor:
-        """Returns the scores [n, classes] in the module's ``outputs`` for ``images`` [n, C, H, W].
+        """Selects the scores in the result of ``outputs``.
+
+        Args:
+            outputs: What the module returned for the images.
+            images: Those images, [n, C, H, W].
+
+        Returns:
+            Scores [n, classes]. A single logit z becomes the scores −z and z of two classes.
 
         Raises:
             InvalidRequestError: The outputs are ambiguous, or do not have the shape [n, classes].
@@ -97,9 +111,16 @@ class Model:
         return columns_to_scores(self.as_columns(outputs, images))
 
     def as_columns(self, outputs: object, images: Tensor) -> Tensor:
-        """Returns the columns [n, columns] in the module's ``outputs`` for ``images`` [n, C, H, W].
+        """Selects the columns in the result of ``outputs``.
 
         Axes of size 1 may be squeezed, or may follow the columns, as after a 1 × 1 convolution.
+
+        Args:
+            outputs: What the module returned for the images.
+            images: Those images, [n, C, H, W].
+
+        Returns:
+            Columns [n, columns]: one for each class, or a single logit.
 
         Raises:
             InvalidRequestError: The outputs are ambiguous, or do not have the shape [n, columns].

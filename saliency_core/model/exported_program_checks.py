@@ -43,7 +43,7 @@ _FUNCTION = re.compile(
     r"|_make_dual|_unpack_dual|_unwrap_for_grad|_enter_dual_level|_exit_dual_level)"
 )
 _SYMBOL = re.compile(r"[A-Za-z_]{1,16}[0-9]{0,6}")
-# No quotes, brackets, backslashes or line ends: such a string cannot end a string literal in generated source text.
+# Without quotes, brackets, backslashes or line ends, such a string stays a string in generated source text.
 _PLAIN = re.compile(r"[\w .:+@/<>|$-]*")
 
 

@@ -47,7 +47,7 @@ def import_attribute(path: str) -> object:
         raise
     except AttributeError as error:
         raise ImportError(str(error)) from error
-    except Exception as error:  # whatever the user's module raises
+    except Exception as error:  # the user's module may raise anything
         reason = (
             str(error).rstrip(".")
             if isinstance(error, InvalidRequestError)

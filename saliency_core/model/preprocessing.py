@@ -132,7 +132,15 @@ class Preprocessing:
         return x.to(dtype)
 
     def resized_size(self, width: int, height: int) -> tuple[int, int]:
-        """Returns the (width, height) of an image after the resize and before the crop, with torchvision's rounding."""
+        """Computes the size of an image after the resize and before the crop, with torchvision's rounding.
+
+        Args:
+            width: The image's width in pixels.
+            height: The image's height in pixels.
+
+        Returns:
+            The resized (width, height).
+        """
         if self.resize is None:
             return width, height
         if isinstance(self.resize, tuple):
@@ -141,16 +149,31 @@ class Preprocessing:
         return (self.resize, longer) if width <= height else (longer, self.resize)
 
     def resize_pixels(self, width: int, height: int) -> int:
-        """Returns the number of pixels of the largest intermediate image of `apply`; PIL resizes the width first.
+        """Computes the size of the largest intermediate image of `apply`, in which PIL resizes the width first.
 
         Check it before decoding: a line of 1 × 100,000 pixels is a tiny file, but if its shorter edge becomes 256, its
         longer one becomes 25,600,000.
+
+        Args:
+            width: The image's width in pixels.
+            height: The image's height in pixels.
+
+        Returns:
+            The number of pixels.
         """
         new_width, new_height = self.resized_size(width, height)
         return new_width * max(height, new_height)
 
     def geometry(self, width: int, height: int) -> Geometry:
-        """Returns the box that the model's input covers in an image of this size (after its EXIF orientation)."""
+        """Computes the box that the model's input covers in an image.
+
+        Args:
+            width: The image's width in pixels, after its EXIF orientation.
+            height: The image's height in pixels, after its EXIF orientation.
+
+        Returns:
+            The box, in the image's pixels.
+        """
         new_width, new_height = self.resized_size(width, height)
         rows, columns = self.input_size
         left, top = _crop_start(new_width, columns), _crop_start(new_height, rows)
@@ -170,6 +193,9 @@ class Preprocessing:
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
         """Builds a Preprocessing from the result of `to_dict`.
 
+        Args:
+            values: The keys and values, all of them.
+
         Raises:
             ValueError: Keys are missing or unknown, or the values contradict each other.
         """
@@ -185,6 +211,9 @@ class Preprocessing:
     @classmethod
     def from_torchvision(cls, transforms: object) -> Preprocessing:
         """Builds a Preprocessing from the `transforms()` of torchvision's classification weights.
+
+        Args:
+            transforms: The transforms.
 
         Raises:
             ValueError: The transforms are not an ``ImageClassification`` preset.
@@ -206,6 +235,9 @@ class Preprocessing:
     @classmethod
     def from_timm(cls, data_config: Mapping[str, Any]) -> Preprocessing:
         """Builds a Preprocessing from timm's `resolve_data_config`.
+
+        Args:
+            data_config: The config.
 
         Raises:
             ValueError: The config uses a crop mode, or crop border pixels, that these keys cannot express.

@@ -29,7 +29,7 @@ TARGETS = {
     "NAME=weighted:{K: W, …}": "a weighted sum of classes' scores",
     "NAME=loss:package.module:function": "any (logits, labels) → one value per image",
     "layer:MODULE[INDEX]": "the mean activation of a channel or unit of any layer, INDEX of its axes after the images' "
-    "(channels first in a CNN, tokens first in a ViT's [n, tokens, C]); NAME=… where it cannot be a name",
+    "(channels first in a CNN, tokens first in a ViT's [n, tokens, C]); give NAME=… if that is not a valid name",
 }
 
 MAX_TOP = 1000
