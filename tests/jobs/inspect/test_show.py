@@ -29,13 +29,13 @@ SCALE = (1, 257, 3)
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Every figure that is drawn, still whole."""
     drawn: list[Figure] = []
-    draw = module.draw
+    draw = module.draw_contact_sheet
 
     def keeping(*args: Any, **kwargs: Any) -> Figure:
         drawn.append(draw(*args, **kwargs))
         return drawn[-1]
 
-    monkeypatch.setattr(module, "draw", keeping)
+    monkeypatch.setattr(module, "draw_contact_sheet", keeping)
     return drawn
 
 
