@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from saliency_core.errors import InvalidRequestError, Refused, SaliencyWarning, Told
     from saliency_core.explainer import Explainer, Explanation
     from saliency_core.fullgrad_decomposition import Decomposition, decompose
-    from saliency_core.model.model_loading import Model, load_model
+    from saliency_core.model.classifier import Model
+    from saliency_core.model.model_loading import load_model
     from saliency_core.model.preprocessing import Preprocessing
     from saliency_core.probe.model_probe import probe_model
 
@@ -36,7 +37,7 @@ _HOME = {
     "Explainer": "explainer",
     "Explanation": "explainer",
     "InvalidRequestError": "errors",
-    "Model": "model.model_loading",
+    "Model": "model.classifier",
     "Preprocessing": "model.preprocessing",
     "Refused": "errors",
     "SaliencyWarning": "errors",

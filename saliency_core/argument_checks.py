@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from saliency_core.errors import InvalidRequestError
-from saliency_core.model.model_loading import Model
+from saliency_core.model.classifier import Model
 from saliency_core.targets.class_targets import NO_LABEL
 
 _PRINTED_MODULE = re.compile(r"[=:]\s*[A-Z]\w*\(")  # as in "gradcam(layer=Conv2d(3, 8, …))"

@@ -29,8 +29,8 @@ from saliency_core.errors import InvalidRequestError, SaliencyWarning
 from saliency_core.methods.averaging import MEAN, MomentAccumulator
 from saliency_core.methods.registry import Signal, parse_method
 from saliency_core.methods.samplers import Batch, Sampler
+from saliency_core.model.classifier import Model
 from saliency_core.model.heads import to_probabilities
-from saliency_core.model.model_loading import Model
 from saliency_core.replica.cpu.allocator import is_out_of_memory
 from saliency_core.replica.prepare import Replica, make_replica
 from saliency_core.spec_syntax import refuse_collisions

@@ -12,7 +12,7 @@ from saliency_core.autograd.forward import LayerGradient
 from saliency_core.errors import InvalidRequestError
 from saliency_core.explainer import Explainer
 from saliency_core.methods.fullgrad import bias_of, completeness, images_first
-from saliency_core.model.model_loading import Model
+from saliency_core.model.classifier import Model
 
 
 def decompose(

@@ -7,7 +7,7 @@ from torch.nn.functional import cosine_similarity, interpolate
 
 from saliency_core.explainer import Explainer
 from saliency_core.map_similarity import rank_correlation
-from saliency_core.model.model_loading import Model
+from saliency_core.model.classifier import Model
 
 IMAGES = 4
 GRID = 14

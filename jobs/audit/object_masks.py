@@ -19,7 +19,7 @@ from jobs.store.run_record import Run
 from jobs.util.csv_escaping import neutral
 from saliency_core.errors import InvalidRequestError
 from saliency_core.map_measures import Floats
-from saliency_core.model.preprocessing import Geometry
+from saliency_core.model.geometry import Geometry
 
 BOX_COLUMNS = ("x0", "y0", "x1", "y1")
 MAX_MASK_PIXELS = 100_000_000

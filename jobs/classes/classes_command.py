@@ -44,7 +44,7 @@ from saliency_core.errors import InvalidRequestError, SaliencyWarning
 if TYPE_CHECKING:
     from jobs.explain.model_building import TriedModel
     from saliency_core.class_visualization.ascent import ClassModels
-    from saliency_core.model.model_loading import Model
+    from saliency_core.model.classifier import Model
 
 # Small, so that several replicas share a few classes; fixed, so that it is the same on every machine.
 BATCH = {"cpu": 8, "cuda": 32}
@@ -153,11 +153,11 @@ def _set_up(run: ClassRun) -> ClassRun:
 
 def _choose_classes(requested: Sequence[str], names: Sequence[str] | None, n_classes: int) -> list[int]:
     """Class numbers, ascending, each once. Raises InvalidRequestError if one of ``requested`` is not a class."""
-    from saliency_core.targets.class_targets import class_number
+    from saliency_core.targets.class_targets import parse_class
 
     if list(requested) == [ALL]:
         return list(range(n_classes))
-    return sorted({class_number(name, names, n_classes=n_classes) for name in requested})
+    return sorted({parse_class(name, names, n_classes=n_classes) for name in requested})
 
 
 def _visualise_one(model: Model, number: int) -> ClassModels:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from jobs.store.run_record import ArraySpec, Run
 from saliency_core.map_measures import Floats
-from saliency_core.model.preprocessing import Geometry
+from saliency_core.model.geometry import Geometry
 
 BOX_TOLERANCE = 1e-6  # part of an edge: boxes that differ by less are equal
 

@@ -15,7 +15,9 @@ from jobs.store.software_versions import Software, refuse_other_worker, software
 from jobs.util.exit_guard import refuse_quitting
 from jobs.util.interruptible_wait import abandonable
 from saliency_core.errors import InvalidRequestError
-from saliency_core.model.model_loading import Model, load_model, model_digest
+from saliency_core.model.classifier import Model
+from saliency_core.model.model_digest import model_digest
+from saliency_core.model.model_loading import load_model
 from saliency_core.probe.model_probe import Probe, probe_model
 from saliency_core.replica.cpu.allocator import keep_freed_memory
 

@@ -18,8 +18,8 @@ from jobs.store.run_record import ArraySpec
 from jobs.store.software_versions import Software
 from saliency_core.errors import InvalidRequestError, SaliencyWarning
 from saliency_core.explainer import LESS_EXACT, Explainer, Explanation
+from saliency_core.model.classifier import Model
 from saliency_core.model.heads import Head
-from saliency_core.model.model_loading import Model
 from saliency_core.model.preprocessing import Preprocessing
 from saliency_core.precision_agreement import agreement
 from saliency_core.replica.last_spatial_layer import AUTO

@@ -16,9 +16,9 @@ from jobs.export.selection import ExportSelection, left_out_reasons
 from jobs.inputs.rejected import RejectedImage
 from jobs.store.run_record import ArraySpec
 from jobs.util.csv_escaping import SafeWriter
-from saliency_core.model.preprocessing import Geometry
+from saliency_core.model.geometry import Geometry
 from saliency_core.visualization.map_style import MapStyle
-from saliency_core.visualization.views import Photograph, refuse_unknown, view_at_size
+from saliency_core.visualization.views import Photograph, refuse_unknown_views, view_at_size
 
 TABLE = "pictures.csv"
 _CLASS_COLUMNS = ("class", "class_name", "score", "probability")
@@ -32,7 +32,7 @@ class Png(Format):
     def __init__(
         self, selection: ExportSelection, folder: ExportFolder, *, views: Sequence[str], style: MapStyle
     ) -> None:
-        refuse_unknown(views)
+        refuse_unknown_views(views)
         super().__init__(selection, folder)
         self._views = list(dict.fromkeys(views))
         self._style = style
@@ -72,7 +72,7 @@ class Png(Format):
     ) -> None:
         photograph = Photograph(None if image is None else np.asarray(image), geometry)
         size = line["width"], line["height"]
-        pixels = view_at_size(view, values, photograph, size=size, signed=not array.nonnegative, look=self._style)
+        pixels = view_at_size(view, values, photograph, size=size, signed=not array.nonnegative, style=self._style)
         with self.folder.atomic_file(_picture_path(line, array, view)) as file:
             # Maps hardly compress: higher levels take seconds and gain nothing.
             Image.fromarray(pixels).save(file, "PNG", compress_level=3)

@@ -21,12 +21,12 @@ from jobs.store.run_record import ArraySpec
 from jobs.store.store_reader import Store, open_store
 from jobs.util.failure_reasons import for_explained
 from saliency_core.errors import InvalidRequestError
-from saliency_core.model.preprocessing import Geometry
+from saliency_core.model.geometry import Geometry
 from saliency_core.visualization.canvas import DPI
-from saliency_core.visualization.contact_sheet import CELL, Cell, Panel, draw, refuse_too_many
+from saliency_core.visualization.contact_sheet import CELL, Cell, Panel, draw_contact_sheet, refuse_too_many_panels
 from saliency_core.visualization.map_style import MapStyle
 from saliency_core.visualization.picture_text import printable
-from saliency_core.visualization.views import Photograph, refuse_unknown, view_cells
+from saliency_core.visualization.views import Photograph, refuse_unknown_views, view_cells
 
 MAX_DEFAULT_ARRAYS = 6  # arrays drawn if none are named
 MAX_CELLS_PER_TIER = 5  # with more cells, the views of an array are drawn below each other
@@ -50,13 +50,13 @@ def show(
     Raises `InvalidRequestError`, with nothing written, if the rows cannot be drawn.
     """
     style = style or MapStyle()
-    refuse_unknown(views)
+    refuse_unknown_views(views)
     _refuse_unwritable(output)
     store = open_store(out)
     specs = [store.array(path).spec for path in arrays] if arrays else _default_arrays(list(store.arrays.values()))
     row_numbers = choose_rows(store, selection, target=specs[0].target)
     one_tier = 1 + len(specs) * len(views) <= MAX_CELLS_PER_TIER
-    refuse_too_many(len(row_numbers), columns=1 + len(specs) * (len(views) if one_tier else 1))
+    refuse_too_many_panels(len(row_numbers), columns=1 + len(specs) * (len(views) if one_tier else 1))
     index = store.lines(row_numbers).to_pylist()
     maps = [store.maps(spec.path, row_numbers) for spec in specs]
     panels = []
@@ -66,7 +66,7 @@ def show(
     footer = (
         _footer_text(style, drawn=len(specs), stored=len(store.arrays)) if any(panel.tiers for panel in panels) else ""
     )
-    _save_figure(draw(panels, footer=footer), output)
+    _save_figure(draw_contact_sheet(panels, footer=footer), output)
     return output
 
 
@@ -135,7 +135,7 @@ def _row_cells(
         status = line[f"{spec.target}__status"]
         if status == OK:
             signed = not spec.nonnegative
-            cells.append([*view_cells(spec.path, values, photograph, signed=signed, views=views, look=style)])
+            cells.append([*view_cells(spec.path, values, photograph, signed=signed, views=views, style=style)])
         else:
             cells.append([Cell(spec.path, printable(f"no map: {status}", most=160)), *[None] * (len(views) - 1)])
     return cells

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from jobs.config.requested_rows import RowSelection
 from jobs.store.store_reader import Store
 from saliency_core.errors import InvalidRequestError
-from saliency_core.targets.class_targets import class_number
+from saliency_core.targets.class_targets import parse_class
 
 
 def choose_rows(store: Store, selection: RowSelection, *, target: str) -> list[int]:
@@ -24,7 +24,7 @@ def choose_rows(store: Store, selection: RowSelection, *, target: str) -> list[i
     if not len(candidates):
         raise InvalidRequestError(f"{store.run.config.out} has no committed rows yet: run explain again to go on.")
     if selection.class_ is not None:
-        number = class_number(selection.class_, store.run.class_names, n_classes=store.run.n_classes)
+        number = parse_class(selection.class_, store.run.class_names, n_classes=store.run.n_classes)
         classes = store.lines(candidates, [f"{target}__class"])[0]
         candidates = candidates[np.asarray(pc.fill_null(pc.equal(classes, number), False))]
         if not len(candidates):

@@ -1,1 +1,1 @@
-"""Class model visualisation: the image that a class scores highest on."""
+"""Class model visualisation: finds the image for which the score of a class is highest."""

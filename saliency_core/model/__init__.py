@@ -1,1 +1,1 @@
-"""Model specs to a frozen classifier in eval mode, its preprocessing and its class names."""
+"""Models: specs are turned into a frozen classifier in eval mode with its preprocessing and class names."""

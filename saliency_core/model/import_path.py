@@ -1,4 +1,4 @@
-"""The user's own code: named as ``package.module:attribute``, imported, called, and kept from ending the process."""
+"""Imports the user's code by ``package.module:attribute``, and keeps it from ending the process."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from saliency_core.errors import InvalidRequestError
 
 
 @contextmanager
-def kept_from_exiting(what: str) -> Iterator[None]:
-    """Raises InvalidRequestError if the code inside tries to end the process, as ``sys.exit()`` does; ``what`` names
-    that code.
+def forbid_exit(code: str) -> Iterator[None]:
+    """Raises InvalidRequestError if the code inside tries to end the process, as ``sys.exit()`` does.
 
-    Any exception that is no ``Exception`` counts as an attempt. Ctrl-C passes through.
+    ``code`` names that code in the message. Any exception that is not an ``Exception`` counts as an attempt, except
+    for KeyboardInterrupt, which passes through.
     """
     try:
         yield
@@ -24,38 +24,39 @@ def kept_from_exiting(what: str) -> Iterator[None]:
         if isinstance(error, Exception) or type(error) is KeyboardInterrupt:
             raise
         raise InvalidRequestError(
-            f"{what} {_attempt(error)}, which would end the job: let it return instead."
+            f"{code} {_describe_exit(error)}, which would end the job: let it return instead."
         ) from error
 
 
-def import_named(path: str) -> object:
-    """The attribute that ``path`` names.
+def import_attribute(path: str) -> object:
+    """Returns the attribute that ``path`` (``package.module:attribute``) names.
 
-    Raises ValueError if ``path`` is not so written, ImportError if it cannot be had, with what its module raised.
+    Raises ValueError if ``path`` does not have that form, and ImportError, with what the module raised, if the import
+    fails.
     """
     module, _, attribute = path.partition(":")
     if not module or not attribute:
         raise ValueError(f"{path!r} is not package.module:attribute")
-    # The console script does not put the working directory on the path, as `python -m` does.
+    # Unlike `python -m`, the console script does not put the working directory on the path.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:
-        with kept_from_exiting(f"module {module!r}"):
+        with forbid_exit(f"module {module!r}"):
             return getattr(import_module(module), attribute)
     except ImportError:
         raise
     except AttributeError as error:
         raise ImportError(str(error)) from error
-    except Exception as error:  # whatever the user's module raises
-        why = (
+    except Exception as error:  # the user's module may raise anything
+        reason = (
             str(error).rstrip(".")
             if isinstance(error, InvalidRequestError)
             else f"{module!r} raises {type(error).__name__}: {error}"
         )
-        raise ImportError(why) from error
+        raise ImportError(reason) from error
 
 
-def _attempt(error: BaseException) -> str:
+def _describe_exit(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return f"called sys.exit({'' if error.code is None else repr(error.code)})"
     return f"raised {type(error).__name__}{f' ({error})' if str(error) else ''}"

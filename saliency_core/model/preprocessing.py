@@ -1,8 +1,8 @@
-"""From a picture to the model's input, and from a map back to the picture.
+"""Turns an RGB image into a model's input: resize, centre crop and normalisation.
 
-The resize and the crop run in PIL on the CPU, bit for bit as torchvision's transforms do on a PIL image;
-the normalisation runs on whatever device the batch is on. Nothing here imports torch until a tensor is at
-hand, so that a decode worker starts fast and stays small.
+The resize and the crop run in PIL on the CPU, bit for bit as torchvision's transforms do on a PIL image.
+The normalisation runs on the batch's device. torch is imported only by functions that take tensors, so that a
+decode worker starts fast and uses little memory.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from saliency_core.model.geometry import Geometry
 
 if TYPE_CHECKING:
     import torch
@@ -34,15 +36,19 @@ _EXPLICIT = "give the preprocessing by explicit keys: resize, crop, interpolatio
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What one model wants its pictures to look like.
+    """The steps that turn an RGB image into a model's input.
 
-    resize: the shorter edge in pixels, aspect ratio kept; or exactly (height, width); or None for no resize.
-    crop: (height, width) cut from the centre, padded with black where the picture is smaller; or None.
-    interpolation: one of FILTERS, PIL's own (antialiased, save for nearest).
-    mean, std: per channel, in units of 0..1.
-    channels: 3 for RGB, 1 for grey.
+    Args:
+        resize: The length of the shorter edge in pixels, keeping the aspect ratio; or the exact (height, width); or
+            None for no resize.
+        crop: The (height, width) cut from the centre, padded with black if the image is smaller; or None.
+        interpolation: One of ``FILTERS``, which are PIL's (antialiased, except for nearest).
+        mean: One number per channel, for pixels from 0 to 1.
+        std: One number per channel, for pixels from 0 to 1.
+        channels: 3 for RGB, 1 for grey.
 
-    Raises ValueError when the keys contradict each other or leave the input's size open.
+    Raises:
+        ValueError: The values contradict each other, or do not determine the input's size.
     """
 
     resize: int | tuple[int, int] | None
@@ -61,8 +67,8 @@ class Preprocessing:
             _check_pair("crop", self.crop)
         elif not isinstance(self.resize, tuple):
             raise ValueError(
-                f"resize={self.resize} without a crop leaves the model's input size open, and a batch needs "
-                "one size: give crop=(height, width), or an exact resize=(height, width)"
+                f"resize={self.resize} without a crop leaves the model's input size open, and all images of a batch "
+                "need the same size: give crop=(height, width), or an exact resize=(height, width)"
             )
         if self.interpolation not in FILTERS:
             raise ValueError(f"interpolation={self.interpolation!r} is unknown: use {', '.join(FILTERS)}")
@@ -76,15 +82,25 @@ class Preprocessing:
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """(H, W) of the model's input."""
+        """The (H, W) of the model's input."""
         size = self.crop or self.resize
         assert isinstance(size, tuple)
         return size
 
     def apply(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Resize and crop an RGB picture: uint8 [H, W, C], equal to torchvision's on the same picture."""
+        """Resizes and crops an RGB image, with the same result as torchvision.
+
+        Args:
+            image: A PIL image of mode RGB.
+
+        Returns:
+            The pixels, uint8 [H, W, C].
+
+        Raises:
+            ValueError: The image is not of mode RGB.
+        """
         if image.mode != "RGB":
-            raise ValueError(f"a picture of mode {image.mode} reached preprocessing: make it RGB first")
+            raise ValueError(f"an image of mode {image.mode} cannot be preprocessed: convert it to RGB first")
         if self.channels == 1:
             image = image.convert("L")
         image = image.resize(self.resized_size(*image.size), FILTERS[self.interpolation])
@@ -94,22 +110,37 @@ class Preprocessing:
         return np.array(image).reshape(height, width, self.channels)
 
     def normalise(self, images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """uint8 [n, H, W, C] → (x / 255 − mean) / std, dtype [n, C, H, W], contiguous, on the same device.
+        """Computes (x / 255 − mean) / std.
 
-        Worked out in float32 (in float64 if that is asked for) and only then rounded to a smaller dtype.
+        The computation is in float32 (in float64 if that is the dtype), and the result is rounded to a smaller dtype.
+
+        Args:
+            images: Pixels, uint8 [n, H, W, C].
+            dtype: The dtype of the result.
+
+        Returns:
+            The model's input, dtype [n, C, H, W], contiguous, on the same device.
         """
         import torch
 
         work = torch.float64 if dtype == torch.float64 else torch.float32
         x = images.permute(0, 3, 1, 2).to(work, memory_format=torch.contiguous_format)
-        # By tensors, for CUDA multiplies by the reciprocal of a number, which is not quite a division by it.
+        # Divides by tensors, because CUDA divides by a number through its reciprocal, which rounds differently.
         x /= _constant((255,), work, x.device)
         x -= _constant(self.mean, work, x.device)
         x /= _constant(self.std, work, x.device)
         return x.to(dtype)
 
     def resized_size(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) of a picture after the resize, before the crop; torchvision's rounding."""
+        """Computes the size of an image after the resize and before the crop, with torchvision's rounding.
+
+        Args:
+            width: The image's width in pixels.
+            height: The image's height in pixels.
+
+        Returns:
+            The resized (width, height).
+        """
         if self.resize is None:
             return width, height
         if isinstance(self.resize, tuple):
@@ -118,16 +149,31 @@ class Preprocessing:
         return (self.resize, longer) if width <= height else (longer, self.resize)
 
     def resize_pixels(self, width: int, height: int) -> int:
-        """Pixels of the largest picture that `apply` makes on its way: PIL resizes the width first.
+        """Computes the size of the largest intermediate image of `apply`, in which PIL resizes the width first.
 
-        To be checked beforehand: a line of 1 × 100,000 pixels is a tiny file, but its shorter edge becomes
-        256, and so the longer one 25,600,000.
+        Check it before decoding: a line of 1 × 100,000 pixels is a tiny file, but if its shorter edge becomes 256, its
+        longer one becomes 25,600,000.
+
+        Args:
+            width: The image's width in pixels.
+            height: The image's height in pixels.
+
+        Returns:
+            The number of pixels.
         """
         new_width, new_height = self.resized_size(width, height)
         return new_width * max(height, new_height)
 
     def geometry(self, width: int, height: int) -> Geometry:
-        """Where the model's input lies in a picture of this size (after its EXIF orientation)."""
+        """Computes the box that the model's input covers in an image.
+
+        Args:
+            width: The image's width in pixels, after its EXIF orientation.
+            height: The image's height in pixels, after its EXIF orientation.
+
+        Returns:
+            The box, in the image's pixels.
+        """
         new_width, new_height = self.resized_size(width, height)
         rows, columns = self.input_size
         left, top = _crop_start(new_width, columns), _crop_start(new_height, rows)
@@ -139,29 +185,43 @@ class Preprocessing:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, for run.json."""
+        """Returns the values as plain JSON types, for run.json."""
         values = asdict(self)
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """The inverse of `to_dict`. Raises ValueError when keys are missing or unknown."""
+        """Builds a Preprocessing from the result of `to_dict`.
+
+        Args:
+            values: The keys and values, all of them.
+
+        Raises:
+            ValueError: Keys are missing or unknown, or the values contradict each other.
+        """
         expected = {field.name for field in fields(cls)}
         if set(values) != expected:
             raise ValueError(
                 f"preprocessing has the keys {sorted(values)} but needs exactly {sorted(expected)}: "
-                "add what is missing, take away what is not known"
+                "add the missing keys and remove the unknown ones"
             )
         keys: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**keys)
 
     @classmethod
     def from_torchvision(cls, transforms: object) -> Preprocessing:
-        """From the `transforms()` of torchvision's classification weights; any other raises ValueError."""
+        """Builds a Preprocessing from the `transforms()` of torchvision's classification weights.
+
+        Args:
+            transforms: The transforms.
+
+        Raises:
+            ValueError: The transforms are not an ``ImageClassification`` preset.
+        """
         from torchvision.transforms._presets import ImageClassification
 
         if not isinstance(transforms, ImageClassification):
-            raise ValueError(f"{type(transforms).__name__} is no ImageClassification preset: {_EXPLICIT}")
+            raise ValueError(f"{type(transforms).__name__} is not an ImageClassification preset: {_EXPLICIT}")
         resize, crop = transforms.resize_size, transforms.crop_size
         return cls(
             resize=resize[0] if len(resize) == 1 else (resize[0], resize[1]),
@@ -174,7 +234,14 @@ class Preprocessing:
 
     @classmethod
     def from_timm(cls, data_config: Mapping[str, Any]) -> Preprocessing:
-        """From timm's `resolve_data_config`; crop modes that need more than our keys raise ValueError."""
+        """Builds a Preprocessing from timm's `resolve_data_config`.
+
+        Args:
+            data_config: The config.
+
+        Raises:
+            ValueError: The config uses a crop mode, or crop border pixels, that these keys cannot express.
+        """
         channels, height, width = data_config["input_size"]
         resized = tuple(math.floor(edge / data_config["crop_pct"]) for edge in (height, width))
         resize: int | tuple[int, int]
@@ -184,9 +251,9 @@ class Preprocessing:
             case "center" if resized[0] == resized[1]:
                 resize = resized[0]
             case mode:
-                raise ValueError(f"timm's crop mode {mode!r} at {height}×{width} is no match: {_EXPLICIT}")
+                raise ValueError(f"timm's crop mode {mode!r} at {height}×{width} is not supported: {_EXPLICIT}")
         if data_config.get("crop_border_pixels"):
-            raise ValueError(f"timm's crop_border_pixels is no match: {_EXPLICIT}")
+            raise ValueError(f"timm's crop_border_pixels is not supported: {_EXPLICIT}")
         return cls(
             resize=resize,
             crop=(height, width),
@@ -197,59 +264,17 @@ class Preprocessing:
         )
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """The box of the original picture that the model's input covers, in the original's pixels.
-
-    Pixel i spans i to i + 1, so a whole picture is (0, 0, width, height). Where the crop padded, the box
-    reaches beyond the picture. Input coordinate u in 0..W lies at left + u · (right − left) / W.
-    """
-
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-    def place(self, values: NDArray[np.floating[Any]], *, width: int, height: int) -> NDArray[np.float32]:
-        """Bring a map [H, W] back to the original's size: float32 [height, width], bilinear.
-
-        A pixel whose centre lies outside the box is NaN: the model never saw it.
-        """
-        placed = np.full((height, width), np.nan, dtype=np.float32)
-        rows, above, row_range = _along(self.top, self.bottom, cells=values.shape[0], pixels=height)
-        columns, beside, column_range = _along(self.left, self.right, cells=values.shape[1], pixels=width)
-        target = placed[rows, columns]
-        if target.size:
-            padded = np.pad(values.astype(np.float32), (above, beside), mode="edge")
-            box = (column_range[0], row_range[0], column_range[1], row_range[1])
-            size = (target.shape[1], target.shape[0])
-            target[:] = np.asarray(Image.fromarray(padded).resize(size, Image.Resampling.BILINEAR, box=box))
-        return placed
-
-
-def _along(low: float, high: float, *, cells: int, pixels: int) -> tuple[slice, tuple[int, int], tuple[float, float]]:
-    """One axis of a box: pixels with their centres in it, padding for the map, their range in the padded map.
-
-    The outermost pixels may stick out of the box by up to half a pixel, hence the padding.
-    """
-    start, stop = max(0, math.ceil(low - 0.5)), min(pixels, math.ceil(high - 0.5))
-    scale = cells / (high - low)
-    begin, end = (start - low) * scale, (stop - low) * scale
-    before, after = math.ceil(max(0.0, -begin)), math.ceil(max(0.0, end - cells))
-    return slice(start, max(start, stop)), (before, after), (begin + before, end + before)
-
-
 def _crop_start(size: int, crop: int) -> int:
-    """Where a centre crop begins on one axis, by torchvision's rounding; negative where it pads."""
+    """Returns where a centre crop begins on one axis, with torchvision's rounding; negative if it pads."""
     return -((crop - size) // 2) if crop > size else round((size - crop) / 2)
 
 
 @lru_cache(maxsize=16)
 def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """[values, 1, 1]. Made there, and once: a copy would wait until the device has done all that it was given."""
+    """Returns the values as a tensor [values, 1, 1], created once on the device, because a copy would synchronise."""
     import torch
 
-    with torch.inference_mode(False):  # somebody else's is not for all that follow
+    with torch.inference_mode(False):  # the cached tensor must also work outside of the caller's inference mode
         return torch.stack([torch.full((1, 1), value, dtype=dtype, device=device) for value in values])
 
 

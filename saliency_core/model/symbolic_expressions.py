@@ -1,8 +1,8 @@
-"""The grammar of the symbolic expressions and guards that an exported program may hold.
+"""Checks the symbolic expressions and guards that an exported program may hold against a grammar.
 
-Both are text that torch evaluates as Python. What is allowed here is arithmetic: names, numbers, operators, and a list
-of sympy's and torch's functions. Attributes, text, subscripts and any other call are not, except in the few forms by
-which guards name an input's sizes.
+torch evaluates both as Python. Only arithmetic is allowed: names, numbers, operators, and a list of sympy's and torch's
+functions. Attributes, text, subscripts and all other calls are refused, except in the few forms in which guards name an
+input's sizes.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 import ast
 import re
 
-_LONGEST = 100_000  # characters
+_MAX_CHARACTERS = 100_000  # characters
 _LARGEST_INTEGER = 2**64
 _LARGEST_EXPONENT = 64
-# Line ends, comments, quotes of the other kind and backslashes would let a text be read in two ways.
+# With line ends, comments, double quotes or backslashes a text could be parsed in two ways.
 _CHARACTERS = re.compile(r"[A-Za-z0-9_ ()+\-*/%<>=!&|~^,.']+")
 _GUARD_CHARACTERS = re.compile(r"[A-Za-z0-9_ ()\[\]+\-*/%<>=!&|~^,.':]+")
 _NUMBER = re.compile(r"[+-]?[0-9.]{1,40}(e[+-]?[0-9]{1,4})?")
@@ -36,7 +36,7 @@ _FUNCTIONS = frozenset(
         """,
     )
 )
-# What a guard calls beside them: Python's own, and what it asks of an input.
+# Functions that only guards call: Python's built-ins, and torch's.
 _GUARD_FUNCTIONS = frozenset({"float", "int", "bool", "abs", "min", "max", "round", "len", "not_none"}) | {
     "cast_symbool_to_symint_guardless"
 }
@@ -50,7 +50,7 @@ _OPERATIONS = (
 
 
 def is_symbolic_expression(text: str) -> bool:
-    """Whether ``text`` is arithmetic on symbols, as sympy's ``str`` and ``srepr`` write it."""
+    """Whether ``text`` is arithmetic on symbols in the notation of sympy's ``str`` and ``srepr``."""
     return _is_arithmetic(text, _CHARACTERS, guard=False)
 
 
@@ -60,22 +60,23 @@ def is_guard(text: str) -> bool:
 
 
 def _is_arithmetic(text: str, characters: re.Pattern[str], *, guard: bool) -> bool:
-    if len(text) > _LONGEST or not characters.fullmatch(text):
+    if len(text) > _MAX_CHARACTERS or not characters.fullmatch(text):
         return False
     try:
-        return _allowed(ast.parse(text, mode="eval").body, guard=guard, powers=0)
+        return _is_allowed(ast.parse(text, mode="eval").body, guard=guard, powers=0)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
 
 
-def _allowed(node: ast.expr, *, guard: bool, powers: int) -> bool:
-    """``powers``: how many powers ``node`` lies in. Beyond three, a number of a few digits could fill the memory."""
+def _is_allowed(node: ast.expr, *, guard: bool, powers: int) -> bool:
+    """Whether the expression is allowed. ``powers`` counts the powers around ``node``: nested more than three deep,
+    numbers of a few digits could fill the memory."""
     if isinstance(node, ast.Name):
         return "__" not in node.id
     if isinstance(node, ast.Constant):
         return _is_number(node)
     if isinstance(node, ast.Call):
-        return _allowed_call(node, guard=guard, powers=powers)
+        return _is_allowed_call(node, guard=guard, powers=powers)
     if isinstance(node, ast.Attribute):
         return guard and _MATH.fullmatch(ast.unparse(node)) is not None
     if isinstance(node, ast.Subscript):
@@ -83,33 +84,34 @@ def _allowed(node: ast.expr, *, guard: bool, powers: int) -> bool:
     if not isinstance(node, _OPERATIONS):
         return False
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow | ast.LShift):
-        if not _small_power(node.right, powers):
+        if not _is_small_power(node.right, powers):
             return False
         powers += 1
     children = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
-    return all(_allowed(child, guard=guard, powers=powers) for child in children)
+    return all(_is_allowed(child, guard=guard, powers=powers) for child in children)
 
 
-def _allowed_call(node: ast.Call, *, guard: bool, powers: int) -> bool:
+def _is_allowed_call(node: ast.Call, *, guard: bool, powers: int) -> bool:
     if guard and _is_input(node):
         return True
     if guard and isinstance(node.func, ast.Attribute):
-        known = _MATH.fullmatch(ast.unparse(node.func)) is not None
+        permitted = _MATH.fullmatch(ast.unparse(node.func)) is not None
     elif isinstance(node.func, ast.Name):
         if node.func.id in _LITERALS:
             return _is_literal(node)
-        known = node.func.id in _FUNCTIONS | _POWERS or (guard and node.func.id in _GUARD_FUNCTIONS)
+        permitted = node.func.id in _FUNCTIONS | _POWERS or (guard and node.func.id in _GUARD_FUNCTIONS)
         if node.func.id in _POWERS:
-            known = known and len(node.args) == 2 and _small_power(node.args[1], powers)
+            permitted = permitted and len(node.args) == 2 and _is_small_power(node.args[1], powers)
             powers += 1
     else:
         return False
     keywords = all(isinstance(keyword.value, ast.Constant) and _is_number(keyword.value) for keyword in node.keywords)
-    return known and keywords and all(_allowed(argument, guard=guard, powers=powers) for argument in node.args)
+    return permitted and keywords and all(_is_allowed(argument, guard=guard, powers=powers) for argument in node.args)
 
 
 def _is_literal(node: ast.Call) -> bool:
-    """``Integer(3)``, ``Rational(1, 2)``, ``Float('0.5', precision=53)``, ``Symbol('s0', integer=True)``."""
+    """Whether the call is a literal such as ``Integer(3)``, ``Rational(1, 2)``, ``Float('0.5', precision=53)`` or
+    ``Symbol('s0', integer=True)``."""
     assert isinstance(node.func, ast.Name)
     form = _IDENTIFIER if node.func.id in ("Symbol", "Dummy") else _NUMBER
 
@@ -129,7 +131,7 @@ def _is_number(node: ast.Constant) -> bool:
     return isinstance(value, bool | float) or (isinstance(value, int) and value < _LARGEST_INTEGER)
 
 
-def _small_power(exponent: ast.expr, powers: int) -> bool:
+def _is_small_power(exponent: ast.expr, powers: int) -> bool:
     for part in ast.walk(exponent):
         if isinstance(part, ast.Constant) and isinstance(part.value, int | float) and part.value > _LARGEST_EXPONENT:
             return False
@@ -139,7 +141,7 @@ def _small_power(exponent: ast.expr, powers: int) -> bool:
 
 
 def _is_input(node: ast.expr) -> bool:
-    """``L['x']``, ``L['args'][0]``, and their sizes: ``L['x'].size()[2]``."""
+    """Whether the expression is an input or its size: ``L['x']``, ``L['args'][0]`` or ``L['x'].size()[2]``."""
     if isinstance(node, ast.Subscript):
         key = node.slice.operand if isinstance(node.slice, ast.UnaryOp) else node.slice
         if not isinstance(key, ast.Constant) or not isinstance(key.value, str | int):

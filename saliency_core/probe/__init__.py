@@ -1,1 +1,1 @@
-"""Checks, on a few synthetic images, that the maps of a model mean something."""
+"""Checks, on a few synthetic images, that the saliency maps of a model are meaningful."""

@@ -1,7 +1,7 @@
-"""The probe: what must hold of a model for its maps to mean anything, measured on a few made-up images.
+"""Probes a model on a few synthetic images: checks the conditions under which its saliency maps are meaningful.
 
-Each image's scores and gradient are its own, whatever else is in the batch, and the same each time; and there is a
-gradient.
+The scores and gradient of an image must not depend on the other images of the batch, must be the same in each run, and
+the gradient must not vanish.
 """
 
 from __future__ import annotations
@@ -14,22 +14,37 @@ import torch
 from torch import Tensor
 
 from saliency_core.errors import InvalidRequestError
+from saliency_core.model.classifier import Model, columns_to_scores
 from saliency_core.model.heads import settle_head
-from saliency_core.model.model_loading import Model, both_classes
-from saliency_core.probe.synthetic_images import difference, in_company, made_up_images, run
-from saliency_core.probe.unsound_models import GRADIENTS, SCORES, count_gradients, refuse_branches, refuse_unequal
+from saliency_core.probe.synthetic_images import compare_batches, make_images, relative_difference, run_model
+from saliency_core.probe.unsound_models import (
+    GRADIENT_BOUND,
+    SCORE_BOUND,
+    count_gradients,
+    refuse_batch_dependence,
+    refuse_differences,
+)
 from saliency_core.replica.model_copies import copy_model
 
 PYTHON_RUNS = 4
-REPEATS = 64  # when the forward draws random numbers that may seldom matter
+REPEATS = 64  # runs, if the forward draws random numbers that may affect the scores only seldom
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Relative to the largest value of an image: ``rows``: how far its scores differ alone, in a batch and in another
-    order; ``gradient_rows``: how far its gradient does, which is not measured (None) unless the gradient is the model's
-    own; ``repeat``: how far the scores do when it is run again. ``draws``: the forward draws random numbers, on which
-    the scores do not depend. The others are those of ``Counts``."""
+    """The measurements of ``probe_model``. Differences are relative to the largest value of the image.
+
+    Attributes:
+        rows: The largest difference between the scores of an image alone, in a batch, and in another order.
+        gradient_rows: The same difference of its gradient. Measured only if the model may define its own gradient, by
+            a backward, hooks or detached tensors; otherwise None.
+        repeat: The largest difference between its scores in two runs.
+        draws: Whether the forward draws random numbers; the scores do not depend on them.
+        images: The number of images whose scores were computed.
+        finite: The number of those images whose scores and gradients are finite.
+        gradients: The number of images whose gradients were computed.
+        moving: The number of those gradients that are not zero everywhere.
+    """
 
     rows: float
     gradient_rows: float | None
@@ -41,53 +56,63 @@ class Probe:
     moving: int
 
     def to_dict(self) -> dict[str, float | None]:
+        """Returns the measurements as plain JSON types, for run.json."""
         return asdict(self)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know."""
+        """Messages for the user on random numbers and on scores that are not finite."""
         notes = []
         if self.draws:
             notes.append("the model draws random numbers in its forward; its scores did not change with them.")
         if self.finite < self.images:
             notes.append(
                 f"scores or gradients of {self.images - self.finite} of {self.images} made-up images are not finite; "
-                "rows of which that is true are quarantined."
+                "rows with such scores or gradients are quarantined."
             )
         return tuple(notes)
 
 
 def probe_model(model: Model, *, again: Model | None = None) -> tuple[Probe, Tensor]:
-    """What is measured of ``model``, on the CPU, and its scores of ``made_up_images``, [3, classes].
+    """Checks on the CPU, with synthetic images, that the saliency maps of a model are meaningful.
 
-    ``again``: the same model, built once more: what a model takes from the first batch that it meets shows there.
-    Raises InvalidRequestError, with what was measured and the call that is to blame when that can be seen, when the
-    images depend on each other, when two runs differ, and when there is no gradient.
+    Args:
+        model: The model. It is not changed.
+        again: The same model, built a second time. It reveals state that a model takes from its first batch.
+
+    Returns:
+        The measurements, and the model's scores of the three synthetic images, [3, classes].
+
+    Raises:
+        InvalidRequestError: Images of a batch depend on each other, two runs differ, the scores or gradients of all
+            images are not finite, or the gradient vanishes. The message has the measured difference, and the first
+            call that causes it if it was found.
     """
-    images = made_up_images(model.geometry)
-    before, pythons = _random_state(), random.getstate()
-    model, again, first = _as_they_run(model, again, images)
-    seen = in_company(model, images, again=again, graph=False)
+    images = make_images(model.geometry)
+    before, python_before = _random_state(), random.getstate()
+    model, again, first = _prepare_models(model, again, images)
+    comparison = compare_batches(model, images, again=again, graph=False)
     if first is None:
-        first = run(model, images[1:2], backward=False, graph=False).scores
-    repeat = difference(first, seen.alone.scores)
-    draws = seen.alone.draws or _random_state() != before
-    if not draws and random.getstate() != pythons:
+        first = run_model(model, images[1:2], backward=False, graph=False).scores
+    repeat = relative_difference(first, comparison.alone.scores)
+    draws = comparison.alone.draws or _random_state() != before
+    if not draws and random.getstate() != python_before:
         draws = _draws_from_python(model, images)
-    counts = count_gradients(model, images, seen)
-    if draws or max(seen.scores, repeat) > SCORES or seen.gradient > GRADIENTS:
-        refuse_unequal(model, again or model, images, times=REPEATS if draws else 2)
-    if seen.alone.branches:
-        refuse_branches(model, images)
-    gradient = seen.gradient if seen.alone.own_gradient else None
-    return Probe(seen.scores, gradient, repeat, draws, **asdict(counts)), seen.batch.scores
+    counts = count_gradients(model, images, comparison)
+    if draws or max(comparison.scores, repeat) > SCORE_BOUND or comparison.gradient > GRADIENT_BOUND:
+        refuse_differences(model, again or model, images, times=REPEATS if draws else 2)
+    if comparison.alone.branches:
+        refuse_batch_dependence(model, images)
+    gradient = comparison.gradient if comparison.alone.own_gradient else None
+    return Probe(comparison.scores, gradient, repeat, draws, **asdict(counts)), comparison.batch.scores
 
 
-def _as_they_run(model: Model, again: Model | None, images: Tensor) -> tuple[Model, Model | None, Tensor | None]:
-    """Both as a replica runs them: a copy, if there can be one, in front of heads: what squashes scores has gradients
-    that vanish where the model is sure. Each may meet one image before the others, another one.
+def _prepare_models(model: Model, again: Model | None, images: Tensor) -> tuple[Model, Model | None, Tensor | None]:
+    """Returns both models as a replica runs them: copied if possible, with their heads bypassed, because gradients of
+    squashed scores vanish if the model is confident.
 
-    The scores of the second image that the model gave meanwhile come third, unless it failed.
+    During this, ``model`` runs the second image and ``again`` the first. The third value has the scores of ``model``
+    for the second image; None if it failed.
     """
     model = copy_model(model, images[1:2], dtype=torch.float32).model
     if again is not None:
@@ -96,27 +121,29 @@ def _as_they_run(model: Model, again: Model | None, images: Tensor) -> tuple[Mod
         settled = settle_head(model, images[1:2])
         if again is not None and settled.model.module is model.module:
             again = replace(again, passing=settled.model.passing, head=settled.model.head)
-        elif again is not None:  # what no call can be seen in is edited
+        elif again is not None:  # a TorchScript module was edited instead of bypassing calls
             again = settle_head(again, images[:1]).model
     except InvalidRequestError:
         raise
-    except Exception:  # noqa: BLE001 - the model fails, and says so where it is run next
+    except Exception:  # noqa: BLE001 - the next run of the model reports the failure
         return model, again, None
-    return settled.model, again, both_classes(settled.columns)
+    return settled.model, again, columns_to_scores(settled.columns)
 
 
 def _random_state() -> tuple[object, ...]:
-    """Of torch's and numpy's shared generators. It changes when a model draws from one of them."""
-    numpys = np.random.get_state(legacy=False)["state"]
-    return torch.get_rng_state().numpy().tobytes(), numpys["key"].tobytes(), numpys["pos"]
+    """Returns the state of torch's and numpy's global generators, which changes if a model draws from them."""
+    numpy_state = np.random.get_state(legacy=False)["state"]
+    return torch.get_rng_state().numpy().tobytes(), numpy_state["key"].tobytes(), numpy_state["pos"]
 
 
 def _draws_from_python(model: Model, images: Tensor) -> bool:
-    """Whether each of several forwards moves Python's shared generator. Other threads of the process draw from it, too,
-    as Ray does when it starts, but not each time."""
+    """Whether each of several forwards changes the state of Python's global generator.
+
+    Other threads of the process may draw from it, too, as Ray's do at its start, but not during every forward.
+    """
     for _ in range(PYTHON_RUNS):
         before = random.getstate()
-        run(model, images[1:2], backward=False, graph=False)
+        run_model(model, images[1:2], backward=False, graph=False)
         if random.getstate() == before:
             return False
     return True

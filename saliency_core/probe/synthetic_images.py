@@ -1,4 +1,4 @@
-"""Made-up images, and what a model makes of them: scores and gradients, alone and in company."""
+"""Makes synthetic images, and runs a model on them: alone, in a batch, and in another order."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from torch.autograd.function import BackwardCFunction
 from torch.nn.functional import interpolate
 
 from saliency_core.errors import InvalidRequestError
-from saliency_core.model.model_loading import Model
+from saliency_core.model.classifier import Model
 from saliency_core.model.preprocessing import Preprocessing
-from saliency_core.probe.recorded_calls import Reads
+from saliency_core.probe.recorded_calls import ForwardObserver
 
-_LONGEST = 300  # characters of an error of the user's
+_MAX_ERROR_CHARACTERS = 300  # of the message of an error that the user's model raised
 
 
-def made_up_images(preprocessing: Preprocessing) -> Tensor:
-    """float32 [3, C, H, W], preprocessed, of values that images can have: a nearly flat one, noise, and a smooth one.
-    Each has another mean, all near 0. Three: a graph that was exported for one number of images shows it."""
+def make_images(preprocessing: Preprocessing) -> Tensor:
+    """Returns three preprocessed images, float32 [3, C, H, W]: a nearly flat one, noise, and a smooth one.
+
+    Their values are in the range of real images, with different means near 0. There are three, so that a graph that was
+    exported for a fixed number of images fails.
+    """
     size, channels = preprocessing.input_size, preprocessing.channels
     generator = torch.Generator().manual_seed(0)
     draw = partial(torch.randn, generator=generator, dtype=torch.float32)
     levels = torch.tensor([0.5, -0.5, 0.0], dtype=torch.float32)
     plain = levels[torch.arange(channels) % 3] if channels > 1 else levels[2:]
-    # Not flat to the bit: of equal values a max pool would choose one by rounding.
+    # Not exactly flat, because a max pool would choose among equal values by rounding.
     flat = plain.view(-1, 1, 1) + 0.02 * draw(channels, *size)
     smooth = interpolate(draw(1, channels, 5, 5), size, mode="bicubic")[0]
     images = torch.stack([flat, 0.7 * draw(channels, *size), smooth])
@@ -40,9 +43,11 @@ def made_up_images(preprocessing: Preprocessing) -> Tensor:
     return images.clamp(-mean / std, (1 - mean) / std)
 
 
-def unlike(images: Tensor) -> list[Tensor]:
-    """Of three images, threes whose means, and whose contrasts, lie far apart: a forward that branches on what it reads
-    from a batch does something else with some of them."""
+def make_contrasting_batches(images: Tensor) -> list[Tensor]:
+    """Returns batches of the three images with very different means and contrasts.
+
+    A forward that branches on a value of the batch takes another branch for some of them.
+    """
     flat, noise, smooth = images - images.mean(dim=(1, 2, 3), keepdim=True)
     return [
         torch.stack([noise + 0.4, smooth - 0.4, flat]),
@@ -53,11 +58,14 @@ def unlike(images: Tensor) -> list[Tensor]:
 
 
 @dataclass(frozen=True)
-class Ran:
-    """``scores`` [n, classes]; ``gradient`` [n, C, H, W], of a sum of all scores, zeros when there is none.
-    ``own_gradient``: it may be another than that of the scores: of a backward or of hooks of the model's own, or with
-    tensors taken out of the graph. ``branches``: the model may choose by a value that it reads; ``sizes``: it reads
-    sizes; ``draws``: from a generator that it has."""
+class ModelRun:
+    """The results of one run of a model.
+
+    ``scores`` [n, classes]. ``gradient`` [n, C, H, W], of a weighted sum of all scores; zeros if there is none.
+    ``own_gradient``: the gradient may differ from that of the scores, because the model has its own backward or hooks,
+    or detaches tensors. ``branches``: the model may branch on a value that it reads. ``sizes``: it reads sizes of
+    tensors. ``draws``: it draws from a generator of its own.
+    """
 
     scores: Tensor
     gradient: Tensor
@@ -68,113 +76,128 @@ class Ran:
 
 
 @dataclass(frozen=True)
-class Company:
-    """Three images in three batches: all, the last two in reverse, the second alone. ``scores`` and ``gradient``: the
-    largest relative difference between one image's in two batches; for scores, a batch of nine may be one of them."""
+class BatchComparison:
+    """The runs of three images in three batches: all images, the last two in reverse order, and the second alone.
 
-    batch: Ran
-    pair: Ran
-    alone: Ran
+    ``scores`` and ``gradient``: the largest relative difference between the values of an image in two batches. For
+    scores, a batch of nine images may be among them.
+    """
+
+    batch: ModelRun
+    pair: ModelRun
+    alone: ModelRun
     scores: float
     gradient: float
 
 
-def run(model: Model, images: Tensor, *, backward: bool = True, graph: bool = True) -> Ran:
-    """Without a ``graph`` there is no backward, and the forward is faster. Raises InvalidRequestError when the model
-    fails."""
-    x, reads = images.detach().clone().requires_grad_(), Reads()
+def run_model(model: Model, images: Tensor, *, backward: bool = True, graph: bool = True) -> ModelRun:
+    """Runs a model on ``images``. Without a ``graph`` there is no backward, and the forward is faster.
+
+    Raises InvalidRequestError if the model fails.
+    """
+    x, observer = images.detach().clone().requires_grad_(), ForwardObserver()
     try:
         with torch.set_grad_enabled(graph):
-            with reads:
-                outputs = model.outputs(x.clone())  # a model may write into it, which autograd forbids for a leaf
+            with observer:
+                outputs = model.outputs(x.clone())  # a model may write in place, which autograd forbids for a leaf
             scores = model.as_logits(outputs, images)
-            _refuse_odd(model, scores)
-            own_gradient, gradient = reads.hooks or reads.cuts or _has_script(model), None
+            _refuse_unreadable_scores(model, scores)
+            own_gradient, gradient = observer.hooks or observer.cuts or _has_torchscript(model), None
             if backward and scores.requires_grad:
                 own_gradient = own_gradient or _has_own_backward(scores)
                 (gradient,) = torch.autograd.grad(weighted_sum(scores), x, allow_unused=True)
     except InvalidRequestError:
         raise
-    except Exception as error:  # whatever the user's model raises
+    except Exception as error:  # the user's model may raise anything
         raise InvalidRequestError(
-            f"{model.spec} fails on a batch of {list(images.shape)}: {type(error).__name__}: {_in_short(error)}."
+            f"{model.spec} fails on a batch of {list(images.shape)}: {type(error).__name__}: {_shorten(error)}."
             f"{_hint(error)}"
         ) from error
     gradient = torch.zeros_like(images) if gradient is None else gradient
-    return Ran(scores.detach(), gradient, own_gradient, reads.values, reads.sizes, reads.draws)
+    return ModelRun(scores.detach(), gradient, own_gradient, observer.values, observer.sizes, observer.draws)
 
 
-def _refuse_odd(model: Model, scores: Tensor) -> None:
+def _refuse_unreadable_scores(model: Model, scores: Tensor) -> None:
     if scores.layout != torch.strided or scores.is_complex() or scores.is_quantized:
         raise InvalidRequestError(
-            f"{model.spec} gives scores of layout {scores.layout} and dtype {scores.dtype}, of which no target can be "
-            "read: let it return dense real numbers (to_dense(), dequantize())."
+            f"{model.spec} gives scores of layout {scores.layout} and dtype {scores.dtype}, which cannot be explained: "
+            "let it return dense real numbers (to_dense(), dequantize())."
         )
 
 
-def _in_short(error: Exception) -> str:
-    """What an error says, on one line that does not fill the screen."""
+def _shorten(error: Exception) -> str:
+    """Returns the error's message on one line, cut to a readable length."""
     text = " ".join(str(error).split())
-    return (text if len(text) <= _LONGEST else text[:_LONGEST] + " …").rstrip(".")
+    return (text if len(text) <= _MAX_ERROR_CHARACTERS else text[:_MAX_ERROR_CHARACTERS] + " …").rstrip(".")
 
 
 def _hint(error: Exception) -> str:
     if not any(word in str(error).lower() for word in ("size", "shape", "channel", "dimension")):
         return ""
-    return " Does the preprocessing fit it (size, channels), and does it take any number of images at once?"
+    return " Check that the preprocessing fits the model (size, channels), and that it accepts batches of any size."
 
 
-def _has_script(model: Model) -> bool:
-    """Whether it has parts in which no call can be seen."""
+def _has_torchscript(model: Model) -> bool:
+    """Whether the model has TorchScript parts, whose calls cannot be observed."""
     scripts = (torch.jit.ScriptModule, torch.jit.ScriptFunction)
     return any(isinstance(value, scripts) for part in model.module.modules() for value in (part, *vars(part).values()))
 
 
 def _has_own_backward(scores: Tensor) -> bool:
-    nodes, seen = [scores.grad_fn], set[Any]()
+    """Whether the graph of the scores contains a ``torch.autograd.Function`` of the model's own."""
+    nodes, visited = [scores.grad_fn], set[Any]()
     while nodes:
         node = nodes.pop()
-        if node is None or node in seen:
+        if node is None or node in visited:
             continue
         if isinstance(node, BackwardCFunction):
             return True
-        seen.add(node)
+        visited.add(node)
         nodes += [following for following, _ in node.next_functions]
     return False
 
 
 def weighted_sum(scores: Tensor) -> Tensor:
-    """Each score has another weight: the plain sum of what a softmax makes is 1 for every image. Classes that are
-    masked, at −inf, are no target, so they are left out."""
+    """Returns a sum of all scores with different weights, because the plain sum of a softmax is always 1.
+
+    Masked classes, at −inf, are left out.
+    """
     weights = torch.linspace(1, 2, scores.shape[1], dtype=scores.dtype, device=scores.device)
     return (torch.where(scores.isneginf(), 0, scores) * weights).sum()
 
 
-def in_company(
+def compare_batches(
     model: Model, images: Tensor, *, again: Model | None = None, graph: bool = True, larger: bool = True
-) -> Company:
-    """``again`` runs the pair; the model itself when it is None. Without a ``graph`` but for the image alone, gradients
-    are not compared, unless the model has a gradient of its own. ``larger``: if the model reads sizes, it also meets
-    three times the images in one batch; that it fails there (as for want of memory) is left alone."""
-    batch = run(model, images, backward=False, graph=graph)
-    alone = run(model, images[1:2])
+) -> BatchComparison:
+    """Runs three images in several batches, and compares the results of each image.
+
+    ``again``: the model that runs the pair; None: ``model`` itself. ``graph``: False compares gradients only if the
+    model defines its own. ``larger``: a model that reads sizes also runs a batch of nine images; a failure there, for
+    example because memory is short, is ignored.
+    """
+    batch = run_model(model, images, backward=False, graph=graph)
+    alone = run_model(model, images[1:2])
     graph = graph or alone.own_gradient
-    pair = run(again or model, images[[2, 1]], backward=graph, graph=graph)
+    pair = run_model(again or model, images[[2, 1]], backward=graph, graph=graph)
     scores = [(alone.scores, batch.scores[1:2]), (pair.scores, batch.scores[[2, 1]]), (alone.scores, pair.scores[1:])]
     if larger and alone.sizes:
         with suppress(InvalidRequestError):
-            nine = run(model, images.repeat(3, 1, 1, 1), backward=False, graph=False)
+            nine = run_model(model, images.repeat(3, 1, 1, 1), backward=False, graph=False)
             scores.append((nine.scores, batch.scores.repeat(3, 1)))
-    apart = max(difference(*both) for both in scores)
-    return Company(batch, pair, alone, apart, difference(alone.gradient, pair.gradient[1:]) if graph else 0.0)
+    largest = max(relative_difference(*both) for both in scores)
+    gradient = relative_difference(alone.gradient, pair.gradient[1:]) if graph else 0.0
+    return BatchComparison(batch, pair, alone, largest, gradient)
 
 
-def difference(values: Tensor, expected: Tensor) -> float:
-    """The largest of two [n, …], relative to the largest value of the image. What is not finite in both is equal."""
+def relative_difference(values: Tensor, expected: Tensor) -> float:
+    """Returns the largest difference of two tensors [n, …], relative to the largest value of the image.
+
+    Values that are not finite in both count as equal.
+    """
     if values.shape != expected.shape:
         return float("inf")
     values, expected = values.flatten(1).double(), expected.flatten(1).double()
     same = (values == expected) | (~values.isfinite() & ~expected.isfinite())
-    apart = torch.where(same, 0, (values - expected).abs())
+    differences = torch.where(same, 0, (values - expected).abs())
     size = expected.nan_to_num(0, 0, 0).abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-    return float((apart / size).nan_to_num(torch.inf).max())
+    return float((differences / size).nan_to_num(torch.inf).max())

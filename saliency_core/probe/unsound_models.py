@@ -1,4 +1,4 @@
-"""Unsound models: why images depend on each other, or runs differ, or nothing moves the scores; refused in words."""
+"""Refuses unsound models, and describes the cause: images that depend on each other, runs that differ, no gradient."""
 
 from __future__ import annotations
 
@@ -10,55 +10,72 @@ import torch
 from torch import Tensor
 
 from saliency_core.errors import InvalidRequestError
-from saliency_core.model.model_loading import Model
-from saliency_core.probe.recorded_calls import Call, Watched, what_cuts, where_they_part
-from saliency_core.probe.synthetic_images import Company, Ran, difference, in_company, run, unlike, weighted_sum
+from saliency_core.model.classifier import Model
+from saliency_core.probe.recorded_calls import CallRecorder, RecordedCall, find_first_difference, find_gradient_cut
+from saliency_core.probe.synthetic_images import (
+    BatchComparison,
+    ModelRun,
+    compare_batches,
+    make_contrasting_batches,
+    relative_difference,
+    run_model,
+    weighted_sum,
+)
 from saliency_core.replica.model_copies import copied
 
-# What rounding makes of float32, relative to the largest value. Measured with torchvision's nets: up to 1.5e-6 of the
-# scores, and, as the gate of a ReLU may flip, up to 1e-2 of a gradient. What is above these bounds is run in float64,
-# where rounding vanishes and a dependence stays.
-SCORES, GRADIENTS = 1e-5, 1e-3
-_EXACT = (1e-9, 1e-6)
-# What decides when the model cannot run in float64; and that for one that computes in half precision.
-_COARSE, _HALF = (1e-3, 0.2), (0.1, 1.0)
-_SAME = 1e-3  # scores in float64 and in float32, or something is cast within, or it is no true copy
+# Differences by rounding in float32, relative to the largest value. Measured with torchvision's nets: up to 1.5e-6 of
+# the scores, and, because the gate of a ReLU may flip, up to 1e-2 of a gradient. Models above these bounds run again in
+# float64, where differences by rounding vanish and others stay.
+SCORE_BOUND, GRADIENT_BOUND = 1e-5, 1e-3
+_FLOAT64_BOUNDS = (1e-9, 1e-6)
+# The bounds for models that cannot run in float64, and for those that compute in half precision.
+_FLOAT32_BOUNDS, _HALF_BOUNDS = (1e-3, 0.2), (0.1, 1.0)
+_PRECISION_BOUND = 1e-3  # a larger difference between float64 and float32: the model casts inside, or the copy differs
 
 
-def refuse_unequal(model: Model, again: Model, images: Tensor, *, times: int) -> None:
+def refuse_differences(model: Model, again: Model, images: Tensor, *, times: int) -> None:
     """Finds out why scores or gradients of ``images`` differed, and raises InvalidRequestError unless it is
-    rounding."""
-    _refuse_chance(model, images, times)
-    company = in_company(model, images)
-    if _beyond(company, (SCORES, GRADIENTS)):
-        if not _is_rounding(model, model, images, company):
-            raise InvalidRequestError(_dependent(model, images, company))
+    rounding.
+
+    ``again``: the same model, built a second time; ``times``: how often ``model`` is run again.
+    """
+    _refuse_randomness(model, images, times)
+    comparison = compare_batches(model, images)
+    if _exceeds(comparison, (SCORE_BOUND, GRADIENT_BOUND)):
+        if not _is_rounding(model, model, images, comparison):
+            raise InvalidRequestError(_describe_dependence(model, images, comparison))
         return
-    company = in_company(model, images, again=again)
-    if _beyond(company, (SCORES, GRADIENTS)) and not _is_rounding(model, again, images, company):
+    comparison = compare_batches(model, images, again=again)
+    if _exceeds(comparison, (SCORE_BOUND, GRADIENT_BOUND)) and not _is_rounding(model, again, images, comparison):
         raise InvalidRequestError(
-            f"{model.spec} gives other {_what(company)} when it is built once more, with the same weights (relative "
-            f"difference {_largest(company):.2g}): something in it is drawn at random, or taken from the first images "
-            "that it meets, and each worker would run another model. Keep it in a buffer, and save it with the weights."
+            f"{model.spec} gives other {_differing_quantity(comparison)} when it is built once more, with the same "
+            f"weights (relative difference {_largest_difference(comparison):.2g}): something in it is drawn at random, "
+            "or depends on the first images that it receives, so each worker would run a different model. Store that "
+            "value in a buffer, and save it with the weights."
         )
 
 
-def refuse_branches(model: Model, images: Tensor) -> None:
-    """Raises InvalidRequestError when images depend on each other in batches that are unlike each other. What fails
-    with some of those made-up batches is left alone: it may be right to do so."""
-    for three in unlike(images):
+def refuse_batch_dependence(model: Model, images: Tensor) -> None:
+    """Raises InvalidRequestError if images depend on each other in any of several contrasting batches.
+
+    Batches with which the model fails are ignored, because a model may refuse such images.
+    """
+    for batch in make_contrasting_batches(images):
         try:
-            seen = in_company(model, three, larger=False)
+            comparison = compare_batches(model, batch, larger=False)
         except InvalidRequestError:
             continue
-        if _beyond(seen, (SCORES, GRADIENTS)) and not _is_rounding(model, model, three, seen):
-            raise InvalidRequestError(_dependent(model, three, seen))
+        if _exceeds(comparison, (SCORE_BOUND, GRADIENT_BOUND)) and not _is_rounding(model, model, batch, comparison):
+            raise InvalidRequestError(_describe_dependence(model, batch, comparison))
 
 
 @dataclass(frozen=True)
-class Counts:
-    """``finite``: of how many of ``images`` scores and gradients are finite; ``moving``: how many of ``gradients`` are
-    not zero everywhere."""
+class GradientCounts:
+    """Counts of synthetic images.
+
+    ``finite``: how many of ``images`` have finite scores and gradients. ``moving``: how many of ``gradients`` are not
+    zero everywhere.
+    """
 
     images: int
     finite: int
@@ -66,119 +83,130 @@ class Counts:
     moving: int
 
 
-def count_gradients(model: Model, images: Tensor, seen: Company) -> Counts:
-    """Of what was ``seen`` of ``images``, or, when nothing there is finite or moves, of more made-up ones.
+def count_gradients(model: Model, images: Tensor, comparison: BatchComparison) -> GradientCounts:
+    """Counts finite scores and nonzero gradients in ``comparison``.
 
-    Raises InvalidRequestError when that is true of those, too.
+    If no scores there are finite, or the gradient is zero, more synthetic images are run and counted instead. Raises
+    InvalidRequestError if the same holds for all of them.
     """
-    finite = _are_finite(seen.batch.scores)
-    finite[1] &= bool(seen.alone.gradient.isfinite().all())
-    if finite.any() and bool((seen.alone.gradient != 0).any()):
-        return Counts(len(images), int(finite.sum()), 1, 1)
-    others = [images * scale + shift for scale, shift in ((1, 0), (0.1, 0), (1, -0.4), (1, 0.4), (0, 0.1), (4, 0))]
-    ran = [run(model, other) for other in others]
-    tried = len(images) * len(ran)
-    all_finite, moving = (sum(counts) for counts in zip(*map(_counts, ran), strict=True))
+    finite = _have_finite_scores(comparison.batch.scores)
+    finite[1] &= bool(comparison.alone.gradient.isfinite().all())
+    if finite.any() and bool((comparison.alone.gradient != 0).any()):
+        return GradientCounts(len(images), int(finite.sum()), 1, 1)
+    changes = ((1, 0), (0.1, 0), (1, -0.4), (1, 0.4), (0, 0.1), (4, 0))
+    runs = [run_model(model, images * scale + shift) for scale, shift in changes]
+    tried = len(images) * len(runs)
+    all_finite, moving = (sum(counts) for counts in zip(*map(_count_run, runs), strict=True))
     if not all_finite:
         raise InvalidRequestError(
             f"{model.spec} gives scores or gradients that are not finite for each of {tried} made-up "
-            "images, as it would in the run: are its weights finite, and does the preprocessing fit it (mean, std)?"
+            "images, so no row could be explained: check that its weights are finite, and that the preprocessing fits "
+            "it (mean, std)."
         )
     if not moving:
-        raise InvalidRequestError(_unmoved(model, images, tried))
-    return Counts(tried, all_finite, tried, moving)
+        raise InvalidRequestError(_describe_missing_gradient(model, images, tried))
+    return GradientCounts(tried, all_finite, tried, moving)
 
 
-def _counts(seen: Ran) -> tuple[int, int]:
-    finite = _are_finite(seen.scores) & seen.gradient.flatten(1).isfinite().all(1)
-    return int(finite.sum()), int((seen.gradient != 0).flatten(1).any(1).sum())
+def _count_run(run: ModelRun) -> tuple[int, int]:
+    """Returns the numbers of images with finite scores and gradients, and with a nonzero gradient."""
+    finite = _have_finite_scores(run.scores) & run.gradient.flatten(1).isfinite().all(1)
+    return int(finite.sum()), int((run.gradient != 0).flatten(1).any(1).sum())
 
 
-def _are_finite(scores: Tensor) -> Tensor:
-    """Bool [n]: of what a target can read. −inf is how a class is masked: any but all may be."""
+def _have_finite_scores(scores: Tensor) -> Tensor:
+    """Returns, for each image, whether its scores are finite, bool [n]. Some classes, but not all, may be masked by
+    −inf."""
     masked = scores.isneginf()
     return (scores.isfinite() | masked).all(1) & ~masked.all(1)
 
 
-def _refuse_chance(model: Model, images: Tensor, times: int) -> None:
-    first = run(model, images)
+def _refuse_randomness(model: Model, images: Tensor, times: int) -> None:
+    first = run_model(model, images)
     for _ in range(times):
-        run(model, images[:1], backward=False)  # what a model keeps of a batch shows in the next one
-        other = run(model, images)
-        scores, gradient = difference(other.scores, first.scores), difference(other.gradient, first.gradient)
-        if scores > SCORES or gradient > GRADIENTS:
-            triples = ([_watch(model, one) for one in (images, images[:1], images)] for _ in range(times))
-            blamed = next(filter(None, (where_they_part(one, other) for one, _, other in triples)), "")
+        run_model(model, images[:1], backward=False)  # state that a model keeps of a batch affects the next one
+        second = run_model(model, images)
+        scores = relative_difference(second.scores, first.scores)
+        gradient = relative_difference(second.gradient, first.gradient)
+        if scores > SCORE_BOUND or gradient > GRADIENT_BOUND:
+            triples = ([_record_calls(model, batch) for batch in (images, images[:1], images)] for _ in range(times))
+            differing = next(filter(None, (find_first_difference(before, after) for before, _, after in triples)), "")
+            quantity = "scores" if scores > SCORE_BOUND else "gradients"
             raise InvalidRequestError(
-                f"{model.spec} gives other {'scores' if scores > SCORES else 'gradients'} each time for the same "
-                f"images (relative difference {max(scores, gradient):.2g}){_first(blamed)}: maps would be of chance, "
-                "or of what ran before. Let its forward depend on its images alone: dropout off in eval mode, no "
-                "noise, clock, counter or memory of earlier batches."
+                f"{model.spec} gives other {quantity} each time for the same images (relative difference "
+                f"{max(scores, gradient):.2g}){_first_in(differing)}: maps would depend on chance, or on earlier "
+                "batches. Let its forward depend only on its images: dropout off in eval mode, no noise, clock, "
+                "counter or memory of earlier batches."
             )
 
 
-def _dependent(model: Model, images: Tensor, seen: Company) -> str:
-    batch = _watch(model, images)
-    parted = (where_they_part(_watch(model, images[row : row + 1]), batch, row) for row in range(len(images)))
+def _describe_dependence(model: Model, images: Tensor, comparison: BatchComparison) -> str:
+    batch = _record_calls(model, images)
+    differing = (
+        find_first_difference(_record_calls(model, images[row : row + 1]), batch, row) for row in range(len(images))
+    )
+    bound = SCORE_BOUND if comparison.scores > SCORE_BOUND else GRADIENT_BOUND
     return (
-        f"{model.spec}: images of a batch depend on each other. {_what(seen).capitalize()} of an image alone, in a "
-        f"batch and in another order differ by {_largest(seen):.2g} of the largest, where rounding makes "
-        f"{SCORES if seen.scores > SCORES else GRADIENTS:g}{_first(next(filter(None, parted), ''))}: maps would "
-        "depend on which images share a batch. Let the model treat each image by itself: batch norms in eval mode with "
-        "running statistics, no sum, maximum, softmax, sorting or attention over the batch."
+        f"{model.spec}: images of a batch depend on each other. {_differing_quantity(comparison).capitalize()} of an "
+        f"image alone, in a batch and in another order differ by {_largest_difference(comparison):.2g} of the largest "
+        f"value (rounding: {bound:g}){_first_in(next(filter(None, differing), ''))}: maps would depend on which "
+        "images share a batch. Let the model treat each image by itself: batch norms in eval mode with running "
+        "statistics, no sum, maximum, softmax, sorting or attention over the batch."
     )
 
 
-def _unmoved(model: Model, images: Tensor, tried: int) -> str:
-    watched = Watched(model.module)
+def _describe_missing_gradient(model: Model, images: Tensor, tried: int) -> str:
+    recorder = CallRecorder(model.module)
     x = images.detach().clone().requires_grad_()
-    with torch.enable_grad(), watched.watching():
+    with torch.enable_grad(), recorder.recording():
         scores = model.logits(x.clone())
-    gradients: Sequence[Tensor | None] = [None] * len(watched.calls)
+    gradients: Sequence[Tensor | None] = [None] * len(recorder.calls)
     if scores.requires_grad:
-        places = [place for place, call in enumerate(watched.calls) if call.edge is not None]
-        edges = [call.edge for call in watched.calls if call.edge is not None]
-        found = torch.autograd.grad(weighted_sum(scores), edges, allow_unused=True)
-        gradients = [dict(zip(places, found, strict=True)).get(place) for place in range(len(watched.calls))]
-    cut = what_cuts(watched.calls, gradients)
+        positions = [position for position, call in enumerate(recorder.calls) if call.edge is not None]
+        edges = [call.edge for call in recorder.calls if call.edge is not None]
+        computed = torch.autograd.grad(weighted_sum(scores), edges, allow_unused=True)
+        by_position = dict(zip(positions, computed, strict=True))
+        gradients = [by_position.get(position) for position in range(len(recorder.calls))]
+    cut = find_gradient_cut(recorder.calls, gradients)
     return (
         f"the scores of {model.spec} have no gradient by the input{f' behind {cut}' if cut else ''}: it is exactly 0 "
-        f"everywhere, for each of {tried} made-up images, and all maps would be zero. Rounding, signs, argmax, "
-        "detach(), no_grad(), quantised arithmetic and weights that are 0 let no gradient pass: give the model in "
-        "floating point, trained, and without them."
+        f"everywhere, for each of {tried} made-up images, and all maps would be zero. No gradient passes through "
+        "rounding, signs, argmax, detach(), no_grad(), quantised arithmetic and weights that are 0: give a trained "
+        "model in floating point without them."
     )
 
 
-def _is_rounding(model: Model, again: Model, images: Tensor, seen: Company) -> bool:
-    """Whether what differs in ``seen`` vanishes in float64; if it cannot be run there, whether it is small."""
-    with suppress(Exception):  # whatever a model raises that was made for another precision
-        exact, other = (replace(one, module=copied(one.module).double()) for one in (model, again))
-        company = in_company(exact, images.double(), again=other)
-        if difference(company.batch.scores, seen.batch.scores) < _SAME:
-            return not _beyond(company, _EXACT)
+def _is_rounding(model: Model, again: Model, images: Tensor, comparison: BatchComparison) -> bool:
+    """Whether the differences in ``comparison`` vanish in float64; if the model cannot run in it, whether they are
+    small."""
+    with suppress(Exception):  # a model for another precision may raise anything
+        exact, other = (replace(each, module=copied(each.module).double()) for each in (model, again))
+        in_float64 = compare_batches(exact, images.double(), again=other)
+        if relative_difference(in_float64.batch.scores, comparison.batch.scores) < _PRECISION_BOUND:
+            return not _exceeds(in_float64, _FLOAT64_BOUNDS)
     halves = (torch.float16, torch.bfloat16)
-    half = any(call.value.dtype in halves for call in _watch(model, images[1:2]))
-    return not _beyond(seen, _HALF if half else _COARSE)
+    half = any(call.value.dtype in halves for call in _record_calls(model, images[1:2]))
+    return not _exceeds(comparison, _HALF_BOUNDS if half else _FLOAT32_BOUNDS)
 
 
-def _beyond(seen: Company, bounds: tuple[float, float]) -> bool:
-    return seen.scores > bounds[0] or seen.gradient > bounds[1]
+def _exceeds(comparison: BatchComparison, bounds: tuple[float, float]) -> bool:
+    return comparison.scores > bounds[0] or comparison.gradient > bounds[1]
 
 
-def _what(seen: Company) -> str:
-    return "scores" if seen.scores > SCORES else "gradients"
+def _differing_quantity(comparison: BatchComparison) -> str:
+    return "scores" if comparison.scores > SCORE_BOUND else "gradients"
 
 
-def _largest(seen: Company) -> float:
-    return seen.scores if seen.scores > SCORES else seen.gradient
+def _largest_difference(comparison: BatchComparison) -> float:
+    return comparison.scores if comparison.scores > SCORE_BOUND else comparison.gradient
 
 
-def _first(call: str) -> str:
+def _first_in(call: str) -> str:
     return f", first in {call}" if call else ""
 
 
-def _watch(model: Model, images: Tensor) -> list[Call]:
-    watched = Watched(model.module)
-    with torch.enable_grad(), watched.watching():
+def _record_calls(model: Model, images: Tensor) -> list[RecordedCall]:
+    recorder = CallRecorder(model.module)
+    with torch.enable_grad(), recorder.recording():
         model.logits(images.detach().clone().requires_grad_().clone())
-    return watched.calls
+    return recorder.calls

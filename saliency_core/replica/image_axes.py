@@ -15,7 +15,7 @@ from saliency_core.autograd.capture import Captures
 from saliency_core.autograd.forward import Forward
 from saliency_core.autograd.spatial_axes import ImageAxis
 from saliency_core.errors import InvalidRequestError
-from saliency_core.model.model_loading import Model
+from saliency_core.model.classifier import Model
 
 _NEAR = 1e-3  # relative to the largest value; the same kernels run on the same images in another order
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from saliency_core.autograd.capture import Capture, Captures
 from saliency_core.autograd.forward import Forward
 from saliency_core.errors import InvalidRequestError
-from saliency_core.model.model_loading import Model
+from saliency_core.model.classifier import Model
 
 AUTO = "auto"
 _NO_TOKENS = ("linear", "flatten", "view", "reshape", "permute", "transpose", "contiguous", "unsqueeze", "squeeze")

@@ -18,8 +18,8 @@ from torch.nn.modules import module as torch_module
 from torch.overrides import TorchFunctionMode
 
 from saliency_core.errors import InvalidRequestError
+from saliency_core.model.classifier import Model
 from saliency_core.model.inference_mode import freeze, put_in_eval_mode
-from saliency_core.model.model_loading import Model
 
 _EQUAL = 1e-6  # relative; a copy runs the same kernels on the same values
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")

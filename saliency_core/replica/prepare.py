@@ -10,8 +10,8 @@ from torch import Tensor
 
 from saliency_core.autograd.spatial_axes import ImageAxis
 from saliency_core.errors import InvalidRequestError
+from saliency_core.model.classifier import Model
 from saliency_core.model.heads import Head, settle_head
-from saliency_core.model.model_loading import Model
 from saliency_core.replica.batch_norm_folding import fold_batch_norms
 from saliency_core.replica.cpu.channels_last_stem import use_channels_last_stem
 from saliency_core.replica.cpu.space_to_depth import use_space_to_depth

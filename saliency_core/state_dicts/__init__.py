@@ -1,1 +1,1 @@
-"""State dicts: found in checkpoints, and fitted to the names of a module."""
+"""State dicts: found in checkpoints, and renamed to fit a module."""

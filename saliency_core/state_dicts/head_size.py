@@ -1,15 +1,15 @@
-"""The number of classes that a state dict was trained with, read from the shapes of its heads."""
+"""Reads the number of classes that a state dict was trained with from the shapes of its heads."""
 
 from __future__ import annotations
 
 from saliency_core.state_dicts.state_fitting import Fit
 
 
-def other_class_count(fit: Fit) -> int | None:
-    """The file's number of classes if that alone keeps its tensors from fitting; else None.
+def differing_class_count(fit: Fit) -> int | None:
+    """Returns the file's number of classes if nothing else keeps its tensors from fitting; otherwise None.
 
-    Every tensor of another shape must differ in its first axis only, which holds the classes of a head, and all of
-    them by the same two numbers: a head's weight and bias, and those of auxiliary heads.
+    Tensors of another shape may differ only in their first axis, which holds the classes of a head, and all of them by
+    the same two numbers: the weight and bias of a head, and those of auxiliary heads.
     """
     if fit.missing or fit.unexpected or fit.ambiguous or not fit.shapes:
         return None

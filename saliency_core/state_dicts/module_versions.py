@@ -1,6 +1,6 @@
-"""A state dict with the versions of the modules that saved it, by which modules bring older weights up to date.
+"""Keeps the versions of the modules that saved a state dict, by which modules convert older weights.
 
-torch keeps them in the attribute ``_metadata`` of a state dict, by the path of each module; a plain copy drops them.
+torch stores them in the attribute ``_metadata`` of a state dict, by the path of each module; a plain copy loses them.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from typing import Any
 
 
 class VersionedState(dict[str, Any]):
-    """Tensors by their names, and the metadata of modules by their paths ("" is the outermost)."""
+    """A state dict of tensors by name, with the metadata of modules by path ("" is the outermost module)."""
 
     _metadata: dict[str, dict[str, Any]]
 
     def __init__(self, tensors: Mapping[str, Any], versions: Mapping[str, Mapping[str, Any]]) -> None:
         super().__init__(tensors)
-        if versions:  # a state dict without them is, for torch, older than all versions
+        if versions:  # torch treats a state dict without metadata as older than all versions
             self._metadata = {path: dict(values) for path, values in versions.items()}
 
 
 def versions_of(state: object) -> dict[str, dict[str, Any]]:
-    """The metadata of modules that ``state`` carries, by their paths; empty if it carries none."""
+    """Returns the metadata of modules in ``state`` by path; empty if it has none."""
     metadata = getattr(state, "_metadata", None)
     if not isinstance(metadata, Mapping):
         return {}
@@ -31,9 +31,11 @@ def versions_of(state: object) -> dict[str, dict[str, Any]]:
 
 
 def rename_versions(state: object, rename: Callable[[str], str | None]) -> dict[str, dict[str, Any]]:
-    """The metadata by new paths. ``rename`` gets a path as a prefix of names ("" or "body.conv."), and gives one or
-    None, for a module that is left out. Of several modules that get one path, the innermost counts: wrappers are left
-    out, not what they wrap."""
+    """Returns the metadata by new paths.
+
+    ``rename`` maps a path, written as a prefix of names ("" or "body.conv."), to a new one, or to None if the module is
+    left out. If several modules get the same path, the innermost counts, because the others are wrappers.
+    """
     renamed = {}
     for path, values in sorted(versions_of(state).items(), key=lambda item: item[0].count(".") + bool(item[0])):
         new = rename(f"{path}." if path else "")
@@ -42,8 +44,8 @@ def rename_versions(state: object, rename: Callable[[str], str | None]) -> dict[
     return renamed
 
 
-def part_of(state: Mapping[str, Any], prefix: str) -> VersionedState:
-    """The tensors whose names begin with ``prefix`` ("model."), by the rest of their names."""
+def select_prefix(state: Mapping[str, Any], prefix: str) -> VersionedState:
+    """Returns the tensors whose names begin with ``prefix`` ("model."), by the rest of their names."""
     return VersionedState(
         {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)},
         rename_versions(state, lambda path: path.removeprefix(prefix) if path.startswith(prefix) else None),

@@ -1,4 +1,4 @@
-"""Tensors of a file whose kind of numbers is not the module's: refused if values would be lost, else noted."""
+"""Checks the dtypes of a file's tensors against the module's: refuses those that would lose values, notes integers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from saliency_core.errors import InvalidRequestError
 _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool)
 
 
-def note_other_kinds(state: Mapping[str, Any], module: nn.Module, path: Path) -> tuple[str, ...]:
-    """A note of the tensors of integers that ``module`` has as floats; none if there are none.
+def note_integer_tensors(state: Mapping[str, Any], module: nn.Module, path: Path) -> tuple[str, ...]:
+    """Returns a note on integer tensors of ``state`` that are floats in ``module``; empty if there are none.
 
-    Raises InvalidRequestError if a tensor has no values (device meta), or is complex and the module's is real.
+    Raises InvalidRequestError if a tensor has no values (device meta), or is complex while the module's is real.
     """
     own = module.state_dict()
     integers = []
@@ -31,7 +31,7 @@ def note_other_kinds(state: Mapping[str, Any], module: nn.Module, path: Path) ->
             )
         if value.is_complex() and not own[name].is_complex():
             raise InvalidRequestError(
-                f"{path}: {name} is complex ({value.dtype}), and real in the model, so the imaginary parts would be "
+                f"{path}: {name} is complex ({value.dtype}), but real in the model, so the imaginary parts would be "
                 "lost: save real weights."
             )
         if own[name].is_floating_point() and value.dtype in _INTEGERS:

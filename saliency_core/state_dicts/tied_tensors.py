@@ -1,4 +1,4 @@
-"""Tensors that have several names, in a module or in a file."""
+"""Finds tensors that have several names in a module or in a file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def tied_names(own: Mapping[str, Tensor]) -> list[list[str]]:
-    """The names that are one tensor in the module."""
+    """Returns the groups of names that are the same tensor in the module."""
     groups: dict[tuple[object, ...], list[str]] = {}
     for name, value in own.items():
         if value.numel() and not value.is_meta and value.layout == torch.strided:
@@ -20,7 +20,7 @@ def tied_names(own: Mapping[str, Tensor]) -> list[list[str]]:
 
 
 def is_copy(extra: Any, own: Mapping[str, Tensor], renamed: Mapping[str, Any]) -> bool:
-    """Whether a tensor without a place in the module is another name of one that has its place, as tied weights are."""
+    """Whether ``extra``, which the module lacks, equals a tensor that the module has, as tied weights do."""
     return (
         isinstance(extra, Tensor)
         and extra.numel() > 0
@@ -34,6 +34,7 @@ def is_copy(extra: Any, own: Mapping[str, Tensor], renamed: Mapping[str, Any]) -
 
 
 def equal(first: Tensor, second: Tensor) -> bool:
-    if first is second or first.is_meta or second.is_meta:  # a tensor without values contradicts none
+    """Whether two tensors have the same shape and values; meta tensors have no values to compare."""
+    if first is second or first.is_meta or second.is_meta:
         return first.shape == second.shape
     return first.shape == second.shape and torch.equal(first, second)

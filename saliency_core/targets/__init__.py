@@ -1,1 +1,1 @@
-"""Targets: the scalar score that is explained, for each image of a batch."""
+"""Targets: each defines the scalar that is explained, for each image of a batch."""

@@ -1,4 +1,7 @@
-"""Targets: which scalar is explained, for each image of a batch on its own. Here those that are a class."""
+"""Holds the base class of targets, and the targets that are the score of a single class.
+
+A target defines the scalar that is explained, for each image of a batch independently.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,18 @@ from saliency_core.autograd.model_outputs import Outputs
 from saliency_core.errors import InvalidRequestError
 
 NO_LABEL = -1
-MOST_DIGITS = 18  # of a class, channel or unit: int64 holds them all
+MAX_DIGITS = 18  # of the number of a class, channel or unit, so that it fits in int64
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a target settled on from the clean images; samplers that move the inputs keep it fixed.
+    """The classes that a target chose from the clean images. Samplers that change the inputs keep this choice.
 
-    ``classes`` int64 [n]; ``against`` int64 [n], the class that it is held against, where there is one; ``applies``
-    bool [n], False where the target does not exist for an image (its class is then 0, a placeholder that keeps the
-    batch whole: the maps of such rows are thrown away).
+    Attributes:
+        classes: The class of each image, int64 [n].
+        applies: Whether the target exists for each image, bool [n]. If it does not, the image's class is 0, a
+            placeholder that keeps the batch whole, and its maps are discarded.
+        against: The class whose score is subtracted, int64 [n]; None if the target does not subtract one.
     """
 
     classes: Tensor
@@ -32,9 +37,14 @@ class Choice:
 
 
 class Target(ABC):
-    """A scalar per image. ``slug`` names it in paths and columns, ``spec`` says what it is.
+    """Defines the scalar that is explained, one per image.
 
-    ``is_class``: the score is that of one class, which the index can name. ``layers``: modules whose outputs it reads.
+    Attributes:
+        spec: The canonical spec of the target, such as ``class:207``.
+        slug: Its name in paths and columns.
+        is_class: Whether the scalar is the score of one class, which the index then records.
+        needs_labels: Whether the target reads labels.
+        layers: The modules whose outputs it reads.
     """
 
     is_class = True
@@ -47,54 +57,92 @@ class Target(ABC):
 
     @abstractmethod
     def choose(self, logits: Tensor, labels: Tensor) -> Choice:
-        """``logits`` [n, classes] before softmax and ``labels`` int64 [n] (−1: none) → what is explained."""
+        """Chooses what is explained for each image.
+
+        Args:
+            logits: The scores of the clean images before softmax, [n, classes].
+            labels: The labels of the images, int64 [n]; −1 if an image has none.
+
+        Returns:
+            The choice.
+
+        Raises:
+            InvalidRequestError: The target does not exist for this model.
+        """
 
     def scores(self, outputs: Outputs, choice: Choice) -> Tensor:
-        """[n], the unnormalised score of each image's own class. Sum it, never average: a mean couples samples."""
+        """Returns the scalars to explain: by default, the unnormalised score of each image's chosen class.
+
+        Args:
+            outputs: The outputs of the model for clean or changed images.
+            choice: The result of ``choose`` for the clean images.
+
+        Returns:
+            One scalar per image, [n]. The caller sums them, because a mean would couple the images.
+
+        Raises:
+            InvalidRequestError: The outputs do not determine one scalar per image.
+        """
         return pick(outputs.logits, choice.classes)
 
     def why_not(self, label: int, n_classes: int) -> str | None:
-        """Why the target does not apply to an image with that label (−1: none); None where it does."""
+        """Returns the reason why the target does not apply to an image.
+
+        Args:
+            label: The label of the image; −1 if it has none.
+            n_classes: The model's number of classes.
+
+        Returns:
+            The reason; None if the target applies.
+        """
         del label, n_classes
         return None
 
 
-class Predicted(Target):
+class PredictedClass(Target):
     """The arg-max class, from the same forward pass."""
 
     def choose(self, logits: Tensor, labels: Tensor) -> Choice:
+        """Chooses the class with the highest score."""
         return Choice(logits.argmax(dim=1), everywhere(labels))
 
 
-class Top(Target):
-    """The class of the ``place``-th highest score, from 1."""
+class RankedClass(Target):
+    """The class with the ``place``-th highest score, counted from 1."""
 
     def __init__(self, place: int, *, spec: str, slug: str) -> None:
         super().__init__(spec=spec, slug=slug)
         self.place = place
 
     def choose(self, logits: Tensor, labels: Tensor) -> Choice:
+        """Chooses the class at this place in the order of scores.
+
+        Raises:
+            InvalidRequestError: The model has fewer classes.
+        """
         if self.place > logits.shape[1]:
             raise InvalidRequestError(f"target {self.spec!r}: the model has only {logits.shape[1]} classes.")
-        # Stable, so that equal scores fall as arg max has them fall: to the first.
+        # Stable, so that the first of equal scores comes first, as in arg max.
         order = logits.argsort(dim=1, descending=True, stable=True)
         return Choice(order[:, self.place - 1], everywhere(labels))
 
 
-class Label(Target):
-    """The class of the manifest."""
+class LabelClass(Target):
+    """The class of the image's label in the manifest."""
 
     needs_labels = True
 
     def choose(self, logits: Tensor, labels: Tensor) -> Choice:
+        """Chooses the labels. The target does not apply to images without a label that is one of the classes."""
         applies = (labels >= 0) & (labels < logits.shape[1])
         return Choice(torch.where(applies, labels, 0), applies)
 
     def why_not(self, label: int, n_classes: int) -> str | None:
-        return why_no_label(label, n_classes)
+        """Returns a reason if the image has no label, or one that is not one of the classes."""
+        return describe_label_problem(label, n_classes)
 
 
-class Class(Target):
+class FixedClass(Target):
     """One fixed class for every image."""
 
     def __init__(self, number: int, *, spec: str, slug: str) -> None:
@@ -102,22 +150,27 @@ class Class(Target):
         self.number = number
 
     def choose(self, logits: Tensor, labels: Tensor) -> Choice:
-        refuse_no_class(self.number, logits.shape[1], self.spec)
+        """Chooses the same class for all images.
+
+        Raises:
+            InvalidRequestError: The model does not have the class.
+        """
+        refuse_unknown_class(self.number, logits.shape[1], self.spec)
         return Choice(torch.full_like(labels, self.number), everywhere(labels))
 
 
 def pick(scores: Tensor, classes: Tensor) -> Tensor:
-    """Of each row of ``scores`` [n, classes] the value of its own class [n] → [n]."""
+    """Returns, for each row of ``scores`` [n, classes], the score [n] of its class in ``classes`` [n]."""
     return scores.gather(1, classes[:, None])[:, 0]
 
 
 def everywhere(labels: Tensor) -> Tensor:
-    """True for every image."""
+    """Returns True for every image, bool [n]."""
     return torch.ones_like(labels, dtype=torch.bool)
 
 
-def why_no_label(label: int, n_classes: int) -> str | None:
-    """Why a label is none of the model's classes; None where it is one."""
+def describe_label_problem(label: int, n_classes: int) -> str | None:
+    """Returns the reason why a label is not one of the model's classes; None if it is."""
     if label == NO_LABEL:
         return "no label"
     if not 0 <= label < n_classes:
@@ -125,18 +178,21 @@ def why_no_label(label: int, n_classes: int) -> str | None:
     return None
 
 
-def refuse_no_class(number: int, n_classes: int, spec: str) -> None:
-    """Raises InvalidRequestError where the model has no class of that number."""
+def refuse_unknown_class(number: int, n_classes: int, spec: str) -> None:
+    """Raises InvalidRequestError if the model has no class with that number."""
     if not 0 <= number < n_classes:
         raise InvalidRequestError(f"target {spec!r}: the model has {n_classes} classes, 0 to {n_classes - 1}.")
 
 
-def class_number(text: str, class_names: Sequence[str] | None, *, n_classes: int | None = None) -> int:
-    """A class's number from its number or its name; InvalidRequestError where that is none, or several."""
+def parse_class(text: str, class_names: Sequence[str] | None, *, n_classes: int | None = None) -> int:
+    """Returns the number of the class that ``text`` gives by number or name.
+
+    Raises InvalidRequestError if there is no such class, or if several have that name.
+    """
     if re.fullmatch(r"[0-9]+", text):
-        if len(text) > MOST_DIGITS:
+        if len(text) > MAX_DIGITS:
             raise InvalidRequestError(
-                f"class {text[:MOST_DIGITS]}… has {len(text)} digits: no model has so many classes."
+                f"class {text[:MAX_DIGITS]}… has {len(text)} digits, so it does not exist: give at most {MAX_DIGITS}."
             )
         if n_classes is not None and int(text) >= n_classes:
             raise InvalidRequestError(f"class {text} does not exist: the model has {n_classes} classes, from 0.")
@@ -146,8 +202,8 @@ def class_number(text: str, class_names: Sequence[str] | None, *, n_classes: int
             f"class {text!r}: the model's class names are not known: give `class_names` with the model, or the class's "
             "number."
         )
-    found = [number for number, name in enumerate(class_names) if name == text]
-    if len(found) != 1:
-        trouble = f"is the name of classes {found}: give the number" if found else "is no class of this model"
-        raise InvalidRequestError(f"class {text!r} {trouble}.")
-    return found[0]
+    matches = [number for number, name in enumerate(class_names) if name == text]
+    if len(matches) != 1:
+        problem = f"is the name of classes {matches}: give the number" if matches else "is not a class of this model"
+        raise InvalidRequestError(f"class {text!r} {problem}.")
+    return matches[0]

@@ -1,4 +1,4 @@
-"""Targets that are no single class: differences, weighted sums, losses, and units of any layer."""
+"""Holds the targets that are not a single class: differences, weighted sums, losses, and units of any layer."""
 
 from __future__ import annotations
 
@@ -12,40 +12,58 @@ from torch import Tensor, nn
 from saliency_core.autograd.model_outputs import Outputs
 from saliency_core.autograd.output_calls import LOGIT
 from saliency_core.errors import InvalidRequestError
-from saliency_core.targets.class_targets import Choice, Label, Target, everywhere, pick, refuse_no_class, why_no_label
+from saliency_core.targets.class_targets import (
+    Choice,
+    LabelClass,
+    Target,
+    describe_label_problem,
+    everywhere,
+    pick,
+    refuse_unknown_class,
+)
 
 
 class Contrast(Target):
-    """The predicted class's score, minus the runner-up's; of one logit z, 2|z|."""
+    """The predicted class's score minus the runner-up's. For a single logit z it is 2|z|."""
 
     is_class = False
 
     def choose(self, logits: Tensor, labels: Tensor) -> Choice:
+        """Chooses the two classes with the highest scores.
+
+        Raises:
+            InvalidRequestError: The model has only one class.
+        """
         if logits.shape[1] < 2:
-            raise InvalidRequestError(f"target {self.spec!r}: the model has one class, and so no runner-up.")
+            raise InvalidRequestError(
+                f"target {self.spec!r}: the model has one class, so there is no runner-up: choose another target."
+            )
         first, second = logits.argsort(dim=1, descending=True, stable=True)[:, :2].unbind(dim=1)
         return Choice(first, everywhere(labels), against=second)
 
     def scores(self, outputs: Outputs, choice: Choice) -> Tensor:
+        """Returns the differences of the two scores, [n]."""
         assert choice.against is not None
         return pick(outputs.logits, choice.classes) - pick(outputs.logits, choice.against)
 
 
-class ContrastLabel(Contrast):
-    """The predicted class's score, minus the label's: zero, and its map with it, where the prediction is right."""
+class LabelContrast(Contrast):
+    """The predicted class's score minus the label's. It is zero, with a map of zeros, if the prediction is right."""
 
     needs_labels = True
 
     def choose(self, logits: Tensor, labels: Tensor) -> Choice:
-        label = Label(spec=self.spec, slug=self.slug).choose(logits, labels)
+        """Chooses the predicted class and the label."""
+        label = LabelClass(spec=self.spec, slug=self.slug).choose(logits, labels)
         return Choice(logits.argmax(dim=1), label.applies, against=label.classes)
 
     def why_not(self, label: int, n_classes: int) -> str | None:
-        return why_no_label(label, n_classes)
+        """Returns a reason if the image has no label, or one that is not one of the classes."""
+        return describe_label_problem(label, n_classes)
 
 
-class Weighted(Target):
-    """A weighted sum of classes' scores, as keras-vis' weighted losses."""
+class WeightedScores(Target):
+    """A weighted sum of classes' scores, like the weighted losses of keras-vis."""
 
     is_class = False
 
@@ -54,21 +72,27 @@ class Weighted(Target):
         self.weights = dict(weights)
 
     def choose(self, logits: Tensor, labels: Tensor) -> Choice:
+        """Applies to all images.
+
+        Raises:
+            InvalidRequestError: The model does not have one of the classes.
+        """
         for number in self.weights:
-            refuse_no_class(number, logits.shape[1], self.spec)
+            refuse_unknown_class(number, logits.shape[1], self.spec)
         return Choice(torch.zeros_like(labels), everywhere(labels))
 
     def scores(self, outputs: Outputs, choice: Choice) -> Tensor:
+        """Returns the weighted sums, [n]."""
         del choice
         weights = outputs.logits.new_tensor(list(self.weights.values()))
         return (outputs.logits[:, list(self.weights)] * weights).sum(dim=1)
 
 
 class Loss(Target):
-    """What a callable makes of ``(logits [n, classes], labels int64 [n])``, or of the logits alone → [n], per image.
+    """The value [n] of a function of ``(logits [n, classes], labels int64 [n])``, or of the logits alone.
 
-    Labels are given where ``_takes_labels``. One that takes them does not apply to images without a label, which come
-    to it as class 0. Of a model of one logit, the logits are that one, [n, 1], as BCE's losses take it.
+    A function with labels does not apply to images without one; it receives class 0 for them. If the model has a single
+    logit, the logits are [n, 1], as binary cross-entropy losses expect.
     """
 
     is_class = False
@@ -79,11 +103,17 @@ class Loss(Target):
         self.needs_labels = _takes_labels(function, spec)
 
     def choose(self, logits: Tensor, labels: Tensor) -> Choice:
+        """Chooses the labels if the function takes them; otherwise it applies to all images."""
         if self.needs_labels:
-            return Label(spec=self.spec, slug=self.slug).choose(logits, labels)
+            return LabelClass(spec=self.spec, slug=self.slug).choose(logits, labels)
         return Choice(torch.zeros_like(labels), everywhere(labels))
 
     def scores(self, outputs: Outputs, choice: Choice) -> Tensor:
+        """Returns the values of the function, [n].
+
+        Raises:
+            InvalidRequestError: The function does not return one value per image.
+        """
         logits = outputs.logits[:, 1:] if outputs.head == LOGIT else outputs.logits
         try:
             result = self.function(logits, choice.classes) if self.needs_labels else self.function(logits)
@@ -91,20 +121,23 @@ class Loss(Target):
             error.add_note(f"It was raised in target {self.spec!r}.")
             raise
         if not isinstance(result, Tensor) or result.shape != logits.shape[:1]:
-            found = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
+            received = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
             raise InvalidRequestError(
-                f"target {self.spec!r} gave {found} for {len(logits)} images, where one value for each is needed "
-                f"([{len(logits)}]): a mean over the batch would couple them."
+                f"target {self.spec!r} gave {received} for {len(logits)} images: return one value for each image "
+                f"([{len(logits)}]), because a mean over the batch would couple them."
             )
         return result
 
     def why_not(self, label: int, n_classes: int) -> str | None:
-        return why_no_label(label, n_classes) if self.needs_labels else None
+        """Returns a reason if the function takes labels, and the image's is missing or not one of the classes."""
+        return describe_label_problem(label, n_classes) if self.needs_labels else None
 
 
 class LayerUnit(Target):
-    """The mean activation of a module's output, of one of its channels, or of one unit: Simonyan's remark that the
-    gradient explains any layer. ``index``: of the axes after the images'."""
+    """The mean activation of a module's output, of one of its channels, or of one unit.
+
+    Simonyan et al. (2013) remark that the gradient explains any layer. ``index`` counts the axes after the images'.
+    """
 
     is_class = False
 
@@ -114,16 +147,22 @@ class LayerUnit(Target):
         self.index = index
 
     def choose(self, logits: Tensor, labels: Tensor) -> Choice:
+        """Applies to all images."""
         del logits
         return Choice(torch.zeros_like(labels), everywhere(labels))
 
     def scores(self, outputs: Outputs, choice: Choice) -> Tensor:
+        """Returns the mean activations, [n].
+
+        Raises:
+            InvalidRequestError: The layer's first axis is not that of the images, or it has no such unit.
+        """
         del choice
         activation = outputs.layers[self.layers[0]]
         if len(activation) != len(outputs.logits):
             raise InvalidRequestError(
-                f"target {self.spec!r}: the layer gives {list(activation.shape)} for {len(outputs.logits)} images, and "
-                "which part is whose cannot be told: choose another layer."
+                f"target {self.spec!r}: the layer gives {list(activation.shape)} for {len(outputs.logits)} images, so "
+                "its values cannot be assigned to images: choose another layer."
             )
         try:
             unit = activation
@@ -132,26 +171,26 @@ class LayerUnit(Target):
         except IndexError as error:
             raise InvalidRequestError(
                 f"target {self.spec!r}: the layer gives {list(activation.shape[1:])} for each image, and has no unit "
-                f"{list(self.index)}."
+                f"{list(self.index)}: give an index within that shape."
             ) from error
         return unit.reshape(len(unit), -1).mean(dim=1)
 
 
 def _takes_labels(function: Callable[..., Any], spec: str) -> bool:
-    """Whether it is called with labels: it has ``*args``, or a second argument without a default or with None."""
-    # A module's own call takes anything; its forward tells what it wants.
-    seen = function.forward if isinstance(function, nn.Module) else function
+    """Whether the function takes labels: it has ``*args``, or a second argument whose default is None or missing."""
+    # The signature of a module's __call__ accepts anything; that of its forward is exact.
+    inspected = function.forward if isinstance(function, nn.Module) else function
     try:
-        parameters = list(inspect.signature(seen).parameters.values())
+        parameters = list(inspect.signature(inspected).parameters.values())
     except (TypeError, ValueError) as error:
         raise InvalidRequestError(
-            f"target {spec!r}: what it takes cannot be seen ({error}): wrap it in a def."
+            f"target {spec!r}: its arguments cannot be inspected ({error}): wrap it in a def."
         ) from error
-    given = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    needed = [one.name for one in given[2:] if one.default is one.empty]
-    needed += [one.name for one in parameters if one.kind is one.KEYWORD_ONLY and one.default is one.empty]
-    anything = any(one.kind is one.VAR_POSITIONAL for one in parameters)
-    if needed or not (given or anything):
-        wanted = f"needs {', '.join(needed)}, too" if needed else "takes none of them"
-        raise InvalidRequestError(f"target {spec!r} is called with (logits, labels), and {wanted}: wrap it in a def.")
-    return anything if len(given) < 2 else given[1].default in (inspect.Parameter.empty, None)
+    positional = [item for item in parameters if item.kind in (item.POSITIONAL_ONLY, item.POSITIONAL_OR_KEYWORD)]
+    required = [item.name for item in positional[2:] if item.default is item.empty]
+    required += [item.name for item in parameters if item.kind is item.KEYWORD_ONLY and item.default is item.empty]
+    variadic = any(item.kind is item.VAR_POSITIONAL for item in parameters)
+    if required or not (positional or variadic):
+        problem = f"also needs {', '.join(required)}" if required else "takes none of them"
+        raise InvalidRequestError(f"target {spec!r} is called with (logits, labels), but {problem}: wrap it in a def.")
+    return variadic if len(positional) < 2 else positional[1].default in (inspect.Parameter.empty, None)

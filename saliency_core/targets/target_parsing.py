@@ -1,4 +1,4 @@
-"""Target specs → targets."""
+"""Parses target specs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from saliency_core.errors import InvalidRequestError
-from saliency_core.model.import_path import import_named
+from saliency_core.model.import_path import import_attribute
 from saliency_core.spec_syntax import checked_slug, split_name
-from saliency_core.targets.class_targets import MOST_DIGITS, Class, Label, Predicted, Target, Top, class_number
-from saliency_core.targets.score_targets import Contrast, ContrastLabel, LayerUnit, Loss, Weighted
+from saliency_core.targets.class_targets import (
+    MAX_DIGITS,
+    FixedClass,
+    LabelClass,
+    PredictedClass,
+    RankedClass,
+    Target,
+    parse_class,
+)
+from saliency_core.targets.score_targets import Contrast, LabelContrast, LayerUnit, Loss, WeightedScores
 
 TARGETS = {
     "predicted": "the arg-max class, from the same forward pass",
@@ -21,15 +29,18 @@ TARGETS = {
     "NAME=weighted:{K: W, …}": "a weighted sum of classes' scores",
     "NAME=loss:package.module:function": "any (logits, labels) → one value per image",
     "layer:MODULE[INDEX]": "the mean activation of a channel or unit of any layer, INDEX of its axes after the images' "
-    "(channels first in a CNN, tokens first in a ViT's [n, tokens, C]); NAME=… where it cannot be a name",
+    "(channels first in a CNN, tokens first in a ViT's [n, tokens, C]); give NAME=… if that is not a valid name",
 }
 
-MOST_TOP = 1000
-LARGEST_WEIGHT = 1e30  # a score with it would leave float32
+MAX_TOP = 1000
+MAX_WEIGHT = 1e30  # a score with it would leave float32
 
 
 def parse_targets(specs: Sequence[str], *, class_names: Sequence[str] | None = None) -> list[Target]:
-    """The targets in order; ``top:3`` is three of them. Raises InvalidRequestError where a spec is none."""
+    """Returns the targets of ``specs`` in order; ``top:3`` gives three.
+
+    Raises InvalidRequestError if a spec is invalid.
+    """
     return [target for spec in specs for target in _parse(spec, class_names)]
 
 
@@ -37,80 +48,80 @@ def _parse(spec: str, class_names: Sequence[str] | None) -> list[Target]:
     name, body = split_name(spec)
     head, _, rest = body.partition(":")
     if body == "predicted":
-        return [Predicted(spec=body, slug=name or "predicted")]
+        return [PredictedClass(spec=body, slug=name or "predicted")]
     if body == "label":
-        return [Label(spec=body, slug=name or "label")]
+        return [LabelClass(spec=body, slug=name or "label")]
     if head == "class" and rest:
-        number = class_number(rest, class_names)
-        # Always the number: a class name may hold anything, and two classes may share one.
-        return [Class(number, spec=f"class:{number}", slug=name or checked_slug(f"class_{number}", body))]
+        number = parse_class(rest, class_names)
+        # Always the number: a class name may contain any character, and two classes may share one.
+        return [FixedClass(number, spec=f"class:{number}", slug=name or checked_slug(f"class_{number}", body))]
     if head == "top" and re.fullmatch("[1-9][0-9]*", rest):
-        if len(rest) > 4 or int(rest) > MOST_TOP:
+        if len(rest) > 4 or int(rest) > MAX_TOP:
             raise InvalidRequestError(
-                f"target {spec[:60]!r} would be more than {MOST_TOP} targets, each with its arrays: take fewer."
+                f"target {spec[:60]!r} would be more than {MAX_TOP} targets, each with its own arrays: give fewer."
             )
         stem = name or "top"
         return [
-            Top(place, spec=f"top:{place} of {rest}", slug=checked_slug(f"{stem}{place}", spec))
+            RankedClass(place, spec=f"top:{place} of {rest}", slug=checked_slug(f"{stem}{place}", spec))
             for place in range(1, int(rest) + 1)
         ]
     if body == "contrast":
         return [Contrast(spec=body, slug=name or "contrast")]
     if body == "contrast:label":
-        return [ContrastLabel(spec=body, slug=name or "contrast_label")]
+        return [LabelContrast(spec=body, slug=name or "contrast_label")]
     if head == "weighted" and rest:
-        weights = _weights(rest, spec, class_names)
+        weights = _parse_weights(rest, spec, class_names)
         canonical = "weighted:{" + ", ".join(f"{number}: {weight}" for number, weight in sorted(weights.items())) + "}"
-        return [Weighted(weights, spec=canonical, slug=_named(name, spec))]
+        return [WeightedScores(weights, spec=canonical, slug=_require_name(name, spec))]
     if head == "loss" and rest:
-        return [Loss(_callable(rest, spec), spec=body, slug=_named(name, spec))]
+        return [Loss(_import_loss(rest, spec), spec=body, slug=_require_name(name, spec))]
     if head == "layer" and rest:
-        return [_layer(rest, body, name)]
+        return [_parse_layer(rest, body, name)]
     raise InvalidRequestError(f"target {spec!r} does not exist: choose {', '.join(TARGETS)}.")
 
 
-def _named(name: str | None, spec: str) -> str:
+def _require_name(name: str | None, spec: str) -> str:
     if name is None:
         raise InvalidRequestError(f"target {spec!r} needs a name, for its arrays and columns: NAME={spec}.")
     return name
 
 
-def _weights(text: str, spec: str, class_names: Sequence[str] | None) -> dict[int, float]:
-    import yaml  # nothing else here wants it
+def _parse_weights(text: str, spec: str, class_names: Sequence[str] | None) -> dict[int, float]:
+    import yaml  # only needed for this target
 
     try:
-        given = yaml.safe_load(text)
-        weights = {class_number(str(key), class_names): float(value) for key, value in given.items()}
+        entries = yaml.safe_load(text)
+        weights = {parse_class(str(key), class_names): float(value) for key, value in entries.items()}
     except (yaml.YAMLError, AttributeError, TypeError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, InvalidRequestError):
             raise
         raise InvalidRequestError(
             f"target {spec!r}: write the weights as {{CLASS: WEIGHT, …}}, as in {{207: 1.0, 208: -0.5}}."
         ) from (error)
-    if not weights or len(weights) != len(given) or not all(abs(one) <= LARGEST_WEIGHT for one in weights.values()):
+    if not weights or len(weights) != len(entries) or not all(abs(weight) <= MAX_WEIGHT for weight in weights.values()):
         raise InvalidRequestError(
-            f"target {spec!r}: its weights are none, are not finite, are beyond ±{LARGEST_WEIGHT:g}, or name a class "
-            "twice."
+            f"target {spec!r}: its weights are empty, not finite, beyond ±{MAX_WEIGHT:g}, or name a class twice: give "
+            "one finite weight for each class."
         )
     return weights
 
 
-def _callable(path: str, spec: str) -> Callable[..., Any]:
+def _import_loss(path: str, spec: str) -> Callable[..., Any]:
     try:
-        found = import_named(path)
+        function = import_attribute(path)
     except (ImportError, ValueError) as error:
         raise InvalidRequestError(
             f"target {spec!r} cannot be imported ({error}): write loss:package.module:function."
         ) from error
-    if not callable(found):
+    if not callable(function):
         raise InvalidRequestError(
-            f"target {spec!r}: {path!r} is a {type(found).__name__}, and nothing that can be called."
+            f"target {spec!r}: {path!r} is a {type(function).__name__}, which cannot be called: name a function."
         )
-    return found
+    return function
 
 
-def _layer(rest: str, body: str, name: str | None) -> Target:
-    number = rf"[0-9]{{1,{MOST_DIGITS}}}"
+def _parse_layer(rest: str, body: str, name: str | None) -> Target:
+    number = rf"[0-9]{{1,{MAX_DIGITS}}}"
     match = re.fullmatch(rf"(?P<layer>[^\[\]]+)(?:\[(?P<index>{number}(?:\s*,\s*{number})*)\])?", rest)
     if match is None:
         raise InvalidRequestError(

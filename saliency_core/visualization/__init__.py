@@ -1,1 +1,1 @@
-"""Maps as pictures."""
+"""Draws maps as pictures."""

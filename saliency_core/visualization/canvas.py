@@ -1,6 +1,6 @@
-"""A page measured in inches from its top left: text and pixels stand where they are put, and nothing moves them.
+"""Holds a page on which text and pixels are drawn at exact positions, in inches from its top left corner.
 
-So nothing is cut off, and nothing overlaps, unless it was put there; a layout engine gives no such promise.
+Unlike a layout engine, it never moves or cuts off what is drawn.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ DPI = 150
 
 
 class Page:
-    """White, ``width`` × ``height`` inches. ``figure`` is matplotlib's, to be saved."""
+    """A white page of ``width`` × ``height`` inches. ``figure`` is the matplotlib figure to save."""
 
     def __init__(self, width: float, height: float) -> None:
         self.figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
         FigureCanvasAgg(self.figure)
-        self.figure.suppressComposite = True  # in a PDF, pictures stay as sharp as they are
+        self.figure.suppressComposite = True  # keeps the resolution of pictures in a PDF
         self._axes = self.figure.add_axes((0, 0, 1, 1))
         self._axes.set_axis_off()
         self._axes.set(xlim=(0, width), ylim=(height, 0))
@@ -40,17 +40,17 @@ class Page:
         bold: bool = False,
         align: Literal["left", "center", "right"] = "left",
     ) -> None:
-        """Any text, in letters of ``size`` points, its top at ``y``; smaller where it is wider than ``room``."""
-        written = self._axes.text(
+        """Writes text of ``size`` points with its top at ``y``, and shrinks it if it is wider than ``room``."""
+        label = self._axes.text(
             x, y, "\n".join(printable(line) for line in text.split("\n")), fontsize=size, color=colour,
             weight="bold" if bold else "normal", ha=align, va="top", family=FONT, parse_math=False, usetex=False,
             linespacing=1.25,
         )  # fmt: skip
-        # Lines are wrapped by a character's usual width; WWW is wider.
-        written.set_fontsize(size * min(1, room * DPI / max(1, written.get_window_extent().width)))
+        # Lines are wrapped by the usual width of a character; some text is wider, such as WWW.
+        label.set_fontsize(size * min(1, room * DPI / max(1, label.get_window_extent().width)))
 
     def paste(self, pixels: Pixels, x: float, y: float, *, width: float, height: float) -> None:
-        """Pixels [H, W, 3] into this box, with a thin edge: a white map would have none."""
+        """Draws pixels [H, W, 3] into this box, with a thin edge that shows the bounds of a white map."""
         interpolation: Any = "nearest" if max(pixels.shape) < 64 else "antialiased"
         extent = (x, x + width, y + height, y)
         self._axes.imshow(pixels, extent=extent, aspect="auto", interpolation=interpolation)

@@ -1,4 +1,4 @@
-"""A sheet of panels, one for each image: what is known of it, and below that its cells, which hold pictures."""
+"""Draws a contact sheet: a panel for each image, with facts about it and, below them, cells that hold pictures."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from matplotlib.figure import Figure
 from saliency_core.errors import InvalidRequestError
 from saliency_core.visualization.canvas import DPI, Page
 from saliency_core.visualization.colormap import Pixels
-from saliency_core.visualization.picture_text import printable, side_by_side
+from saliency_core.visualization.picture_text import join_facts, printable
 
 CELL = 2.3  # the width of a cell; in inches, like all lengths here
 _GAP, _GUTTER, _MARGIN = 0.14, 0.45, 0.25
 _LINE, _SMALL_LINE = 0.19, 0.155  # the height of a line of text
 _CHARACTER, _SMALL_CHARACTER = 0.08, 0.071  # the width that a character may take
 _CAPTION_CHARACTERS = 38  # that fit above a cell
-_STRIP, _SCALE = 0.07, 0.32  # the height of a scale's colours; and with its numbers
-_LOWEST, _HIGHEST = 0.45, 1.4  # height of a cell's picture by its width: keeps panoramas and towers readable
-_TALL = 2  # a page more than this many times as high as wide puts panels beside each other
-_EDGE, _AREA = 30_000, 120e6  # pixels; more than few viewers open, and half a gigabyte while it is drawn
+_STRIP, _SCALE = 0.07, 0.32  # the height of a scale's colours, without and with its numbers
+_LOWEST, _HIGHEST = 0.45, 1.4  # bounds of a cell's height by its width, which keep extreme formats readable
+_TALL = 2  # panels are placed side by side if the page would be more than this many times as high as wide
+_EDGE, _AREA = 30_000, 120e6  # pixels; few viewers open larger pictures, and drawing them takes half a gigabyte
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What the colours of a map mean: uint8 [1, n, 3], and labels spread evenly below; without colours, one label."""
+    """The scale of a map's colours, uint8 [1, n, 3], with labels spread evenly below; without colours, one label."""
 
     colours: Pixels | None
     labels: tuple[str, ...]
@@ -35,7 +35,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Cell:
-    """Pixels [H, W, 3], or the words in their place."""
+    """A picture with its caption: pixels [H, W, 3], or a text in their place."""
 
     caption: str
     picture: Pixels | str
@@ -47,7 +47,7 @@ class Cell:
         return wrap(printable(self.caption), _CAPTION_CHARACTERS, max_lines=3, placeholder="…")
 
     def size(self) -> tuple[float, float]:
-        """(width, height) in inches that the picture takes."""
+        """Returns the (width, height) of the picture in inches."""
         if isinstance(self.picture, str):
             return CELL, CELL * _LOWEST
         ratio = self.picture.shape[0] / self.picture.shape[1]
@@ -57,9 +57,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Panel:
-    """One image: its name, facts to stand below it, tiers of cells; and what is wrong with it, if anything is.
+    """The part of a sheet for one image: its name, facts, rows of cells (tiers), and the reason if it has no maps.
 
-    All text is drawn as it is, whatever it holds. A cell that is None stays empty.
+    All text is drawn literally. A cell that is None stays empty.
     """
 
     title: str
@@ -68,13 +68,15 @@ class Panel:
     reason: str = ""
 
 
-def draw(panels: Sequence[Panel], *, footer: str = "") -> Figure:
-    """The panels in order, beside each other where they would be a tower. Raises InvalidRequestError where that would
-    be too large."""
+def draw_contact_sheet(panels: Sequence[Panel], *, footer: str = "") -> Figure:
+    """Draws the panels in order, side by side if a single column would be too tall.
+
+    Raises InvalidRequestError if the picture would be too large.
+    """
     columns = max((len(tier) for panel in panels for tier in panel.tiers), default=0)
-    room = _room(columns)
-    heights = [_panel_height(panel, room) for panel in panels]
-    across, width, height = _size(heights, room)
+    panel_width = _panel_width(columns)
+    heights = [_panel_height(panel, panel_width) for panel in panels]
+    across, width, height = _page_size(heights, panel_width)
     small_print = wrap(printable(footer), int((width - 2 * _MARGIN) / _SMALL_CHARACTER))
     height += len(small_print) * _SMALL_LINE
     _refuse_too_large(width, height)
@@ -82,17 +84,19 @@ def draw(panels: Sequence[Panel], *, footer: str = "") -> Figure:
     y = _MARGIN
     for start in range(0, len(panels), across):
         for place, panel in enumerate(panels[start : start + across]):
-            _draw_panel(page, panel, _MARGIN + place * (room + _GUTTER), y, room)
+            _draw_panel(page, panel, _MARGIN + place * (panel_width + _GUTTER), y, panel_width)
         y += max(heights[start : start + across])
     for number, line in enumerate(small_print):
         page.write(line, _MARGIN, y + number * _SMALL_LINE, room=width - 2 * _MARGIN, size=8)
     return page.figure
 
 
-def refuse_too_many(panels: int, *, columns: int) -> None:
-    """Raises InvalidRequestError where so many panels cannot be drawn even if none has a picture; before anything is
-    read for them."""
-    _, width, height = _size([3 * _LINE] * panels, _room(columns))
+def refuse_too_many_panels(panels: int, *, columns: int) -> None:
+    """Raises InvalidRequestError if so many panels cannot be drawn even without pictures.
+
+    Callers use it before they read any data.
+    """
+    _, width, height = _page_size([3 * _LINE] * panels, _panel_width(columns))
     _refuse_too_large(width, height)
 
 
@@ -101,22 +105,22 @@ def _refuse_too_large(width: float, height: float) -> None:
     if max(across, down) > _EDGE or across * down > _AREA:
         raise InvalidRequestError(
             f"the picture would have {across:.0f}×{down:.0f} pixels, more than can be drawn (edges up to {_EDGE}, "
-            f"{_AREA / 1e6:.0f} million in all): show fewer rows, fewer arrays or fewer views."
+            f"{_AREA / 1e6:.0f} million in total): show fewer rows, fewer arrays or fewer views."
         )
 
 
-def _room(columns: int) -> float:
-    """The width of a panel; its text needs some, even where it has no pictures."""
+def _panel_width(columns: int) -> float:
+    """Returns the width of a panel, which is that of two cells at least, so that its text fits."""
     columns = max(columns, 2)
     return columns * CELL + (columns - 1) * _GAP
 
 
-def _size(heights: list[float], room: float) -> tuple[int, float, float]:
-    """How many panels stand beside each other, and the page's (width, height)."""
+def _page_size(heights: list[float], panel_width: float) -> tuple[int, float, float]:
+    """Returns the number of panels side by side, and the page's width and height."""
     across = 0
     while True:
         across += 1
-        width = 2 * _MARGIN + across * room + (across - 1) * _GUTTER
+        width = 2 * _MARGIN + across * panel_width + (across - 1) * _GUTTER
         bands = (max(heights[start : start + across]) for start in range(0, len(heights), across))
         height = 2 * _MARGIN + sum(bands)
         if height <= _TALL * width or across >= len(heights):
@@ -126,37 +130,37 @@ def _size(heights: list[float], room: float) -> tuple[int, float, float]:
 # -- one panel -------------------------------------------------------------------------------------------------
 
 
-def _words(panel: Panel, room: float) -> list[tuple[str, str]]:
-    """Lines of text below the title, each with its colour."""
-    characters = int(room / _CHARACTER)
-    facts = side_by_side([printable(fact) for fact in panel.facts], characters=characters)
+def _text_lines(panel: Panel, width: float) -> list[tuple[str, str]]:
+    """Returns the lines of text below the title, each with its colour."""
+    characters = int(width / _CHARACTER)
+    facts = join_facts([printable(fact) for fact in panel.facts], characters=characters)
     reason = wrap(printable(panel.reason), characters)
     return [(line, "dimgrey") for line in facts] + [(line, "firebrick") for line in reason]
 
 
-def _tier_parts(tier: list[Cell | None]) -> tuple[float, float, float]:
-    """Heights of a tier's captions, pictures, and scales with the gap below."""
+def _tier_heights(tier: list[Cell | None]) -> tuple[float, float, float]:
+    """Returns the heights of a tier's captions, of its pictures, and of its scales with the gap below."""
     cells = [cell for cell in tier if cell is not None]
     captions = max((len(cell.captions) for cell in cells), default=0) * _SMALL_LINE + 0.03
     pictures = max((cell.size()[1] for cell in cells), default=0)
-    # A scale stands right below its own picture, which may be less high than others.
+    # A scale is drawn right below its own picture, which may be lower than others.
     below = max((cell.size()[1] + (_SCALE if cell.scale else 0) for cell in cells), default=0) - pictures
     return captions, pictures, below + _GAP
 
 
-def _panel_height(panel: Panel, room: float) -> float:
-    text = (1 + len(_words(panel, room))) * _LINE + 0.06
-    return text + sum(sum(_tier_parts(tier)) for tier in panel.tiers) + _GAP
+def _panel_height(panel: Panel, width: float) -> float:
+    text = (1 + len(_text_lines(panel, width))) * _LINE + 0.06
+    return text + sum(sum(_tier_heights(tier)) for tier in panel.tiers) + _GAP
 
 
 def _draw_panel(page: Page, panel: Panel, x: float, y: float, room: float) -> None:
     page.write(panel.title, x, y, room=room, size=9, colour="black", bold=True)
-    words = _words(panel, room)
-    for number, (line, colour) in enumerate(words, start=1):
+    lines = _text_lines(panel, room)
+    for number, (line, colour) in enumerate(lines, start=1):
         page.write(line, x, y + number * _LINE, room=room, size=9, colour=colour)
-    y += (1 + len(words)) * _LINE + 0.06
+    y += (1 + len(lines)) * _LINE + 0.06
     for tier in panel.tiers:
-        captions, pictures, below = _tier_parts(tier)
+        captions, pictures, below = _tier_heights(tier)
         for column, cell in enumerate(tier):
             if cell is not None:
                 left = x + column * (CELL + _GAP)

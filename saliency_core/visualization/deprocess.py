@@ -1,4 +1,4 @@
-"""From the model's numbers back to pixels: its input as a picture, and a signal per channel as one."""
+"""Turns preprocessed images, and signals per channel, back into pixels."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 
 from saliency_core.visualization.colormap import UNSEEN, Map, Pixels
 
-_CENTRE, _SPREAD = 0.5, 0.1  # as keras-vis has them
+_CENTRE, _SPREAD = 0.5, 0.1  # the values of keras-vis
 _AXES = (-3, -2, -1)
 
 
 def deprocess(images: Map, *, mean: Sequence[float], std: Sequence[float]) -> Pixels:
-    """Preprocessed images [..., C, H, W] → uint8 [..., H, W, C]: mean and std undone, then cut to 0..255.
+    """Inverts the normalisation of images [..., C, H, W], and clips them to 0..255: uint8 [..., H, W, C].
 
-    Gives back, to the byte, the pixels that ``Preprocessing.normalise`` made float32 of. NaN is grey.
-    Raises ValueError where mean or std are not one number per channel.
+    The result is exactly the pixels that ``Preprocessing.normalise`` turned into float32. NaN is grey. Raises
+    ValueError if mean or std do not have one number per channel.
     """
     channels = images.shape[-3]
     if not len(mean) == len(std) == channels:
@@ -27,26 +27,26 @@ def deprocess(images: Map, *, mean: Sequence[float], std: Sequence[float]) -> Pi
 
 
 def deprocess_signal(signals: Map) -> Pixels:
-    """Signals [..., C, H, W], such as a gradient → uint8 [..., H, W, C]: moved to 0.5 ± 0.1, then cut to 0..1.
+    """Turns signals [..., C, H, W], such as gradients, into pixels: uint8 [..., H, W, C].
 
-    Each signal by its own mean and standard deviation over all its channels. What has no spread is mid-grey; what is
-    not finite is a lighter grey.
+    Each signal is standardised over all its channels, scaled to 0.5 ± 0.1, and clipped to 0..1. A constant signal is
+    mid-grey. Values that are not finite are a lighter grey.
     """
     wide = np.where(np.isfinite(signals), signals, np.nan).astype(np.float64)
     centred = wide - _average(wide)
     spread = np.sqrt(_average(centred**2))
     peak = np.abs(np.nan_to_num(wide)).max(axis=_AXES, keepdims=True, initial=0)
-    spread = np.where(spread > 1e-12 * peak, spread, np.inf)  # a constant's own rounding error is no signal
+    spread = np.where(spread > 1e-12 * peak, spread, np.inf)  # ignores the rounding error of a constant signal
     return _pixels(_CENTRE + _SPREAD * centred / spread)
 
 
 def _average(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Over each signal's own numbers that are not NaN; 0 where there is none."""
+    """Returns the mean of each signal's values that are not NaN; 0 if there are none."""
     counts = np.isfinite(values).sum(axis=_AXES, keepdims=True)
     return np.asarray(np.nansum(values, axis=_AXES, keepdims=True) / np.maximum(counts, 1), np.float64)
 
 
 def _pixels(values: NDArray[np.float64]) -> Pixels:
-    """[..., C, H, W] in 0..1 → uint8 [..., H, W, C]."""
+    """Turns values [..., C, H, W] in 0..1 into uint8 [..., H, W, C]; NaN is grey."""
     whole = np.rint(np.where(np.isnan(values), UNSEEN, 255 * np.clip(values, 0, 1)))
     return np.moveaxis(whole.astype(np.uint8), -3, -1)

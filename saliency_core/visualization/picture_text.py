@@ -1,4 +1,4 @@
-"""Text that others wrote (names of files and classes, in any script, or hostile), made fit for a picture."""
+"""Prepares text from outside (names of files and classes, in any script, or hostile) for drawing in a picture."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ def _glyphs() -> frozenset[int]:
 
 
 def printable(text: str, *, most: int | None = None) -> str:
-    """What the font lacks, or would not show, as ``\\u4e2d``; then cut in the middle to ``most`` characters.
+    """Escapes characters that the font lacks or would not show, as in ``\\u4e2d``.
 
-    Printable text stays as it is.
+    The result is then cut in the middle to ``most`` characters. Printable text is unchanged.
     """
     safe = "".join(
-        one if one.isprintable() and ord(one) in _glyphs() else one.encode("unicode_escape", "surrogatepass").decode()
-        for one in text
+        character
+        if character.isprintable() and ord(character) in _glyphs()
+        else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in text
     )
     if most is None or len(safe) <= most:
         return safe
     return f"{safe[: most // 2]}…{safe[len(safe) - (most - most // 2 - 1) :]}"
 
 
-def side_by_side(facts: list[str], *, characters: int) -> list[str]:
-    """Lines of facts, as many on a line as fit; a fact is broken only where it is longer than a line."""
+def join_facts(facts: list[str], *, characters: int) -> list[str]:
+    """Joins facts to lines of at most ``characters``; only a fact that is longer than a line is broken."""
     lines: list[str] = []
     for fact in facts:
         if lines and len(lines[-1]) + len(fact) + 7 <= characters:

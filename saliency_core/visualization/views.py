@@ -1,4 +1,4 @@
-"""The views of one map: by itself, on its image, and the image where the map is strong."""
+"""Draws the views of one map: the map alone, the map on its image, and the image masked by the map."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saliency_core.errors import InvalidRequestError
-from saliency_core.model.preprocessing import Geometry
+from saliency_core.model.geometry import Geometry
 from saliency_core.visualization.colormap import Map, Pixels, blur
 from saliency_core.visualization.contact_sheet import Cell, Scale
 from saliency_core.visualization.deprocess import deprocess_signal
@@ -20,107 +20,110 @@ VIEWS = ("map", "overlay", "mask")
 
 @dataclass(frozen=True)
 class Photograph:
-    """An image uint8 [H, W, 3], and the box of it that the model saw. What is missing is None, and ``trouble`` why."""
+    """An image, uint8 [H, W, 3], and the box of it that the model's input covers.
+
+    A part that is missing is None, and ``problem`` is the reason.
+    """
 
     pixels: Pixels | None
     box: Geometry | None
-    trouble: str = ""
+    problem: str = ""
 
     def cell(self) -> Cell:
-        """The image itself."""
-        return Cell("image", self.trouble if self.pixels is None else self.pixels)
+        """Returns a cell with the image."""
+        return Cell("image", self.problem if self.pixels is None else self.pixels)
 
 
-def refuse_unknown(views: Sequence[str]) -> None:
-    """Raises InvalidRequestError where a view does not exist, or none is asked for."""
+def refuse_unknown_views(views: Sequence[str]) -> None:
+    """Raises InvalidRequestError if a view does not exist, or if there is none."""
     unknown = [view for view in views if view not in VIEWS]
     if unknown:
         raise InvalidRequestError(f"view {unknown[0]!r} does not exist: choose from {', '.join(VIEWS)}.")
     if not views:
-        raise InvalidRequestError(f"no view leaves nothing to draw: choose from {', '.join(VIEWS)}.")
+        raise InvalidRequestError(f"without a view there is nothing to draw: choose from {', '.join(VIEWS)}.")
 
 
 def view_cells(
-    name: str, values: Map, photograph: Photograph, *, signed: bool, views: Sequence[str], look: MapStyle
+    name: str, values: Map, photograph: Photograph, *, signed: bool, views: Sequence[str], style: MapStyle
 ) -> list[Cell]:
-    """A cell for each of ``views`` of a map [H, W], or [C, H, W] where channels were kept; the first bears its name.
+    """Returns a cell for each of ``views`` of a map [H, W], or [C, H, W] with channels; the first has its name.
 
-    Of kept channels the map is drawn as they are, in RGB (without a ``cmap``), the others of the strongest |channel|.
-    The range of the map's values stands below the first view that has its colours.
+    If there are three channels and no ``cmap``, the view ``map`` shows them as RGB. The other views show the strongest
+    |channel|. The range of the map's values is below the first view in the colours of the map.
     """
     as_signal = None
     strongest = values.ndim == 3 and len(values) > 1
-    if strongest and len(values) == 3 and look.cmap is None:
-        as_signal = deprocess_signal(blur(values, look.blur))
+    if strongest and len(values) == 3 and style.cmap is None:
+        as_signal = deprocess_signal(blur(values, style.blur))
     values, signed = _one_channel(values, signed=signed)
-    scaled = look.values(values, signed=signed)
-    scale: Scale | None = _scale(look, values, signed=signed)
+    scaled = style.values(values, signed=signed)
+    scale: Scale | None = _scale(style, values, signed=signed)
     cells: list[Cell] = []
     for view in views:
         picture: Pixels | str
         if view == "map" and as_signal is not None:
-            picture, caption = 255 - as_signal if look.invert else as_signal, "channels as RGB"
+            picture, caption = 255 - as_signal if style.invert else as_signal, "channels as RGB"
         elif view == "map":
-            picture, caption = look.colours(scaled, signed=signed), ""
+            picture, caption = style.colours(scaled, signed=signed), ""
         else:
-            picture = _on_image(view, scaled, photograph, signed=signed, look=look)
-            caption = _on_image_caption(view, look, signed=signed, strongest=strongest)
-        told = ", ".join(filter(None, (name, caption))) if not cells or not caption else caption
+            picture = _on_image(view, scaled, photograph, signed=signed, style=style)
+            caption = _on_image_caption(view, style, signed=signed, strongest=strongest)
+        title = ", ".join(filter(None, (name, caption))) if not cells or not caption else caption
         coloured = not isinstance(picture, str) and (view == "overlay" or (view == "map" and as_signal is None))
-        cells.append(Cell(told, picture, scale if coloured else None))
+        cells.append(Cell(title, picture, scale if coloured else None))
         scale = None if coloured else scale
     return cells
 
 
 def view_at_size(
-    view: str, values: Map, photograph: Photograph, *, size: tuple[int, int], signed: bool, look: MapStyle
+    view: str, values: Map, photograph: Photograph, *, size: tuple[int, int], signed: bool, style: MapStyle
 ) -> Pixels:
-    """One view of a map [H, W] or [C, H, W], without words: uint8 [height, width, 3] of ``size``, (width, height).
+    """Returns one view of a map [H, W] or [C, H, W] without text, uint8 [height, width, 3]; ``size``: (width, height).
 
-    Of kept channels, the strongest |channel|. What the model never saw is grey, in an overlay dimmed. Raises ValueError
-    where the view needs the image, and the photograph has none.
+    A map with channels is drawn as its strongest |channel|. Pixels outside of the model's input are grey, or dimmed in
+    an overlay. Raises ValueError if the view needs the image, and the photograph has none.
     """
     values, signed = _one_channel(values, signed=signed)
-    scaled = look.values(values, signed=signed)
+    scaled = style.values(values, signed=signed)
     if view == "map" and photograph.box is not None:
-        return look.colours(photograph.box.place(scaled, width=size[0], height=size[1]), signed=signed)
-    picture = _on_image(view, scaled, photograph, signed=signed, look=look)
+        return style.colours(photograph.box.place(scaled, width=size[0], height=size[1]), signed=signed)
+    picture = _on_image(view, scaled, photograph, signed=signed, style=style)
     if isinstance(picture, str):
         raise ValueError(f"{view}: {picture}")
     return picture
 
 
 def _one_channel(values: Map, *, signed: bool) -> tuple[Map, bool]:
-    """[H, W] of [H, W] or [C, H, W], the strongest |channel| of several, and whether it has signs."""
+    """Returns the strongest |channel| [H, W] of a map [C, H, W], or the map itself, and whether it is signed."""
     if values.ndim == 2:
         return values, signed
     return (values[0], signed) if len(values) == 1 else (np.abs(values).max(axis=0), False)
 
 
 def _on_image(
-    view: str, scaled: NDArray[np.float32], photograph: Photograph, *, signed: bool, look: MapStyle
+    view: str, scaled: NDArray[np.float32], photograph: Photograph, *, signed: bool, style: MapStyle
 ) -> Pixels | str:
     pixels, box = photograph.pixels, photograph.box
     if pixels is None:
         return "needs the image"
     if box is None:
-        return photograph.trouble
+        return photograph.problem
     placed = box.place(scaled, width=pixels.shape[1], height=pixels.shape[0])
-    return (look.overlay if view == "overlay" else look.mask)(pixels, placed, signed=signed)
+    return (style.overlay if view == "overlay" else style.mask)(pixels, placed, signed=signed)
 
 
-def _on_image_caption(view: str, look: MapStyle, *, signed: bool, strongest: bool) -> str:
+def _on_image_caption(view: str, style: MapStyle, *, signed: bool, strongest: bool) -> str:
     if view == "overlay":
         return "strongest channel, on the image" if strongest else "on the image"
     weights = "|map|" if signed else "strongest channel" if strongest else "map"
-    return f"image × (1 − {weights})" if look.invert else f"image × {weights}"
+    return f"image × (1 − {weights})" if style.invert else f"image × {weights}"
 
 
-def _scale(look: MapStyle, values: Map, *, signed: bool) -> Scale:
-    low, high = look.limits(values, signed=signed)
+def _scale(style: MapStyle, values: Map, *, signed: bool) -> Scale:
+    low, high = style.limits(values, signed=signed)
     if np.isnan(low):
         return Scale(None, ("no finite value",))
     if low == high:
         return Scale(None, (f"{high:.3g} everywhere",))
     middle = ("0",) if signed else ()
-    return Scale(look.scale(signed=signed), (f"{low:.3g}", *middle, f"{high:.3g}"))
+    return Scale(style.scale(signed=signed), (f"{low:.3g}", *middle, f"{high:.3g}"))

@@ -266,7 +266,7 @@ def test_models_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         text = one.text.replace("resnet50", "resnet18").replace("IMAGENET1K_V2", "IMAGENET1K_V1")
         exec(compile(text, str(one), "exec"), names)
         names["images"] = names["images"][:, :, :64, :64]
-    assert names["found"]["predicted"].maps["fullgrad"].shape == (1, 64, 64)
+    assert names["explanations"]["predicted"].maps["fullgrad"].shape == (1, 64, 64)
     assert names["parts"].residual.max() < 1e-3
     assert names["scores"].shape == (3, 1000)
 

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from saliency_core.autograd.torch_calls import call_name
-from saliency_core.model.model_loading import Model
+from saliency_core.model.classifier import Model
 from saliency_core.replica.cpu.space_to_depth import convolve, reads_few_channels
 from saliency_core.replica.module_checks import is_unmodified
 

@@ -1,4 +1,4 @@
-"""Class model visualisation: what the ascent finds where the answer is known, and what it leaves alone."""
+"""Tests of class model visualisation: the ascent finds known optima, and does not change the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from saliency_core.class_visualization.ascent import as_pictures, blur, penalty, total_variation, visualise_classes
 from saliency_core.class_visualization.ascent_recipe import Recipe
 from saliency_core.errors import InvalidRequestError, SaliencyWarning
-from saliency_core.model.model_loading import Model
+from saliency_core.model.classifier import Model
 from saliency_core.model.preprocessing import Preprocessing
 
 GEOMETRY = Preprocessing((6, 9), None, "bilinear", (0.5, 0.4, 0.3), (0.25, 0.2, 0.1), 3)
@@ -26,7 +26,7 @@ def model_of(module: nn.Module) -> Model:
 
 
 def linear() -> tuple[Model, Tensor]:
-    """4 classes, and the weights as images [4, C, H, W]."""
+    """A linear model of 4 classes, and its weights as images [4, C, H, W]."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         layer = nn.Linear(math.prod(SHAPE), 4)
@@ -34,7 +34,7 @@ def linear() -> tuple[Model, Tensor]:
 
 
 def net() -> Model:
-    """5 classes; without kinks, so that last bits do not become first ones."""
+    """A smooth net of 5 classes, so that rounding errors do not grow."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return model_of(
@@ -46,20 +46,20 @@ def net() -> Model:
 
 def test_of_a_linear_model_the_image_is_its_weights_over_two_lambda() -> None:
     model, weights = linear()
-    found = visualise_classes(model, [2, 0, 3], recipe=Recipe(l2=0.05, steps=300, **PLAIN))
-    assert found.images.dtype == torch.float32
-    torch.testing.assert_close(found.images, weights[[2, 0, 3]] / (2 * 0.05), atol=2e-3, rtol=0)
+    result = visualise_classes(model, [2, 0, 3], recipe=Recipe(l2=0.05, steps=300, **PLAIN))
+    assert result.images.dtype == torch.float32
+    torch.testing.assert_close(result.images, weights[[2, 0, 3]] / (2 * 0.05), atol=2e-3, rtol=0)
     with torch.no_grad():
-        outputs = model.logits(found.images)
-    torch.testing.assert_close(found.scores, outputs[[0, 1, 2], [2, 0, 3]])
-    torch.testing.assert_close(found.probabilities, outputs.softmax(1)[[0, 1, 2], [2, 0, 3]])
+        outputs = model.logits(result.images)
+    torch.testing.assert_close(result.scores, outputs[[0, 1, 2], [2, 0, 3]])
+    torch.testing.assert_close(result.probabilities, outputs.softmax(1)[[0, 1, 2], [2, 0, 3]])
 
 
 def test_with_a_power_as_penalty_too() -> None:
     model, weights = linear()
-    found = visualise_classes(model, [1], recipe=Recipe(l2=0, lp=(3.0, 0.05), steps=300, **PLAIN))
+    result = visualise_classes(model, [1], recipe=Recipe(l2=0, lp=(3.0, 0.05), steps=300, **PLAIN))
     expected = weights[1:2].sign() * (weights[1:2].abs() / (3 * 0.05)).sqrt()
-    torch.testing.assert_close(found.images, expected, atol=2e-2, rtol=0)
+    torch.testing.assert_close(result.images, expected, atol=2e-2, rtol=0)
 
 
 def test_the_size_of_the_gradient_does_not_matter() -> None:
@@ -67,16 +67,16 @@ def test_the_size_of_the_gradient_does_not_matter() -> None:
     for scale in (1e-20, 1e15):
         with torch.no_grad():
             model.module[1].weight.copy_(weights.flatten(1) * scale)
-        found = visualise_classes(model, [0], recipe=Recipe(l2=0.05 * scale, steps=300, **PLAIN))
-        torch.testing.assert_close(found.images, weights[:1] / (2 * 0.05), atol=2e-3, rtol=0)
+        result = visualise_classes(model, [0], recipe=Recipe(l2=0.05 * scale, steps=300, **PLAIN))
+        torch.testing.assert_close(result.images, weights[:1] / (2 * 0.05), atol=2e-3, rtol=0)
 
 
 def test_no_step_leaves_the_zero_image() -> None:
     model = net()
-    found = visualise_classes(model, [4, 1], recipe=Recipe(steps=0, **PLAIN))
-    assert found.images.shape == (2, *SHAPE) and not found.images.any()
+    result = visualise_classes(model, [4, 1], recipe=Recipe(steps=0, **PLAIN))
+    assert result.images.shape == (2, *SHAPE) and not result.images.any()
     with torch.no_grad():
-        torch.testing.assert_close(found.scores, model.logits(torch.zeros(2, *SHAPE))[0, [4, 1]])
+        torch.testing.assert_close(result.scores, model.logits(torch.zeros(2, *SHAPE))[0, [4, 1]])
 
 
 def test_scores_rise_above_that_of_the_zero_image() -> None:
@@ -95,17 +95,17 @@ def test_an_image_does_not_depend_on_the_others_of_its_batch() -> None:
         torch.testing.assert_close(together.scores[row : row + 1], alone.scores, atol=1e-4, rtol=1e-4)
 
 
-def test_an_image_that_goes_astray_does_so_alone() -> None:
+def test_an_image_that_diverges_does_not_affect_others() -> None:
     class Root(nn.Module):
-        """Class 1 makes images dark, until the root of their sum is none."""
+        """The score of class 1 grows as images get darker, until it becomes the root of a negative sum."""
 
         def forward(self, images: Tensor) -> Tensor:
             total = images.flatten(1).sum(1)
             return torch.stack([total, -total], dim=1) + (total + 1).sqrt()[:, None]
 
-    found = visualise_classes(model_of(Root()), [0, 1, 0], recipe=Recipe(steps=3))
-    assert found.images[[0, 2]].isfinite().all() and torch.equal(found.images[1].isnan(), torch.ones(SHAPE).bool())
-    assert found.scores[[0, 2]].isfinite().all() and found.scores[1].isnan()
+    result = visualise_classes(model_of(Root()), [0, 1, 0], recipe=Recipe(steps=3))
+    assert result.images[[0, 2]].isfinite().all() and torch.equal(result.images[1].isnan(), torch.ones(SHAPE).bool())
+    assert result.scores[[0, 2]].isfinite().all() and result.scores[1].isnan()
 
 
 def test_a_seed_repeats_and_only_jitter_draws() -> None:
@@ -117,36 +117,36 @@ def test_a_seed_repeats_and_only_jitter_draws() -> None:
     assert torch.equal(images(0, 0), images(1, 0))
 
 
-def test_jitter_moves_what_the_model_sees_by_so_many_pixels() -> None:
+def test_jitter_shifts_the_image_by_at_most_so_many_pixels() -> None:
     model, _ = linear()
     weight = torch.zeros(4, *SHAPE)
     weight[:, 0, 0, 4] = 1
     with torch.no_grad():
         model.module[1].weight.copy_(weight.flatten(1))
     image = visualise_classes(model, [0], recipe=Recipe(steps=100, jitter=1, blur_every=0)).images[0]
-    # Shifts wrap around, so from the first row to the last.
+    # Shifts wrap around from the first row to the last.
     expected = torch.zeros(SHAPE, dtype=torch.bool)
     expected[0, [0, 1, 5], 3:6] = True
     assert torch.equal(image != 0, expected)
 
 
-def test_a_net_that_is_blind_to_plain_images_is_shaken_awake() -> None:
+def test_a_random_step_leaves_a_flat_image_without_a_gradient() -> None:
     layers = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(SHAPE), 8), nn.ReLU(), nn.Linear(8, 3))
     with torch.no_grad():
         layers[1].bias.fill_(-0.01)
         layers[3].weight.fill_(1)
     recipe = Recipe(steps=32, **PLAIN)
-    found = visualise_classes(model_of(layers), [0, 1], recipe=recipe)
+    result = visualise_classes(model_of(layers), [0, 1], recipe=recipe)
     start = visualise_classes(model_of(layers), [0, 1], recipe=Recipe(steps=0))
-    assert (found.scores > start.scores).all()
-    assert torch.equal(found.images[:1], visualise_classes(model_of(layers), [0], recipe=recipe).images)
+    assert (result.scores > start.scores).all()
+    assert torch.equal(result.images[:1], visualise_classes(model_of(layers), [0], recipe=recipe).images)
 
 
-def test_the_model_and_torch_are_left_as_they_were() -> None:
+def test_the_model_and_torch_are_unchanged_by_an_ascent() -> None:
     module = tiny().eval()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     state = torch.get_rng_state()
-    with torch.no_grad():  # a caller's habit
+    with torch.no_grad():  # as a caller may do
         visualise_classes(Model("own", module, GEOMETRY), [0, 1], recipe=Recipe(steps=2))
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
     assert all(value.requires_grad and value.grad is None for value in module.parameters())
@@ -170,7 +170,7 @@ def test_a_model_that_normalises_in_place_works() -> None:
     ],
     ids=["l2", "lp", "total variation"],
 )
-def test_a_penalty_shrinks_what_it_is_on(weak: Recipe, strong: Recipe) -> None:
+def test_a_penalty_reduces_its_own_quantity(weak: Recipe, strong: Recipe) -> None:
     def size(images: Tensor) -> Tensor:
         return penalty(images, strong)
 
@@ -207,9 +207,9 @@ def test_pictures_are_the_pixels_that_the_model_was_given() -> None:
     assert (as_pictures(torch.full((1, *SHAPE), 1e9), GEOMETRY) == 255).all()
 
 
-@pytest.mark.parametrize("classes, named", [([0, 4], "class 4"), ([-1], "class -1"), ([], "no class")])
-def test_what_is_no_class_is_refused(classes: list[int], named: str) -> None:
-    with pytest.raises(InvalidRequestError, match=named):
+@pytest.mark.parametrize("classes, message", [([0, 4], "class 4"), ([-1], "class -1"), ([], "no class")])
+def test_an_unknown_class_is_refused(classes: list[int], message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
         visualise_classes(linear()[0], classes)
 
 
@@ -218,9 +218,9 @@ def test_of_a_model_that_ends_in_a_softmax_the_scores_before_it_are_ascended() -
     ending = model_of(nn.Sequential(*model.module, nn.Softmax(dim=1)))
     recipe = Recipe(l2=0.05, steps=50, **PLAIN)
     with pytest.warns(SaliencyWarning, match="softmax"):
-        found = visualise_classes(ending, [2], recipe=recipe)
+        result = visualise_classes(ending, [2], recipe=recipe)
     assert (
-        torch.equal(found.images, visualise_classes(model, [2], recipe=recipe).images) and "softmax" in found.notes[0]
+        torch.equal(result.images, visualise_classes(model, [2], recipe=recipe).images) and "softmax" in result.notes[0]
     )
 
 
@@ -230,7 +230,7 @@ def test_scores_without_a_gradient_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "change, named",
+    "change, message",
     [
         ({"steps": -1}, "steps=-1"),
         ({"learning_rate": 0.0}, "learning_rate"),
@@ -241,6 +241,6 @@ def test_scores_without_a_gradient_are_refused() -> None:
         ({"blur_sigma": math.inf}, "blur_sigma"),
     ],
 )
-def test_a_recipe_that_leads_nowhere_is_an_error(change: dict[str, object], named: str) -> None:
-    with pytest.raises(ValueError, match=named):
+def test_an_invalid_recipe_is_an_error(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Recipe(**change)

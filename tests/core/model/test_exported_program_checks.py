@@ -1,4 +1,4 @@
-"""A torch.export file is read, and never run: each place of the archive that torch evaluates is acted out with code."""
+"""Tests that a torch.export file is read without running code, for each place of the archive that torch evaluates."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 class Sizes(nn.Module):
-    """Its graph computes with the images' sizes, and so holds symbolic expressions and guards."""
+    """A net whose graph computes with the images' sizes, and so holds symbolic expressions and guards."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Sizes(nn.Module):
 
 @pytest.fixture(scope="module")
 def members(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The members of a sound archive, by their names below its root."""
+    """Returns the members of a valid archive, by their names below its root."""
     path = tmp_path_factory.mktemp("sound") / "sound.pt2"
     sizes = {0: torch.export.Dim("n"), 2: torch.export.Dim("h", min=16, max=100), 3: torch.export.Dim("w", min=16)}
     with warnings.catch_warnings():
@@ -64,7 +64,7 @@ def test_a_graph_with_sizes_loads(tmp_path: Path, members: dict[str, bytes]) -> 
 
 
 class Branches(nn.Module):
-    """Sub-graphs, a vmap, an operator's text argument, and parameters whose names are no identifiers."""
+    """A net with sub-graphs, a vmap, an operator's text argument, and parameters whose names are not identifiers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ def in_guard_beside_a_sound_one(program: Graph, code: str) -> None:
 
 
 def in_call(program: Graph, code: str) -> None:
-    """A node that calls a function of torch's modules: ``torch.os.system``, which is no operator."""
+    """A node that calls a function in torch's modules that is not an operator: ``torch.os.system``."""
     node = program["graph_module"]["graph"]["nodes"][0]
     text = {"name": "", "arg": {"as_string": "echo > " + code.split("'")[1]}, "kind": 1}
     node["target"], node["inputs"] = "torch.os.system", [text]
@@ -216,17 +216,15 @@ def test_code_is_never_run(
 def test_torch_alone_would_run_it(
     tmp_path: Path, members: dict[str, bytes], place: Callable[[Graph, str], None]
 ) -> None:
-    """The reason for the checks; where this fails, torch has mended it."""
+    """The reason for the checks: if this fails, torch itself has fixed it."""
     path = hostile(tmp_path, members, place, f"open('{tmp_path / 'opened'}', 'w').close()")
     with suppress(Exception):  # the code has run by then
         torch.export.load(path).module()(torch.zeros(2, 3, 32, 32))
     assert (tmp_path / "opened").exists()
 
 
-def test_a_record_that_only_another_reader_takes_for_harmless_is_refused(
-    tmp_path: Path, members: dict[str, bytes]
-) -> None:
-    """torch finds records whatever the case of their names."""
+def test_a_record_that_only_another_reader_accepts_is_refused(tmp_path: Path, members: dict[str, bytes]) -> None:
+    """torch ignores the case of records' names."""
     config = {"config": {"x": {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True}}}
     upper = {
         "data/constants/model_constants_config.json": json.dumps(config).encode(),
@@ -237,19 +235,19 @@ def test_a_record_that_only_another_reader_takes_for_harmless_is_refused(
 
 
 def test_a_record_config_in_capitals_is_read_as_torch_reads_it(tmp_path: Path, members: dict[str, bytes]) -> None:
-    """The config's own name in capitals: torch opens it as well, or refuses; unchecked it is never used."""
+    """torch also opens a config whose name is in capitals, or refuses it; it is never used unchecked."""
     config = {"config": {"x": {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True}}}
-    others = {name: content for name, content in members.items() if "constants_config" not in name}
+    unchanged = {name: content for name, content in members.items() if "constants_config" not in name}
     upper = {
         "data/constants/MODEL_constants_config.json": json.dumps(config).encode(),
         "data/constants/weight_0": b"cbuiltins\nprint\n(S'Zen'\ntR.",
     }
     with pytest.raises(InvalidRequestError):
-        load_model(f"file:{written(tmp_path / 'upper.pt2', others | upper)}", preprocessing=SMALL)
+        load_model(f"file:{written(tmp_path / 'upper.pt2', unchanged | upper)}", preprocessing=SMALL)
 
 
 def test_the_older_form_beside_a_broken_one_is_not_read(tmp_path: Path, members: dict[str, bytes]) -> None:
-    """When the newer form fails, torch goes on with an older one in the same file, which nothing has checked."""
+    """If the newer form fails, torch reads an older one in the same file, which is not checked."""
     path = written(tmp_path / "two.pt2", members)
     with ZipFile(path, "a") as archive:
         archive.writestr("version", "8.1")
@@ -292,7 +290,7 @@ def test_expressions_that_are_arithmetic(text: str) -> None:
         "(" * 500 + "s0" + ")" * 500, "Max(Max)('x')", "await s0", "yield", "ｏpen('x')", "x.y", "L['x'].size()[0]",
     ],
 )  # fmt: skip
-def test_expressions_that_are_more(text: str) -> None:
+def test_expressions_that_are_not_arithmetic(text: str) -> None:
     assert not is_symbolic_expression(text)
 
 

@@ -1,4 +1,4 @@
-"""The end of the model: a softmax or sigmoid there is passed by, or told of; one logit is two classes."""
+"""Tests of heads: a softmax or sigmoid at the model's end is bypassed, or noted; one logit is two classes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Ending(nn.Module):
 
 
 class Attending(nn.Module):
-    """A softmax inside, which is no end."""
+    """A net with a softmax inside, not at its end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,39 +45,39 @@ class Attending(nn.Module):
 
 @pytest.mark.filterwarnings("ignore::saliency_core.errors.SaliencyWarning")
 @pytest.mark.parametrize("end", [nn.Softmax(dim=1), nn.Softmax(dim=-1), nn.LogSoftmax(dim=1)])
-def test_a_softmax_at_the_end_is_passed_by_and_recorded(end: nn.Module) -> None:
+def test_a_softmax_at_the_end_is_bypassed_and_recorded(end: nn.Module) -> None:
     module, images = built(lambda: Ending(end)), images_of()
     bare = explain(module.body, images, *METHODS, rows=ROWS)
     for whole in (module, nn.Sequential(module.body, end)):
         explainer = Explainer(own(whole), methods=METHODS, precision="float64")
-        found = explainer(images, rows=ROWS)["predicted"]
+        result = explainer(images, rows=ROWS)["predicted"]
         assert any("softmax" in note for note in explainer.notes)
-        close(found.scores, module.body(images).amax(1))
-        close(found.probabilities, module.body(images).softmax(1).amax(1))
+        close(result.scores, module.body(images).amax(1))
+        close(result.probabilities, module.body(images).softmax(1).amax(1))
         for name in METHODS:
-            close(found.maps[name], bare.maps[name])
+            close(result.maps[name], bare.maps[name])
         assert any(part is end for part in whole.modules())  # the user's model is not edited
 
 
 class Twice(Attending):
-    """The same softmax inside and at the end."""
+    """A net with the same softmax inside and at its end."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.softmax(super().forward(x))
 
 
 @pytest.mark.filterwarnings("ignore::saliency_core.errors.SaliencyWarning")
-def test_a_softmax_used_inside_too_is_passed_by_at_the_end_alone() -> None:
+def test_a_softmax_that_is_also_used_inside_is_bypassed_only_at_the_end() -> None:
     module, images = built(Twice), images_of()
-    found = explain(module, images, "gradient(reduction=none)")
+    result = explain(module, images, "gradient(reduction=none)")
     inner = Attending.forward
-    close(found.scores, inner(module, images).amax(1))
+    close(result.scores, inner(module, images).amax(1))
     x = images.clone().requires_grad_()
     (expected,) = torch.autograd.grad(inner(module, x).amax(1).sum(), x)
-    close(found.maps["gradient_none"], expected)
+    close(result.maps["gradient_none"], expected)
 
 
-# What follows the scores z [n, 4] → which head it makes. Each is tried in the forms of ``FORMS``.
+# Endings after the scores z [n, 4], with the head of each. They are tested in the forms of ``FORMS``.
 ENDS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "module": ("softmax", nn.Softmax(dim=1)),
     "module of logarithms": ("softmax", nn.LogSoftmax(dim=-1)),
@@ -146,7 +146,7 @@ quiet = pytest.mark.filterwarnings(
 
 
 def headed(end: Callable[[Tensor], Tensor], classes: int = 4) -> Ending:
-    """Of weights for which every class is the highest or the lowest somewhere."""
+    """Builds a net with the ending whose weights make every class the highest or the lowest for some image."""
     module = built(lambda: Ending(end))
     module.body.fc = built(lambda: nn.Linear(12, classes), seed=1)
     module.body.fc.weight.mul_(8)
@@ -154,8 +154,8 @@ def headed(end: Callable[[Tensor], Tensor], classes: int = 4) -> Ending:
     return module
 
 
-def exactly(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+def exactly(result: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
 
 
 @quiet
@@ -163,24 +163,24 @@ def exactly(found: Tensor, expected: Tensor) -> None:
     ("end", "form"),
     [(end, form) for end in ENDS for form in FORMS if end in EXPORTED or form in ("module", "TorchScript")],
 )
-def test_scores_are_those_in_front_of_what_squashes_them(end: str, form: str) -> None:
+def test_scores_are_those_before_a_squashing_call(end: str, form: str) -> None:
     kind, function = ENDS[end]
     module, images = headed(function), images_of()
     z = module.body(images)
     model, methods = Model("own", FORMS[form](module, images), SMALL), ["gradient(reduction=none)"]
     explainer = Explainer(model, methods=methods, targets=["predicted", "class:2"], precision="float64")
-    found = explainer(images)
+    result = explainer(images)
     probability = z.softmax(1) if kind == "softmax" else z.sigmoid()
     for slug, classes in (("predicted", z.argmax(1)), ("class_2", torch.full((5,), 2))):
-        exactly(found[slug].scores, of_class(classes)(z))
-        exactly(found[slug].probabilities, of_class(classes)(probability))
-        exactly(found[slug].maps["gradient_none"], gradient(module.body, images, of_class(classes)))
-        assert found[slug].classes.equal(classes)
+        exactly(result[slug].scores, of_class(classes)(z))
+        exactly(result[slug].probabilities, of_class(classes)(probability))
+        exactly(result[slug].maps["gradient_none"], gradient(module.body, images, of_class(classes)))
+        assert result[slug].classes.equal(classes)
     over = {"softmax": "4 classes", "sigmoid": "4 labels"}[kind]
     assert explainer.notes == [f"head: {kind} over {over} (the scores in front of it are explained)"]
 
 
-# What follows one logit z [n, 1].
+# Endings after a single logit z [n, 1].
 ONE_LOGIT: dict[str, Callable[[Tensor], Tensor]] = {
     "bare": lambda z: z + 0,
     "of shape [n]": lambda z: z.squeeze(1),
@@ -211,20 +211,20 @@ def test_one_logit_is_two_classes(end: str, form: str) -> None:
         Model("own", FORMS[form](module, images), SMALL, class_names=("no", "yes")),
         methods=["gradient(reduction=none)"], targets=[*targets, "yes=class:yes"], precision="float64",
     )  # fmt: skip
-    found = explainer(images, labels=labels)
+    result = explainer(images, labels=labels)
     g = gradient(module.body, images, lambda outputs: outputs[:, 0])
     winner = (z > 0).long()
     sign = {"class_0": -torch.ones(5), "class_1": torch.ones(5), "yes": torch.ones(5), "predicted": 2 * winner - 1}
     sign |= {"top1": sign["predicted"], "top2": -sign["predicted"], "contrast": 2 * sign["predicted"]}
     sign |= {"mix": torch.full((5,), -0.75)}
     for slug, signs in sign.items():
-        exactly(found[slug].scores, signs * z)
-        exactly(found[slug].maps["gradient_none"], signs.view(-1, 1, 1, 1) * g)
+        exactly(result[slug].scores, signs * z)
+        exactly(result[slug].maps["gradient_none"], signs.view(-1, 1, 1, 1) * g)
     for slug in ("class_0", "class_1", "predicted", "top1", "top2"):
-        exactly(found[slug].probabilities, (sign[slug] * z).sigmoid())
-        assert found[slug].classes.equal((sign[slug] > 0).long())
-    assert found["label"].applies.tolist() == [True, True, True, False, False]
-    exactly(found["label"].scores[:3], torch.stack([-z[0], z[1], z[2]]))
+        exactly(result[slug].probabilities, (sign[slug] * z).sigmoid())
+        assert result[slug].classes.equal((sign[slug] > 0).long())
+    assert result["label"].applies.tolist() == [True, True, True, False, False]
+    exactly(result["label"].scores[:3], torch.stack([-z[0], z[1], z[2]]))
     assert [note.partition(" (")[0] for note in explainer.notes] == ["head: one logit, two classes"]
 
 
@@ -233,8 +233,8 @@ def test_one_logit_is_two_classes(end: str, form: str) -> None:
 def test_a_loss_gets_the_one_logit_as_a_column(end: str) -> None:
     module, images = headed(ONE_LOGIT[end], 1), images_of()
     labels, z = torch.tensor([0, 1, 1, 0, 1]), module.body(images)[:, 0]
-    found = explain(module, images, "gradient", target="bce=loss:test_heads:binary", labels=labels)
-    exactly(found.scores, F.binary_cross_entropy_with_logits(z, labels.double(), reduction="none"))
+    result = explain(module, images, "gradient", target="bce=loss:test_heads:binary", labels=labels)
+    exactly(result.scores, F.binary_cross_entropy_with_logits(z, labels.double(), reduction="none"))
 
 
 def binary(logits: Tensor, labels: Tensor) -> Tensor:
@@ -245,8 +245,8 @@ def binary(logits: Tensor, labels: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("end", "classes"), [(F.softmax, 4), (torch.sigmoid, 4), (torch.sigmoid, 1), (nn.Identity(), 1)]
 )
-def test_every_method_explains_the_scores_in_front(end: Callable[..., Tensor], classes: int) -> None:
-    """In every forward: noisy, on a path, with captures, and where a CAM's layer is sought."""
+def test_every_method_explains_the_scores_before_the_head(end: Callable[..., Tensor], classes: int) -> None:
+    """The head is bypassed in every forward: with noise, on a path, with captures, and for finding a CAM's layer."""
     end = partial(end, dim=1) if end is F.softmax else end
     module, images = headed(end, classes), images_of()
     bare = module.body
@@ -255,12 +255,12 @@ def test_every_method_explains_the_scores_in_front(end: Callable[..., Tensor], c
         bare.fc.weight = nn.Parameter(torch.cat([-bare.fc.weight, bare.fc.weight]), requires_grad=False)
         bare.fc.bias = nn.Parameter(torch.cat([-bare.fc.bias, bare.fc.bias]), requires_grad=False)
     for target in ("class:0", "predicted"):
-        found, expected = (explain(each, images, *METHODS, rows=ROWS, target=target) for each in (module, bare))
-        exactly(found.scores, expected.scores)
+        result, expected = (explain(each, images, *METHODS, rows=ROWS, target=target) for each in (module, bare))
+        exactly(result.scores, expected.scores)
         for name in METHODS:
             assert expected.maps[name].any()
-            close(found.maps[name], expected.maps[name])
-        assert found.residuals["fullgrad"].max() <= 1e-12
+            close(result.maps[name], expected.maps[name])
+        assert result.residuals["fullgrad"].max() <= 1e-12
 
 
 @dataclass
@@ -291,13 +291,13 @@ def test_the_only_tensor_returned_is_the_scores(form: str) -> None:
 
 
 @pytest.mark.parametrize("returned", [None, "text", Answer(None), {}, []])
-def test_what_holds_no_tensor_is_refused(returned: object) -> None:
+def test_an_output_without_a_tensor_is_refused(returned: object) -> None:
     with pytest.raises(InvalidRequestError, match=f"returns a {type(returned).__name__} without a tensor"):
         explain(built(lambda: Ending(lambda z: returned)), images_of(), "gradient")
 
 
 class Both(nn.Module):
-    """Scores and probabilities by name."""
+    """A net that returns scores and probabilities by name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -312,10 +312,10 @@ class Both(nn.Module):
 @pytest.mark.parametrize("output", ["logits", "probs", "marks"])
 def test_the_head_is_that_of_the_chosen_output(output: str) -> None:
     module, images = built(Both), images_of()
-    found = Explainer(Model("own", module, SMALL, output=output), precision="float64")(images)["predicted"]
+    result = Explainer(Model("own", module, SMALL, output=output), precision="float64")(images)["predicted"]
     z = module.body(images)
-    exactly(found.scores, z.amax(1))
-    exactly(found.probabilities, (z.sigmoid() if output == "marks" else z.softmax(1)).amax(1))
+    exactly(result.scores, z.amax(1))
+    exactly(result.probabilities, (z.sigmoid() if output == "marks" else z.softmax(1)).amax(1))
 
 
 @quiet
@@ -323,9 +323,7 @@ def test_the_head_is_that_of_the_chosen_output(output: str) -> None:
 @pytest.mark.parametrize(
     ("join", "form"), [("cat", "module"), ("cat", "TorchScript"), ("stack", "module"), ("stack", "decomposed")]
 )
-def test_a_sigmoid_and_what_is_left_to_one_are_the_scores_of_two_labels(
-    order: tuple[int, int], join: str, form: str
-) -> None:
+def test_a_sigmoid_and_its_complement_are_two_labels(order: tuple[int, int], join: str, form: str) -> None:
     def end(z: Tensor) -> Tensor:
         p = z.sigmoid()
         parts = [(1 - p, p)[which] for which in order]
@@ -334,43 +332,43 @@ def test_a_sigmoid_and_what_is_left_to_one_are_the_scores_of_two_labels(
     module, images = headed(end, 1), images_of()
     z = module.body(images)
     model = Model("own", FORMS[form](module, images), SMALL)
-    found = Explainer(model, targets=["class:0", "class:1"], precision="float64")(images)
+    result = Explainer(model, targets=["class:0", "class:1"], precision="float64")(images)
     both = torch.cat([-z, z], 1)[:, list(order)]
     for number in (0, 1):
-        exactly(found[f"class_{number}"].scores, both[:, number])
-        exactly(found[f"class_{number}"].probabilities, both[:, number].sigmoid())
+        exactly(result[f"class_{number}"].scores, both[:, number])
+        exactly(result[f"class_{number}"].probabilities, both[:, number].sigmoid())
 
 
 @quiet
-@pytest.mark.parametrize("asked", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("requested", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("end", [nn.Identity(), nn.Softmax(dim=1), torch.sigmoid])
-def test_the_head_that_was_asked_for_is_the_scores(end: Callable[[Tensor], Tensor], asked: str) -> None:
+def test_a_requested_head_is_used(end: Callable[[Tensor], Tensor], requested: str) -> None:
     module, images = headed(end), images_of()
     z = module.body(images)
-    found = Explainer(Model("own", module, SMALL, head=asked), precision="float64")(images)["predicted"]
-    exactly(found.scores, z.amax(1))
-    exactly(found.probabilities, (z.softmax(1) if asked == "softmax" else z.sigmoid()).amax(1))
+    result = Explainer(Model("own", module, SMALL, head=requested), precision="float64")(images)["predicted"]
+    exactly(result.scores, z.amax(1))
+    exactly(result.probabilities, (z.softmax(1) if requested == "softmax" else z.sigmoid()).amax(1))
 
 
 @quiet
 @pytest.mark.parametrize(
-    ("model", "named"),
+    ("model", "message"),
     [
         (lambda: Model("own", headed(nn.Identity(), 1), SMALL, head="softmax"), "always 1"),
         (lambda: Model("own", headed(torch.sigmoid, 1), SMALL, head="softmax"), "always 1"),
-        (lambda: own(headed(nn.Softmax(1), 1)), "no logit"),
-        (lambda: own(headed(lambda z: z.softmax(1)[:, 1])), "no logit"),
-        (lambda: own(headed(F.hardsigmoid, 1)), "no logit"),
+        (lambda: own(headed(nn.Softmax(1), 1)), "not a logit"),
+        (lambda: own(headed(lambda z: z.softmax(1)[:, 1])), "not a logit"),
+        (lambda: own(headed(F.hardsigmoid, 1)), "not a logit"),
         (lambda: own(headed(lambda z: torch.cat([part.sigmoid() for part in z.split(1)]))), "for one image"),
     ],
 )
-def test_what_is_no_head_is_refused(model: Callable[[], Model], named: str) -> None:
-    with pytest.raises(InvalidRequestError, match=named):
+def test_an_unusable_head_is_refused(model: Callable[[], Model], message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
         Explainer(model(), precision="float64")(images_of())
 
 
 @pytest.mark.parametrize(
-    ("end", "named"),
+    ("end", "message"),
     [
         (lambda z: (z.softmax(1) + (2 * z).softmax(1)) / 2, "look like probabilities"),  # an ensemble
         (lambda z: z.exp() / z.exp().sum(1, keepdim=True), "look like probabilities"),
@@ -389,23 +387,23 @@ def test_what_is_no_head_is_refused(model: Callable[[], Model], named: str) -> N
     ],
 )
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-def test_what_cannot_be_passed_by_is_told(end: Callable[[Tensor], Tensor], named: str) -> None:
+def test_an_ending_that_cannot_be_bypassed_is_noted(end: Callable[[Tensor], Tensor], message: str) -> None:
     explainer = Explainer(own(headed(end)), precision="float64")
     with pytest.warns(SaliencyWarning):
-        found = explainer(images_of())["predicted"]
-    assert any(named in note for note in explainer.notes)
-    assert found.maps["gradient"].isfinite().all()
+        result = explainer(images_of())["predicted"]
+    assert any(message in note for note in explainer.notes)
+    assert result.maps["gradient"].isfinite().all()
 
 
 def checked(p: Tensor) -> Tensor:
-    """Of a model that trusts nothing."""
+    """Returns ``p``, and raises if it does not hold probabilities, as a strict model may do."""
     if not ((p >= 0) & (p <= 1)).all():
         raise ValueError("these are no probabilities")
     return p
 
 
 class Normalising(Ending):
-    """Prepares its images in place."""
+    """A net that normalises its images in place."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.sub_(0.5).div_(2))
@@ -414,12 +412,12 @@ class Normalising(Ending):
 @quiet
 def test_the_probe_is_not_changed() -> None:
     module, images = built(lambda: Normalising(torch.sigmoid)), images_of()
-    found = explain(module, images, "gradient")
-    exactly(found.scores, module.body((images - 0.5) / 2).amax(1))
+    result = explain(module, images, "gradient")
+    exactly(result.scores, module.body((images - 0.5) / 2).amax(1))
 
 
 @pytest.mark.parametrize("end", [nn.Identity(), lambda z: 3 * z, lambda z: z - 1, lambda z: -z.square()])
-def test_of_plain_scores_nothing_is_told(end: Callable[[Tensor], Tensor]) -> None:
+def test_plain_scores_have_no_notes(end: Callable[[Tensor], Tensor]) -> None:
     explainer = Explainer(own(headed(end)), precision="float64")
     explainer(images_of())
     assert explainer.notes == []
@@ -431,17 +429,17 @@ def test_softmin_and_temperature() -> None:
     for end, scores in ((nn.Softmin(dim=1), lambda z: -z), (lambda z: (z / 0.5).softmax(1), lambda z: 2 * z)):
         module = headed(end)
         z = scores(module.body(images))
-        found = explain(module, images, "gradient(reduction=none)")
-        exactly(found.scores, z.amax(1))
-        exactly(found.probabilities, z.softmax(1).amax(1))
+        result = explain(module, images, "gradient(reduction=none)")
+        exactly(result.scores, z.amax(1))
+        exactly(result.probabilities, z.softmax(1).amax(1))
         exactly(
-            found.maps["gradient_none"],
+            result.maps["gradient_none"],
             gradient(module.body, images, lambda outputs: of_class(z.argmax(1))(scores(outputs))),  # noqa: B023
         )
 
 
 class Fails(Ending):
-    """In every forward after the first."""
+    """A net that fails in every forward after the first."""
 
     calls = 0
 
@@ -452,7 +450,7 @@ class Fails(Ending):
         return super().forward(x)
 
 
-def test_nothing_is_left_behind() -> None:
+def test_the_model_and_torch_are_unchanged_afterwards() -> None:
     module, images = headed(torch.sigmoid), images_of()
     before = module(images)
     with pytest.warns(SaliencyWarning, match="head: sigmoid"):
@@ -467,5 +465,5 @@ def test_nothing_is_left_behind() -> None:
 
 def test_a_softmax_inside_stays() -> None:
     module, images = built(Attending), images_of()
-    found = explain(module, images, "gradient(reduction=none)").maps["gradient_none"]
-    close(found, gradient(module, images, of_class(module(images).argmax(1))))
+    result = explain(module, images, "gradient(reduction=none)").maps["gradient_none"]
+    close(result, gradient(module, images, of_class(module(images).argmax(1))))

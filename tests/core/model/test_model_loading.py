@@ -1,4 +1,4 @@
-"""Model specs: what loads, with which preprocessing and names, and what is refused with which words."""
+"""Tests of model specs: which load, with which preprocessing and class names, and which are refused and how."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from saliency_core import Explainer, InvalidRequestError, Model, Preprocessing, load_model
-from saliency_core.model.model_loading import weights_digest
+from saliency_core.model.model_digest import weights_digest
 
 SMALL = Preprocessing((32, 32), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
 
@@ -44,7 +44,7 @@ def test_torchvision_with_a_local_state_dict(squeezenet: Path) -> None:
     assert weights_digest(model.module) == weights_digest(own)
 
 
-def test_checkpoint_dressings_and_safetensors_are_the_same_weights(squeezenet: Path, tmp_path: Path) -> None:
+def test_checkpoint_forms_and_safetensors_give_the_same_weights(squeezenet: Path, tmp_path: Path) -> None:
     state = torch.load(squeezenet, weights_only=True)
     torch.save(
         {"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}, tmp_path / "dressed.pt"
@@ -81,7 +81,7 @@ def test_presets_that_differ_must_be_chosen(tmp_path: Path) -> None:
 
 
 def test_googlenet_is_built_as_its_weights_need_it(tmp_path: Path) -> None:
-    """transform_input is no weight: weights=None leaves it off, and every map would be silently wrong."""
+    """transform_input is not a weight: with weights=None it would be off, and every map silently wrong."""
     whole = models.googlenet(weights=None, init_weights=False, aux_logits=True)
     torch.save(whole.state_dict(), tmp_path / "g.pt")
     model = load_model("torchvision:googlenet", weights=str(tmp_path / "g.pt"))
@@ -90,7 +90,7 @@ def test_googlenet_is_built_as_its_weights_need_it(tmp_path: Path) -> None:
 
 
 def test_inception_is_built_as_its_weights_need_it(tmp_path: Path) -> None:
-    """Its file's scores are those of a net with the transform, and not those without."""
+    """The scores with weights from a file are those of a net with the input transform."""
     whole = models.inception_v3(weights=None, init_weights=False, aux_logits=True, transform_input=True).eval()
     torch.save(whole.state_dict(), tmp_path / "i.pt")
     model = load_model("torchvision:inception_v3", weights=str(tmp_path / "i.pt"))
@@ -114,7 +114,7 @@ class Data:
 
 
 class ModelOutput(OrderedDict[str, Any]):
-    """As Hugging Face's: a mapping, with attributes, and positions."""
+    """An output like Hugging Face's: a mapping with attributes and positions."""
 
     def __init__(self, logits: Tensor, doubled: Tensor) -> None:
         super().__init__(logits=logits, doubled=doubled, loss=None)
@@ -151,19 +151,21 @@ def test_one_of_several_outputs(kind: Callable[..., object], names: tuple[int | 
             Model("own", module, SMALL, output=wrong).logits(images)
 
 
-def test_pretrained_weights_that_cannot_be_fetched_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_pretrained_weights_that_cannot_be_downloaded_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(InvalidRequestError, match="`weights`"):
         load_model("torchvision:squeezenet1_1")
 
 
-def test_timm_brings_its_own_preprocessing(tmp_path: Path) -> None:
+def test_timm_provides_its_preprocessing(tmp_path: Path) -> None:
     import timm
 
     torch.save(timm.create_model("resnet18", pretrained=False).state_dict(), tmp_path / "t.pt")
     model = load_model("timm:resnet18", weights=str(tmp_path / "t.pt"))
     assert model.preprocessing.interpolation == "bicubic" and model.preprocessing.input_size == (224, 224)
-    with pytest.raises(InvalidRequestError, match="timm cannot make"):
+    with pytest.raises(InvalidRequestError, match="timm cannot build"):
         load_model("timm:resnet9999", weights=str(tmp_path / "t.pt"))
 
 
@@ -188,19 +190,19 @@ def test_graph_files_explain_as_the_module_does(kind: str, tmp_path: Path) -> No
         torch.jit.save(torch.jit.script(module), path)
     images = torch.randn(5, 3, 32, 32)
     model = load_model(f"file:{path}", preprocessing=SMALL)
-    found = Explainer(model)(images)["predicted"].maps["gradient"]
+    maps = Explainer(model)(images)["predicted"].maps["gradient"]
     expected = Explainer(Model("own", module.requires_grad_(False), SMALL))(images)["predicted"].maps["gradient"]
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(maps, expected)
 
 
-def test_file_that_is_no_graph_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_graph_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.pt").write_bytes(b"PK nothing")
     with pytest.raises(InvalidRequestError, match="cannot be read"):
         load_model(f"file:{tmp_path / 'x.pt'}", preprocessing=SMALL)
 
 
 class Opens:
-    """What a hostile pickle does: runs code when loaded."""
+    """A hostile pickle, which runs code when it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -232,20 +234,18 @@ def test_weights_never_run_code(tmp_path: Path, opens: Opens) -> None:
         load_model("python:factories:tiny", weights=str(whole_module), preprocessing=SMALL)
 
 
-def test_what_torchvision_has_fetched_before_is_read_and_never_run(
+def test_weights_that_torchvision_downloaded_before_never_run_code(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, squeezenet: Path, opens: Opens
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # as some set it for other programs
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # as users may set it for other programs
     fetched = tmp_path / "hub/checkpoints" / models.SqueezeNet1_1_Weights.DEFAULT.url.rpartition("/")[2]
     fetched.parent.mkdir(parents=True)
     shutil.copy(squeezenet, fetched)
     model, own = load_model("torchvision:squeezenet1_1"), load_model("torchvision:squeezenet1_1", weights=squeezenet)
     assert weights_digest(model.module) == weights_digest(own.module)
     torch.save({"features.0.weight": opens}, fetched)
-    with pytest.raises(
-        InvalidRequestError, match=f"IMAGENET1K_V1, as they lie in {tmp_path}/hub, hold more than tensors"
-    ):
+    with pytest.raises(InvalidRequestError, match=f"IMAGENET1K_V1, stored in {tmp_path}/hub, hold more than tensors"):
         load_model("torchvision:squeezenet1_1")
     assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1" and "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
 
@@ -287,6 +287,6 @@ def test_wrong_and_missing_keys_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "spec", ["resnet18", "tensorflow:resnet", "torchvision:", "python:factories", "file:/no/such/file"]
 )
-def test_specs_that_are_none(spec: str) -> None:
+def test_invalid_specs_are_refused(spec: str) -> None:
     with pytest.raises(InvalidRequestError):
         load_model(spec, preprocessing=SMALL)

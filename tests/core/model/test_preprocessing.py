@@ -1,4 +1,4 @@
-"""Preprocessing equals torchvision's and timm's bit for bit, and its geometry leads back to the picture."""
+"""Tests that preprocessing equals torchvision's and timm's bit for bit, and that its geometry places maps correctly."""
 
 import dataclasses
 import json
@@ -67,7 +67,7 @@ def test_equals_torchvision_presets(resize: int, crop: int, interpolation: Inter
         assert torch.equal(as_model_input(ours, image), theirs(image)), image.size
 
 
-def test_every_classification_preset_of_torchvision_is_understood() -> None:
+def test_every_classification_preset_of_torchvision_is_supported() -> None:
     weights = [
         weight
         for name in torchvision.models.list_models(module=torchvision.models)
@@ -129,12 +129,12 @@ def test_equals_timm(changes: dict[str, object]) -> None:
         {"interpolation": "random"},
     ],
 )
-def test_refuses_what_it_does_not_reproduce_of_timm(changes: dict[str, object]) -> None:
+def test_refuses_unsupported_configs_of_timm(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"explicit keys|use nearest"):
         Preprocessing.from_timm(resolve_data_config(changes))
 
 
-def test_refuses_transforms_that_are_no_classification_preset() -> None:
+def test_refuses_transforms_that_are_not_a_classification_preset() -> None:
     with pytest.raises(ValueError, match="explicit keys"):
         Preprocessing.from_torchvision(transforms.CenterCrop(224))
 
@@ -187,7 +187,7 @@ def test_from_dict_names_the_keys_that_do_not_fit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"crop": None}, "leaves the model's input size open"),
         ({"crop": None, "resize": None}, "leaves the model's input size open"),
@@ -203,8 +203,8 @@ def test_from_dict_names_the_keys_that_do_not_fit() -> None:
         ({"std": (0.2, 0.0, 0.2)}, "above 0"),
     ],
 )
-def test_refuses_contradictions(changes: dict[str, object], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_refuses_contradictions(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         make(**changes)
 
 
@@ -237,10 +237,10 @@ def test_a_bright_square_comes_back_to_its_place(preprocessing: Preprocessing, w
     assert placed.shape == (height, width)
     assert placed.dtype == np.float32
     x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
-    seen = np.outer((y >= geometry.top) & (y < geometry.bottom), (x >= geometry.left) & (x < geometry.right))
-    np.testing.assert_array_equal(np.isfinite(placed), seen)
+    covered = np.outer((y >= geometry.top) & (y < geometry.bottom), (x >= geometry.left) & (x < geometry.right))
+    np.testing.assert_array_equal(np.isfinite(placed), covered)
     bright = np.argwhere(np.nan_to_num(placed) > 127.5)
-    # Half bright begins at the square's edges, to within a pixel and a pixel of the model's input.
+    # Half brightness lies at the square's edges, to within a pixel and a pixel of the model's input.
     slack = 1 + max((geometry.right - geometry.left) / map_.shape[1], (geometry.bottom - geometry.top) / map_.shape[0])
     assert np.abs(bright.min(axis=0) - (top, left)).max() <= slack
     assert np.abs(bright.max(axis=0) - (top + side - 1, left + side - 1)).max() <= slack
@@ -252,20 +252,20 @@ def test_placing_without_resize_is_the_crop_undone() -> None:
         picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
         map_ = preprocessing.apply(Image.fromarray(picture))[..., 0].astype(np.float32)
         placed = preprocessing.geometry(width, height).place(map_, width=width, height=height)
-        seen = np.isfinite(placed)
-        assert seen.sum() == min(width, 31) * min(height, 20)
-        np.testing.assert_array_equal(placed[seen], picture[..., 0][seen])
+        covered = np.isfinite(placed)
+        assert covered.sum() == min(width, 31) * min(height, 20)
+        np.testing.assert_array_equal(placed[covered], picture[..., 0][covered])
 
 
 @pytest.mark.parametrize(("width", "height"), [(640, 427), (9, 30), (1, 1), (2, 900), (224, 224)])
-def test_a_constant_map_stays_constant_to_the_edge_of_what_was_seen(width: int, height: int) -> None:
+def test_a_constant_map_stays_constant_to_the_edge_of_its_box(width: int, height: int) -> None:
     for preprocessing in PLACED:
         flat = np.full(preprocessing.input_size, 0.25, np.float32)
         placed = preprocessing.geometry(width, height).place(flat, width=width, height=height)
         np.testing.assert_allclose(placed[np.isfinite(placed)], 0.25, rtol=1e-6)
 
 
-def test_the_largest_picture_on_the_way_is_known_beforehand() -> None:
+def test_the_largest_intermediate_image_is_computed_beforehand() -> None:
     assert make().resize_pixels(640, 480) == 341 * 480
     assert make().resize_pixels(1, 100_000) == 256 * 25_600_000
     assert make(resize=(224, 224)).resize_pixels(1, 100_000) == 224 * 100_000

@@ -1,4 +1,4 @@
-"""Models whose code does as it likes while they are built: it is contained, and what can be explained is."""
+"""Tests of factories with unusual or hostile code: it cannot end the job, and usable models are explained."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from factories import tiny
 from torch import Tensor, nn
 
 from saliency_core import Explainer, InvalidRequestError, Model, Preprocessing, load_model
-from saliency_core.model.import_path import kept_from_exiting
-from saliency_core.model.model_loading import weights_digest
+from saliency_core.model.import_path import forbid_exit
+from saliency_core.model.model_digest import weights_digest
 from saliency_core.targets.target_parsing import parse_targets
 
 SMALL = Preprocessing((32, 32), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
@@ -25,7 +25,7 @@ def build(factory: str, **options: Any) -> Model:
 
 
 class Leaves(BaseException):
-    """Of the user's own, and no Exception."""
+    """A user's exception that is not an ``Exception``."""
 
 
 class Stops(KeyboardInterrupt):
@@ -49,7 +49,7 @@ interrupted = raising(KeyboardInterrupt())
 
 
 class Exits(nn.Module):
-    """Calls sys.exit where its method ``when`` is called."""
+    """A module that calls sys.exit when its method ``when`` is called."""
 
     def __init__(self, when: str) -> None:
         super().__init__()
@@ -98,14 +98,14 @@ number = 3
 
 
 @pytest.mark.parametrize(
-    ("factory", "words"),
+    ("factory", "message"),
     [
         ("exits", r"called sys\.exit\(0\)"),
         ("exits_with_words", r"called sys\.exit\('usage: net'\)"),
         ("leaves", r"raised Leaves \(now\)"),
         ("stops", "raised Stops"),
         ("closes", "raised GeneratorExit"),
-        ("fails", "could not be made: RuntimeError: no luck"),
+        ("fails", "could not be built: RuntimeError: no luck"),
         ("exits_in_eval", r"called sys\.exit\(0\)"),
         ("exits_in_state_dict", r"called sys\.exit\(0\)"),
         ("needs_arguments", r"needs arguments \(depth, width\)"),
@@ -116,24 +116,24 @@ number = 3
         ("returns_pair", "returned a tuple of 2"),
         ("returns_state", "returned a dict"),
         ("instance", "is a Sequential itself"),
-        ("number", "is a int, where a factory"),
+        ("number", "is a int, which cannot be called"),
         ("absent", "cannot be imported: .*absent"),
     ],
 )
-def test_a_factory_that_makes_no_module(factory: str, words: str) -> None:
-    with pytest.raises(InvalidRequestError, match=words):
+def test_a_factory_that_does_not_return_a_module(factory: str, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
         build(factory)
 
 
 def test_ctrl_c_passes_through() -> None:
     with pytest.raises(KeyboardInterrupt):
         build("interrupted")
-    with pytest.raises(KeyboardInterrupt), kept_from_exiting("nothing"):
+    with pytest.raises(KeyboardInterrupt), forbid_exit("nothing"):
         raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(
-    ("source", "words"),
+    ("source", "message"),
     [
         ("import sys; sys.exit(0)", r"called sys\.exit\(0\)"),
         ("raise SystemExit", r"called sys\.exit\(\)"),
@@ -148,12 +148,12 @@ def test_ctrl_c_passes_through() -> None:
 )
 @pytest.mark.parametrize("kind", ["model", "loss"])
 def test_a_module_that_cannot_be_imported(
-    source: str, words: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: str, message: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = f"mine_{kind}_{abs(hash(source))}"
     (tmp_path / f"{name}.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(InvalidRequestError, match=f"cannot be imported.*{words}"):
+    with pytest.raises(InvalidRequestError, match=f"cannot be imported.*{message}"):
         if kind == "model":
             load_model(f"python:{name}:make", preprocessing=SMALL)
         else:
@@ -161,7 +161,7 @@ def test_a_module_that_cannot_be_imported(
 
 
 class Overrides(nn.Sequential):
-    """Methods that every module has, overridden without a ``return self``."""
+    """A module that overrides methods of every module without a ``return self``."""
 
     def train(self, mode: bool = True) -> None:  # type: ignore[override]
         super().train(mode)
@@ -195,7 +195,7 @@ class EvalRaises(nn.Sequential):
 
 
 class Restless(nn.Sequential):
-    """In eval mode itself, with a part that goes back to train mode."""
+    """A module that is in eval mode, with a part that returns to train mode."""
 
     def eval(self) -> nn.Module:  # type: ignore[override]
         super().eval()
@@ -225,7 +225,7 @@ def restless() -> nn.Module:
 
 @pytest.mark.parametrize("factory", ["overrides", "no_arguments", "always_training", "eval_raises", "restless"])
 @pytest.mark.parametrize("from_file", [False, True])
-def test_a_module_is_in_eval_mode_whatever_it_overrides(factory: str, from_file: bool, tmp_path: Path) -> None:
+def test_a_module_is_in_eval_mode_even_if_it_overrides_methods(factory: str, from_file: bool, tmp_path: Path) -> None:
     torch.save(tiny().state_dict(), tmp_path / "w.pt")
     model = build(factory, weights=str(tmp_path / "w.pt") if from_file else None)
     assert not any(part.training for part in model.module.modules())
@@ -248,7 +248,7 @@ def monte_carlo() -> nn.Module:
     return MonteCarlo(*tiny(), nn.Dropout(), nn.Identity().train())
 
 
-def test_what_would_run_in_training_mode_is_told() -> None:
+def test_modules_that_stay_in_training_mode_are_noted() -> None:
     notes = [note for note in build("monte_carlo").notes if "training mode" in note]
     assert len(notes) == 1 and "(Dropout)" in notes[0] and "Identity" not in notes[0]
     assert not any("training mode" in note for note in build("overrides").notes)
@@ -283,17 +283,17 @@ def test_lazy_modules_learn_their_sizes_from_a_blank_image(tmp_path: Path) -> No
     model = build("lazy", weights=str(tmp_path / "w.pt"))
     assert weights_digest(model.module) == weights_digest(sized)
     images = torch.randn(2, 3, 32, 32)
-    found = Explainer(model)(images)["predicted"].maps["gradient"]
+    maps = Explainer(model)(images)["predicted"].maps["gradient"]
     expected = Explainer(Model("own", sized.eval().requires_grad_(False), SMALL))(images)["predicted"].maps["gradient"]
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(maps, expected)
     assert build("lazy").logits(images).shape == (2, 5)
 
 
 @pytest.mark.parametrize(
-    ("factory", "words"), [("lazy_and_wrong", "blank image of .*RuntimeError"), ("lazy_and_unreached", "not reached")]
+    ("factory", "message"), [("lazy_and_wrong", "blank image of .*RuntimeError"), ("lazy_and_unreached", "not reached")]
 )
-def test_lazy_modules_that_no_image_reaches(factory: str, words: str) -> None:
-    with pytest.raises(InvalidRequestError, match=f"lazy modules.*{words}"):
+def test_lazy_modules_that_no_image_reaches(factory: str, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=f"lazy modules.*{message}"):
         build(factory)
 
 
@@ -310,7 +310,7 @@ def test_tensors_without_values_are_refused(tmp_path: Path) -> None:
 
 
 class Half(nn.Module):
-    """Casts inside: bfloat16 weights, float32 images and scores."""
+    """A module that casts inside: bfloat16 weights, float32 images and scores."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The probe refuses models whose maps would mean nothing, names what is to blame, and lets all others pass."""
+"""Tests that the probe refuses models whose maps would be meaningless, names the cause, and accepts all others."""
 
 from __future__ import annotations
 
@@ -27,42 +27,42 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def same_draws() -> None:
-    """What a net draws seldom, it might draw at no run of the probe: the test shall not depend on that."""
+    """Seeds all generators, so that nets that draw rarely do so in every run of the tests."""
     torch.manual_seed(0)
     GENERATOR.manual_seed(0)
 
 
-def probed(made: Callable[[], nn.Module]) -> Probe:
-    first, again = (Model("own", frozen(made()), SMALL) for _ in range(2))
+def probed(build: Callable[[], nn.Module]) -> Probe:
+    first, again = (Model("own", frozen(build()), SMALL) for _ in range(2))
     return probe_model(first, again=again)[0]
 
 
 @pytest.mark.parametrize("name", DEPENDENT)
 def test_images_that_depend_on_each_other(name: str) -> None:
-    made, blamed = DEPENDENT[name]
+    build, cause = DEPENDENT[name]
     with pytest.raises(InvalidRequestError, match=r"images of a batch depend on each other.*differ by") as refused:
-        probed(made)
-    assert blamed in str(refused.value)
+        probed(build)
+    assert cause in str(refused.value)
 
 
 @pytest.mark.parametrize("name", CHANCE)
 def test_runs_that_differ(name: str) -> None:
-    made, blamed = CHANCE[name]
+    build, cause = CHANCE[name]
     with pytest.raises(InvalidRequestError, match=r"each time for the same images.*relative difference") as refused:
-        probed(made)
-    assert blamed in str(refused.value)
+        probed(build)
+    assert cause in str(refused.value)
 
 
 @pytest.mark.parametrize("name", UNMOVED)
 def test_scores_without_gradient(name: str) -> None:
-    made, blamed = UNMOVED[name]
+    build, cause = UNMOVED[name]
     with pytest.raises(InvalidRequestError, match="all maps would be zero") as refused:
-        probed(made)
-    assert blamed in str(refused.value)
+        probed(build)
+    assert cause in str(refused.value)
 
 
-def test_what_other_threads_draw_is_not_the_models() -> None:
-    """As Ray does, which starts in a thread beside the probe."""
+def test_draws_of_other_threads_are_not_the_models() -> None:
+    """Ray starts in a thread beside the probe, and draws random numbers there."""
     ended = threading.Event()
 
     def draw() -> None:
@@ -79,7 +79,7 @@ def test_what_other_threads_draw_is_not_the_models() -> None:
 
 
 @pytest.mark.parametrize("name", SOUND)
-def test_nothing_sound_is_refused(name: str) -> None:
+def test_sound_models_are_accepted(name: str) -> None:
     probe = probed(SOUND[name])
     assert probe.finite == probe.images
     assert probe.draws == (name in ("noise that does not matter", "shuffled and back"))

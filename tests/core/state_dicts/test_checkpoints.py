@@ -1,4 +1,4 @@
-"""State dicts in every dressing: which entry of a checkpoint is taken, how names are fitted, what is refused."""
+"""Tests of state dicts: which entry of a checkpoint is used, how names are fitted, and what is refused."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from torch import Tensor, nn
 from torchvision import models
 
 from saliency_core import InvalidRequestError, Preprocessing, load_model
-from saliency_core.model.model_loading import Model, weights_digest
+from saliency_core.model.classifier import Model
+from saliency_core.model.model_digest import weights_digest
 
 SMALL = Preprocessing((32, 32), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
 State = dict[str, Any]
 
 
 def state() -> State:
-    """Of other weights than the factory's: what is not loaded shows."""
+    """Returns a state dict with other weights than the factory's, so that tensors that are not loaded show."""
     return dict(tiny_again().state_dict())
 
 
-def named(prefix: str, of: State | None = None) -> State:
+def prefixed(prefix: str, of: State | None = None) -> State:
     return {prefix + name: value for name, value in (of or state()).items()}
 
 
@@ -78,14 +79,14 @@ def test_the_state_dict_is_found_wherever_it_is(entry: str, tmp_path: Path) -> N
         "_fsdp_wrapped_module._orig_mod.", "model.module.",
     ],
 )  # fmt: skip
-def test_a_prefix_is_cut_where_the_names_then_fit(prefix: str, tmp_path: Path) -> None:
-    model = load_tiny({"state_dict": named(prefix)}, tmp_path)
+def test_a_prefix_is_cut_if_the_names_then_fit(prefix: str, tmp_path: Path) -> None:
+    model = load_tiny({"state_dict": prefixed(prefix)}, tmp_path)
     assert is_loaded(model) and "w.pt" in model.notes[0], model.notes
     assert all(part in model.notes[0] for part in prefix.split("."))
 
 
 class Holds(nn.Module):
-    """A module whose net lies under a name of its own."""
+    """A module that holds its net under another name."""
 
     def __init__(self, name: str, net: nn.Module) -> None:
         super().__init__()
@@ -110,39 +111,42 @@ def held() -> nn.Module:
 
 @pytest.mark.parametrize("factory", ["parallel", "compiled", "held"])
 @pytest.mark.parametrize("prefix", ["own", "", "module.", "_orig_mod.", "module.own", "_orig_mod.module."])
-def test_a_prefix_is_added_where_the_model_wraps_its_net(factory: str, prefix: str, tmp_path: Path) -> None:
+def test_a_prefix_is_added_if_the_model_wraps_its_net(factory: str, prefix: str, tmp_path: Path) -> None:
     own = {"parallel": "module.", "compiled": "_orig_mod.", "held": "net."}[factory]
-    torch.save(named(prefix.replace("own", own)), tmp_path / "w.pt")
+    torch.save(prefixed(prefix.replace("own", own)), tmp_path / "w.pt")
     model = load(tmp_path / "w.pt", f"test_checkpoints:{factory}")
     assert weights_digest(model.module.get_submodule(own[:-1])) == weights_digest(tiny_again())
     assert bool(model.notes) == (prefix.replace("own", own) != own)
 
 
 def test_wrappers_of_single_layers_are_left_out(tmp_path: Path) -> None:
-    """As FSDP, torch.compile and activation checkpoints name the parts that each of them wraps."""
+    """FSDP, torch.compile and activation checkpoints rename the parts that they wrap like this."""
     inside_names = {name.replace(".", "._fsdp_wrapped_module._orig_mod.", 1): value for name, value in state().items()}
-    model = load_tiny(named("_orig_mod.", inside_names), tmp_path)
+    model = load_tiny(prefixed("_orig_mod.", inside_names), tmp_path)
     assert is_loaded(model) and "_fsdp_wrapped_module" in model.notes[0]
 
 
-def test_what_a_training_module_holds_beside_its_net_is_told(tmp_path: Path) -> None:
-    """Lightning: the net under ``model.``, and the loss's own weights."""
-    content = {"state_dict": named("model.") | {"criterion.weight": torch.ones(5)}, "pytorch-lightning_version": "2.5"}
+def test_unused_tensors_of_a_training_module_are_noted(tmp_path: Path) -> None:
+    """Lightning saves the net under ``model.``, beside the loss's own weights."""
+    content = {
+        "state_dict": prefixed("model.") | {"criterion.weight": torch.ones(5)},
+        "pytorch-lightning_version": "2.5",
+    }
     model = load_tiny(content, tmp_path)
     assert is_loaded(model) and any("criterion.weight" in note for note in model.notes)
 
 
-def test_two_networks_in_a_file_are_not_chosen_from(tmp_path: Path) -> None:
-    both = named("encoder_q.") | named("encoder_k.", dict(tiny().state_dict()))
+def test_two_networks_in_a_file_are_ambiguous(tmp_path: Path) -> None:
+    both = prefixed("encoder_q.") | prefixed("encoder_k.", dict(tiny().state_dict()))
     with pytest.raises(InvalidRequestError, match=r"encoder_q.*encoder_k"):
         load_tiny(both, tmp_path)
     with pytest.raises(InvalidRequestError, match=r"as it is.*ema\."):
-        load_tiny(state() | named("ema.", dict(tiny().state_dict())), tmp_path)
+        load_tiny(state() | prefixed("ema.", dict(tiny().state_dict())), tmp_path)
 
 
 @pytest.mark.parametrize("average", ["state_dict_ema", "ema", "model_ema", "ema_state_dict", "params_ema", "extra.ema"])
-def test_which_of_two_state_dicts_was_taken_is_told_and_settable(average: str, tmp_path: Path) -> None:
-    content = {"state_dict": dict(tiny().state_dict()), "optimizer": {}} | inside(average, named("module."))
+def test_the_choice_between_two_state_dicts_is_noted_and_can_be_set(average: str, tmp_path: Path) -> None:
+    content = {"state_dict": dict(tiny().state_dict()), "optimizer": {}} | inside(average, prefixed("module."))
     plain = load_tiny(content, tmp_path)
     assert weights_digest(plain.module) == weights_digest(tiny())
     assert "'state_dict'" in plain.notes[0] and average in plain.notes[0] and "`weights_key`" in plain.notes[0]
@@ -152,12 +156,12 @@ def test_which_of_two_state_dicts_was_taken_is_told_and_settable(average: str, t
         load_tiny(content, tmp_path, weights_key="elsewhere")
 
 
-def test_an_averaged_model_brings_its_counter(tmp_path: Path) -> None:
+def test_the_counter_of_an_averaged_model_is_ignored(tmp_path: Path) -> None:
     averaged = torch.optim.swa_utils.AveragedModel(tiny_again())
     assert is_loaded(load_tiny({"model": averaged.state_dict()}, tmp_path))
 
 
-def test_unknown_entries_are_not_chosen_from(tmp_path: Path) -> None:
+def test_unknown_entries_are_ambiguous(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match=r"several state dicts.*`weights_key`.*generator.*critic"):
         load_tiny({"generator": state(), "critic": state()}, tmp_path)
 
@@ -168,20 +172,20 @@ def test_a_key_without_a_file_is_refused() -> None:
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_strangers_among_the_tensors_are_named(nested: bool, tmp_path: Path) -> None:
+def test_entries_that_are_not_tensors_are_named(nested: bool, tmp_path: Path) -> None:
     content = state() | {"epoch": 3}
     with pytest.raises(InvalidRequestError, match=r"state dict.*'epoch' is a int"):
         load_tiny({"state_dict": content} if nested else content, tmp_path)
 
 
 @pytest.mark.parametrize("content", [[1, 2], torch.ones(3), 3, "text", {"epoch": 3}])
-def test_what_is_no_state_dict(content: Any, tmp_path: Path) -> None:
+def test_content_that_is_not_a_state_dict(content: Any, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="is not a state dict"):
         load_tiny(content, tmp_path)
 
 
 class Tied(nn.Module):
-    """Two layers that share their weight, as an embedding and its decoder do."""
+    """A net with two layers that share their weight, like an embedding and its decoder."""
 
     def __init__(self, *, seed: int, shared: bool = True) -> None:
         super().__init__()
@@ -205,13 +209,13 @@ def tied() -> nn.Module:
 @pytest.mark.parametrize("prefix", ["", "model."])
 def test_a_tied_tensor_may_have_one_name(dropped: str, form: str, prefix: str, tmp_path: Path) -> None:
     whole = dict(Tied(seed=1).state_dict())
-    few = named(prefix, {name: value for name, value in whole.items() if name != dropped})
+    few = prefixed(prefix, {name: value for name, value in whole.items() if name != dropped})
     path = tmp_path / "w.any"
     save_file(few, path) if form == "safetensors" else torch.save(few, path)
     assert weights_digest(load(path, "test_checkpoints:tied").module) == weights_digest(Tied(seed=1))
 
 
-def test_a_tied_tensor_may_have_a_name_more(tmp_path: Path) -> None:
+def test_a_tied_tensor_may_have_an_additional_name(tmp_path: Path) -> None:
     whole = dict(Tied(seed=1).state_dict())
     for alias in (whole["second.weight"], whole["second.weight"].clone()):
         torch.save(whole | {"decoder.weight": alias}, tmp_path / "w.pt")
@@ -236,8 +240,8 @@ def test_other_precisions_load_as_values(dtype: torch.dtype, tmp_path: Path) -> 
         torch.testing.assert_close(own[name], cast[name].to(value.dtype), rtol=0, atol=0)
 
 
-def test_a_mismatch_names_keys_and_what_was_tried_and_advises_nothing_that_is_refused(tmp_path: Path) -> None:
-    strange = named("model.")
+def test_a_mismatch_names_keys_and_tried_changes_and_gives_valid_advice(tmp_path: Path) -> None:
+    strange = prefixed("model.")
     strange["model.stranger"] = strange.pop("model.0.weight")
     with pytest.raises(InvalidRequestError, match=r"missing: 0\.weight.*model\.0\.bias.*'model\.' cut") as refusal:
         load_tiny(strange, tmp_path)
@@ -249,7 +253,7 @@ def test_a_mismatch_names_keys_and_what_was_tried_and_advises_nothing_that_is_re
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt", "bin", "pth.tar", "ckpt"])
-def test_the_container_is_told_by_its_bytes(suffix: str, tmp_path: Path) -> None:
+def test_the_container_is_recognised_by_its_bytes(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"w.{suffix}"
     for save in (save_file, torch.save, lambda what, to: torch.save(what, to, _use_new_zipfile_serialization=False)):
         save(state(), path)
@@ -278,7 +282,7 @@ def test_shards_are_read_beside_their_index(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../w.pt", "/etc/passwd", "sub/w.pt", "..", ".", "", "a\\b", "x.index.json", "c:x"])
-def test_an_index_names_no_file_elsewhere(name: str, tmp_path: Path) -> None:
+def test_an_index_cannot_name_files_elsewhere(name: str, tmp_path: Path) -> None:
     torch.save(state(), tmp_path / "w.pt")
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -288,9 +292,9 @@ def test_an_index_names_no_file_elsewhere(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"weight_map": 3}', "no json", "[" * 100_000])
-def test_what_is_no_index(text: str, tmp_path: Path) -> None:
+def test_files_that_are_not_an_index(text: str, tmp_path: Path) -> None:
     (tmp_path / "m.bin.index.json").write_text(text)
-    with pytest.raises(InvalidRequestError, match="no index of shards"):
+    with pytest.raises(InvalidRequestError, match="is not an index of shards"):
         load(tmp_path / "m.bin.index.json", "factories:tiny")
 
 
@@ -312,7 +316,7 @@ def arrays(*, zipped: bool) -> bytes:
 
 
 def flipped(path: Path) -> None:
-    """One byte, in the weights, is another."""
+    """Changes one byte of the weights in the file."""
     torch.save(state(), path)
     content = bytearray(path.read_bytes())
     content[content.index(state()["4.weight"].numpy().tobytes())] ^= 255
@@ -325,15 +329,15 @@ def scripted(path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize(
-    ("write", "words"),
+    ("write", "message"),
     [
         (lambda path: path.write_bytes(b""), "is empty"),
         (lambda path: path.mkdir(), "is a folder"),
         (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "Git LFS pointer"),
         (lambda path: path.write_text("\n<!DOCTYPE html><html>sign in</html>"), "is a web page"),
-        (lambda path: path.write_bytes(b"no weights at all"), "is neither of torch.save's"),
-        (lambda path: path.write_bytes(arrays(zipped=True)), "zip archive, but not one of torch.save's"),
-        (lambda path: path.write_bytes(arrays(zipped=False)), "is neither of torch.save's"),
+        (lambda path: path.write_bytes(b"no weights at all"), "was written neither by torch.save"),
+        (lambda path: path.write_bytes(arrays(zipped=True)), "zip archive, but was not written by torch.save"),
+        (lambda path: path.write_bytes(arrays(zipped=False)), "was written neither by torch.save"),
         (scripted, "`model` file:"),
         (lambda path: (torch.save(state(), path), path.write_bytes(cut(path.read_bytes()))), "is cut off or damaged"),
         (lambda path: (save_file(state(), path), path.write_bytes(cut(path.read_bytes()))), "as a .safetensors"),
@@ -342,16 +346,16 @@ def scripted(path: Path) -> None:
         (lambda path: torch.save({"model": state(), "best": np.float64(1)}, path), r"\(numpy.*scalar\)"),
         (lambda path: torch.save(tiny(), path), "Sequential"),
         (flipped, "is damaged: the checksum of"),
-        (lambda path: tarfile.open(path, "w").close(), "is (a tar archive|neither)"),
+        (lambda path: tarfile.open(path, "w").close(), "(is a tar archive|was written neither)"),
         (lambda path: torch.save({"state_dict": {}}, path), "'state_dict' is an empty dict"),
     ],
 )  # fmt: skip
-def test_each_unreadable_file_is_told_by_what_it_is(write: Callable[[Path], Any], words: str, tmp_path: Path) -> None:
+def test_the_error_says_what_an_unreadable_file_is(write: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     write(path)
-    with pytest.raises(InvalidRequestError, match=words) as refusal:
+    with pytest.raises(InvalidRequestError, match=message) as refusal:
         load(path, "factories:tiny")
-    assert ("holds more than tensors" in str(refusal.value)) == (words[0] == "\\" or words == "Sequential")
+    assert ("holds more than tensors" in str(refusal.value)) == (message[0] == "\\" or message == "Sequential")
 
 
 def test_a_file_without_checksums_is_read(tmp_path: Path) -> None:
@@ -387,7 +391,7 @@ TORCHVISION: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("name", "options"), TORCHVISION)
 def test_the_class_count_is_that_of_the_file(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     module = models.get_model(name, weights=None, num_classes=7, **options)
-    torch.save({"state_dict": named("module.", dict(module.state_dict()))}, tmp_path / "seven.pt")
+    torch.save({"state_dict": prefixed("module.", dict(module.state_dict()))}, tmp_path / "seven.pt")
     model = load_model(f"torchvision:{name}", weights=str(tmp_path / "seven.pt"), preprocessing=SMALL)
     assert weights_digest(model.module) == weights_digest(module)
     assert model.class_names is None and any("7 classes" in note for note in model.notes)
@@ -405,7 +409,7 @@ def test_the_class_count_of_timm_too(name: str, tmp_path: Path) -> None:
         load_model(f"timm:{name}", weights=str(tmp_path / "seven.pt"), num_classes=9)
 
 
-def test_another_width_is_no_class_count(tmp_path: Path) -> None:
+def test_another_width_is_not_a_class_count(tmp_path: Path) -> None:
     changed = dict(models.squeezenet1_1(weights=None).state_dict())
     changed["features.0.bias"] = torch.zeros(65)
     torch.save(changed, tmp_path / "wide.pt")
@@ -414,7 +418,7 @@ def test_another_width_is_no_class_count(tmp_path: Path) -> None:
 
 
 class Versioned(nn.Module):
-    """A net whose weights of the first version lacked a scale of a tenth."""
+    """A net whose weights of the first version lacked a scale of 0.1."""
 
     _version = 2
 
@@ -465,7 +469,7 @@ def of_versioned(*wrappers: str) -> State:
         (of_versioned("_orig_mod", "module"), None),
     ],
 )  # fmt: skip
-def test_modules_learn_the_version_of_their_weights(
+def test_modules_receive_the_version_of_their_weights(
     content: Any, key: str | None, factory: str, tmp_path: Path
 ) -> None:
     torch.save(content, tmp_path / "w.pt")
@@ -489,9 +493,9 @@ def test_versions_of_a_part_of_a_training_module(content: State, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["scale", "inner.scale"])
-def test_weights_without_versions_are_of_the_oldest_as_for_torch(name: str, tmp_path: Path) -> None:
+def test_weights_without_versions_count_as_oldest_as_in_torch(name: str, tmp_path: Path) -> None:
     prefix = name.removesuffix("scale")
-    torch.save(named(prefix, dict(of_versioned())), tmp_path / "w.pt")
+    torch.save(prefixed(prefix, dict(of_versioned())), tmp_path / "w.pt")
     module = load(tmp_path / "w.pt", "test_checkpoints:versioned").module
     torch.testing.assert_close(module.get_parameter("scale").item(), 3.0 * 0.1)
 
@@ -504,7 +508,7 @@ def test_shards_keep_the_versions_of_their_modules(tmp_path: Path) -> None:
     assert module.get_parameter("scale").item() == 3.0
 
 
-def test_counters_that_a_versioned_file_lacks_are_no_gap(tmp_path: Path) -> None:
+def test_missing_counters_of_a_versioned_file_are_accepted(tmp_path: Path) -> None:
     net = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3072, 2))
     whole = net.state_dict()
     del whole["0.num_batches_tracked"]
@@ -518,7 +522,7 @@ def normed() -> nn.Module:
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_mnasnet_takes_what_it_saved(prefix: str, tmp_path: Path) -> None:
+def test_mnasnet_loads_its_own_state_dict(prefix: str, tmp_path: Path) -> None:
     net = models.mnasnet0_5(weights=None)
     holder = net if not prefix else Holds("module", net)
     torch.save(holder.state_dict(), tmp_path / "w.pt")
@@ -527,7 +531,7 @@ def test_mnasnet_takes_what_it_saved(prefix: str, tmp_path: Path) -> None:
 
 
 class Renames(nn.Module):
-    """A net that takes its weights by the name of an older form, too."""
+    """A net that also loads weights with names of an older form."""
 
     def __init__(self, net: Callable[[], nn.Module] = tiny, *, lenient: bool = False) -> None:
         super().__init__()
@@ -549,7 +553,7 @@ def renames() -> nn.Module:
     return Renames()
 
 
-def renames_and_passes_over() -> nn.Module:
+def renames_and_ignores_gaps() -> nn.Module:
     return Renames(lenient=True)
 
 
@@ -588,7 +592,7 @@ def transformer() -> nn.Module:
 
 
 def old_renamed() -> tuple[nn.Module, State]:
-    return Renames(tiny_again), named("trunk.")
+    return Renames(tiny_again), prefixed("trunk.")
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model._orig_mod."])
@@ -599,14 +603,14 @@ def old_renamed() -> tuple[nn.Module, State]:
         ("python:test_checkpoints:transformer", old_transformer),
         ("python:test_checkpoints:weight_normed", old_weight_normed),
         ("python:test_checkpoints:renames", old_renamed),
-        ("python:test_checkpoints:renames_and_passes_over", old_renamed),
+        ("python:test_checkpoints:renames_and_ignores_gaps", old_renamed),
     ],
 )
-def test_names_of_an_older_form_that_torch_takes(
+def test_names_of_an_older_form_that_torch_accepts(
     spec: str, older: Callable[[], tuple[nn.Module, State]], prefix: str, tmp_path: Path
 ) -> None:
     net, old = older()
-    torch.save(named(prefix, old), tmp_path / "w.pt")
+    torch.save(prefixed(prefix, old), tmp_path / "w.pt")
     model = load_model(spec, weights=str(tmp_path / "w.pt"), preprocessing=SMALL)
     assert weights_digest(model.module) == weights_digest(net)
     assert any("older" in note for note in model.notes)
@@ -619,19 +623,19 @@ def test_the_class_count_of_an_older_densenet(tmp_path: Path) -> None:
     assert weights_digest(model.module) == weights_digest(net)
 
 
-def test_a_hook_that_passes_over_gaps_leaves_none(tmp_path: Path) -> None:
-    gaps = {name: value for name, value in named("trunk.").items() if name != "trunk.0.weight"}
+def test_a_hook_that_ignores_missing_tensors_is_refused(tmp_path: Path) -> None:
+    gaps = {name: value for name, value in prefixed("trunk.").items() if name != "trunk.0.weight"}
     torch.save(gaps, tmp_path / "w.pt")
     with pytest.raises(InvalidRequestError, match=r"missing: body\.0\.bias.*unexpected: trunk"):
-        load(tmp_path / "w.pt", "test_checkpoints:renames_and_passes_over")
+        load(tmp_path / "w.pt", "test_checkpoints:renames_and_ignores_gaps")
 
 
 @pytest.mark.parametrize("entry", ["state_dict", ""])
 @pytest.mark.parametrize("key", ["ema_model.module", "ema_model", "ema_model.module.", "state_dict.ema_model.module"])
 def test_a_prefix_chooses_one_network_of_a_state_dict(entry: str, key: str, tmp_path: Path) -> None:
-    both = named("model.", dict(tiny().state_dict())) | named("ema_model.module.")
+    both = prefixed("model.", dict(tiny().state_dict())) | prefixed("ema_model.module.")
     content: State = {entry: both} if entry else both
-    with pytest.raises(InvalidRequestError, match=r"`weights_key`, of model, ema_model\.module"):
+    with pytest.raises(InvalidRequestError, match=r"`weights_key`, from model, ema_model\.module"):
         load_tiny(content, tmp_path)
     if not entry:
         key = key.removeprefix("state_dict.")
@@ -640,23 +644,23 @@ def test_a_prefix_chooses_one_network_of_a_state_dict(entry: str, key: str, tmp_
     assert weights_digest(plain.module) == weights_digest(tiny())
 
 
-def test_a_prefix_in_several_state_dicts_is_not_chosen_from(tmp_path: Path) -> None:
-    content = {"student": named("net."), "teacher": named("net.")}
+def test_a_prefix_in_several_state_dicts_is_ambiguous(tmp_path: Path) -> None:
+    content = {"student": prefixed("net."), "teacher": prefixed("net.")}
     with pytest.raises(InvalidRequestError, match=r"several of that prefix.*student\.net, teacher\.net"):
         load_tiny(content, tmp_path, weights_key="net")
     assert is_loaded(load_tiny(content, tmp_path, weights_key="teacher.net"))
 
 
 @pytest.mark.parametrize("prefix", ["", "model."])
-def test_counts_of_operations_are_passed_over(prefix: str, tmp_path: Path) -> None:
-    """As thop.profile leaves them in every module."""
+def test_counts_of_operations_are_not_used(prefix: str, tmp_path: Path) -> None:
+    """thop.profile leaves such counters in every module."""
     counts = {f"{path}{name}": torch.zeros(1) for path in ("", "0.", "9.") for name in ("total_ops", "total_params")}
-    model = load_tiny(named(prefix, state() | counts) | {"total_ops": torch.zeros(1)}, tmp_path)
+    model = load_tiny(prefixed(prefix, state() | counts) | {"total_ops": torch.zeros(1)}, tmp_path)
     assert is_loaded(model) and any("total_ops" in note for note in model.notes)
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         (lambda value: value.to("meta"), r"no values for 0\.weight \(device 'meta'\)"),
         (lambda value: value.to(torch.complex64), r"0\.weight is complex \(torch\.complex64\)"),
@@ -664,14 +668,14 @@ def test_counts_of_operations_are_passed_over(prefix: str, tmp_path: Path) -> No
 )
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_tensors_without_real_values_are_refused(
-    change: Callable[[Tensor], Tensor], words: str, prefix: str, tmp_path: Path
+    change: Callable[[Tensor], Tensor], message: str, prefix: str, tmp_path: Path
 ) -> None:
     odd = state()
     odd["0.weight"] = change(odd["0.weight"])
-    with pytest.raises(InvalidRequestError, match=words) as refusal:
-        load_tiny(named(prefix, odd), tmp_path)
+    with pytest.raises(InvalidRequestError, match=message) as refusal:
+        load_tiny(prefixed(prefix, odd), tmp_path)
     assert "\n" not in str(refusal.value)
-    beside = named("model.") | {"loss.weight": odd["0.weight"]}
+    beside = prefixed("model.") | {"loss.weight": odd["0.weight"]}
     assert is_loaded(load_tiny(beside, tmp_path))
 
 
@@ -681,6 +685,6 @@ def test_integers_for_floats_are_noted(dtype: torch.dtype, tmp_path: Path) -> No
     assert any(f"0.weight ({dtype})" in note for note in model.notes)
 
 
-def test_an_empty_state_dict_is_told_as_such(tmp_path: Path) -> None:
+def test_an_empty_state_dict_is_reported_as_empty(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="state dict is empty"):
         load_tiny({}, tmp_path)

@@ -1,4 +1,4 @@
-"""What is explained: every target by its definition."""
+"""Tests of every target against its definition."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def gradients(module: nn.Module, images: Tensor, *targets: str, labels: Tensor | None = None) -> dict[str, Tensor]:
     explainer = Explainer(own(module), methods=["gradient(reduction=none)"], targets=targets, precision="float64")
-    return {slug: one.maps["gradient_none"] for slug, one in explainer(images, labels=labels).items()}
+    return {slug: explanation.maps["gradient_none"] for slug, explanation in explainer(images, labels=labels).items()}
 
 
 def test_contrast_is_a_difference_of_gradients() -> None:
@@ -32,23 +32,23 @@ def test_contrast_is_a_difference_of_gradients() -> None:
     explainer = Explainer(
         own(module), methods=["gradient(reduction=none)"], targets=["contrast", "contrast:label"], precision="float64"
     )
-    found = explainer(images, labels=labels)
-    assert list(found) == ["contrast", "contrast_label"]
+    result = explainer(images, labels=labels)
+    assert list(result) == ["contrast", "contrast_label"]
     a, b = (gradient(module, images, of_class(classes)) for classes in (first, second))
-    close(found["contrast"].maps["gradient_none"], a - b)
-    close(found["contrast"].scores, of_class(first)(outputs) - of_class(second)(outputs))
+    close(result["contrast"].maps["gradient_none"], a - b)
+    close(result["contrast"].scores, of_class(first)(outputs) - of_class(second)(outputs))
     against = gradient(module, images, of_class(labels.clamp(min=0)))
-    close(found["contrast_label"].maps["gradient_none"][:4], (a - against)[:4])
-    assert found["contrast_label"].maps["gradient_none"][3].eq(0).all()  # predicted and label are the same
-    assert found["contrast_label"].applies.tolist() == [True] * 4 + [False]
-    assert found["contrast_label"].maps["gradient_none"][4].isnan().all()
+    close(result["contrast_label"].maps["gradient_none"][:4], (a - against)[:4])
+    assert result["contrast_label"].maps["gradient_none"][3].eq(0).all()  # predicted and label are the same
+    assert result["contrast_label"].applies.tolist() == [True] * 4 + [False]
+    assert result["contrast_label"].maps["gradient_none"][4].isnan().all()
 
 
 def test_weighted_is_a_weighted_sum_of_gradients() -> None:
     module, images = net(), images_of()
-    found = gradients(module, images, "mix=weighted:{2: 1.0, 0: -0.5, 4: 0.25}", "class:2", "class:0", "class:4")
-    expected = found["class_2"] - 0.5 * found["class_0"] + 0.25 * found["class_4"]
-    close(found["mix"], expected)
+    result = gradients(module, images, "mix=weighted:{2: 1.0, 0: -0.5, 4: 0.25}", "class:2", "class:0", "class:4")
+    expected = result["class_2"] - 0.5 * result["class_0"] + 0.25 * result["class_4"]
+    close(result["mix"], expected)
     scores = explain(module, images, "gradient", target="mix=weighted:{2: 1.0, 0: -0.5, 4: 0.25}").scores
     close(scores, module(images) @ torch.tensor([-0.5, 0, 1, 0, 0.25], dtype=torch.float64))
 
@@ -59,13 +59,13 @@ def test_top_is_several_targets_in_order() -> None:
     explainer = Explainer(
         own(module), methods=["gradient(reduction=none)"], targets=["top:3", "predicted"], precision="float64"
     )
-    found = explainer(images)
-    assert list(found) == ["top1", "top2", "top3", "predicted"]
+    result = explainer(images)
+    assert list(result) == ["top1", "top2", "top3", "predicted"]
     for place in range(3):
-        one = found[f"top{place + 1}"]
-        assert torch.equal(one.classes, order[:, place])
-        close(one.maps["gradient_none"], gradient(module, images, of_class(order[:, place])))
-    close(found["top1"].maps["gradient_none"], found["predicted"].maps["gradient_none"])
+        explanation = result[f"top{place + 1}"]
+        assert torch.equal(explanation.classes, order[:, place])
+        close(explanation.maps["gradient_none"], gradient(module, images, of_class(order[:, place])))
+    close(result["top1"].maps["gradient_none"], result["predicted"].maps["gradient_none"])
     with pytest.raises(InvalidRequestError):
         Explainer(own(module), targets=["top:6"])(images.float())
 
@@ -88,11 +88,11 @@ def squeezed(outputs: Tensor, labels: Tensor) -> Tensor:
 
 def test_a_loss_of_the_users_own() -> None:
     module, images = net(), images_of()
-    found = explain(
+    result = explain(
         module, images, "gradient(reduction=none)", target="ce=loss:test_targets:cross_entropy", labels=LABELS
     )
-    close(found.maps["gradient_none"], gradient(module, images, lambda outputs: cross_entropy(outputs, LABELS)))
-    close(found.scores, cross_entropy(module(images), LABELS))
+    close(result.maps["gradient_none"], gradient(module, images, lambda outputs: cross_entropy(outputs, LABELS)))
+    close(result.scores, cross_entropy(module(images), LABELS))
 
 
 def optional(outputs: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -100,8 +100,8 @@ def optional(outputs: Tensor, labels: Tensor | None = None) -> Tensor:
     return cross_entropy(outputs, labels)
 
 
-def anything(*given: Tensor) -> Tensor:
-    return cross_entropy(*given)
+def anything(*tensors: Tensor) -> Tensor:
+    return cross_entropy(*tensors)
 
 
 def alone(outputs: Tensor, temperature: float = 2.0) -> Tensor:
@@ -113,17 +113,17 @@ in_part = partial(F.cross_entropy, reduction="none")
 
 
 @pytest.mark.parametrize("function", ["per_image", "in_part", "optional", "anything"])
-def test_whatever_takes_labels_gets_them(function: str) -> None:
-    """Also a module, whose own call takes anything."""
+def test_losses_that_take_labels_receive_them(function: str) -> None:
+    """A loss may be a module, whose __call__ accepts any arguments."""
     module, images = net(), images_of()
-    found = explain(module, images, "gradient", target=f"ce=loss:test_targets:{function}", labels=LABELS)
-    close(found.scores, cross_entropy(module(images), LABELS))
+    result = explain(module, images, "gradient", target=f"ce=loss:test_targets:{function}", labels=LABELS)
+    close(result.scores, cross_entropy(module(images), LABELS))
     with_none = torch.where(LABELS == 3, -1, LABELS)
-    found = explain(module, images, "gradient", target=f"ce=loss:test_targets:{function}", labels=with_none)
-    assert torch.equal(found.applies, LABELS != 3)
+    result = explain(module, images, "gradient", target=f"ce=loss:test_targets:{function}", labels=with_none)
+    assert torch.equal(result.applies, LABELS != 3)
 
 
-def test_an_option_of_a_loss_is_no_label() -> None:
+def test_an_option_of_a_loss_is_not_a_label() -> None:
     module, images = net(), images_of()
     close(
         explain(module, images, "gradient", target="mine=loss:test_targets:alone", labels=LABELS).scores,
@@ -147,9 +147,9 @@ def nothing() -> None:
     return None
 
 
-@pytest.mark.parametrize(("function", "named"), [("three", "third"), ("by_keyword", "margin"), ("nothing", "none")])
-def test_a_loss_that_wants_something_else_is_refused(function: str, named: str) -> None:
-    with pytest.raises(InvalidRequestError, match=rf"{function}' is called with .*{named}"):
+@pytest.mark.parametrize(("function", "message"), [("three", "third"), ("by_keyword", "margin"), ("nothing", "none")])
+def test_a_loss_with_other_arguments_is_refused(function: str, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=rf"{function}' is called with .*{message}"):
         Explainer(own(net()), targets=[f"bad=loss:test_targets:{function}"])
 
 
@@ -173,29 +173,31 @@ def test_targets_that_cannot_work_are_refused(target: str) -> None:
 
 
 def test_a_layers_channel_is_a_target() -> None:
-    """The module's own output: before a batch norm that could be folded into it, before an in-place ReLU on it."""
+    """The target is the module's own output, before a batch norm that could be folded, and before an in-place ReLU."""
     module, images = net(), images_of()
     plain = out_of_place(module)
 
     def activation(layer: str, channel: int) -> tuple[Tensor, Tensor]:
-        seen = []
-        handle = plain.get_submodule(layer).register_forward_hook(lambda part, inputs, output: seen.append(output))
+        activations = []
+        handle = plain.get_submodule(layer).register_forward_hook(
+            lambda part, inputs, output: activations.append(output)
+        )
         x = images.clone().requires_grad_()
         plain(x)
         handle.remove()
-        unit = seen[0][:, channel].reshape(len(images), -1).mean(1)
+        unit = activations[0][:, channel].reshape(len(images), -1).mean(1)
         return unit.detach(), torch.autograd.grad(unit.sum(), x)[0]
 
     for layer, channel in (("one", 3), ("norm", 0), ("two", 5), ("relu2", 7), ("fc", 2)):
-        found = explain(module, images, "gradient(reduction=none)", target=f"unit=layer:{layer}[{channel}]")
+        result = explain(module, images, "gradient(reduction=none)", target=f"unit=layer:{layer}[{channel}]")
         scores, expected = activation(layer, channel)
-        close(found.scores, scores)
-        close(found.maps["gradient_none"], expected)
+        close(result.scores, scores)
+        close(result.maps["gradient_none"], expected)
     slug = Explainer(own(module), targets=["layer:two[5]"]).targets[0].slug
     assert slug in Explainer(own(module), targets=["layer:two[5]"])(images.float())
 
 
-def test_targets_share_a_forward_and_keep_to_themselves() -> None:
+def test_targets_share_a_forward_and_do_not_affect_each_other() -> None:
     module, images = net(), images_of()
     targets = ["predicted", "label", "top:2", "contrast", "unit=layer:two[5]", "w=weighted:{1: 2.0}"]
     together = gradients(module, images, *targets, labels=LABELS)
@@ -210,9 +212,9 @@ def test_every_method_takes_every_target() -> None:
     module, images = net(), images_of(2)
     targets = ["label", "top:2", "contrast:label", "unit=layer:two[5]", "ce=loss:test_targets:cross_entropy"]
     explainer = Explainer(own(module), methods=METHODS, targets=targets, precision="float64")
-    found = explainer(images, labels=torch.tensor([2, -1]))
+    result = explainer(images, labels=torch.tensor([2, -1]))
     for slug in ("label", "contrast_label", "ce"):
-        assert found[slug].applies.tolist() == [True, False]
-    for one in found.values():
-        for maps in one.maps.values():
-            assert maps[one.applies].isfinite().all() and maps[~one.applies].isnan().all()
+        assert result[slug].applies.tolist() == [True, False]
+    for explanation in result.values():
+        for maps in explanation.maps.values():
+            assert maps[explanation.applies].isfinite().all() and maps[~explanation.applies].isnan().all()

@@ -1,4 +1,4 @@
-"""Pictures: what a value becomes on its way to a colour."""
+"""Tests of how the values of a map become colours, and of pixels made from model inputs."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ IMAGE = RNG.integers(0, 256, (7, 5, 3), np.uint8)
 
 
 def test_a_map_runs_from_its_minimum_to_its_maximum() -> None:
-    found = normalise(MAP)
-    assert found.dtype == np.float32 and found.min() == 0 and found.max() == 1
-    np.testing.assert_array_equal(np.argsort(found, axis=None), np.argsort(MAP, axis=None))
+    result = normalise(MAP)
+    assert result.dtype == np.float32 and result.min() == 0 and result.max() == 1
+    np.testing.assert_array_equal(np.argsort(result, axis=None), np.argsort(MAP, axis=None))
 
 
 def test_percentile_100_is_the_whole_range() -> None:
@@ -52,8 +52,8 @@ def test_percentile_100_is_the_whole_range() -> None:
 def test_the_picture_does_not_depend_on_the_unit_of_a_map() -> None:
     for scale in (1e-30, 1.0, 1e30):
         for signed in (False, True):
-            found = normalise(MAP * np.float32(scale), signed=signed)
-            np.testing.assert_allclose(found, normalise(MAP, signed=signed), atol=1e-6)
+            result = normalise(MAP * np.float32(scale), signed=signed)
+            np.testing.assert_allclose(result, normalise(MAP, signed=signed), atol=1e-6)
 
 
 def test_zero_of_a_signed_map_is_the_middle() -> None:
@@ -71,7 +71,7 @@ def test_a_constant_map_divides_by_nothing(constant: float) -> None:
         assert len(np.unique(draw_map(values, MapStyle(blur=1), signed=signed).reshape(-1, 3), axis=0)) == 1
 
 
-def test_the_range_of_float32_is_no_limit() -> None:
+def test_maps_may_span_the_range_of_float32() -> None:
     np.testing.assert_array_equal(normalise(np.array([[-3e38, 0, 3e38]], np.float32)), [[0, 0.5, 1]])
 
 
@@ -92,26 +92,26 @@ def test_infinity_takes_the_end_of_the_range() -> None:
 def test_percentile_cuts_outliers_at_both_ends() -> None:
     values = np.arange(101.0)[None]
     values[0, -1] = 1e6
-    found = normalise(values, percentile=99)
-    assert found[0, 0] == found[0, 1] == 0 and found[0, 99] == found[0, 100] == 1
-    assert found[0, 50] == 0.5
+    result = normalise(values, percentile=99)
+    assert result[0, 0] == result[0, 1] == 0 and result[0, 99] == result[0, 100] == 1
+    assert result[0, 50] == 0.5
     for wrong in (0, 50, 101, float("nan")):
         with pytest.raises(ValueError, match="percentile"):
             normalise(values, percentile=wrong)
 
 
 @pytest.mark.parametrize("signed", [False, True])
-def test_outliers_that_are_all_there_is_are_not_cut(signed: bool) -> None:
+def test_outliers_are_not_cut_from_an_otherwise_constant_map(signed: bool) -> None:
     values = np.zeros((50, 50), np.float32)
     values[3, 4] = 2
-    found = normalise(values, percentile=99.5, signed=signed)
-    assert found[3, 4] == 1 and found[0, 0] == (0.5 if signed else 0)
+    result = normalise(values, percentile=99.5, signed=signed)
+    assert result[3, 4] == 1 and result[0, 0] == (0.5 if signed else 0)
 
 
-def test_each_map_of_a_batch_is_by_itself() -> None:
+def test_each_map_of_a_batch_is_scaled_by_itself() -> None:
     maps = np.stack([MAP, 1000 * MAP, np.zeros_like(MAP)])
     for signed in (False, True):
-        np.testing.assert_array_equal(normalise(maps, signed=signed), [normalise(one, signed=signed) for one in maps])
+        np.testing.assert_array_equal(normalise(maps, signed=signed), [normalise(map_, signed=signed) for map_ in maps])
     channels = np.stack([maps, maps + 1])
     assert normalise(channels).shape == channels.shape and normalise(maps[:0]).shape == (0, 7, 5)
     np.testing.assert_array_equal(blur(channels, 1.5)[1, 2], blur(channels[1, 2], 1.5))
@@ -120,7 +120,7 @@ def test_each_map_of_a_batch_is_by_itself() -> None:
 def test_inverted_twice_is_the_same() -> None:
     np.testing.assert_allclose(invert(invert(normalise(MAP))), normalise(MAP), atol=1e-7)
     grey, inverted = (
-        draw_map(MAP, MapStyle(cmap="gray", invert=one), signed=False).astype(int) for one in (False, True)
+        draw_map(MAP, MapStyle(cmap="gray", invert=inverts), signed=False).astype(int) for inverts in (False, True)
     )
     np.testing.assert_allclose(grey + inverted, 255, atol=1)
 
@@ -133,7 +133,7 @@ def test_a_map_is_signed_when_it_has_a_negative_value() -> None:
 # -- blur ------------------------------------------------------------------------------------------------------
 
 
-def test_a_blur_keeps_the_sum_and_without_a_width_everything() -> None:
+def test_a_blur_keeps_the_sum_and_a_width_of_zero_changes_nothing() -> None:
     for sigma in (0.4, 2, 30):
         np.testing.assert_allclose(blur(MAP, sigma).sum(), MAP.sum(), rtol=1e-5)
     np.testing.assert_array_equal(blur(MAP, 0), MAP)
@@ -141,13 +141,13 @@ def test_a_blur_keeps_the_sum_and_without_a_width_everything() -> None:
     np.testing.assert_allclose(blur(np.full((4, 4), 3, np.float32), 1.5), 3, rtol=1e-6)
 
 
-def test_a_blur_leaves_what_is_not_finite_and_does_not_spread_it() -> None:
+def test_a_blur_does_not_change_or_spread_values_that_are_not_finite() -> None:
     holed = np.where(np.arange(5) == 2, np.nan, np.float32(3)) * np.ones((7, 1), np.float32)
     holed[0, 0] = np.inf
-    found = blur(holed, 1.5)
-    np.testing.assert_array_equal(np.isfinite(found), np.isfinite(holed))
-    np.testing.assert_allclose(found[np.isfinite(found)], 3, rtol=1e-6)
-    assert found[0, 0] == np.inf
+    result = blur(holed, 1.5)
+    np.testing.assert_array_equal(np.isfinite(result), np.isfinite(holed))
+    np.testing.assert_allclose(result[np.isfinite(result)], 3, rtol=1e-6)
+    assert result[0, 0] == np.inf
     for wrong in (-1, float("nan"), 1e9):
         with pytest.raises(ValueError, match="blur"):
             blur(MAP, wrong)
@@ -160,19 +160,19 @@ def test_colours_are_matplotlibs_and_nan_is_grey() -> None:
     import matplotlib
 
     values = np.array([[0.0, 0.3, 1.0, np.nan]])
-    found = colour(values, colormap="hot")
-    assert found.dtype == np.uint8 and found.shape == (1, 4, 3)
+    result = colour(values, colormap="hot")
+    assert result.dtype == np.uint8 and result.shape == (1, 4, 3)
     expected = [np.round(np.array(matplotlib.colormaps["hot"](x)[:3]) * 255) for x in (0.0, 0.3, 1.0)]
-    np.testing.assert_allclose(found[0, :3], expected, atol=3)
-    assert len(set(found[0, 3].tolist())) == 1
+    np.testing.assert_allclose(result[0, :3], expected, atol=3)
+    assert len(set(result[0, 3].tolist())) == 1
     with pytest.raises(InvalidRequestError, match="seizmic"):
         colour(values, colormap="seizmic")
 
 
 def test_zero_has_the_middle_colour_and_signs_are_symmetric() -> None:
     assert (draw_map(np.array([[-1.0, 0, 3]]))[0, 1] == 255).all()
-    found = draw_map(np.stack([MAP[0], -MAP[0]]), MapStyle(clip=100))
-    np.testing.assert_array_equal(found[0], found[1][:, ::-1])  # red for blue
+    result = draw_map(np.stack([MAP[0], -MAP[0]]), MapStyle(clip=100))
+    np.testing.assert_array_equal(result[0], result[1][:, ::-1])  # red for blue
 
 
 def test_colours_follow_the_sign_unless_chosen() -> None:
@@ -182,17 +182,17 @@ def test_colours_follow_the_sign_unless_chosen() -> None:
 
 
 def test_a_scale_shows_the_colours_of_its_limits() -> None:
-    for look in (MapStyle(), MapStyle(invert=True), MapStyle(cmap="viridis", clip=90), MapStyle(blur=1)):
+    for style in (MapStyle(), MapStyle(invert=True), MapStyle(cmap="viridis", clip=90), MapStyle(blur=1)):
         for signed in (False, True):
-            low, high = look.limits(MAP, signed=signed)
-            drawn, scale = draw_map(MAP, look, signed=signed), look.scale(signed=signed)
-            blurred = blur(MAP, look.blur)
+            low, high = style.limits(MAP, signed=signed)
+            drawn, scale = draw_map(MAP, style, signed=signed), style.scale(signed=signed)
+            blurred = blur(MAP, style.blur)
             for extreme, end in ((blurred <= low, scale[0, 0]), (blurred >= high, scale[0, -1])):
                 np.testing.assert_array_equal(drawn[extreme], np.broadcast_to(end, drawn[extreme].shape))
 
 
 @pytest.mark.parametrize(
-    "wrong, told",
+    "wrong, message",
     [
         ({"clip": 50}, "clip=50.*over 50"),
         ({"clip": float("nan")}, "clip=nan"),
@@ -205,27 +205,27 @@ def test_a_scale_shows_the_colours_of_its_limits() -> None:
         ({"cmap": ""}, "colour map ''"),
     ],
 )
-def test_a_look_that_shows_nothing_is_refused(wrong: dict[str, float], told: str) -> None:
-    with pytest.raises(InvalidRequestError, match=told):
+def test_a_style_that_shows_nothing_is_refused(wrong: dict[str, float], message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
         MapStyle(**wrong)  # type: ignore[arg-type]
 
 
 # -- on the image ----------------------------------------------------------------------------------------------
 
 
-def test_an_overlay_leaves_the_image_where_the_map_says_nothing() -> None:
+def test_an_overlay_keeps_the_image_where_the_map_is_zero() -> None:
     np.testing.assert_array_equal(overlay(IMAGE, np.zeros((7, 5))), IMAGE)
     np.testing.assert_array_equal(overlay(IMAGE, np.full((7, 5), 0.5), signed=True), IMAGE)
     np.testing.assert_array_equal(overlay(IMAGE, np.ones((7, 5)), alpha=1), colour(np.ones((7, 5))))
     np.testing.assert_array_equal(overlay(IMAGE, normalise(MAP), alpha=0), IMAGE)
 
 
-def test_an_overlay_dims_what_the_model_never_saw() -> None:
+def test_an_overlay_dims_pixels_outside_of_the_models_input() -> None:
     image = np.full((4, 4, 3), 200, np.uint8)
     values = np.zeros((4, 4))
     values[0] = np.nan
-    found = overlay(image, values)
-    assert (found[0] == 100).all() and (found[1:] == 200).all()
+    result = overlay(image, values)
+    assert (result[0] == 100).all() and (result[1:] == 200).all()
     hidden = mask(image, values)
     assert len(np.unique(hidden[0])) == 1 and hidden[0, 0, 0] not in (0, 200) and (hidden[1:] == 0).all()
 
@@ -235,21 +235,21 @@ def test_a_mask_keeps_the_image_where_the_map_is_strong() -> None:
     assert not mask(IMAGE, np.zeros((7, 5))).any()
     np.testing.assert_array_equal(mask(IMAGE, np.full((7, 5), 0.5)), np.rint(IMAGE / 2))
     signed = np.array([[0, 0.5, 1]])
-    kept = MapStyle().mask(IMAGE[:1, :3], signed, signed=True)
-    left = MapStyle(invert=True).mask(IMAGE[:1, :3], invert(signed.astype(np.float32)), signed=True)
-    np.testing.assert_array_equal(kept[0], IMAGE[0, :3] * [[1], [0], [1]])
-    np.testing.assert_array_equal(kept + left, IMAGE[:1, :3])
+    strong = MapStyle().mask(IMAGE[:1, :3], signed, signed=True)
+    weak = MapStyle(invert=True).mask(IMAGE[:1, :3], invert(signed.astype(np.float32)), signed=True)
+    np.testing.assert_array_equal(strong[0], IMAGE[0, :3] * [[1], [0], [1]])
+    np.testing.assert_array_equal(strong + weak, IMAGE[:1, :3])
 
 
 def test_an_overlay_has_the_size_of_the_original() -> None:
-    """The model saw a square from the middle of a panorama; the picture is of the panorama."""
+    """The model's input is a square from the middle of a panorama; the picture shows the whole panorama."""
     preprocessing = Preprocessing(
         resize=8, crop=(8, 8), interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3, channels=3
     )
     image = RNG.integers(0, 256, (20, 50, 3), np.uint8)
     placed = preprocessing.geometry(50, 20).place(normalise(RNG.random((8, 8))), width=50, height=20)
-    for found in (overlay(image, placed), mask(image, placed)):
-        assert found.shape == image.shape and found.dtype == np.uint8
+    for result in (overlay(image, placed), mask(image, placed)):
+        assert result.shape == image.shape and result.dtype == np.uint8
     np.testing.assert_array_equal(overlay(image, placed)[:, :15], np.rint(image[:, :15] / 2))
 
 
@@ -271,8 +271,8 @@ def test_deprocess_undoes_the_preprocessing(channels: int, dtype: torch.dtype) -
     )
     pixels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(channels, 2)
     images = np.stack([pixels, pixels[::-1]])
-    found = deprocess(preprocessing.normalise(torch.from_numpy(images), dtype).numpy(), mean=mean, std=std)
-    np.testing.assert_array_equal(found, images)
+    result = deprocess(preprocessing.normalise(torch.from_numpy(images), dtype).numpy(), mean=mean, std=std)
+    np.testing.assert_array_equal(result, images)
     np.testing.assert_array_equal(deprocess(np.full((channels, 1, 2), 1e9), mean=mean, std=std), 255)
     with pytest.raises(ValueError, match="one number for each channel"):
         deprocess(np.zeros((channels, 2, 2)), mean=(0, 0), std=(1, 1))
@@ -285,14 +285,14 @@ def signal(**holes: float) -> NDArray[np.float32]:
 
 
 def test_a_signal_is_centred_with_a_small_spread() -> None:
-    found = deprocess_signal(signal()) / 255
-    assert found.shape == (40, 40, 3)
-    np.testing.assert_allclose([found.mean(), found.std()], [0.5, 0.1], atol=2e-3)
+    result = deprocess_signal(signal()) / 255
+    assert result.shape == (40, 40, 3)
+    np.testing.assert_allclose([result.mean(), result.std()], [0.5, 0.1], atol=2e-3)
     for scale in (1e-30, 1e30):
         values = signal()
         np.testing.assert_allclose(deprocess_signal(values * np.float32(scale)), deprocess_signal(values), atol=1)
     batch = np.stack([signal(), 1000 * signal()])
-    np.testing.assert_array_equal(deprocess_signal(batch), [deprocess_signal(one) for one in batch])
+    np.testing.assert_array_equal(deprocess_signal(batch), [deprocess_signal(values) for values in batch])
 
 
 @pytest.mark.parametrize("constant", [0, 0.1, -1e30])
@@ -300,10 +300,10 @@ def test_a_signal_without_a_spread_is_mid_grey(constant: float) -> None:
     assert (deprocess_signal(np.full((3, 5, 5), constant, np.float32)) == 128).all()
 
 
-def test_what_is_not_finite_in_a_signal_is_grey_and_changes_nothing_else() -> None:
-    found = deprocess_signal(signal(a=np.nan, b=np.inf))
-    np.testing.assert_array_equal(found[0, :2, 0], [160, 160])
-    np.testing.assert_allclose(found[1:].mean() / 255, 0.5, atol=5e-3)
+def test_values_of_a_signal_that_are_not_finite_are_grey_and_change_nothing_else() -> None:
+    result = deprocess_signal(signal(a=np.nan, b=np.inf))
+    np.testing.assert_array_equal(result[0, :2, 0], [160, 160])
+    np.testing.assert_allclose(result[1:].mean() / 255, 0.5, atol=5e-3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert (deprocess_signal(np.full((3, 2, 2), np.nan)) == 160).all()

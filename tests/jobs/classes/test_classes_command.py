@@ -24,7 +24,7 @@ from jobs.storage.object_store import list_keys, open_output, read_object
 from saliency_core.class_visualization.ascent import visualise_classes
 from saliency_core.class_visualization.ascent_recipe import Recipe
 from saliency_core.errors import InvalidRequestError
-from saliency_core.model.model_loading import Model
+from saliency_core.model.classifier import Model
 from saliency_core.model.preprocessing import Preprocessing
 from tests.conftest import CLASSES, TINY, said
 from tests.support.faults import s3

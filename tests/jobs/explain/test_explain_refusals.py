@@ -25,7 +25,7 @@ REFUSALS = [
     ({"model": "python:factories:no_classes", "resize": "8x8"}, "output"),
     ({"model": "python:factories:wrong_shape"}, "shape"),
     ({"model": "python:factories:grey"}, "fails on a batch"),
-    ({"model": "resnet18"}, "not understood"),
+    ({"model": "resnet18"}, "does not have a known form"),
     ({"methods": "gradeint"}, "gradeint"),
     ({"methods": ("gradient", "gradient(reduction=abs_max)")}, "name"),
     ({"methods": "gradient(reduction=loud)"}, "loud"),

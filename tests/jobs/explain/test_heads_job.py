@@ -20,7 +20,7 @@ from jobs.config.explain_config import make_config, read_config
 from jobs.explain.model_profile import profile_model
 from jobs.store.store_reader import open_store
 from saliency_core.errors import InvalidRequestError
-from saliency_core.model.model_loading import Model
+from saliency_core.model.classifier import Model
 from tests.conftest import CLASSES, TINY, content, run_inline, said
 from tests.support.damage import check
 from tests.support.references import gradient

@@ -11,7 +11,7 @@ from factories import tiny
 from jobs.config.explain_config import make_config
 from jobs.explain import model_profile
 from jobs.explain.model_profile import ModelProfile, profile_model
-from saliency_core.model.model_loading import Model
+from saliency_core.model.classifier import Model
 from tests.conftest import TINY
 
 

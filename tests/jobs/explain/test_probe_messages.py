@@ -25,7 +25,7 @@ REFUSED = {
     "batch_statistics": "depend on each other.*batch_norm in module 'body'.*running statistics",
     "noisy": "each time for the same images.*dropout in the forward",
     "rounded": "behind round in the forward.*all maps would be zero",
-    "first_batch": "built once more.*taken from the first images",
+    "first_batch": "built once more.*depends on the first images",
     "unsaved": "built once more.*drawn at random",
     "all_nan": "not finite for each of 18 made-up images",
     "sparse": "layout torch.sparse_coo.*to_dense",

@@ -30,13 +30,13 @@ SCALE = (1, 257, 3)
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Every figure that is drawn."""
     drawn: list[Figure] = []
-    draw = module.draw
+    draw = module.draw_contact_sheet
 
     def record(*args: Any, **kwargs: Any) -> Figure:
         drawn.append(draw(*args, **kwargs))
         return drawn[-1]
 
-    monkeypatch.setattr(module, "draw", record)
+    monkeypatch.setattr(module, "draw_contact_sheet", record)
     return drawn
 
 

@@ -13,7 +13,7 @@ import jobs
 from jobs.audit.object_masks import ObjectTable
 from jobs.store.store_reader import open_store
 from jobs.util.csv_escaping import SafeWriter, neutral, plain
-from saliency_core.model.preprocessing import Geometry
+from saliency_core.model.geometry import Geometry
 from tests.conftest import CLASSES, run_inline
 from tests.support.exports import run
 from tests.support.input_files import picture, write

@@ -158,6 +158,6 @@ def test_factory_that_ends_the_program_is_refused_as_built(
     bright: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     monkeypatch.setenv("HOW", how)
-    with pytest.raises(InvalidRequestError, match=r"while it was built|would end the job|could not be made"):
+    with pytest.raises(InvalidRequestError, match=r"while it was built|would end the job|could not be built"):
         run_inline(images=str(bright), out=str(tmp_path / "s"), **{**QUITS, "model": "python:factories:quits_built"})
     assert not (tmp_path / "s").exists()
