@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from saliency_core.errors import InvalidRequestError, Refused, SaliencyWarning, Told
-    from saliency_core.explainer import Explainer, Explanation
+    from saliency_core.explainer import Explainer
+    from saliency_core.explanation import Explanation
     from saliency_core.fullgrad_decomposition import Decomposition, decompose
     from saliency_core.model.model_loading import Model, load_model
     from saliency_core.model.preprocessing import Preprocessing
@@ -34,7 +35,7 @@ __all__ = [
 _HOME = {
     "Decomposition": "fullgrad_decomposition",
     "Explainer": "explainer",
-    "Explanation": "explainer",
+    "Explanation": "explanation",
     "InvalidRequestError": "errors",
     "Model": "model.model_loading",
     "Preprocessing": "model.preprocessing",

@@ -17,7 +17,8 @@ from jobs.explain.probe_messages import probe_record
 from jobs.store.run_record import ArraySpec
 from jobs.store.software_versions import Software
 from saliency_core.errors import InvalidRequestError, SaliencyWarning
-from saliency_core.explainer import LESS_EXACT, Explainer, Explanation
+from saliency_core.explainer import LESS_EXACT, Explainer
+from saliency_core.explanation import Explanation
 from saliency_core.model.heads import Head
 from saliency_core.model.model_loading import Model
 from saliency_core.model.preprocessing import Preprocessing

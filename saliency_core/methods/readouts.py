@@ -81,3 +81,11 @@ class InputXGradient(Readout):
 
     def read(self, one: BackwardResult) -> Iterator[Tensor]:
         yield one.input_gradient * one.displacement
+
+
+def path_residual(attributions: Tensor, start_scores: Tensor, scores: Tensor) -> Tensor:
+    """|S(x) − S(x₀) − Σ| ÷ Σ |attributions| → [n], of ``attributions`` [n, channels, H, W] along a path: they must add
+    up to the difference of the scores at its ends."""
+    parts = attributions.flatten(1).double()
+    distance = (scores - start_scores).double() - parts.sum(1)
+    return distance.abs() / parts.abs().sum(1).clamp(min=1e-300)
