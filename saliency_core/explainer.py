@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice, product
 
 import torch
@@ -29,7 +30,7 @@ from saliency_core.methods.averaging import MEAN
 from saliency_core.methods.readouts import path_residual
 from saliency_core.methods.registry import Signal, parse_method
 from saliency_core.methods.samplers import Batch
-from saliency_core.methods.signal_accumulators import FinishedSignal
+from saliency_core.methods.signal_accumulators import FinishedSignal, stream_layer
 from saliency_core.model.model_loading import Model
 from saliency_core.pass_plan import SamplerGroup, plan_passes
 from saliency_core.replica.prepare import Replica
@@ -111,7 +112,7 @@ class Explainer:
     def automatic_layer(self) -> str | None:
         """What ``layer=auto`` is, a call and where it is made, as ``relu#17 (layer4.1.relu)``; None before the first
         batch, and if no method reads it."""
-        return (self._replica.found or None) if self._replica is not None else None
+        return (self._replica.auto_layer or None) if self._replica is not None else None
 
     def __call__(
         self,
@@ -157,7 +158,7 @@ class Explainer:
             forward = run_watched(replica, images, self._plan.groups[0].signals, self.targets)
             target = self.targets[0]
             choice = target.choose(forward.outputs.detach(), labels)
-            return forward.backward(target.scores(forward.all_outputs, choice), last=True)
+            return forward.backward(target.scores(forward.all_outputs, choice))
 
     def _checked(
         self, images: Values, labels: Values | None, rows: Values | None
@@ -205,11 +206,11 @@ class Explainer:
                     choice = chosen[target.slug].choice_for(len(sample.weights))
                     result = forward.backward(
                         target.scores(forward.all_outputs, choice),
-                        last=position == len(backwards),
-                        rule=rule_group.rule,
-                        watchers=[each.add_layer for each in accumulators] if rule_group.streamed else None,
+                        free_graph=position == len(backwards),
+                        relu_hook=rule_group.rule.hook if rule_group.rule.hooks_relus else None,
+                        on_layer_gradient=partial(stream_layer, accumulators) if rule_group.streamed else None,
                     )
-                    for note in unreached_layer_notes(target, result, replica.places):
+                    for note in unreached_layer_notes(target, result, replica.layers):
                         self._tell(note)
                     for accumulator in accumulators:
                         accumulator.add(result, sample.weights)

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 
 from saliency_core.autograd.forward import BackwardResult
-from saliency_core.autograd.relus import Rule
 from saliency_core.explanation import Explanation
 from saliency_core.methods.registry import Method
+from saliency_core.methods.relu_rules import Rule
 from saliency_core.targets.class_targets import Target
 
 INCOMPLETE = 0.05  # of the sum of the parts' sizes; float32 leaves 1e-6, half precision within 1e-2
@@ -35,7 +35,7 @@ def incompleteness_note(explanations: Iterable[Explanation], methods: Sequence[M
     complete = [
         method.slug
         for method in methods
-        if all(signal.readout.leftovers and not signal.rule.hooks_relus for signal in method.signals)
+        if all(signal.readout.reads_bias_terms and not signal.rule.hooks_relus for signal in method.signals)
     ]
     residuals = [
         explanation.residuals[slug]

@@ -29,21 +29,21 @@ def decompose(
     layer with it. Srinivas & Fleuret 2019, arXiv:1905.00780, equation 3.
     """
     explainer = Explainer(model, methods=["fullgrad"], targets=target, precision=precision)
-    one = explainer.single_pass(images, labels=labels)
-    layers = [_layer(layer, len(images)) for layer in one.layers]
-    return Decomposition(one.scores, one.inputs, one.input_gradient, layers, completeness(one))
+    result = explainer.single_pass(images, labels=labels)
+    layers = [_layer(layer, len(images)) for layer in result.layers]
+    return Decomposition(result.scores, result.inputs, result.input_gradient, layers, completeness(result))
 
 
 def _layer(layer: LayerGradient, n: int) -> Layer:
-    capture, own = layer.capture, bias_of(layer)
+    capture, layer_bias = layer.capture, bias_of(layer)
     gradient = images_first(capture, layer.gradient, n)
-    bias = images_first(capture, own, n) if own.shape == layer.gradient.shape else own
+    bias = images_first(capture, layer_bias, n) if layer_bias.shape == layer.gradient.shape else layer_bias
     if gradient is None or bias is None:
         raise InvalidRequestError(
             f"{capture.name} holds no batch of images along one axis (does the model loop over them?), so its part of "
             "each image's score is not known: decompose one image at a time."
         )
-    return Layer(capture.name, gradient, bias, capture.left is not None and capture.left.explicit)
+    return Layer(capture.name, gradient, bias, capture.bias_term is not None and capture.bias_term.explicit)
 
 
 @dataclass(frozen=True)

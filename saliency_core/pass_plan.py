@@ -6,9 +6,9 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from saliency_core.autograd.relus import Rule
 from saliency_core.methods.averaging import MEAN
 from saliency_core.methods.registry import Signal
+from saliency_core.methods.relu_rules import Rule
 from saliency_core.methods.samplers import Sampler
 from saliency_core.methods.signal_accumulators import AveragedSignal, SignalAccumulator, StreamedSignal
 

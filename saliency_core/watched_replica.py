@@ -35,8 +35,8 @@ def make_watched_replica(
             model,
             images,
             dtype=dtype,
-            activations=_read_by_signals(signals),
-            live=_read_by_targets(targets),
+            layers=_read_by_signals(signals),
+            target_layers=_read_by_targets(targets),
             fold_biased=not _read_bias_terms(signals),
             channels_last=channels_last,
         )
@@ -60,15 +60,15 @@ def run_watched(
     displacement: Tensor | None = None,
 ) -> Forward:
     """Runs the replica on ``inputs`` [n, C, H, W] and records what signals and targets read."""
-    layers, live, leftovers = _read_by_signals(signals), _read_by_targets(targets), _read_bias_terms(signals)
+    layers, target_layers, bias_terms = _read_by_signals(signals), _read_by_targets(targets), _read_bias_terms(signals)
     captures = None
-    if layers or live or leftovers:
+    if layers or target_layers or bias_terms:
         captures = Captures(
             replica.model.module,
             (inputs.shape[2], inputs.shape[3]),
-            leftovers=leftovers,
-            activations={layer: replica.places[layer] for layer in sorted(layers)},
-            live=live,
+            bias_terms=bias_terms,
+            activations={layer: replica.layers[layer] for layer in sorted(layers)},
+            target_layers=target_layers,
             image_axes=replica.image_axes,
         )
     return Forward(
@@ -91,4 +91,4 @@ def _read_by_targets(targets: Collection[Target]) -> set[str]:
 
 
 def _read_bias_terms(signals: Collection[Signal]) -> bool:
-    return any(signal.readout.leftovers for signal in signals)
+    return any(signal.readout.reads_bias_terms for signal in signals)

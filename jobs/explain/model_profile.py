@@ -141,7 +141,7 @@ def _layer_note(explainer: Explainer, replica: Replica) -> list[str]:
     cams = [
         method.slug for method in explainer.methods if any(signal.readout.layer == AUTO for signal in method.signals)
     ]
-    return [f"{', '.join(cams)}: layer auto is {replica.found}."] if cams else []
+    return [f"{', '.join(cams)}: layer auto is {replica.auto_layer}."] if cams else []
 
 
 def _agreement(model: Model, precision: str, device: Callable[[], str]) -> tuple[dict[str, float], list[str]]:

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from saliency_core.autograd.capture import Capture, Captures
 from saliency_core.autograd.model_outputs import Outputs
 from saliency_core.autograd.output_calls import SOFTMAX
-from saliency_core.autograd.relus import OutOfViews, Plain, Rule, find_relus
+from saliency_core.autograd.relus import OutOfViews, ReluHook, find_relus
 from saliency_core.errors import InvalidRequestError
 
 
@@ -75,69 +75,74 @@ class Forward:
     @property
     def all_outputs(self) -> Outputs:
         """The outputs with the layers that targets read."""
-        return Outputs(self.outputs, {} if self._captures is None else self._captures.live, self._head)
+        return Outputs(self.outputs, {} if self._captures is None else self._captures.target_layers, self._head)
 
     def backward(
         self,
         scores: Tensor,
         *,
-        last: bool,
-        rule: Rule | None = None,
-        watchers: Sequence[Callable[[LayerGradient], None]] | None = None,
+        free_graph: bool = True,
+        relu_hook: ReluHook | None = None,
+        on_layer_gradient: Callable[[LayerGradient], None] | None = None,
     ) -> BackwardResult:
-        """The pass of ``scores`` [n]. ``last`` frees the graph: nobody else follows.
+        """Runs the backward of ``scores`` [n].
 
-        ``watchers`` see the captured layers as soon as their gradients are known, which then are not kept.
+        ``free_graph``: no other backward follows. ``relu_hook`` is registered at each ReLU of the graph meanwhile.
+        ``on_layer_gradient`` is called with each layer that has a bias term as soon as its gradient is computed, and
+        then these layers are not kept.
         """
-        every = [] if self._captures is None else self._captures.layers
-        layers = every if watchers is None else []
+        bias_layers = [] if self._captures is None else self._captures.layers
+        layers, hooks = bias_layers, []
+        if on_layer_gradient is not None:
+            layers, hooks = [], [_layer_hook(capture, on_layer_gradient) for capture in bias_layers]
         activations = {} if self._captures is None else self._captures.activations
-        gradient, *others = self._grad(
+        input_gradient, *layer_gradients = self._grad(
             scores,
-            [self._inputs, *(one.edge for one in [*layers, *activations.values()])],
-            last=last,
-            rule=rule,
-            hooks=[_hook(capture, watchers) for capture in every] if watchers else [],
+            [self._inputs, *(capture.edge for capture in [*layers, *activations.values()])],
+            free_graph=free_graph,
+            relu_hook=relu_hook,
+            hooks=hooks,
         )
-        passes = [
-            LayerGradient(capture, self._filled(other, capture), reached=other is not None)
-            for capture, other in zip([*layers, *activations.values()], others, strict=True)
+        captured = [
+            LayerGradient(capture, self._filled(gradient, capture), reached=gradient is not None)
+            for capture, gradient in zip([*layers, *activations.values()], layer_gradients, strict=True)
         ]
         return BackwardResult(
             self._inputs.detach(),
-            torch.zeros_like(self._inputs) if gradient is None else gradient,
+            torch.zeros_like(self._inputs) if input_gradient is None else input_gradient,
             self._displacement,
             scores.detach(),
-            passes[: len(layers)],
-            dict(zip(activations, passes[len(layers) :], strict=True)),
+            captured[: len(layers)],
+            dict(zip(activations, captured[len(layers) :], strict=True)),
         )
 
     def gradients(self, scores: Tensor, captures: Sequence[Capture]) -> list[Tensor]:
         """∂S/∂output [n, …] of each capture; frees the graph."""
-        found = self._grad(scores, [one.edge for one in captures], last=True)
-        return [self._filled(gradient, capture) for gradient, capture in zip(found, captures, strict=True)]
+        gradients = self._grad(scores, [capture.edge for capture in captures])
+        return [self._filled(gradient, capture) for gradient, capture in zip(gradients, captures, strict=True)]
 
     def _grad(
         self,
         scores: Tensor,
         inputs: Sequence[Tensor | GradientEdge],
         *,
-        last: bool,
-        rule: Rule | None = None,
+        free_graph: bool = True,
+        relu_hook: ReluHook | None = None,
         hooks: Sequence[Callable[[], RemovableHandle]] = (),
     ) -> tuple[Tensor | None, ...]:
-        rule = rule or Plain()
         if not scores.requires_grad:
             raise InvalidRequestError("the scores have no gradient by the input: there is nothing to map.")
         with ExitStack() as stack:
-            stack.enter_context(rule.applied(self.relus() if rule.hooks_relus else ()))
+            if relu_hook is not None:
+                for relu in self.relus():
+                    stack.callback(relu_hook(relu).remove)
             for hook in hooks:
                 stack.callback(hook().remove)
             # The sum: each score depends on its own image alone, so its gradient is each image's own.
             return torch.autograd.grad(
                 scores.sum(),
                 inputs,  # type: ignore[arg-type]  # both kinds at once are as welcome as either
-                retain_graph=not last,
+                retain_graph=not free_graph,
                 allow_unused=True,
             )
 
@@ -147,19 +152,17 @@ class Forward:
     def relus(self) -> list[Node]:
         """The ReLUs of the graph, found once."""
         if self._relus is None:
-            live = [] if self._captures is None else list(self._captures.live.values())
-            self._relus = find_relus([self.outputs, *live])
+            target_layers = [] if self._captures is None else list(self._captures.target_layers.values())
+            self._relus = find_relus([self.outputs, *target_layers])
         return self._relus
 
 
-def _hook(capture: Capture, watchers: Sequence[Callable[[LayerGradient], None]]) -> Callable[[], RemovableHandle]:
-    """Registers, when called, what shows the gradient of ``capture`` to the watchers."""
+def _layer_hook(capture: Capture, callback: Callable[[LayerGradient], None]) -> Callable[[], RemovableHandle]:
+    """Returns a function that registers ``callback`` for the gradient of ``capture``."""
 
-    def show(gradients: tuple[Tensor, ...]) -> None:
+    def call_back(gradients: tuple[Tensor, ...]) -> None:
         gradient = gradients[capture.edge.output_nr]
         if gradient is not None:
-            seen = LayerGradient(capture, gradient)
-            for watcher in watchers:
-                watcher(seen)
+            callback(LayerGradient(capture, gradient))
 
-    return lambda: capture.edge.node.register_prehook(show)
+    return lambda: capture.edge.node.register_prehook(call_back)

@@ -59,45 +59,46 @@ class Call:
 class Ending:
     """``kind``: softmax or sigmoid; empty where the squashing call (``name``) is none of both, or they differ.
 
-    ``changes``: what is returned instead by the calls at these places; ``inner``: the scores in front are themselves
-    the result of a squashing call; ``as_ever``: it is a call of nn.Softmax or nn.LogSoftmax and the very last one.
+    ``changes``: what is returned instead by the calls at these positions; ``inner``: the scores in front are themselves
+    the result of a squashing call; ``is_final_module``: the squashing call is the last call, and one of nn.Softmax or
+    nn.LogSoftmax.
     """
 
     kind: str
     name: str
     changes: Mapping[int, str]
     inner: bool = False
-    as_ever: bool = False
+    is_final_module: bool = False
 
 
 def find_ending(calls: Sequence[Call], output: object) -> Ending | None:
     """The ending of a forward that made these calls, in their order; None where ``output`` is squashed by none."""
     names: dict[str, None] = {}
     changes: dict[int, str] = {}
-    carried, inner, as_ever = False, False, False
+    carried, inner, is_final_module = False, False, False
     waiting = [(output, len(calls))]
     while waiting:
         value, before = waiting.pop()
-        place = next((place for place in reversed(range(before)) if value in calls[place].makes), None)
-        if place is None or not calls[place].reads:
+        position = next((position for position in reversed(range(before)) if value in calls[position].makes), None)
+        if position is None or not calls[position].reads:
             return None
-        call = calls[place]
+        call = calls[position]
         if call.name in _SQUASHES:
             names[call.name] = None
-            changes[place] = NEGATED if call.name == "softmin" else INPUT
-            inner |= find_ending(calls[:place], call.reads[0]) is not None
-            as_ever = not carried and call.stack_level == _OF_MODULES and call.name != "softmin"
+            changes[position] = NEGATED if call.name == "softmin" else INPUT
+            inner |= find_ending(calls[:position], call.reads[0]) is not None
+            is_final_module = not carried and call.stack_level == _OF_MODULES and call.name != "softmin"
             continue
         carried = True
         if call.name in _GUARDS or (call.name in _SUMS and len(call.reads) == 1 and call.numbers):
-            changes[place] = INPUT
+            changes[position] = INPUT
         elif call.name in ("rsub", "sub") and len(call.reads) == 1 and call.numbers[:1] == (1,):
-            changes[place] = NEGATED  # 1 − σ(z) = σ(−z)
+            changes[position] = NEGATED  # 1 − σ(z) = σ(−z)
         elif call.name not in _CARRIERS:
             return None
-        waiting += [(read, place) for read in (call.reads if call.name in _JOINS else call.reads[:1])]
+        waiting += [(read, position) for read in (call.reads if call.name in _JOINS else call.reads[:1])]
     kinds = {_SQUASHES[name] for name in names}
-    return Ending(kinds.pop() if len(kinds) == 1 else "", ", ".join(names), changes, inner, as_ever)
+    return Ending(kinds.pop() if len(kinds) == 1 else "", ", ".join(names), changes, inner, is_final_module)
 
 
 @dataclass
@@ -120,24 +121,24 @@ class Trace(TorchFunctionMode):
         del types
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        given = tree_leaves((tuple(args), {name: kwargs[name] for name in kwargs if name != "_stacklevel"}))
-        reads = tuple(id(leaf) for leaf in given if isinstance(leaf, Tensor))
-        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        self._alive += [given, made]
-        numbers = tuple(leaf for leaf in given if isinstance(leaf, int | float))
-        makes = frozenset(map(id, made))
+        arguments = tree_leaves((tuple(args), {name: kwargs[name] for name in kwargs if name != "_stacklevel"}))
+        reads = tuple(id(leaf) for leaf in arguments if isinstance(leaf, Tensor))
+        results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        self._alive += [arguments, results]
+        numbers = tuple(leaf for leaf in arguments if isinstance(leaf, int | float))
+        makes = frozenset(map(id, results))
         self.calls.append(Call(_name(func), reads, makes, numbers, kwargs.get("_stacklevel")))
         return result
 
     def passing(self, ending: Ending) -> Passing:
         """The ending's changes, by how often a function was called before."""
-        names = {self.calls[place].name for place in ending.changes}
+        names = {self.calls[position].name for position in ending.changes}
         counts, changes = Counter[str](), dict[tuple[str, int], str]()
-        for place, call in enumerate(self.calls):
+        for position, call in enumerate(self.calls):
             if call.name in names:
                 counts[call.name] += 1
-                if place in ending.changes:
-                    changes[call.name, counts[call.name]] = ending.changes[place]
+                if position in ending.changes:
+                    changes[call.name, counts[call.name]] = ending.changes[position]
         return Passing(changes, counts)
 
 

@@ -24,7 +24,7 @@ class ImageAxis:
     axis: int
     strided: bool = False
 
-    def first(self, signal: Tensor, n: int) -> Tensor | None:
+    def images_first(self, signal: Tensor, n: int) -> Tensor | None:
         """[n, …] of the signal of ``n`` images; None when it is not of so many."""
         if signal.dim() <= self.axis or signal.shape[self.axis] % n:
             return None
@@ -44,7 +44,7 @@ class SpatialAxes:
         self._size = size
         self._grids: list[tuple[int, int]] = []
 
-    def see(self, func: Callable[..., Any], result: Tensor) -> None:
+    def record_call(self, func: Callable[..., Any], result: Tensor) -> None:
         """Notes the grid that a call made."""
         name = call_name(func)
         if result.dim() == 4 and any(word in name for word in _SPATIAL):
@@ -52,16 +52,16 @@ class SpatialAxes:
             if grid not in self._grids:
                 self._grids.append(grid)
 
-    def axes(self, shape: tuple[int, ...]) -> tuple[int, int] | None:
+    def height_and_width(self, shape: tuple[int, ...]) -> tuple[int, int] | None:
         """(2, 3) for [n, C, h, w], (1, 2) for [n, h, w, C]; None where neither is a grid of the image."""
         if len(shape) != 4:
             return None
-        for first in (2, 1):
-            if self._is_grid((shape[first], shape[first + 1])):
-                return first, first + 1
+        for height in (2, 1):
+            if self._is_grid((shape[height], shape[height + 1])):
+                return height, height + 1
         return None
 
-    def tokens(self, shape: tuple[int, ...]) -> tuple[int, int] | None:
+    def token_grid(self, shape: tuple[int, ...]) -> tuple[int, int] | None:
         """The grid of [n, tokens, C], whose last tokens are the image's in rows; None where there is none."""
         if len(shape) != 3:
             return None
@@ -76,9 +76,9 @@ class SpatialAxes:
         return None
 
     def _is_grid(self, grid: tuple[int, int]) -> bool:
-        known = self._grids or [self._size]
+        grids = self._grids or [self._size]
         return any(
             grid == (-(-height // 2**halvings), -(-width // 2**halvings))
-            for height, width in known
+            for height, width in grids
             for halvings in range(_HALVINGS)
         )

@@ -26,11 +26,11 @@ class Cam(Readout):
     reduction = "sum"
     nonnegative = True
 
-    def read(self, one: BackwardResult) -> Iterator[Tensor]:
-        layer = one.activations[self.layer or AUTO]
-        if layer.capture.shape[:1] != one.inputs.shape[:1]:
+    def read(self, result: BackwardResult) -> Iterator[Tensor]:
+        layer = result.activations[self.layer or AUTO]
+        if layer.capture.shape[:1] != result.inputs.shape[:1]:
             raise InvalidRequestError(
-                f"layer {layer.capture.name!r} gives {list(layer.capture.shape)} for {len(one.inputs)} images, so "
+                f"layer {layer.capture.name!r} gives {list(layer.capture.shape)} for {len(result.inputs)} images, so "
                 "which part of it is of which image is not known (does the model loop over images, pad their batch, or "
                 "look at several views of each?). Choose another layer=… or method, or let it take all images at once."
             )

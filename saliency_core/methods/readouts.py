@@ -14,19 +14,19 @@ from saliency_core.autograd.forward import BackwardResult, LayerGradient
 class Readout(ABC):
     """Readings are linear in the score, so that samplers may average them; ``finish`` makes the signal of them.
 
-    ``reduction`` is the one that the method's definition uses, ``nonnegative`` whether the signal is. ``leftovers``:
-    it reads the layers that leave something over their linearisation; ``layer``: the activation that it reads.
+    ``reduction`` is the one that the method's definition uses, ``nonnegative`` whether the signal is.
+    ``reads_bias_terms``: it reads the layers that have bias terms; ``layer``: the activation that it reads.
     ``completes_path``: averaged along a path, the signal adds up to the difference of the scores at its ends.
     """
 
     reduction: str
     nonnegative = False
-    leftovers = False
+    reads_bias_terms = False
     completes_path = False
     layer: str | None = None
 
     @abstractmethod
-    def read(self, one: BackwardResult) -> Iterator[Tensor]:
+    def read(self, result: BackwardResult) -> Iterator[Tensor]:
         """The readings [n, …] of one pass, as many and of the same shapes each time."""
 
     def finish(self, readings: Iterable[Tensor], size: tuple[int, int]) -> Tensor:
@@ -40,9 +40,9 @@ class Readout(ABC):
         del n
         return Reader(self, size)
 
-    def residual(self, one: BackwardResult) -> Tensor | None:
+    def residual(self, result: BackwardResult) -> Tensor | None:
         """[n], how far the readings are from adding up to the score; None where they need not."""
-        del one
+        del result
         return None
 
 
@@ -53,12 +53,12 @@ class Reader:
         self._readout = readout
         self._size = size
 
-    def layer(self, layer: LayerGradient) -> None:
+    def add_layer(self, layer: LayerGradient) -> None:
         """Called in the middle of the backward, as soon as a layer's gradient is known."""
 
-    def result(self, one: BackwardResult) -> tuple[Tensor, Tensor | None]:
+    def finish(self, result: BackwardResult) -> tuple[Tensor, Tensor | None]:
         """The signal [n, channels, H, W], and the residual [n]."""
-        return self._readout.finish(self._readout.read(one), self._size), self._readout.residual(one)
+        return self._readout.finish(self._readout.read(result), self._size), self._readout.residual(result)
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class Gradient(Readout):
 
     reduction = "abs_max"
 
-    def read(self, one: BackwardResult) -> Iterator[Tensor]:
-        yield one.input_gradient
+    def read(self, result: BackwardResult) -> Iterator[Tensor]:
+        yield result.input_gradient
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ class InputXGradient(Readout):
     reduction = "sum"
     completes_path = True
 
-    def read(self, one: BackwardResult) -> Iterator[Tensor]:
-        yield one.input_gradient * one.displacement
+    def read(self, result: BackwardResult) -> Iterator[Tensor]:
+        yield result.input_gradient * result.displacement
 
 
 def path_residual(attributions: Tensor, start_scores: Tensor, scores: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from saliency_core.autograd.relus import Plain, Rule
 from saliency_core.errors import InvalidRequestError
 from saliency_core.methods.averaging import MEAN, MOMENTS, SQUARE, VARIANCE
 from saliency_core.methods.baselines import BASELINES
@@ -15,7 +14,7 @@ from saliency_core.methods.cam import GradCam, GradCamPlusPlus, HiResCam, LayerC
 from saliency_core.methods.fullgrad import FullGrad, SimpleFullGrad
 from saliency_core.methods.readouts import Gradient, InputXGradient, Readout
 from saliency_core.methods.reductions import Reduction, parse_reduction
-from saliency_core.methods.relu_rules import Deconvnet, Guided
+from saliency_core.methods.relu_rules import Deconvnet, Guided, Plain, Rule
 from saliency_core.methods.samplers import Noise, Once, Path, Sampler
 from saliency_core.replica.last_spatial_layer import AUTO
 from saliency_core.spec_syntax import Argument, call_slug, call_spec, parse_call, split_name

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
-from saliency_core.autograd.relus import Rule
+
+class Rule(ABC):
+    """Rules compare by value: methods with an equal rule and sampler share their passes."""
+
+    hooks_relus = True
+
+    @abstractmethod
+    def hook(self, relu: Node) -> RemovableHandle:
+        """Makes the rule hold at one ReLU of the graph."""
+
+
+@dataclass(frozen=True)
+class Plain(Rule):
+    """The gradient as it is."""
+
+    hooks_relus = False
+
+    def hook(self, relu: Node) -> RemovableHandle:
+        raise NotImplementedError("the plain rule hooks nothing")
 
 
 @dataclass(frozen=True)

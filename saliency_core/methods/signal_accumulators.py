@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -45,11 +45,11 @@ class StreamedSignal(SignalAccumulator):
         self._finished: FinishedSignal | None = None
 
     def add_layer(self, layer: LayerGradient) -> None:
-        self._reader.layer(layer)
+        self._reader.add_layer(layer)
 
     def add(self, result: BackwardResult, weights: Sequence[float]) -> None:
         assert self._finished is None, "a streamed signal has a single pass"
-        values, residual = self._reader.result(result)
+        values, residual = self._reader.finish(result)
         self._finished = FinishedSignal(values, None if residual is None else _weighted_sum(residual, weights))
         del self._reader
 
@@ -77,6 +77,12 @@ class AveragedSignal(SignalAccumulator):
 
     def finish(self) -> FinishedSignal:
         return FinishedSignal(self._readout.finish(self._moments.result(), self._size), self._residual)
+
+
+def stream_layer(accumulators: Iterable[SignalAccumulator], layer: LayerGradient) -> None:
+    """Passes a layer's gradient to each accumulator."""
+    for accumulator in accumulators:
+        accumulator.add_layer(layer)
 
 
 def _weighted_sum(residual: Tensor, weights: Sequence[float]) -> Tensor:

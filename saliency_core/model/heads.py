@@ -106,7 +106,9 @@ def settle_head(model: Model, images: Tensor) -> Settled:
             "tells what is made of the scores."
         )
     kind = _kind(model, outputs.shape[1], squash)
-    head = Head(kind, squash, as_ever=kind == SOFTMAX and (not squash or (ending is not None and ending.as_ever)))
+    head = Head(
+        kind, squash, as_ever=kind == SOFTMAX and (not squash or (ending is not None and ending.is_final_module))
+    )
     if squash or kind != SOFTMAX:
         notes.insert(0, head.note(outputs.shape[1]))
     return Settled(replace(model, head=head.kind), head, tuple(notes), columns)

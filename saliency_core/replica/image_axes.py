@@ -72,7 +72,7 @@ def _near(value: Tensor, other: Tensor) -> bool:
 
 def _shapes(model: Model, images: Tensor) -> dict[str, tuple[int, ...]]:
     """Of the first output of every call."""
-    captures = Captures(model.module, (images.shape[2], images.shape[3]), everything=True)
+    captures = Captures(model.module, (images.shape[2], images.shape[3]), record_all=True)
     Forward(model.logits, images, captures=captures, open_views=True)
     shapes: dict[str, tuple[int, ...]] = {}
     for call in captures.calls:
@@ -119,6 +119,6 @@ def _moved(value: Tensor, other: Tensor, axis: int) -> Tensor:
 
 def _places(moved: Tensor, row: int, strided: bool) -> Tensor:
     """Of image ``row`` of two."""
-    by_image = ImageAxis(0, strided).first(moved, 2)
+    by_image = ImageAxis(0, strided).images_first(moved, 2)
     assert by_image is not None
     return by_image[row]

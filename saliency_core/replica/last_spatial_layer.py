@@ -21,7 +21,7 @@ def find_layer(model: Model, images: Tensor) -> Capture:
     The head begins at the last convolution or linear layer. An activation counts where the score depends on more than
     one place of it: a transformer's last tokens but the class token do not reach the score.
     """
-    captures = Captures(model.module, (images.shape[2], images.shape[3]), everything=True)
+    captures = Captures(model.module, (images.shape[2], images.shape[3]), record_all=True)
     forward = Forward(model.logits, images, captures=captures, open_views=True)
     names = [call.name.partition("#")[0] for call in captures.calls]
     heads = [place for place, name in enumerate(names) if name.startswith(("conv", "linear", "addmm"))]

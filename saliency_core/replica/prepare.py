@@ -23,16 +23,16 @@ from saliency_core.replica.model_copies import copy_frozen as copy_frozen
 
 @dataclass(frozen=True)
 class Replica:
-    """``model`` runs. ``places``: where the activations that were asked for come from, a module or a call by its name;
-    ``found``: what ``auto`` among them turned out to be, with the module that makes it; ``notes``: what its user should
+    """``model`` runs. ``layers``: the module or call that each requested layer is;
+    ``auto_layer``: what ``auto`` among them is, with the module that makes it; ``notes``: what its user should
     know; ``head``: how its scores become probabilities; ``copied``:
     whether it is a copy, not the user's module; ``image_axes`` of its calls, when leftovers are wanted of them."""
 
     model: Model
-    places: Mapping[str, str]
+    layers: Mapping[str, str]
     notes: tuple[str, ...]
     source: tuple[object, ...]
-    found: str = ""
+    auto_layer: str = ""
     head: Head = field(default_factory=Head)
     copied: bool = True
     image_axes: Mapping[str, ImageAxis] = field(default_factory=dict)
@@ -47,14 +47,15 @@ def make_replica(
     images: Tensor,
     *,
     dtype: torch.dtype,
-    activations: Collection[str] = (),
-    live: Collection[str] = (),
+    layers: Collection[str] = (),
+    target_layers: Collection[str] = (),
     fold_biased: bool = True,
     channels_last: bool = False,
 ) -> Replica:
     """Of ``model``, for images like ``images`` [n, C, H, W], on their device.
 
-    ``activations`` and ``live``: layers that somebody will read, which are left as they are; ``auto`` among the former
+    ``layers`` and ``target_layers``: layers that readouts and targets will read, which are left as they are; ``auto``
+    among the former
     is found. ``fold_biased``: fold batch norms also into convolutions with a bias of their own; False when
     leftovers are wanted.
     """
@@ -63,13 +64,13 @@ def make_replica(
     generator = torch.Generator("cpu").manual_seed(0)
     probe = torch.randn(1, *images.shape[1:], generator=generator, dtype=torch.float32, device="cpu")
     probe = probe.to(images.device, dtype)
-    made = copy_model(model, probe, dtype=dtype)
-    borrowed = isinstance(made.model.module, Borrowed)
-    running, head, notes, _ = settle_head(made.model, probe)
+    copy = copy_model(model, probe, dtype=dtype)
+    borrowed = isinstance(copy.model.module, Borrowed)
+    running, head, notes, _ = settle_head(copy.model, probe)
     module = running.module
     if borrowed:
-        notes = (*notes, f"the model runs as it is, as it cannot be copied: {made.trouble}.")
-    watched = bool(activations or live or not fold_biased)
+        notes = (*notes, f"the model runs as it is, as it cannot be copied: {copy.trouble}.")
+    watched = bool(layers or target_layers or not fold_biased)
     scripted = next((name for name, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)), None)
     if watched and scripted is not None:
         part = f"part {scripted!r} of " if scripted else ""
@@ -78,23 +79,25 @@ def make_replica(
             "targets need the model itself (python:package.module:factory). Gradient methods and rules work."
         )
     if not borrowed:  # what follows changes modules
-        running = _faster(running, probe, dtype, fold_biased, keep={*activations, *live}, channels_last=channels_last)
-    places = {name: name for name in activations}
-    told = ""
-    if AUTO in places:
-        found = find_layer(running, probe)
-        places[AUTO] = found.name
-        told = found.whereabouts
-    refuse_mixed_images(running, probe, {*places.values(), *live})
+        running = _faster(
+            running, probe, dtype, fold_biased, keep={*layers, *target_layers}, channels_last=channels_last
+        )
+    locations = {name: name for name in layers}
+    auto_layer = ""
+    if AUTO in locations:
+        capture = find_layer(running, probe)
+        locations[AUTO] = capture.name
+        auto_layer = capture.location
+    refuse_mixed_images(running, probe, {*locations.values(), *target_layers})
     axes = {} if fold_biased else find_image_axes(running, probe)
-    return Replica(running, places, notes, _source(model, images), told, head, not borrowed, axes)
+    return Replica(running, locations, notes, _source(model, images), auto_layer, head, not borrowed, axes)
 
 
 def _faster(
     model: Model, probe: Tensor, dtype: torch.dtype, fold_biased: bool, *, keep: Collection[str], channels_last: bool
 ) -> Model:
     """``model`` in forms that compute the same in less time, as far as its logits stay what they were."""
-    model = _changed(model, probe, lambda one: fold_batch_norms(one.module, probe, biased=fold_biased, keep=keep))
+    model = _changed(model, probe, lambda model: fold_batch_norms(model.module, probe, biased=fold_biased, keep=keep))
     if probe.device.type == "cpu" and dtype != torch.float64:
         model = speed_up(model, probe, channels_last=channels_last)
     if channels_last:
@@ -111,8 +114,8 @@ def speed_up(model: Model, probe: Tensor, *, channels_last: bool = False) -> Mod
     """
     if not channels_last:
         pair = torch.cat([probe, 2 * probe])  # a model may do something else with one image
-        model = _changed(model, probe, lambda one: use_channels_last_stem(one, pair))
-    return _changed(model, probe, lambda one: use_space_to_depth(one.module))
+        model = _changed(model, probe, lambda model: use_channels_last_stem(model, pair))
+    return _changed(model, probe, lambda model: use_space_to_depth(model.module))
 
 
 def _changed(model: Model, probe: Tensor, change: Callable[[Model], object]) -> Model:
@@ -149,4 +152,4 @@ def _place(value: Tensor) -> int:
 
 
 def _version(value: Tensor) -> int:
-    return 0 if value.is_inference() else value._version  # what was made in inference mode counts none
+    return 0 if value.is_inference() else value._version  # a tensor made in inference mode has no version

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torchvision import models
 
 from saliency_core import Explainer, InvalidRequestError, Model, Preprocessing, load_model
-from saliency_core.autograd.relus import Plain
 from saliency_core.methods.fullgrad import EPSILON, psi_sum
 from saliency_core.methods.readouts import Gradient
 from saliency_core.methods.reductions import REDUCTIONS
 from saliency_core.methods.registry import REGISTRY, MethodEntry, Signal, parse_method
+from saliency_core.methods.relu_rules import Plain
 from saliency_core.methods.samplers import Batch, Sample, Sampler
 from saliency_core.pass_plan import plan_passes
 from saliency_core.precision_agreement import agreement

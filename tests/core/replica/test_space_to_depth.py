@@ -130,7 +130,7 @@ def test_who_watches_sees_the_calls_of_the_model() -> None:
     for rewritten in (False, True):
         module = built(Strided)
         assert not rewritten or use_space_to_depth(module)
-        captures = Captures(module, (30, 23), leftovers=True, everything=True)
+        captures = Captures(module, (30, 23), bias_terms=True, record_all=True)
         Forward(module, torch.randn(1, 3, 30, 23, dtype=torch.float64), captures=captures)
         watched.append(
             [[(one.name, one.shape, one.axes) for one in kept] for kept in (captures.layers, captures.calls)]
