@@ -1,4 +1,4 @@
-"""Exceptions and warnings that both packages share."""
+"""Exceptions and warnings shared by both packages."""
 
 from __future__ import annotations
 
@@ -14,3 +14,11 @@ class SaliencyWarning(UserWarning):
 # The names until version 0.1; they stay for one release.
 Refused = InvalidRequestError
 Told = SaliencyWarning
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether the error means that a device or the process ran out of memory."""
+    from torch import OutOfMemoryError
+
+    # The CPU's allocator raises a plain RuntimeError.
+    return isinstance(error, OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

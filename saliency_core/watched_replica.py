@@ -9,10 +9,9 @@ from torch import Tensor
 
 from saliency_core.autograd.capture import Captures
 from saliency_core.autograd.forward import Forward
-from saliency_core.errors import InvalidRequestError
+from saliency_core.errors import InvalidRequestError, is_out_of_memory
 from saliency_core.methods.registry import Signal
 from saliency_core.model.model_loading import Model
-from saliency_core.replica.cpu.allocator import is_out_of_memory
 from saliency_core.replica.prepare import Replica, make_replica
 from saliency_core.targets.class_targets import Target
 

@@ -24,7 +24,7 @@ from jobs.store.store_presence import Presence
 from jobs.util.exit_guard import no_quitting
 from jobs.util.job_errors import JobStopped
 from jobs.util.timeout import CallWithTimeout
-from saliency_core.replica.cpu.allocator import keep_freed_memory
+from saliency_core.replica.cpu import keep_freed_memory
 
 if TYPE_CHECKING:
     from saliency_core.model.model_loading import Model

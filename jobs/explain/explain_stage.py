@@ -23,9 +23,9 @@ from jobs.store.software_versions import refuse_other_worker, software_here
 from jobs.util.exit_guard import no_quitting
 from jobs.util.job_errors import JobStopped
 from jobs.util.timeout import CallWithTimeout
-from saliency_core.errors import SaliencyWarning
+from saliency_core.errors import SaliencyWarning, is_out_of_memory
 from saliency_core.explainer import Explainer
-from saliency_core.replica.cpu.allocator import is_out_of_memory, keep_freed_memory
+from saliency_core.replica.cpu import keep_freed_memory
 from saliency_core.targets.class_targets import NO_LABEL
 
 log = logging.getLogger(__name__)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,12 +13,11 @@ from saliency_core.errors import InvalidRequestError
 from saliency_core.model.heads import Head, settle_head
 from saliency_core.model.model_loading import Model
 from saliency_core.replica.batch_norm_folding import fold_batch_norms
-from saliency_core.replica.cpu.channels_last_stem import use_channels_last_stem
-from saliency_core.replica.cpu.space_to_depth import use_space_to_depth
+from saliency_core.replica.checked_change import change_if_equal
+from saliency_core.replica.cpu import optimise_for_cpu
 from saliency_core.replica.image_axes import find_image_axes, refuse_mixed_images
 from saliency_core.replica.last_spatial_layer import AUTO, find_layer
-from saliency_core.replica.model_copies import Borrowed, copied, copy_model
-from saliency_core.replica.model_copies import copy_frozen as copy_frozen
+from saliency_core.replica.model_copies import Borrowed, copy_model
 
 
 @dataclass(frozen=True)
@@ -97,48 +96,14 @@ def _faster(
     model: Model, probe: Tensor, dtype: torch.dtype, fold_biased: bool, *, keep: Collection[str], channels_last: bool
 ) -> Model:
     """``model`` in forms that compute the same in less time, as far as its logits stay what they were."""
-    model = _changed(model, probe, lambda model: fold_batch_norms(model.module, probe, biased=fold_biased, keep=keep))
+    model = change_if_equal(
+        model, probe, lambda model: fold_batch_norms(model.module, probe, biased=fold_biased, keep=keep)
+    )
     if probe.device.type == "cpu" and dtype != torch.float64:
-        model = speed_up(model, probe, channels_last=channels_last)
+        model = optimise_for_cpu(model, probe, channels_last=channels_last)
     if channels_last:
         model.module.to(memory_format=torch.channels_last)
     return model
-
-
-def speed_up(model: Model, probe: Tensor, *, channels_last: bool = False) -> Model:
-    """``model`` with its stem, and what else reads few channels in strides, in forms that are faster on a CPU.
-
-    As it was, where it does not let them. Elsewhere nobody has measured them. Float64 is asked for where maps shall be
-    exact: there torch's own loops, not oneDNN's, sum equal windows to unequal values at the ends of their blocks, at
-    other ends in another form, and a max pool, which chooses one of equals, would choose another.
-    """
-    if not channels_last:
-        pair = torch.cat([probe, 2 * probe])  # a model may do something else with one image
-        model = _changed(model, probe, lambda model: use_channels_last_stem(model, pair))
-    return _changed(model, probe, lambda model: use_space_to_depth(model.module))
-
-
-def _changed(model: Model, probe: Tensor, change: Callable[[Model], object]) -> Model:
-    """The model with ``change``, where its logits stay what they were; else as it was.
-
-    ``change`` works in place, and gives something true if it did. A model may read its parts' weights by itself, or
-    want them of a certain kind.
-    """
-    if isinstance(model.module, torch.jit.ScriptModule):
-        return model
-    plain = replace(model, module=copied(model.module))
-    # Not in half precision, in which any change shows.
-    with torch.no_grad(), torch.autocast(probe.device.type, enabled=False):
-        before = model.logits(probe.clone())
-        try:
-            if not change(model):
-                return model
-            after = model.logits(probe.clone())
-        except Exception:  # noqa: BLE001 - whatever it says, it said nothing before
-            return plain
-    near = 1e-9 if before.dtype == torch.float64 else 1e-3
-    largest = float(before[before.isfinite()].abs().max()) if before.isfinite().any() else 0.0  # a class may be masked
-    return model if torch.allclose(before, after, rtol=near, atol=near * largest) else plain
 
 
 def _source(model: Model, images: Tensor) -> tuple[object, ...]:

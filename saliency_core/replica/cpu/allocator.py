@@ -21,11 +21,3 @@ def keep_freed_memory() -> None:
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, -1)  # the largest
     mallopt(_M_ARENA_MAX, 1)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the processor's allocator, had no memory left."""
-    from torch import OutOfMemoryError
-
-    # CUDA has a class of its own for it; the CPU's allocator only has words.
-    return isinstance(error, OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
