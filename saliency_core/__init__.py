@@ -1,6 +1,6 @@
-"""Saliency maps of image classifiers out of shared passes; knows torch, and nothing of jobs or stores.
+"""Computes saliency maps of image classifiers with torch, from shared passes. Does not import ``jobs``.
 
-Names are imported on first use (PEP 562), so that a process which only decodes images never pays for torch.
+Names are imported on first use (PEP 562), so that a process that only decodes images does not import torch.
 """
 
 from __future__ import annotations

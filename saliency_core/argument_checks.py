@@ -1,4 +1,4 @@
-"""Checks of what callers of the core pass in: models, specs, devices, images, labels and rows."""
+"""Checks and converts the arguments of the public API: models, specs, devices, images, labels and rows."""
 
 from __future__ import annotations
 
@@ -20,37 +20,36 @@ Values = Tensor | np.ndarray | Sequence[Any]
 
 
 def as_model(model: object) -> Model:
-    """A ``Model``; a bare module becomes one without preprocessing and class names.
+    """Returns a ``Model``. A bare module becomes one without preprocessing and class names.
 
-    Raises:
-        InvalidRequestError: ``model`` is neither a ``Model`` nor a ``torch.nn.Module``.
+    Raises InvalidRequestError if ``model`` is neither a ``Model`` nor a ``torch.nn.Module``.
     """
     if isinstance(model, Model):
         return model
     if isinstance(model, nn.Module):
         return Model(type(model).__name__, model)
-    called = " Call it, and pass what it returns." if callable(model) else ""
+    advice = " Call it, and pass what it returns." if callable(model) else ""
     raise InvalidRequestError(
-        f"model is a {type(model).__name__}, where a torch.nn.Module or a Model is needed.{called}"
+        f"model is a {type(model).__name__}, where a torch.nn.Module or a Model is needed.{advice}"
     )
 
 
 def as_method_specs(methods: object) -> list[str]:
-    """Specs of methods; a single string is one spec. Raises InvalidRequestError for anything but strings."""
+    """Returns the specs of methods. A single string is one spec. Raises InvalidRequestError if one is not a string."""
     return [_text(spec, "methods", "smoothgrad(n=50)") for spec in _several(methods, "methods")]
 
 
 def as_target_specs(targets: object, module: nn.Module) -> list[str]:
-    """Specs of targets; an integer is a class, and a module of the model is that layer.
+    """Returns the specs of targets. An integer is a class, and a module of the model is that layer.
 
-    Raises:
-        InvalidRequestError: a target is something else, or a module that is no part of ``module``.
+    Raises InvalidRequestError if a target is something else, or a module outside ``module``.
     """
     return [_target(target, module) for target in _several(targets, "targets")]
 
 
 def as_device(device: object) -> torch.device:
-    """The device, which must be there: torch itself says so only when the first tensor is moved."""
+    """Returns the device. Raises InvalidRequestError if it does not exist, which torch checks only with the first
+    tensor."""
     try:
         chosen = torch.device(device)  # type: ignore[call-overload]
     except (RuntimeError, TypeError) as error:
@@ -62,15 +61,15 @@ def as_device(device: object) -> torch.device:
         )
     if chosen.type == "cpu":
         return chosen
-    there = torch.cuda.device_count() if chosen.type == "cuda" else _devices(chosen)
-    if (chosen.index or 0) >= there:
-        have = f"only {there} of them" if there else "none"
+    count = torch.cuda.device_count() if chosen.type == "cuda" else _count_devices(chosen)
+    if (chosen.index or 0) >= count:
+        have = f"only {count} of them" if count else "none"
         raise InvalidRequestError(f"device {str(device)!r}: torch sees {have} on this machine. Take device='cpu'.")
     return chosen
 
 
-def _devices(device: torch.device) -> int:
-    """How many of another kind than CUDA's there are."""
+def _count_devices(device: torch.device) -> int:
+    """Returns how many devices of a kind other than CUDA exist, as far as is known from this one."""
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
@@ -79,14 +78,10 @@ def _devices(device: torch.device) -> int:
 
 
 def as_images(images: object, *, channels: int | None) -> Tensor:
-    """A batch of preprocessed images, floating point [n, C, H, W], n ≥ 1.
+    """Returns a batch of preprocessed images, floating point [n, C, H, W], n ≥ 1.
 
-    Args:
-        images: A tensor or an array, or a sequence of tensors or arrays [C, H, W] of one size.
-        channels: What the model takes; None if that is not known.
-
-    Raises:
-        InvalidRequestError: it is no batch, holds no floating point numbers, or has another number of channels.
+    ``images``: a tensor or an array, or a sequence of tensors or arrays [C, H, W] of one size. ``channels``: the number
+    that the model takes, or None if it is unknown. Raises InvalidRequestError if the images are not such a batch.
     """
     batch = _stacked(images)
     shape = list(batch.shape)
@@ -106,7 +101,7 @@ def as_images(images: object, *, channels: int | None) -> Tensor:
             "[n, H, W, C] with model.preprocessing.normalise(pixels, torch.float32)."
         )
     if not len(batch):
-        raise InvalidRequestError("there are no images in the batch: at least one is needed.")
+        raise InvalidRequestError("the batch holds no images: at least one is needed.")
     if channels is not None and batch.shape[1] != channels:
         last = " They seem to come channels last: images.permute(0, 3, 1, 2)." if batch.shape[3] == channels else ""
         raise InvalidRequestError(
@@ -116,10 +111,9 @@ def as_images(images: object, *, channels: int | None) -> Tensor:
 
 
 def as_labels(labels: object, n: int) -> Tensor:
-    """Class numbers int64 [n] on the CPU or where they were; −1 for none. None: no image has a label.
+    """Returns class numbers int64 [n], −1 for an image without a label; all −1 if ``labels`` is None.
 
-    Raises:
-        InvalidRequestError: they are not ``n`` integers.
+    They stay on their device. Raises InvalidRequestError if they are not ``n`` integers.
     """
     if labels is None:
         return torch.full((n,), NO_LABEL, dtype=torch.int64, device="cpu")
@@ -129,7 +123,8 @@ def as_labels(labels: object, n: int) -> Tensor:
 
 
 def as_rows(rows: object, n: int) -> list[int]:
-    """The images' permanent numbers; None: 0 to n − 1. Raises InvalidRequestError for anything but ``n`` integers."""
+    """Returns the images' permanent numbers, by default 0 to n − 1. Raises InvalidRequestError unless ``n``
+    integers."""
     return list(range(n)) if rows is None else _integers(rows, n, "rows", "the images' permanent numbers").tolist()
 
 
@@ -168,7 +163,7 @@ def _target(target: object, module: nn.Module) -> str:
     if isinstance(target, nn.Module):
         name = next((name for name, part in module.named_modules() if part is target and name), None)
         if name is None:
-            raise InvalidRequestError(f"targets holds a {type(target).__name__} that is no layer of the model.")
+            raise InvalidRequestError(f"targets holds a {type(target).__name__} that is not a layer of the model.")
         return f"layer:{name}"
     return _text(target, "targets", "class:3")
 
@@ -207,7 +202,7 @@ def _integers(values: object, n: int, name: str, meaning: str) -> Tensor:
 def _from_array(array: np.ndarray, name: str) -> Tensor:
     if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
         raise InvalidRequestError(f"{name} are {array.dtype}, where numbers are needed, of at most 64 bits.")
-    # Reversed and other views have strides, and other machines' files a byte order, that torch does not know.
+    # torch rejects negative strides, as of reversed views, and the byte order of other machines.
     return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
 
 

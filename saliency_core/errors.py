@@ -4,14 +4,20 @@ from __future__ import annotations
 
 
 class InvalidRequestError(ValueError):
-    """A request that cannot work; nothing was changed. The message names the value, the consequence and the remedy."""
+    """Raised if a request cannot work. Nothing was changed.
+
+    The message names the value, the consequence and what to do.
+    """
 
 
 class SaliencyWarning(UserWarning):
-    """A request that works, but possibly not as its author expects."""
+    """Warns that a request works, but possibly not as the caller expects.
+
+    The message names the cause, the consequence and, if there is one, the remedy.
+    """
 
 
-# The names until version 0.1; they stay for one release.
+# The names until version 0.1. They stay for one release.
 Refused = InvalidRequestError
 Told = SaliencyWarning
 

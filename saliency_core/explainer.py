@@ -1,4 +1,4 @@
-"""The Explainer: images in; maps, classes and scores out, for several targets and methods from shared passes."""
+"""The Explainer computes maps, classes and scores of batches, for several targets and methods from shared passes."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ from saliency_core.spec_syntax import refuse_collisions
 from saliency_core.targets.target_parsing import parse_targets
 from saliency_core.watched_replica import make_watched_replica, run_watched
 
-# Run channels-last, which is faster; there a CPU's 3 × 3 convolutions round two to five times as coarsely, which is not
-# what float32 promises.
+# These run channels-last, which is faster. float32 does not: a CPU's 3 × 3 convolutions round two to five times as
+# coarsely in that layout.
 LESS_EXACT = ("tf32", "bf16", "fp16")
 PRECISIONS = ("float32", "float64", *LESS_EXACT)
 PASS_SIZE = 16
@@ -48,12 +48,16 @@ PASS_SIZE = 16
 class Explainer:
     """Explains batches of preprocessed images.
 
-    ``model``: a ``Model``, or a bare ``torch.nn.Module``. ``methods`` and ``targets`` are specs; a target may also be a
-    class's number, or a module of the model, whose mean activation is meant. ``precision``: ``float32``; ``float64``
-    for proofs; ``tf32``, ``bf16`` and ``fp16`` are faster and less exact, by choice. ``seed``: of methods that draw
-    noise. ``pass_size``: draws of few images are put together into passes of so many inputs. The model itself is never
-    touched: a frozen copy of it is run on ``device``. ``notes``: what its user should know, after the first batch.
-    Raises InvalidRequestError for specs that do not exist or would share a name; warns with SaliencyWarning.
+    The model itself is not changed: a frozen copy of it runs on ``device``. Warns with ``SaliencyWarning``.
+
+    Attributes:
+        model: The ``Model``.
+        methods: The parsed methods.
+        targets: The parsed targets.
+        device: Where the model runs.
+        precision: The precision in which it runs.
+        dtype: The dtype of scores and maps, float32 or float64.
+        notes: Messages for the user, complete after the first batch.
     """
 
     def __init__(
@@ -67,6 +71,22 @@ class Explainer:
         seed: int = 0,
         pass_size: int = PASS_SIZE,
     ) -> None:
+        """Parses the specs. The model first runs with the first batch.
+
+        Args:
+            model: A ``Model``, or a bare ``torch.nn.Module``.
+            methods: Specs of methods, as ``smoothgrad(n=50)``.
+            targets: Specs of targets, as ``class:3``; numbers of classes; or modules of the model, whose mean
+                activation is explained.
+            device: The device on which the model runs.
+            precision: ``float32``; ``float64`` for proofs; or ``tf32``, ``bf16`` or ``fp16``, which are faster and less
+                exact.
+            seed: The seed of methods that draw noise.
+            pass_size: The number of inputs in a pass, up to which the draws of a small batch are put together.
+
+        Raises:
+            InvalidRequestError: A spec, the precision or the device does not exist, or two specs share a name.
+        """
         if precision not in PRECISIONS:
             raise InvalidRequestError(f"precision {precision!r} does not exist: choose one of {', '.join(PRECISIONS)}.")
         self.device = as_device(device)
@@ -77,7 +97,7 @@ class Explainer:
         specs = as_target_specs(targets, self.model.module)
         self.targets = parse_targets(specs, class_names=self.model.class_names)
         if not self.methods or not self.targets:
-            raise InvalidRequestError("there is no method, or no target: give at least one of each.")
+            raise InvalidRequestError("no method or no target was given: give at least one of each.")
         refuse_collisions(self.methods)
         refuse_collisions(self.targets)
         self.notes: list[str] = []
@@ -85,16 +105,25 @@ class Explainer:
         self._pass_size = pass_size
         self._plan = plan_passes(signal for method in self.methods for signal in method.signals)
         self._replica: Replica | None = None
-        self._seen: Replica | None = None  # the one whose first batch has been looked at
+        self._checked_replica: Replica | None = None  # its first batch was checked for completeness
 
     @property
     def passes(self) -> float:
-        """What one image costs, in passes (one forward and one backward); a forward alone is a half, and so is a
-        backward."""
+        """The cost of one image in passes. A forward and a backward are half a pass each."""
         return self._plan.cost(len(self.targets))
 
     def replica(self, images: Tensor) -> Replica:
-        """The model as it is run, made for images like these; made again when its weights have been edited."""
+        """Returns the model in the form that runs on images like these, and makes it if that is needed.
+
+        Args:
+            images: [n, C, H, W], on the Explainer's device.
+
+        Returns:
+            The replica. It is made again after the model's weights or the shape of the images changed.
+
+        Raises:
+            InvalidRequestError: The model fails on such images, or lacks what a method or target reads.
+        """
         if self._replica is None or not self._replica.is_of(self.model, images):
             self._replica = make_watched_replica(
                 self.model,
@@ -105,13 +134,15 @@ class Explainer:
                 channels_last=self.precision in LESS_EXACT,
             )
             for note in self._replica.notes:
-                self._tell(note)
+                self._add_note(note)
         return self._replica
 
     @property
     def automatic_layer(self) -> str | None:
-        """What ``layer=auto`` is, a call and where it is made, as ``relu#17 (layer4.1.relu)``; None before the first
-        batch, and if no method reads it."""
+        """The call that ``layer=auto`` is and the module that makes it, for example ``relu#17 (layer4.1.relu)``.
+
+        None before the first batch, and if no method reads it.
+        """
         return (self._replica.auto_layer or None) if self._replica is not None else None
 
     def __call__(
@@ -125,17 +156,17 @@ class Explainer:
         """Explains a batch.
 
         Args:
-            images: Floating point [n, C, H, W], preprocessed; a tensor or an array. One with NaN or infinity has no
-                maps, and moves no other's.
-            labels: Integers [n], −1 or None for none.
-            rows: Integers [n], the images' permanent numbers (randomness is keyed by them); 0 to n − 1 by default.
-            trial: Of samplers only the first pass, to see that and in what shapes everything comes, not the values.
+            images: Floating point [n, C, H, W], preprocessed; a tensor or an array. An image with NaN or infinity has
+                no maps, and does not change the maps of others.
+            labels: Integers [n]; −1 or None if an image has no label.
+            rows: Integers [n], the images' permanent numbers, which key randomness; 0 to n − 1 by default.
+            trial: Runs only the first pass of each sampler. Shapes are right then, values are not.
 
         Returns:
             The explanations by target slug.
 
         Raises:
-            InvalidRequestError: an argument is not as above, or the model cannot be explained so.
+            InvalidRequestError: An argument is not as above, or a method or target does not fit the model.
         """
         with computing_in(self.precision, self.device):
             images, labels, rows = self._checked(images, labels, rows)
@@ -143,15 +174,26 @@ class Explainer:
             images = images.masked_fill(~finite.view(-1, 1, 1, 1), 0)
             replica = self.replica(images)
             results = self._explain(replica, images, labels, rows, finite, trial=trial)
-            if replica is not self._seen:
+            if replica is not self._checked_replica:
                 note = incompleteness_note(results.values(), self.methods)
                 if note is not None:
-                    self._tell(note)
-                self._seen = replica
+                    self._add_note(note)
+                self._checked_replica = replica
             return results
 
     def single_pass(self, images: Values, *, labels: Values | None = None) -> BackwardResult:
-        """The plain pass of the first target at the images themselves, with all that the methods' readouts read."""
+        """Runs one pass without a sampler or rule, for the first target.
+
+        Args:
+            images: As for a call.
+            labels: As for a call.
+
+        Returns:
+            The input gradient, and what else the methods' readouts read.
+
+        Raises:
+            InvalidRequestError: As for a call.
+        """
         with computing_in(self.precision, self.device):
             images, labels, _ = self._checked(images, labels, None)
             replica = self.replica(images)
@@ -166,7 +208,7 @@ class Explainer:
         preprocessing = self.model.preprocessing
         batch = as_images(images, channels=None if preprocessing is None else preprocessing.channels)
         numbers, rows = as_labels(labels, len(batch)), as_rows(rows, len(batch))
-        # Contiguous: a network runs in the layout of its images, and rounds by it.
+        # Contiguous, because a network runs in the memory layout of its images, which changes the rounding.
         batch, numbers = batch.to(self.device, self.dtype).contiguous(), numbers.to(self.device)
         return without_inference_mark(batch), without_inference_mark(numbers), rows
 
@@ -186,7 +228,7 @@ class Explainer:
         if not self._plan.starts_clean:
             clean_outputs = run_watched(replica, images, (), self.targets).all_outputs
             chosen = choose_targets(self.targets, clean_outputs, labels, finite, self.dtype)
-            del clean_outputs  # and its graph
+            del clean_outputs  # frees its graph
         signals: dict[str, dict[Signal, FinishedSignal]] = {target.slug: {} for target in self.targets}
         for group in self._plan.groups:
             backwards = [
@@ -202,7 +244,7 @@ class Explainer:
                     chosen = choose_targets(self.targets, forward.all_outputs, labels, finite, self.dtype)
                 for position, (rule_group, target, accumulators) in enumerate(backwards, start=1):
                     if rule_group.rule.hooks_relus and not forward.relus():
-                        self._tell(no_relu_note(rule_group.rule))
+                        self._add_note(no_relu_note(rule_group.rule))
                     choice = chosen[target.slug].choice_for(len(sample.weights))
                     result = forward.backward(
                         target.scores(forward.all_outputs, choice),
@@ -211,7 +253,7 @@ class Explainer:
                         on_layer_gradient=partial(stream_layer, accumulators) if rule_group.streamed else None,
                     )
                     for note in unreached_layer_notes(target, result, replica.layers):
-                        self._tell(note)
+                        self._add_note(note)
                     for accumulator in accumulators:
                         accumulator.add(result, sample.weights)
             for rule_group, target, accumulators in backwards:
@@ -243,7 +285,7 @@ class Explainer:
                     residual = path_residual(finished[signal].values, start_scores, scores)
                     finished[signal] = replace(finished[signal], residual=residual)
 
-    def _tell(self, note: str) -> None:
+    def _add_note(self, note: str) -> None:
         if note not in self.notes:
             self.notes.append(note)
             warnings.warn(note, SaliencyWarning, stacklevel=2)

@@ -16,12 +16,12 @@ INCOMPLETE = 0.05  # of the sum of the parts' sizes; float32 leaves 1e-6, half p
 
 
 def no_relu_note(rule: Rule) -> str:
-    """Says that the rule changes nothing in a model without ReLUs."""
+    """Returns the note that the rule changes nothing in a model without ReLUs."""
     return f"the model has no ReLU, so {type(rule).__name__.lower()} is the plain gradient."
 
 
 def unreached_layer_notes(target: Target, result: BackwardResult, layers: Mapping[str, str]) -> Iterator[str]:
-    """One note for each layer that the target's score does not depend on. ``layers``: where each is in the model."""
+    """Yields a note for each layer that the target's score does not depend on. ``layers``: the call that each is."""
     for name, layer in result.activations.items():
         if not layer.reached:
             yield (
@@ -31,7 +31,7 @@ def unreached_layer_notes(target: Target, result: BackwardResult, layers: Mappin
 
 
 def incompleteness_note(explanations: Iterable[Explanation], methods: Sequence[Method]) -> str | None:
-    """A note if FullGrad's parts do not add up to a score; None if they do. Waits for the device."""
+    """Returns a note if FullGrad's parts do not add up to a score, or else None. Waits for the device."""
     complete = [
         method.slug
         for method in methods
@@ -47,7 +47,7 @@ def incompleteness_note(explanations: Iterable[Explanation], methods: Sequence[M
         return None
     return (
         "what FullGrad's maps are made of does not add up to the score (it is off by up to more than "
-        f"{INCOMPLETE:.0%}): the target is a loss, which is not linear in the scores, or a bias is not seen, "
-        "as in other threads and vmap, or the model has a gradient of its own. Of each map the column "
-        "`residual` tells how far it is off."
+        f"{INCOMPLETE:.0%}): the target is a loss, which is not linear in the scores, or a bias is not recorded, "
+        "as in other threads and vmap, or the model defines its own gradient. The column `residual` holds the "
+        "difference of each map."
     )

@@ -41,7 +41,7 @@ def make_watched_replica(
         )
     except (InvalidRequestError, Warning):
         raise
-    except Exception as error:  # whatever the model raises on its first image
+    except Exception as error:  # the model may raise anything on its first image
         if is_out_of_memory(error):
             raise
         raise InvalidRequestError(
@@ -75,7 +75,7 @@ def run_watched(
         inputs,
         displacement=displacement,
         captures=captures,
-        # Wherever calls are numbered, too, or another method would move a CAM's layer.
+        # Also if calls are numbered: views that are opened for another method would change the numbers.
         open_views=captures is not None or any(signal.rule.hooks_relus for signal in signals),
         head=replica.head.kind,
     )

@@ -1,8 +1,8 @@
 """Captures: records of the calls that a forward makes, taken from outside the model.
 
-A torch function mode sees every call, functional or of a module, in place or not, in the order of execution. What is
-kept of an output is its edge in the graph, which an in-place ReLU after it does not move, so that a later
-``autograd.grad`` gives the gradient of just that call; calls of a reused module are calls like any other.
+A torch function mode sees every call, functional or of a module, in place or not, in the order of execution. The record
+of an output is its edge in the graph, which a later in-place ReLU does not change, so that ``autograd.grad`` gives the
+gradient of that call alone. Each call of a reused module has a record of its own.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from saliency_core.errors import InvalidRequestError
 
 @dataclass(frozen=True)
 class Capture:
-    """One output of one call. ``name`` is the function's with the number of its call, as ``relu#3``, or the module's
-    that was asked for.
+    """One output of one call. ``name`` is the function's with the number of its call, as ``relu#3``, or that of
+    the requested module.
 
-    ``axes``: of height and width in its ``shape`` [n, …], ``grid`` of its tokens; None where it has none.
+    ``axes``: of height and width in its ``shape`` [n, …], ``grid`` of its tokens; None if it has none.
     ``bias_term``: what the call adds over its linearisation. ``value``: the output itself, detached, if requested.
     ``owner``: the module that made the call, if all calls are recorded; empty for the model's own forward.
     ``after``: the module whose forward ended last before it.
@@ -51,13 +51,13 @@ class Capture:
 
     @property
     def location(self) -> str:
-        """The name, and where in the model that is: ``relu#121 (after features)``."""
+        """The name and the place in the model, for example ``relu#121 (after features)``."""
         module = self.owner or (f"after {self.after}" if self.after else "")
         return f"{self.name} ({module})" if module else self.name
 
 
 class Captures(TorchFunctionMode):
-    """Watches one forward of ``module`` on images of ``size`` inside a ``with``, and leaves nothing behind.
+    """Records one forward of ``module`` on images of ``size`` inside a ``with``. Removes its hooks afterwards.
 
     ``bias_terms``: record in ``layers`` every call with a bias term. ``activations``: the modules or calls whose
     outputs
@@ -95,7 +95,7 @@ class Captures(TorchFunctionMode):
 
     @property
     def _watches_functions(self) -> bool:
-        # For a module that was named, too: the grids on the way tell which axes are the image's.
+        # Also for a named module: the grids of the calls before it determine which axes are the image's.
         return self._bias_terms or self._record_all or bool(self._calls_to_keep or self._modules_to_keep)
 
     def __enter__(self) -> Captures:
@@ -117,7 +117,7 @@ class Captures(TorchFunctionMode):
             super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def refuse_missing(self) -> None:
-        """Raises InvalidRequestError where a layer that somebody wants to read was not called in the forward."""
+        """Raises InvalidRequestError if a requested layer was not called in the forward."""
         read = [name for name in self._modules_to_keep if self._modules_to_keep[name] not in self.activations]
         for name in (*read, *sorted(self._target_layers - self.target_layers.keys())):
             raise InvalidRequestError(
@@ -137,7 +137,7 @@ class Captures(TorchFunctionMode):
             self._hooks.pop().remove()
 
     def _follow_modules(self) -> None:
-        """Keeps the names of the modules that are being called, the innermost last."""
+        """Registers hooks that keep the names of the running modules, the innermost last."""
 
         def enter(name: str) -> Callable[[nn.Module, Any], None]:
             return lambda *_: self._running_modules.append(name)
@@ -168,7 +168,7 @@ class Captures(TorchFunctionMode):
                     f"layer {name!r} does not give one tensor that depends on the image: choose another, or one in it."
                 )
             if name in self._target_layers:
-                self.target_layers[name] = tensors[0].clone()  # as it is now: something in place may follow
+                self.target_layers[name] = tensors[0].clone()  # a copy, because an in-place call may follow
             if name in self._modules_to_keep:
                 self.activations[self._modules_to_keep[name]] = self._capture(name, tensors[0], value=True)
 

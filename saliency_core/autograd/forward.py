@@ -1,4 +1,4 @@
-"""Passes: one forward, and one ``torch.autograd.grad`` for each target and rule."""
+"""Runs one forward of a model, and one ``torch.autograd.grad`` for each target and rule."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from saliency_core.errors import InvalidRequestError
 
 @dataclass(frozen=True)
 class LayerGradient:
-    """A captured output, and ∂S/∂output [n, …]; zeros where the score does not depend on it, so is not ``reached``."""
+    """A captured output and ∂S/∂output [n, …], which is zero if the score does not depend on it (not ``reached``)."""
 
     capture: Capture
     gradient: Tensor
@@ -30,8 +30,16 @@ class LayerGradient:
 
 @dataclass(frozen=True)
 class BackwardResult:
-    """What readouts read, all detached: ``inputs``, ``input_gradient`` and ``displacement`` [n, C, H, W], ``scores``
-    [n], the captured layers with a ``bias``, and by name the ``activations`` that were asked for."""
+    """The detached tensors of one backward, which readouts read.
+
+    Attributes:
+        inputs: [n, C, H, W].
+        input_gradient: ∂S/∂inputs [n, C, H, W].
+        displacement: The factor of the gradient in input × gradient, [n, C, H, W].
+        scores: S [n].
+        layers: The layers with bias terms, if they were recorded.
+        activations: The recorded activations, by name.
+    """
 
     inputs: Tensor
     input_gradient: Tensor
@@ -44,8 +52,9 @@ class BackwardResult:
 class Forward:
     """One forward over ``inputs`` [n, C, H, W] that keeps its graph for the targets and rules that share it.
 
-    ``outputs``: float [n, classes] before ``head``. ``captures`` watches it, where readouts or targets want more;
-    ``open_views``: where a rule is to hold. Raises InvalidRequestError where a layer that is wanted was not called.
+    ``outputs``: float [n, classes] before ``head``. ``captures`` records it, if readouts or targets read more.
+    ``open_views`` must be set if a ReLU hook will be used. Raises InvalidRequestError if a requested layer was not
+    called.
     """
 
     def __init__(
@@ -62,11 +71,11 @@ class Forward:
         self._displacement = self._inputs.detach() if displacement is None else displacement
         self._captures = captures
         self._head = head
-        watching: AbstractContextManager[Any] = captures if captures is not None else nullcontext()
+        recording: AbstractContextManager[Any] = captures if captures is not None else nullcontext()
         opening: AbstractContextManager[Any] = OutOfViews() if open_views else nullcontext()
-        # A copy goes in: a model may normalise its input in place, which autograd forbids on a leaf.
+        # The model gets a copy: it may normalise its input in place, which autograd forbids on a leaf.
         copied = self._inputs.clone()
-        with watching, opening:  # what is done beside a view is seen, too
+        with recording, opening:  # the calls that replace in-place calls are recorded, too
             self.outputs = model(copied)
         if captures is not None:
             captures.refuse_missing()
@@ -138,10 +147,10 @@ class Forward:
                     stack.callback(relu_hook(relu).remove)
             for hook in hooks:
                 stack.callback(hook().remove)
-            # The sum: each score depends on its own image alone, so its gradient is each image's own.
+            # Each score depends on its own image alone, so the sum's gradient is each image's own.
             return torch.autograd.grad(
                 scores.sum(),
-                inputs,  # type: ignore[arg-type]  # both kinds at once are as welcome as either
+                inputs,  # type: ignore[arg-type]  # a mixture of both types works, too
                 retain_graph=not free_graph,
                 allow_unused=True,
             )
@@ -150,7 +159,7 @@ class Forward:
         return self._inputs.new_zeros(capture.shape) if gradient is None else gradient
 
     def relus(self) -> list[Node]:
-        """The ReLUs of the graph, found once."""
+        """Returns the ReLUs of the graph, which are searched once."""
         if self._relus is None:
             target_layers = [] if self._captures is None else list(self._captures.target_layers.values())
             self._relus = find_relus([self.outputs, *target_layers])

@@ -1,8 +1,8 @@
-"""Endings: the calls between a model's scores and what it returns, such as a softmax and a squeeze after it.
+"""Finds and bypasses the ending of a model: the calls between its scores and its output, such as a final softmax.
 
 An ending is found by following the model's output back, call by call, to the squashing call that made it: by the
-identity of tensors, so that a softmax inside (attention) is none. Squashing calls are then passed by, which makes them
-return their input, and calls that only carry values (views, casts) carry the scores instead of the probabilities.
+identity of tensors, so that a softmax inside the model (attention) is not mistaken for one. Squashing calls are then
+bypassed: they return their input, and calls that only carry values (views, casts) carry scores, not probabilities.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from saliency_core.autograd.torch_calls import call_name
 from saliency_core.errors import InvalidRequestError
 
 SOFTMAX, SIGMOID, LOGIT = "softmax", "sigmoid", "logit"
-INPUT, NEGATED = "its input", "its input, negated"  # what a call that is passed by returns
+INPUT, NEGATED = "its input", "its input, negated"  # what a bypassed call returns
 
-# What each squashing call makes of its input; "": something that is no probability of a class.
+# The probabilities that each squashing call computes; "" if its result is not a probability of a class.
 _SQUASHES = {
     **dict.fromkeys(("softmax", "log_softmax", "special_softmax", "special_log_softmax", "softmin"), SOFTMAX),
     **dict.fromkeys(("sigmoid", "special_expit", "expit", "log_sigmoid", "logsigmoid"), SIGMOID),
@@ -37,16 +37,16 @@ _CARRIERS = {
     *("flip", "index_select"),
     *_JOINS,
 }
-# Of probabilities alone, and next to nothing there: with scores they would do something else.
+# These hardly change probabilities, but would change scores.
 _GUARDS = ("clamp", "clip", "clamp_min", "clamp_max", "hardtanh", "log", "exp")
 _SUMS = ("add", "radd", "iadd")
-_OF_MODULES = 5  # the ``_stacklevel`` that nn.Softmax and nn.LogSoftmax, and nothing else, call their function with
+_OF_MODULES = 5  # the ``_stacklevel`` with which only nn.Softmax and nn.LogSoftmax call their function
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call. ``reads``: what is carried on, and ``makes``: the results, both as identities; ``numbers``: its
-    arguments that are numbers; ``stack_level``: that of nn.functional's softmax."""
+    """One call. ``reads``: its tensors, and ``makes``: its results, both as identities; ``numbers``: its arguments that
+    are numbers; ``stack_level``: that of nn.functional's softmax."""
 
     name: str
     reads: tuple[object, ...]
@@ -57,7 +57,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Ending:
-    """``kind``: softmax or sigmoid; empty where the squashing call (``name``) is none of both, or they differ.
+    """``kind``: softmax or sigmoid; empty if the squashing calls (``name``) are neither, or differ.
 
     ``changes``: what is returned instead by the calls at these positions; ``inner``: the scores in front are themselves
     the result of a squashing call; ``is_final_module``: the squashing call is the last call, and one of nn.Softmax or
@@ -72,7 +72,7 @@ class Ending:
 
 
 def find_ending(calls: Sequence[Call], output: object) -> Ending | None:
-    """The ending of a forward that made these calls, in their order; None where ``output`` is squashed by none."""
+    """Returns the ending of a forward that made ``calls`` in this order; None if no squashing call made ``output``."""
     names: dict[str, None] = {}
     changes: dict[int, str] = {}
     carried, inner, is_final_module = False, False, False
@@ -103,7 +103,7 @@ def find_ending(calls: Sequence[Call], output: object) -> Ending | None:
 
 @dataclass
 class Trace(TorchFunctionMode):
-    """Inside it, the calls of a forward are kept, with all that they made: so an ``id`` means one tensor."""
+    """Records the calls of a forward. It keeps their results alive, so that an ``id`` means one tensor."""
 
     calls: list[Call] = field(default_factory=list)
     _alive: list[Any] = field(default_factory=list)
@@ -131,7 +131,7 @@ class Trace(TorchFunctionMode):
         return result
 
     def passing(self, ending: Ending) -> Passing:
-        """The ending's changes, by how often a function was called before."""
+        """Returns the ending's changes by function and number of its call."""
         names = {self.calls[position].name for position in ending.changes}
         counts, changes = Counter[str](), dict[tuple[str, int], str]()
         for position, call in enumerate(self.calls):
@@ -144,17 +144,16 @@ class Trace(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class Passing:
-    """``changes``: what the k-th call of a function returns, by (name, k); ``counts``: calls in a whole forward."""
+    """``changes``: what the k-th call of a function returns, by (name, k). ``counts``: its calls in a whole forward."""
 
     changes: Mapping[tuple[str, int], str] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
 class PassBy(TorchFunctionMode):
-    """Inside it, the calls of one forward that ``passing`` names return their input, and are seen by no other mode.
+    """Inside it, the calls of one forward that ``passing`` names return their input, and other modes do not see them.
 
-    Raises InvalidRequestError where the forward makes another number of such calls than the one in which they were
-    found.
+    Raises InvalidRequestError if the forward makes another number of such calls than the one in which they were found.
     """
 
     def __init__(self, passing: Passing) -> None:
@@ -168,7 +167,7 @@ class PassBy(TorchFunctionMode):
             if kind is None and self._counts[name] != number:
                 raise InvalidRequestError(
                     f"the model ends in a {name}, whose input is explained. It makes {number} such calls for one "
-                    f"image, and {self._counts[name]} for others, so that the last one cannot be told: let the model "
+                    f"image, and {self._counts[name]} for others, so the last one cannot be identified: let the model "
                     f"return what is in front of its last {name}."
                 )
 

@@ -22,9 +22,10 @@ ReluHook = Callable[[Node], RemovableHandle]
 
 
 def find_relus(outputs: Sequence[Tensor]) -> list[Node]:
-    """The ReLUs in the graph below ``outputs``: ReLU, ReLU6, and clamps and thresholds at zero, however written.
+    """Returns the ReLUs in the graph of ``outputs``: ReLU, ReLU6, and clamps and thresholds at zero.
 
-    Raises InvalidRequestError where TorchScript differentiates by itself, out of sight."""
+    Raises InvalidRequestError if TorchScript differentiates a part of the graph, which then hides its nodes.
+    """
     relus, visited = [], set[Node]()
     waiting = [output.grad_fn for output in outputs if output.grad_fn is not None]
     while waiting:
