@@ -1,4 +1,4 @@
-"""The replica: the model as the Explainer runs it, a frozen copy that computes the same, faster."""
+"""Makes the replica: the frozen copy of a model that the Explainer runs, which computes the same, faster."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ from saliency_core.replica.model_copies import Borrowed, copy_model
 
 @dataclass(frozen=True)
 class Replica:
-    """``model`` runs. ``layers``: the module or call that each requested layer is;
-    ``auto_layer``: what ``auto`` among them is, with the module that makes it; ``notes``: what its user should
-    know; ``head``: how its scores become probabilities; ``copied``:
-    whether it is a copy, not the user's module; ``image_axes`` of its calls, when leftovers are wanted of them."""
+    """A ``model`` that runs in place of the user's.
+
+    ``layers``: the module or call that each requested layer is. ``auto_layer``: the call that ``auto`` among them is,
+    and
+    the module that makes it. ``notes``: messages for the user. ``head``: how scores become probabilities. ``copied``:
+    whether it is a copy, and not the user's module. ``image_axes`` of its calls, if bias terms are read.
+    """
 
     model: Model
     layers: Mapping[str, str]
@@ -37,7 +40,7 @@ class Replica:
     image_axes: Mapping[str, ImageAxis] = field(default_factory=dict)
 
     def is_of(self, model: Model, images: Tensor) -> bool:
-        """Whether it was made of the model as it is now, for images like these."""
+        """Returns whether the replica was made of the model with its current weights, for images like these."""
         return self.source == _source(model, images)
 
 
@@ -51,15 +54,14 @@ def make_replica(
     fold_biased: bool = True,
     channels_last: bool = False,
 ) -> Replica:
-    """Of ``model``, for images like ``images`` [n, C, H, W], on their device.
+    """Makes a replica of ``model`` for images like ``images`` [n, C, H, W], on their device.
 
-    ``layers`` and ``target_layers``: layers that readouts and targets will read, which are left as they are; ``auto``
-    among the former
-    is found. ``fold_biased``: fold batch norms also into convolutions with a bias of their own; False when
-    leftovers are wanted.
+    ``layers`` and ``target_layers``: layers that readouts and targets read, which are not changed; ``auto`` among the
+    former is resolved. ``fold_biased``: also fold batch norms into convolutions with a bias; False if bias terms are
+    read.
     """
-    # What is found out must not depend on the images, or replicas of one run would differ: a picture of noise.
-    # The dtype and the device are given, for the process may have other defaults.
+    # Noise, because what is found out must not depend on the images: replicas of one run would differ.
+    # The dtype and the device are explicit, because the process may have other defaults.
     generator = torch.Generator("cpu").manual_seed(0)
     probe = torch.randn(1, *images.shape[1:], generator=generator, dtype=torch.float32, device="cpu")
     probe = probe.to(images.device, dtype)
@@ -77,7 +79,7 @@ def make_replica(
             f"{part}{model.spec} is TorchScript, whose layers cannot be watched: FullGrad, CAMs and layer "
             "targets need the model itself (python:package.module:factory). Gradient methods and rules work."
         )
-    if not borrowed:  # what follows changes modules
+    if not borrowed:  # the changes below are in place
         running = _faster(
             running, probe, dtype, fold_biased, keep={*layers, *target_layers}, channels_last=channels_last
         )
@@ -95,7 +97,7 @@ def make_replica(
 def _faster(
     model: Model, probe: Tensor, dtype: torch.dtype, fold_biased: bool, *, keep: Collection[str], channels_last: bool
 ) -> Model:
-    """``model`` in forms that compute the same in less time, as far as its logits stay what they were."""
+    """Gives ``model`` forms that compute the same in less time, if its logits stay what they were."""
     model = change_if_equal(
         model, probe, lambda model: fold_batch_norms(model.module, probe, biased=fold_biased, keep=keep)
     )
@@ -107,12 +109,13 @@ def _faster(
 
 
 def _source(model: Model, images: Tensor) -> tuple[object, ...]:
-    """Changes when a weight is edited or replaced (not through ``.data``, which torch itself does not see)."""
+    """Returns a key that changes if a weight is edited or replaced (but not through ``.data``, which torch does not
+    record)."""
     values = [*model.module.parameters(), *model.module.buffers()]
-    return images.shape[1:], images.device, *((_place(value), _version(value)) for value in values)
+    return images.shape[1:], images.device, *((_location(value), _version(value)) for value in values)
 
 
-def _place(value: Tensor) -> int:
+def _location(value: Tensor) -> int:
     return value.data_ptr() if value.layout == torch.strided else id(value)  # a sparse tensor has no storage
 
 

@@ -1,18 +1,18 @@
-"""The memory of a process that allocates the same large blocks again and again."""
+"""Sets up glibc's allocator for a process that allocates the same large blocks repeatedly."""
 
 from __future__ import annotations
 
 import ctypes
 
-# Of mallopt(3), in malloc.h.
+# Parameters of mallopt(3), from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep what is freed, rather than give it back to the system at once; elsewhere nothing.
+    """Makes glibc keep freed memory instead of returning it to the system at once. Does nothing without glibc.
 
-    A network's activations are the blocks that glibc maps one by one, so that every forward gets fresh pages, which the
-    system fills with zeros: a quarter of the time of ResNet-50 on a CPU. Before any thread is started.
+    By default glibc maps a network's activations one by one, so that every forward gets new pages, which the system
+    fills with zeros: a quarter of the time of ResNet-50 on a CPU. Call it before any thread starts.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
