@@ -29,9 +29,7 @@ def as_model(model: object) -> Model:
     if isinstance(model, nn.Module):
         return Model(type(model).__name__, model)
     advice = " Call it, and pass what it returns." if callable(model) else ""
-    raise InvalidRequestError(
-        f"model is a {type(model).__name__}, where a torch.nn.Module or a Model is needed.{advice}"
-    )
+    raise InvalidRequestError(f"model is a {type(model).__name__}: expected a torch.nn.Module or a Model.{advice}")
 
 
 def as_method_specs(methods: object) -> list[str]:
@@ -87,16 +85,16 @@ def as_images(images: object, *, channels: int | None) -> Tensor:
     shape = list(batch.shape)
     if batch.dim() == 3:
         raise InvalidRequestError(
-            f"images have the shape {shape}, where a batch [n, C, H, W] is needed: for one, images[None]."
+            f"images have the shape {shape}: expected a batch [n, C, H, W]. For one image, pass images[None]."
         )
     if batch.dim() != 4:
-        raise InvalidRequestError(f"images have the shape {shape}, where a batch [n, C, H, W] is needed.")
+        raise InvalidRequestError(f"images have the shape {shape}: expected a batch [n, C, H, W].")
     if batch.layout != torch.strided or batch.is_meta:
         what = "on device 'meta', without values" if batch.is_meta else f"{batch.layout}".removeprefix("torch.")
-        raise InvalidRequestError(f"images are {what}, where a dense tensor with values is needed.")
+        raise InvalidRequestError(f"images are {what}: expected a dense tensor with values.")
     if not batch.is_floating_point():
         raise InvalidRequestError(
-            f"images are {_kind(batch)}, where floating point numbers are needed, prepared as for the model itself: "
+            f"images are {_kind(batch)}: expected floating point numbers, prepared as for the model itself, so "
             "scaled to 0 … 1, normalised, [n, C, H, W]. A model from load_model prepares uint8 pixels "
             "[n, H, W, C] with model.preprocessing.normalise(pixels, torch.float32)."
         )
@@ -137,16 +135,12 @@ def _several(values: object, name: str) -> list[object]:
     try:
         return list(values)  # type: ignore[call-overload,no-any-return]
     except TypeError:
-        raise InvalidRequestError(
-            f"{name} is a {type(values).__name__}, where a sequence of specs is needed."
-        ) from None
+        raise InvalidRequestError(f"{name} is a {type(values).__name__}: expected a sequence of specs.") from None
 
 
 def _text(spec: object, name: str, example: str) -> str:
     if not isinstance(spec, str):
-        raise InvalidRequestError(
-            f"{name} holds a {type(spec).__name__}, where a spec is needed, a text as {example!r}."
-        )
+        raise InvalidRequestError(f"{name} holds a {type(spec).__name__}: expected a spec, a text as {example!r}.")
     if _PRINTED_MODULE.search(spec):
         raise InvalidRequestError(
             f"{name} holds {spec[:60]!r}, which has the printed form of a module in it: write the module's name, as "
@@ -172,14 +166,14 @@ def _stacked(images: object) -> Tensor:
     if isinstance(images, list | tuple) and images and all(isinstance(image, Tensor | np.ndarray) for image in images):
         parts = [torch.as_tensor(image) for image in images]
         if len({part.shape for part in parts}) > 1:
-            raise InvalidRequestError("images are of different shapes, where one batch [n, C, H, W] is needed.")
+            raise InvalidRequestError("images are of different shapes: expected one batch [n, C, H, W].")
         return torch.stack(parts)
     if isinstance(images, np.ndarray):
         return _from_array(images, "images")
     if isinstance(images, Tensor):
         return images
     raise InvalidRequestError(
-        f"images is a {type(images).__name__}, where a tensor or an array [n, C, H, W] is needed, preprocessed."
+        f"images is a {type(images).__name__}: expected a tensor or an array [n, C, H, W], preprocessed."
     )
 
 
@@ -192,16 +186,16 @@ def _integers(values: object, n: int, name: str, meaning: str) -> Tensor:
         raise InvalidRequestError(f"{n} images came with {len(numbers)} {name}: they must be as many.")
     if numbers.dim() != 1:
         raise InvalidRequestError(
-            f"{n} images came with {name} of shape {list(numbers.shape)}, where [{n}] is needed: {meaning}."
+            f"{n} images came with {name} of shape {list(numbers.shape)}: expected [{n}], {meaning}."
         )
     if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
-        raise InvalidRequestError(f"{name} are {_kind(numbers)}, where integers are needed: {meaning}.")
+        raise InvalidRequestError(f"{name} are {_kind(numbers)}: expected integers, {meaning}.")
     return numbers.to(torch.int64)
 
 
 def _from_array(array: np.ndarray, name: str) -> Tensor:
     if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
-        raise InvalidRequestError(f"{name} are {array.dtype}, where numbers are needed, of at most 64 bits.")
+        raise InvalidRequestError(f"{name} are {array.dtype}: expected numbers, of at most 64 bits.")
     # torch rejects negative strides, as of reversed views, and the byte order of other machines.
     return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
 

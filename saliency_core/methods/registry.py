@@ -171,12 +171,12 @@ REGISTRY: dict[str, MethodEntry] = {
         PATH,
     ),
     "guided_backprop": MethodEntry(
-        "g, where ReLUs pass positive inputs and gradients",
+        "g; a ReLU passes positive gradients of positive inputs",
         "Springenberg et al. 2014",
         partial(once, "gradient", "guided"),
     ),
     "deconvnet": MethodEntry(
-        "g, where ReLUs pass positive gradients", "Zeiler & Fergus 2013", partial(once, "gradient", "deconvnet")
+        "g; a ReLU passes positive gradients", "Zeiler & Fergus 2013", partial(once, "gradient", "deconvnet")
     ),
     "fullgrad": MethodEntry(
         "g ⊙ x and every layer's g ⊙ bias, in one map", "Srinivas & Fleuret 2019", partial(once, "fullgrad")
