@@ -109,18 +109,16 @@ class BiasTermProbe:
             args, kwargs = tree_unflatten(leaves, self._spec)
             return [leaf for leaf in tree_leaves(call_result(self._func, args, kwargs)) if isinstance(leaf, Tensor)]
 
-        point = tuple(
-            self._leaves[position].detach().contiguous() for position in positions
-        )  # expanded tensors are refused
+        # Contiguous, because torch refuses expanded tensors.
+        point = tuple(self._leaves[position].detach().contiguous() for position in positions)
         directions = tuple(
             value if self._leaves[position].requires_grad else torch.zeros_like(value)
             for position, value in zip(positions, point, strict=True)
         )
         # Only attention's plain kernel has forward-mode differentiation.
         with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # the first time, torch compiles rules with a deprecated function
+            # The first call compiles rules with a deprecated function of torch.
+            warnings.simplefilter("ignore", FutureWarning)
             try:
                 tangents: list[Tensor] = torch.func.jvp(call, point, directions)[1]
             except RuntimeError as error:
