@@ -232,8 +232,8 @@ class Explainer:
         signals: dict[str, dict[Signal, FinishedSignal]] = {target.slug: {} for target in self.targets}
         for group in self._plan.groups:
             backwards = [
-                (rule_group, target, rule_group.accumulators(len(images), size))
-                for rule_group, target in product(group.rules, self.targets)
+                (rule_group, target, rule_group.make_accumulators(len(images), size))
+                for rule_group, target in product(group.rule_groups, self.targets)
             ]
             samples = group.sampler.samples(batch, most=max(self._pass_size, len(images)))
             for sample in islice(samples, 1) if trial else samples:

@@ -24,8 +24,8 @@ class RuleGroup:
     streamed: bool
     """Whether the signals are read during the backward of a single pass, instead of averaged over several."""
 
-    def accumulators(self, n: int, size: tuple[int, int]) -> list[SignalAccumulator]:
-        """New accumulators for ``n`` images of ``size``, in the order of ``signals``."""
+    def make_accumulators(self, n: int, size: tuple[int, int]) -> list[SignalAccumulator]:
+        """Returns new accumulators for ``n`` images of ``size``, in the order of ``signals``."""
         accumulator = StreamedSignal if self.streamed else AveragedSignal
         return [accumulator(signal, n, size) for signal in self.signals]
 
@@ -35,11 +35,11 @@ class SamplerGroup:
     """The signals of one sampler. They share its forwards."""
 
     sampler: Sampler
-    rules: tuple[RuleGroup, ...]
+    rule_groups: tuple[RuleGroup, ...]
 
     @property
     def signals(self) -> list[Signal]:
-        return [signal for group in self.rules for signal in group.signals]
+        return [signal for group in self.rule_groups for signal in group.signals]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class PassPlan:
 
     def cost(self, targets: int) -> float:
         """The cost of one image in passes: a forward is half of a pass, and so is a backward."""
-        backwards = sum(group.sampler.passes * len(group.rules) for group in self.groups)
+        backwards = sum(group.sampler.passes * len(group.rule_groups) for group in self.groups)
         forwards = sum(group.sampler.passes + group.sampler.has_baseline for group in self.groups)
         clean = 0 if self.starts_clean else 1
         return (forwards + clean + backwards * targets) / 2
