@@ -1,6 +1,6 @@
-"""Saliency maps of image classifiers out of shared passes; knows torch, and nothing of jobs or stores.
+"""Computes saliency maps of image classifiers with torch, from shared passes. Does not import ``jobs``.
 
-Names are imported on first use (PEP 562), so that a process which only decodes images never pays for torch.
+Names are imported on first use (PEP 562), so that a process that only decodes images does not import torch.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from saliency_core.errors import InvalidRequestError, Refused, SaliencyWarning, Told
-    from saliency_core.explainer import Explainer, Explanation
+    from saliency_core.explainer import Explainer
+    from saliency_core.explanation import Explanation
     from saliency_core.fullgrad_decomposition import Decomposition, decompose
     from saliency_core.model.classifier import Model
     from saliency_core.model.model_loading import load_model
@@ -35,7 +36,7 @@ __all__ = [
 _HOME = {
     "Decomposition": "fullgrad_decomposition",
     "Explainer": "explainer",
-    "Explanation": "explainer",
+    "Explanation": "explanation",
     "InvalidRequestError": "errors",
     "Model": "model.classifier",
     "Preprocessing": "model.preprocessing",

@@ -1,4 +1,4 @@
-"""Checks of what callers of the core pass in: models, specs, devices, images, labels and rows."""
+"""Checks and converts the arguments of the public API: models, specs, devices, images, labels and rows."""
 
 from __future__ import annotations
 
@@ -20,37 +20,34 @@ Values = Tensor | np.ndarray | Sequence[Any]
 
 
 def as_model(model: object) -> Model:
-    """A ``Model``; a bare module becomes one without preprocessing and class names.
+    """Returns a ``Model``. A bare module becomes one without preprocessing and class names.
 
-    Raises:
-        InvalidRequestError: ``model`` is neither a ``Model`` nor a ``torch.nn.Module``.
+    Raises InvalidRequestError if ``model`` is neither a ``Model`` nor a ``torch.nn.Module``.
     """
     if isinstance(model, Model):
         return model
     if isinstance(model, nn.Module):
         return Model(type(model).__name__, model)
-    called = " Call it, and pass what it returns." if callable(model) else ""
-    raise InvalidRequestError(
-        f"model is a {type(model).__name__}, where a torch.nn.Module or a Model is needed.{called}"
-    )
+    advice = " Call it, and pass what it returns." if callable(model) else ""
+    raise InvalidRequestError(f"model is a {type(model).__name__}: expected a torch.nn.Module or a Model.{advice}")
 
 
 def as_method_specs(methods: object) -> list[str]:
-    """Specs of methods; a single string is one spec. Raises InvalidRequestError for anything but strings."""
+    """Returns the specs of methods. A single string is one spec. Raises InvalidRequestError if one is not a string."""
     return [_text(spec, "methods", "smoothgrad(n=50)") for spec in _several(methods, "methods")]
 
 
 def as_target_specs(targets: object, module: nn.Module) -> list[str]:
-    """Specs of targets; an integer is a class, and a module of the model is that layer.
+    """Returns the specs of targets. An integer is a class, and a module of the model is that layer.
 
-    Raises:
-        InvalidRequestError: a target is something else, or a module that is no part of ``module``.
+    Raises InvalidRequestError if a target is something else, or a module outside ``module``.
     """
     return [_target(target, module) for target in _several(targets, "targets")]
 
 
 def as_device(device: object) -> torch.device:
-    """The device, which must be there: torch itself says so only when the first tensor is moved."""
+    """Returns the device. Raises InvalidRequestError if it does not exist, which torch checks only with the first
+    tensor."""
     try:
         chosen = torch.device(device)  # type: ignore[call-overload]
     except (RuntimeError, TypeError) as error:
@@ -62,15 +59,15 @@ def as_device(device: object) -> torch.device:
         )
     if chosen.type == "cpu":
         return chosen
-    there = torch.cuda.device_count() if chosen.type == "cuda" else _devices(chosen)
-    if (chosen.index or 0) >= there:
-        have = f"only {there} of them" if there else "none"
+    count = torch.cuda.device_count() if chosen.type == "cuda" else _count_devices(chosen)
+    if (chosen.index or 0) >= count:
+        have = f"only {count} of them" if count else "none"
         raise InvalidRequestError(f"device {str(device)!r}: torch sees {have} on this machine. Take device='cpu'.")
     return chosen
 
 
-def _devices(device: torch.device) -> int:
-    """How many of another kind than CUDA's there are."""
+def _count_devices(device: torch.device) -> int:
+    """Returns how many devices of a kind other than CUDA exist, as far as is known from this one."""
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
@@ -79,34 +76,30 @@ def _devices(device: torch.device) -> int:
 
 
 def as_images(images: object, *, channels: int | None) -> Tensor:
-    """A batch of preprocessed images, floating point [n, C, H, W], n ≥ 1.
+    """Returns a batch of preprocessed images, floating point [n, C, H, W], n ≥ 1.
 
-    Args:
-        images: A tensor or an array, or a sequence of tensors or arrays [C, H, W] of one size.
-        channels: What the model takes; None if that is not known.
-
-    Raises:
-        InvalidRequestError: it is no batch, holds no floating point numbers, or has another number of channels.
+    ``images``: a tensor or an array, or a sequence of tensors or arrays [C, H, W] of one size. ``channels``: the number
+    that the model takes, or None if it is unknown. Raises InvalidRequestError if the images are not such a batch.
     """
     batch = _stacked(images)
     shape = list(batch.shape)
     if batch.dim() == 3:
         raise InvalidRequestError(
-            f"images have the shape {shape}, where a batch [n, C, H, W] is needed: for one, images[None]."
+            f"images have the shape {shape}: expected a batch [n, C, H, W]. For one image, pass images[None]."
         )
     if batch.dim() != 4:
-        raise InvalidRequestError(f"images have the shape {shape}, where a batch [n, C, H, W] is needed.")
+        raise InvalidRequestError(f"images have the shape {shape}: expected a batch [n, C, H, W].")
     if batch.layout != torch.strided or batch.is_meta:
         what = "on device 'meta', without values" if batch.is_meta else f"{batch.layout}".removeprefix("torch.")
-        raise InvalidRequestError(f"images are {what}, where a dense tensor with values is needed.")
+        raise InvalidRequestError(f"images are {what}: expected a dense tensor with values.")
     if not batch.is_floating_point():
         raise InvalidRequestError(
-            f"images are {_kind(batch)}, where floating point numbers are needed, prepared as for the model itself: "
+            f"images are {_kind(batch)}: expected floating point numbers, prepared as for the model itself, so "
             "scaled to 0 … 1, normalised, [n, C, H, W]. A model from load_model prepares uint8 pixels "
             "[n, H, W, C] with model.preprocessing.normalise(pixels, torch.float32)."
         )
     if not len(batch):
-        raise InvalidRequestError("there are no images in the batch: at least one is needed.")
+        raise InvalidRequestError("the batch holds no images: at least one is needed.")
     if channels is not None and batch.shape[1] != channels:
         last = " They seem to come channels last: images.permute(0, 3, 1, 2)." if batch.shape[3] == channels else ""
         raise InvalidRequestError(
@@ -116,10 +109,9 @@ def as_images(images: object, *, channels: int | None) -> Tensor:
 
 
 def as_labels(labels: object, n: int) -> Tensor:
-    """Class numbers int64 [n] on the CPU or where they were; −1 for none. None: no image has a label.
+    """Returns class numbers int64 [n], −1 for an image without a label; all −1 if ``labels`` is None.
 
-    Raises:
-        InvalidRequestError: they are not ``n`` integers.
+    They stay on their device. Raises InvalidRequestError if they are not ``n`` integers.
     """
     if labels is None:
         return torch.full((n,), NO_LABEL, dtype=torch.int64, device="cpu")
@@ -129,7 +121,8 @@ def as_labels(labels: object, n: int) -> Tensor:
 
 
 def as_rows(rows: object, n: int) -> list[int]:
-    """The images' permanent numbers; None: 0 to n − 1. Raises InvalidRequestError for anything but ``n`` integers."""
+    """Returns the images' permanent numbers, by default 0 to n − 1. Raises InvalidRequestError unless ``n``
+    integers."""
     return list(range(n)) if rows is None else _integers(rows, n, "rows", "the images' permanent numbers").tolist()
 
 
@@ -142,16 +135,12 @@ def _several(values: object, name: str) -> list[object]:
     try:
         return list(values)  # type: ignore[call-overload,no-any-return]
     except TypeError:
-        raise InvalidRequestError(
-            f"{name} is a {type(values).__name__}, where a sequence of specs is needed."
-        ) from None
+        raise InvalidRequestError(f"{name} is a {type(values).__name__}: expected a sequence of specs.") from None
 
 
 def _text(spec: object, name: str, example: str) -> str:
     if not isinstance(spec, str):
-        raise InvalidRequestError(
-            f"{name} holds a {type(spec).__name__}, where a spec is needed, a text as {example!r}."
-        )
+        raise InvalidRequestError(f"{name} holds a {type(spec).__name__}: expected a spec, a text as {example!r}.")
     if _PRINTED_MODULE.search(spec):
         raise InvalidRequestError(
             f"{name} holds {spec[:60]!r}, which has the printed form of a module in it: write the module's name, as "
@@ -168,7 +157,7 @@ def _target(target: object, module: nn.Module) -> str:
     if isinstance(target, nn.Module):
         name = next((name for name, part in module.named_modules() if part is target and name), None)
         if name is None:
-            raise InvalidRequestError(f"targets holds a {type(target).__name__} that is no layer of the model.")
+            raise InvalidRequestError(f"targets holds a {type(target).__name__} that is not a layer of the model.")
         return f"layer:{name}"
     return _text(target, "targets", "class:3")
 
@@ -177,14 +166,14 @@ def _stacked(images: object) -> Tensor:
     if isinstance(images, list | tuple) and images and all(isinstance(image, Tensor | np.ndarray) for image in images):
         parts = [torch.as_tensor(image) for image in images]
         if len({part.shape for part in parts}) > 1:
-            raise InvalidRequestError("images are of different shapes, where one batch [n, C, H, W] is needed.")
+            raise InvalidRequestError("images are of different shapes: expected one batch [n, C, H, W].")
         return torch.stack(parts)
     if isinstance(images, np.ndarray):
         return _from_array(images, "images")
     if isinstance(images, Tensor):
         return images
     raise InvalidRequestError(
-        f"images is a {type(images).__name__}, where a tensor or an array [n, C, H, W] is needed, preprocessed."
+        f"images is a {type(images).__name__}: expected a tensor or an array [n, C, H, W], preprocessed."
     )
 
 
@@ -197,17 +186,17 @@ def _integers(values: object, n: int, name: str, meaning: str) -> Tensor:
         raise InvalidRequestError(f"{n} images came with {len(numbers)} {name}: they must be as many.")
     if numbers.dim() != 1:
         raise InvalidRequestError(
-            f"{n} images came with {name} of shape {list(numbers.shape)}, where [{n}] is needed: {meaning}."
+            f"{n} images came with {name} of shape {list(numbers.shape)}: expected [{n}], {meaning}."
         )
     if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
-        raise InvalidRequestError(f"{name} are {_kind(numbers)}, where integers are needed: {meaning}.")
+        raise InvalidRequestError(f"{name} are {_kind(numbers)}: expected integers, {meaning}.")
     return numbers.to(torch.int64)
 
 
 def _from_array(array: np.ndarray, name: str) -> Tensor:
     if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
-        raise InvalidRequestError(f"{name} are {array.dtype}, where numbers are needed, of at most 64 bits.")
-    # Reversed and other views have strides, and other machines' files a byte order, that torch does not know.
+        raise InvalidRequestError(f"{name} are {array.dtype}: expected numbers, of at most 64 bits.")
+    # torch rejects negative strides, as of reversed views, and the byte order of other machines.
     return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
 
 

@@ -1,4 +1,4 @@
-"""FullGrad's raw parts, as idiap/fullgrad-saliency's ``fullGradientDecompose`` gives them."""
+"""Decomposes scores into FullGrad's raw parts, as ``fullGradientDecompose`` of idiap/fullgrad-saliency does."""
 
 from __future__ import annotations
 
@@ -23,33 +23,50 @@ def decompose(
     labels: Values | None = None,
     precision: str = "float32",
 ) -> Decomposition:
-    """The parts that add up to the score of ``target``, of ``images`` float [n, C, H, W], preprocessed.
+    """Returns the parts that add up to the score of a target. Srinivas & Fleuret 2019, arXiv:1905.00780, equation 3.
 
-    Layers come in the order of execution. A batch norm that directly follows a convolution without a bias is one
-    layer with it. Srinivas & Fleuret 2019, arXiv:1905.00780, equation 3.
+    Args:
+        model: A ``Model``, or a bare ``torch.nn.Module``.
+        images: Floating point [n, C, H, W], preprocessed.
+        target: A spec, the number of a class, or a module of the model.
+        labels: Integers [n]; −1 or None if an image has no label.
+        precision: A precision of the ``Explainer``.
+
+    Returns:
+        The parts, with layers in the order of execution. A batch norm that directly follows a convolution without a
+        bias is one layer with it.
+
+    Raises:
+        InvalidRequestError: An argument is not as above, or the images of a layer cannot be separated.
     """
     explainer = Explainer(model, methods=["fullgrad"], targets=target, precision=precision)
-    one = explainer.single_pass(images, labels=labels)
-    layers = [_layer(layer, len(images)) for layer in one.layers]
-    return Decomposition(one.scores, one.inputs, one.input_gradient, layers, completeness(one))
+    result = explainer.single_pass(images, labels=labels)
+    layers = [_layer(layer, len(images)) for layer in result.layers]
+    return Decomposition(result.scores, result.inputs, result.input_gradient, layers, completeness(result))
 
 
 def _layer(layer: LayerGradient, n: int) -> Layer:
-    capture, own = layer.capture, bias_of(layer)
+    capture, layer_bias = layer.capture, bias_of(layer)
     gradient = images_first(capture, layer.gradient, n)
-    bias = images_first(capture, own, n) if own.shape == layer.gradient.shape else own
+    bias = images_first(capture, layer_bias, n) if layer_bias.shape == layer.gradient.shape else layer_bias
     if gradient is None or bias is None:
         raise InvalidRequestError(
             f"{capture.name} holds no batch of images along one axis (does the model loop over them?), so its part of "
-            "each image's score is not known: decompose one image at a time."
+            "each image's score cannot be computed: decompose one image at a time."
         )
-    return Layer(capture.name, gradient, bias, capture.left is not None and capture.left.explicit)
+    return Layer(capture.name, gradient, bias, capture.bias_term is not None and capture.bias_term.explicit)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer's share: ``gradient`` ∂S/∂output and ``term`` = gradient ⊙ bias, both [n, …]; ``bias`` in a shape that
-    multiplies with them; ``explicit`` where it is a parameter."""
+    """One layer's part of the score.
+
+    Attributes:
+        name: The function with the number of its call, for example ``conv2d#1``.
+        gradient: ∂S/∂output [n, …].
+        bias: In a shape that multiplies with ``gradient``.
+        explicit: Whether the bias is a parameter.
+    """
 
     name: str
     gradient: Tensor
@@ -58,12 +75,21 @@ class Layer:
 
     @property
     def term(self) -> Tensor:
+        """``gradient`` ⊙ ``bias`` [n, …]."""
         return self.gradient * self.bias
 
 
 @dataclass(frozen=True)
 class Decomposition:
-    """The score's parts: ``scores`` [n] = Σ ``input_gradient`` ⊙ ``inputs`` + Σ_l Σ term_l, but for ``residual``."""
+    """The parts of a score: S = Σ ``input_gradient`` ⊙ ``inputs`` + Σ_l Σ term_l, up to ``residual``.
+
+    Attributes:
+        scores: S [n], before softmax or sigmoid.
+        inputs: [n, C, H, W].
+        input_gradient: ∂S/∂inputs [n, C, H, W].
+        layers: The layers' parts, in the order of execution.
+        residual: [n], the difference of both sides, relative to the sum of the parts' sizes.
+    """
 
     scores: Tensor
     inputs: Tensor

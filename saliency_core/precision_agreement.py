@@ -1,4 +1,4 @@
-"""How near a faster precision's maps are to float32's, for this model on this machine."""
+"""Measures how near the maps of a faster precision are to those of float32, for one model on this machine."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ GRID = 14
 
 
 def agreement(model: Model, precision: str, *, device: str | torch.device = "cpu") -> dict[str, float]:
-    """``cosine`` and ``rank`` (Spearman) correlation of the gradient maps of the predicted class with float32's, the
-    medians over a few smooth pictures of noise, and the part of them that gets the ``same_class``.
+    """Compares the gradient maps of the predicted class in ``precision`` and in float32, on a few smooth noise images.
 
-    Pictures whose maps are not finite are left out: then ``finite`` is the part of them that is left, and stands alone
-    if there is none. All values are finite.
+    Returns the medians of their ``cosine`` similarity and ``rank`` (Spearman) correlation, and the share of the images
+    that get the ``same_class``. Images whose maps are not finite are left out: then ``finite`` is the share of the
+    others, and is the only key if there are none. All values are finite.
     """
     height, width = model.geometry.input_size
     generator = torch.Generator("cpu").manual_seed(0)
     shape = (IMAGES, model.geometry.channels, GRID, GRID)
     coarse = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
     images = interpolate(coarse, (height, width), mode="bicubic")
-    exact, other = (
+    exact, faster = (
         Explainer(model, device=device, precision=each)(images)["predicted"] for each in ("float32", precision)
     )
-    first, second = (each.maps["gradient"].cpu() for each in (exact, other))
-    finite = (first.isfinite() & second.isfinite()).flatten(1).all(dim=1)
-    part = {} if finite.all() else {"finite": float(finite.double().mean())}
+    exact_maps, faster_maps = (explanation.maps["gradient"].cpu() for explanation in (exact, faster))
+    finite = (exact_maps.isfinite() & faster_maps.isfinite()).flatten(1).all(dim=1)
+    finite_share = {} if finite.all() else {"finite": float(finite.double().mean())}
     if not finite.any():
-        return part
-    first, second = first[finite], second[finite]
-    ranks = torch.from_numpy(rank_correlation(first.numpy(), second.numpy())).nan_to_num(0)  # a flat map has no order
-    return part | {
-        "cosine": float(cosine_similarity(first.flatten(1).double(), second.flatten(1).double()).median()),
+        return finite_share
+    exact_maps, faster_maps = exact_maps[finite], faster_maps[finite]
+    # NaN if a map is constant.
+    ranks = torch.from_numpy(rank_correlation(exact_maps.numpy(), faster_maps.numpy())).nan_to_num(0)
+    return finite_share | {
+        "cosine": float(cosine_similarity(exact_maps.flatten(1).double(), faster_maps.flatten(1).double()).median()),
         "rank": float(ranks.median()),
-        "same_class": float((exact.classes == other.classes).cpu()[finite].double().mean()),
+        "same_class": float((exact.classes == faster.classes).cpu()[finite].double().mean()),
     }

@@ -1,4 +1,4 @@
-"""Specs: how methods and targets are written, and the names they get as path and column parts.
+"""Parses specs, the texts that name methods and targets, and makes slugs, their names in paths and columns.
 
 A spec is ``[name=]head[(argument=value, …)]`` for a method and ``[name=]head[:rest]`` for a target.
 """
@@ -22,12 +22,12 @@ _CLASSES = ("predicted", "label", "class", "top")
 
 
 def is_class_spec(target: str) -> bool:
-    """Whether a target's canonical spec is one class for each image, which the index can name."""
+    """Returns whether a target, by its canonical spec, explains one class of each image, which the index can name."""
     return target.partition(":")[0] in _CLASSES
 
 
 class Named(Protocol):
-    """What has a slug and the spec that it was made from."""
+    """An object with a slug and the spec that it was made from."""
 
     @property
     def slug(self) -> str: ...
@@ -36,7 +36,7 @@ class Named(Protocol):
 
 
 def split_name(spec: str) -> tuple[str | None, str]:
-    """``"sharp=class:3"`` → ``("sharp", "class:3")``; the name is None where none is given."""
+    """``"sharp=class:3"`` → ``("sharp", "class:3")``; the name is None if the spec has none."""
     match = _NAMED.fullmatch(spec.strip())
     if match is None:
         return None, spec.strip()
@@ -44,7 +44,7 @@ def split_name(spec: str) -> tuple[str | None, str]:
 
 
 def checked_slug(slug: str, spec: str) -> str:
-    """The slug itself, or InvalidRequestError where it could not stand in a path and a column name."""
+    """Returns the slug. Raises InvalidRequestError if it cannot be part of a path and a column name."""
     # "." and ".." would leave the store's directory; "__" separates the parts of an index column.
     clear = "__" not in slug and slug.strip("_") == slug and slug.strip(".") and slug != "zarr.json"
     if not clear or not _SLUG.fullmatch(slug):
@@ -56,8 +56,8 @@ def checked_slug(slug: str, spec: str) -> str:
 
 
 def parse_call(spec: str, *, numbers: Collection[str] = ("n", "spread")) -> tuple[str, dict[str, Argument]]:
-    """``"smoothgrad(n=25, spread=0.15)"`` → ``("smoothgrad", {"n": 25, "spread": 0.15})``; other arguments than
-    ``numbers`` stay the text that they are, as a layer's name ``0.10``."""
+    """``"smoothgrad(n=25, spread=0.15)"`` → ``("smoothgrad", {"n": 25, "spread": 0.15})``; arguments
+    other than ``numbers`` stay text, for example a layer's name ``0.10``."""
     match = _CALL.fullmatch(spec.strip())
     if match is None:
         raise InvalidRequestError(f"{spec!r} is not a method spec: write name or name(argument=value, …).")
@@ -80,24 +80,24 @@ def _value(text: str) -> Argument:
 
 
 def call_spec(head: str, arguments: dict[str, Argument]) -> str:
-    """The canonical form of a call: arguments in alphabetic order."""
+    """Returns the canonical form of a call: arguments in alphabetic order."""
     inside = ", ".join(f"{key}={value}" for key, value in sorted(arguments.items()))
     return f"{head}({inside})" if inside else head
 
 
 def call_slug(head: str, arguments: dict[str, Argument]) -> str:
-    """``smoothgrad_n50_spread0.1``: numbers carry their argument's name, words speak for themselves."""
+    """``smoothgrad_n50_spread0.1``: numbers follow their argument's name, words stand alone."""
     parts = [str(value) if isinstance(value, str) else f"{key}{value}" for key, value in sorted(arguments.items())]
     return checked_slug("_".join([head, *parts]).lower(), call_spec(head, arguments))
 
 
-def refuse_collisions(things: Iterable[Named]) -> None:
-    """Raises InvalidRequestError where two specs would share one name, and so one array."""
-    seen: dict[str, str] = {}
-    for thing in things:
-        if thing.slug in seen:
-            twice = "is asked for twice" if seen[thing.slug] == thing.spec else f"has the name of {seen[thing.slug]!r}"
+def refuse_collisions(items: Iterable[Named]) -> None:
+    """Raises InvalidRequestError if two specs share a slug, and so an array."""
+    specs: dict[str, str] = {}
+    for item in items:
+        if item.slug in specs:
+            twice = "is asked for twice" if specs[item.slug] == item.spec else f"has the name of {specs[item.slug]!r}"
             raise InvalidRequestError(
-                f"{thing.spec!r} {twice}, and both would be stored as {thing.slug!r}: drop one, or name it: name=spec."
+                f"{item.spec!r} {twice}, and both would be stored as {item.slug!r}: drop one, or name it: name=spec."
             )
-        seen[thing.slug] = thing.spec
+        specs[item.slug] = item.spec

@@ -22,9 +22,8 @@ from jobs.store.run_record import STATISTICS, Run
 from jobs.util.exit_guard import no_quitting
 from jobs.util.job_errors import JobStopped
 from jobs.util.timeout import CallWithTimeout
-from saliency_core.errors import SaliencyWarning
+from saliency_core.errors import SaliencyWarning, is_out_of_memory
 from saliency_core.explainer import Explainer
-from saliency_core.replica.cpu.allocator import is_out_of_memory
 from saliency_core.targets.class_targets import NO_LABEL
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,8 @@ from jobs.explain.probe_messages import probe_record
 from jobs.store.run_record import ArraySpec
 from jobs.store.software_versions import Software
 from saliency_core.errors import InvalidRequestError, SaliencyWarning
-from saliency_core.explainer import LESS_EXACT, Explainer, Explanation
+from saliency_core.explainer import LESS_EXACT, Explainer
+from saliency_core.explanation import Explanation
 from saliency_core.model.classifier import Model
 from saliency_core.model.heads import Head
 from saliency_core.model.preprocessing import Preprocessing
@@ -142,7 +143,7 @@ def _layer_note(explainer: Explainer, replica: Replica) -> list[str]:
     cams = [
         method.slug for method in explainer.methods if any(signal.readout.layer == AUTO for signal in method.signals)
     ]
-    return [f"{', '.join(cams)}: layer auto is {replica.found}."] if cams else []
+    return [f"{', '.join(cams)}: layer auto is {replica.auto_layer}."] if cams else []
 
 
 def _agreement(model: Model, precision: str, device: Callable[[], str]) -> tuple[dict[str, float], list[str]]:

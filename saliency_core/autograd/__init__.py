@@ -1,1 +1,1 @@
-"""One forward and its backward passes: what is recorded on the way, and how gradients pass ReLUs."""
+"""Runs one forward and its backwards, records the calls of the model, and hooks its ReLUs."""

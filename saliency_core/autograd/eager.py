@@ -1,4 +1,4 @@
-"""Eager runs: what ``torch.compile`` made runs as it was written, so that every call in it can be seen."""
+"""Runs what ``torch.compile`` made eagerly, so that every call in it can be recorded."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ import torch
 
 
 def eagerly() -> AbstractContextManager[Any]:
-    """Inside it, compiled modules and functions run eagerly. Without torch's compiler in the process there are none."""
+    """Inside it, compiled modules and functions run eagerly. Does nothing if torch's compiler was not imported."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()

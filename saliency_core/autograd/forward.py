@@ -1,4 +1,4 @@
-"""Passes: one forward, and one ``torch.autograd.grad`` for each target and rule."""
+"""Runs one forward of a model, and one ``torch.autograd.grad`` for each target and rule."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch.utils.hooks import RemovableHandle
 from saliency_core.autograd.capture import Capture, Captures
 from saliency_core.autograd.model_outputs import Outputs
 from saliency_core.autograd.output_calls import SOFTMAX
-from saliency_core.autograd.relus import OutOfViews, Plain, Rule, find_relus
+from saliency_core.autograd.relus import OutOfViews, ReluHook, find_relus
 from saliency_core.errors import InvalidRequestError
 
 
 @dataclass(frozen=True)
 class LayerGradient:
-    """A captured output, and ∂S/∂output [n, …]; zeros where the score does not depend on it, so is not ``reached``."""
+    """A captured output and ∂S/∂output [n, …], which is zero if the score does not depend on it (not ``reached``)."""
 
     capture: Capture
     gradient: Tensor
@@ -30,8 +30,16 @@ class LayerGradient:
 
 @dataclass(frozen=True)
 class BackwardResult:
-    """What readouts read, all detached: ``inputs``, ``input_gradient`` and ``displacement`` [n, C, H, W], ``scores``
-    [n], the captured layers with a ``bias``, and by name the ``activations`` that were asked for."""
+    """The detached tensors of one backward, which readouts read.
+
+    Attributes:
+        inputs: [n, C, H, W].
+        input_gradient: ∂S/∂inputs [n, C, H, W].
+        displacement: The factor of the gradient in input × gradient, [n, C, H, W].
+        scores: S [n].
+        layers: The layers with bias terms, if they were recorded.
+        activations: The recorded activations, by name.
+    """
 
     inputs: Tensor
     input_gradient: Tensor
@@ -44,8 +52,9 @@ class BackwardResult:
 class Forward:
     """One forward over ``inputs`` [n, C, H, W] that keeps its graph for the targets and rules that share it.
 
-    ``outputs``: float [n, classes] before ``head``. ``captures`` watches it, where readouts or targets want more;
-    ``open_views``: where a rule is to hold. Raises InvalidRequestError where a layer that is wanted was not called.
+    ``outputs``: float [n, classes] before ``head``. ``captures`` records it, if readouts or targets read more.
+    ``open_views`` must be set if a ReLU hook will be used. Raises InvalidRequestError if a requested layer was not
+    called.
     """
 
     def __init__(
@@ -62,11 +71,11 @@ class Forward:
         self._displacement = self._inputs.detach() if displacement is None else displacement
         self._captures = captures
         self._head = head
-        watching: AbstractContextManager[Any] = captures if captures is not None else nullcontext()
+        recording: AbstractContextManager[Any] = captures if captures is not None else nullcontext()
         opening: AbstractContextManager[Any] = OutOfViews() if open_views else nullcontext()
-        # A copy goes in: a model may normalise its input in place, which autograd forbids on a leaf.
+        # The model gets a copy: it may normalise its input in place, which autograd forbids on a leaf.
         copied = self._inputs.clone()
-        with watching, opening:  # what is done beside a view is seen, too
+        with recording, opening:  # the calls that replace in-place calls are recorded, too
             self.outputs = model(copied)
         if captures is not None:
             captures.refuse_missing()
@@ -75,69 +84,74 @@ class Forward:
     @property
     def all_outputs(self) -> Outputs:
         """The outputs with the layers that targets read."""
-        return Outputs(self.outputs, {} if self._captures is None else self._captures.live, self._head)
+        return Outputs(self.outputs, {} if self._captures is None else self._captures.target_layers, self._head)
 
     def backward(
         self,
         scores: Tensor,
         *,
-        last: bool,
-        rule: Rule | None = None,
-        watchers: Sequence[Callable[[LayerGradient], None]] | None = None,
+        free_graph: bool = True,
+        relu_hook: ReluHook | None = None,
+        on_layer_gradient: Callable[[LayerGradient], None] | None = None,
     ) -> BackwardResult:
-        """The pass of ``scores`` [n]. ``last`` frees the graph: nobody else follows.
+        """Runs the backward of ``scores`` [n].
 
-        ``watchers`` see the captured layers as soon as their gradients are known, which then are not kept.
+        ``free_graph``: no other backward follows. ``relu_hook`` is registered at each ReLU of the graph meanwhile.
+        ``on_layer_gradient`` is called with each layer that has a bias term as soon as its gradient is computed, and
+        then these layers are not kept.
         """
-        every = [] if self._captures is None else self._captures.layers
-        layers = every if watchers is None else []
+        bias_layers = [] if self._captures is None else self._captures.layers
+        layers, hooks = bias_layers, []
+        if on_layer_gradient is not None:
+            layers, hooks = [], [_layer_hook(capture, on_layer_gradient) for capture in bias_layers]
         activations = {} if self._captures is None else self._captures.activations
-        gradient, *others = self._grad(
+        input_gradient, *layer_gradients = self._grad(
             scores,
-            [self._inputs, *(one.edge for one in [*layers, *activations.values()])],
-            last=last,
-            rule=rule,
-            hooks=[_hook(capture, watchers) for capture in every] if watchers else [],
+            [self._inputs, *(capture.edge for capture in [*layers, *activations.values()])],
+            free_graph=free_graph,
+            relu_hook=relu_hook,
+            hooks=hooks,
         )
-        passes = [
-            LayerGradient(capture, self._filled(other, capture), reached=other is not None)
-            for capture, other in zip([*layers, *activations.values()], others, strict=True)
+        captured = [
+            LayerGradient(capture, self._filled(gradient, capture), reached=gradient is not None)
+            for capture, gradient in zip([*layers, *activations.values()], layer_gradients, strict=True)
         ]
         return BackwardResult(
             self._inputs.detach(),
-            torch.zeros_like(self._inputs) if gradient is None else gradient,
+            torch.zeros_like(self._inputs) if input_gradient is None else input_gradient,
             self._displacement,
             scores.detach(),
-            passes[: len(layers)],
-            dict(zip(activations, passes[len(layers) :], strict=True)),
+            captured[: len(layers)],
+            dict(zip(activations, captured[len(layers) :], strict=True)),
         )
 
     def gradients(self, scores: Tensor, captures: Sequence[Capture]) -> list[Tensor]:
         """∂S/∂output [n, …] of each capture; frees the graph."""
-        found = self._grad(scores, [one.edge for one in captures], last=True)
-        return [self._filled(gradient, capture) for gradient, capture in zip(found, captures, strict=True)]
+        gradients = self._grad(scores, [capture.edge for capture in captures])
+        return [self._filled(gradient, capture) for gradient, capture in zip(gradients, captures, strict=True)]
 
     def _grad(
         self,
         scores: Tensor,
         inputs: Sequence[Tensor | GradientEdge],
         *,
-        last: bool,
-        rule: Rule | None = None,
+        free_graph: bool = True,
+        relu_hook: ReluHook | None = None,
         hooks: Sequence[Callable[[], RemovableHandle]] = (),
     ) -> tuple[Tensor | None, ...]:
-        rule = rule or Plain()
         if not scores.requires_grad:
             raise InvalidRequestError("the scores have no gradient by the input: there is nothing to map.")
         with ExitStack() as stack:
-            stack.enter_context(rule.applied(self.relus() if rule.hooks_relus else ()))
+            if relu_hook is not None:
+                for relu in self.relus():
+                    stack.callback(relu_hook(relu).remove)
             for hook in hooks:
                 stack.callback(hook().remove)
-            # The sum: each score depends on its own image alone, so its gradient is each image's own.
+            # Each score depends on its own image alone, so the sum's gradient is each image's own.
             return torch.autograd.grad(
                 scores.sum(),
-                inputs,  # type: ignore[arg-type]  # both kinds at once are as welcome as either
-                retain_graph=not last,
+                inputs,  # type: ignore[arg-type]  # a mixture of both types works, too
+                retain_graph=not free_graph,
                 allow_unused=True,
             )
 
@@ -145,21 +159,19 @@ class Forward:
         return self._inputs.new_zeros(capture.shape) if gradient is None else gradient
 
     def relus(self) -> list[Node]:
-        """The ReLUs of the graph, found once."""
+        """Returns the ReLUs of the graph, which are searched once."""
         if self._relus is None:
-            live = [] if self._captures is None else list(self._captures.live.values())
-            self._relus = find_relus([self.outputs, *live])
+            target_layers = [] if self._captures is None else list(self._captures.target_layers.values())
+            self._relus = find_relus([self.outputs, *target_layers])
         return self._relus
 
 
-def _hook(capture: Capture, watchers: Sequence[Callable[[LayerGradient], None]]) -> Callable[[], RemovableHandle]:
-    """Registers, when called, what shows the gradient of ``capture`` to the watchers."""
+def _layer_hook(capture: Capture, callback: Callable[[LayerGradient], None]) -> Callable[[], RemovableHandle]:
+    """Returns a function that registers ``callback`` for the gradient of ``capture``."""
 
-    def show(gradients: tuple[Tensor, ...]) -> None:
+    def call_back(gradients: tuple[Tensor, ...]) -> None:
         gradient = gradients[capture.edge.output_nr]
         if gradient is not None:
-            seen = LayerGradient(capture, gradient)
-            for watcher in watchers:
-                watcher(seen)
+            callback(LayerGradient(capture, gradient))
 
-    return lambda: capture.edge.node.register_prehook(show)
+    return lambda: capture.edge.node.register_prehook(call_back)

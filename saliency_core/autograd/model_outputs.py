@@ -1,4 +1,4 @@
-"""What one forward gives to targets: logits, and the layers that they read."""
+"""The outputs of one forward that targets read: logits, and layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from saliency_core.autograd.output_calls import SOFTMAX
 
 @dataclass(frozen=True)
 class Outputs:
-    """Of one forward: ``logits`` [n, classes] before ``head``, by name the ``layers`` [n, …] that a target reads."""
+    """``logits`` [n, classes] before ``head``, and by name the ``layers`` [n, …] that targets read."""
 
     logits: Tensor
     layers: Mapping[str, Tensor] = field(default_factory=dict)

@@ -1,8 +1,8 @@
-"""Endings: the calls between a model's scores and what it returns, such as a softmax and a squeeze after it.
+"""Finds and bypasses the ending of a model: the calls between its scores and its output, such as a final softmax.
 
 An ending is found by following the model's output back, call by call, to the squashing call that made it: by the
-identity of tensors, so that a softmax inside (attention) is none. Squashing calls are then passed by, which makes them
-return their input, and calls that only carry values (views, casts) carry the scores instead of the probabilities.
+identity of tensors, so that a softmax inside the model (attention) is not mistaken for one. Squashing calls are then
+bypassed: they return their input, and calls that only carry values (views, casts) carry scores, not probabilities.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from saliency_core.autograd.torch_calls import call_name
 from saliency_core.errors import InvalidRequestError
 
 SOFTMAX, SIGMOID, LOGIT = "softmax", "sigmoid", "logit"
-INPUT, NEGATED = "its input", "its input, negated"  # what a call that is passed by returns
+INPUT, NEGATED = "its input", "its input, negated"  # what a bypassed call returns
 
-# What each squashing call makes of its input; "": something that is no probability of a class.
+# The probabilities that each squashing call computes; "" if its result is not a probability of a class.
 _SQUASHES = {
     **dict.fromkeys(("softmax", "log_softmax", "special_softmax", "special_log_softmax", "softmin"), SOFTMAX),
     **dict.fromkeys(("sigmoid", "special_expit", "expit", "log_sigmoid", "logsigmoid"), SIGMOID),
@@ -37,16 +37,16 @@ _CARRIERS = {
     *("flip", "index_select"),
     *_JOINS,
 }
-# Of probabilities alone, and next to nothing there: with scores they would do something else.
+# These hardly change probabilities, but would change scores.
 _GUARDS = ("clamp", "clip", "clamp_min", "clamp_max", "hardtanh", "log", "exp")
 _SUMS = ("add", "radd", "iadd")
-_OF_MODULES = 5  # the ``_stacklevel`` that nn.Softmax and nn.LogSoftmax, and nothing else, call their function with
+_OF_MODULES = 5  # the ``_stacklevel`` with which only nn.Softmax and nn.LogSoftmax call their function
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call. ``reads``: what is carried on, and ``makes``: the results, both as identities; ``numbers``: its
-    arguments that are numbers; ``stack_level``: that of nn.functional's softmax."""
+    """One call. ``reads``: its tensors, and ``makes``: its results, both as identities; ``numbers``: its arguments that
+    are numbers; ``stack_level``: that of nn.functional's softmax."""
 
     name: str
     reads: tuple[object, ...]
@@ -57,52 +57,53 @@ class Call:
 
 @dataclass(frozen=True)
 class Ending:
-    """``kind``: softmax or sigmoid; empty where the squashing call (``name``) is none of both, or they differ.
+    """``kind``: softmax or sigmoid; empty if the squashing calls (``name``) are neither, or differ.
 
-    ``changes``: what is returned instead by the calls at these places; ``inner``: the scores in front are themselves
-    the result of a squashing call; ``as_ever``: it is a call of nn.Softmax or nn.LogSoftmax and the very last one.
+    ``changes``: what is returned instead by the calls at these positions; ``inner``: the scores in front are themselves
+    the result of a squashing call; ``is_final_module``: the squashing call is the last call, and one of nn.Softmax or
+    nn.LogSoftmax.
     """
 
     kind: str
     name: str
     changes: Mapping[int, str]
     inner: bool = False
-    as_ever: bool = False
+    is_final_module: bool = False
 
 
 def find_ending(calls: Sequence[Call], output: object) -> Ending | None:
-    """The ending of a forward that made these calls, in their order; None where ``output`` is squashed by none."""
+    """Returns the ending of a forward that made ``calls`` in this order; None if no squashing call made ``output``."""
     names: dict[str, None] = {}
     changes: dict[int, str] = {}
-    carried, inner, as_ever = False, False, False
+    carried, inner, is_final_module = False, False, False
     waiting = [(output, len(calls))]
     while waiting:
         value, before = waiting.pop()
-        place = next((place for place in reversed(range(before)) if value in calls[place].makes), None)
-        if place is None or not calls[place].reads:
+        position = next((position for position in reversed(range(before)) if value in calls[position].makes), None)
+        if position is None or not calls[position].reads:
             return None
-        call = calls[place]
+        call = calls[position]
         if call.name in _SQUASHES:
             names[call.name] = None
-            changes[place] = NEGATED if call.name == "softmin" else INPUT
-            inner |= find_ending(calls[:place], call.reads[0]) is not None
-            as_ever = not carried and call.stack_level == _OF_MODULES and call.name != "softmin"
+            changes[position] = NEGATED if call.name == "softmin" else INPUT
+            inner |= find_ending(calls[:position], call.reads[0]) is not None
+            is_final_module = not carried and call.stack_level == _OF_MODULES and call.name != "softmin"
             continue
         carried = True
         if call.name in _GUARDS or (call.name in _SUMS and len(call.reads) == 1 and call.numbers):
-            changes[place] = INPUT
+            changes[position] = INPUT
         elif call.name in ("rsub", "sub") and len(call.reads) == 1 and call.numbers[:1] == (1,):
-            changes[place] = NEGATED  # 1 − σ(z) = σ(−z)
+            changes[position] = NEGATED  # 1 − σ(z) = σ(−z)
         elif call.name not in _CARRIERS:
             return None
-        waiting += [(read, place) for read in (call.reads if call.name in _JOINS else call.reads[:1])]
+        waiting += [(read, position) for read in (call.reads if call.name in _JOINS else call.reads[:1])]
     kinds = {_SQUASHES[name] for name in names}
-    return Ending(kinds.pop() if len(kinds) == 1 else "", ", ".join(names), changes, inner, as_ever)
+    return Ending(kinds.pop() if len(kinds) == 1 else "", ", ".join(names), changes, inner, is_final_module)
 
 
 @dataclass
 class Trace(TorchFunctionMode):
-    """Inside it, the calls of a forward are kept, with all that they made: so an ``id`` means one tensor."""
+    """Records the calls of a forward. It keeps their results alive, so that an ``id`` means one tensor."""
 
     calls: list[Call] = field(default_factory=list)
     _alive: list[Any] = field(default_factory=list)
@@ -120,40 +121,39 @@ class Trace(TorchFunctionMode):
         del types
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        given = tree_leaves((tuple(args), {name: kwargs[name] for name in kwargs if name != "_stacklevel"}))
-        reads = tuple(id(leaf) for leaf in given if isinstance(leaf, Tensor))
-        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        self._alive += [given, made]
-        numbers = tuple(leaf for leaf in given if isinstance(leaf, int | float))
-        makes = frozenset(map(id, made))
+        arguments = tree_leaves((tuple(args), {name: kwargs[name] for name in kwargs if name != "_stacklevel"}))
+        reads = tuple(id(leaf) for leaf in arguments if isinstance(leaf, Tensor))
+        results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        self._alive += [arguments, results]
+        numbers = tuple(leaf for leaf in arguments if isinstance(leaf, int | float))
+        makes = frozenset(map(id, results))
         self.calls.append(Call(_name(func), reads, makes, numbers, kwargs.get("_stacklevel")))
         return result
 
     def passing(self, ending: Ending) -> Passing:
-        """The ending's changes, by how often a function was called before."""
-        names = {self.calls[place].name for place in ending.changes}
+        """Returns the ending's changes by function and number of its call."""
+        names = {self.calls[position].name for position in ending.changes}
         counts, changes = Counter[str](), dict[tuple[str, int], str]()
-        for place, call in enumerate(self.calls):
+        for position, call in enumerate(self.calls):
             if call.name in names:
                 counts[call.name] += 1
-                if place in ending.changes:
-                    changes[call.name, counts[call.name]] = ending.changes[place]
+                if position in ending.changes:
+                    changes[call.name, counts[call.name]] = ending.changes[position]
         return Passing(changes, counts)
 
 
 @dataclass(frozen=True)
 class Passing:
-    """``changes``: what the k-th call of a function returns, by (name, k); ``counts``: calls in a whole forward."""
+    """``changes``: what the k-th call of a function returns, by (name, k). ``counts``: its calls in a whole forward."""
 
     changes: Mapping[tuple[str, int], str] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
 class PassBy(TorchFunctionMode):
-    """Inside it, the calls of one forward that ``passing`` names return their input, and are seen by no other mode.
+    """Inside it, the calls of one forward that ``passing`` names return their input, and other modes do not see them.
 
-    Raises InvalidRequestError where the forward makes another number of such calls than the one in which they were
-    found.
+    Raises InvalidRequestError if the forward makes another number of such calls than the one in which they were found.
     """
 
     def __init__(self, passing: Passing) -> None:
@@ -167,7 +167,7 @@ class PassBy(TorchFunctionMode):
             if kind is None and self._counts[name] != number:
                 raise InvalidRequestError(
                     f"the model ends in a {name}, whose input is explained. It makes {number} such calls for one "
-                    f"image, and {self._counts[name]} for others, so that the last one cannot be told: let the model "
+                    f"image, and {self._counts[name]} for others, so the last one cannot be identified: let the model "
                     f"return what is in front of its last {name}."
                 )
 

@@ -1,4 +1,4 @@
-"""Arithmetic: the precision in which a model is run, whatever the process was set to."""
+"""Sets the precision in which a model runs, independently of the settings of the process."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @contextmanager
 def computing_in(precision: str, device: torch.device) -> Iterator[None]:
-    """Inside it ``device`` works in ``precision`` and gradients are recorded; afterwards all is as it was.
+    """Inside it ``device`` computes in ``precision`` and gradients are recorded. Restores the settings afterwards.
 
-    The caller's autocast would make bf16 of float32, silently; its ``no_grad`` or ``inference_mode`` would leave no
-    graph. What was made in inference mode must come in through ``without_inference_mark``.
+    The caller's autocast would silently turn float32 into bf16, and its ``no_grad`` or ``inference_mode`` would leave
+    no graph. Tensors that were made in inference mode must pass through ``without_inference_mark``.
     """
     with ExitStack() as stack:
         for change in _changes(precision, device):
@@ -26,7 +26,7 @@ def computing_in(precision: str, device: torch.device) -> Iterator[None]:
 
 
 def _changes(precision: str, device: torch.device) -> Iterator[AbstractContextManager[Any]]:
-    """Those that are needed: entered in vain, they would cost a small pass a tenth of its time."""
+    """Yields only the contexts that are needed: all of them would cost a small pass a tenth of its time."""
     if torch.is_inference_mode_enabled():
         yield torch.inference_mode(False)
     if not torch.is_grad_enabled():
@@ -49,5 +49,5 @@ def _tf32(*, allowed: bool) -> Iterator[None]:
 
 
 def without_inference_mark(values: Tensor) -> Tensor:
-    """The values, where autograd may keep them: a tensor that was made in inference mode must be copied."""
+    """Returns values that autograd can save: a tensor that was made in inference mode is copied."""
     return values.clone() if values.is_inference() else values

@@ -1,15 +1,12 @@
-"""The ReLUs of a graph, and the base of the rules by which gradients pass them.
+"""The ReLUs of an autograd graph.
 
-A rule holds for one backward: it hooks the ReLUs of the graph, not modules. So functional, in-place and reused
-ReLUs obey it, one forward serves several rules, and nothing of the model is ever changed.
+A hook at the ReLUs of the graph, not at modules, holds for one backward: functional, in-place and reused ReLUs are
+included, one forward serves several rules, and the model is not changed.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -20,67 +17,36 @@ from torch.utils.hooks import RemovableHandle
 from saliency_core.autograd.torch_calls import is_in_place
 from saliency_core.errors import InvalidRequestError
 
-Gradients = tuple[Tensor, ...]
-
-
-class Rule(ABC):
-    """Rules compare by value: methods with an equal rule and sampler share their passes."""
-
-    hooks_relus = True
-
-    @abstractmethod
-    def hook(self, relu: Node) -> RemovableHandle:
-        """Makes the rule hold at one ReLU of the graph."""
-
-    @contextmanager
-    def applied(self, relus: Iterable[Node]) -> Iterator[None]:
-        """Inside it the rule holds; afterwards the graph is as it was, also after an exception."""
-        with ExitStack() as stack:
-            for relu in relus:
-                stack.callback(self.hook(relu).remove)
-            yield
-
-
-@dataclass(frozen=True)
-class Plain(Rule):
-    """The gradient as it is."""
-
-    hooks_relus = False
-
-    def hook(self, relu: Node) -> RemovableHandle:
-        raise NotImplementedError("the plain rule hooks nothing")
-
-    @contextmanager
-    def applied(self, relus: Iterable[Node]) -> Iterator[None]:
-        del relus
-        yield
+ReluHook = Callable[[Node], RemovableHandle]
+"""Registers a hook at one ReLU of a graph, and returns its handle."""
 
 
 def find_relus(outputs: Sequence[Tensor]) -> list[Node]:
-    """The ReLUs in the graph below ``outputs``: ReLU, ReLU6, and clamps and thresholds at zero, however written.
+    """Returns the ReLUs in the graph of ``outputs``: ReLU, ReLU6, and clamps and thresholds at zero.
 
-    Raises InvalidRequestError where TorchScript differentiates by itself, out of sight."""
-    found, seen = [], set[Node]()
+    Raises InvalidRequestError if TorchScript differentiates a part of the graph, which then hides its nodes.
+    """
+    relus, visited = [], set[Node]()
     waiting = [output.grad_fn for output in outputs if output.grad_fn is not None]
     while waiting:
         node = waiting.pop()
-        if node in seen:
+        if node in visited:
             continue
-        seen.add(node)
+        visited.add(node)
         if _is_relu(node):
-            found.append(node)
+            relus.append(node)
         elif node.name().endswith("DifferentiableGraphBackward"):
             raise InvalidRequestError(
                 "TorchScript differentiates a part of this model by itself, so that its ReLUs cannot be found, and "
                 "guided backprop and deconvnet would be wrong: give the model itself (python:package.module:factory)."
             )
         waiting += [below for below, _ in node.next_functions if below is not None]
-    return found
+    return relus
 
 
 class OutOfViews(TorchFunctionMode):
-    """Inside it, what is done in place to a view is done beside it and copied back: autograd hides the functions that
-    write into a view within a node of its base, where no rule could find them."""
+    """Inside it, a call that writes into a view writes into a copy, which is then copied back: autograd hides the
+    functions that write into a view within a node of its base, where their ReLUs could not be found."""
 
     def __torch_function__(
         self,
@@ -94,9 +60,9 @@ class OutOfViews(TorchFunctionMode):
         first = args[0] if args else None
         if not isinstance(first, Tensor) or not is_in_place(func, kwargs) or not first._is_view():
             return func(*args, **kwargs)
-        beside = first.clone()
-        func(beside, *args[1:], **kwargs)
-        first.copy_(beside)
+        copy = first.clone()
+        func(copy, *args[1:], **kwargs)
+        first.copy_(copy)
         return first
 
 

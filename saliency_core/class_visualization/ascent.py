@@ -83,7 +83,7 @@ def _ascend(model: Model, classes: Sequence[int], recipe: Recipe, seed: int, dev
     for step in range(recipe.steps):
         forward = Forward(partial(_penalised_scores, replica.model, recipe, [shift[step] for shift in shifts]), images)
         scores = forward.outputs.gather(1, chosen)[:, 0]
-        direction = _normalise(forward.backward(scores, last=True).input_gradient)
+        direction = _normalise(forward.backward(scores).input_gradient)
         for row in (~direction.flatten(1).any(dim=1)).nonzero()[:, 0].tolist():
             # The gradient of a model may vanish for a flat image. A random step leads away from it.
             direction[row] = noise_for([classes[row]], step, shape, seed=seed, device=device)[0]

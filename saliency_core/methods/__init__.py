@@ -1,1 +1,1 @@
-"""Methods: rule × sampler × readout, then a reduction."""
+"""Saliency methods: each is a rule × sampler × readout, and then a reduction."""

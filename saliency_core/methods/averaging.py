@@ -1,4 +1,4 @@
-"""Averages of readings over a sampler's draws: their mean, the mean of their squares, or their variance."""
+"""Averages readings over a sampler's draws: their mean, the mean of their squares, or their variance."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ MOMENTS = (MEAN, SQUARE, VARIANCE)
 
 
 class MomentAccumulator:
-    """Readings come pass by pass, [draws · n, …] with a weight for each draw; their weights sum to one.
+    """Sums readings pass by pass. The weights of all draws must sum to one.
 
-    Squares are summed in float64: the (population) variance is a small difference of large numbers.
+    Squares are summed in float64, because the (population) variance is a small difference of large numbers.
     """
 
     def __init__(self, moment: str) -> None:
@@ -22,7 +22,7 @@ class MomentAccumulator:
         self._squares: list[Tensor] = []
 
     def add(self, readings: Iterable[Tensor], weights: Sequence[float]) -> None:
-        """In the order of the draws, always: sums of floats depend on it."""
+        """Adds readings [draws · n, …], with the weight of each draw. The order changes the rounding."""
         for position, reading in enumerate(readings):
             draws = reading.reshape(len(weights), -1, *reading.shape[1:])
             for weight, draw in zip(weights, draws, strict=True):
@@ -34,7 +34,7 @@ class MomentAccumulator:
                         _add(self._sums, position, weight * draw.double())
 
     def result(self) -> list[Tensor]:
-        """The moments [n, …], one for each reading."""
+        """Returns the moments [n, …], one for each reading."""
         if self._moment == MEAN:
             return self._sums
         if self._moment == SQUARE:

@@ -1,4 +1,4 @@
-"""Class activation maps: a layer's activations A [n, K, h, w], weighted by their gradients G = ∂S/∂A."""
+"""Class activation maps weight a layer's activations A [n, K, h, w] by their gradients G = ∂S/∂A."""
 
 from __future__ import annotations
 
@@ -20,19 +20,25 @@ EPSILON = 1e-7
 
 @dataclass(frozen=True)
 class Cam(Readout):
-    """``layer``: a module's name, or a call's as ``relu#3``; ``auto``: the last spatial activation before the head."""
+    """The base of CAMs.
+
+    Attributes:
+        layer: The name of a module, or of a call, as ``relu#3``; ``auto`` is the last spatial activation before the
+            head.
+    """
 
     layer: str | None = AUTO
     reduction = "sum"
     nonnegative = True
 
-    def read(self, one: BackwardResult) -> Iterator[Tensor]:
-        layer = one.activations[self.layer or AUTO]
-        if layer.capture.shape[:1] != one.inputs.shape[:1]:
+    def read(self, result: BackwardResult) -> Iterator[Tensor]:
+        layer = result.activations[self.layer or AUTO]
+        if layer.capture.shape[:1] != result.inputs.shape[:1]:
             raise InvalidRequestError(
-                f"layer {layer.capture.name!r} gives {list(layer.capture.shape)} for {len(one.inputs)} images, so "
-                "which part of it is of which image is not known (does the model loop over images, pad their batch, or "
-                "look at several views of each?). Choose another layer=… or method, or let it take all images at once."
+                f"layer {layer.capture.name!r} gives {list(layer.capture.shape)} for {len(result.inputs)} images, so "
+                "it is unknown which part of it belongs to which image (does the model loop over images, pad their "
+                "batch, or look at several views of each?). Choose another layer=… or method, or let it take all "
+                "images at once."
             )
         activation, gradient = spatial(layer)
         yield self.weigh(activation, gradient)
@@ -43,7 +49,15 @@ class Cam(Readout):
 
     @abstractmethod
     def weigh(self, activation: Tensor, gradient: Tensor) -> Tensor:
-        """A and G, both [n, K, h, w] → Σ_k of the weighted activations [n, 1, h, w], before the ReLU."""
+        """Weights the activations.
+
+        Args:
+            activation: A [n, K, h, w].
+            gradient: G [n, K, h, w].
+
+        Returns:
+            The sum over k of the weighted activations, [n, 1, h, w], before the ReLU.
+        """
 
 
 class GradCam(Cam):
@@ -57,8 +71,8 @@ class GradCamPlusPlus(Cam):
     """Grad-CAM with weights Σ α relu(G), α = G² ÷ (2 G² + Σ A · G³). Chattopadhay et al. 2018, arXiv:1710.11063."""
 
     def weigh(self, activation: Tensor, gradient: Tensor) -> Tensor:
-        below = 2 * gradient**2 + activation.sum(dim=(2, 3), keepdim=True) * gradient**3
-        alpha = torch.where(below != 0, gradient**2 / torch.where(below != 0, below, 1), 0)
+        denominator = 2 * gradient**2 + activation.sum(dim=(2, 3), keepdim=True) * gradient**3
+        alpha = torch.where(denominator != 0, gradient**2 / torch.where(denominator != 0, denominator, 1), 0)
         weights = (alpha * gradient.relu()).sum(dim=(2, 3), keepdim=True)
         return (weights * activation).sum(dim=1, keepdim=True)
 
@@ -87,16 +101,17 @@ class XGradCam(Cam):
 
 
 def spatial(layer: LayerGradient) -> tuple[Tensor, Tensor]:
-    """The activation and its gradient as [n, K, h, w]: tokens go back to their grid, without the extra ones."""
+    """Returns the activation and its gradient as [n, K, h, w]. Tokens return to their grid, without the extra
+    tokens."""
     capture = layer.capture
     assert capture.value is not None
-    # Squares and cubes of half precision would vanish.
+    # In half precision squares and cubes would underflow.
     pair = [value.float() if value.itemsize < 4 else value for value in (capture.value, layer.gradient)]
-    if len(capture.shape) == 4:  # on whatever grid: somebody may have named it
-        first, second = (value.permute(0, 3, 1, 2) if capture.axes == (1, 2) else value for value in pair)
+    if len(capture.shape) == 4:  # on any grid: the user may have named the layer
+        activation, gradient = (value.permute(0, 3, 1, 2) if capture.axes == (1, 2) else value for value in pair)
     elif capture.grid is not None:
         height, width = capture.grid
-        first, second = (
+        activation, gradient = (
             value[:, -height * width :].transpose(1, 2).reshape(len(value), -1, height, width) for value in pair
         )
     else:
@@ -104,4 +119,4 @@ def spatial(layer: LayerGradient) -> tuple[Tensor, Tensor]:
             f"layer {capture.name!r} gives {list(capture.shape)}, which does not lie over the image: a CAM needs "
             "[images, channels, height, width] or tokens of a grid. Choose another layer=…."
         )
-    return first, second
+    return activation, gradient

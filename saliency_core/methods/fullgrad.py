@@ -1,4 +1,4 @@
-"""FullGrad: the input's share of the score and every layer's, as one map. Srinivas & Fleuret 2019, arXiv:1905.00780."""
+"""FullGrad: sums what the input and every layer contribute to the score. Srinivas & Fleuret 2019, arXiv:1905.00780."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from saliency_core.errors import InvalidRequestError
 from saliency_core.methods.readouts import Reader, Readout
 
 EPSILON = 1e-6
-BUFFER = 2**19  # values; what stays in a core's own cache
+BUFFER = 2**19  # values; fits into the cache of a core
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,16 @@ class FullGrad(Readout):
 
     reduction = "sum"
     nonnegative = True
-    leftovers = True
+    reads_bias_terms = True
 
-    def read(self, one: BackwardResult) -> Iterator[Tensor]:
-        yield one.input_gradient * one.inputs
-        for layer in one.layers:
-            if in_map(layer, len(one.inputs)):
+    def read(self, result: BackwardResult) -> Iterator[Tensor]:
+        yield result.input_gradient * result.inputs
+        for layer in result.layers:
+            if has_map(layer, len(result.inputs)):
                 yield channels_first(layer, layer.gradient * self.factor(layer))
 
     def finish(self, readings: Iterable[Tensor], size: tuple[int, int]) -> Tensor:
-        maps = Maps(size)
+        maps = MapSum(size)
         for reading in readings:
             maps.add(psi_sum(reading)[0])
         return maps.total()
@@ -42,16 +42,16 @@ class FullGrad(Readout):
     def reader(self, n: int, size: tuple[int, int]) -> Reader:
         return FullGradReader(self, n, size)
 
-    def residual(self, one: BackwardResult) -> Tensor | None:
-        return self.off(one, shares_of(one))
+    def residual(self, result: BackwardResult) -> Tensor | None:
+        return self.residual_of(result, shares_of(result))
 
     def factor(self, layer: LayerGradient) -> Tensor:
-        """What a layer's gradient is multiplied with."""
+        """Returns the factor of a layer's gradient."""
         return bias_of(layer)
 
-    def off(self, one: BackwardResult, shares: Sequence[Tensor]) -> Tensor | None:
-        """|S − Σ| ÷ Σ |shares| of the score's ``shares`` [n] → [n]."""
-        return off_by(one.scores, shares)
+    def residual_of(self, result: BackwardResult, shares: Sequence[Tensor]) -> Tensor | None:
+        """|S − Σ| ÷ Σ |shares| → [n], for the parts ``shares`` [n] of the score; None if they need not add up."""
+        return relative_distance(result.scores, shares)
 
 
 @dataclass(frozen=True)
@@ -61,23 +61,23 @@ class SimpleFullGrad(FullGrad):
     def factor(self, layer: LayerGradient) -> Tensor:
         return layer.gradient.new_ones(1)
 
-    def off(self, one: BackwardResult, shares: Sequence[Tensor]) -> Tensor | None:
-        del one, shares  # its parts need not add up
+    def residual_of(self, result: BackwardResult, shares: Sequence[Tensor]) -> Tensor | None:
+        del result, shares
         return None
 
 
 class FullGradReader(Reader):
-    """Sums the layers as they come."""
+    """Adds each layer to the map in the middle of the backward."""
 
     def __init__(self, readout: FullGrad, n: int, size: tuple[int, int]) -> None:
         super().__init__(readout, size)
         self._fullgrad = readout
         self._n = n
-        self._maps = Maps(size)
+        self._maps = MapSum(size)
         self._shares: list[Tensor] = []
 
-    def layer(self, layer: LayerGradient) -> None:
-        if not in_map(layer, self._n):
+    def add_layer(self, layer: LayerGradient) -> None:
+        if not has_map(layer, self._n):
             self._shares.append(share_of(layer, self._n))
             return
         factor = self._fullgrad.factor(layer)
@@ -87,39 +87,42 @@ class FullGradReader(Reader):
         self._maps.add(summed)
         self._shares.append(share)
 
-    def result(self, one: BackwardResult) -> tuple[Tensor, Tensor | None]:
-        summed, share = psi_sum(one.input_gradient, one.inputs)
+    def finish(self, result: BackwardResult) -> tuple[Tensor, Tensor | None]:
+        summed, share = psi_sum(result.input_gradient, result.inputs)
         self._maps.add(summed)
-        return self._maps.total(), self._fullgrad.off(one, [share, *self._shares])
+        return self._maps.total(), self._fullgrad.residual_of(result, [share, *self._shares])
 
 
-class Maps:
-    """Sums maps [n, 1, h, w] of any grid at ``size``. Upsampling is linear: those of one grid are summed before it."""
+class MapSum:
+    """Sums maps [n, 1, h, w] of any grids, upsampled to ``size``.
+
+    Upsampling is linear, so maps of the same grid are summed before it.
+    """
 
     def __init__(self, size: tuple[int, int]) -> None:
         self._size = size
         self._sums: dict[tuple[int, ...], Tensor] = {}
 
-    def add(self, one: Tensor) -> None:
-        grid = tuple(one.shape)
-        self._sums[grid] = self._sums[grid] + one if grid in self._sums else one
+    def add(self, maps: Tensor) -> None:
+        grid = tuple(maps.shape)
+        self._sums[grid] = self._sums[grid] + maps if grid in self._sums else maps
 
     def total(self) -> Tensor:
         """[n, 1, H, W]."""
         maps = [
-            one
-            if one.shape[2:] == self._size
-            else interpolate(one, size=self._size, mode="bilinear", align_corners=True)
-            for one in self._sums.values()
+            grid_sum
+            if grid_sum.shape[2:] == self._size
+            else interpolate(grid_sum, size=self._size, mode="bilinear", align_corners=True)
+            for grid_sum in self._sums.values()
         ]
         return torch.stack(maps).sum(0)
 
 
 def psi_sum(gradient: Tensor, factor: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
-    """Of t = ``gradient`` [n, C, H, W] ⊙ ``factor``: Σ_c ψ(t) [n, 1, H, W], with ψ = |·| less its minimum, by its
-    maximum, of each image over all channels together; and Σ t [n].
+    """Returns Σ_c ψ(t) [n, 1, H, W] and Σ t [n], for t = ``gradient`` [n, C, H, W] ⊙ ``factor``.
 
-    A few images at a time, in one buffer: on a CPU it would else spend its time on waiting for memory.
+    ψ is the absolute value, min-max normalised over all channels of an image. A few images are processed at a time, in
+    one buffer, because a CPU would otherwise wait for memory.
     """
     gradient = gradient.float() if gradient.itemsize < 4 else gradient
     n = len(gradient)
@@ -128,28 +131,30 @@ def psi_sum(gradient: Tensor, factor: Tensor | float = 1.0) -> tuple[Tensor, Ten
     maps, sums = [], []
     for start in range(0, n, step):
         part = gradient[start : start + step]
-        by = factor[start : start + step] if isinstance(factor, Tensor) and len(factor) == n > 1 else factor
-        product = torch.mul(part, by, out=buffer[: len(part)])
+        part_factor = factor[start : start + step] if isinstance(factor, Tensor) and len(factor) == n > 1 else factor
+        product = torch.mul(part, part_factor, out=buffer[: len(part)])
         sums.append(product.flatten(1).sum(dim=1))
         size = product.abs_()
-        # Not aminmax along a dimension: on a CPU that takes ten times as long.
+        # aminmax along a dimension takes ten times as long on a CPU.
         low, high = size.amin(dim=(1, 2, 3), keepdim=True), size.amax(dim=(1, 2, 3), keepdim=True)
-        if gradient.device.type != "cpu" or low.any():  # closed gates make it zero nearly always; a GPU would wait
+        if (
+            gradient.device.type != "cpu" or low.any()
+        ):  # closed ReLUs make it zero nearly always; a GPU would wait for the check
             size.sub_(low)
         maps.append(size.sum(dim=1, keepdim=True) / (high - low + EPSILON))
     return torch.cat(maps), torch.cat(sums)
 
 
-def in_map(layer: LayerGradient, n: int) -> bool:
-    """Whether its bias is a parameter, and its output is [n, C, h, w], or [n, h, w, C] of a linear layer.
+def has_map(layer: LayerGradient, n: int) -> bool:
+    """Returns whether the bias is a parameter and the output is [n, C, h, w], or [n, h, w, C] of a linear layer.
 
-    Raises InvalidRequestError when it is not known which image a map of it belongs to.
+    Raises InvalidRequestError if it is unknown which image a map of it belongs to.
     """
-    left, shape, images = layer.capture.left, layer.capture.shape, layer.capture.images
-    if left is None or not left.explicit:
+    term, shape, images = layer.capture.bias_term, layer.capture.shape, layer.capture.image_axis
+    if term is None or not term.explicit:
         return False
-    pictures = len(shape) == 4 or (len(shape) == 3 and left.channel_axis == 0)  # of one image, without a batch
-    if pictures and n > 1 and images is None:
+    over_image = len(shape) == 4 or (len(shape) == 3 and term.channel_axis == 0)  # of one image, without a batch
+    if over_image and n > 1 and images is None:
         raise InvalidRequestError(
             f"FullGrad: {layer.capture.name} holds no batch of images along one axis (does the model loop over them, "
             "or choose among them?), so its map cannot be given to each: choose another method, or let the model take "
@@ -157,61 +162,61 @@ def in_map(layer: LayerGradient, n: int) -> bool:
         )
     if len(shape) != 4 or shape[0] != n or (images is not None and images.axis):
         return False
-    return left.channel_axis == 1 or layer.capture.axes == (1, 2)  # windows of tokens are no picture
+    return term.channel_axis == 1 or layer.capture.axes == (1, 2)  # windows of tokens do not lie over the image
 
 
 def bias_of(layer: LayerGradient) -> Tensor:
-    """The bias, in a shape that multiplies with the output."""
-    left = layer.capture.left
-    assert left is not None
-    if left.bias.shape == layer.gradient.shape:
-        return left.bias
+    """Returns the bias in a shape that multiplies with the output."""
+    term = layer.capture.bias_term
+    assert term is not None
+    if term.bias.shape == layer.gradient.shape:
+        return term.bias
     shape = [1] * layer.gradient.dim()
-    shape[left.channel_axis] = -1
-    return left.bias.view(shape)
+    shape[term.channel_axis] = -1
+    return term.bias.view(shape)
 
 
 def channels_first(layer: LayerGradient, signal: Tensor) -> Tensor:
-    """[n, C, H, W] of a signal in the layer's layout."""
-    left = layer.capture.left
-    return signal.permute(0, 3, 1, 2) if left is not None and left.channel_axis == -1 else signal
+    """Returns a signal in the layer's layout as [n, C, H, W]."""
+    term = layer.capture.bias_term
+    return signal.permute(0, 3, 1, 2) if term is not None and term.channel_axis == -1 else signal
 
 
-def completeness(one: BackwardResult) -> Tensor:
+def completeness(result: BackwardResult) -> Tensor:
     """|S − Σ g ⊙ x − Σ_l Σ g_l ⊙ b_l| ÷ (|Σ g ⊙ x| + Σ_l |Σ g_l ⊙ b_l|) → [n]."""
-    return off_by(one.scores, shares_of(one))
+    return relative_distance(result.scores, shares_of(result))
 
 
-def off_by(scores: Tensor, shares: Sequence[Tensor]) -> Tensor:
-    """How far ``shares`` [n] each are from adding up to ``scores`` [n], relative to the sum of their sizes → [n].
+def relative_distance(scores: Tensor, shares: Sequence[Tensor]) -> Tensor:
+    """Returns |S − Σ shares| ÷ Σ |shares| → [n], for ``scores`` [n] and their parts ``shares`` [n].
 
-    Of all images together, the same for each, when one of the shares is a sum over them.
+    If one of the shares is a sum over the images, so is the result, which is then the same for each image.
     """
     parts = [share.double() for share in shares]
     if any(part.dim() == 0 for part in parts):
-        return off_by(scores.sum()[None], [part.sum()[None] for part in parts]).repeat(len(scores))
+        return relative_distance(scores.sum()[None], [part.sum()[None] for part in parts]).repeat(len(scores))
     stacked = torch.stack(parts)
     return (scores.double() - stacked.sum(0)).abs() / stacked.abs().sum(0).clamp(min=1e-300)
 
 
-def shares_of(one: BackwardResult) -> list[Tensor]:
-    """What the input and each layer add to the score, as ``share_of`` gives them."""
-    n = len(one.inputs)
-    return [_sum(one.input_gradient * one.inputs), *(share_of(layer, n) for layer in one.layers)]
+def shares_of(result: BackwardResult) -> list[Tensor]:
+    """Returns what the input and each layer add to the score, as ``share_of`` does."""
+    n = len(result.inputs)
+    return [_sum(result.input_gradient * result.inputs), *(share_of(layer, n) for layer in result.layers)]
 
 
 def share_of(layer: LayerGradient, n: int) -> Tensor:
-    """What the layer adds to the score of each of ``n`` images → [n]; of all together, [], when its images are not
-    known from each other."""
+    """Returns what the layer adds to the score of each of ``n`` images, [n], or of all together, [], if its images
+    cannot be separated."""
     share = layer.gradient * bias_of(layer)
     by_image = images_first(layer.capture, share, n)
     return share.sum(dtype=torch.float64) if by_image is None else _sum(by_image)
 
 
 def images_first(capture: Capture, signal: Tensor, n: int) -> Tensor | None:
-    """[n, …] of a signal of the captured output's shape, or None when it is not known where the images are in it."""
-    if capture.images is not None:
-        return capture.images.first(signal, n)
+    """Returns a signal of the captured output's shape as [n, …], or None if the axis of the images is unknown."""
+    if capture.image_axis is not None:
+        return capture.image_axis.images_first(signal, n)
     if n > 1:
         return None
     return signal if signal.dim() and len(signal) == 1 else signal[None]

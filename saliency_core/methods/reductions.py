@@ -1,4 +1,4 @@
-"""Reductions: from a signal per channel to one map."""
+"""Reductions make one map of a signal with channels."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Reduction:
         return self.function(signal)
 
 
-def _make(*reductions: Reduction) -> dict[str, Reduction]:
+def _by_name(*reductions: Reduction) -> dict[str, Reduction]:
     return {reduction.name: reduction for reduction in reductions}
 
 
-REDUCTIONS = _make(
+REDUCTIONS = _by_name(
     # |g|, then the largest channel: Simonyan, Vedaldi, Zisserman 2013, section 3.1
     Reduction("abs_max", lambda signal: signal.abs().amax(dim=1), nonnegative=True),
     Reduction("abs_sum", lambda signal: signal.abs().sum(dim=1), nonnegative=True),
@@ -41,7 +41,7 @@ REDUCTIONS = _make(
 
 
 def parse_reduction(name: str) -> Reduction:
-    """The reduction of that name; InvalidRequestError with the list where there is none."""
+    """Returns the reduction of that name. Raises InvalidRequestError, with the list, if there is none."""
     if name not in REDUCTIONS:
         raise InvalidRequestError(f"reduction {name!r} does not exist: choose one of {', '.join(REDUCTIONS)}.")
     return REDUCTIONS[name]

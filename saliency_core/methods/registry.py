@@ -1,4 +1,4 @@
-"""Methods: names → rule × sampler × readout, then a reduction. The registry."""
+"""The registry of methods, by name: each is a rule × sampler × readout, and then a reduction."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from saliency_core.autograd.relus import Plain, Rule
 from saliency_core.errors import InvalidRequestError
 from saliency_core.methods.averaging import MEAN, MOMENTS, SQUARE, VARIANCE
 from saliency_core.methods.baselines import BASELINES
@@ -15,7 +14,7 @@ from saliency_core.methods.cam import GradCam, GradCamPlusPlus, HiResCam, LayerC
 from saliency_core.methods.fullgrad import FullGrad, SimpleFullGrad
 from saliency_core.methods.readouts import Gradient, InputXGradient, Readout
 from saliency_core.methods.reductions import Reduction, parse_reduction
-from saliency_core.methods.relu_rules import Deconvnet, Guided
+from saliency_core.methods.relu_rules import Deconvnet, Guided, Plain, Rule
 from saliency_core.methods.samplers import Noise, Once, Path, Sampler
 from saliency_core.replica.last_spatial_layer import AUTO
 from saliency_core.spec_syntax import Argument, call_slug, call_spec, parse_call, split_name
@@ -23,8 +22,10 @@ from saliency_core.spec_syntax import Argument, call_slug, call_spec, parse_call
 
 @dataclass(frozen=True)
 class Signal:
-    """Which gradient, taken where, read how; ``moment``: what is made of the readings, their mean, the mean of their
-    squares, or their variance. Equal ones are worked out once."""
+    """A rule × sampler × readout. ``moment``: the readings' mean, the mean of their squares, or their variance.
+
+    Equal signals of several methods are computed once.
+    """
 
     rule: Rule
     sampler: Sampler
@@ -34,7 +35,7 @@ class Signal:
 
 @dataclass(frozen=True)
 class Method:
-    """One map: the product of its signals [n, C, H, W], mostly of one, reduced over the channels."""
+    """The definition of a map: the product of its signals [n, C, H, W], usually one, reduced over the channels."""
 
     spec: str
     slug: str
@@ -43,19 +44,19 @@ class Method:
 
     @property
     def nonnegative(self) -> bool:
-        """Whether its maps cannot be negative."""
+        """Whether its maps have no negative values."""
         of_signals = all(signal.readout.nonnegative or signal.moment != MEAN for signal in self.signals)
         return self.reduction.nonnegative or of_signals
 
     @property
     def passes(self) -> int:
-        """How many passes one image costs, where nothing is shared."""
+        """The number of passes that one image costs if nothing is shared."""
         return sum(signal.sampler.passes for signal in self.signals)
 
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """What a name means: ``make`` builds its signals of the arguments; ``arguments`` are they, with their defaults."""
+    """The entry of a name: ``make`` builds its signals of ``arguments``, which hold the defaults."""
 
     about: str
     source: str
@@ -75,21 +76,21 @@ READOUTS: Mapping[str, Callable[..., Readout]] = {
     "layercam": LayerCam,
     "xgradcam": XGradCam,
 }
-MOST_DRAWS = 1_000_000  # of noise: weeks of work for a single image
-MOST_POINTS = 2000  # of a path: their weights come of a matrix with as many rows and columns
-LARGEST_SPREAD = 1e6  # noise that leaves nothing of the image
+MOST_DRAWS = 1_000_000  # of noise: these take weeks for a single image
+MOST_POINTS = 2000  # of a path: their weights are computed with a matrix of as many rows and columns
+LARGEST_SPREAD = 1e6  # the noise hides the image completely
 NOISE: Mapping[str, Argument] = {"n": 25, "spread": 0.15}
 PATH: Mapping[str, Argument] = {"n": 50, "baseline": "zero"}
 LAYER: Mapping[str, Argument] = {"layer": AUTO}
 
 
 def once(readout: str, rule: str = "plain", **arguments: Argument) -> tuple[Signal, ...]:
-    """One pass at the image itself."""
+    """Makes the signal of one pass at the image itself."""
     return compose(rule=rule, readout=readout, **arguments)
 
 
 def noisy(readout: str, moment: str = MEAN, **arguments: Argument) -> tuple[Signal, ...]:
-    """The readings of noisy copies."""
+    """Makes the signal of a readout over noisy copies."""
     return compose(sampler="noise", readout=readout, moment=moment, **arguments)
 
 
@@ -104,19 +105,21 @@ def compose(
     baseline: Argument | None = None,
     layer: Argument | None = None,
 ) -> tuple[Signal, ...]:
-    """Any rule × sampler × readout. Raises InvalidRequestError where an argument is none of those that there are, or
-    where the sampler or the readout has no use for it: somebody counts on it."""
-    for value, known, what in (
+    """Makes any rule × sampler × readout.
+
+    Raises InvalidRequestError if an argument does not exist, or has no effect with this sampler or readout.
+    """
+    for value, choices, argument in (
         (rule, RULES, "rule"),
         (sampler, ("once", "noise", "path"), "sampler"),
         (readout, READOUTS, "readout"),
         (moment, MOMENTS, "moment"),
         (baseline, (None, *BASELINES), "baseline"),
     ):
-        if value not in known:
-            raise InvalidRequestError(f"{what}={value}: choose one of {', '.join(filter(None, known))}.")
+        if value not in choices:
+            raise InvalidRequestError(f"{argument}={value}: choose one of {', '.join(filter(None, choices))}.")
     cam = "cam" in str(readout)
-    for what, value, useful, needed in (
+    for argument, value, useful, needed in (
         ("n", n, sampler != "once", "sampler=noise or sampler=path"),
         ("spread", spread, sampler == "noise", "sampler=noise"),
         ("baseline", baseline, sampler == "path", "sampler=path"),
@@ -124,7 +127,7 @@ def compose(
         ("layer", layer, cam, "a readout that is a CAM"),
     ):
         if value is not None and not useful:
-            raise InvalidRequestError(f"{what}={value} has no effect without {needed}: add that, or drop it.")
+            raise InvalidRequestError(f"{argument}={value} has no effect without {needed}: add that, or drop it.")
     most = MOST_POINTS if sampler == "path" else MOST_DRAWS
     if not isinstance(n, int | None) or (n is not None and not 1 <= n <= most):
         raise InvalidRequestError(f"n={n}: a whole number of draws is needed, 1 or more, and at most {most:,}.")
@@ -132,20 +135,20 @@ def compose(
         raise InvalidRequestError(f"spread={spread}: a number is needed, 0 or more, and at most {LARGEST_SPREAD:g}.")
     samplers: dict[str, Callable[[], Sampler]] = {
         "once": Once,
-        "noise": lambda: Noise(**_given(n=n, spread=spread)),
-        "path": lambda: Path(**_given(n=n, start=baseline)),
+        "noise": lambda: Noise(**_not_none(n=n, spread=spread)),
+        "path": lambda: Path(**_not_none(n=n, start=baseline)),
     }
-    made = READOUTS[str(readout)](**_given(layer=layer))
-    return (Signal(RULES[str(rule)], samplers[str(sampler)](), made, str(moment)),)
+    chosen_readout = READOUTS[str(readout)](**_not_none(layer=layer))
+    return (Signal(RULES[str(rule)], samplers[str(sampler)](), chosen_readout, str(moment)),)
 
 
-def _given(**arguments: Any) -> dict[str, Any]:
-    """Those that are not left to their defaults."""
+def _not_none(**arguments: Any) -> dict[str, Any]:
+    """Returns the arguments that are not None."""
     return {key: value for key, value in arguments.items() if value is not None}
 
 
 def guided_gradcam(*, layer: Argument = AUTO) -> tuple[Signal, ...]:
-    """The product of two signals under two rules."""
+    """Makes two signals under two rules, whose product is the map."""
     return (*once("gradient", "guided"), *once("gradcam", layer=layer))
 
 
@@ -168,12 +171,12 @@ REGISTRY: dict[str, MethodEntry] = {
         PATH,
     ),
     "guided_backprop": MethodEntry(
-        "g, where ReLUs pass positive inputs and gradients",
+        "g; a ReLU passes positive gradients of positive inputs",
         "Springenberg et al. 2014",
         partial(once, "gradient", "guided"),
     ),
     "deconvnet": MethodEntry(
-        "g, where ReLUs pass positive gradients", "Zeiler & Fergus 2013", partial(once, "gradient", "deconvnet")
+        "g; a ReLU passes positive gradients", "Zeiler & Fergus 2013", partial(once, "gradient", "deconvnet")
     ),
     "fullgrad": MethodEntry(
         "g ⊙ x and every layer's g ⊙ bias, in one map", "Srinivas & Fleuret 2019", partial(once, "fullgrad")
@@ -217,27 +220,29 @@ REGISTRY: dict[str, MethodEntry] = {
 
 
 def parse_method(spec: str) -> Method:
-    """``gradient``, ``smoothgrad(n=50, reduction=l2)``, or ``name=spec``; InvalidRequestError where there is no such
-    method."""
+    """Parses ``gradient``, ``smoothgrad(n=50, reduction=l2)`` or ``name=spec``.
+
+    Raises InvalidRequestError if there is no such method, or an argument does not fit it.
+    """
     name, body = split_name(spec)
-    head, given = parse_call(body)
+    head, values = parse_call(body)
     if head not in REGISTRY:
         raise InvalidRequestError(f"method {spec!r} does not exist: choose one of {', '.join(REGISTRY)}.")
     entry = REGISTRY[head]
-    arguments = {key: value for key, value in given.items() if key != "reduction"}
+    arguments = {key: value for key, value in values.items() if key != "reduction"}
     unknown = sorted(set(arguments) - set(entry.arguments))
     if unknown:
         takes = ", ".join([*entry.arguments, "reduction"])
         raise InvalidRequestError(f"method {spec!r}: {head} has no argument {', '.join(unknown)}; it takes {takes}.")
-    # Arguments that equal the defaults say nothing: both spellings are the same array.
+    # Arguments that equal the defaults are left out, so that both spellings name the same array.
     arguments |= {key: float(value) for key, value in arguments.items() if key == "spread" and isinstance(value, int)}
-    told = {key: value for key, value in arguments.items() if value != entry.arguments[key]}
+    changed = {key: value for key, value in arguments.items() if value != entry.arguments[key]}
     try:
         signals = entry.make(**arguments)
     except InvalidRequestError as error:
         raise InvalidRequestError(f"method {spec!r}: {error}") from error
     usual = signals[0].readout.reduction
-    reduction = parse_reduction(str(given.get("reduction", usual)))
+    reduction = parse_reduction(str(values.get("reduction", usual)))
     if reduction.name != usual:
-        told["reduction"] = reduction.name
-    return Method(call_spec(head, told), name or call_slug(head, told), signals, reduction)
+        changed["reduction"] = reduction.name
+    return Method(call_spec(head, changed), name or call_slug(head, changed), signals, reduction)

@@ -1,4 +1,4 @@
-"""Samplers: at which inputs the gradient is taken, and with which weights the readings are averaged."""
+"""Samplers: the inputs at which the gradient is taken, and the weights with which readings are averaged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from saliency_core.model.preprocessing import Preprocessing
 
 @dataclass(frozen=True)
 class Batch:
-    """``images`` [n, C, H, W] in the model's space; ``rows`` their permanent numbers, which key randomness."""
+    """``images`` [n, C, H, W] in the model's space, and ``rows``, their permanent numbers, which key randomness."""
 
     images: Tensor
     rows: Sequence[int]
@@ -29,8 +29,8 @@ class Batch:
 class Sample:
     """Some draws of every image, for one pass.
 
-    ``inputs`` [draws · n, C, H, W], draw by draw; ``displacement``, of the same shape, is what input × gradient
-    multiplies with; ``weights`` [draws], of each draw's reading in the average.
+    ``inputs`` [draws · n, C, H, W], draw by draw. ``displacement``, of the same shape, is the factor of the gradient in
+    input × gradient. ``weights`` [draws] are those of each draw's reading in the average.
     """
 
     inputs: Tensor
@@ -39,32 +39,49 @@ class Sample:
 
 
 class Sampler(ABC):
-    """Samplers compare by value: methods with an equal rule and sampler share their passes."""
+    """The base of samplers. Samplers compare by value: methods with an equal rule and sampler share their passes.
+
+    Attributes:
+        starts_clean: Whether the first sample is the images themselves, so that targets may be chosen from its forward.
+        has_baseline: Whether there is a path, whose beginning costs another forward.
+    """
 
     starts_clean = False
-    """Whether the first sample is the images themselves, so that targets may be chosen from its forward pass."""
-
     has_baseline = False
-    """Whether there is a path, and a forward at its beginning beside the passes."""
 
     @property
     @abstractmethod
     def passes(self) -> int:
-        """How many passes one image costs."""
+        """The number of passes that one image costs."""
 
     @abstractmethod
     def samples(self, batch: Batch, *, most: int) -> Iterator[Sample]:
-        """All draws of all images, at most ``most`` inputs in a pass (but never less than one draw of each)."""
+        """Yields all draws of all images.
+
+        Args:
+            batch: The images.
+            most: The largest number of inputs in a pass, if one draw of each image is not more.
+
+        Yields:
+            The draws of one pass. The weights of all draws add up to one.
+        """
 
     def baseline(self, batch: Batch) -> Tensor | None:
-        """Where the path begins, [n, C, H, W]; None where there is no path."""
+        """Returns the beginning of the path.
+
+        Args:
+            batch: The images.
+
+        Returns:
+            [n, C, H, W], or None if there is no path.
+        """
         del batch
         return None
 
 
 @dataclass(frozen=True)
 class Once(Sampler):
-    """At the image itself."""
+    """Takes the image itself."""
 
     starts_clean = True
 
@@ -79,7 +96,7 @@ class Once(Sampler):
 
 @dataclass(frozen=True)
 class Noise(Sampler):
-    """At x + ε, ε ~ N(0, σ²), σ = spread · (max − min of that image). Smilkov et al. 2017, arXiv:1706.03825."""
+    """Takes x + ε, ε ~ N(0, σ²), σ = spread · (max − min of that image). Smilkov et al. 2017, arXiv:1706.03825."""
 
     n: int = 25
     spread: float = 0.15
@@ -105,7 +122,7 @@ class Noise(Sampler):
 
 @dataclass(frozen=True)
 class Path(Sampler):
-    """On the straight line from the baseline to x, at the n points of Gauss–Legendre. Sundararajan et al. 2017,
+    """Takes the n points of Gauss–Legendre on the straight line from the baseline to x. Sundararajan et al. 2017,
     arXiv:1703.01365."""
 
     n: int = 50
@@ -119,14 +136,16 @@ class Path(Sampler):
     def samples(self, batch: Batch, *, most: int) -> Iterator[Sample]:
         points, weights = np.polynomial.legendre.leggauss(self.n)  # of −1 to 1; the weights sum to 2
         start = self.baseline(batch)
-        way = batch.images - start
-        for draws in _chunks(self.n, most // len(way)):
-            inputs = torch.cat([start + (float(points[draw]) + 1) / 2 * way for draw in draws])
-            yield Sample(inputs, way.repeat(len(draws), 1, 1, 1), tuple(float(weights[draw]) / 2 for draw in draws))
+        displacement = batch.images - start
+        for draws in _chunks(self.n, most // len(displacement)):
+            inputs = torch.cat([start + (float(points[draw]) + 1) / 2 * displacement for draw in draws])
+            yield Sample(
+                inputs, displacement.repeat(len(draws), 1, 1, 1), tuple(float(weights[draw]) / 2 for draw in draws)
+            )
 
     def baseline(self, batch: Batch) -> Tensor:
         def noise() -> Tensor:
-            # Draws of samplers count from 0: this one is nobody else's.
+            # Draws of samplers count from 0, so −1 is not used by any of them.
             return noise_for(batch.rows, -1, batch.images.shape[1:], seed=batch.seed, device=batch.images.device)
 
         return make_baseline(self.start, batch.images, batch.preprocessing, noise)
@@ -135,8 +154,11 @@ class Path(Sampler):
 def noise_for(
     rows: Sequence[int], draw: int, shape: Sequence[int], *, seed: int, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Standard normal float32 [len(rows), *shape], from (seed, row, draw) alone: neither the batch nor the order of
-    the work moves a bit. Of one kind of device: a GPU's generator is another."""
+    """Returns standard normal float32 [len(rows), *shape], keyed by (seed, row, draw).
+
+    The values do not depend on the batch or on the order of the work, but on the type of device, because a GPU has
+    another generator.
+    """
     noise = torch.empty((len(rows), *shape), dtype=torch.float32, device=device)
     generator = torch.Generator(device)
     for position, row in enumerate(rows):

@@ -112,7 +112,9 @@ def settle_head(model: Model, images: Tensor) -> SettledModel:
             "model return that; `head` does not undo it."
         )
     kind = _head_kind(model, outputs.shape[1], squash)
-    head = Head(kind, squash, legacy=kind == SOFTMAX and (not squash or (ending is not None and ending.as_ever)))
+    head = Head(
+        kind, squash, legacy=kind == SOFTMAX and (not squash or (ending is not None and ending.is_final_module))
+    )
     if squash or kind != SOFTMAX:
         notes.insert(0, head.note(outputs.shape[1]))
     return SettledModel(replace(model, head=head.kind), head, tuple(notes), columns)

@@ -1,1 +1,1 @@
-"""The model as the explainer runs it: a copy that computes the same, faster."""
+"""Makes replicas: copies of a model that compute the same, faster."""

@@ -1,4 +1,4 @@
-"""Folding: a batch norm that alone reads a convolution becomes part of it."""
+"""Folds batch norms into the convolutions before them."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from saliency_core.replica.module_checks import is_unmodified
 def fold_batch_norms(
     module: nn.Module, images: Tensor, *, biased: bool = True, keep: Collection[str] = ()
 ) -> tuple[str, ...]:
-    """Folds every batch norm that alone reads a convolution's output into it, in place; returns their names.
+    """Folds each batch norm that is the only reader of a convolution into it, in place. Returns their names.
 
-    Who reads what is found by running ``module`` once on ``images`` [n, C, H, W]: definitions do not tell. The
-    arithmetic is done in float64. ``biased``: also where the convolution has a bias of its own, with which FullGrad's
-    two terms would become one. ``keep``: names of modules whose own outputs somebody wants.
+    The readers are found by running ``module`` once on ``images`` [n, C, H, W]. The arithmetic is done in float64.
+    ``biased``: also fold into convolutions with a bias, which merges two of FullGrad's terms. ``keep``: names of
+    modules whose own outputs are read.
     """
     if isinstance(module, torch.jit.ScriptModule):
         return ()
     names = {part: name for name, part in module.named_modules()}
     folded = []
     for conv, norm in _pairs(module, images):
-        if (conv.bias is not None and not biased) or _divides(names[conv], names[norm], keep):
+        if (conv.bias is not None and not biased) or _separates(names[conv], names[norm], keep):
             continue
         conv.weight, conv.bias = _fused(conv, norm)
         _replace(module, names[norm], nn.Identity())
@@ -42,7 +42,7 @@ def fold_batch_norms(
 def _pairs(module: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     flow = _Flow()
     handles = [
-        part.register_forward_hook(flow.seen)
+        part.register_forward_hook(flow.record)
         for part in module.modules()
         if is_unmodified(part, nn.Conv2d, nn.BatchNorm2d)
     ]
@@ -54,23 +54,23 @@ def _pairs(module: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d, nn.BatchN
             handle.remove()
     flow.reads.update(id(leaf) for leaf in tree_leaves(outputs))
     calls = Counter(call.part for call in flow.calls)
-    made = {id(call.output): call.part for call in flow.calls if type(call.part) is nn.Conv2d}
+    convolutions = {id(call.output): call.part for call in flow.calls if type(call.part) is nn.Conv2d}
     pairs = []
     for call in flow.calls:
-        norm, conv = call.part, made.get(id(call.input))
+        norm, conv = call.part, convolutions.get(id(call.input))
         once = calls[norm] == 1 and conv is not None and calls[conv] == 1 and flow.reads[id(call.input)] == 1
-        if once and isinstance(norm, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d) and _of_inference(norm):
+        if once and isinstance(norm, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d) and _is_fixed(norm):
             pairs.append((conv, norm))
     return pairs
 
 
-def _divides(conv: str, norm: str, keep: Collection[str]) -> bool:
-    """Whether somebody wants the output of a module that holds the convolution, and not its batch norm."""
+def _separates(conv: str, norm: str, keep: Collection[str]) -> bool:
+    """Returns whether ``keep`` names a module that holds the convolution but not its batch norm."""
     return any(f"{conv}.".startswith(f"{name}.") and not f"{norm}.".startswith(f"{name}.") for name in keep)
 
 
-def _of_inference(norm: nn.BatchNorm2d) -> bool:
-    """Whether it is a fixed affine map of each channel."""
+def _is_fixed(norm: nn.BatchNorm2d) -> bool:
+    """Returns whether the batch norm is a fixed affine map of each channel."""
     return not norm.training and norm.running_mean is not None and norm.running_var is not None
 
 
@@ -86,9 +86,9 @@ def _fused(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[nn.Parameter, nn.Para
     return first, second
 
 
-def _replace(module: nn.Module, name: str, by: nn.Module) -> None:
+def _replace(module: nn.Module, name: str, replacement: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
-    setattr(module.get_submodule(parent), child, by)
+    setattr(module.get_submodule(parent), child, replacement)
 
 
 @dataclass
@@ -100,9 +100,9 @@ class _Call:
 
 @dataclass
 class _Flow(TorchFunctionMode):
-    """What a forward does: the calls of the hooked modules, and how many functions made a tensor out of which tensor.
+    """Records a forward: the calls of the hooked modules, and how many functions read each tensor.
 
-    Everything is kept alive meanwhile, so that an ``id`` means one tensor.
+    It keeps all tensors alive, so that an ``id`` means one tensor.
     """
 
     calls: list[_Call] = field(default_factory=list)
@@ -112,7 +112,7 @@ class _Flow(TorchFunctionMode):
     def __post_init__(self) -> None:
         super().__init__()
 
-    def seen(self, part: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+    def record(self, part: nn.Module, inputs: tuple[object, ...], output: object) -> None:
         self.calls.append(_Call(part, inputs[0] if inputs else None, output))
 
     def __torch_function__(
@@ -124,8 +124,8 @@ class _Flow(TorchFunctionMode):
     ) -> Any:
         del types
         result = func(*args, **(kwargs or {}))
-        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):  # a size or a dtype moves no values
-            given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            self.reads.update(set(map(id, given)))
-            self._alive += [given, result]
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):  # reading a size or a dtype does not count
+            operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            self.reads.update(set(map(id, operands)))
+            self._alive += [operands, result]
         return result

@@ -1,4 +1,4 @@
-"""The last spatial activation before a model's head, which class activation maps use by default."""
+"""Finds the last spatial activation before a model's head, which class activation maps use by default."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ _NO_TOKENS = ("linear", "flatten", "view", "reshape", "permute", "transpose", "c
 
 
 def find_layer(model: Model, images: Tensor) -> Capture:
-    """The last spatial activation before the head, found by running the model once on ``images`` [n, C, H, W].
+    """Returns the last spatial activation before the head, found by running the model once on ``images`` [n, C, H, W].
 
-    The head begins at the last convolution or linear layer. An activation counts where the score depends on more than
-    one place of it: a transformer's last tokens but the class token do not reach the score.
+    The head begins at the last convolution or linear layer. The score must depend on more than one position of the
+    activation: of a transformer's last tokens, only the class token reaches the score.
     """
-    captures = Captures(model.module, (images.shape[2], images.shape[3]), everything=True)
+    captures = Captures(model.module, (images.shape[2], images.shape[3]), record_all=True)
     forward = Forward(model.logits, images, captures=captures, open_views=True)
     names = [call.name.partition("#")[0] for call in captures.calls]
-    heads = [place for place, name in enumerate(names) if name.startswith(("conv", "linear", "addmm"))]
+    heads = [position for position, name in enumerate(names) if name.startswith(("conv", "linear", "addmm"))]
     candidates = [
         call
         for call, name in zip(captures.calls[: heads[-1] if heads else None], names, strict=False)
-        # Tokens are what a layer makes; a picture that was flattened only looks like them.
+        # Only layers make tokens. A flattened image has the same shape.
         if _lies_over_the_image(call) and not (call.axes is None and name in _NO_TOKENS)
     ]
     for call, gradient in reversed(list(zip(candidates, _gradients(forward, candidates), strict=True))):
-        if _places(call, gradient) > 1:
+        if _count_positions(call, gradient) > 1:
             return call
     raise InvalidRequestError(
         f"{model.spec} has no spatial activation before its head that a CAM could be made of: name one with layer=…, "
@@ -50,8 +50,8 @@ def _lies_over_the_image(call: Capture) -> bool:
     return call.grid is not None
 
 
-def _places(call: Capture, gradient: Tensor) -> int:
-    """At how many places of the image the score depends on the activation."""
+def _count_positions(call: Capture, gradient: Tensor) -> int:
+    """Returns at how many positions of the image the score depends on the activation."""
     if call.axes is not None:
         channels = ({1, 2, 3} - set(call.axes)).pop()
         return int((gradient != 0).any(dim=channels).any(dim=0).sum())

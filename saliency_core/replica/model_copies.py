@@ -1,8 +1,8 @@
-"""Copies: the module that a replica runs, a copy of the user's, or that itself when it cannot be copied.
+"""Copies the user's module for a replica, or borrows the module itself if it cannot be copied.
 
-A hook or a function that belongs to a module may hold the module itself: after a copy it would still read or write the
-original, and the copy would compute with what another image left there. So a module that has such parts is compared
-with its copy.
+A hook or a function that belongs to a module may hold the module itself. In a copy it would still read or write the
+original, and the copy would compute with values of another image. So a module with such parts is compared with its
+copy.
 """
 
 from __future__ import annotations
@@ -35,22 +35,20 @@ _GLOBAL_HOOKS = (
 
 @dataclass(frozen=True)
 class Copy:
-    """``model`` runs in place of the user's. ``trouble``: why its module is not a copy but the user's own; empty when
-    it is a copy."""
+    """The ``model`` that runs in place of the user's. ``trouble``: why it is not a copy; empty if it is."""
 
     model: Model
     trouble: str = ""
 
 
 def copy_model(model: Model, images: Tensor, *, dtype: torch.dtype) -> Copy:
-    """What can run ``images`` [n, C, H, W] on their device in ``dtype``, in eval mode and without weights' gradients.
-
-    Raises InvalidRequestError when the module can neither be copied nor run as it is.
+    """Returns a model that runs ``images`` [n, C, H, W] on their device in ``dtype``, in eval mode, without gradients
+    of weights. Raises InvalidRequestError if the module can neither be copied nor run as it is.
     """
     try:
         module = copied(model.module)
         trouble = _difference(model, module, images) if _reaches_out(model.module) else ""
-    except Exception as error:  # noqa: BLE001 - any object that a module keeps may refuse to be copied, in any way
+    except Exception as error:  # noqa: BLE001 - any object of a module may raise anything when copied
         trouble = f"{type(error).__name__}: {error}".splitlines()[0]
     if not trouble:
         return Copy(replace(model, module=_cast(model, module, images, dtype)))
@@ -59,25 +57,29 @@ def copy_model(model: Model, images: Tensor, *, dtype: torch.dtype) -> Copy:
 
 
 def copied(module: nn.Module) -> nn.Module:
-    """A deep copy. Of a tensor that a forward left on the module, the values alone are copied: its graph cannot be."""
+    """Returns a deep copy. Of a tensor that a forward stored on the module, only the values are copied, not the
+    graph."""
     with torch.no_grad(), _WithoutGraphs():
         return copy.deepcopy(module)
 
 
 def copy_frozen(module: nn.Module, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A copy of its own on ``device``, in eval mode, that builds no graph for its weights."""
+    """Returns a copy on ``device``, in eval mode, that builds no graph for its weights."""
     return frozen(moved(copied(module), device, dtype))
 
 
 def frozen(module: nn.Module) -> nn.Module:
-    """``module``, in eval mode, building no graph for its weights."""
+    """Puts ``module`` into eval mode, in place, so that it builds no graph for its weights, and returns it."""
     put_in_eval_mode(module)
     freeze(module)
     return module
 
 
 def moved(module: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> nn.Module:
-    """``module`` on ``device``, its floats in ``dtype``, in place, whatever its own ``to`` returns or accepts."""
+    """Moves ``module`` to ``device`` and its floats to ``dtype``, in place, and returns it.
+
+    The module's own ``to`` may return something else, or accept other arguments.
+    """
     try:
         module.to(device, dtype)
     except TypeError:
@@ -86,14 +88,13 @@ def moved(module: nn.Module, device: torch.device, dtype: torch.dtype | None = N
 
 
 class Borrowed(nn.Module):
-    """The user's own module as a replica runs it: frozen while it runs, as it was found before and after. Its parts
-    have the names that they have in the module."""
+    """Runs the user's own module, which is frozen only while it runs. Its parts keep their names."""
 
     _own: nn.Module
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.__dict__["_own"] = module  # not a part: a move of this module must not move the user's
+        self.__dict__["_own"] = module  # not registered as a part, so that moving this module does not move the user's
 
     def forward(self, *inputs: Any) -> Any:
         parts = [(part, part.training) for part in self._own.modules()]
@@ -118,7 +119,7 @@ class Borrowed(nn.Module):
 
 
 class _WithoutGraphs(TorchFunctionMode):
-    """Inside it, tensors that are results of a computation are copied, too, which torch else refuses to do."""
+    """Inside it, tensors with a graph are copied without the graph, which torch otherwise refuses to copy."""
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -132,7 +133,7 @@ class _WithoutGraphs(TorchFunctionMode):
 
 
 def _reaches_out(module: nn.Module) -> bool:
-    """Whether a copy of it may still reach the original: by a hook, or by a function that a part keeps."""
+    """Returns whether a copy may still reach the original, by a hook or by a function that a part holds."""
     hooked = any(getattr(torch_module, hooks) for hooks in _GLOBAL_HOOKS)
     return hooked or any(
         any(getattr(part, name, None) for name in _HOOKS) or any(map(_may_close_over, _attributes(part)))
@@ -141,7 +142,7 @@ def _reaches_out(module: nn.Module) -> bool:
 
 
 def _attributes(part: nn.Module) -> Iterable[object]:
-    """Of one part, without its parts, and with what its lists and dicts hold."""
+    """Yields the attributes of one module, and the items of its lists and dicts, without its submodules."""
     for value in vars(part).values():
         yield value
         if isinstance(value, list | tuple | set):
@@ -155,20 +156,20 @@ def _may_close_over(value: object) -> bool:
 
 
 def _difference(model: Model, module: nn.Module, images: Tensor) -> str:
-    """How a copy differs from the model that it is of; empty when it does not.
+    """Returns how a copy differs from its model; empty if it does not.
 
-    The copy comes first, and meets two images: else it could read what the original has just left.
+    The copy runs first, on two images: otherwise it could read values that the original just stored.
     """
-    place = next((value.device for value in model.module.parameters()), torch.device("cpu"))
-    one = images[:1].detach().to(place, torch.float32)
-    other = one.flip(3) * 0.5 + 0.1
-    copy_, own = replace(model, module=frozen(module)), replace(model, module=Borrowed(model.module))
+    device = next((value.device for value in model.module.parameters()), torch.device("cpu"))
+    image = images[:1].detach().to(device, torch.float32)
+    other_image = image.flip(3) * 0.5 + 0.1
+    copy_, original = replace(model, module=frozen(module)), replace(model, module=Borrowed(model.module))
     with torch.no_grad():
-        seen = [_logits(copy_, one), _logits(copy_, other)]
-        right = [_logits(own, one), _logits(own, other)]
-    for value, expected in zip(seen, right, strict=True):
+        of_copy = [_logits(copy_, image), _logits(copy_, other_image)]
+        of_original = [_logits(original, image), _logits(original, other_image)]
+    for value, expected in zip(of_copy, of_original, strict=True):
         if isinstance(expected, Exception):
-            return ""  # the model itself fails, and says so where it is run
+            return ""  # the model itself fails, and will raise when it is run
         size = float(expected.abs().nan_to_num(0, 0).max())  # a masked class is at -inf
         if isinstance(value, Exception) or not (
             value.shape == expected.shape and torch.allclose(value, expected, _EQUAL, _EQUAL * size, equal_nan=True)
@@ -180,13 +181,15 @@ def _difference(model: Model, module: nn.Module, images: Tensor) -> str:
 def _logits(model: Model, images: Tensor) -> Tensor | Exception:
     try:
         return model.logits(images.clone())
-    except Exception as error:  # noqa: BLE001 - that it fails is what is asked
+    except Exception as error:  # noqa: BLE001 - the caller compares failures, too
         return error
 
 
 def _cast(model: Model, module: nn.Module, images: Tensor, dtype: torch.dtype) -> nn.Module:
-    """``module``, frozen, on the images' device and in ``dtype``; in its own dtypes when it fails in ``dtype``, and not
-    in those: a forward that casts its values wants its weights as they are."""
+    """Returns ``module``, frozen, on the images' device and in ``dtype``.
+
+    It keeps its own dtypes if it fails in ``dtype`` but not in those: a forward may cast its values itself.
+    """
     values = [*module.parameters(), *module.buffers()]
     if all(value.dtype == dtype for value in values if value.is_floating_point()):
         return frozen(moved(module, images.device))

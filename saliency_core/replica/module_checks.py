@@ -1,4 +1,4 @@
-"""Parts: the modules of a model that may be given another form, because it is known what they do."""
+"""Checks whether a module is of a known type, so that it may be replaced by another form."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from torch import nn
 
 
 def is_unmodified(part: nn.Module, *kinds: type[nn.Module]) -> bool:
-    """Whether it is exactly one of ``kinds``, without hooks: a subclass may do something else with its weights, and so
-    may hooks, or a forward of its own."""
+    """Returns whether the type is exactly one of ``kinds``, without hooks.
+
+    A subclass, a hook or a replaced ``forward`` may do something else with the weights.
+    """
     return type(part) in kinds and not (part._forward_pre_hooks or part._forward_hooks or "forward" in vars(part))

@@ -1,9 +1,9 @@
-"""The replica: the model as the Explainer runs it, a frozen copy that computes the same, faster."""
+"""Makes the replica: the frozen copy of a model that the Explainer runs, which computes the same, faster."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,32 +13,34 @@ from saliency_core.errors import InvalidRequestError
 from saliency_core.model.classifier import Model
 from saliency_core.model.heads import Head, settle_head
 from saliency_core.replica.batch_norm_folding import fold_batch_norms
-from saliency_core.replica.cpu.channels_last_stem import use_channels_last_stem
-from saliency_core.replica.cpu.space_to_depth import use_space_to_depth
+from saliency_core.replica.checked_change import change_if_equal
+from saliency_core.replica.cpu import optimise_for_cpu
 from saliency_core.replica.image_axes import find_image_axes, refuse_mixed_images
 from saliency_core.replica.last_spatial_layer import AUTO, find_layer
-from saliency_core.replica.model_copies import Borrowed, copied, copy_model
-from saliency_core.replica.model_copies import copy_frozen as copy_frozen
+from saliency_core.replica.model_copies import Borrowed, copy_model
 
 
 @dataclass(frozen=True)
 class Replica:
-    """``model`` runs. ``places``: where the activations that were asked for come from, a module or a call by its name;
-    ``found``: what ``auto`` among them turned out to be, with the module that makes it; ``notes``: what its user should
-    know; ``head``: how its scores become probabilities; ``copied``:
-    whether it is a copy, not the user's module; ``image_axes`` of its calls, when leftovers are wanted of them."""
+    """A ``model`` that runs in place of the user's.
+
+    ``layers``: the module or call that each requested layer is. ``auto_layer``: the call that ``auto`` among them is,
+    and
+    the module that makes it. ``notes``: messages for the user. ``head``: how scores become probabilities. ``copied``:
+    whether it is a copy, and not the user's module. ``image_axes`` of its calls, if bias terms are read.
+    """
 
     model: Model
-    places: Mapping[str, str]
+    layers: Mapping[str, str]
     notes: tuple[str, ...]
     source: tuple[object, ...]
-    found: str = ""
+    auto_layer: str = ""
     head: Head = field(default_factory=Head)
     copied: bool = True
     image_axes: Mapping[str, ImageAxis] = field(default_factory=dict)
 
     def is_of(self, model: Model, images: Tensor) -> bool:
-        """Whether it was made of the model as it is now, for images like these."""
+        """Returns whether the replica was made of the model with its current weights, for images like these."""
         return self.source == _source(model, images)
 
 
@@ -47,29 +49,29 @@ def make_replica(
     images: Tensor,
     *,
     dtype: torch.dtype,
-    activations: Collection[str] = (),
-    live: Collection[str] = (),
+    layers: Collection[str] = (),
+    target_layers: Collection[str] = (),
     fold_biased: bool = True,
     channels_last: bool = False,
 ) -> Replica:
-    """Of ``model``, for images like ``images`` [n, C, H, W], on their device.
+    """Makes a replica of ``model`` for images like ``images`` [n, C, H, W], on their device.
 
-    ``activations`` and ``live``: layers that somebody will read, which are left as they are; ``auto`` among the former
-    is found. ``fold_biased``: fold batch norms also into convolutions with a bias of their own; False when
-    leftovers are wanted.
+    ``layers`` and ``target_layers``: layers that readouts and targets read, which are not changed; ``auto`` among the
+    former is resolved. ``fold_biased``: also fold batch norms into convolutions with a bias; False if bias terms are
+    read.
     """
-    # What is found out must not depend on the images, or replicas of one run would differ: a picture of noise.
-    # The dtype and the device are given, for the process may have other defaults.
+    # Noise, because what is found out must not depend on the images: replicas of one run would differ.
+    # The dtype and the device are explicit, because the process may have other defaults.
     generator = torch.Generator("cpu").manual_seed(0)
     probe = torch.randn(1, *images.shape[1:], generator=generator, dtype=torch.float32, device="cpu")
     probe = probe.to(images.device, dtype)
-    made = copy_model(model, probe, dtype=dtype)
-    borrowed = isinstance(made.model.module, Borrowed)
-    running, head, notes, _ = settle_head(made.model, probe)
+    copy = copy_model(model, probe, dtype=dtype)
+    borrowed = isinstance(copy.model.module, Borrowed)
+    running, head, notes, _ = settle_head(copy.model, probe)
     module = running.module
     if borrowed:
-        notes = (*notes, f"the model runs as it is, as it cannot be copied: {made.trouble}.")
-    watched = bool(activations or live or not fold_biased)
+        notes = (*notes, f"the model runs as it is, as it cannot be copied: {copy.trouble}.")
+    watched = bool(layers or target_layers or not fold_biased)
     scripted = next((name for name, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)), None)
     if watched and scripted is not None:
         part = f"part {scripted!r} of " if scripted else ""
@@ -77,76 +79,45 @@ def make_replica(
             f"{part}{model.spec} is TorchScript, whose layers cannot be watched: FullGrad, CAMs and layer "
             "targets need the model itself (python:package.module:factory). Gradient methods and rules work."
         )
-    if not borrowed:  # what follows changes modules
-        running = _faster(running, probe, dtype, fold_biased, keep={*activations, *live}, channels_last=channels_last)
-    places = {name: name for name in activations}
-    told = ""
-    if AUTO in places:
-        found = find_layer(running, probe)
-        places[AUTO] = found.name
-        told = found.whereabouts
-    refuse_mixed_images(running, probe, {*places.values(), *live})
+    if not borrowed:  # the changes below are in place
+        running = _faster(
+            running, probe, dtype, fold_biased, keep={*layers, *target_layers}, channels_last=channels_last
+        )
+    locations = {name: name for name in layers}
+    auto_layer = ""
+    if AUTO in locations:
+        capture = find_layer(running, probe)
+        locations[AUTO] = capture.name
+        auto_layer = capture.location
+    refuse_mixed_images(running, probe, {*locations.values(), *target_layers})
     axes = {} if fold_biased else find_image_axes(running, probe)
-    return Replica(running, places, notes, _source(model, images), told, head, not borrowed, axes)
+    return Replica(running, locations, notes, _source(model, images), auto_layer, head, not borrowed, axes)
 
 
 def _faster(
     model: Model, probe: Tensor, dtype: torch.dtype, fold_biased: bool, *, keep: Collection[str], channels_last: bool
 ) -> Model:
-    """``model`` in forms that compute the same in less time, as far as its logits stay what they were."""
-    model = _changed(model, probe, lambda one: fold_batch_norms(one.module, probe, biased=fold_biased, keep=keep))
+    """Gives ``model`` forms that compute the same in less time, if its logits stay what they were."""
+    model = change_if_equal(
+        model, probe, lambda model: fold_batch_norms(model.module, probe, biased=fold_biased, keep=keep)
+    )
     if probe.device.type == "cpu" and dtype != torch.float64:
-        model = speed_up(model, probe, channels_last=channels_last)
+        model = optimise_for_cpu(model, probe, channels_last=channels_last)
     if channels_last:
         model.module.to(memory_format=torch.channels_last)
     return model
 
 
-def speed_up(model: Model, probe: Tensor, *, channels_last: bool = False) -> Model:
-    """``model`` with its stem, and what else reads few channels in strides, in forms that are faster on a CPU.
-
-    As it was, where it does not let them. Elsewhere nobody has measured them. Float64 is asked for where maps shall be
-    exact: there torch's own loops, not oneDNN's, sum equal windows to unequal values at the ends of their blocks, at
-    other ends in another form, and a max pool, which chooses one of equals, would choose another.
-    """
-    if not channels_last:
-        pair = torch.cat([probe, 2 * probe])  # a model may do something else with one image
-        model = _changed(model, probe, lambda one: use_channels_last_stem(one, pair))
-    return _changed(model, probe, lambda one: use_space_to_depth(one.module))
-
-
-def _changed(model: Model, probe: Tensor, change: Callable[[Model], object]) -> Model:
-    """The model with ``change``, where its logits stay what they were; else as it was.
-
-    ``change`` works in place, and gives something true if it did. A model may read its parts' weights by itself, or
-    want them of a certain kind.
-    """
-    if isinstance(model.module, torch.jit.ScriptModule):
-        return model
-    plain = replace(model, module=copied(model.module))
-    # Not in half precision, in which any change shows.
-    with torch.no_grad(), torch.autocast(probe.device.type, enabled=False):
-        before = model.logits(probe.clone())
-        try:
-            if not change(model):
-                return model
-            after = model.logits(probe.clone())
-        except Exception:  # noqa: BLE001 - whatever it says, it said nothing before
-            return plain
-    near = 1e-9 if before.dtype == torch.float64 else 1e-3
-    largest = float(before[before.isfinite()].abs().max()) if before.isfinite().any() else 0.0  # a class may be masked
-    return model if torch.allclose(before, after, rtol=near, atol=near * largest) else plain
-
-
 def _source(model: Model, images: Tensor) -> tuple[object, ...]:
-    """Changes when a weight is edited or replaced (not through ``.data``, which torch itself does not see)."""
+    """Returns a key that changes if a weight is edited or replaced (but not through ``.data``, which torch does not
+    record)."""
     values = [*model.module.parameters(), *model.module.buffers()]
-    return images.shape[1:], images.device, *((_place(value), _version(value)) for value in values)
+    return images.shape[1:], images.device, *((_location(value), _version(value)) for value in values)
 
 
-def _place(value: Tensor) -> int:
+def _location(value: Tensor) -> int:
     return value.data_ptr() if value.layout == torch.strided else id(value)  # a sparse tensor has no storage
 
 
 def _version(value: Tensor) -> int:
-    return 0 if value.is_inference() else value._version  # what was made in inference mode counts none
+    return 0 if value.is_inference() else value._version  # a tensor made in inference mode has no version

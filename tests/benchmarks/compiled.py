@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from saliency_core import Explainer, Model
 from saliency_core.autograd.precision import computing_in
-from saliency_core.replica.cpu.allocator import keep_freed_memory
+from saliency_core.replica.cpu import keep_freed_memory
 
 
 def main() -> None:

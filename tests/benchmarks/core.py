@@ -52,7 +52,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from saliency_core import Explainer, Model, Preprocessing  # noqa: E402
-from saliency_core.replica.cpu.allocator import keep_freed_memory  # noqa: E402
+from saliency_core.replica.cpu import keep_freed_memory  # noqa: E402
 
 GEOMETRY = Preprocessing(256, (224, 224), "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 3)
 FOUR = ("gradient", "input_x_gradient", "fullgrad", "gradcam")

@@ -55,7 +55,7 @@ def kernel(run: Run) -> Part:
 
     from jobs.explain.model_building import build_model
     from saliency_core.explainer import Explainer
-    from saliency_core.replica.cpu.allocator import keep_freed_memory
+    from saliency_core.replica.cpu import keep_freed_memory
 
     torch.set_num_threads(run.config.threads)
     keep_freed_memory()  # as the job's workers do

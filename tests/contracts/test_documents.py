@@ -231,9 +231,9 @@ def test_extending_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
                 if text.startswith("def entropy"):
                     (tmp_path / "own_of_documents" / "targets.py").write_text(f"import torch\n\n\n{text}")
                 exec(compile(text, str(one), "exec"), names)
-                if "found" in names:
+                if "explanations" in names:
                     maps.append({f"{target}/{method}": made
-                                 for target, explanation in names.pop("found").items()
+                                 for target, explanation in names.pop("explanations").items()
                                  for method, made in explanation.maps.items()})  # fmt: skip
     finally:
         for name in set(REGISTRY) - set(before):

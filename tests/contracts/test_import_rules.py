@@ -26,7 +26,9 @@ saliency_core.targets
 saliency_core.methods
 saliency_core.visualization
 saliency_core.class_visualization
-saliency_core.argument_checks saliency_core.explainer
+saliency_core.argument_checks saliency_core.pass_plan saliency_core.explanation saliency_core.explanation_notes
+saliency_core.watched_replica
+saliency_core.explainer
 saliency_core.fullgrad_decomposition saliency_core.precision_agreement
 saliency_core
 jobs.util

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torchvision import models
 
 from saliency_core import Explainer, InvalidRequestError, Model, Preprocessing, load_model
-from saliency_core.autograd.relus import Plain
-from saliency_core.explainer import group_by_sampler
 from saliency_core.methods.fullgrad import EPSILON, psi_sum
 from saliency_core.methods.readouts import Gradient
 from saliency_core.methods.reductions import REDUCTIONS
 from saliency_core.methods.registry import REGISTRY, MethodEntry, Signal, parse_method
+from saliency_core.methods.relu_rules import Plain
 from saliency_core.methods.samplers import Batch, Sample, Sampler
+from saliency_core.pass_plan import plan_passes
 from saliency_core.precision_agreement import agreement
 from tests.support.subjects import GEOMETRY, SMALL, distance, network, own, photographs
 
@@ -194,7 +194,7 @@ def test_methods_share_passes() -> None:
     explainer(torch.randn(2, 3, 8, 8))
     assert calls == {"forward": 1, "backward": 3}
     signals = [signal for spec in methods for signal in parse_method(spec).signals]
-    assert [len(members) for _, members in group_by_sampler(signals)] == [2]
+    assert [len(group.signals) for group in plan_passes(signals).groups] == [2]
 
 
 def test_everything_is_left_as_it_was() -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from saliency_core import Explainer
-from saliency_core.explainer import Explanation
+from saliency_core.explanation import Explanation
 from saliency_core.methods.registry import REGISTRY
 from saliency_core.methods.samplers import noise_for
 from tests.support.references import built

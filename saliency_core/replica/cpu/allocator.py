@@ -1,18 +1,18 @@
-"""The memory of a process that allocates the same large blocks again and again."""
+"""Sets up glibc's allocator for a process that allocates the same large blocks repeatedly."""
 
 from __future__ import annotations
 
 import ctypes
 
-# Of mallopt(3), in malloc.h.
+# Parameters of mallopt(3), from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep what is freed, rather than give it back to the system at once; elsewhere nothing.
+    """Makes glibc keep freed memory instead of returning it to the system at once. Does nothing without glibc.
 
-    A network's activations are the blocks that glibc maps one by one, so that every forward gets fresh pages, which the
-    system fills with zeros: a quarter of the time of ResNet-50 on a CPU. Before any thread is started.
+    By default glibc maps a network's activations one by one, so that every forward gets new pages, which the system
+    fills with zeros: a quarter of the time of ResNet-50 on a CPU. Call it before any thread starts.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -21,11 +21,3 @@ def keep_freed_memory() -> None:
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, -1)  # the largest
     mallopt(_M_ARENA_MAX, 1)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the processor's allocator, had no memory left."""
-    from torch import OutOfMemoryError
-
-    # CUDA has a class of its own for it; the CPU's allocator only has words.
-    return isinstance(error, OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

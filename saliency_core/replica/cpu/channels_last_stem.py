@@ -1,7 +1,7 @@
-"""The stem: the convolution that reads the image, and the max pool behind it, channels-last, on a CPU.
+"""Runs the stem, the convolution that reads the image and the max pool after it, channels-last on a CPU.
 
-Max pools are ten times as fast there, and a convolution that reads few channels in strides rounds the same in both
-layouts. Others do not: without strides the gradient comes out twice as coarse. So the layout ends at the pool.
+Max pools are ten times as fast in this layout, and a strided convolution of few channels rounds the same in both
+layouts. Without strides the gradient rounds twice as coarsely, so the layout ends at the pool.
 """
 
 from __future__ import annotations
@@ -22,20 +22,22 @@ from saliency_core.replica.module_checks import is_unmodified
 
 
 def use_channels_last_stem(model: Model, images: Tensor) -> bool:
-    """Lays the stem out in place; whether there is one.
+    """Changes the stem in place. Returns whether there is one.
 
-    Running ``model`` on ``images`` [n, C, H, W] must show that its convolution is read by ReLUs and max pools alone.
+    Runs ``model`` on ``images`` [n, C, H, W]: only ReLUs and max pools may read the convolution.
     """
     parts = list(model.module.modules())
     stems = [part for part in parts if isinstance(part, nn.Conv2d) and reads_few_channels(part)]
-    if len(stems) != 1 or any(isinstance(part, torch.jit.ScriptModule) for part in parts):  # nobody sees what these do
+    if len(stems) != 1 or any(
+        isinstance(part, torch.jit.ScriptModule) for part in parts
+    ):  # their calls cannot be recorded
         return False
     (stem,) = stems
     pools = [part for part in parts if isinstance(part, nn.MaxPool2d) and is_unmodified(part, nn.MaxPool2d)]
     readers = _Readers(stem, [pool for pool in pools if not pool.return_indices])
     with torch.no_grad(), readers:
         model.logits(images.clone())
-    if readers.others or not readers.pools:
+    if readers.has_others or not readers.pools:
         return False
     stem.forward = partial(convolve, stem, layout=torch.channels_last)  # type: ignore[method-assign]
     for pool in readers.pools:
@@ -52,8 +54,11 @@ def _pool(pool: nn.MaxPool2d, input: Tensor) -> Tensor:
 
 
 class _Contiguous(torch.autograd.Function):
-    """Channels-last in, contiguous out, and so its gradients the other way, where autograd would let them be as they
-    are: the pool's backward would copy all that it writes. Under vmap, which knows no layouts, it raises."""
+    """Makes a channels-last tensor contiguous, and its contiguous gradient channels-last.
+
+    Autograd would not change the gradient's layout, and the pool's backward would copy it. Raises under vmap, which has
+    no memory layouts.
+    """
 
     @staticmethod
     def forward(value: Tensor) -> Tensor:
@@ -70,20 +75,20 @@ class _Contiguous(torch.autograd.Function):
 
 
 class _Readers(TorchFunctionMode):
-    """Who reads what ``stem`` makes, and what ReLUs make of that: which of ``pools``, and whether any ``others``."""
+    """Records which of ``pools`` read the output of ``stem``, also through ReLUs, and whether other calls read it."""
 
     def __init__(self, stem: nn.Module, pools: Sequence[nn.MaxPool2d]) -> None:
         super().__init__()
         self.pools: list[nn.MaxPool2d] = []
-        self.others = False
-        self._stem, self._known = stem, pools
-        self._made: list[Tensor] = []
+        self.has_others = False
+        self._stem, self._candidates = stem, pools
+        self._stem_outputs: list[Tensor] = []
         self._handles: list[Any] = []
-        self._inside: nn.MaxPool2d | None = None
+        self._running_pool: nn.MaxPool2d | None = None
 
     def __enter__(self) -> _Readers:
-        self._handles = [self._stem.register_forward_hook(self._see)]
-        for pool in self._known:
+        self._handles = [self._stem.register_forward_hook(self._record_stem)]
+        for pool in self._candidates:
             self._handles += [pool.register_forward_pre_hook(self._enter), pool.register_forward_hook(self._leave)]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -93,17 +98,17 @@ class _Readers(TorchFunctionMode):
         while self._handles:
             self._handles.pop().remove()
 
-    def _see(self, stem: nn.Module, inputs: Any, output: Tensor) -> None:
+    def _record_stem(self, stem: nn.Module, inputs: Any, output: Tensor) -> None:
         del stem, inputs
-        self._made.append(output)
+        self._stem_outputs.append(output)
 
     def _enter(self, pool: nn.MaxPool2d, inputs: Any) -> None:
         del inputs
-        self._inside = pool
+        self._running_pool = pool
 
     def _leave(self, pool: nn.Module, inputs: Any, output: Any) -> None:
         del pool, inputs, output
-        self._inside = None
+        self._running_pool = None
 
     def __torch_function__(
         self,
@@ -114,15 +119,15 @@ class _Readers(TorchFunctionMode):
     ) -> Any:
         del types
         kwargs = kwargs or {}
-        reads = any(leaf is one for leaf in tree_leaves((args, kwargs)) for one in self._made)
+        reads = any(leaf is output for leaf in tree_leaves((args, kwargs)) for output in self._stem_outputs)
         result = func(*args, **kwargs)
-        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        if reads and made:  # a size moves no values
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if reads and outputs:  # reading a size does not count
             name = call_name(func)
             if name in ("relu", "relu_"):
-                self._made += made
-            elif name == "max_pool2d" and self._inside is not None:
-                self.pools.append(self._inside)
+                self._stem_outputs += outputs
+            elif name == "max_pool2d" and self._running_pool is not None:
+                self.pools.append(self._running_pool)
             else:
-                self.others = True
+                self.has_others = True
         return result

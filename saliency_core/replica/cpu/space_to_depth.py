@@ -1,8 +1,8 @@
-"""Strides: convolutions of few channels in strides, whose backward is slow on a CPU, computed without the strides.
+"""Computes strided convolutions of few channels without strides, because their backward is slow on a CPU.
 
-By the image, the backward of a 7 × 7 stem takes five times as long as its forward: few input channels fill no vector.
-The modules stay what they are, with another ``forward``, which takes their weights as they are at each call. What is
-rearranged is so in functions of its own: who watches the calls of a forward sees the convolution alone, as before.
+The backward of a 7 × 7 stem takes five times as long as its forward: few input channels do not fill a vector. The
+modules keep their type and weights, and get another ``forward``, which reads the weights at each call. Pixels are
+rearranged in an autograd function, so that a recording of the forward's calls still has the convolution alone.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from torch import Tensor, nn
 from saliency_core.replica.module_checks import is_unmodified
 
 _FEW_CHANNELS = 4
-_WASTE = 1.5  # of products with padding's zeros, what is put up with
-_TAPS = 4  # longer sums round more coarsely than the plain convolution's
+_WASTE = 1.5  # the accepted ratio of products, including those with zeros of the padding
+_TAPS = 4  # longer sums round more coarsely than those of the plain convolution
 
 
 def use_space_to_depth(module: nn.Module) -> bool:
-    """Gives the convolutions inside ``module`` the faster form, in place; whether there were any."""
-    found = False
+    """Gives the convolutions inside ``module`` the faster form, in place. Returns whether there were any."""
+    changed = False
     for part in module.modules():
         if isinstance(part, nn.Conv2d) and reads_few_channels(part) and _has_phases(part):
             part.forward = partial(convolve, part)  # type: ignore[method-assign]
-            found = True
-    return found
+            changed = True
+    return changed
 
 
 def reads_few_channels(conv: nn.Conv2d) -> bool:
-    """Whether it is a plain one of few channels in strides."""
+    """Returns whether it is an ordinary strided convolution of few channels."""
     plain = _is_as_built(conv) and conv.dilation == (1, 1) and conv.groups == 1 and conv.padding_mode == "zeros"
     return plain and conv.in_channels <= _FEW_CHANNELS and conv.stride[0] == conv.stride[1] > 1
 
 
 def convolve(conv: nn.Conv2d, input: Tensor, *, layout: torch.memory_format | None = None) -> Tensor:
-    """What ``conv``, of few channels, makes of ``input`` [n, C, H, W], in ``layout``; by default in its weights'.
+    """Computes ``conv``, of few channels, of ``input`` [n, C, H, W], in ``layout``; by default in that of its weights.
 
-    A convolution with stride s is one without of the s² phases of the pixels: pixel s·i + r of a channel becomes pixel
-    i of its r-th phase, and the k taps of the kernel ⌈k ÷ s⌉ of each phase.
+    A convolution with stride s equals one with stride 1 of the s² phases of the pixels: pixel s·i + r of a channel
+    becomes pixel i of its r-th phase, and the k taps of the kernel become ⌈k ÷ s⌉ of each phase.
     """
     if input.dim() != 4 or not len(input):
         return nn.Conv2d.forward(conv, input)
@@ -49,11 +49,11 @@ def convolve(conv: nn.Conv2d, input: Tensor, *, layout: torch.memory_format | No
     step, kernel = conv.stride[0], conv.kernel_size
     sizes, margins = input.shape[2:], [int(margin) for margin in conv.padding]
     steps = [(sizes[axis] + 2 * margins[axis] - kernel[axis]) // step for axis in (0, 1)]
-    if min(steps) < 0 or not _has_phases(conv):  # torch says where an image is too small
+    if min(steps) < 0 or not _has_phases(conv):  # torch raises if an image is too small
         weight = conv.weight.contiguous(memory_format=layout)
         return F.conv2d(input, weight, conv.bias, conv.stride, conv.padding)
     weight = F.pixel_unshuffle(F.pad(conv.weight, (0, -kernel[1] % step, 0, -kernel[0] % step)), step)
-    missing = []  # before and after, of the last axis first, as F.pad wants it
+    missing = []  # before and after, of the last axis first, in the order of F.pad
     for axis in (1, 0):
         reach = step * (steps[axis] + weight.shape[2 + axis])
         missing += [margins[axis], reach - sizes[axis] - margins[axis]]
@@ -62,7 +62,7 @@ def convolve(conv: nn.Conv2d, input: Tensor, *, layout: torch.memory_format | No
 
 
 def _is_as_built(conv: nn.Conv2d) -> bool:
-    """Whether its attributes tell what it does: they may have been written over."""
+    """Returns whether its attributes describe what it computes: they may have been changed."""
     pairs = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
     return (
         is_unmodified(conv, nn.Conv2d)

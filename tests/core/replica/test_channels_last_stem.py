@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torchvision import models
 
 from saliency_core import Explainer
+from saliency_core.replica.cpu import optimise_for_cpu
 from saliency_core.replica.cpu.channels_last_stem import use_channels_last_stem
-from saliency_core.replica.prepare import speed_up
 from tests.support.references import built, gradient, of_class
 from tests.support.subjects import own
 
@@ -71,7 +71,7 @@ AS_IT_IS = {
 
 def laid_out(module: nn.Module, images: Tensor) -> nn.Module:
     """A copy that was sped up."""
-    return speed_up(own(copy.deepcopy(module)), images[:1]).module
+    return optimise_for_cpu(own(copy.deepcopy(module)), images[:1]).module
 
 
 def read_by_convolutions(module: nn.Module, images: Tensor) -> list[Tensor]:

@@ -245,7 +245,7 @@ class Reorders(nn.Module):
 @pytest.mark.parametrize("method", ["gradcam", "layercam(layer=body.one)", "guided_gradcam(layer=body.two)"])
 def test_what_does_not_hold_the_images_in_their_order_has_no_cam(way: str, method: str) -> None:
     with pytest.raises(
-        InvalidRequestError, match=r"layer '(relu|body|silu).*(in another order|which part of it is of)"
+        InvalidRequestError, match=r"layer '(relu|body|silu).*(in another order|which part of it belongs to)"
     ):
         Explainer(own(built(lambda: Reorders(way))), methods=[method], precision="float64")(images_of(5, 8, 8))
 

@@ -9,7 +9,8 @@ from torchvision import models
 
 from saliency_core import Explainer, InvalidRequestError
 from saliency_core.explainer import PRECISIONS
-from saliency_core.replica.prepare import copy_frozen, fold_batch_norms
+from saliency_core.replica.batch_norm_folding import fold_batch_norms
+from saliency_core.replica.model_copies import copy_frozen
 from tests.support.subjects import own
 
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from saliency_core import Explainer
 from saliency_core.autograd.capture import Captures
 from saliency_core.autograd.forward import Forward
+from saliency_core.replica.cpu import optimise_for_cpu
 from saliency_core.replica.cpu.space_to_depth import use_space_to_depth
-from saliency_core.replica.prepare import copy_frozen, speed_up
+from saliency_core.replica.model_copies import copy_frozen
 from tests.support.references import built, gradient, of_class
 from tests.support.subjects import own
 
@@ -114,7 +115,7 @@ class Strided(nn.Module):
 def test_maps_and_completeness_of_a_net() -> None:
     module = built(Strided)
     images = torch.randn(3, 3, 30, 23, dtype=torch.float64)
-    faster = speed_up(own(copy.deepcopy(module)), images[:1])
+    faster = optimise_for_cpu(own(copy.deepcopy(module)), images[:1])
     explainer = Explainer(faster, methods=["gradient(reduction=none)", "fullgrad"], precision="float64")
     replica = explainer.replica(images).model.module
     assert [is_faster(part) for part in (replica.stem[0], replica.short, replica.long)] == [True, False, False]
@@ -130,7 +131,7 @@ def test_who_watches_sees_the_calls_of_the_model() -> None:
     for rewritten in (False, True):
         module = built(Strided)
         assert not rewritten or use_space_to_depth(module)
-        captures = Captures(module, (30, 23), leftovers=True, everything=True)
+        captures = Captures(module, (30, 23), bias_terms=True, record_all=True)
         Forward(module, torch.randn(1, 3, 30, 23, dtype=torch.float64), captures=captures)
         watched.append(
             [[(one.name, one.shape, one.axes) for one in kept] for kept in (captures.layers, captures.calls)]
@@ -231,7 +232,7 @@ def test_odd_models_are_explained_as_they_are(kind: type[nn.Module]) -> None:
     images = torch.randn(4, 3, 32, 33, dtype=torch.float64)
     images[0] *= 9
     replica = copy_frozen(module, device=torch.device("cpu"), dtype=torch.float64)
-    faster = speed_up(own(replica), images[:1])
+    faster = optimise_for_cpu(own(replica), images[:1])
     classes = module(images).argmax(1)
     found = gradient(faster.module, images, of_class(classes))
     expected = gradient(reference, images, of_class(classes))
