@@ -7,7 +7,8 @@ import os
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from jobs.storage.files import ObjectInfo, is_remote, key_below, listed_files, local_path, normal, walk
+from jobs.storage.file_walk import listed_files, walk
+from jobs.storage.files import ObjectInfo, is_remote, key_below, local_path, normal
 from jobs.storage.hang_guard import map_with_hang_guard
 
 

@@ -11,19 +11,9 @@ from pathlib import Path, PurePosixPath
 
 from jobs.inputs.entry import SourceError
 from jobs.inputs.globs import expand, fixed_prefix, is_glob
-from jobs.storage.files import (
-    ObjectInfo,
-    answered,
-    is_remote,
-    key_below,
-    keys,
-    local_path,
-    normal,
-    parent,
-    stat,
-    walk,
-)
-from jobs.storage.object_store import REMOTE
+from jobs.storage.file_walk import keys, walk
+from jobs.storage.files import ObjectInfo, answered, is_remote, key_below, local_path, normal, parent, stat
+from jobs.storage.uris import REMOTE
 
 PHOTOS = ("jpg", "jpeg", "jpe", "jfif", "png", "gif", "webp", "avif", "jp2")
 BITMAPS = ("bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm")

@@ -11,7 +11,8 @@ from typing import Any
 
 from jobs.inputs.tables import Damaged
 from jobs.storage.files import NoAnswer, NotAFile, answered, is_remote, open_file
-from jobs.util.limited_process import Child, ChildDied, End, OutOfMemory, Part, started
+from jobs.util.limited_process import Child, ChildDied, start_child
+from jobs.util.limited_process_messages import End, OutOfMemory, Part
 
 SECONDS = 600.0  # of work on one file, beside reading it
 LISTING_MEMORY = 1 << 30  # bytes; footers, labels and lines of lists
@@ -63,7 +64,7 @@ class ParquetProcesses:
         with self._lock:
             child = self._idle.pop() if self._idle else None
         if child is None or not child.lives():
-            child = started("reads Parquet files")
+            child = start_child("reads Parquet files")
         try:
             yield child
         finally:

@@ -20,21 +20,21 @@ ANSWER_SECONDS = 10.0  # of a head, which is asked for nothing but a greeting
 NodesLacking = Callable[[Mapping[str, int | None]], Mapping[str, list[str]]]
 
 
-def refuse_unreachable(address: str, *, found: str | None = None) -> None:
+def refuse_unreachable(address: str, *, address_of_auto: str | None = None) -> None:
     """Raises InvalidRequestError if no cluster answers. Ray itself tries for minutes, and then ends the process.
 
-    ``found``: where the cluster is that ``auto`` stands for; None if there is no trace of one.
+    ``address_of_auto``: the address that ``auto`` stands for; None if there is no trace of a cluster.
     """
     if address != "auto":
         address = scrubbed(address if "://" in address else f"//{address}").removeprefix("//")
     named = address
     if address == "auto":
-        if found is None:
+        if address_of_auto is None:
             raise InvalidRequestError(
                 "RAY_ADDRESS=auto: no cluster runs on this machine. Start one (ray start --head), write HOST:PORT of a "
                 "head, or unset RAY_ADDRESS to work on this machine alone."
             )
-        named, address = f"auto ({found}, of this machine's last `ray start`)", found
+        named, address = f"auto ({address_of_auto}, of this machine's last `ray start`)", address_of_auto
     parts = urlsplit(address if "://" in address else f"//{address}")
     if parts.scheme:
         raise InvalidRequestError(
@@ -78,6 +78,15 @@ def refuse_unshared(config: JobConfig, nodes_lacking: NodesLacking) -> None:
     if not is_remote(config.out):
         with _probe(local_path(config.out)) as probe:
             _refuse("--out", config.out, nodes_lacking(_sizes(str(probe))))
+
+
+def find_missing_paths(files: Mapping[str, int | None]) -> list[str]:
+    """Returns the paths that this node lacks or has in another size. ``files``: path → size, None for a directory."""
+
+    def exists(path: Path, size: int | None) -> bool:
+        return path.is_dir() if size is None else path.is_file() and path.stat().st_size == size
+
+    return [path for path, size in files.items() if not exists(Path(path), size)]
 
 
 def _refuse(flag: str, path: str, lacking: Mapping[str, list[str]]) -> None:

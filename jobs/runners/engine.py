@@ -181,5 +181,7 @@ def _ray(config: JobConfig) -> Engine:
     from jobs.runners import ray_data
 
     ray_data.start()
-    refuse_unshared(config, ray_data.nodes_lacking)
-    return Engine(ray_data.run_stages, ray_data.tasks_in_flight, ray_data.nodes(), ray_data.grows(), ray_data.stop)
+    refuse_unshared(config, ray_data.find_nodes_lacking)
+    return Engine(
+        ray_data.run_stages, ray_data.tasks_in_flight, ray_data.list_nodes(), ray_data.may_grow(), ray_data.stop
+    )

@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from time import monotonic, sleep
 
 from jobs.storage.hang_guard import note_progress
-from jobs.storage.object_store import local_path
 from jobs.storage.retrying import retry_seconds
 from jobs.storage.storage_errors import NotAFile
+from jobs.storage.uris import local_path
 
 PIECE = 4 << 20  # bytes of one read, however slow the disk
 LEAST = 64 << 10  # of a file that does not tell its size

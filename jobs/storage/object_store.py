@@ -12,7 +12,6 @@ from datetime import timedelta
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import unquote_to_bytes
 
 import obstore
 from obstore.exceptions import InvalidPathError
@@ -22,36 +21,17 @@ from jobs.storage.local_writes import fsync_names, write_atomically
 from jobs.storage.raw_listing import NotListed, raw_objects
 from jobs.storage.retrying import FIRST_PAUSE, LONGEST_PAUSE, RetryBudget, retry_seconds, with_retries
 from jobs.storage.storage_errors import RAISED, status_of, translate_error, translated_errors
+from jobs.storage.uris import is_remote, local_path
 from jobs.util.job_errors import StoreMissing, StoreUnusable
-from saliency_core.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
-REMOTE = ("s3://", "gs://", "az://")
 VARIABLES = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}
 CLIENT_OPTIONS = ("allow_http", "allow_invalid_certificates", "proxy_url", "proxy_excludes", "proxy_ca_certificate")
 
 PIECE = 4 << 20  # bytes
-
-
-def is_remote(uri: str) -> bool:
-    return uri.startswith(REMOTE)
-
-
-def local_path(uri: str | Path) -> Path:
-    """The path of a plain path or a percent-encoded `file://` URI. Raises InvalidRequestError for a URI of another
-    host."""
-    if isinstance(uri, str) and uri.startswith("file://"):
-        host, slash, path = uri.removeprefix("file://").partition("/")
-        if host.lower() not in ("", "localhost") or not slash:
-            raise InvalidRequestError(
-                f"{uri} has {host or 'nothing'} in the place of the host, and files of other hosts are not read: write "
-                "the whole path, with or without file:// before its first slash"
-            )
-        return Path(os.fsdecode(unquote_to_bytes(f"/{path}")))
-    return Path(uri)
 
 
 def plain_etag(etag: str | None) -> str | None:

@@ -23,8 +23,9 @@ from jobs.inputs.entry import Entry
 from jobs.inputs.fetch import fetch
 from jobs.inputs.rejected import RejectedImage
 from jobs.inputs.tables import Damaged, open_parquet
-from jobs.storage.object_store import is_remote, open_output
+from jobs.storage.object_store import open_output
 from jobs.storage.storage_errors import NotAFile, translate_error
+from jobs.storage.uris import is_remote
 from jobs.store.arrays import open_array, unscale_maps
 from jobs.store.index import OK, committed, read_part, schema
 from jobs.store.layout import INDEX_PARQUET, MAPS

@@ -11,7 +11,8 @@ from typing import TypeVar
 
 from obstore.store import ObjectStore
 
-from jobs.storage.files import is_remote, keys
+from jobs.storage.file_walk import keys
+from jobs.storage.files import is_remote
 from jobs.storage.object_store import read_object, stream
 from jobs.store.arrays import metadata_objects
 from jobs.store.index import ShardRecord

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from jobs.inputs.sources import SourceError
-from jobs.storage.files import is_remote, key_below, read, stat, uri_of, walk
+from jobs.storage.file_walk import walk
+from jobs.storage.files import is_remote, key_below, read, stat, uri_of
 from jobs.storage.object_store import open_output
 from jobs.util.job_errors import StoreUnusable
 from jobs.util.lookahead import map_ahead

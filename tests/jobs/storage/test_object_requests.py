@@ -17,7 +17,8 @@ from jobs.inputs.fetch import REMOTE_THREADS, fetch
 from jobs.inputs.rejected import RejectedImage
 from jobs.inputs.sources import list_entries, open_sources
 from jobs.storage import object_store
-from jobs.storage.files import open_file, read, stat, walk
+from jobs.storage.file_walk import walk
+from jobs.storage.files import open_file, read, stat
 from jobs.storage.object_store import address, delete, list_keys, open_output, put, read_object
 from jobs.storage.retrying import VARIABLE
 from jobs.storage.storage_errors import RENEW

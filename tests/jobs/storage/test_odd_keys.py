@@ -17,7 +17,8 @@ from moto.s3.models import s3_backends
 from jobs.inputs.entry import SourceError
 from jobs.inputs.sources import list_entries, open_sources
 from jobs.storage import object_store
-from jobs.storage.files import read, walk
+from jobs.storage.file_walk import walk
+from jobs.storage.files import read
 from jobs.storage.object_store import list_keys, open_output
 from jobs.storage.storage_errors import NotAFile
 from jobs.util.job_errors import StoreUnusable
