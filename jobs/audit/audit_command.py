@@ -26,14 +26,14 @@ from jobs.audit.unit_measures import integers, made_from, part_key, read_units
 from jobs.config.explain_config import make_config
 from jobs.runners.engine import Engine, starting_engine
 from jobs.runners.stage import Stage
-from jobs.storage.files import is_remote, normal
 from jobs.storage.object_store import delete, put, read_object
+from jobs.storage.uris import is_remote, normalize_uri
 from jobs.store.open import open_run
 from jobs.store.run_record import Run
 from jobs.store.store_reader import open_store
 from jobs.util.console import print_text
-from jobs.util.exit_codes import DONE, imperfect
-from jobs.util.formatting import duration, shown
+from jobs.util.exit_codes import DONE, imperfect_code
+from jobs.util.formatting import duration, escape_invisible
 from saliency_core.errors import InvalidRequestError
 
 BACKGROUND = 4096  # rows that every class is held against
@@ -61,7 +61,7 @@ def audit(
     store, run = open_run(out)
     array = array or next(iter(open_store(out).arrays))
     if objects is not None:
-        objects = objects if is_remote(objects) else normal(objects)
+        objects = objects if is_remote(objects) else normalize_uri(objects)
         ObjectsOf(objects)  # refuses what is no such table
     units = _committed_units(out, array, console)
     # Of the run's inputs nothing is needed: a cluster's nodes need not have them.
@@ -104,7 +104,7 @@ def audit(
         _put(store, made.model_copy(update={"seconds": {**seconds, "report": monotonic() - started}}))
     if mapped - blank == run.rows:
         return DONE
-    return imperfect(allow_quarantined and not blank and len(units) == run.units)
+    return imperfect_code(allow_quarantined and not blank and len(units) == run.units)
 
 
 def _put(store: ObjectStore, made: Audit) -> None:
@@ -195,7 +195,9 @@ def _tell(made: Audit, lines: Sequence[dict[str, Any]], console: Console) -> Non
     if made.blank:
         print_text(console, f"{made.blank:,} maps are zero or not finite")
     for line in lines[: made.alarms]:
-        print_text(console, shown(f"{line['rank']}. {line['class_name'] or line['class']}: {line['finding']}"))
+        print_text(
+            console, escape_invisible(f"{line['rank']}. {line['class_name'] or line['class']}: {line['finding']}")
+        )
     if not made.alarms:
         print_text(console, f"no class of {made.classes:,} is suspicious")
     if made.unjudged:

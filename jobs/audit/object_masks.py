@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.storage.files import parent, read
+from jobs.storage.files import read
+from jobs.storage.uris import parent_uri
 from jobs.store.run_record import Run
-from jobs.util.csv_escaping import neutral
+from jobs.util.csv_escaping import escape_formula
 from saliency_core.errors import InvalidRequestError
 from saliency_core.map_measures import Floats
 from saliency_core.model.preprocessing import Geometry
@@ -56,7 +57,7 @@ class ObjectsOf:
                 )
         self.masks = "mask" in wanted
         self.digest = hashlib.sha256(data).hexdigest()
-        self._parent = parent(uri)
+        self._parent = parent_uri(uri)
         self._objects: dict[str, list[Any]] = defaultdict(list)
         for sample, *where in zip(*(column.to_pylist() for column in columns), strict=True):
             self._objects[sample].append(where[0] if len(where) == 1 else where)
@@ -66,7 +67,7 @@ class ObjectsOf:
 
         ``size``: width and height of the original; ``shape``: height and width of the map.
         """
-        objects = self._objects.get(sample_id) or self._objects.get(neutral(sample_id))  # from a CSV of ours
+        objects = self._objects.get(sample_id) or self._objects.get(escape_formula(sample_id))  # from a CSV of ours
         if not objects:
             return None
         ys = geometry.top + (np.arange(shape[0]) + 0.5) * (geometry.bottom - geometry.top) / shape[0]

@@ -21,7 +21,7 @@ from jobs.store.class_record import ClassRun, open_class_run
 from jobs.store.index import Commit, ShardRecord, encode_part
 from jobs.store.layout import index_key
 from jobs.store.store_presence import Presence
-from jobs.util.exit_guard import no_quitting
+from jobs.util.exit_guard import forbid_exit
 from jobs.util.job_errors import JobStopped
 from jobs.util.timeout import CallWithTimeout
 from saliency_core.replica.cpu.allocator import keep_freed_memory
@@ -124,7 +124,7 @@ class VisualiseStage:
 
         config = self._run.config
         try:
-            with no_quitting():
+            with forbid_exit():
                 found = visualise_classes(
                     self._model, unit.classes, recipe=config.recipe(), seed=config.seed, device=self._run.device
                 )

@@ -18,18 +18,18 @@ from rich.logging import RichHandler
 
 from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import REPEATED, Config, flag_of, read_config
-from jobs.config.flag_names import in_flags
+from jobs.config.flag_names import use_flag_names
 from jobs.config.job_config import JobConfig
 from jobs.util.console import PlainFormatter, print_text
 from jobs.util.environment import (
-    refuse_no_working_directory,
-    with_user,
-    with_utf8,
-    without_strict_warnings,
-    without_windows,
+    ensure_user,
+    force_agg_backend,
+    refuse_missing_working_directory,
+    reset_warning_filters,
+    restart_in_utf8,
 )
 from jobs.util.exit_codes import DONE, INTERRUPTED, NOT_FINISHED, REFUSED
-from jobs.util.hidden_modules import hidden_module
+from jobs.util.hidden_modules import describe_hidden_module
 from jobs.util.job_errors import JobStopped, StoreMissing
 from saliency_core.errors import InvalidRequestError
 
@@ -55,13 +55,13 @@ Out = Annotated[str, typer.Argument(help="a store that explain made", metavar="O
 
 def main() -> None:
     """Runs a command; its troubles become a message and an exit code (see README)."""
-    with_utf8()
+    restart_in_utf8()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ? for what it lacks
-    without_windows()
-    without_strict_warnings()
-    with_user()
+    force_agg_backend()
+    reset_warning_filters()
+    ensure_user()
     told = RichHandler(console=errors, show_path=False)
     told.setFormatter(PlainFormatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[told])
@@ -82,7 +82,7 @@ def _command(function: Callable[..., int]) -> Callable[..., int]:
 
 def _exit_code(function: Callable[[], int]) -> int:
     try:
-        refuse_no_working_directory()
+        refuse_missing_working_directory()
         return function()
     except InvalidRequestError as error:
         _tell("refused", str(error))
@@ -98,7 +98,7 @@ def _exit_code(function: Callable[[], int]) -> int:
     except Exception as error:
         if "SALIENCY_TRACEBACK" in os.environ:
             raise
-        if hides := hidden_module(error):
+        if hides := describe_hidden_module(error):
             _tell("refused", hides)
             return REFUSED
         notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
@@ -111,7 +111,7 @@ def _exit_code(function: Callable[[], int]) -> int:
 
 
 def _tell(what: str, text: str) -> None:
-    print_text(errors, f"{what}: {in_flags(text)}")
+    print_text(errors, f"{what}: {use_flag_names(text)}")
 
 
 def _with_flags_of(kind: type[JobConfig], command: Callable[..., int]) -> Callable[..., int]:

@@ -24,8 +24,8 @@ from jobs.storage.parquet import parquet_bytes
 from jobs.store.open import refuse_inside
 from jobs.store.store_reader import Store, open_store
 from jobs.util.console import print_text
-from jobs.util.exit_codes import DONE, imperfect
-from jobs.util.formatting import shown
+from jobs.util.exit_codes import DONE, imperfect_code
+from jobs.util.formatting import escape_invisible
 from saliency_core.errors import InvalidRequestError
 
 EXAMPLES = 20  # sample ids of each reason why rows have no comparison
@@ -70,10 +70,10 @@ def compare(
     gathered = gather(ledger, read_units(output, [unit.unit for unit in units]), plan.cells)
     found = _finish(output, plan, gathered, seconds={"match": matched - started, "compare": worked - matched})
     for sentence in found.summary:
-        print_text(console, shown(sentence))
+        print_text(console, escape_invisible(sentence))
     print_text(console, f"report: {ReportPages(output, side_a, side_b).write(found, gathered)}")
     lacking = set(found.statuses) - {COMPARED}
-    return imperfect(allow_quarantined and lacking <= WITHOUT_MAP) if lacking else DONE
+    return imperfect_code(allow_quarantined and lacking <= WITHOUT_MAP) if lacking else DONE
 
 
 def _work(

@@ -19,13 +19,13 @@ from pydantic import (
     model_validator,
 )
 
-from jobs.storage.files import normal
+from jobs.storage.uris import normalize_uri
 from jobs.util import bounds
 from jobs.util.redaction import holds_credentials, plain_scheme
 from saliency_core.model.preprocessing import Preprocessing
 
 
-def _size(value: object) -> object:
+def _parse_size(value: object) -> object:
     """``"256"`` → 256; ``"224x224"`` → (224, 224)."""
     if not isinstance(value, str):
         return value
@@ -35,37 +35,37 @@ def _size(value: object) -> object:
     return int(parts[0]) if len(parts) == 1 else tuple(int(part) for part in parts)
 
 
-def _pair(value: object) -> object:
+def _parse_pair(value: object) -> object:
     """A crop given as one number is square."""
-    sized = _size(value)
-    return (sized, sized) if isinstance(sized, int) else sized
+    size = _parse_size(value)
+    return (size, size) if isinstance(size, int) else size
 
 
-def as_numbers(value: object) -> object:
+def parse_numbers(value: object) -> object:
     if isinstance(value, str):
         return tuple(float(part) for part in value.split(","))
     return (value,) if isinstance(value, int | float) else value
 
 
-def _number_or_name(value: object) -> object:
+def _parse_number_or_name(value: object) -> object:
     return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
-Size = Annotated[int | tuple[int, int], BeforeValidator(_size)]
-Pair = Annotated[tuple[int, int], BeforeValidator(_pair)]
+Size = Annotated[int | tuple[int, int], BeforeValidator(_parse_size)]
+Pair = Annotated[tuple[int, int], BeforeValidator(_parse_pair)]
 Means = Annotated[
-    tuple[Annotated[float, Field(ge=-bounds.NORMALISED, le=bounds.NORMALISED)], ...], BeforeValidator(as_numbers)
+    tuple[Annotated[float, Field(ge=-bounds.NORMALISED, le=bounds.NORMALISED)], ...], BeforeValidator(parse_numbers)
 ]
 Deviations = Annotated[
-    tuple[Annotated[float, Field(ge=1 / bounds.NORMALISED, le=bounds.NORMALISED)], ...], BeforeValidator(as_numbers)
+    tuple[Annotated[float, Field(ge=1 / bounds.NORMALISED, le=bounds.NORMALISED)], ...], BeforeValidator(parse_numbers)
 ]
 
 AutoOrCount = Annotated[
-    Literal["auto"] | Annotated[int, Field(ge=1, le=bounds.COUNT)], BeforeValidator(_number_or_name)
+    Literal["auto"] | Annotated[int, Field(ge=1, le=bounds.COUNT)], BeforeValidator(_parse_number_or_name)
 ]
 
 
-def key(default: Any, help_text: str, *, group: str, **limits: Any) -> Any:
+def config_field(default: Any, help_text: str, *, group: str, **limits: Any) -> Any:
     """A field of a configuration; ``group``: under which heading its flag is."""
     return Field(default, description=help_text, json_schema_extra={"group": group}, **limits)
 
@@ -78,70 +78,80 @@ class JobConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    model: str = key(..., "torchvision:NAME, timm:NAME, python:package.module:factory or file:PATH", group="Model")
-    out: str = key(..., "the store: a new or our own directory, local or on an object store", group="Output")
+    model: str = config_field(
+        ..., "torchvision:NAME, timm:NAME, python:package.module:factory or file:PATH", group="Model"
+    )
+    out: str = config_field(..., "the store: a new or our own directory, local or on an object store", group="Output")
 
-    class_names: str | None = key(None, "text file with one class name a line, in the model's order", group="Input")
+    class_names: str | None = config_field(
+        None, "text file with one class name a line, in the model's order", group="Input"
+    )
 
-    weights: str | None = key(
+    weights: str | None = config_field(
         None, "state dict or .safetensors file, or the name of a torchvision preset", group="Model"
     )
-    weights_key: str | None = key(
+    weights_key: str | None = config_field(
         None,
         "which entry of the weights' file is loaded, as state_dict_ema (dotted if nested), or the prefix of its names",
         group="Model",
     )
-    num_classes: int | None = key(
+    num_classes: int | None = config_field(
         None, "outputs of the head, where the weights have another number", group="Model", ge=1, le=bounds.CLASSES
     )
-    output: Annotated[int | str | None, BeforeValidator(_number_or_name)] = key(
+    output: Annotated[int | str | None, BeforeValidator(_parse_number_or_name)] = config_field(
         None, "which of several outputs holds the scores: a position or a name", group="Model"
     )
 
-    head: Literal["auto", "softmax", "sigmoid"] = key(
+    head: Literal["auto", "softmax", "sigmoid"] = config_field(
         "auto",
         "what makes probabilities of scores: softmax, or sigmoid for labels that exclude no other (auto: as the model "
         "ends, else softmax; of one logit sigmoid)",
         group="Model",
     )
 
-    preset: str | None = key(
+    preset: str | None = config_field(
         None, "torchvision preset whose preprocessing goes with local weights", group="Preprocessing"
     )
-    resize: Size | None = key(
+    resize: Size | None = config_field(
         None, "256: the shorter edge; 224x224: exactly, the aspect is not kept", group="Preprocessing"
     )
-    crop: Pair | None = key(None, "centre crop, 224 or HEIGHTxWIDTH", group="Preprocessing")
-    interpolation: str | None = key(
+    crop: Pair | None = config_field(None, "centre crop, 224 or HEIGHTxWIDTH", group="Preprocessing")
+    interpolation: str | None = config_field(
         None, "of the resize: nearest, bilinear (default), bicubic, lanczos, box, hamming", group="Preprocessing"
     )
-    mean: Means | None = key(None, "per channel, of values in 0..1: 0.485,0.456,0.406", group="Preprocessing")
-    std: Deviations | None = key(None, "per channel: 0.229,0.224,0.225", group="Preprocessing")
-    channels: Literal[1, 3] | None = key(None, "of the model's input: 3, or 1 for grey models", group="Preprocessing")
+    mean: Means | None = config_field(None, "per channel, of values in 0..1: 0.485,0.456,0.406", group="Preprocessing")
+    std: Deviations | None = config_field(None, "per channel: 0.229,0.224,0.225", group="Preprocessing")
+    channels: Literal[1, 3] | None = config_field(
+        None, "of the model's input: 3, or 1 for grey models", group="Preprocessing"
+    )
 
-    runner: Literal["ray", "inline"] = key("ray", "ray, or inline: the same stages in this process", group="Work")
-    workers: AutoOrCount = key("auto", "model replicas (auto: one per GPU, else per core)", group="Work")
-    device: Literal["auto", "cpu", "cuda"] = key(
+    runner: Literal["ray", "inline"] = config_field(
+        "ray", "ray, or inline: the same stages in this process", group="Work"
+    )
+    workers: AutoOrCount = config_field("auto", "model replicas (auto: one per GPU, else per core)", group="Work")
+    device: Literal["auto", "cpu", "cuda"] = config_field(
         "auto", "where the model runs (auto: cuda where there is one)", group="Work"
     )
-    gpus_per_worker: float = key(1.0, "below 1, replicas share a GPU", group="Work", ge=1 / bounds.GPUS, le=bounds.GPUS)
-    threads: int = key(
+    gpus_per_worker: float = config_field(
+        1.0, "below 1, replicas share a GPU", group="Work", ge=1 / bounds.GPUS, le=bounds.GPUS
+    )
+    threads: int = config_field(
         1, "CPU threads of each replica; part of what the bytes depend on", group="Work", ge=1, le=bounds.THREADS
     )
-    batch_size: AutoOrCount = key(
+    batch_size: AutoOrCount = config_field(
         "auto", "images in one forward (micro-batch), fixed for the store's life", group="Work"
     )
-    unit_seconds: float = key(
+    unit_seconds: float = config_field(
         3600.0, "how long the model may take for a unit; then the run stops", group="Work", gt=0, le=bounds.YEAR
     )
-    stall_seconds: float = key(
+    stall_seconds: float = config_field(
         7200.0,
         "the run stops, and tells what hangs, when nothing was committed for so long",
         group="Work",
         gt=0,
         le=bounds.YEAR,
     )
-    allow_quarantined: bool = key(
+    allow_quarantined: bool = config_field(
         False, "exit code 0, not 3, when rows are quarantined or partial and all else is done", group="Work"
     )
 
@@ -155,10 +165,10 @@ class JobConfig(BaseModel):
 
     @field_validator("out", "class_names", "weights")
     @classmethod
-    def _full_path(cls, value: str | None, about: ValidationInfo) -> str | None:
+    def _full_path(cls, value: str | None, info: ValidationInfo) -> str | None:
         """Local paths in full: a store knows its inputs wherever it is worked on from."""
-        name_of_preset = about.field_name == "weights" and value and not (Path(value).suffix or Path(value).exists())
-        return value if value is None or name_of_preset else full_path(value)
+        is_preset_name = info.field_name == "weights" and value and not (Path(value).suffix or Path(value).exists())
+        return value if value is None or is_preset_name else full_path(value)
 
     @field_validator("model")
     @classmethod
@@ -169,7 +179,7 @@ class JobConfig(BaseModel):
     @field_validator("channels", mode="before")
     @classmethod
     def _channels(cls, value: object) -> object:
-        return _number_or_name(value)
+        return _parse_number_or_name(value)
 
     @model_validator(mode="after")
     def _whole_preprocessing(self) -> Self:
@@ -178,7 +188,7 @@ class JobConfig(BaseModel):
 
     def preprocessing(self) -> Preprocessing | None:
         """The explicit one; None where no key of it is given. ValueError where it is half given."""
-        given = {
+        values = {
             "resize": self.resize,
             "crop": self.crop,
             "mean": self.mean,
@@ -186,7 +196,7 @@ class JobConfig(BaseModel):
             "channels": self.channels,
             "interpolation": self.interpolation,
         }
-        if all(value is None for value in given.values()):
+        if all(value is None for value in values.values()):
             return None
         if self.mean is None or self.std is None:
             raise ValueError(
@@ -219,4 +229,4 @@ def full_path(path: str) -> str:
     except UnicodeEncodeError:
         raise ValueError("is not UTF-8, and run.json could not name it: rename it, or take the folder above") from None
     path = plain_scheme(path)
-    return path if "://" in path and not path.startswith("file://") else normal(path)
+    return path if "://" in path and not path.startswith("file://") else normalize_uri(path)

@@ -20,7 +20,7 @@ from jobs.store.arrays import scale_maps
 from jobs.store.index import OK
 from jobs.store.run_record import STATISTICS, Run
 from jobs.store.software_versions import refuse_other_worker, software_here
-from jobs.util.exit_guard import no_quitting
+from jobs.util.exit_guard import forbid_exit
 from jobs.util.job_errors import JobStopped
 from jobs.util.timeout import CallWithTimeout
 from saliency_core.errors import SaliencyWarning
@@ -116,7 +116,7 @@ class ExplainStage:
             if OK in statuses[rows]:
                 self._at = f"unit {unit.unit}, rows {numbers[start]} to {numbers[rows.stop - 1]}"
                 try:
-                    with no_quitting():
+                    with forbid_exit():
                         found.append(self._batch(asked, rows, size))
                 except Exception as error:
                     if not is_out_of_memory(error) or size == 1:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from jobs.config.job_config import JobConfig
-from jobs.storage.files import local_path
+from jobs.storage.uris import local_path
 from jobs.store.run_record import Record
 from jobs.store.software_versions import Software, software_here
-from jobs.util.exit_guard import refuse_quitting
-from jobs.util.interruptible_wait import abandonable
+from jobs.util.exit_guard import refuse_exit
+from jobs.util.interruptible_wait import call_interruptibly
 from saliency_core.errors import InvalidRequestError
 from saliency_core.model.model_loading import Model, load_model, model_digest
 from saliency_core.probe.model_probe import Probe, probe_model
@@ -26,7 +26,7 @@ def build_model(config: JobConfig, *, class_names: Sequence[str] | None) -> Mode
     """
 
     def built() -> Model:
-        with refuse_quitting(config.model):
+        with refuse_exit(config.model):
             return load_model(
                 config.model,
                 weights=config.weights,
@@ -39,7 +39,7 @@ def build_model(config: JobConfig, *, class_names: Sequence[str] | None) -> Mode
                 head=config.head,
             )
 
-    return abandonable(built, name="model")
+    return call_interruptibly(built, name="model")
 
 
 def refuse_other_weights(run: Record, model: Model) -> None:

@@ -15,12 +15,12 @@ from jobs.explain.progress import Display
 from jobs.export.export_format import Format
 from jobs.export.output_directory import LEFT_OUT, WHOLE, Commit, Folder
 from jobs.export.selection import Selection, select
-from jobs.storage.files import is_remote, local_path
+from jobs.storage.uris import is_remote, local_path
 from jobs.store.open import refuse_inside
 from jobs.store.store_reader import open_store
 from jobs.util.console import print_text
-from jobs.util.exit_codes import DONE, imperfect
-from jobs.util.failure_reasons import without_names
+from jobs.util.exit_codes import DONE, imperfect_code
+from jobs.util.failure_reasons import replace_names
 from jobs.util.formatting import duration
 from saliency_core.errors import InvalidRequestError
 from saliency_core.visualization.map_style import MapStyle
@@ -97,7 +97,7 @@ def export(
                 display.update()
         format_.finish(len(cuts))
         left_out = _summary(console, selection, folder, folder.commits(len(cuts)))
-    return imperfect(allow_quarantined and left_out <= selection.imperfect()) if left_out else DONE
+    return imperfect_code(allow_quarantined and left_out <= selection.imperfect()) if left_out else DONE
 
 
 def _directory(out: str, output: str) -> Path:
@@ -153,7 +153,7 @@ def _summary(console: Console, selection: Selection, folder: Folder, commits: It
     for commit in commits:
         for one in commit.left_out:
             rows.add(one.row)
-            reason = without_names(one.reason, (one.uri, one.sample_id))
+            reason = replace_names(one.reason, (one.uri, one.sample_id))
             reason = reason if one.what == WHOLE else f"{one.what}: {reason}"
             reasons[reason] += 1
             if len(examples.setdefault(reason, [])) < NAMED:

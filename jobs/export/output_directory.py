@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from pydantic import BaseModel
 
-from jobs.util.csv_escaping import SafeWriter
+from jobs.util.csv_escaping import FormulaSafeWriter
 from saliency_core.errors import InvalidRequestError
 
 RECIPE, PARTS, LEFT_OUT = "export.json", "parts", "left_out.csv"
@@ -137,7 +137,7 @@ class Folder:
     def list_left_out(self, parts: int) -> None:
         """Writes left_out.csv."""
         with self.making(LEFT_OUT) as path, path.open("w", newline="", encoding="utf-8") as file:
-            lines = SafeWriter(file)
+            lines = FormulaSafeWriter(file)
             lines.write(LeftOut.model_fields)
             for commit in self.commits(parts):
                 for one in commit.left_out:

@@ -23,7 +23,7 @@ from typing import Any, Literal
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from jobs.util.formatting import shown
+from jobs.util.formatting import escape_invisible
 
 Kind = Literal["text", "count", "number", "percent", "tile"]
 NOTHING = "–"
@@ -98,7 +98,7 @@ def render(template: str, **context: Any) -> str:
 
 def isolated(text: str) -> Markup:
     """What others named, in the middle of our words: in its own direction, which does not turn theirs."""
-    return Markup('<bdi dir="auto">{}</bdi>').format(shown(text))
+    return Markup('<bdi dir="auto">{}</bdi>').format(escape_invisible(text))
 
 
 def missing(value: object) -> bool:
@@ -118,7 +118,7 @@ def figure(value: float | None, kind: Kind = "number") -> str:
 
 def _finalize(value: object) -> object:
     """Of everything that a template puts out."""
-    return shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return escape_invisible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 @cache

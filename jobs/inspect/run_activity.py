@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from obstore.store import ObjectStore
 
-from jobs.storage.object_store import address, head, listed, refusals
+from jobs.storage.object_store import list_objects, raise_unusable, stat_object, store_address
 from jobs.store.layout import RUN_JSON, unit_of_index
 from jobs.store.run_record import Run
 
@@ -32,12 +32,14 @@ def pulse(store: ObjectStore, run: Run) -> Pulse:
 
     Nothing in a store says that a run is alive: it would have to be taken away by a run that was killed.
     """
-    uri = address(store)
-    with refusals(uri):
+    uri = store_address(store)
+    with raise_unusable(uri):
         commits = sorted(
-            meta["last_modified"] for meta in listed(store, "index", uri) if unit_of_index(meta["path"]) is not None
+            meta["last_modified"]
+            for meta in list_objects(store, "index", uri)
+            if unit_of_index(meta["path"]) is not None
         )
-        began = head(store, RUN_JSON, f"{uri}/{RUN_JSON}")["last_modified"]
+        began = stat_object(store, RUN_JSON, f"{uri}/{RUN_JSON}")["last_modified"]
     own = [time for time in commits if time >= began]
     rate = None
     if len(recent := own[-RECENT:]) > 1:

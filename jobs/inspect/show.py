@@ -18,7 +18,7 @@ from jobs.store.index import OK
 from jobs.store.row_selection import choose_rows
 from jobs.store.run_record import ArraySpec
 from jobs.store.store_reader import Store, open_store
-from jobs.util.failure_reasons import for_explained
+from jobs.util.failure_reasons import reword_for_explained
 from saliency_core.errors import InvalidRequestError
 from saliency_core.model.preprocessing import Geometry
 from saliency_core.visualization.canvas import DPI
@@ -156,7 +156,7 @@ def _photograph(store: Store, line: dict[str, Any]) -> Photograph:
     """No larger than it is drawn: a hundred photographs at full size would fill the memory, and take minutes."""
     image = store.original(line["row"])
     if isinstance(image, RejectedImage):
-        return Photograph(None, None, printable(f"not to be had: {for_explained(image.reason)}", most=160))
+        return Photograph(None, None, printable(f"not to be had: {reword_for_explained(image.reason)}", most=160))
     now, then = (image.width, image.height), (line["width"], line["height"])
     most = round(1.4 * CELL * DPI)
     image.thumbnail((most, most), Image.Resampling.LANCZOS)

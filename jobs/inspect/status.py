@@ -17,7 +17,7 @@ from jobs.store.run_record import Run
 from jobs.store.software_versions import Makers
 from jobs.util.console import print_text
 from jobs.util.exit_codes import NOT_FINISHED
-from jobs.util.formatting import duration, quoted, ranges
+from jobs.util.formatting import duration, format_ranges, quote_for_shell
 
 
 def status(out: str, console: Console) -> int:
@@ -42,7 +42,7 @@ def status(out: str, console: Console) -> int:
         *makers.notes(),
     ]
     if finished:
-        lines_.append(f"finished. Next: saliency verify {quoted(out)}")
+        lines_.append(f"finished. Next: saliency verify {quote_for_shell(out)}")
     else:
         lines_ += _unfinished(run, done, pulse(store, run))
     print_text(console, "\n".join(lines_))
@@ -53,7 +53,7 @@ def _unfinished(run: Run, done: Sequence[int], found: Pulse) -> list[str]:
     """What is pending, whether a run seems to be under way, and what to do."""
     pending = sorted(set(range(run.units)) - set(done))
     asked = sorted(set(run.asked) - set(done))
-    lines = [f"pending units: {ranges(pending)}" if pending else "all units are committed, finalize is missing"]
+    lines = [f"pending units: {format_ranges(pending)}" if pending else "all units are committed, finalize is missing"]
     if run.config.limit is not None:
         lines.append(f"asked for: the first {len(run.asked):,} units (--limit {run.config.limit:,})")
     if pending and not asked:

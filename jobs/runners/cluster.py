@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from jobs.config.job_config import JobConfig
 from jobs.inputs.globs import expand, is_glob
-from jobs.storage.files import is_remote, local_path
+from jobs.storage.uris import is_remote, local_path
 from jobs.util.redaction import scrubbed
 from saliency_core.errors import InvalidRequestError
 
@@ -42,9 +42,9 @@ def refuse_unreachable(address: str, *, address_of_auto: str | None = None) -> N
             "start it on one of the nodes with RAY_ADDRESS=auto."
         )
     try:
-        with socket.create_connection((parts.hostname or "", parts.port or 6379), timeout=ANSWER_SECONDS) as opened:
-            if not _encrypted():
-                _greet(opened)
+        with socket.create_connection((parts.hostname or "", parts.port or 6379), timeout=ANSWER_SECONDS) as connection:
+            if not _uses_tls():
+                _greet(connection)
     except (OSError, ValueError) as error:
         raise InvalidRequestError(
             f"RAY_ADDRESS={named}: no cluster answers there ({error}). Write HOST:PORT of its head, auto on one of "
@@ -52,18 +52,18 @@ def refuse_unreachable(address: str, *, address_of_auto: str | None = None) -> N
         ) from error
 
 
-def _greet(opened: socket.socket) -> None:
+def _greet(connection: socket.socket) -> None:
     """Raises ConnectionError unless HTTP/2 is spoken, as a head does: a SETTINGS frame comes first. A port of something
     else, or a head that hangs, takes connections as well."""
-    opened.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
     answer = b""
-    while len(answer) < 4 and (more := opened.recv(9)):
-        answer += more
+    while len(answer) < 4 and (part := connection.recv(9)):
+        answer += part
     if answer[3:4] != b"\x04":
         raise ConnectionError("what listens there is no head of a cluster")
 
 
-def _encrypted() -> bool:
+def _uses_tls() -> bool:
     return os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
 
 
@@ -73,11 +73,11 @@ def refuse_unshared(config: JobConfig, nodes_lacking: NodesLacking) -> None:
 
     ``nodes_lacking``: path → size (None: a directory) → those that a node lacks, by node.
     """
-    for flag, path in _inputs(config):
-        _refuse(flag, path, nodes_lacking(_sizes(path)))
+    for flag, path in _local_inputs(config):
+        _refuse_lacking(flag, path, nodes_lacking(_sizes(path)))
     if not is_remote(config.out):
-        with _probe(local_path(config.out)) as probe:
-            _refuse("--out", config.out, nodes_lacking(_sizes(str(probe))))
+        with _probe_file(local_path(config.out)) as probe:
+            _refuse_lacking("--out", config.out, nodes_lacking(_sizes(str(probe))))
 
 
 def find_missing_paths(files: Mapping[str, int | None]) -> list[str]:
@@ -89,7 +89,7 @@ def find_missing_paths(files: Mapping[str, int | None]) -> list[str]:
     return [path for path, size in files.items() if not exists(Path(path), size)]
 
 
-def _refuse(flag: str, path: str, lacking: Mapping[str, list[str]]) -> None:
+def _refuse_lacking(flag: str, path: str, lacking: Mapping[str, list[str]]) -> None:
     if not lacking:
         return
     raise InvalidRequestError(
@@ -100,7 +100,7 @@ def _refuse(flag: str, path: str, lacking: Mapping[str, list[str]]) -> None:
     )
 
 
-def _inputs(config: JobConfig) -> Iterator[tuple[str, str]]:
+def _local_inputs(config: JobConfig) -> Iterator[tuple[str, str]]:
     """Flag and path of every local input."""
     model = config.model.removeprefix("file:") if config.model.startswith("file:") else None
     named = [("--model", model), ("--weights", config.weights), ("--class-names", config.class_names)]
@@ -108,21 +108,21 @@ def _inputs(config: JobConfig) -> Iterator[tuple[str, str]]:
         if path is None or is_remote(path):
             continue
         if is_glob(path):
-            yield from ((flag, one.uri) for one in expand(path)[:1])
+            yield from ((flag, file.uri) for file in expand(path)[:1])
         elif local_path(path).exists():  # else a preset's name, or refused elsewhere
             yield flag, path
 
 
 def _sizes(path: str) -> dict[str, int | None]:
-    there = local_path(path).absolute()
-    return {str(there): None if there.is_dir() else there.stat().st_size}
+    absolute = local_path(path).absolute()
+    return {str(absolute): None if absolute.is_dir() else absolute.stat().st_size}
 
 
 @contextmanager
-def _probe(out: Path) -> Iterator[Path]:
+def _probe_file(out: Path) -> Iterator[Path]:
     """A file as near to ``out`` as one can be made without making ``out``."""
-    near = out.absolute()
-    while not near.is_dir():
-        near = near.parent
-    with NamedTemporaryFile(dir=near, prefix=".saliency-probe-") as file:
+    directory = out.absolute()
+    while not directory.is_dir():
+        directory = directory.parent
+    with NamedTemporaryFile(dir=directory, prefix=".saliency-probe-") as file:
         yield Path(file.name)

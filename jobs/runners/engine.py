@@ -16,7 +16,7 @@ from jobs.runners.cluster import refuse_unshared
 from jobs.runners.in_flight import InFlightTask
 from jobs.runners.stage import REPLICA_CPUS, TASK_CPUS, Node, Stage, count_fitting
 from jobs.runners.watchdog import Watchdog
-from jobs.util.environment import refuse_no_temporary
+from jobs.util.environment import refuse_missing_temporary_directory
 from jobs.util.job_errors import JobStopped
 from saliency_core.errors import InvalidRequestError
 
@@ -50,9 +50,9 @@ class Engine:
             return
         with Watchdog(stall_seconds, self.tasks_in_flight) as watchdog:
             try:
-                for done in self.run_stages(items, stages):
-                    watchdog.fed()
-                    yield done
+                for result in self.run_stages(items, stages):
+                    watchdog.feed()
+                    yield result
             except KeyboardInterrupt:
                 if watchdog.report is None:
                     raise
@@ -85,25 +85,26 @@ class Engine:
             )
         need = config.gpus_per_worker if on_gpu else REPLICA_CPUS * config.threads
         # A replica is on one node. On processors, decode and write share what the replicas leave.
-        fits = [
+        replicas_per_node = [
             count_fitting(node.gpus, need) if on_gpu else count_fitting(node.cpus - TASK_CPUS, need)
             for node in self.nodes
         ]
-        most = sum(fits)
+        capacity = sum(replicas_per_node)
         if config.workers != "auto":
-            wanted = config.workers
+            workers = config.workers
         elif on_gpu:
-            wanted = max(1, most)
+            workers = max(1, capacity)
         else:
-            wanted = max(1, sum(map(min, fits, (count_fitting(node.cpus, config.threads) for node in self.nodes))))
-        if wanted > most and not self.grows:
+            by_threads = (count_fitting(node.cpus, config.threads) for node in self.nodes)
+            workers = max(1, sum(map(min, replicas_per_node, by_threads)))
+        if workers > capacity and not self.grows:
             each = f"{config.gpus_per_worker:g} GPU" if on_gpu else f"{config.threads} threads"
             have = f"{self.gpus:g} GPUs" if on_gpu else f"{self.cpus:g} CPU cores"
             raise InvalidRequestError(
-                f"{wanted} workers of {each} each do not fit into {have}: at most {most} do. Lower --workers, "
+                f"{workers} workers of {each} each do not fit into {have}: at most {capacity} do. Lower --workers, "
                 "--threads or --gpus-per-worker, or choose another --device."
             )
-        return wanted
+        return workers
 
 
 class StartingEngine:
@@ -112,9 +113,9 @@ class StartingEngine:
     def __init__(self, start: Callable[[], Engine]) -> None:
         self._start = start
         self._future: Future[Engine] = Future()
-        self._over = threading.Event()
+        self._ended = threading.Event()
         # A daemon: joining a cluster may hang inside Ray's library, and Ctrl-C must end the process all the same.
-        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._start_engine, name="engine", daemon=True)
 
     def begin(self) -> None:
         if not self.begun:
@@ -130,34 +131,34 @@ class StartingEngine:
 
     def end(self) -> None:
         """Lets the thread go."""
-        self._over.set()
+        self._ended.set()
 
     @property
     def begun(self) -> bool:
         return self._thread.ident is not None
 
-    def _work(self) -> None:
+    def _start_engine(self) -> None:
         try:
             self._future.set_result(self._start())
         except BaseException as error:  # noqa: BLE001 - it is raised again by ``ready``
             self._future.set_exception(error)
-        self._over.wait()  # Ray's processes end with the thread that started them
+        self._ended.wait()  # Ray's processes end with the thread that started them
 
 
 @contextmanager
 def starting_engine(config: JobConfig, *, inline: bool = False) -> Iterator[StartingEngine]:
     """The engine of the configuration (or the in-process one), shut down at the end."""
-    refuse_no_temporary()
-    embedded = inline or config.runner == "inline"
-    engine = StartingEngine(_inline if embedded else partial(_ray, config))
-    patience = None
+    refuse_missing_temporary_directory()
+    in_process = inline or config.runner == "inline"
+    engine = StartingEngine(_inline_engine if in_process else partial(_ray_engine, config))
+    wait_seconds = None
     try:
         yield engine
     except KeyboardInterrupt:
-        patience = LONGEST_START
+        wait_seconds = LONGEST_START
         raise
     finally:
-        if engine.begun and not embedded and engine.wait(patience):
+        if engine.begun and not in_process and engine.wait(wait_seconds):
             from jobs.runners import ray_data
 
             # Before the thread ends: without its processes, Ray's shutdown waits five seconds for nothing.
@@ -165,15 +166,15 @@ def starting_engine(config: JobConfig, *, inline: bool = False) -> Iterator[Star
         engine.end()
 
 
-def _inline() -> Engine:
+def _inline_engine() -> Engine:
     import torch
 
-    from jobs.runners import in_process as inline
+    from jobs.runners import in_process
 
-    return Engine(inline.run_stages, inline.tasks_in_flight, [Node(1.0, float(torch.cuda.device_count()))])
+    return Engine(in_process.run_stages, in_process.tasks_in_flight, [Node(1.0, float(torch.cuda.device_count()))])
 
 
-def _ray(config: JobConfig) -> Engine:
+def _ray_engine(config: JobConfig) -> Engine:
     # Ray reads this when it is imported. What was asked of a host that was then cut off is asked of another once pings
     # go unanswered; by default Ray gives it seven minutes.
     for setting in ("keepalive_time", "keepalive_timeout"):

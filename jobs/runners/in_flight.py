@@ -68,10 +68,10 @@ class InFlightTask:
     process: int
     since: float
 
-    def note(self) -> bytes:
+    def to_json(self) -> bytes:
         return json.dumps(asdict(self)).encode()
 
-    def line(self) -> str:
+    def describe(self) -> str:
         """For people."""
         again = f", attempt {self.attempt}" if self.attempt > 1 else ""
         since = duration(max(0.0, time() - self.since))
@@ -84,19 +84,19 @@ def track_task(board: TaskBoard, stage: str, record: Any) -> Iterator[None]:
     record."""
     unit = str(getattr(record, "unit", record))
     key = f"{stage}/{unit}"
-    doing = InFlightTask(stage, unit, 1, platform.node(), os.getpid(), time())
-    note = doing.note()
+    task = InFlightTask(stage, unit, 1, platform.node(), os.getpid(), time())
+    note = task.to_json()
     if not board.add(key, note):
-        left = board.get(key)
+        previous = board.get(key)
         # It may be our own, whose answer was lost on the way so that it was sent again.
-        attempt = 1 if left in (None, note) else json.loads(left)["attempt"] + 1
+        attempt = 1 if previous in (None, note) else json.loads(previous)["attempt"] + 1
         if attempt > MOST_ATTEMPTS:
             raise JobStopped(
                 f"{MOST_ATTEMPTS} workers one after the other died over unit {unit} in the stage {stage} (killed from "
                 "outside, out of memory, or a crash inside a library): the unit is left undone. What one of them said "
                 "last is in Ray's log files of its node; a smaller --batch-size or fewer --workers need less memory."
             )
-        board.put(key, replace(doing, attempt=attempt).note())
+        board.put(key, replace(task, attempt=attempt).to_json())
     try:
         yield
     finally:
@@ -105,5 +105,5 @@ def track_task(board: TaskBoard, stage: str, record: Any) -> Iterator[None]:
 
 def list_in_flight(board: TaskBoard) -> list[InFlightTask]:
     """What is being done now, by stage and unit."""
-    found = [InFlightTask(**json.loads(value)) for value in board.values()]
-    return sorted(found, key=lambda one: (one.stage, one.since))
+    tasks = [InFlightTask(**json.loads(value)) for value in board.values()]
+    return sorted(tasks, key=lambda task: (task.stage, task.since))

@@ -31,7 +31,7 @@ from jobs.runners.cluster import find_missing_paths, refuse_unreachable
 from jobs.runners.envelope import StageFailure, pack, unpack
 from jobs.runners.in_flight import InFlightTask, list_in_flight, track_task
 from jobs.runners.stage import Node, Stage
-from jobs.util.environment import ray_directory
+from jobs.util.environment import choose_ray_directory
 from jobs.util.hidden_modules import refuse_hidden_from_workers
 from jobs.util.job_errors import JobStopped
 from jobs.util.native_stderr import silenced_native_stderr
@@ -186,7 +186,7 @@ def start() -> None:
 
 
 def _start_embedded() -> None:
-    directory = ray_directory()
+    directory = choose_ray_directory()
     try:
         _init_embedded(directory)
     except Exception as error:  # Ray raises a bare Exception

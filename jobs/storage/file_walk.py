@@ -9,8 +9,8 @@ from itertools import islice
 
 from jobs.storage.files import ObjectInfo, local_etag
 from jobs.storage.hang_guard import NoAnswer, map_with_hang_guard
-from jobs.storage.object_store import listed, locate, plain_etag
-from jobs.storage.uris import is_remote, key_below, local_path, uri_of_bytes
+from jobs.storage.object_store import list_objects, locate, plain_etag
+from jobs.storage.uris import is_remote, local_path, relative_key, uri_of_bytes
 from jobs.util.job_errors import StoreUnreachable
 
 log = logging.getLogger(__name__)
@@ -29,10 +29,10 @@ def walk(root: str) -> Iterator[ObjectInfo]:
         return
     entries = _scan(os.fsencode(local_path(root).absolute()), frozenset())
     while batch := list(islice(entries, BATCH)):
-        yield from listed_files([entry.path for entry in batch])
+        yield from stat_files([entry.path for entry in batch])
 
 
-def listed_files(paths: Sequence[bytes]) -> list[ObjectInfo]:
+def stat_files(paths: Sequence[bytes]) -> list[ObjectInfo]:
     """Returns what ``walk`` yields for local files. A file that cannot be stat'ed has size 0 and no etag."""
     infos = map_with_hang_guard(_listed_file, paths)
     return [_unknown(path) if isinstance(info, NoAnswer) else info for path, info in zip(paths, infos, strict=True)]
@@ -50,10 +50,10 @@ def _unknown(path: bytes) -> ObjectInfo:
     return ObjectInfo(uri_of_bytes(path), 0, None)
 
 
-def keys(root: str) -> Iterator[str]:
+def walk_keys(root: str) -> Iterator[str]:
     """Yields the relative keys of `walk`, in its order. It does not stat local files, which is far cheaper."""
     if is_remote(root):
-        yield from (key_below(root, info.uri) for info in _walk_remote(root))
+        yield from (relative_key(root, info.uri) for info in _walk_remote(root))
         return
     directory = os.fsencode(local_path(root).absolute())
     for entry in _scan(directory, frozenset()):
@@ -101,7 +101,7 @@ def _walk_remote(root: str) -> list[ObjectInfo]:
     store, prefix = locate(root)
     infos = (
         ObjectInfo(_join(root, meta["path"]), meta["size"], plain_etag(meta["e_tag"]))
-        for meta in listed(store, prefix or None, root)
+        for meta in list_objects(store, prefix or None, root)
     )
     return sorted(infos, key=lambda info: info.uri.encode())
 

@@ -17,29 +17,10 @@ from typing import BinaryIO, TypeVar, cast
 import obstore
 
 from jobs.storage.hang_guard import NoAnswer, map_with_hang_guard
-from jobs.storage.local_files import LocalFile, opened, read_from, regular
-from jobs.storage.object_store import head, locate, plain_etag
+from jobs.storage.local_files import LocalFile, open_descriptor, read_descriptor, require_regular
+from jobs.storage.object_store import locate, plain_etag, stat_object
 from jobs.storage.retrying import with_retries
-from jobs.storage.storage_errors import NotAFile
-from jobs.storage.uris import is_remote, key_below, local_path, normal, parent, uri_of
-
-__all__ = [
-    "NoAnswer",
-    "NotAFile",
-    "ObjectInfo",
-    "answered",
-    "is_remote",
-    "key_below",
-    "local_etag",
-    "local_path",
-    "normal",
-    "open_file",
-    "parent",
-    "read",
-    "read_ranges",
-    "stat",
-    "uri_of",
-]
+from jobs.storage.uris import is_remote, local_path
 
 Result = TypeVar("Result")
 
@@ -59,9 +40,9 @@ def stat(uri: str) -> ObjectInfo:
     """Returns size and etag now. Raises FileNotFoundError if it is missing, OSError if it is not a readable file."""
     if is_remote(uri):
         store, key = locate(uri)
-        meta = head(store, key, uri)
+        meta = stat_object(store, key, uri)
         return ObjectInfo(uri, meta["size"], plain_etag(meta["e_tag"]))
-    status = regular(local_path(uri).stat(), uri)
+    status = require_regular(local_path(uri).stat(), uri)
     return ObjectInfo(uri, status.st_size, local_etag(status))
 
 
@@ -72,8 +53,8 @@ def local_etag(status: os.stat_result) -> str:
 def read(uri: str, offset: int = 0, length: int | None = None) -> bytes:
     """Returns `length` bytes from `offset` (fewer at the end of the file), or all that follow."""
     if not is_remote(uri):
-        with opened(uri) as descriptor:
-            return read_from(descriptor, offset, length)
+        with open_descriptor(uri) as descriptor:
+            return read_descriptor(descriptor, offset, length)
     with open_file(uri) as file:
         file.seek(offset)
         return file.read(-1 if length is None else length)
@@ -82,8 +63,8 @@ def read(uri: str, offset: int = 0, length: int | None = None) -> bytes:
 def read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     """Returns the bytes of each (offset, length), in order. Near ranges of a remote object share a request."""
     if not is_remote(uri):
-        with opened(uri) as descriptor:
-            return [read_from(descriptor, offset, length) for offset, length in ranges]
+        with open_descriptor(uri) as descriptor:
+            return [read_descriptor(descriptor, offset, length) for offset, length in ranges]
     requested = [(offset, length) for offset, length in ranges if length]  # object stores refuse empty ranges
     if not requested:
         return [b""] * len(ranges)
@@ -93,7 +74,7 @@ def read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     return [bytes(next(parts)) if length else b"" for _, length in ranges]
 
 
-def answered(function: Callable[[], Result], uri: str) -> Result:
+def call_with_hang_guard(function: Callable[[], Result], uri: str) -> Result:
     """Returns the result of ``function``, which reads ``uri``.
 
     Raises NoAnswer if the file is local and the read hangs. Requests to an object store have their own timeout.

@@ -22,19 +22,19 @@ from jobs.storage.storage_errors import NotAFile
 from jobs.storage.uris import local_path
 
 PIECE = 4 << 20  # bytes of one read, however slow the disk
-LEAST = 64 << 10  # of a file that does not tell its size
+SMALLEST_READ = 64 << 10  # of a file that does not tell its size
 PAUSE = 0.05
 
 
-def regular(found: os.stat_result, uri: str) -> os.stat_result:
-    """``found``, if it is of a regular file. Raises NotAFile."""
-    if not modes.S_ISREG(found.st_mode):
+def require_regular(status: os.stat_result, uri: str) -> os.stat_result:
+    """``status``, if it is of a regular file. Raises NotAFile."""
+    if not modes.S_ISREG(status.st_mode):
         raise NotAFile(errno.EINVAL, "is not a regular file", uri)
-    return found
+    return status
 
 
 @contextmanager
-def opened(uri: str) -> Iterator[int]:
+def open_descriptor(uri: str) -> Iterator[int]:
     """A descriptor of the file, closed at the end. Raises OSError."""
     descriptor = _open(uri)
     try:
@@ -45,7 +45,7 @@ def opened(uri: str) -> Iterator[int]:
 
 def _open(uri: str) -> int:
     path = local_path(uri)
-    regular(path.stat(), uri)
+    require_regular(path.stat(), uri)
     until = monotonic() + retry_seconds()
     while True:
         try:
@@ -56,20 +56,22 @@ def _open(uri: str) -> int:
                 raise OSError(errno.EAGAIN, "another process does not let go of it", uri) from None
             sleep(PAUSE)
     try:
-        regular(os.fstat(descriptor), uri)
+        require_regular(os.fstat(descriptor), uri)
     except OSError:
         os.close(descriptor)
         raise
     return descriptor
 
 
-def read_from(descriptor: int, offset: int = 0, length: int | None = None) -> bytes:
+def read_descriptor(descriptor: int, offset: int = 0, length: int | None = None) -> bytes:
     """``length`` bytes from ``offset`` (fewer at the end of the file), or all that follow. Raises OSError."""
     end = sys.maxsize if length is None else offset + length
     size = os.fstat(descriptor).st_size
     pieces: list[bytes] = []
     while offset < end:
-        most = min(PIECE, max(LEAST, size + 1 - offset))  # with one byte more, which tells whether the file has grown
+        most = min(
+            PIECE, max(SMALLEST_READ, size + 1 - offset)
+        )  # with one byte more, which tells whether the file has grown
         piece = os.pread(descriptor, min(most, end - offset), offset)
         note_progress()
         if not piece:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 # What file systems say that do not sync directories, or not for us, or that lost one meanwhile.
-_CANNOT = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.ENOENT}
+_NOT_SYNCABLE = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.ENOENT}
 
 
 def write_atomically(root: Path, key: str, data: bytes, *, create: bool = False, lasting: bool = True) -> None:
@@ -52,7 +52,7 @@ def fsync_names(root: Path, key: str) -> None:
         try:
             _sync(above)
         except OSError as error:
-            if error.errno not in _CANNOT:
+            if error.errno not in _NOT_SYNCABLE:
                 raise
         if above == root.parent:
             return

@@ -18,9 +18,9 @@ from obstore.exceptions import InvalidPathError
 from obstore.store import LocalStore, from_url
 
 from jobs.storage.local_writes import fsync_names, write_atomically
-from jobs.storage.raw_listing import NotListed, raw_objects
+from jobs.storage.raw_listing import NotListable, list_raw_objects
 from jobs.storage.retrying import FIRST_PAUSE, LONGEST_PAUSE, RetryBudget, retry_seconds, with_retries
-from jobs.storage.storage_errors import RAISED, status_of, translate_error, translated_errors
+from jobs.storage.storage_errors import OBSTORE_ERRORS, status_of, translate_error, translated_errors
 from jobs.storage.uris import is_remote, local_path
 from jobs.util.job_errors import StoreMissing, StoreUnusable
 
@@ -47,12 +47,12 @@ def open_output(out: str, *, make: bool = False) -> ObjectStore:
     ``make``: a local directory that is missing is made. Only a command that begins there does so. Otherwise raises
     StoreUnusable: what is written into a directory made again would stand there without its record.
     """
-    with refusals(out):
+    with raise_unusable(out):
         if is_remote(out):
             return _open(out)
         root = local_path(out).absolute()
         if not make and not root.is_dir():
-            raise gone(str(root))
+            raise missing_store_error(str(root))
         return LocalStore(prefix=root, mkdir=make)
 
 
@@ -93,13 +93,13 @@ def _open(url: str) -> ObjectStore:
 # -- asking ---------------------------------------------------------------------------------------------------
 
 
-def head(store: ObjectStore, key: str, uri: str) -> ObjectMeta:
+def stat_object(store: ObjectStore, key: str, uri: str) -> ObjectMeta:
     """Size and etag of an object. Raises OSError or StoreUnreachable."""
 
     def ask() -> ObjectMeta:
         try:
             return obstore.head(store, key)
-        except RAISED as error:
+        except OBSTORE_ERRORS as error:
             if status_of(error) not in (400, 403):
                 raise
             # An answer to HEAD has no body to tell a forbidden object from credentials that have expired.
@@ -108,7 +108,7 @@ def head(store: ObjectStore, key: str, uri: str) -> ObjectMeta:
     return with_retries(ask, uri)
 
 
-def listed(store: ObjectStore, prefix: str | None, uri: str) -> Iterator[ObjectMeta]:
+def list_objects(store: ObjectStore, prefix: str | None, uri: str) -> Iterator[ObjectMeta]:
     """The objects below ``prefix``, in the order that the store gives them. Raises OSError or StoreUnreachable."""
     tries, last = RetryBudget(uri), None
     while True:
@@ -121,18 +121,20 @@ def listed(store: ObjectStore, prefix: str | None, uri: str) -> Iterator[ObjectM
         except InvalidPathError as error:
             below = f"{prefix}/" if prefix else ""
             try:
-                yield from cast("Iterator[ObjectMeta]", raw_objects(store, prefix=below, after=last or "", uri=uri))
-            except NotListed:
+                yield from cast(
+                    "Iterator[ObjectMeta]", list_raw_objects(store, prefix=below, after=last or "", uri=uri)
+                )
+            except NotListable:
                 raise translate_error(error, uri) from None
             return
-        except RAISED as error:
+        except OBSTORE_ERRORS as error:
             tries.wait(error)
 
 
 # -- a store of ours ------------------------------------------------------------------------------------------
 
 
-def address(store: ObjectStore) -> str:
+def store_address(store: ObjectStore) -> str:
     """Where a store is, as its user names it."""
     if isinstance(store, LocalStore):
         return str(store.prefix)
@@ -142,7 +144,7 @@ def address(store: ObjectStore) -> str:
     return "/".join(filter(None, [f"{scheme}://{root}", str(getattr(store, "prefix", None) or "")]))
 
 
-def gone(what: str) -> StoreMissing:
+def missing_store_error(what: str) -> StoreMissing:
     """The error of a store that lost its directory, or its record, while a command works in it."""
     return StoreMissing(
         f"{what} is gone: it was renamed or removed while this command was at work. Nothing is made again in its "
@@ -156,8 +158,8 @@ def put(store: ObjectStore, key: str, data: bytes, *, create: bool = False, last
 
     ``lasting``: it is there also if the power fails now.
     """
-    uri = f"{address(store)}/{key}"
-    with refusals(uri):
+    uri = f"{store_address(store)}/{key}"
+    with raise_unusable(uri):
         try:
             if isinstance(store, LocalStore):
                 write_atomically(Path(str(store.prefix)), key, data, create=create, lasting=lasting)
@@ -165,14 +167,14 @@ def put(store: ObjectStore, key: str, data: bytes, *, create: bool = False, last
                 with_retries(lambda: obstore.put(store, key, data, mode="create" if create else "overwrite"), uri)
         except FileNotFoundError:
             if isinstance(store, LocalStore):
-                raise gone(address(store)) from None
+                raise missing_store_error(store_address(store)) from None
             raise StoreUnusable(f"{uri} cannot be written: there is no such bucket or container.") from None
 
 
 def delete(store: ObjectStore, key: str) -> None:
     """Deletes an object. An object that is gone already, as another process deleted it, is no error."""
-    uri = f"{address(store)}/{key}"
-    with refusals(uri):
+    uri = f"{store_address(store)}/{key}"
+    with raise_unusable(uri):
         with suppress(FileNotFoundError):
             with_retries(lambda: obstore.delete(store, key), uri)
         if isinstance(store, LocalStore):
@@ -181,15 +183,15 @@ def delete(store: ObjectStore, key: str) -> None:
 
 def read_object(store: ObjectStore, key: str) -> bytes:
     """The whole object. Raises FileNotFoundError where there is none."""
-    uri = f"{address(store)}/{key}"
-    with refusals(uri):
+    uri = f"{store_address(store)}/{key}"
+    with raise_unusable(uri):
         return with_retries(lambda: bytes(obstore.get(store, key).bytes()), uri)
 
 
-def stream(store: ObjectStore, key: str) -> Iterator[bytes]:
+def stream_object(store: ObjectStore, key: str) -> Iterator[bytes]:
     """The object in pieces. Raises FileNotFoundError where there is none."""
-    uri = f"{address(store)}/{key}"
-    with refusals(uri):
+    uri = f"{store_address(store)}/{key}"
+    with raise_unusable(uri):
         start, size = 0, with_retries(lambda: obstore.head(store, key)["size"], uri)
         while start < size:
             length = min(PIECE, size - start)
@@ -199,12 +201,12 @@ def stream(store: ObjectStore, key: str) -> Iterator[bytes]:
 
 def list_keys(store: ObjectStore, prefix: str | None = None) -> Iterator[str]:
     """Every key below ``prefix``, in the order that the store gives them."""
-    with refusals(address(store)):
-        yield from (meta["path"] for meta in listed(store, prefix, address(store)))
+    with raise_unusable(store_address(store)):
+        yield from (meta["path"] for meta in list_objects(store, prefix, store_address(store)))
 
 
 @contextmanager
-def refusals(uri: str) -> Iterator[None]:
+def raise_unusable(uri: str) -> Iterator[None]:
     """What one of our own objects cannot be had or put for ends the run: raises StoreUnusable, and passes on what
     there is, or is not."""
     try:

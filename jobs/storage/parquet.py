@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from obstore.store import LocalStore, ObjectStore
 
 from jobs.storage.local_writes import fsync_object
-from jobs.storage.object_store import address, refusals
+from jobs.storage.object_store import raise_unusable, store_address
 
 UNREADABLE = (
     ValueError, OSError, LookupError, TypeError,
@@ -66,7 +66,7 @@ class HashingWriter:
     """A file object that pyarrow can write to; the object appears whole, when it is finished."""
 
     def __init__(self, store: ObjectStore, key: str) -> None:
-        self._store, self._key, self._where = store, key, f"{address(store)}/{key}"
+        self._store, self._key, self._where = store, key, f"{store_address(store)}/{key}"
         self._writer = obstore.open_writer(store, key)
         self.digest = hashlib.sha256()
         self.closed = False
@@ -74,7 +74,7 @@ class HashingWriter:
     def write(self, data: bytes) -> int:
         data = bytes(data)
         self.digest.update(data)
-        with refusals(self._where):
+        with raise_unusable(self._where):
             self._writer.write(data)
         return len(data)
 
@@ -85,7 +85,7 @@ class HashingWriter:
         """Nothing either: pyarrow closes also when it failed."""
 
     def finish(self) -> None:
-        with refusals(self._where):
+        with raise_unusable(self._where):
             self._writer.close()
             if isinstance(self._store, LocalStore):
                 fsync_object(Path(str(self._store.prefix)), self._key)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from time import monotonic, sleep
 from typing import TypeVar
 
-from jobs.storage.storage_errors import RAISED, is_transient, translate_error
+from jobs.storage.storage_errors import OBSTORE_ERRORS, is_transient, translate_error
 from jobs.util.bounds import YEAR
 from saliency_core.errors import InvalidRequestError
 
@@ -59,5 +59,5 @@ def with_retries(ask: Callable[[], Result], uri: str) -> Result:
     while True:
         try:
             return ask()
-        except RAISED as error:
+        except OBSTORE_ERRORS as error:
             tries.wait(error)

@@ -46,19 +46,19 @@ def uri_of_bytes(path: bytes) -> str:
         return f"file://{quote_from_bytes(path)}"
 
 
-def normal(uri: str) -> str:
+def normalize_uri(uri: str) -> str:
     """Returns the URI as listings write it: absolute, without `..`, without a slash at the end."""
     return uri.rstrip("/") if is_remote(uri) else uri_of(plain_path(local_path(uri)))
 
 
-def parent(uri: str) -> str:
+def parent_uri(uri: str) -> str:
     return uri.rpartition("/")[0] if is_remote(uri) else uri_of(local_path(uri).absolute().parent)
 
 
-def key_below(root: str, uri: str) -> str:
+def relative_key(root: str, uri: str) -> str:
     """Returns the name of `uri`, which a listing wrote, relative to `root`. Bytes that are not UTF-8 become `\\xff`."""
     if is_remote(uri):
-        return uri.removeprefix(normal(root)).removeprefix("/")  # a second slash belongs to the key
+        return uri.removeprefix(normalize_uri(root)).removeprefix("/")  # a second slash belongs to the key
     # A listing has millions of these, and building a Path would take most of the time.
     path = unquote_to_bytes(uri.removeprefix("file://")) if uri.startswith("file://") else os.fsencode(uri)
     return path.removeprefix(_absolute(root)).lstrip(b"/").decode("utf-8", "backslashreplace")

@@ -11,7 +11,7 @@ _FORMULA = re.compile(r"'*(?:\s*[=+\-@＝＋－＠]|[\t\r\n])")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
-def neutral(text: str) -> str:
+def escape_formula(text: str) -> str:
     """``=1+1`` → ``'=1+1``, which a spreadsheet shows as text; numbers stay, and so does what begins otherwise.
 
     ``plain`` undoes it: what already begins with apostrophes before such a sign gets one more.
@@ -19,16 +19,16 @@ def neutral(text: str) -> str:
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 
-def plain(cell: str) -> str:
+def unescape_formula(cell: str) -> str:
     """The text of a cell that ``neutral`` made."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
-class SafeWriter:
+class FormulaSafeWriter:
     """Writes lines as ``csv.writer`` does, with every text ``neutral``."""
 
     def __init__(self, file: IO[str]) -> None:
         self._writer = csv.writer(file)
 
     def write(self, line: Iterable[Any]) -> None:
-        self._writer.writerow([neutral(cell) if isinstance(cell, str) else cell for cell in line])
+        self._writer.writerow([escape_formula(cell) if isinstance(cell, str) else cell for cell in line])

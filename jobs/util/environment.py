@@ -13,12 +13,12 @@ from pathlib import Path
 from saliency_core.errors import InvalidRequestError
 
 # What Ray puts behind its directory. A socket's path has 107 bytes at most, on Linux.
-_SOCKET = "/session_2026-11-29_08-42-19_963771_4194304/sockets/plasma_store"
-_LONGEST = 107 - len(_SOCKET)
-_OTHERS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - Ray makes a directory of its own there, for each session
+_LONGEST_SOCKET = "/session_2026-11-29_08-42-19_963771_4194304/sockets/plasma_store"
+_LONGEST_DIRECTORY = 107 - len(_LONGEST_SOCKET)
+_FALLBACKS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - Ray makes a directory of its own there, for each session
 
 
-def with_utf8() -> None:
+def restart_in_utf8() -> None:
     """Starts the program anew, in Python's UTF-8 mode, if the locale has another encoding for names of files.
 
     Stores and tables hold names as UTF-8, whatever the locale is; and Python could not open a file called ``größe`` in
@@ -29,7 +29,7 @@ def with_utf8() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - this same program
 
 
-def without_windows() -> None:
+def force_agg_backend() -> None:
     """Keeps matplotlib from the backend that a notebook or a desktop names in the environment.
 
     Pictures are drawn by Agg, explicitly; but matplotlib looks at MPLBACKEND when it is imported, here, in the
@@ -38,7 +38,7 @@ def without_windows() -> None:
     os.environ["MPLBACKEND"] = "agg"
 
 
-def without_strict_warnings() -> None:
+def reset_warning_filters() -> None:
     """Gives this process, and those that it starts, Python's own filters in place of PYTHONWARNINGS.
 
     If that says ``error``, Ray's daemons end, and Ray Data fails, over what they themselves call deprecated.
@@ -49,7 +49,7 @@ def without_strict_warnings() -> None:
             warnings.simplefilter("ignore", category)
 
 
-def with_user() -> None:
+def ensure_user() -> None:
     """Gives a user without an entry in the system's list, as a container may run under any number, a home and a name.
 
     Ray and torch ask for both, and fail without.
@@ -63,7 +63,7 @@ def with_user() -> None:
         os.environ["USER"] = str(os.getuid())
 
 
-def refuse_no_working_directory() -> None:
+def refuse_missing_working_directory() -> None:
     """Raises InvalidRequestError if the working directory was removed: no relative path leads anywhere, and libraries
     (MKL) end the process."""
     try:
@@ -74,7 +74,7 @@ def refuse_no_working_directory() -> None:
         ) from error
 
 
-def refuse_no_temporary() -> None:
+def refuse_missing_temporary_directory() -> None:
     """Raises InvalidRequestError if there is no directory for temporary files."""
     try:
         tempfile.gettempdir()
@@ -84,36 +84,36 @@ def refuse_no_temporary() -> None:
         ) from error
 
 
-def ray_directory() -> str:
+def choose_ray_directory() -> str:
     """A directory for the files and sockets of an embedded Ray, which it makes.
 
     The one that RAY_TMPDIR names, or ``ray`` in TMPDIR, or in another place for temporary files if that is missing,
     cannot be written, or is too long for the path of a socket. Raises InvalidRequestError if none of them serves.
     """
     own = os.environ.get("RAY_TMPDIR")
-    places = [own] if own else [os.environ.get("TMPDIR") or tempfile.gettempdir(), *_OTHERS]
-    troubles = {}
+    places = [own] if own else [os.environ.get("TMPDIR") or tempfile.gettempdir(), *_FALLBACKS]
+    obstacles = {}
     for place in places:
         directory = f"{Path(place).absolute()}/ray"
-        trouble = _trouble(Path(directory))
-        if trouble is None:
+        obstacle = _find_obstacle(Path(directory))
+        if obstacle is None:
             return directory
-        troubles[place] = trouble
-    told = "; ".join(f"{place} {trouble}" for place, trouble in troubles.items())
+        obstacles[place] = obstacle
+    reasons = "; ".join(f"{place} {obstacle}" for place, obstacle in obstacles.items())
     raise InvalidRequestError(
-        f"Ray has no directory for its files and sockets: {told}. Set RAY_TMPDIR to a directory that can be written, "
-        f"with a path of at most {_LONGEST - len('/ray')} bytes."
+        f"Ray has no directory for its files and sockets: {reasons}. Set RAY_TMPDIR to a directory that can be "
+        f"written, with a path of at most {_LONGEST_DIRECTORY - len('/ray')} bytes."
     )
 
 
-def _trouble(directory: Path) -> str | None:
+def _find_obstacle(directory: Path) -> str | None:
     """Why Ray could not use ``directory``, which need not exist yet; None if it could."""
-    if len(os.fsencode(directory)) > _LONGEST:
+    if len(os.fsencode(directory)) > _LONGEST_DIRECTORY:
         return "is too long for the path of a socket"
-    there = directory if directory.exists() else directory.parent
-    if not there.is_dir():
+    existing = directory if directory.exists() else directory.parent
+    if not existing.is_dir():
         return "is no directory"
-    return None if can_write(there) else "cannot be written"
+    return None if can_write(existing) else "cannot be written"
 
 
 def can_write(directory: Path) -> bool:

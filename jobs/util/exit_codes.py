@@ -14,7 +14,7 @@ INTERRUPTED = 130
 """Ctrl-C."""
 
 
-def imperfect(allowed: bool) -> int:
+def imperfect_code(allowed: bool) -> int:
     """The code of a command that is done, if some rows are quarantined or partial: IMPERFECT, or DONE if that is
     ``allowed`` (``--allow-quarantined``), so that ``make`` goes on."""
     return DONE if allowed else IMPERFECT

@@ -15,12 +15,12 @@ class QuitError(RuntimeError):
     """The user's code tried to end the process, or raised what is no Exception."""
 
 
-class _Exit(BaseException):
+class _ExitCall(BaseException):
     """Raised in place of ``os._exit``; no ``except Exception`` of the user's code takes it away."""
 
 
 @contextmanager
-def no_quitting() -> Iterator[None]:
+def forbid_exit() -> Iterator[None]:
     """While the ``with`` lasts, what would end this process raises QuitError: SystemExit, another BaseException, and
     ``os._exit``.
 
@@ -28,12 +28,12 @@ def no_quitting() -> Iterator[None]:
     of this process alone: other threads, and children that are forked meanwhile, end as they always do. A death by
     signal, or by the C library's ``exit``, cannot be caught; see ``announce_unexpected_exit``.
     """
-    real, process, thread, lasts = os._exit, os.getpid(), threading.get_ident(), True
+    real_exit, process, thread, active = os._exit, os.getpid(), threading.get_ident(), True
 
     def exit_(status: int) -> NoReturn:
-        if not lasts or (os.getpid(), threading.get_ident()) != (process, thread):
-            real(status)
-        raise _Exit(f"os._exit({status})")
+        if not active or (os.getpid(), threading.get_ident()) != (process, thread):
+            real_exit(status)
+        raise _ExitCall(f"os._exit({status})")
 
     os._exit = exit_
     try:
@@ -43,18 +43,18 @@ def no_quitting() -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
             raise
-        told = str(error) if isinstance(error, _Exit) else f"{type(error).__name__}: {error}".removesuffix(": ")
-        raise QuitError(f"it tried to end the program ({told})") from error
+        attempt = str(error) if isinstance(error, _ExitCall) else f"{type(error).__name__}: {error}".removesuffix(": ")
+        raise QuitError(f"it tried to end the program ({attempt})") from error
     finally:
-        os._exit, lasts = real, False
+        os._exit, active = real_exit, False
 
 
 @contextmanager
-def refuse_quitting(model: str) -> Iterator[None]:
+def refuse_exit(model: str) -> Iterator[None]:
     """``no_quitting`` at the plan. Raises InvalidRequestError, where that raises QuitError, in the name of
     ``model``."""
     try:
-        with no_quitting():
+        with forbid_exit():
             yield
     except QuitError as error:
         raise InvalidRequestError(

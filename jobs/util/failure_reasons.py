@@ -9,7 +9,7 @@ NAMELESS = "the file"
 _RETRY = "run `saliency retry`"
 
 
-def without_names(reason: str, names: Iterable[str | None]) -> str:
+def replace_names(reason: str, names: Iterable[str | None]) -> str:
     """The reason with ``NAMELESS`` instead of each of the names, if the name stands there as a whole.
 
     A name that is a part of a longer path, or of a word, stays: what is left of the path would name another file.
@@ -20,7 +20,7 @@ def without_names(reason: str, names: Iterable[str | None]) -> str:
     return reason
 
 
-def for_explained(reason: str) -> str:
+def reword_for_explained(reason: str) -> str:
     """The reason why the image of a row that has maps cannot be read again.
 
     `saliency retry` takes up rows without maps, so it would do nothing for this one: the command that reads the image

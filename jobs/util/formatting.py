@@ -21,7 +21,7 @@ def first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def ranges(numbers: list[int], *, most: int = 10) -> str:
+def format_ranges(numbers: list[int], *, most: int = 10) -> str:
     """``[0, 1, 2, 7]`` → ``0–2, 7``."""
     spans: list[list[int]] = []
     for number in numbers:
@@ -29,8 +29,8 @@ def ranges(numbers: list[int], *, most: int = 10) -> str:
             spans[-1][1] = number
         else:
             spans.append([number, number])
-    told = [str(first) if first == last else f"{first}–{last}" for first, last in spans[:most]]
-    return ", ".join(told) + (" …" if len(spans) > most else "")
+    spans_text = [str(first) if first == last else f"{first}–{last}" for first, last in spans[:most]]
+    return ", ".join(spans_text) + (" …" if len(spans) > most else "")
 
 
 def percent(share: float) -> str:
@@ -38,20 +38,23 @@ def percent(share: float) -> str:
     return f"{share:.0%}".replace("%", " %") if share >= 0.095 or not share else f"{100 * share:.2g} %"
 
 
-def quoted(path: str) -> str:
+def quote_for_shell(path: str) -> str:
     """As a shell wants it."""
     return shlex.quote(path)
 
 
-def shown(text: str) -> str:
+def escape_invisible(text: str) -> str:
     """Text with what no eye would see, or what turns the direction of its surroundings, as ``\\n`` or ``\\u202e``."""
-    return "".join(one if _visible(one) else one.encode("unicode_escape", "surrogatepass").decode() for one in text)
+    return "".join(
+        character if _is_visible(character) else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in text
+    )
 
 
-def shown_lines(text: str) -> str:
+def escape_invisible_lines(text: str) -> str:
     """The same of text whose lines are ours."""
-    return "\n".join(map(shown, text.split("\n")))
+    return "\n".join(map(escape_invisible, text.split("\n")))
 
 
-def _visible(one: str) -> bool:
-    return one in _JOINERS or unicodedata.category(one) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+def _is_visible(character: str) -> bool:
+    return character in _JOINERS or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from saliency_core.errors import InvalidRequestError
 
-_LATER = {"torch", "torchvision"}  # not imported yet, perhaps, when Ray starts
-_EITHER = {"jobs", "saliency_core", "__main__"}  # an installed program may run in a checkout of its own
+_IMPORTED_LATER = {"torch", "torchvision"}  # not imported yet, perhaps, when Ray starts
+_MAY_DIFFER = {"jobs", "saliency_core", "__main__"}  # an installed program may run in a checkout of its own
 
 
-def hidden_module(error: Exception) -> str | None:
+def describe_hidden_module(error: Exception) -> str | None:
     """The file that hides an installed module, and what to do, if ``error``, of an import, speaks of that module.
 
     It must work when hardly a module can be imported, so it needs little but the standard library.
@@ -41,8 +41,8 @@ def refuse_hidden_from_workers() -> None:
     Ray's workers look there first, this process perhaps not at all (a console script, PYTHONSAFEPATH). A worker that
     cannot import Ray's own modules is started again, for ever.
     """
-    names = _LATER | {name for name in list(sys.modules) if "." not in name}
-    for name in sorted(names - sys.stdlib_module_names - _EITHER):
+    names = _IMPORTED_LATER | {name for name in list(sys.modules) if "." not in name}
+    for name in sorted(names - sys.stdlib_module_names - _MAY_DIFFER):
         theirs = PathFinder.find_spec(name, [str(Path.cwd())])
         if theirs is None or theirs.origin is None:
             continue

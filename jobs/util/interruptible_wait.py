@@ -10,7 +10,7 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 
-def abandonable(call: Callable[[], Result], *, name: str) -> Result:
+def call_interruptibly(call: Callable[[], Result], *, name: str) -> Result:
     """Makes the call in a daemon thread called ``name``; returns what it returns and raises what it raises.
 
     Ctrl-C raises KeyboardInterrupt here, in the main thread, and the call is left to itself: it ends with the process,

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 BATCH = 500  # items that pass from thread to thread at a time: one by one, passing takes longer than listing
-_END = object()
+_END_OF_ITEMS = object()
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def prefetched(items: Iterable[Item], *, ahead: int = 50_000) -> Iterator[Iterat
 
     def produce() -> None:
         batch: list[Item] = []
-        end: object = _END
+        end: object = _END_OF_ITEMS
         try:
             for item in items:
                 batch.append(item)
@@ -49,13 +49,13 @@ def prefetched(items: Iterable[Item], *, ahead: int = 50_000) -> Iterator[Iterat
     def consume() -> Iterator[Item]:
         while thread.is_alive() or not queue.empty():
             try:
-                taken = queue.get(timeout=0.1)
+                entry = queue.get(timeout=0.1)
             except Empty:
                 continue
-            if isinstance(taken, list):
-                yield from taken
-            elif isinstance(taken, BaseException):
-                raise taken
+            if isinstance(entry, list):
+                yield from entry
+            elif isinstance(entry, BaseException):
+                raise entry
             else:
                 return
 

@@ -86,7 +86,7 @@ def scrubbed_text(text: str) -> str:
     if "@" not in text and "=" not in text and "%" not in text and '":' not in text:
         return text
     text = _USER_IN_TEXT.sub(_without_user, _COPIED.sub("", text))
-    return _ADDRESS_IN_TEXT.sub(lambda found: _without_secrets(found[0]), text)
+    return _ADDRESS_IN_TEXT.sub(lambda match: _without_secrets(match[0]), text)
 
 
 def holds_credentials(address: str) -> bool:
@@ -97,8 +97,8 @@ def holds_credentials(address: str) -> bool:
 def plain_scheme(address: str) -> str:
     """An address whose scheme is read, with that scheme in lower case and without white space in front; others as
     they are."""
-    found = re.match(rf"\s*({'|'.join(READ_SCHEMES)})://", address, re.I)
-    return f"{found[1].lower()}://{address[found.end() :]}" if found else address
+    match = re.match(rf"\s*({'|'.join(READ_SCHEMES)})://", address, re.I)
+    return f"{match[1].lower()}://{address[match.end() :]}" if match else address
 
 
 def _pattern(end: str) -> re.Pattern[str]:
@@ -109,10 +109,10 @@ _USER_IN_ADDRESS, _USER_IN_TEXT = _pattern(r"\0"), _pattern(r"\s")
 _ADDRESS_IN_TEXT = re.compile(rf"{_SCHEME}{_SLASHES}\S+", re.I)
 
 
-def _without_user(found: re.Match[str]) -> str:
-    scheme, user = found["scheme"], _decoded(found["user"])
+def _without_user(match: re.Match[str]) -> str:
+    scheme, user = match["scheme"], _decoded(match["user"])
     is_name = not scheme or _decoded(scheme).rstrip(":").lower() in _CONTAINERS
-    return found[0] if is_name and ":" not in user else f"{scheme}{found['slashes']}"
+    return match[0] if is_name and ":" not in user else f"{scheme}{match['slashes']}"
 
 
 def _without_secrets(address: str) -> str:
@@ -128,26 +128,26 @@ def _without_value(member: re.Match[str]) -> str:
 
 
 def _without_parameters(address: str) -> str:
-    found = list(_PARAMETER.finditer(address))
-    if not any(_is_secret(one) for one in found):
+    parameters = list(_PARAMETER.finditer(address))
+    if not any(_is_secret(parameter) for parameter in parameters):
         return address
     rest, end, mark = "", 0, ""
-    for one in found:
-        if one.start() < end:  # within a value that was cut
+    for parameter in parameters:
+        if parameter.start() < end:  # within a value that was cut
             continue
-        rest += address[end : one.start()]
-        if _is_secret(one) or _BESIDE.search(_plain(one["name"])):
-            end = _value_end(one)
-            mark = mark or one["mark"]  # what follows takes its place
+        rest += address[end : parameter.start()]
+        if _is_secret(parameter) or _BESIDE.search(_plain(parameter["name"])):
+            end = _value_end(parameter)
+            mark = mark or parameter["mark"]  # what follows takes its place
         else:
-            rest += (mark or one["mark"]) + one[0].removeprefix(one["mark"])
-            end, mark = one.end(), ""
+            rest += (mark or parameter["mark"]) + parameter[0].removeprefix(parameter["mark"])
+            end, mark = parameter.end(), ""
     return rest + address[end:]
 
 
 def _value_end(parameter: re.Match[str]) -> int:
-    found = _NEXT.search(parameter.string, parameter.end())
-    return len(parameter.string) if found is None else found.start()
+    next_mark = _NEXT.search(parameter.string, parameter.end())
+    return len(parameter.string) if next_mark is None else next_mark.start()
 
 
 def _is_secret(parameter: re.Match[str]) -> bool:

@@ -7,11 +7,11 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Generic, TypeVar
 
-Given = TypeVar("Given")
+Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
 
-class CallWithTimeout(Generic[Given, Result]):
+class CallWithTimeout(Generic[Argument, Result]):
     """Calls ``function`` in a thread of its own, always the same, and gives up on a call after so many seconds, if
     there is a limit; and at Ctrl-C.
 
@@ -19,18 +19,18 @@ class CallWithTimeout(Generic[Given, Result]):
     lost, and so is this.
     """
 
-    def __init__(self, function: Callable[[Given], Result], seconds: float | None) -> None:
+    def __init__(self, function: Callable[[Argument], Result], seconds: float | None) -> None:
         self._function = function
         self._seconds = seconds
-        self._given: SimpleQueue[Given] = SimpleQueue()
-        self._done: SimpleQueue[tuple[Result, None] | tuple[None, BaseException]] = SimpleQueue()
+        self._arguments: SimpleQueue[Argument] = SimpleQueue()
+        self._outcomes: SimpleQueue[tuple[Result, None] | tuple[None, BaseException]] = SimpleQueue()
         # A daemon: a process whose call hangs must be able to end.
         Thread(target=self._work, name="limited", daemon=True).start()
 
-    def __call__(self, given: Given) -> Result:
-        self._given.put(given)
+    def __call__(self, argument: Argument) -> Result:
+        self._arguments.put(argument)
         try:
-            result, error = self._done.get(timeout=self._seconds)
+            result, error = self._outcomes.get(timeout=self._seconds)
         except Empty:
             raise TimeoutError(f"no end after {self._seconds:g} s") from None
         if error is not None:
@@ -39,9 +39,9 @@ class CallWithTimeout(Generic[Given, Result]):
 
     def _work(self) -> None:
         while True:
-            given = self._given.get()
+            argument = self._arguments.get()
             try:
-                self._done.put((self._function(given), None))
+                self._outcomes.put((self._function(argument), None))
             except BaseException as error:  # noqa: BLE001 - it is raised again, where the call was made
-                self._done.put((None, error))
-            del given
+                self._outcomes.put((None, error))
+            del argument

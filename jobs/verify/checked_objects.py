@@ -11,9 +11,9 @@ from typing import TypeVar
 
 from obstore.store import ObjectStore
 
-from jobs.storage.file_walk import keys
-from jobs.storage.files import is_remote
-from jobs.storage.object_store import read_object, stream
+from jobs.storage.file_walk import walk_keys
+from jobs.storage.object_store import read_object, stream_object
+from jobs.storage.uris import is_remote
 from jobs.store.arrays import metadata_objects
 from jobs.store.index import ShardRecord
 from jobs.store.layout import (
@@ -92,7 +92,7 @@ class CheckedObjects:
     def scan(self, key: str, *, remedy: str) -> Generator[Problem, None, bool]:
         """As ``read``, for an object that need not fit into memory: whether it is there and as it was written."""
         try:
-            digest = self._note(stream(self.store, key))
+            digest = self._note(stream_object(self.store, key))
         except FileNotFoundError:
             yield Problem(key, f"is missing: {remedy}")
             return False
@@ -152,7 +152,7 @@ def is_expected(run: Run, key: str) -> bool:
 
 def foreign(out: str, run: Run) -> Iterator[str]:
     """The objects below ``out`` that no run of ours puts there."""
-    for key in keys(out):
+    for key in walk_keys(out):
         # What a killed run was writing to a local store bears such a name; it never became an object.
         staged = None if is_remote(out) else _STAGED.fullmatch(key)
         if not is_expected(run, staged[1] if staged else key):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import app
-from jobs.config.flag_names import in_flags, plan_notes
+from jobs.config.flag_names import plan_notes, use_flag_names
 from jobs.util.exit_codes import REFUSED
 from tests.conftest import TINY
 
@@ -23,7 +23,7 @@ CORE = Path(__file__).parents[3] / "saliency_core"
     ("nothing to see", "nothing to see"),
 ])  # fmt: skip
 def test_arguments_become_flags(text: str, told: str) -> None:
-    assert in_flags(text) == told
+    assert use_flag_names(text) == told
 
 
 def test_notes_are_told_once() -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from jobs.inputs.globs import expand
 from jobs.inputs.sources import SourceError, list_entries, open_sources
-from jobs.storage.files import local_path, read, stat
+from jobs.storage.files import read, stat
+from jobs.storage.uris import local_path
 from tests.support.input_files import write, write_tar
 from tests.support.listed_inputs import PNG, ids, labels, listed, one
 

@@ -19,9 +19,9 @@ from jobs.inputs.sources import list_entries, open_sources
 from jobs.storage import object_store
 from jobs.storage.file_walk import walk
 from jobs.storage.files import open_file, read, stat
-from jobs.storage.object_store import address, delete, list_keys, open_output, put, read_object
+from jobs.storage.object_store import delete, list_keys, open_output, put, read_object, store_address
 from jobs.storage.retrying import VARIABLE
-from jobs.storage.storage_errors import RENEW
+from jobs.storage.storage_errors import CREDENTIAL_ERRORS
 from jobs.store.index import withdraw
 from jobs.store.row_identity import remember
 from jobs.util.job_errors import StoreUnreachable, StoreUnusable
@@ -90,7 +90,7 @@ def test_identities_are_asked_for_only_if_there_are_any(tree: Path, proxy: Fault
     assert asked.count("GET unit") >= 5  # units, of which the last one is of one row
 
 
-@pytest.mark.parametrize("code", [*RENEW, "503"])
+@pytest.mark.parametrize("code", [*CREDENTIAL_ERRORS, "503"])
 def test_refused_asker_is_nobodys_row(code: str, tree: Path, proxy: FaultProxy, monkeypatch) -> None:
     images = s3.upload(tree, "folder")
     entries = list(list_entries(open_sources([images])))[:4]
@@ -152,7 +152,7 @@ def test_other_clouds_are_opened_from_their_own_environment(monkeypatch: pytest.
     kinds = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
     for scheme, kind in kinds.items():
         store, key = object_store.locate(f"{scheme}://bucket/some/key")
-        assert (type(store).__name__, key, address(store)) == (kind, "some/key", f"{scheme}://bucket")
+        assert (type(store).__name__, key, store_address(store)) == (kind, "some/key", f"{scheme}://bucket")
     object_store._bucket.cache_clear()
 
 

@@ -13,7 +13,7 @@ import pytest
 from jobs.inputs.entry import SourceError
 from jobs.inputs.sources import list_entries, open_sources
 from jobs.storage.files import open_file, read, read_ranges
-from jobs.storage.local_files import NotAFile, opened, read_from
+from jobs.storage.local_files import NotAFile, open_descriptor, read_descriptor
 from jobs.storage.retrying import VARIABLE
 from jobs.util.job_errors import StoreUnreachable
 from tests.conftest import run_inline
@@ -157,8 +157,8 @@ def test_a_file_is_read_whole(size: int, tmp_path: Path) -> None:
         assert file.read() == data[:size]
         file.seek(2)
         assert file.read(3) == data[2 : min(size, 5)]
-    with opened(uri) as descriptor:
-        assert read_from(descriptor, length=0) == b""
+    with open_descriptor(uri) as descriptor:
+        assert read_descriptor(descriptor, length=0) == b""
 
 
 # -- a mount that stands still ---------------------------------------------------------------------------------

@@ -22,8 +22,8 @@ from jobs.inspect.status import status
 from jobs.runners.cluster import refuse_unreachable
 from jobs.store.open import refuse_unwritable
 from jobs.store.store_reader import open_store
-from jobs.util.environment import ray_directory, without_strict_warnings
-from jobs.util.hidden_modules import hidden_module, refuse_hidden_from_workers
+from jobs.util.environment import choose_ray_directory, reset_warning_filters
+from jobs.util.hidden_modules import describe_hidden_module, refuse_hidden_from_workers
 from saliency_core.errors import InvalidRequestError
 from tests.conftest import SAME, TESTS, flags, run_inline, said
 
@@ -107,7 +107,7 @@ def test_error_that_no_file_is_to_blame_for_is_not_explained_away() -> None:
         AttributeError("no attribute x"),
         ValueError("x"),
     ):
-        assert hidden_module(error) is None
+        assert describe_hidden_module(error) is None
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_strict_warnings_are_kept_from_libraries_and_children(monkeypatch: pytes
     monkeypatch.setenv("PYTHONWARNINGS", "error")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        without_strict_warnings()
+        reset_warning_filters()
         warnings.warn("as Ray Data has it", DeprecationWarning, stacklevel=1)
     assert "PYTHONWARNINGS" not in os.environ
 
@@ -163,20 +163,20 @@ def test_ray_gets_a_directory_that_fits_its_sockets(long: Path, monkeypatch: pyt
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     for unusable in (str(long), "/proc/none", "/proc", "/dev/null"):
         monkeypatch.setenv("TMPDIR", unusable)
-        assert ray_directory() == "/tmp/ray"
+        assert choose_ray_directory() == "/tmp/ray"
     monkeypatch.setenv("TMPDIR", "/var/tmp")
-    assert ray_directory() == "/var/tmp/ray"
+    assert choose_ray_directory() == "/var/tmp/ray"
     monkeypatch.delenv("TMPDIR")
-    assert ray_directory().endswith("/ray")
+    assert choose_ray_directory().endswith("/ray")
 
 
 def test_directory_that_was_named_for_ray_is_taken_or_refused(long: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", "/dev/shm")
-    assert ray_directory() == "/dev/shm/ray"
+    assert choose_ray_directory() == "/dev/shm/ray"
     for unusable, why in ((str(long), "too long"), ("/proc/none", "no directory"), ("/proc", "cannot be written")):
         monkeypatch.setenv("RAY_TMPDIR", unusable)
         with pytest.raises(InvalidRequestError, match=f"{unusable} .*{why}.*Set RAY_TMPDIR"):
-            ray_directory()
+            choose_ray_directory()
 
 
 # -- clusters -------------------------------------------------------------------------------------------------------

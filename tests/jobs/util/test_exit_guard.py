@@ -15,7 +15,7 @@ from jobs.classes.classes_command import visualise
 from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import read_config
 from jobs.explain.explain_stage import ExplainError
-from jobs.util.exit_guard import QuitError, no_quitting
+from jobs.util.exit_guard import QuitError, forbid_exit
 from saliency_core.errors import InvalidRequestError
 from tests.conftest import content, flags, run_inline
 from tests.support.processes import start
@@ -87,19 +87,19 @@ def test_in_ray_too(bright: Path, tmp_path: Path, saliency, how: str) -> None:
 
 
 def test_ctrl_c_stays_what_it_is() -> None:
-    with pytest.raises(KeyboardInterrupt), no_quitting():
+    with pytest.raises(KeyboardInterrupt), forbid_exit():
         signal.raise_signal(signal.SIGINT)
 
 
 def test_only_its_own_process_is_kept() -> None:
     """A child that was forked meanwhile ends as it meant to."""
     before = os._exit
-    with no_quitting():
+    with forbid_exit():
         child = os.fork()
         if not child:
             os._exit(7)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-        with pytest.raises(QuitError, match="tried to end"), no_quitting():
+        with pytest.raises(QuitError, match="tried to end"), forbid_exit():
             os._exit(7)
     assert os._exit is before
 

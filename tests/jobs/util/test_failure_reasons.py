@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from jobs.explain.retry import retry
-from jobs.util.failure_reasons import without_names
+from jobs.util.failure_reasons import replace_names
 from tests.conftest import run_inline, said
 from tests.support.changed_inputs import MADE, picture
 from tests.support.exports import run as export
@@ -34,7 +34,7 @@ from tests.support.input_files import write_parquet
     ],
 )
 def test_a_name_is_taken_out_as_a_whole(reason: str, counted: str) -> None:
-    assert without_names(reason, ("a.png", "/d/a.png", None, "")) == counted
+    assert replace_names(reason, ("a.png", "/d/a.png", None, "")) == counted
 
 
 def longer(path: Path, number: int) -> None:
