@@ -1,4 +1,4 @@
-"""``saliency classes``: its configuration."""
+"""The configuration of ``saliency classes``."""
 
 from __future__ import annotations
 
@@ -15,26 +15,35 @@ ALL = "all"
 
 
 class ClassesConfig(JobConfig):
-    """Of which classes images are sought, and how; see ``Recipe``."""
+    """The classes to visualise, and the settings of the gradient ascent, which ``Recipe`` describes."""
 
     classes: tuple[str, ...] = config_field(
-        (ALL,), "numbers or names, as 0,5,tabby; or all", group="Images", min_length=1
+        (ALL,),
+        "classes to visualise, as numbers or names separated by commas (0,5,tabby), or all",
+        group="Images",
+        min_length=1,
     )
-    steps: int = config_field(Recipe.steps, "of the ascent", group="Images")
+    steps: int = config_field(Recipe.steps, "number of gradient ascent steps", group="Images")
     learning_rate: float = config_field(
-        Recipe.learning_rate, "how much the first step changes the image (root mean square)", group="Images"
+        Recipe.learning_rate, "change of the image in the first step, as root mean square", group="Images"
     )
-    l2: float = config_field(Recipe.l2, "weight of the sum of squares: the higher, the paler", group="Images")
+    l2: float = config_field(
+        Recipe.l2, "weight of the sum of squares of the pixels; a higher weight gives a paler image", group="Images"
+    )
     lp: Annotated[tuple[float, float], BeforeValidator(parse_numbers)] = config_field(
-        Recipe.lp, "power P and weight W of the sum of |pixel|^P, as 6,0.001", group="Images"
+        Recipe.lp, "power P and weight W of the sum of |pixel|^P, as P,W (6,0.001)", group="Images"
     )
-    total_variation: float = config_field(Recipe.total_variation, "its weight: the higher, the flatter", group="Images")
+    total_variation: float = config_field(
+        Recipe.total_variation, "weight of the total variation; a higher weight gives a flatter image", group="Images"
+    )
     jitter: int = config_field(
-        Recipe.jitter, "pixels by which the image is shifted at random, at each step", group="Images"
+        Recipe.jitter, "largest random shift of the image in each step, in pixels", group="Images"
     )
-    blur_every: int = config_field(Recipe.blur_every, "steps between two blurs; 0: never", group="Images")
-    blur_sigma: float = config_field(Recipe.blur_sigma, "of the Gaussian, in pixels", group="Images")
-    seed: int = config_field(0, "of the jitter", group="Images", ge=0, le=bounds.SEED)
+    blur_every: int = config_field(Recipe.blur_every, "number of steps between two blurs; 0 for none", group="Images")
+    blur_sigma: float = config_field(
+        Recipe.blur_sigma, "standard deviation of the Gaussian blur, in pixels", group="Images"
+    )
+    seed: int = config_field(0, "seed of the random shifts", group="Images", ge=0, le=bounds.SEED)
 
     @field_validator("classes", mode="before")
     @classmethod
@@ -49,5 +58,5 @@ class ClassesConfig(JobConfig):
         return self
 
     def recipe(self) -> Recipe:
-        """ValueError where it leads to no image."""
+        """Returns the settings of the ascent. Raises ValueError if they cannot lead to an image."""
         return Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)})

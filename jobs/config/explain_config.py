@@ -1,4 +1,4 @@
-"""The configuration of the main job, and how that of any job is read from flags and YAML."""
+"""The configuration of ``saliency explain``, and the reading of any job's configuration from flags and YAML."""
 
 from __future__ import annotations
 
@@ -17,67 +17,82 @@ MapDtype = Literal["float32", "float16", "uint8", "int8"]
 AnyConfig = TypeVar("AnyConfig", bound=JobConfig)
 
 REPEATED = {"images": "images", "methods": "method", "targets": "target"}
-"""Keys that hold several values → the flag that gives one of them, and may be repeated."""
+"""Keys that hold several values → the flag for one of them, which may be repeated."""
 
 
 class Config(JobConfig):
-    """What a run that explains images is."""
+    """The configuration of a run that explains images."""
 
     images: tuple[str, ...] = config_field(
         ...,
-        "folder, glob, .tar, .parquet or .csv list; local, s3://, gs:// or az://; may be repeated",
+        "images to explain: a folder, glob, .tar, .parquet or .csv list; local, s3://, gs:// or az://; may be repeated",
         group="Input",
         min_length=1,
     )
     image_column: str | None = config_field(
-        None, "Parquet column with the image bytes (default: the only one that fits)", group="Input"
+        None, "Parquet column with the image bytes (default: the only column that fits)", group="Input"
     )
     uri_column: str | None = config_field(
-        None, "column with the URIs of a list (default: uri, path, image, file or filename)", group="Input"
+        None, "column of a list with the images' URIs (default: uri, path, image, file or filename)", group="Input"
     )
     label_column: str | None = config_field(
-        None, "column, or .json key, with the labels (default: label, cls or class)", group="Input"
+        None, "column, or key of a .json file, with the labels (default: label, cls or class)", group="Input"
     )
     folder_labels: Literal["name", "order"] = config_field(
         "name",
-        "folder labels: by class name, or by the folders' sorted order (ImageNet's n01440764 …)",
+        "how folders give labels: name (a folder has the name of its class), or order (the sorted folders are the "
+        "classes in order, as ImageNet's n01440764 …)",
         group="Input",
     )
     max_pixels: int = config_field(
-        100_000_000, "images with more pixels are quarantined, undecoded", group="Input", ge=1, le=bounds.PIXELS
+        100_000_000,
+        "largest number of pixels of an image; a larger image is quarantined without being decoded",
+        group="Input",
+        ge=1,
+        le=bounds.PIXELS,
     )
     max_bytes: int = config_field(
-        256 * 2**20, "images with more encoded bytes are quarantined, unread", group="Input", ge=1, le=bounds.BYTES
+        256 * 2**20,
+        "largest size of an encoded image in bytes; a larger image is quarantined without being read",
+        group="Input",
+        ge=1,
+        le=bounds.BYTES,
     )
     max_seconds: float = config_field(
-        60.0, "images that take longer to decode are quarantined", group="Input", gt=0, le=bounds.YEAR
+        60.0,
+        "longest time to decode an image in seconds; a slower image is quarantined",
+        group="Input",
+        gt=0,
+        le=bounds.YEAR,
     )
 
     precision: Literal["float32", "tf32", "bf16", "fp16"] = config_field(
-        "float32", "arithmetic of the model", group="Model"
+        "float32", "floating-point precision of the model", group="Model"
     )
 
     methods: tuple[str, ...] = config_field(
         ("gradient",),
-        "map to make, as NAME or NAME(argument=value); may be repeated; `saliency methods` explains all",
+        "method that makes a map, as NAME or NAME(argument=value); may be repeated; `saliency methods` lists them",
         group="Maps",
         min_length=1,
     )
     targets: tuple[str, ...] = config_field(
         ("predicted",),
-        "score to explain: predicted, label, class:K, top:K, …; may be repeated; `saliency methods` explains all",
+        "score to explain: predicted, label, class:K, top:K, …; may be repeated; `saliency methods` lists them",
         group="Maps",
         min_length=1,
     )
-    map_dtype: MapDtype = config_field("float32", "on disk; the others than float32 are scaled per map", group="Maps")
-    seed: int = config_field(0, "of methods that draw noise", group="Maps", ge=0, le=bounds.SEED)
+    map_dtype: MapDtype = config_field(
+        "float32", "number type of the maps on disk; maps are scaled one by one, except for float32", group="Maps"
+    )
+    seed: int = config_field(0, "seed of methods that draw random numbers", group="Maps", ge=0, le=bounds.SEED)
 
     unit_size: AutoOrCount = config_field(
-        "auto", "rows per unit (auto: 256, scaled so that a shard is 16 to 128 MB)", group="Work"
+        "auto", "rows per unit, or auto (256, scaled so that a shard has 16 to 128 MB)", group="Work"
     )
     limit: int | None = config_field(
         None,
-        "commit only the first units that hold this many rows; go on later without it",
+        "commit only the first units that hold this many rows; to continue, run again without it",
         group="Work",
         ge=1,
         le=bounds.COUNT,
@@ -95,18 +110,21 @@ class Config(JobConfig):
 
 
 def make_config(flags: dict[str, Any], *, file: Path | None = None) -> Config:
-    """``read_config`` of the main job."""
+    """Reads the configuration of ``saliency explain``; see ``read_config``."""
     return read_config(Config, flags, file=file)
 
 
 def read_config(kind: type[AnyConfig], flags: dict[str, Any], *, file: Path | None = None) -> AnyConfig:
-    """Flags over the keys of a YAML file, over the defaults. Raises InvalidRequestError with every trouble named."""
+    """Reads a configuration: flags take precedence over keys of the YAML file, and these over defaults.
+
+    Raises InvalidRequestError, which names every problem.
+    """
     values: dict[str, Any] = {}
     if file is not None:
         try:
             loaded = yaml.load(file.read_text(), _UniqueKeyLoader)  # noqa: S506 - a SafeLoader
         except RecursionError:
-            raise InvalidRequestError(f"--config {file} cannot be read: it nests its values too deeply.") from None
+            raise InvalidRequestError(f"--config {file} cannot be read: its values are nested too deeply.") from None
         except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: bad UTF-8, dates, numbers of 5,000 digits
             raise InvalidRequestError(f"--config {file} cannot be read: {scrubbed_text(str(error))}") from error
         if not isinstance(loaded, dict):
@@ -124,7 +142,7 @@ def read_config(kind: type[AnyConfig], flags: dict[str, Any], *, file: Path | No
                 )
             values[key] = value
         fields = kind.model_fields
-        # To pydantic, true is also the number 1.
+        # pydantic accepts true for the number 1.
         booleans = {key for key in values.keys() & fields.keys() if _holds_boolean(values[key])}
         if wrong := sorted(flag_of(key) for key in booleans if fields[key].annotation is not bool):
             raise InvalidRequestError(f"--config {file}: {', '.join(wrong)} is true or false: write its value.")
@@ -132,7 +150,7 @@ def read_config(kind: type[AnyConfig], flags: dict[str, Any], *, file: Path | No
     try:
         return kind(**values)
     except ValidationError as error:
-        # Of a union, pydantic tells the trouble of each alternative; the flag is what the user wrote.
+        # For a union, pydantic reports the problem of each alternative. They are grouped by flag.
         problems: dict[str, list[str]] = {}
         for detail in error.errors():
             problems.setdefault(_flag_of_location(detail["loc"]), []).append(_describe_error(detail))
@@ -141,7 +159,7 @@ def read_config(kind: type[AnyConfig], flags: dict[str, Any], *, file: Path | No
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """Reads YAML; of a key that is given twice it would else keep the last value."""
+    """Reads YAML and raises ValueError if a key is given twice; the base class would keep the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [name.value for name, _ in node.value if isinstance(name, yaml.ScalarNode)]
@@ -156,8 +174,10 @@ def _holds_boolean(value: object) -> bool:
 
 
 def _nests(value: object) -> bool:
-    """Whether a YAML value is more than a scalar or a list of scalars. A few aliases may stand for a tree of billions,
-    so it is not walked."""
+    """Whether a YAML value is more than a scalar or a list of scalars.
+
+    The value is not walked, because a few aliases may stand for billions of nodes.
+    """
     items = value if isinstance(value, list) else [value]
     return any(isinstance(item, list | dict | set | tuple) for item in items)
 
@@ -167,13 +187,13 @@ def _flag_of_location(location: tuple[int | str, ...]) -> str:
 
 
 def _key_of(name: str, kind: type[JobConfig]) -> str:
-    """A key as YAML may spell it: also as its flag."""
+    """Returns the key for a name in YAML, which may also be written as the flag."""
     names = {flag_of(key).removeprefix("--"): key for key in kind.model_fields}
     return names.get(name.replace("_", "-"), name)
 
 
 def flag_of(name: str) -> str:
-    """``unit_size`` → ``--unit-size``."""
+    """Returns the flag of a key: ``unit_size`` → ``--unit-size``."""
     return "--" + REPEATED.get(name, name).replace("_", "-")
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from obstore.store import ObjectStore
 
-from jobs.storage.object_store import list_objects, raise_unusable, stat_object, store_address
+from jobs.storage.object_store import list_objects, errors_as_unusable, stat_object, store_address
 from jobs.store.layout import RUN_JSON, unit_of_index
 from jobs.store.run_record import Run
 
@@ -33,7 +33,7 @@ def pulse(store: ObjectStore, run: Run) -> Pulse:
     Nothing in a store says that a run is alive: it would have to be taken away by a run that was killed.
     """
     uri = store_address(store)
-    with raise_unusable(uri):
+    with errors_as_unusable(uri):
         commits = sorted(
             meta["last_modified"]
             for meta in list_objects(store, "index", uri)

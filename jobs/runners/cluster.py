@@ -1,4 +1,4 @@
-"""What a cluster must be for a run: there, and with the run's files on each of its nodes."""
+"""Checks before a run that a cluster answers, and that each of its nodes sees the run's files."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from jobs.storage.uris import is_remote, local_path
 from jobs.util.redaction import scrubbed
 from saliency_core.errors import InvalidRequestError
 
-ANSWER_SECONDS = 10.0  # of a head, which is asked for nothing but a greeting
+ANSWER_SECONDS = 10.0  # for a head to answer a greeting
 NodesLacking = Callable[[Mapping[str, int | None]], Mapping[str, list[str]]]
 
 
 def refuse_unreachable(address: str, *, address_of_auto: str | None = None) -> None:
-    """Raises InvalidRequestError if no cluster answers. Ray itself tries for minutes, and then ends the process.
+    """Raises InvalidRequestError if no cluster answers. Ray itself would try for minutes before it fails.
 
     ``address_of_auto``: the address that ``auto`` stands for; None if there is no trace of a cluster.
     """
@@ -53,14 +53,16 @@ def refuse_unreachable(address: str, *, address_of_auto: str | None = None) -> N
 
 
 def _greet(connection: socket.socket) -> None:
-    """Raises ConnectionError unless HTTP/2 is spoken, as a head does: a SETTINGS frame comes first. A port of something
-    else, or a head that hangs, takes connections as well."""
+    """Raises ConnectionError unless the other end answers as an HTTP/2 server, with a SETTINGS frame, as a head does.
+
+    A connection alone proves nothing: another program's port, or a head that hangs, accepts one too.
+    """
     connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
     answer = b""
     while len(answer) < 4 and (part := connection.recv(9)):
         answer += part
     if answer[3:4] != b"\x04":
-        raise ConnectionError("what listens there is no head of a cluster")
+        raise ConnectionError("the program that listens there is not the head of a cluster")
 
 
 def _uses_tls() -> bool:
@@ -68,10 +70,9 @@ def _uses_tls() -> bool:
 
 
 def refuse_unshared(config: JobConfig, nodes_lacking: NodesLacking) -> None:
-    """Raises InvalidRequestError where a node does not see a local file or directory of the run, as a private disk
-    would have it.
+    """Raises InvalidRequestError if a node does not see a local file or directory of the run.
 
-    ``nodes_lacking``: path → size (None: a directory) → those that a node lacks, by node.
+    ``nodes_lacking``: takes paths with their sizes (None: a directory), and returns by node the paths that it lacks.
     """
     for flag, path in _local_inputs(config):
         _refuse_lacking(flag, path, nodes_lacking(_sizes(path)))
@@ -94,14 +95,14 @@ def _refuse_lacking(flag: str, path: str, lacking: Mapping[str, list[str]]) -> N
         return
     raise InvalidRequestError(
         f"{flag} {path} is not there, or not the same, on {len(lacking)} nodes of the cluster: "
-        f"{', '.join(list(lacking)[:5])}{' …' if len(lacking) > 5 else ''}. All nodes must reach it, or what they "
-        "make of it is lost: take an object store (s3://, gs://, az://) or a file system that all of them mount at "
-        "the same place; or unset RAY_ADDRESS to work on this machine alone."
+        f"{', '.join(list(lacking)[:5])}{' …' if len(lacking) > 5 else ''}. All nodes must reach it, or their "
+        "results are lost: use an object store (s3://, gs://, az://) or a file system that all of them mount at the "
+        "same place; or unset RAY_ADDRESS to work on this machine alone."
     )
 
 
 def _local_inputs(config: JobConfig) -> Iterator[tuple[str, str]]:
-    """Flag and path of every local input."""
+    """Yields flag and path of every local input."""
     model = config.model.removeprefix("file:") if config.model.startswith("file:") else None
     named = [("--model", model), ("--weights", config.weights), ("--class-names", config.class_names)]
     for flag, path in [*(("--images", path) for path in getattr(config, "images", ())), *named]:
@@ -109,7 +110,7 @@ def _local_inputs(config: JobConfig) -> Iterator[tuple[str, str]]:
             continue
         if is_glob(path):
             yield from ((flag, file.uri) for file in expand(path)[:1])
-        elif local_path(path).exists():  # else a preset's name, or refused elsewhere
+        elif local_path(path).exists():  # else it is a preset's name, or is refused elsewhere
             yield flag, path
 
 
@@ -120,7 +121,7 @@ def _sizes(path: str) -> dict[str, int | None]:
 
 @contextmanager
 def _probe_file(out: Path) -> Iterator[Path]:
-    """A file as near to ``out`` as one can be made without making ``out``."""
+    """Creates a temporary file in ``out``, or in its nearest parent that exists."""
     directory = out.absolute()
     while not directory.is_dir():
         directory = directory.parent

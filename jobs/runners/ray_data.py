@@ -77,8 +77,8 @@ def _init_embedded(directory: str) -> None:
     machine's outer address. The environment variable behind the constant is read once, when Ray is imported: set later,
     it reaches only some of the processes, and the others still listen on all addresses.
 
-    ``_temp_dir``: the public way, the environment variable RAY_TMPDIR, is the user's choice, which ``ray_directory``
-    reads. Setting it here would change it for the rest of this process.
+    ``_temp_dir``: the public way, the environment variable RAY_TMPDIR, is the user's choice, which
+    ``choose_ray_directory`` reads. Setting it here would change it for the rest of this process.
     """
     clusters_enabled = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False

@@ -1,4 +1,4 @@
-"""A run in which nothing is committed any more is told of and stopped, rather than left to stand."""
+"""Stops a run in which no unit has been committed for too long, with a report."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ WATCHDOG_SIGNAL = signal.SIGUSR2
 
 
 class Watchdog:
-    """Raises KeyboardInterrupt in the main thread, as Ctrl-C does, when ``feed`` was not called for so many seconds.
+    """Raises KeyboardInterrupt in the main thread, as Ctrl-C does, if ``feed`` was not called for so many seconds.
 
-    ``report`` is then what each stage was doing; None as long as all is well. Seconds of a clock that nobody sets.
-    Entered in another thread, it interrupts the main one by SIGINT.
+    ``report`` is then the text of what each stage was doing; it is None before. Uses the monotonic clock. If another
+    thread than the main one enters the ``with``, SIGINT interrupts the main thread.
     """
 
     def __init__(self, seconds: float, list_tasks: Callable[[], Sequence[InFlightTask]]) -> None:
@@ -36,7 +36,7 @@ class Watchdog:
         self._last_fed = monotonic()
 
     def __enter__(self) -> Watchdog:
-        # Not by SIGINT, if it can be helped: what a script starts in the background ignores that.
+        # Not SIGINT, if possible: a process that a script starts in the background ignores it.
         if threading.current_thread() is threading.main_thread():
             self._signal = WATCHDOG_SIGNAL
             self._previous_handler = signal.signal(WATCHDOG_SIGNAL, signal.default_int_handler)
@@ -48,7 +48,7 @@ class Watchdog:
     ) -> None:
         with self._lock:
             self._ended.set()
-            if self._signal == WATCHDOG_SIGNAL and self.report is None:  # else it may still be on its way
+            if self._signal == WATCHDOG_SIGNAL and self.report is None:  # otherwise the signal may still be on its way
                 signal.signal(WATCHDOG_SIGNAL, self._previous_handler)
 
     def _watch(self) -> None:
@@ -56,9 +56,9 @@ class Watchdog:
             if self._ended.wait(remaining):
                 return
         try:
-            lines = [task.describe() for task in self._list_tasks()] or ["no stage has a unit in hand"]
-        except Exception as error:  # noqa: BLE001 - what it would ask may be what hangs
-            lines = [f"what the stages do cannot be told ({type(error).__name__}: {error})"]
+            lines = [task.describe() for task in self._list_tasks()] or ["no stage is processing a unit"]
+        except Exception as error:  # noqa: BLE001 - the board may be what hangs
+            lines = [f"what the stages are doing is not known ({type(error).__name__}: {error})"]
         with self._lock:
             if not self._ended.is_set():
                 message = [f"nothing was committed for {duration(self._seconds)} (--stall-seconds):", *lines]

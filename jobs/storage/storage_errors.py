@@ -1,7 +1,7 @@
-"""What object stores and disks raise, in our words: their own texts may quote signed URLs.
+"""Translates the errors of object stores and disks, because their own texts may quote signed URLs.
 
-What is wrong with one object is an OSError. What is wrong with its whole store is StoreUnreachable: no image is to
-blame.
+An error of one object becomes an OSError. An error of its whole store becomes StoreUnreachable: the images are not the
+cause.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from jobs.util.job_errors import StoreUnreachable
 from saliency_core.errors import InvalidRequestError
 
 OBSTORE_ERRORS = (BaseError, OSError, ValueError)
-"""What obstore's functions raise, its writers (an OSError without a number) among them."""
+"""The exceptions of obstore's functions, including its writers (an OSError without a number)."""
 
 CREDENTIAL_ERRORS = {
     "ExpiredToken": "the credentials have expired: renew them",
     "ExpiredTokenException": "the credentials have expired: renew them",
     "TokenRefreshRequired": "the credentials have expired: renew them",
     "InvalidToken": "the credentials are not valid: renew them",
-    "InvalidAccessKeyId": "the store does not know the access key: check the credentials",
+    "InvalidAccessKeyId": "the store has no such access key: check the credentials",
     "SignatureDoesNotMatch": "the secret key is not that of the access key: check the credentials",
     "AuthenticationFailed": "the store does not accept the credentials: check or renew them",
     "AccountIsDisabled": "the account is disabled",
     "RequestTimeTooSkewed": "the clock of this machine and that of the store differ: set it",
     "RequestExpired": "the clock of this machine and that of the store differ: set it",
 }
-"""Refusals that are of the asker, not of the object."""
+"""Error codes that concern the credentials or the clock, not the object."""
 RETRY_STATUSES = frozenset({408, 425, 429})
-"""Of the statuses from 400 to 499, those that ask for another try."""
+"""Those statuses from 400 to 499 after which a retry may succeed."""
 MACHINE_ERRNOS = frozenset(
     {errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 )
-"""A mount that is gone, or a process at its limits: a local file that cannot be opened so is not to blame."""
+"""Errors of a lost mount, or of a process at its limits. The local file that cannot be opened is not the cause."""
 _DISK = {
     errno.ENOSPC: "no space is left on its device: free some, and run the same command again",
     errno.EDQUOT: "its disk quota is used up: free some or have it raised, and run the same command again",
@@ -46,28 +46,28 @@ _DISK = {
     errno.EROFS: "its device is mounted read-only: mount it for writing, and run the same command again",
 }
 _CREDENTIALS = re.compile(r"performing \w+ https?://(169\.254\.|metadata\.|sts\.|oauth2\.|login\.)")
-"""A request for credentials, not for an object."""
+"""Matches a request for credentials, not for an object."""
 
 
 class NotAFile(OSError):
-    """A directory, a device, a pipe, or a key that cannot be asked for: nothing under that name can ever be read."""
+    """A directory, a device, a pipe, or a key that cannot be requested. Retries are useless."""
 
 
 @contextmanager
 def translated_errors(uri: str) -> Iterator[None]:
-    """Turns what obstore raises over ``uri`` into an OSError or StoreUnreachable, without the store's own text."""
+    """Translates exceptions of obstore over ``uri`` into OSError or StoreUnreachable, without the store's own text."""
     try:
         yield
-    except InvalidRequestError:  # a ValueError, and ours
+    except InvalidRequestError:  # a ValueError of this program
         raise
     except OBSTORE_ERRORS as error:
         if isinstance(error, OSError) and error.filename == uri:
-            raise  # told already
+            raise  # translated already
         raise translate_error(error, uri) from None
 
 
 def translate_error(error: Exception, uri: str) -> OSError | StoreUnreachable:
-    """``error``, which obstore raised, as ours."""
+    """Returns an exception of obstore as OSError or StoreUnreachable."""
     text, status, code = str(error), status_of(error), _code(error)
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(errno.ENOENT, "no such object", uri)
@@ -81,8 +81,8 @@ def translate_error(error: Exception, uri: str) -> OSError | StoreUnreachable:
         )
     if _CREDENTIALS.search(text):
         return StoreUnreachable(
-            f"{uri}: no credentials could be had: there are none in the environment, and this machine's own service "
-            "for them gave none."
+            f"{uri}: no credentials were found: the environment has none, and this machine's own service for them gave "
+            "none."
         )
     number = _disk_errno(error)
     if number is not None:
@@ -100,7 +100,7 @@ def translate_error(error: Exception, uri: str) -> OSError | StoreUnreachable:
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether a later try may end otherwise: the store did not answer, or answered that it cannot for now."""
+    """Whether a retry may succeed: the store did not answer, or answered that it cannot for now."""
     if isinstance(error, FileNotFoundError | AlreadyExistsError | PermissionDeniedError | UnauthenticatedError):
         return False
     text, status = str(error), status_of(error)
@@ -110,7 +110,7 @@ def is_transient(error: Exception) -> bool:
 
 
 def status_of(error: Exception) -> int | None:
-    """The HTTP status that the store answered with; None where it did not answer."""
+    """Returns the HTTP status of the answer; None if the store did not answer."""
     match = re.search(r"status code: (\d+)", str(error))
     return int(match[1]) if match else None
 
@@ -121,7 +121,7 @@ def _code(error: Exception) -> str | None:
 
 
 def _disk_errno(error: Exception) -> int | None:
-    """Remote errors have such numbers too, of their sockets."""
+    """Returns the errno of a disk. Remote errors have such numbers too, for their sockets."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     match = re.search(r"\(os error (\d+)\)", str(error)) if "LocalFileSystem" in str(error) else None
@@ -134,7 +134,7 @@ def _describe_odd_key(text: str) -> str | None:
     match = re.search(r'path: "((?:[^"\\]|\\.)*)"', text)
     key = f" {match[1]}" if match else ""
     return (
-        f"the key{key} has an empty segment (`//`), `.`, `..` or a control character, and cannot be asked for: "
+        f"the key{key} has an empty segment (`//`), `.`, `..` or a control character, and cannot be requested: "
         "rename it"
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from obstore.store import LocalStore, ObjectStore
 
-from jobs.storage.object_store import missing_store_error, raise_unusable, stat_object, store_address
+from jobs.storage.object_store import missing_store_error, errors_as_unusable, stat_object, store_address
 
 
 class Presence:
@@ -27,7 +27,7 @@ class Presence:
         """Raises StoreUnusable if the record is gone, or if another directory has taken the place of the store's."""
         uri = f"{store_address(self._store)}/{self._key}"
         try:
-            with raise_unusable(uri):
+            with errors_as_unusable(uri):
                 if isinstance(self._store, LocalStore):
                     os.stat(Path(str(self._store.prefix)) / self._key)  # noqa: PTH116 - raises, with the reason
                 else:
@@ -43,7 +43,7 @@ class Presence:
             return None
         root = str(self._store.prefix)
         try:
-            with raise_unusable(root):
+            with errors_as_unusable(root):
                 found = os.stat(root)  # noqa: PTH116
         except FileNotFoundError:
             raise missing_store_error(root) from None

@@ -1,4 +1,4 @@
-"""CSV files that a spreadsheet may open: a text in them is never a formula."""
+"""Escapes texts in CSV files, so that a spreadsheet does not run them as formulas."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def escape_formula(text: str) -> str:
-    """``=1+1`` → ``'=1+1``, which a spreadsheet shows as text; numbers stay, and so does what begins otherwise.
+    """Returns the text, with an apostrophe in front if it is a formula: ``=1+1`` → ``'=1+1``. Numbers stay.
 
-    ``plain`` undoes it: what already begins with apostrophes before such a sign gets one more.
+    A text that begins with apostrophes before a formula gets one more, so that ``unescape_formula`` restores it.
     """
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 
 def unescape_formula(cell: str) -> str:
-    """The text of a cell that ``neutral`` made."""
+    """Returns the text that ``escape_formula`` changed into the cell."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 class FormulaSafeWriter:
-    """Writes lines as ``csv.writer`` does, with every text ``neutral``."""
+    """Writes lines as ``csv.writer`` does, with every text escaped."""
 
     def __init__(self, file: IO[str]) -> None:
         self._writer = csv.writer(file)

@@ -1,4 +1,4 @@
-"""Make a command independent of surroundings that are none of its business, or refuse them with what to set."""
+"""Makes a command independent of its environment (locale, variables, user), or refuses it with what to set."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pathlib import Path
 
 from saliency_core.errors import InvalidRequestError
 
-# What Ray puts behind its directory. A socket's path has 107 bytes at most, on Linux.
+# The longest path that Ray appends to its directory. On Linux a socket's path has at most 107 bytes.
 _LONGEST_SOCKET = "/session_2026-11-29_08-42-19_963771_4194304/sockets/plasma_store"
 _LONGEST_DIRECTORY = 107 - len(_LONGEST_SOCKET)
 _FALLBACKS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - Ray makes a directory of its own there, for each session
 
 
 def restart_in_utf8() -> None:
-    """Starts the program anew, in Python's UTF-8 mode, if the locale has another encoding for names of files.
+    """Restarts the program in Python's UTF-8 mode if the locale has another encoding for file names.
 
-    Stores and tables hold names as UTF-8, whatever the locale is; and Python could not open a file called ``größe`` in
-    a locale of ASCII letters. The encoding is settled when Python starts, and no later.
+    Stores and tables hold names as UTF-8, and in an ASCII locale Python cannot open a file called ``größe``. The
+    encoding cannot be changed after Python has started.
     """
     if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
         os.environ["PYTHONUTF8"] = "1"
@@ -30,18 +30,18 @@ def restart_in_utf8() -> None:
 
 
 def force_agg_backend() -> None:
-    """Keeps matplotlib from the backend that a notebook or a desktop names in the environment.
+    """Sets MPLBACKEND to Agg, in place of the backend of a notebook or a desktop.
 
-    Pictures are drawn by Agg, explicitly; but matplotlib looks at MPLBACKEND when it is imported, here, in the
-    processes that draw pages, and in a module of the user's, and fails where that names a package that is missing.
+    The program draws with Agg explicitly. But matplotlib reads MPLBACKEND when it is imported, also in processes that
+    draw pages and in the user's modules, and fails if it names a package that is missing.
     """
     os.environ["MPLBACKEND"] = "agg"
 
 
 def reset_warning_filters() -> None:
-    """Gives this process, and those that it starts, Python's own filters in place of PYTHONWARNINGS.
+    """Removes PYTHONWARNINGS and sets Python's default filters, for this process and those that it starts.
 
-    If that says ``error``, Ray's daemons end, and Ray Data fails, over what they themselves call deprecated.
+    With PYTHONWARNINGS=error, Ray's daemons end and Ray Data fails at their own deprecation warnings.
     """
     if os.environ.pop("PYTHONWARNINGS", None) is not None:
         warnings.simplefilter("default")
@@ -50,9 +50,9 @@ def reset_warning_filters() -> None:
 
 
 def ensure_user() -> None:
-    """Gives a user without an entry in the system's list, as a container may run under any number, a home and a name.
+    """Sets HOME and USER for a user without an entry in the system's list, as containers may have.
 
-    Ray and torch ask for both, and fail without.
+    Ray and torch fail without them.
     """
     if os.path.expanduser("~") == "~":  # noqa: PTH111 - Path.home raises instead
         with suppress(FileNotFoundError):  # refused when it is needed
@@ -64,10 +64,12 @@ def ensure_user() -> None:
 
 
 def refuse_missing_working_directory() -> None:
-    """Raises InvalidRequestError if the working directory was removed: no relative path leads anywhere, and libraries
-    (MKL) end the process."""
+    """Raises InvalidRequestError if the working directory was removed.
+
+    No relative path would lead anywhere, and libraries (MKL) would end the process.
+    """
     try:
-        os.getcwd()  # noqa: PTH109 - the question is whether there is one
+        os.getcwd()  # noqa: PTH109 - checks whether it exists
     except FileNotFoundError as error:
         raise InvalidRequestError(
             "the working directory was removed: run the command from one that exists (cd)."
@@ -75,7 +77,7 @@ def refuse_missing_working_directory() -> None:
 
 
 def refuse_missing_temporary_directory() -> None:
-    """Raises InvalidRequestError if there is no directory for temporary files."""
+    """Raises InvalidRequestError if no directory for temporary files exists."""
     try:
         tempfile.gettempdir()
     except FileNotFoundError as error:
@@ -85,10 +87,11 @@ def refuse_missing_temporary_directory() -> None:
 
 
 def choose_ray_directory() -> str:
-    """A directory for the files and sockets of an embedded Ray, which it makes.
+    """Returns a directory for the files and sockets of an embedded Ray, which creates it.
 
-    The one that RAY_TMPDIR names, or ``ray`` in TMPDIR, or in another place for temporary files if that is missing,
-    cannot be written, or is too long for the path of a socket. Raises InvalidRequestError if none of them serves.
+    It is ``ray`` in RAY_TMPDIR if that is set. Otherwise it is ``ray`` in TMPDIR, or in another place for temporary
+    files if TMPDIR is missing, cannot be written, or is too long for the path of a socket. Raises InvalidRequestError
+    if no directory can be used.
     """
     own = os.environ.get("RAY_TMPDIR")
     places = [own] if own else [os.environ.get("TMPDIR") or tempfile.gettempdir(), *_FALLBACKS]
@@ -107,19 +110,19 @@ def choose_ray_directory() -> str:
 
 
 def _find_obstacle(directory: Path) -> str | None:
-    """Why Ray could not use ``directory``, which need not exist yet; None if it could."""
+    """Returns why Ray cannot use ``directory``, which need not exist yet; None if it can."""
     if len(os.fsencode(directory)) > _LONGEST_DIRECTORY:
         return "is too long for the path of a socket"
     existing = directory if directory.exists() else directory.parent
     if not existing.is_dir():
-        return "is no directory"
+        return "is not a directory"
     return None if can_write(existing) else "cannot be written"
 
 
 def can_write(directory: Path) -> bool:
-    """Whether files can be made in a directory. Leaves nothing there."""
+    """Whether files can be created in a directory. Leaves no file there."""
     try:
-        tempfile.TemporaryFile(dir=directory).close()  # the superuser may write anywhere, says os.access
+        tempfile.TemporaryFile(dir=directory).close()  # os.access allows the superuser everything
     except OSError:
         return False
     return True

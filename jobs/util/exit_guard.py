@@ -1,4 +1,4 @@
-"""Turn an attempt of the user's model to end the process into an ordinary error, so that it can be reported."""
+"""Turns an attempt of the user's model to end the process into an exception, which can be reported."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ from saliency_core.errors import InvalidRequestError
 
 
 class QuitError(RuntimeError):
-    """The user's code tried to end the process, or raised what is no Exception."""
+    """The user's code tried to end the process, or raised a BaseException that is not an Exception."""
 
 
 class _ExitCall(BaseException):
-    """Raised in place of ``os._exit``; no ``except Exception`` of the user's code takes it away."""
+    """Raised in place of ``os._exit``. ``except Exception`` in the user's code does not catch it."""
 
 
 @contextmanager
 def forbid_exit() -> Iterator[None]:
-    """While the ``with`` lasts, what would end this process raises QuitError: SystemExit, another BaseException, and
-    ``os._exit``.
+    """Raises QuitError, while the ``with`` lasts, for SystemExit, other BaseExceptions and ``os._exit``.
 
-    KeyboardInterrupt passes in the main thread, where it is the user's Ctrl-C. ``os._exit`` is replaced for this thread
-    of this process alone: other threads, and children that are forked meanwhile, end as they always do. A death by
-    signal, or by the C library's ``exit``, cannot be caught; see ``announce_unexpected_exit``.
+    KeyboardInterrupt passes in the main thread, where it is the user's Ctrl-C. ``os._exit`` is replaced only for this
+    thread of this process: in other threads, and in children that are forked meanwhile, it ends the process. A death
+    by signal, or by the C library's ``exit``, cannot be caught; see ``announce_unexpected_exit``.
     """
     real_exit, process, thread, active = os._exit, os.getpid(), threading.get_ident(), True
 
@@ -51,13 +50,13 @@ def forbid_exit() -> Iterator[None]:
 
 @contextmanager
 def refuse_exit(model: str) -> Iterator[None]:
-    """``no_quitting`` at the plan. Raises InvalidRequestError, where that raises QuitError, in the name of
-    ``model``."""
+    """Applies ``forbid_exit`` while a plan is made. Raises InvalidRequestError, with the name ``model``, in place of
+    QuitError."""
     try:
         with forbid_exit():
             yield
     except QuitError as error:
         raise InvalidRequestError(
-            f"{model}: while it was built, or tried on made-up images, {error}, which it would do in the run, too. Let "
-            "it raise an exception instead."
+            f"{model}: while it was built, or tried on made-up images, {error}, and would do so in the run. Change "
+            "it to raise an exception instead."
         ) from error

@@ -1,4 +1,4 @@
-"""How figures and names are told to people and shells."""
+"""Formats numbers and names for people and shells."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _JOINERS = "\u200c\u200d"  # without them Persian words and many emoji fall apar
 
 
 def duration(seconds: float) -> str:
-    """``3 s``, ``4 min``, ``2 h 05 min``."""
+    """Returns ``3 s``, ``4 min`` or ``2 h 05 min``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -17,7 +17,7 @@ def duration(seconds: float) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Libraries tell more than anybody wants in the middle of a sentence."""
+    """Returns the first line of an error's message, which may be quoted within a sentence."""
     return str(error).partition("\n")[0]
 
 
@@ -34,17 +34,17 @@ def format_ranges(numbers: list[int], *, most: int = 10) -> str:
 
 
 def percent(share: float) -> str:
-    """``41 %``; below ten per cent, two digits: ``0.3 %``, and never 0 for what is more."""
+    """Returns ``41 %``. Below ten per cent it has two digits, as ``0.3 %``, and is 0 only for a share of 0."""
     return f"{share:.0%}".replace("%", " %") if share >= 0.095 or not share else f"{100 * share:.2g} %"
 
 
 def quote_for_shell(path: str) -> str:
-    """As a shell wants it."""
+    """Returns the path as a shell reads it."""
     return shlex.quote(path)
 
 
 def escape_invisible(text: str) -> str:
-    """Text with what no eye would see, or what turns the direction of its surroundings, as ``\\n`` or ``\\u202e``."""
+    """Returns the text with invisible characters, and those that change its direction, as ``\\n`` or ``\\u202e``."""
     return "".join(
         character if _is_visible(character) else character.encode("unicode_escape", "surrogatepass").decode()
         for character in text
@@ -52,7 +52,7 @@ def escape_invisible(text: str) -> str:
 
 
 def escape_invisible_lines(text: str) -> str:
-    """The same of text whose lines are ours."""
+    """Applies ``escape_invisible`` to each line: the line breaks are the program's own."""
     return "\n".join(map(escape_invisible, text.split("\n")))
 
 

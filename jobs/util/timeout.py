@@ -1,4 +1,4 @@
-"""A function that must not take for ever."""
+"""Calls a function with a timeout, in a worker thread."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ Result = TypeVar("Result")
 
 
 class CallWithTimeout(Generic[Argument, Result]):
-    """Calls ``function`` in a thread of its own, always the same, and gives up on a call after so many seconds, if
-    there is a limit; and at Ctrl-C.
+    """Calls ``function`` in one worker thread, and raises TimeoutError after ``seconds``, if that is not None.
 
-    Nothing can end what hangs in a library, but its caller need not hang with it. After a TimeoutError the thread is
-    lost, and so is this.
+    Ctrl-C also ends the wait. A call that hangs in a library cannot be ended, but its caller can continue. After a
+    TimeoutError the thread is lost, and this object cannot be used any more.
     """
 
     def __init__(self, function: Callable[[Argument], Result], seconds: float | None) -> None:
@@ -24,7 +23,7 @@ class CallWithTimeout(Generic[Argument, Result]):
         self._seconds = seconds
         self._arguments: SimpleQueue[Argument] = SimpleQueue()
         self._outcomes: SimpleQueue[tuple[Result, None] | tuple[None, BaseException]] = SimpleQueue()
-        # A daemon: a process whose call hangs must be able to end.
+        # A daemon, so that the process can end while a call hangs.
         Thread(target=self._work, name="limited", daemon=True).start()
 
     def __call__(self, argument: Argument) -> Result:
@@ -42,6 +41,6 @@ class CallWithTimeout(Generic[Argument, Result]):
             argument = self._arguments.get()
             try:
                 self._outcomes.put((self._function(argument), None))
-            except BaseException as error:  # noqa: BLE001 - it is raised again, where the call was made
+            except BaseException as error:  # noqa: BLE001 - raised again in the calling thread
                 self._outcomes.put((None, error))
             del argument

@@ -59,7 +59,7 @@ def test_one_odd_key_is_one_row(odd: str, bucket: str, tmp_path: Path) -> None:
     assert len(index) == 6 and index["0.png"]["status"] == index["z.png"]["status"] == "ok"
     ((name, line),) = [(name, line) for name, line in index.items() if line["status"] != "ok"]
     assert name == odd and line["uri"] == f"{bucket}/p/{odd}"
-    assert f"{bucket}/p/{odd}" in line["error"] and "cannot be asked for: rename it" in line["error"]
+    assert f"{bucket}/p/{odd}" in line["error"] and "cannot be requested: rename it" in line["error"]
 
 
 def test_all_of_them_beside_sound_ones(bucket: str, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_key_with_a_line_break_is_one_row(bucket: str, tmp_path: Path) -> None
         (f"{bucket}/p/0.png", "ok"),
         (f"{bucket}/p/a\nb.png", "quarantined"),
     ]
-    assert "cannot be asked for: rename it" in index[1]["error"]
+    assert "cannot be requested: rename it" in index[1]["error"]
 
 
 @pytest.mark.parametrize("who", ["token", "nobody", "account"])

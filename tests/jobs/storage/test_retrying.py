@@ -46,5 +46,5 @@ def test_what_will_not_change_is_not_asked_again(pauses: list[float]) -> None:
 
 def test_patience_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "long")
-    with pytest.raises(InvalidRequestError, match=f"{VARIABLE}=long is no number"):
+    with pytest.raises(InvalidRequestError, match=f"{VARIABLE}=long is not a number"):
         open_output("s3://anywhere/x")
