@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from obstore.store import ObjectStore
 
-from jobs.storage.object_store import list_objects, errors_as_unusable, stat_object, store_address
+from jobs.storage.object_store import errors_as_unusable, list_objects, stat_object, store_address
 from jobs.store.layout import RUN_JSON, unit_of_index
 from jobs.store.run_record import Run
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from obstore.store import LocalStore, ObjectStore
 
-from jobs.storage.object_store import missing_store_error, errors_as_unusable, stat_object, store_address
+from jobs.storage.object_store import errors_as_unusable, missing_store_error, stat_object, store_address
 
 
 class Presence:

@@ -1,4 +1,4 @@
-"""A store that fails is asked again, ever more rarely, and not for ever."""
+"""Requests to a failing store are repeated with growing pauses, for a limited time."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from saliency_core.errors import InvalidRequestError
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What it waits for, which is all the time that passes."""
-    found: list[float] = []
+    """The pauses; the clock advances only by them."""
+    pauses: list[float] = []
     monkeypatch.setenv(VARIABLE, "60")
-    monkeypatch.setattr(retrying, "sleep", found.append)
-    monkeypatch.setattr(retrying, "monotonic", lambda: sum(found))
-    return found
+    monkeypatch.setattr(retrying, "sleep", pauses.append)
+    monkeypatch.setattr(retrying, "monotonic", lambda: sum(pauses))
+    return pauses
 
 
 def test_pauses_grow_until_it_gives_up(pauses: list[float]) -> None:

@@ -53,8 +53,8 @@ def test_no_export_has_a_formula(tmp_path: Path) -> None:
         write(tmp_path / f"in/{name}/{i}.png", picture(i))
     write(tmp_path / "in/=1+1/broken.png", b"broken")
     keys = {"targets": ("predicted", "label"), "class_names": str(tmp_path / "names.txt")}
-    code, told = run_inline(images=str(tmp_path / "in"), out=str(tmp_path / "s"), **keys)
-    assert code == 3, told
+    code, output = run_inline(images=str(tmp_path / "in"), out=str(tmp_path / "s"), **keys)
+    assert code == 3, output
     assert run(tmp_path / "s", "png", tmp_path / "png")[0] == 3
     index = {line["row"]: line for line in open_store(str(tmp_path / "s")).lines().to_pylist()}
     for path in (tmp_path / "png/pictures.csv", tmp_path / "png/left_out.csv"):
