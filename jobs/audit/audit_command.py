@@ -26,14 +26,14 @@ from jobs.audit.unit_measures import part_key, read_provenance, read_units, to_i
 from jobs.config.explain_config import make_config
 from jobs.runners.engine import Engine, starting_engine
 from jobs.runners.stage import Stage
-from jobs.storage.files import is_remote, normal
 from jobs.storage.object_store import delete, put, read_object
+from jobs.storage.uris import is_remote, normalize_uri
 from jobs.store.open import open_run
 from jobs.store.run_record import Run
 from jobs.store.store_reader import open_store
 from jobs.util.console import print_text
-from jobs.util.exit_codes import DONE, imperfect
-from jobs.util.formatting import duration, shown
+from jobs.util.exit_codes import DONE, imperfect_code
+from jobs.util.formatting import duration, escape_invisible
 from saliency_core.errors import InvalidRequestError
 
 BACKGROUND_ROWS = 4096  # sample of all rows that every class is compared with
@@ -60,7 +60,7 @@ def audit(
     store, run = open_run(out)
     array = array or next(iter(open_store(out).arrays))
     if objects is not None:
-        objects = objects if is_remote(objects) else normal(objects)
+        objects = objects if is_remote(objects) else normalize_uri(objects)
         ObjectTable(objects)  # raises InvalidRequestError before the work begins
     units = _list_committed_units(out, array, console)
     # The audit reads none of the run's inputs, so the nodes of a cluster need not have them.
@@ -108,7 +108,7 @@ def audit(
         _write_audit_json(store, record.model_copy(update={"seconds": {**seconds, "report": monotonic() - started}}))
     if mapped - blank == run.rows:
         return DONE
-    return imperfect(allow_quarantined and not blank and len(units) == run.units)
+    return imperfect_code(allow_quarantined and not blank and len(units) == run.units)
 
 
 def _write_audit_json(store: ObjectStore, record: Audit) -> None:
@@ -205,7 +205,9 @@ def _print_findings(record: Audit, lines: Sequence[dict[str, Any]], console: Con
     if record.blank:
         print_text(console, f"{record.blank:,} maps are zero or not finite")
     for line in lines[: record.alarms]:
-        print_text(console, shown(f"{line['rank']}. {line['class_name'] or line['class']}: {line['finding']}"))
+        print_text(
+            console, escape_invisible(f"{line['rank']}. {line['class_name'] or line['class']}: {line['finding']}")
+        )
     if not record.alarms:
         print_text(console, f"none of {record.classes:,} classes is suspicious")
     if record.unjudged:

@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.storage.files import parent, read
+from jobs.storage.files import read
+from jobs.storage.uris import parent_uri
 from jobs.store.run_record import Run
-from jobs.util.csv_escaping import neutral
+from jobs.util.csv_escaping import escape_formula
 from saliency_core.errors import InvalidRequestError
 from saliency_core.map_measures import Floats
 from saliency_core.model.geometry import Geometry
@@ -59,7 +60,7 @@ class ObjectTable:
                 )
         self.has_masks = "mask" in names
         self.digest = hashlib.sha256(data).hexdigest()
-        self._parent = parent(uri)
+        self._parent = parent_uri(uri)
         self._objects: dict[str, list[Any]] = defaultdict(list)
         for sample, *values in zip(*(column.to_pylist() for column in columns), strict=True):
             self._objects[sample].append(values[0] if len(values) == 1 else values)
@@ -70,7 +71,7 @@ class ObjectTable:
         ``size``: width and height of the original image. ``shape``: height and width of the map.
         """
         # Ids may come from a CSV of `saliency export`, which escapes formulas.
-        objects = self._objects.get(sample_id) or self._objects.get(neutral(sample_id))
+        objects = self._objects.get(sample_id) or self._objects.get(escape_formula(sample_id))
         if not objects:
             return None
         ys = geometry.top + (np.arange(shape[0]) + 0.5) * (geometry.bottom - geometry.top) / shape[0]

@@ -37,7 +37,7 @@ from jobs.store.layout import CLASSES, SHA256SUMS, index_key
 from jobs.store.open import claim, refuse_unwritable
 from jobs.store.software_versions import with_session
 from jobs.util.console import print_text
-from jobs.util.exit_codes import DONE, imperfect
+from jobs.util.exit_codes import DONE, imperfect_code
 from saliency_core.class_visualization.ascent_recipe import Recipe
 from saliency_core.errors import InvalidRequestError, SaliencyWarning
 
@@ -208,7 +208,7 @@ def _finish(run: ClassRun, store: ObjectStore, console: Console) -> int:
     if without_image:
         first = next(filter(None, lines["error"].to_pylist()))
         print_text(console, f"{without_image:,} of {run.rows:,} classes have no image: {first}")
-    return imperfect(run.config.allow_quarantined) if without_image else DONE
+    return imperfect_code(run.config.allow_quarantined) if without_image else DONE
 
 
 def _is_sealed(store: ObjectStore, sums: dict[str, str]) -> bool:

@@ -16,7 +16,7 @@ from jobs.runners.stage import TASK_CPUS, Stage, replica_stage
 from jobs.store.arrays import encode_class_shards
 from jobs.store.class_record import ClassRun, open_class_run
 from jobs.store.unit_writer import UnitWriter
-from jobs.util.exit_guard import no_quitting
+from jobs.util.exit_guard import forbid_exit
 from jobs.util.job_errors import JobStopped
 from jobs.util.timeout import CallWithTimeout
 
@@ -108,7 +108,7 @@ class VisualiseStage:
 
         config = self._run.config
         try:
-            with no_quitting():
+            with forbid_exit():
                 result = visualise_classes(
                     self._model, unit.classes, recipe=config.recipe(), seed=config.seed, device=self._run.device
                 )

@@ -31,7 +31,7 @@ from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import Config, read_config
 from jobs.config.requested_rows import RowSelection
 from jobs.util.console import PlainFormatter, print_text
-from jobs.util.environment import with_user, with_utf8, without_strict_warnings, without_windows
+from jobs.util.environment import ensure_user, force_agg_backend, reset_warning_filters, restart_in_utf8
 from jobs.util.exit_codes import DONE
 from saliency_core.visualization.map_style import MapStyle
 
@@ -41,13 +41,13 @@ console = Console()
 
 def main() -> None:
     """Runs the command line; errors become a message and an exit code (see README)."""
-    with_utf8()
+    restart_in_utf8()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ? for unknown characters
-    without_windows()
-    without_strict_warnings()
-    with_user()
+    force_agg_backend()
+    reset_warning_filters()
+    ensure_user()
     handler = RichHandler(console=error_console, show_path=False)
     handler.setFormatter(PlainFormatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from jobs.config.flag_names import in_flags
+from jobs.config.flag_names import use_flag_names
 from jobs.util.console import print_text
-from jobs.util.environment import refuse_no_working_directory
+from jobs.util.environment import refuse_missing_working_directory
 from jobs.util.exit_codes import INTERRUPTED, NOT_FINISHED, REFUSED
-from jobs.util.hidden_modules import hidden_module
+from jobs.util.hidden_modules import describe_hidden_module
 from jobs.util.job_errors import JobStopped, StoreMissing
 from saliency_core.errors import InvalidRequestError
 
@@ -26,7 +26,7 @@ def run_command(command: Callable[[], int]) -> int:
     If SALIENCY_TRACEBACK is set in the environment, an error that is not a refusal is raised instead.
     """
     try:
-        refuse_no_working_directory()
+        refuse_missing_working_directory()
         return command()
     except InvalidRequestError as error:
         _print_error("refused", str(error))
@@ -42,7 +42,7 @@ def run_command(command: Callable[[], int]) -> int:
     except Exception as error:
         if "SALIENCY_TRACEBACK" in os.environ:
             raise
-        if message := hidden_module(error):
+        if message := describe_hidden_module(error):
             _print_error("refused", message)
             return REFUSED
         notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
@@ -55,4 +55,4 @@ def run_command(command: Callable[[], int]) -> int:
 
 
 def _print_error(outcome: str, text: str) -> None:
-    print_text(error_console, f"{outcome}: {in_flags(text)}")
+    print_text(error_console, f"{outcome}: {use_flag_names(text)}")

@@ -24,8 +24,8 @@ from jobs.storage.parquet import parquet_bytes
 from jobs.store.open import refuse_inside
 from jobs.store.store_reader import Store, open_store
 from jobs.util.console import print_text
-from jobs.util.exit_codes import DONE, imperfect
-from jobs.util.formatting import shown
+from jobs.util.exit_codes import DONE, imperfect_code
+from jobs.util.formatting import escape_invisible
 from saliency_core.errors import InvalidRequestError
 
 MAX_EXAMPLES = 20  # sample ids for each reason why rows were not compared
@@ -72,10 +72,10 @@ def compare(
     seconds = {"match": matched_at - started, "compare": compared_at - matched_at}
     comparison = _write_results(output, plan, results, seconds=seconds)
     for sentence in comparison.summary:
-        print_text(console, shown(sentence))
+        print_text(console, escape_invisible(sentence))
     print_text(console, f"report: {ComparisonReport(output, side_a, side_b).write(comparison, results)}")
     lacking = set(comparison.statuses) - {COMPARED}
-    return imperfect(allow_quarantined and lacking <= WITHOUT_MAP) if lacking else DONE
+    return imperfect_code(allow_quarantined and lacking <= WITHOUT_MAP) if lacking else DONE
 
 
 def _compare_units(

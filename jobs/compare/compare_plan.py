@@ -12,8 +12,8 @@ from jobs.compare.common_grid import CommonRegion
 from jobs.compare.compare_schema import COMPARE_JSON, Comparison
 from jobs.compare.compare_stages import PairUnit
 from jobs.compare.row_matching import MatchedRows, Side
-from jobs.storage.files import is_remote, local_path
 from jobs.storage.object_store import list_keys, open_output, put, read_object
+from jobs.storage.uris import is_remote, local_path
 from jobs.store.fingerprint import differing
 from jobs.store.open import refuse_unwritable
 from jobs.store.store_reader import Store

@@ -1,4 +1,4 @@
-"""The names of the command line in texts of the core, which names its arguments as a caller in Python does."""
+"""Replaces names of Python arguments by flags in texts of the core, for the command line."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _ARGUMENT = re.compile(r"`([a-z_]+)`")
 _KEYS = Config.model_fields.keys() | ClassesConfig.model_fields.keys()
 
 
-def in_flags(text: str) -> str:
-    """``text`` with `num_classes`, in backticks, as --num-classes, and so every key of a configuration."""
+def use_flag_names(text: str) -> str:
+    """Returns the text with every key of a configuration that stands in backticks as its flag: --num-classes."""
     return _ARGUMENT.sub(lambda name: flag_of(name[1]) if name[1] in _KEYS else name[0], text)
 
 
 def plan_notes(*notes: str) -> tuple[str, ...]:
-    """Notes as a plan tells them and a record keeps them: each once, with flags."""
-    return tuple(dict.fromkeys(map(in_flags, notes)))
+    """Returns the notes for a plan and its record: each once, with flags."""
+    return tuple(dict.fromkeys(map(use_flag_names, notes)))

@@ -1,4 +1,4 @@
-"""What the configurations of all jobs share: typed, validated, the same as a YAML file, as flags, and in run.json.
+"""The part of the configuration that all jobs share. It has the same form in YAML, as flags, and in run.json.
 
 Each field is a flag (``batch_size`` ↔ ``--batch-size``; the description is its help) and a key of ``--config``.
 """
@@ -19,130 +19,162 @@ from pydantic import (
     model_validator,
 )
 
-from jobs.storage.files import normal
+from jobs.storage.uris import normalize_uri
 from jobs.util import bounds
 from jobs.util.redaction import holds_credentials, plain_scheme
 from saliency_core.model.preprocessing import Preprocessing
 
 
-def _size(value: object) -> object:
-    """``"256"`` → 256; ``"224x224"`` → (224, 224)."""
+def _parse_size(value: object) -> object:
+    """Parses a size: ``"256"`` → 256; ``"224x224"`` → (224, 224)."""
     if not isinstance(value, str):
         return value
     parts = value.lower().split("x")
     if not all(part.isdigit() for part in parts) or len(parts) > 2:
-        raise ValueError("is no size: write 256, or HEIGHTxWIDTH as 224x224")
+        raise ValueError("expected 256 or HEIGHTxWIDTH, for example 224x224")
     return int(parts[0]) if len(parts) == 1 else tuple(int(part) for part in parts)
 
 
-def _pair(value: object) -> object:
-    """A crop given as one number is square."""
-    sized = _size(value)
-    return (sized, sized) if isinstance(sized, int) else sized
+def _parse_pair(value: object) -> object:
+    """Parses a crop. One number gives a square."""
+    size = _parse_size(value)
+    return (size, size) if isinstance(size, int) else size
 
 
-def as_numbers(value: object) -> object:
+def parse_numbers(value: object) -> object:
     if isinstance(value, str):
         return tuple(float(part) for part in value.split(","))
     return (value,) if isinstance(value, int | float) else value
 
 
-def _number_or_name(value: object) -> object:
+def _parse_number_or_name(value: object) -> object:
     return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
-Size = Annotated[int | tuple[int, int], BeforeValidator(_size)]
-Pair = Annotated[tuple[int, int], BeforeValidator(_pair)]
+Size = Annotated[int | tuple[int, int], BeforeValidator(_parse_size)]
+Pair = Annotated[tuple[int, int], BeforeValidator(_parse_pair)]
 Means = Annotated[
-    tuple[Annotated[float, Field(ge=-bounds.NORMALISED, le=bounds.NORMALISED)], ...], BeforeValidator(as_numbers)
+    tuple[Annotated[float, Field(ge=-bounds.NORMALISED, le=bounds.NORMALISED)], ...], BeforeValidator(parse_numbers)
 ]
 Deviations = Annotated[
-    tuple[Annotated[float, Field(ge=1 / bounds.NORMALISED, le=bounds.NORMALISED)], ...], BeforeValidator(as_numbers)
+    tuple[Annotated[float, Field(ge=1 / bounds.NORMALISED, le=bounds.NORMALISED)], ...], BeforeValidator(parse_numbers)
 ]
 
 AutoOrCount = Annotated[
-    Literal["auto"] | Annotated[int, Field(ge=1, le=bounds.COUNT)], BeforeValidator(_number_or_name)
+    Literal["auto"] | Annotated[int, Field(ge=1, le=bounds.COUNT)], BeforeValidator(_parse_number_or_name)
 ]
 
 
-def key(default: Any, help_text: str, *, group: str, **limits: Any) -> Any:
-    """A field of a configuration; ``group``: under which heading its flag is."""
+def config_field(default: Any, help_text: str, *, group: str, **limits: Any) -> Any:
+    """Returns a field of a configuration. ``group``: the heading of its flag in the help."""
     return Field(default, description=help_text, json_schema_extra={"group": group}, **limits)
 
 
 class JobConfig(BaseModel):
-    """What every job must be told: the model, what its images look like, where the work is done and where it goes.
+    """The model, its preprocessing, the resources and the output of a job.
 
-    Frozen; unknown keys are refused.
+    Frozen. Unknown keys are refused.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    model: str = key(..., "torchvision:NAME, timm:NAME, python:package.module:factory or file:PATH", group="Model")
-    out: str = key(..., "the store: a new or our own directory, local or on an object store", group="Output")
+    model: str = config_field(
+        ..., "model: torchvision:NAME, timm:NAME, python:package.module:factory or file:PATH", group="Model"
+    )
+    out: str = config_field(
+        ..., "directory of the store, local or on an object store: new, or one that this program made", group="Output"
+    )
 
-    class_names: str | None = key(None, "text file with one class name a line, in the model's order", group="Input")
+    class_names: str | None = config_field(
+        None, "text file with one class name per line, in the order of the model's outputs", group="Input"
+    )
 
-    weights: str | None = key(
+    weights: str | None = config_field(
         None, "state dict or .safetensors file, or the name of a torchvision preset", group="Model"
     )
-    weights_key: str | None = key(
+    weights_key: str | None = config_field(
         None,
-        "which entry of the weights' file is loaded, as state_dict_ema (dotted if nested), or the prefix of its names",
+        "entry of the weights' file to load, as state_dict_ema (dotted if nested), or the prefix of its names",
         group="Model",
     )
-    num_classes: int | None = key(
-        None, "outputs of the head, where the weights have another number", group="Model", ge=1, le=bounds.CLASSES
+    num_classes: int | None = config_field(
+        None,
+        "number of outputs of the head, if the weights have another number than the model",
+        group="Model",
+        ge=1,
+        le=bounds.CLASSES,
     )
-    output: Annotated[int | str | None, BeforeValidator(_number_or_name)] = key(
-        None, "which of several outputs holds the scores: a position or a name", group="Model"
+    output: Annotated[int | str | None, BeforeValidator(_parse_number_or_name)] = config_field(
+        None, "position or name of the output with the scores, if the model has several outputs", group="Model"
     )
 
-    head: Literal["auto", "softmax", "sigmoid"] = key(
+    head: Literal["auto", "softmax", "sigmoid"] = config_field(
         "auto",
-        "what makes probabilities of scores: softmax, or sigmoid for labels that exclude no other (auto: as the model "
-        "ends, else softmax; of one logit sigmoid)",
+        "function from scores to probabilities: softmax, or sigmoid if labels do not exclude each other (auto: the "
+        "function at the model's end, else softmax, or sigmoid for one logit)",
         group="Model",
     )
 
-    preset: str | None = key(
-        None, "torchvision preset whose preprocessing goes with local weights", group="Preprocessing"
+    preset: str | None = config_field(
+        None, "torchvision preset whose preprocessing is used for local weights", group="Preprocessing"
     )
-    resize: Size | None = key(
-        None, "256: the shorter edge; 224x224: exactly, the aspect is not kept", group="Preprocessing"
+    resize: Size | None = config_field(
+        None,
+        "size after the resize: 256 for the shorter edge, or HEIGHTxWIDTH (224x224), which does not keep the aspect",
+        group="Preprocessing",
     )
-    crop: Pair | None = key(None, "centre crop, 224 or HEIGHTxWIDTH", group="Preprocessing")
-    interpolation: str | None = key(
-        None, "of the resize: nearest, bilinear (default), bicubic, lanczos, box, hamming", group="Preprocessing"
+    crop: Pair | None = config_field(None, "size of the centre crop: 224 or HEIGHTxWIDTH", group="Preprocessing")
+    interpolation: str | None = config_field(
+        None,
+        "interpolation of the resize: nearest, bilinear (default), bicubic, lanczos, box or hamming",
+        group="Preprocessing",
     )
-    mean: Means | None = key(None, "per channel, of values in 0..1: 0.485,0.456,0.406", group="Preprocessing")
-    std: Deviations | None = key(None, "per channel: 0.229,0.224,0.225", group="Preprocessing")
-    channels: Literal[1, 3] | None = key(None, "of the model's input: 3, or 1 for grey models", group="Preprocessing")
+    mean: Means | None = config_field(
+        None, "mean of each channel, for values in 0..1, separated by commas: 0.485,0.456,0.406", group="Preprocessing"
+    )
+    std: Deviations | None = config_field(
+        None, "standard deviation of each channel, separated by commas: 0.229,0.224,0.225", group="Preprocessing"
+    )
+    channels: Literal[1, 3] | None = config_field(
+        None, "number of channels of the model's input: 3, or 1 for grey images", group="Preprocessing"
+    )
 
-    runner: Literal["ray", "inline"] = key("ray", "ray, or inline: the same stages in this process", group="Work")
-    workers: AutoOrCount = key("auto", "model replicas (auto: one per GPU, else per core)", group="Work")
-    device: Literal["auto", "cpu", "cuda"] = key(
-        "auto", "where the model runs (auto: cuda where there is one)", group="Work"
+    runner: Literal["ray", "inline"] = config_field(
+        "ray", "ray, or inline, which runs the same stages in this process", group="Work"
     )
-    gpus_per_worker: float = key(1.0, "below 1, replicas share a GPU", group="Work", ge=1 / bounds.GPUS, le=bounds.GPUS)
-    threads: int = key(
-        1, "CPU threads of each replica; part of what the bytes depend on", group="Work", ge=1, le=bounds.THREADS
+    workers: AutoOrCount = config_field(
+        "auto", "number of model replicas, or auto (one per GPU, else one per core)", group="Work"
     )
-    batch_size: AutoOrCount = key(
-        "auto", "images in one forward (micro-batch), fixed for the store's life", group="Work"
+    device: Literal["auto", "cpu", "cuda"] = config_field(
+        "auto", "device of the model (auto: cuda if there is a GPU)", group="Work"
     )
-    unit_seconds: float = key(
-        3600.0, "how long the model may take for a unit; then the run stops", group="Work", gt=0, le=bounds.YEAR
+    gpus_per_worker: float = config_field(
+        1.0, "GPUs of each replica; below 1, replicas share a GPU", group="Work", ge=1 / bounds.GPUS, le=bounds.GPUS
     )
-    stall_seconds: float = key(
-        7200.0,
-        "the run stops, and tells what hangs, when nothing was committed for so long",
+    threads: int = config_field(
+        1, "CPU threads of each replica; the bytes of the maps depend on it", group="Work", ge=1, le=bounds.THREADS
+    )
+    batch_size: AutoOrCount = config_field(
+        "auto", "images per forward pass (micro-batch), or auto; it cannot change for a store", group="Work"
+    )
+    unit_seconds: float = config_field(
+        3600.0,
+        "longest time of the model for a unit, in seconds; then the run stops",
         group="Work",
         gt=0,
         le=bounds.YEAR,
     )
-    allow_quarantined: bool = key(
-        False, "exit code 0, not 3, when rows are quarantined or partial and all else is done", group="Work"
+    stall_seconds: float = config_field(
+        7200.0,
+        "longest time without a commit, in seconds; then the run stops and prints what each stage is doing",
+        group="Work",
+        gt=0,
+        le=bounds.YEAR,
+    )
+    allow_quarantined: bool = config_field(
+        False,
+        "exit with code 0 instead of 3 if some rows are quarantined or partial and the rest is done",
+        group="Work",
     )
 
     @field_validator("*", mode="before")
@@ -155,10 +187,10 @@ class JobConfig(BaseModel):
 
     @field_validator("out", "class_names", "weights")
     @classmethod
-    def _full_path(cls, value: str | None, about: ValidationInfo) -> str | None:
-        """Local paths in full: a store knows its inputs wherever it is worked on from."""
-        name_of_preset = about.field_name == "weights" and value and not (Path(value).suffix or Path(value).exists())
-        return value if value is None or name_of_preset else full_path(value)
+    def _full_path(cls, value: str | None, info: ValidationInfo) -> str | None:
+        """Makes local paths absolute, so that a store's record does not depend on the working directory."""
+        is_preset_name = info.field_name == "weights" and value and not (Path(value).suffix or Path(value).exists())
+        return value if value is None or is_preset_name else full_path(value)
 
     @field_validator("model")
     @classmethod
@@ -169,7 +201,7 @@ class JobConfig(BaseModel):
     @field_validator("channels", mode="before")
     @classmethod
     def _channels(cls, value: object) -> object:
-        return _number_or_name(value)
+        return _parse_number_or_name(value)
 
     @model_validator(mode="after")
     def _whole_preprocessing(self) -> Self:
@@ -177,8 +209,9 @@ class JobConfig(BaseModel):
         return self
 
     def preprocessing(self) -> Preprocessing | None:
-        """The explicit one; None where no key of it is given. ValueError where it is half given."""
-        given = {
+        """Returns the preprocessing that the keys give; None if none of them is set. Raises ValueError if it is
+        incomplete."""
+        values = {
             "resize": self.resize,
             "crop": self.crop,
             "mean": self.mean,
@@ -186,11 +219,11 @@ class JobConfig(BaseModel):
             "channels": self.channels,
             "interpolation": self.interpolation,
         }
-        if all(value is None for value in given.values()):
+        if all(value is None for value in values.values()):
             return None
         if self.mean is None or self.std is None:
             raise ValueError(
-                "explicit preprocessing needs mean and std beside resize or crop, or every image is fed wrongly"
+                "explicit preprocessing needs mean and std beside resize or crop, or the model gets wrong inputs"
             )
         if self.preset is not None:
             raise ValueError("preset and explicit preprocessing exclude each other: give one")
@@ -205,13 +238,13 @@ class JobConfig(BaseModel):
 
 
 def refuse_credentials(address: str) -> None:
-    """Raises ValueError if the address holds credentials, and is not the name of a local file."""
-    if holds_credentials(address) and not os.path.exists(address):  # noqa: PTH110 - Path raises for what is no path
+    """Raises ValueError if the address contains credentials and is not the name of a local file."""
+    if holds_credentials(address) and not os.path.exists(address):  # noqa: PTH110 - Path raises if it is not a path
         raise ValueError("holds credentials, which would end up in run.json; put them in the environment")
 
 
 def full_path(path: str) -> str:
-    """A path of the command line or of a configuration: absolute, or the address that it is. Raises ValueError."""
+    """Returns a path of a configuration as absolute path, or as the address that it is. Raises ValueError."""
     if not path.strip():
         raise ValueError("is empty")
     try:
@@ -219,4 +252,4 @@ def full_path(path: str) -> str:
     except UnicodeEncodeError:
         raise ValueError("is not UTF-8, and run.json could not name it: rename it, or take the folder above") from None
     path = plain_scheme(path)
-    return path if "://" in path and not path.startswith("file://") else normal(path)
+    return path if "://" in path and not path.startswith("file://") else normalize_uri(path)

@@ -18,8 +18,8 @@ from jobs.inputs.entry import Source
 from jobs.inputs.sources import list_entries, open_sources
 from jobs.relocation.relocation import complete_manifest
 from jobs.runners.engine import StartingEngine
-from jobs.storage.files import is_remote, local_path
 from jobs.storage.object_store import open_output, put
+from jobs.storage.uris import is_remote, local_path
 from jobs.store.arrays import metadata_objects
 from jobs.store.fingerprint import maps_fingerprint, refuse_other_fingerprint
 from jobs.store.index import committed

@@ -19,7 +19,7 @@ from jobs.explain.unit_records import DecodedUnit, ExplainedUnit
 from jobs.store.arrays import scale_maps
 from jobs.store.index import OK
 from jobs.store.run_record import STATISTICS, Run
-from jobs.util.exit_guard import no_quitting
+from jobs.util.exit_guard import forbid_exit
 from jobs.util.job_errors import JobStopped
 from jobs.util.timeout import CallWithTimeout
 from saliency_core.errors import SaliencyWarning, is_out_of_memory
@@ -108,7 +108,7 @@ class ExplainStage:
             if OK in statuses[rows]:
                 self._position = f"unit {unit.unit}, rows {numbers[start]} to {numbers[rows.stop - 1]}"
                 try:
-                    with no_quitting():
+                    with forbid_exit():
                         batches.append(self._explain_batch(inputs, rows, size))
                 except Exception as error:
                     if not is_out_of_memory(error) or size == 1:

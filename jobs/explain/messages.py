@@ -10,7 +10,7 @@ from jobs.explain.progress import STAGES, Meter
 from jobs.store.finalize import Totals
 from jobs.store.index import OK, PARTIAL, QUARANTINED
 from jobs.store.run_record import Run
-from jobs.util.formatting import duration, quoted
+from jobs.util.formatting import duration, quote_for_shell
 
 MOST_LINES = 12
 
@@ -51,7 +51,7 @@ def statuses_text(totals: Totals) -> str:
 
 
 def _next(run: Run, totals: Totals) -> list[str]:
-    out = quoted(run.config.out)
+    out = quote_for_shell(run.config.out)
     commands = [f"saliency show {out} -o maps.png", f"saliency verify {out}"]
     if totals.statuses[QUARANTINED]:
         commands.append(f"saliency retry {out}")
@@ -92,7 +92,7 @@ def exit_notice_text(run: Run) -> str:
 def resume_text(run: Run) -> str:
     """How to continue."""
     without = ", without --limit" if run.config.limit else ""
-    out = quoted(run.config.out)
+    out = quote_for_shell(run.config.out)
     return f"to go on, run the same command again{without}; `saliency status {out}` shows how far it is."
 
 

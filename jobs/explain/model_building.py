@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from jobs.config.job_config import JobConfig
-from jobs.storage.files import local_path
+from jobs.storage.uris import local_path
 from jobs.store.class_record import ClassRun
 from jobs.store.run_record import Record, Run
 from jobs.store.software_versions import Software, refuse_other_worker, software_here
-from jobs.util.exit_guard import refuse_quitting
-from jobs.util.interruptible_wait import abandonable
+from jobs.util.exit_guard import refuse_exit
+from jobs.util.interruptible_wait import call_interruptibly
 from saliency_core.errors import InvalidRequestError
 from saliency_core.model.classifier import Model
 from saliency_core.model.model_digest import model_digest
@@ -30,7 +30,7 @@ def build_model(config: JobConfig, *, class_names: Sequence[str] | None) -> Mode
     """
 
     def load() -> Model:
-        with refuse_quitting(config.model):
+        with refuse_exit(config.model):
             return load_model(
                 config.model,
                 weights=config.weights,
@@ -43,7 +43,7 @@ def build_model(config: JobConfig, *, class_names: Sequence[str] | None) -> Mode
                 head=config.head,
             )
 
-    return abandonable(load, name="model")
+    return call_interruptibly(load, name="model")
 
 
 def refuse_other_weights(run: Record, model: Model) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from jobs.util.death_notice import announce_unexpected_exit
-from jobs.util.exit_guard import refuse_quitting
-from jobs.util.interruptible_wait import abandonable
+from jobs.util.exit_guard import refuse_exit
+from jobs.util.interruptible_wait import call_interruptibly
 
 Result = TypeVar("Result")
 
@@ -25,8 +25,8 @@ def run_model_code(call: Callable[[], Result], *, model: str) -> Result:
     """
 
     def guarded() -> Result:
-        with refuse_quitting(model):
+        with refuse_exit(model):
             return call()
 
     with announce_unexpected_exit(EXIT_NOTICE, lasting=False):
-        return abandonable(guarded, name="model")
+        return call_interruptibly(guarded, name="model")

@@ -29,7 +29,7 @@ from jobs.store.run_record import Run, is_proven
 from jobs.store.software_versions import gone_on, software_here
 from jobs.store.store_lock import locked
 from jobs.util.console import print_text
-from jobs.util.formatting import ranges
+from jobs.util.formatting import format_ranges
 
 
 def retry(
@@ -66,7 +66,7 @@ def retry(
         done = committed(store)
         again, totals = _find_quarantined(store, run, done)
         pending = sorted({*range(run.units)} - done | {*again})
-        print_text(console, f"{len(again)} units hold quarantined rows: {ranges(again) or 'none'}")
+        print_text(console, f"{len(again)} units hold quarantined rows: {format_ranges(again) or 'none'}")
         for unit in remembered_units(store) & {*pending}:
             remembered(store, unit)  # raises, before anything is written, if it is damaged
         run = run.model_copy(update={"config": config})
@@ -127,8 +127,8 @@ def _samples(run: Run) -> Iterator[Sample]:
 def _relabelled_text(rows: Sequence[int]) -> str:
     return (
         f"the inputs have other labels now for {len(rows):,} of the rows that are explained again (rows "
-        f"{ranges([*rows])}): the store keeps the labels that it was planned with. Explain into a new --out to use the "
-        "new ones"
+        f"{format_ranges([*rows])}): the store keeps the labels that it was planned with. Explain into a new "
+        "--out to use the new ones"
     )
 
 

@@ -19,12 +19,12 @@ from jobs.explain.progress import Display
 from jobs.export.export_format import Format
 from jobs.export.output_directory import LEFT_OUT_CSV, WHOLE_ROW, ExportFolder, PartCommit
 from jobs.export.selection import ExportSelection, select_rows
-from jobs.storage.files import is_remote, local_path
+from jobs.storage.uris import is_remote, local_path
 from jobs.store.open import refuse_inside
 from jobs.store.store_reader import open_store
 from jobs.util.console import print_text
-from jobs.util.exit_codes import DONE, imperfect
-from jobs.util.failure_reasons import without_names
+from jobs.util.exit_codes import DONE, imperfect_code
+from jobs.util.failure_reasons import replace_names
 from jobs.util.formatting import duration
 from saliency_core.errors import InvalidRequestError
 from saliency_core.visualization.map_style import MapStyle
@@ -99,7 +99,7 @@ def export(
                 display.update()
         format_.finish(len(part_rows))
         left_out = _print_summary(console, content, folder, folder.read_commits(len(part_rows)))
-    return imperfect(allow_quarantined and left_out <= content.imperfect_rows()) if left_out else DONE
+    return imperfect_code(allow_quarantined and left_out <= content.imperfect_rows()) if left_out else DONE
 
 
 def _output_path(out: str, output: str) -> Path:
@@ -157,7 +157,7 @@ def _print_summary(
     for commit in commits:
         for entry in commit.left_out:
             rows.add(entry.row)
-            reason = without_names(entry.reason, (entry.uri, entry.sample_id))
+            reason = replace_names(entry.reason, (entry.uri, entry.sample_id))
             reason = reason if entry.what == WHOLE_ROW else f"{entry.what}: {reason}"
             reasons[reason] += 1
             if len(examples.setdefault(reason, [])) < ROWS_PER_REASON:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from jobs.explain.decode_stage import DecodeStage
 from jobs.store.manifest import by_content
 from jobs.store.store_reader import CHANGED, Store
-from jobs.util.failure_reasons import for_explained
+from jobs.util.failure_reasons import reword_for_explained
 
 
 class ModelInputs:
@@ -24,7 +24,7 @@ class ModelInputs:
         """Returns pixels uint8 [n, H, W, C] before normalisation, and for each line why it has none, or None."""
         decoded = self._decode.decode_lines(0, by_content(self._store.manifest_lines([line["row"] for line in lines])))
         problems = [
-            for_explained(error) if error else CHANGED if digest != line["sha256"] else None
+            reword_for_explained(error) if error else CHANGED if digest != line["sha256"] else None
             for line, error, digest in zip(
                 lines, decoded.lines["error"].to_pylist(), decoded.lines["sha256"].to_pylist(), strict=True
             )

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from pydantic import BaseModel
 
-from jobs.util.csv_escaping import SafeWriter
+from jobs.util.csv_escaping import FormulaSafeWriter
 from saliency_core.errors import InvalidRequestError
 
 RECIPE_JSON, PARTS, LEFT_OUT_CSV = "export.json", "parts", "left_out.csv"
@@ -137,7 +137,7 @@ class ExportFolder:
     def write_left_out(self, parts: int) -> None:
         """Writes left_out.csv from the commits of all parts."""
         with self.atomic_path(LEFT_OUT_CSV) as path, path.open("w", newline="", encoding="utf-8") as file:
-            lines = SafeWriter(file)
+            lines = FormulaSafeWriter(file)
             lines.write(LeftOut.model_fields)
             for commit in self.read_commits(parts):
                 for entry in commit.left_out:

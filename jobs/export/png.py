@@ -15,7 +15,7 @@ from jobs.export.safe_names import array_name, sample_key
 from jobs.export.selection import ExportSelection, left_out_reasons
 from jobs.inputs.rejected import RejectedImage
 from jobs.store.run_record import ArraySpec
-from jobs.util.csv_escaping import SafeWriter
+from jobs.util.csv_escaping import FormulaSafeWriter
 from saliency_core.model.geometry import Geometry
 from saliency_core.visualization.map_style import MapStyle
 from saliency_core.visualization.views import Photograph, refuse_unknown_views, view_at_size
@@ -80,7 +80,7 @@ class Png(Format):
     def finish(self, parts: int) -> None:
         super().finish(parts)
         with self.folder.atomic_path(TABLE) as path, path.open("w", newline="", encoding="utf-8") as file:
-            table = SafeWriter(file)
+            table = FormulaSafeWriter(file)
             table.write(["file", "row", "sample_id", "array", "view", *_CLASS_COLUMNS])
             for lines in self.selection.lines():
                 for line in lines.to_pylist():

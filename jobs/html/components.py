@@ -24,7 +24,7 @@ from typing import Any, Literal
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from jobs.util.formatting import shown
+from jobs.util.formatting import escape_invisible
 
 ValueKind = Literal["text", "count", "number", "percent", "tile"]
 NO_VALUE = "–"
@@ -125,7 +125,7 @@ def render(template: str, **context: Any) -> str:
 
 def isolate_direction(text: str) -> Markup:
     """Wraps a name so that its writing direction does not affect the text around it."""
-    return Markup('<bdi dir="auto">{}</bdi>').format(shown(text))
+    return Markup('<bdi dir="auto">{}</bdi>').format(escape_invisible(text))
 
 
 def is_missing(value: object) -> bool:
@@ -145,7 +145,7 @@ def format_value(value: float | None, kind: ValueKind = "number") -> str:
 
 def _finalize(value: object) -> object:
     """Escapes invisible characters in every text that a template prints."""
-    return shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return escape_invisible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 @cache

@@ -10,7 +10,8 @@ from time import process_time
 from typing import TypeVar, cast
 
 from jobs.inputs.rejected import RejectedImage
-from jobs.util.limited_process import Child, ChildDied, End, OutOfMemory, started
+from jobs.util.limited_process import Child, ChildDied, start_child
+from jobs.util.limited_process_messages import End, OutOfMemory
 
 Result = TypeVar("Result")
 # What strikes at random (a killed node, a kernel out of memory) may strike while a sound image is decoded, not twice.
@@ -70,7 +71,7 @@ class Decoder:
 
     def _living(self) -> Child:
         if self._child is None or not self._child.lives():
-            self._child = started("decodes images")
+            self._child = start_child("decodes images")
         return self._child
 
 

@@ -14,9 +14,10 @@ from jobs.inputs.parquet_reading import image_values
 from jobs.inputs.rejected import RejectedImage
 from jobs.inputs.tables import Damaged
 from jobs.inputs.uri_list_source import look_up
-from jobs.storage.files import ObjectInfo, is_remote, parent, read, read_ranges, stat
+from jobs.storage.files import ObjectInfo, read, read_ranges, stat
 from jobs.storage.hang_guard import NoAnswer, map_with_hang_guard
-from jobs.storage.storage_errors import OF_THE_MACHINE
+from jobs.storage.storage_errors import MACHINE_ERRNOS
+from jobs.storage.uris import is_remote, parent_uri
 from jobs.util.job_errors import StoreUnreachable
 from jobs.util.redaction import scrubbed
 
@@ -71,7 +72,7 @@ def _fetch_object(entries: list[Entry], max_bytes: int) -> list[bytes | Rejected
     except FileNotFoundError:
         reason = f"{uri} is missing: put it back, then run `saliency retry`"
     except (OSError, ValueError, KeyError) as error:  # a name with a zero byte; a column that is gone
-        if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+        if isinstance(error, OSError) and error.errno in MACHINE_ERRNOS:
             raise StoreUnreachable(f"{uri} cannot be read here and now ({error.strerror}): mend that.") from error
         text = error.strerror if isinstance(error, OSError) else None
         reason = f"{uri} cannot be read ({text or error}): once it can, run `saliency retry`"
@@ -128,7 +129,7 @@ def _values(uri: str, group: int, member: str, rows: Iterable[int], max_bytes: i
 
 def _followed(entry: Entry, place: Elsewhere, max_bytes: int) -> bytes | RejectedImage:
     """The image of a row that holds a path alone: relative to its table, as in a list."""
-    (found,) = look_up([(entry.sample_id, place.path, None)], parent(entry.uri))
+    (found,) = look_up([(entry.sample_id, place.path, None)], parent_uri(entry.uri))
     if found.error is None:
         value = _fetch_object([found], max_bytes)[0]
         if isinstance(value, bytes):

@@ -7,8 +7,10 @@ import os
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from jobs.storage.files import ObjectInfo, is_remote, key_below, listed_files, local_path, normal, walk
+from jobs.storage.file_walk import stat_files, walk
+from jobs.storage.files import ObjectInfo
 from jobs.storage.hang_guard import map_with_hang_guard
+from jobs.storage.uris import is_remote, local_path, normalize_uri, relative_key
 
 
 def is_glob(path: str) -> bool:
@@ -18,18 +20,18 @@ def is_glob(path: str) -> bool:
 def expand(pattern: str) -> list[ObjectInfo]:
     """The files that match `* ? [..]` (within one directory level) and `**` (any number), in key order."""
     root = fixed_prefix(pattern)
-    rest = normal(pattern).removeprefix(root).strip("/").split("/")
+    rest = normalize_uri(pattern).removeprefix(root).strip("/").split("/")
     if is_remote(pattern) or "**" in rest:  # `glob` may go round linked directories for ever
-        return [info for info in walk(root) if _matches(key_below(root, info.uri).split("/"), rest)]
-    found = glob.glob(str(local_path(normal(pattern))))  # noqa: PTH207 - Path.glob shows hidden files
+        return [info for info in walk(root) if _matches(relative_key(root, info.uri).split("/"), rest)]
+    found = glob.glob(str(local_path(normalize_uri(pattern))))  # noqa: PTH207 - Path.glob shows hidden files
     paths = sorted(map(os.fsencode, found))
     directories = map_with_hang_guard(os.path.isdir, paths)
-    return listed_files([path for path, yes in zip(paths, directories, strict=True) if yes is not True])
+    return stat_files([path for path, yes in zip(paths, directories, strict=True) if yes is not True])
 
 
 def fixed_prefix(pattern: str) -> str:
     """The directory above a pattern's first wildcard: the root of what it matches."""
-    parts = normal(pattern).split("/")
+    parts = normalize_uri(pattern).split("/")
     return "/".join(parts[: next(i for i, part in enumerate(parts) if is_glob(part))]) or "/"
 
 

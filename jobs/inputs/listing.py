@@ -11,19 +11,9 @@ from pathlib import Path, PurePosixPath
 
 from jobs.inputs.entry import SourceError
 from jobs.inputs.globs import expand, fixed_prefix, is_glob
-from jobs.storage.files import (
-    ObjectInfo,
-    answered,
-    is_remote,
-    key_below,
-    keys,
-    local_path,
-    normal,
-    parent,
-    stat,
-    walk,
-)
-from jobs.storage.object_store import REMOTE
+from jobs.storage.file_walk import walk, walk_keys
+from jobs.storage.files import ObjectInfo, call_with_hang_guard, stat
+from jobs.storage.uris import REMOTE, is_remote, local_path, normalize_uri, parent_uri, relative_key
 
 PHOTOS = ("jpg", "jpeg", "jpe", "jfif", "png", "gif", "webp", "avif", "jp2")
 BITMAPS = ("bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm")
@@ -64,10 +54,10 @@ class Listing:
     def __iter__(self) -> Iterator[tuple[str, ObjectInfo]]:
         """(relative key, info) in key order."""
         for info in walk(self.root) if self.found is None else self.found:
-            yield key_below(self.root, info.uri), info
+            yield relative_key(self.root, info.uri), info
 
     def names(self) -> Iterator[str]:
-        return keys(self.root) if self.found is None else (key for key, _ in self)
+        return walk_keys(self.root) if self.found is None else (key for key, _ in self)
 
     def of_kind(self, kind: str, ignored: Counter[str]) -> Iterator[tuple[str, ObjectInfo]]:
         """The files of one kind; the others are counted, by extension, in `ignored`."""
@@ -90,17 +80,17 @@ def find(path: str) -> Listing:
 
 
 def _find(path: str) -> Listing:
-    place = normal(path)
+    place = normalize_uri(path)
     if re.match(r"[a-z][a-z0-9+.-]+://", path) and not path.startswith(("file://", *REMOTE)):
         raise SourceError(f"{path} has a scheme that is not read: use a local path, s3://, gs:// or az://")
     if is_remote(path):
         single = place.count("/") > 2 and _exists(place)
     else:
-        is_directory, single = answered(partial(_is_there, local_path(path)), path)
+        is_directory, single = call_with_hang_guard(partial(_is_there, local_path(path)), path)
         if is_directory:
             return Listing(place, whole=True)
     if single:
-        return Listing(parent(place), (stat(place),))
+        return Listing(parent_uri(place), (stat(place),))
     if is_glob(path):
         return Listing(fixed_prefix(path), tuple(expand(path)))
     return Listing(place, tuple(walk(place)) if is_remote(path) else (), whole=True)

@@ -10,8 +10,12 @@ from threading import BoundedSemaphore, Lock
 from typing import Any
 
 from jobs.inputs.tables import Damaged
-from jobs.storage.files import NoAnswer, NotAFile, answered, is_remote, open_file
-from jobs.util.limited_process import Child, ChildDied, End, OutOfMemory, Part, started
+from jobs.storage.files import call_with_hang_guard, open_file
+from jobs.storage.hang_guard import NoAnswer
+from jobs.storage.storage_errors import NotAFile
+from jobs.storage.uris import is_remote
+from jobs.util.limited_process import Child, ChildDied, start_child
+from jobs.util.limited_process_messages import End, OutOfMemory, Part
 
 SECONDS = 600.0  # of work on one file, beside reading it
 LISTING_MEMORY = 1 << 30  # bytes; footers, labels and lines of lists
@@ -32,7 +36,7 @@ class ParquetProcesses:
         # The turn is held here, not in the thread that may be left behind with a file that hangs.
         with self._turns[is_remote(uri)]:
             try:
-                return answered(partial(self._last, function, uri, arguments), uri)
+                return call_with_hang_guard(partial(self._last, function, uri, arguments), uri)
             except (NoAnswer, NotAFile) as error:
                 raise Damaged(error.strerror) from error
 
@@ -63,7 +67,7 @@ class ParquetProcesses:
         with self._lock:
             child = self._idle.pop() if self._idle else None
         if child is None or not child.lives():
-            child = started("reads Parquet files")
+            child = start_child("reads Parquet files")
         try:
             yield child
         finally:

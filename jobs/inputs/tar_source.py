@@ -16,7 +16,8 @@ from jobs.inputs.listing import IMAGES, Listing, is_hidden
 from jobs.inputs.tables import Misfits
 from jobs.inputs.tar_headers import Member
 from jobs.inputs.tar_scanner import Broken, scan
-from jobs.storage.files import NoAnswer, ObjectInfo, answered, open_file
+from jobs.storage.files import ObjectInfo, call_with_hang_guard, open_file
+from jobs.storage.hang_guard import NoAnswer
 from jobs.util.lookahead import map_ahead
 from jobs.util.redaction import scrubbed_text
 
@@ -65,7 +66,7 @@ class TarSource(Source):
         key, info = named
         try:
             with container(info.uri):
-                return named, answered(partial(self._scanned, key, info), info.uri)
+                return named, call_with_hang_guard(partial(self._scanned, key, info), info.uri)
         except SourceError as error:
             return named, error
         except NoAnswer as error:

@@ -25,8 +25,9 @@ from jobs.inputs.parquet_reading import LONGEST_URI, list_lines
 from jobs.inputs.rejected import RejectedImage
 from jobs.inputs.tables import LABEL_COLUMNS, Damaged, Misfits, choose, uri_column_of
 from jobs.inputs.text_encodings import LOOKED_AT, not_text
-from jobs.storage.files import NoAnswer, answered, is_remote, local_path, open_file, parent, stat, uri_of
-from jobs.storage.hang_guard import map_with_hang_guard
+from jobs.storage.files import call_with_hang_guard, open_file, stat
+from jobs.storage.hang_guard import NoAnswer, map_with_hang_guard
+from jobs.storage.uris import is_remote, local_path, parent_uri, uri_of
 from jobs.util.lookahead import map_ahead
 from jobs.util.redaction import plain_scheme, scrubbed
 from saliency_core.errors import InvalidRequestError
@@ -75,7 +76,7 @@ class UriListSource(Source):
                 lines = (
                     (f"{key}#{i}", uri, label) for i, (uri, label) in enumerate(self._whole(rows, info.uri, misfits))
                 )
-                listed = partial(look_up, folder=parent(info.uri))
+                listed = partial(look_up, folder=parent_uri(info.uri))
                 for batch in map_ahead(listed, _batches(key, lines, info.uri, misfits), threads=self._threads):
                     yield from map(seen.distinguish, batch)
         misfits.end()
@@ -140,7 +141,7 @@ def _batches(key: str, lines: Iterator[Line], uri: str, misfits: Misfits) -> Ite
     """The lines of a list, and one that says why if it hangs."""
     count = 0
     try:
-        while batch := answered(lambda: list(islice(lines, BATCH)), uri):
+        while batch := call_with_hang_guard(lambda: list(islice(lines, BATCH)), uri):
             yield batch
             count += len(batch)
     except NoAnswer as error:

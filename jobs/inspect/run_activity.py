@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from obstore.store import ObjectStore
 
-from jobs.storage.object_store import address, head, listed, refusals
+from jobs.storage.object_store import errors_as_unusable, list_objects, stat_object, store_address
 from jobs.store.layout import RUN_JSON, unit_of_index
 from jobs.store.run_record import Run
 
@@ -35,12 +35,14 @@ def read_activity(store: ObjectStore, run: Run) -> RunActivity:
 
     A store holds no record of an active run, because a killed run could not remove it.
     """
-    uri = address(store)
-    with refusals(uri):
+    uri = store_address(store)
+    with errors_as_unusable(uri):
         commits = sorted(
-            meta["last_modified"] for meta in listed(store, "index", uri) if unit_of_index(meta["path"]) is not None
+            meta["last_modified"]
+            for meta in list_objects(store, "index", uri)
+            if unit_of_index(meta["path"]) is not None
         )
-        started = head(store, RUN_JSON, f"{uri}/{RUN_JSON}")["last_modified"]
+        started = stat_object(store, RUN_JSON, f"{uri}/{RUN_JSON}")["last_modified"]
     session_commits = [time for time in commits if time >= started]
     rate = None
     if len(recent := session_commits[-RECENT_COMMITS:]) > 1:

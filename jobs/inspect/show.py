@@ -19,7 +19,7 @@ from jobs.store.index import OK
 from jobs.store.row_selection import choose_rows
 from jobs.store.run_record import ArraySpec
 from jobs.store.store_reader import Store, open_store
-from jobs.util.failure_reasons import for_explained
+from jobs.util.failure_reasons import reword_for_explained
 from saliency_core.errors import InvalidRequestError
 from saliency_core.model.geometry import Geometry
 from saliency_core.visualization.canvas import DPI
@@ -155,7 +155,7 @@ def _load_photograph(store: Store, line: dict[str, Any]) -> Photograph:
     """Loads an image no larger than it is drawn; a hundred images at full size would fill the memory."""
     image = store.original(line["row"])
     if isinstance(image, RejectedImage):
-        return Photograph(None, None, printable(f"not available: {for_explained(image.reason)}", most=160))
+        return Photograph(None, None, printable(f"not available: {reword_for_explained(image.reason)}", most=160))
     size, explained_size = (image.width, image.height), (line["width"], line["height"])
     longest = round(1.4 * CELL * DPI)
     image.thumbnail((longest, longest), Image.Resampling.LANCZOS)

@@ -17,7 +17,7 @@ from jobs.store.run_record import Run
 from jobs.store.software_versions import Makers
 from jobs.util.console import print_text
 from jobs.util.exit_codes import NOT_FINISHED
-from jobs.util.formatting import duration, quoted, ranges
+from jobs.util.formatting import duration, format_ranges, quote_for_shell
 
 
 def print_status(out: str, console: Console) -> int:
@@ -44,7 +44,7 @@ def print_status(out: str, console: Console) -> int:
         *makers.notes(),
     ]
     if finished:
-        text_lines.append(f"finished. Next: saliency verify {quoted(out)}")
+        text_lines.append(f"finished. Next: saliency verify {quote_for_shell(out)}")
     else:
         text_lines += _unfinished_lines(run, done, read_activity(store, run))
     print_text(console, "\n".join(text_lines))
@@ -56,7 +56,9 @@ def _unfinished_lines(run: Run, done: Sequence[int], activity: RunActivity) -> l
     pending = sorted(set(range(run.units)) - set(done))
     requested = sorted(set(run.asked) - set(done))
     lines = [
-        f"pending units: {ranges(pending)}" if pending else "all units are committed, but the store is not finalized"
+        f"pending units: {format_ranges(pending)}"
+        if pending
+        else "all units are committed, but the store is not finalized"
     ]
     if run.config.limit is not None:
         lines.append(f"requested: the first {len(run.asked):,} units (--limit {run.config.limit:,})")

@@ -1,1 +1,1 @@
-"""How stages run, in one process or on Ray; knows nothing of maps."""
+"""Runs stages, in one process or on Ray. Does not depend on what the stages compute."""

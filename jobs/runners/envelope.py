@@ -1,4 +1,4 @@
-"""How a record travels: as one Arrow cell that nobody on the way looks into, or as the failure that took its place."""
+"""Packs a record for Ray as one opaque Arrow cell. A failed record is replaced by a ``StageFailure``."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pyarrow as pa
 
 @dataclass(frozen=True)
 class StageFailure:
-    """What a stage raised, handed on in place of its record: through Ray, only the text of a traceback would come."""
+    """The exception of a stage, passed on in place of its record. Ray would pass on only the text of a traceback."""
 
     message: str
     trace: str
 
 
 def pack(record: Any) -> pa.Table:
-    """One row, one column. Without a copy beside pickle's own."""
+    """Returns a table of one row and one column. It makes no copy beside pickle's own."""
     data = pickle.dumps(record, protocol=5)
     offsets = pa.array([0, len(data)], pa.int64())
     return pa.table(
@@ -32,4 +32,4 @@ def pack(record: Any) -> pa.Table:
 
 def unpack(batch: pa.Table) -> Any:
     (value,) = batch["record"]
-    return pickle.loads(value.as_buffer())  # noqa: S301 - our own, from the stage before
+    return pickle.loads(value.as_buffer())  # noqa: S301 - pickled by the previous stage

@@ -1,7 +1,7 @@
-"""Who works on what: each stage notes on a board the record that it has in hand, and strikes it out when it is done.
+"""Records which stage is processing which record: each stage adds a note to a board, and deletes it at the end.
 
-A note that is still there when its record comes again was left by a worker that died over it. That is how a record
-that kills whoever takes it is found out, and how a run that stands still can tell where.
+A note that still exists when its record is processed again was left by a worker that died. The notes show a record that
+kills its workers, and what the stages are doing when a run stalls.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import Any, Protocol
 from jobs.util.formatting import duration
 from jobs.util.job_errors import JobStopped
 
-# Workers die for other reasons too: nodes come and go. So many in a row over one record are no accident, unless a
-# record takes about as long as a node lives, and then no run would end.
+# Workers also die for other reasons, such as lost nodes. So many deaths in a row over one record are not chance, unless
+# a record takes about as long as a node lives, and then the run would never end.
 MOST_ATTEMPTS = 6
 
 
 class TaskBoard(Protocol):
-    """What every process of a run can write to and read."""
+    """A key-value store that every process of a run can write and read."""
 
     def add(self, key: str, value: bytes) -> bool:
-        """Puts it there where there is nothing; whether there was nothing."""
+        """Sets the key if it does not exist; returns whether it did so."""
 
     def put(self, key: str, value: bytes) -> None: ...
 
@@ -39,7 +39,7 @@ class TaskBoard(Protocol):
 
 
 class LocalTaskBoard(dict[str, bytes]):
-    """The board of a run that is one process."""
+    """The board of a run in one process."""
 
     def add(self, key: str, value: bytes) -> bool:
         if key in self:
@@ -59,7 +59,7 @@ class LocalTaskBoard(dict[str, bytes]):
 
 @dataclass(frozen=True)
 class InFlightTask:
-    """``since``: seconds since the epoch by the clock of ``node``, good for telling and for nothing else."""
+    """A stage's work on one unit. ``since``: seconds since the epoch by the clock of ``node``, for messages only."""
 
     stage: str
     unit: str
@@ -68,11 +68,11 @@ class InFlightTask:
     process: int
     since: float
 
-    def note(self) -> bytes:
+    def to_json(self) -> bytes:
         return json.dumps(asdict(self)).encode()
 
-    def line(self) -> str:
-        """For people."""
+    def describe(self) -> str:
+        """Returns a line for the user."""
         again = f", attempt {self.attempt}" if self.attempt > 1 else ""
         since = duration(max(0.0, time() - self.since))
         return f"{self.stage}: unit {self.unit} for {since} (process {self.process} on {self.node}{again})"
@@ -80,23 +80,25 @@ class InFlightTask:
 
 @contextmanager
 def track_task(board: TaskBoard, stage: str, record: Any) -> Iterator[None]:
-    """While the ``with`` lasts, the board tells of it. Raises JobStopped where too many workers died over the
-    record."""
+    """Keeps a note of the record on the board while the ``with`` lasts.
+
+    Raises JobStopped if too many workers died over the record.
+    """
     unit = str(getattr(record, "unit", record))
     key = f"{stage}/{unit}"
-    doing = InFlightTask(stage, unit, 1, platform.node(), os.getpid(), time())
-    note = doing.note()
+    task = InFlightTask(stage, unit, 1, platform.node(), os.getpid(), time())
+    note = task.to_json()
     if not board.add(key, note):
-        left = board.get(key)
-        # It may be our own, whose answer was lost on the way so that it was sent again.
-        attempt = 1 if left in (None, note) else json.loads(left)["attempt"] + 1
+        previous = board.get(key)
+        # An equal note is this task's own: it was sent again because its answer was lost.
+        attempt = 1 if previous in (None, note) else json.loads(previous)["attempt"] + 1
         if attempt > MOST_ATTEMPTS:
             raise JobStopped(
                 f"{MOST_ATTEMPTS} workers one after the other died over unit {unit} in the stage {stage} (killed from "
-                "outside, out of memory, or a crash inside a library): the unit is left undone. What one of them said "
-                "last is in Ray's log files of its node; a smaller --batch-size or fewer --workers need less memory."
+                "outside, out of memory, or a crash inside a library): the unit is left undone. Their last output "
+                "is in Ray's log files on their nodes; a smaller --batch-size or fewer --workers need less memory."
             )
-        board.put(key, replace(doing, attempt=attempt).note())
+        board.put(key, replace(task, attempt=attempt).to_json())
     try:
         yield
     finally:
@@ -104,6 +106,6 @@ def track_task(board: TaskBoard, stage: str, record: Any) -> Iterator[None]:
 
 
 def list_in_flight(board: TaskBoard) -> list[InFlightTask]:
-    """What is being done now, by stage and unit."""
-    found = [InFlightTask(**json.loads(value)) for value in board.values()]
-    return sorted(found, key=lambda one: (one.stage, one.since))
+    """Returns the tasks of now, by stage and start."""
+    tasks = [InFlightTask(**json.loads(value)) for value in board.values()]
+    return sorted(tasks, key=lambda task: (task.stage, task.since))

@@ -1,4 +1,4 @@
-"""The in-process runner: the same stages in a loop. What tests hold Ray against, and the debugger's friend."""
+"""The in-process runner: runs the same stages in a loop, for debugging, and for tests to compare Ray with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BOARD = LocalTaskBoard()
 
 
 def run_stages(items: Iterable[Any], stages: Sequence[Stage]) -> Iterator[Any]:
-    """What the last stage makes of each item, in order."""
+    """Yields the last stage's result for each item, in order."""
     functions = [stage.make() for stage in stages]
     for item in items:
         record = item
@@ -23,5 +23,5 @@ def run_stages(items: Iterable[Any], stages: Sequence[Stage]) -> Iterator[Any]:
 
 
 def tasks_in_flight() -> list[InFlightTask]:
-    """What the loop has in hand."""
+    """Returns what the loop is processing."""
     return list_in_flight(_BOARD)

@@ -1,4 +1,4 @@
-"""A run in which nothing is committed any more is told of and stopped, rather than left to stand."""
+"""Stops a run in which no unit has been committed for too long, with a report."""
 
 from __future__ import annotations
 
@@ -12,33 +12,34 @@ from typing import Any, cast
 from jobs.runners.in_flight import InFlightTask
 from jobs.util.formatting import duration
 
-OURS = signal.SIGUSR2
+WATCHDOG_SIGNAL = signal.SIGUSR2
 
 
 class Watchdog:
-    """Raises KeyboardInterrupt in the main thread, as Ctrl-C does, when ``fed`` was not called for so many seconds.
+    """Raises KeyboardInterrupt in the main thread, as Ctrl-C does, if ``feed`` was not called for so many seconds.
 
-    ``report`` is then what each stage was doing; None as long as all is well. Seconds of a clock that nobody sets.
-    Entered in another thread, it interrupts the main one by SIGINT.
+    ``report`` is then the text of what each stage was doing; it is None before. Uses the monotonic clock. If another
+    thread than the main one enters the ``with``, SIGINT interrupts the main thread.
     """
 
-    def __init__(self, seconds: float, doing: Callable[[], Sequence[InFlightTask]]) -> None:
+    def __init__(self, seconds: float, list_tasks: Callable[[], Sequence[InFlightTask]]) -> None:
         self.report: str | None = None
         self._seconds = seconds
-        self._doing = doing
-        self._fed = monotonic()
-        self._over = threading.Event()
+        self._list_tasks = list_tasks
+        self._last_fed = monotonic()
+        self._ended = threading.Event()
         self._lock = threading.Lock()
-        self._signal, self._before = signal.SIGINT, cast("Any", None)
+        self._signal, self._previous_handler = signal.SIGINT, cast("Any", None)
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
-    def fed(self) -> None:
-        self._fed = monotonic()
+    def feed(self) -> None:
+        self._last_fed = monotonic()
 
     def __enter__(self) -> Watchdog:
-        # Not by SIGINT, if it can be helped: what a script starts in the background ignores that.
+        # Not SIGINT, if possible: a process that a script starts in the background ignores it.
         if threading.current_thread() is threading.main_thread():
-            self._signal, self._before = OURS, signal.signal(OURS, signal.default_int_handler)
+            self._signal = WATCHDOG_SIGNAL
+            self._previous_handler = signal.signal(WATCHDOG_SIGNAL, signal.default_int_handler)
         self._thread.start()
         return self
 
@@ -46,20 +47,20 @@ class Watchdog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._lock:
-            self._over.set()
-            if self._signal == OURS and self.report is None:  # else it may still be on its way
-                signal.signal(OURS, self._before)
+            self._ended.set()
+            if self._signal == WATCHDOG_SIGNAL and self.report is None:  # otherwise the signal may still be on its way
+                signal.signal(WATCHDOG_SIGNAL, self._previous_handler)
 
     def _watch(self) -> None:
-        while (left := self._fed + self._seconds - monotonic()) > 0:
-            if self._over.wait(left):
+        while (remaining := self._last_fed + self._seconds - monotonic()) > 0:
+            if self._ended.wait(remaining):
                 return
         try:
-            lines = [one.line() for one in self._doing()] or ["no stage has a unit in hand"]
-        except Exception as error:  # noqa: BLE001 - what it would ask may be what hangs
-            lines = [f"what the stages do cannot be told ({type(error).__name__}: {error})"]
+            lines = [task.describe() for task in self._list_tasks()] or ["no stage is processing a unit"]
+        except Exception as error:  # noqa: BLE001 - the board may be what hangs
+            lines = [f"what the stages are doing is not known ({type(error).__name__}: {error})"]
         with self._lock:
-            if not self._over.is_set():
-                told = [f"nothing was committed for {duration(self._seconds)} (--stall-seconds):", *lines]
-                self.report = "\n  ".join(told)
+            if not self._ended.is_set():
+                message = [f"nothing was committed for {duration(self._seconds)} (--stall-seconds):", *lines]
+                self.report = "\n  ".join(message)
                 signal.pthread_kill(threading.main_thread().ident or 0, self._signal)

@@ -1,7 +1,7 @@
-"""Call functions that may hang, one after the other, in a thread that is left behind if one does.
+"""Calls functions that may hang, one after the other, in a thread that is abandoned if one hangs.
 
-A read from a mount that stands still cannot be ended. ``jobs.util.timeout`` hands each call over; here a whole batch is
-handed over at once, so that what does not hang costs nothing.
+A read from a mount that does not answer cannot be ended. ``jobs.util.timeout`` hands over each call; this module hands
+over a whole batch at once, so that calls that do not hang have no cost.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MOST_IN_A_ROW = 3
-"""Calls that hang, with none between them that does not: then it is the storage, and no single file of it."""
+"""So many calls that hang in a row mean that the storage hangs, and not a single file."""
 
 
 class NoAnswer(OSError):
-    """A call hangs: neither its end nor a byte came in time."""
+    """A call hangs: it neither ended nor read a byte in time."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"no answer within {seconds:g} s")
@@ -32,10 +32,9 @@ class NoAnswer(OSError):
 def map_with_hang_guard(
     function: Callable[[Item], Result], items: Sequence[Item], *, name: Callable[[Item], object] = str
 ) -> list[Result | NoAnswer]:
-    """``function`` of each item, in order; NoAnswer for an item over which it hangs for ``retry_seconds()`` seconds.
+    """Returns the result of ``function`` for each item, in order; NoAnswer if it hangs for ``retry_seconds()`` seconds.
 
-    What ``function`` raises is raised here. Raises StoreUnreachable, with the ``name`` of an item, if several hang in
-    a row.
+    Raises what ``function`` raises, and StoreUnreachable, with the ``name`` of an item, if several calls hang in a row.
     """
     results: list[Result | NoAnswer] = []
     hung = 0
@@ -48,14 +47,14 @@ def map_with_hang_guard(
             if hung == MOST_IN_A_ROW:
                 raise StoreUnreachable(
                     f"{hung} reads one after the other had no answer within {retry_seconds():g} s each, the last of "
-                    f"{name(items[len(results)])}: mend its storage, or wait longer with SALIENCY_STORE_SECONDS."
+                    f"{name(items[len(results)])}: repair its storage, or wait longer with SALIENCY_STORE_SECONDS."
                 )
             results.append(NoAnswer(retry_seconds()))
     return results
 
 
 def note_progress() -> None:
-    """Starts the time limit of this thread's call anew: some bytes came."""
+    """Restarts the time limit of this thread's call, because some bytes came."""
     batch: _Batch | None = getattr(_CURRENT, "batch", None)  # type: ignore[type-arg]
     if batch is not None:
         batch.last = monotonic()
@@ -65,7 +64,7 @@ _CURRENT = local()
 
 
 class _Batch(Generic[Item, Result]):
-    """Items that one thread works off. ``last``: when it last got on."""
+    """Items that one thread processes. ``last``: the time of its last progress."""
 
     def __init__(self, function: Callable[[Item], Result], items: Sequence[Item]) -> None:
         self.last = monotonic()
@@ -74,10 +73,10 @@ class _Batch(Generic[Item, Result]):
         self._error: BaseException | None = None
         self._ended = Event()
         self._left = False
-        Thread(target=self._work, name="hang guard", daemon=True).start()  # a daemon: the process must be able to end
+        Thread(target=self._work, name="hang guard", daemon=True).start()  # a daemon, so that the process can end
 
     def done_until_stuck(self, seconds: float) -> list[Result]:
-        """The results, in order; fewer than there are items if the call of the next one hangs."""
+        """Returns the results, in order; fewer than the items if the call for the next item hangs."""
         while not self._ended.wait(max(0.0, self.last + seconds - monotonic())):
             if monotonic() - self.last >= seconds:
                 self._left = True
@@ -94,7 +93,7 @@ class _Batch(Generic[Item, Result]):
                 self.last = monotonic()
                 if self._left:
                     return
-        except BaseException as error:  # noqa: BLE001 - it is raised again, where the call was made
+        except BaseException as error:  # noqa: BLE001 - raised again in the calling thread
             self._error = error
         finally:
             self._ended.set()

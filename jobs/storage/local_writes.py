@@ -1,6 +1,7 @@
-"""Objects on a local disk: whole or not there, and still there when the power fails.
+"""Writes objects to a local disk: each is whole or absent, and stays after a power failure.
 
-Else a commit could outlive what it stands for, or a file be there without its bytes. (An object store sees to that.)
+Otherwise a commit could survive the objects that it refers to, or a file could exist without its bytes. An object store
+guarantees this itself.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-# What file systems say that do not sync directories, or not for us, or that lost one meanwhile.
-_CANNOT = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.ENOENT}
+# Errors of file systems that cannot sync a directory, do not permit it, or have lost the directory meanwhile.
+_NOT_SYNCABLE = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.ENOENT}
 
 
 def write_atomically(root: Path, key: str, data: bytes, *, create: bool = False, lasting: bool = True) -> None:
-    """Writes ``root/key`` under another name and renames it. Raises OSError; FileExistsError where it is there and
-    ``create``; FileNotFoundError if there is no ``root``, which is never made."""
+    """Writes ``root/key`` under another name and renames it.
+
+    Raises OSError; FileExistsError if it exists and ``create``; FileNotFoundError if ``root``, which is never created,
+    does not exist.
+    """
     path = root / key
     for above in [*reversed(path.relative_to(root).parents)][1:]:
         (root / above).mkdir(exist_ok=True)
@@ -40,8 +44,8 @@ def write_atomically(root: Path, key: str, data: bytes, *, create: bool = False,
 
 
 def fsync_object(root: Path, key: str) -> None:
-    """Returns when ``root/key``, which somebody else wrote, is on the disk under that name."""
-    with suppress(FileNotFoundError):  # somebody took it away again
+    """Returns when ``root/key``, which a library wrote, is on the disk under that name."""
+    with suppress(FileNotFoundError):  # it was deleted meanwhile
         _sync(root / key)
     fsync_names(root, key)
 
@@ -52,7 +56,7 @@ def fsync_names(root: Path, key: str) -> None:
         try:
             _sync(above)
         except OSError as error:
-            if error.errno not in _CANNOT:
+            if error.errno not in _NOT_SYNCABLE:
                 raise
         if above == root.parent:
             return

@@ -1,4 +1,4 @@
-"""Which store a URI means, and what is done there: every request to an object store, and every write anywhere.
+"""Opens the store of a URI, and makes all requests to object stores and all writes.
 
 Credentials, region and endpoint come from each store's usual environment variables (jobs/docs/object-stores.md).
 """
@@ -12,72 +12,52 @@ from datetime import timedelta
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import unquote_to_bytes
 
 import obstore
 from obstore.exceptions import InvalidPathError
 from obstore.store import LocalStore, from_url
 
 from jobs.storage.local_writes import fsync_names, write_atomically
-from jobs.storage.raw_listing import NotListed, raw_objects
+from jobs.storage.raw_listing import NotListable, list_raw_objects
 from jobs.storage.retrying import FIRST_PAUSE, LONGEST_PAUSE, RetryBudget, retry_seconds, with_retries
-from jobs.storage.storage_errors import RAISED, status_of, translate_error, translated_errors
+from jobs.storage.storage_errors import OBSTORE_ERRORS, status_of, translate_error, translated_errors
+from jobs.storage.uris import is_remote, local_path
 from jobs.util.job_errors import StoreMissing, StoreUnusable
-from saliency_core.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
-REMOTE = ("s3://", "gs://", "az://")
 VARIABLES = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}
 CLIENT_OPTIONS = ("allow_http", "allow_invalid_certificates", "proxy_url", "proxy_excludes", "proxy_ca_certificate")
 
 PIECE = 4 << 20  # bytes
 
 
-def is_remote(uri: str) -> bool:
-    return uri.startswith(REMOTE)
-
-
-def local_path(uri: str | Path) -> Path:
-    """The path of a plain path or a percent-encoded `file://` URI. Raises InvalidRequestError for a URI of another
-    host."""
-    if isinstance(uri, str) and uri.startswith("file://"):
-        host, slash, path = uri.removeprefix("file://").partition("/")
-        if host.lower() not in ("", "localhost") or not slash:
-            raise InvalidRequestError(
-                f"{uri} has {host or 'nothing'} in the place of the host, and files of other hosts are not read: write "
-                "the whole path, with or without file:// before its first slash"
-            )
-        return Path(os.fsdecode(unquote_to_bytes(f"/{path}")))
-    return Path(uri)
-
-
 def plain_etag(etag: str | None) -> str | None:
-    return etag.strip('"') if etag else None  # some stores quote it in one answer and not in the other
+    return etag.strip('"') if etag else None  # some stores quote it in some answers only
 
 
 # -- opening --------------------------------------------------------------------------------------------------
 
 
 def open_output(out: str, *, make: bool = False) -> ObjectStore:
-    """The store of an output directory, local or remote; keys are relative to it.
+    """Opens the store of an output directory, local or remote. Keys are relative to it.
 
-    ``make``: a local directory that is missing is made. Only a command that begins there does so. Otherwise raises
-    StoreUnusable: what is written into a directory made again would stand there without its record.
+    ``make``: creates a local directory that is missing, for a command that begins a store. Otherwise raises
+    StoreMissing, because files in a directory that is created again would have no record.
     """
-    with refusals(out):
+    with errors_as_unusable(out):
         if is_remote(out):
             return _open(out)
         root = local_path(out).absolute()
         if not make and not root.is_dir():
-            raise gone(str(root))
+            raise missing_store_error(str(root))
         return LocalStore(prefix=root, mkdir=make)
 
 
 def locate(uri: str) -> tuple[ObjectStore, str]:
-    """The bucket's store and the key in it, taken as written: `#`, `?` and `%20` are part of a key."""
+    """Returns the bucket's store and the key in it, as written: `#`, `?` and `%20` are part of a key."""
     scheme, _, rest = uri.partition("://")
     bucket, _, key = rest.partition("/")
     with translated_errors(uri):
@@ -91,15 +71,15 @@ def _bucket(url: str) -> ObjectStore:
 
 def _open(url: str) -> ObjectStore:
     seconds, variables = retry_seconds(), VARIABLES[url.partition("://")[0]]
-    # A request without an answer is given up in time for two more.
+    # A request without an answer times out early enough for two more.
     client = {"timeout": f"{max(1, round(seconds / 3))}s", "connect_timeout": f"{max(1, round(min(5, seconds / 3)))}s"}
-    # Options that are given here are all that the client has: what the environment says of it must be among them.
+    # Options that are passed replace those of the environment, which are therefore among them.
     for option in CLIENT_OPTIONS:
         value = os.environ.get(f"{variables}_{option.upper()}")
         if value is not None:
             client[option] = value
     retry: RetryConfig = {
-        "max_retries": 1000,  # time is what counts
+        "max_retries": 1000,  # limited by time instead
         "retry_timeout": timedelta(seconds=seconds),
         "backoff": {
             "init_backoff": timedelta(seconds=FIRST_PAUSE),
@@ -110,26 +90,26 @@ def _open(url: str) -> ObjectStore:
     return from_url(url, client_options=cast("ClientConfig", client), retry_config=retry)
 
 
-# -- asking ---------------------------------------------------------------------------------------------------
+# -- requests -------------------------------------------------------------------------------------------------
 
 
-def head(store: ObjectStore, key: str, uri: str) -> ObjectMeta:
-    """Size and etag of an object. Raises OSError or StoreUnreachable."""
+def stat_object(store: ObjectStore, key: str, uri: str) -> ObjectMeta:
+    """Returns size and etag of an object. Raises OSError or StoreUnreachable."""
 
     def ask() -> ObjectMeta:
         try:
             return obstore.head(store, key)
-        except RAISED as error:
+        except OBSTORE_ERRORS as error:
             if status_of(error) not in (400, 403):
                 raise
-            # An answer to HEAD has no body to tell a forbidden object from credentials that have expired.
+            # The answer to HEAD has no body, which distinguishes a forbidden object from expired credentials.
             return obstore.get(store, key, options={"range": (0, 1)}).meta
 
     return with_retries(ask, uri)
 
 
-def listed(store: ObjectStore, prefix: str | None, uri: str) -> Iterator[ObjectMeta]:
-    """The objects below ``prefix``, in the order that the store gives them. Raises OSError or StoreUnreachable."""
+def list_objects(store: ObjectStore, prefix: str | None, uri: str) -> Iterator[ObjectMeta]:
+    """Yields the objects below ``prefix``, in the store's order. Raises OSError or StoreUnreachable."""
     tries, last = RetryBudget(uri), None
     while True:
         try:
@@ -141,19 +121,21 @@ def listed(store: ObjectStore, prefix: str | None, uri: str) -> Iterator[ObjectM
         except InvalidPathError as error:
             below = f"{prefix}/" if prefix else ""
             try:
-                yield from cast("Iterator[ObjectMeta]", raw_objects(store, prefix=below, after=last or "", uri=uri))
-            except NotListed:
+                yield from cast(
+                    "Iterator[ObjectMeta]", list_raw_objects(store, prefix=below, after=last or "", uri=uri)
+                )
+            except NotListable:
                 raise translate_error(error, uri) from None
             return
-        except RAISED as error:
+        except OBSTORE_ERRORS as error:
             tries.wait(error)
 
 
-# -- a store of ours ------------------------------------------------------------------------------------------
+# -- the store of a run ---------------------------------------------------------------------------------------
 
 
-def address(store: ObjectStore) -> str:
-    """Where a store is, as its user names it."""
+def store_address(store: ObjectStore) -> str:
+    """Returns the URI or path of a store, as the user writes it."""
     if isinstance(store, LocalStore):
         return str(store.prefix)
     scheme = {"S3Store": "s3", "GCSStore": "gs", "AzureStore": "az"}.get(type(store).__name__, type(store).__name__)
@@ -162,22 +144,21 @@ def address(store: ObjectStore) -> str:
     return "/".join(filter(None, [f"{scheme}://{root}", str(getattr(store, "prefix", None) or "")]))
 
 
-def gone(what: str) -> StoreMissing:
-    """The error of a store that lost its directory, or its record, while a command works in it."""
+def missing_store_error(what: str) -> StoreMissing:
+    """Returns the error for a store that lost its directory or its record during a command."""
     return StoreMissing(
-        f"{what} is gone: it was renamed or removed while this command was at work. Nothing is made again in its "
-        "place. If it was renamed, put it back, and run the same command again; if it was removed, that command "
-        "begins anew."
+        f"{what} is gone: it was renamed or removed while this command ran. It is not created again. If it was "
+        "renamed, put it back, and run the same command again; if it was removed, that command begins anew."
     )
 
 
 def put(store: ObjectStore, key: str, data: bytes, *, create: bool = False, lasting: bool = True) -> None:
-    """Puts an object, whole or not at all. With ``create``, raises FileExistsError where there is one.
+    """Puts an object, whole or not at all. With ``create``, raises FileExistsError if it exists.
 
-    ``lasting``: it is there also if the power fails now.
+    ``lasting``: returns only when the object would survive a power failure.
     """
-    uri = f"{address(store)}/{key}"
-    with refusals(uri):
+    uri = f"{store_address(store)}/{key}"
+    with errors_as_unusable(uri):
         try:
             if isinstance(store, LocalStore):
                 write_atomically(Path(str(store.prefix)), key, data, create=create, lasting=lasting)
@@ -185,14 +166,14 @@ def put(store: ObjectStore, key: str, data: bytes, *, create: bool = False, last
                 with_retries(lambda: obstore.put(store, key, data, mode="create" if create else "overwrite"), uri)
         except FileNotFoundError:
             if isinstance(store, LocalStore):
-                raise gone(address(store)) from None
-            raise StoreUnusable(f"{uri} cannot be written: there is no such bucket or container.") from None
+                raise missing_store_error(store_address(store)) from None
+            raise StoreUnusable(f"{uri} cannot be written: no such bucket or container exists.") from None
 
 
 def delete(store: ObjectStore, key: str) -> None:
-    """Deletes an object. An object that is gone already, as another process deleted it, is no error."""
-    uri = f"{address(store)}/{key}"
-    with refusals(uri):
+    """Deletes an object. An object that does not exist, because another process deleted it, is not an error."""
+    uri = f"{store_address(store)}/{key}"
+    with errors_as_unusable(uri):
         with suppress(FileNotFoundError):
             with_retries(lambda: obstore.delete(store, key), uri)
         if isinstance(store, LocalStore):
@@ -200,16 +181,16 @@ def delete(store: ObjectStore, key: str) -> None:
 
 
 def read_object(store: ObjectStore, key: str) -> bytes:
-    """The whole object. Raises FileNotFoundError where there is none."""
-    uri = f"{address(store)}/{key}"
-    with refusals(uri):
+    """Returns the whole object. Raises FileNotFoundError if it does not exist."""
+    uri = f"{store_address(store)}/{key}"
+    with errors_as_unusable(uri):
         return with_retries(lambda: bytes(obstore.get(store, key).bytes()), uri)
 
 
-def stream(store: ObjectStore, key: str) -> Iterator[bytes]:
-    """The object in pieces. Raises FileNotFoundError where there is none."""
-    uri = f"{address(store)}/{key}"
-    with refusals(uri):
+def stream_object(store: ObjectStore, key: str) -> Iterator[bytes]:
+    """Yields the object in pieces. Raises FileNotFoundError if it does not exist."""
+    uri = f"{store_address(store)}/{key}"
+    with errors_as_unusable(uri):
         start, size = 0, with_retries(lambda: obstore.head(store, key)["size"], uri)
         while start < size:
             length = min(PIECE, size - start)
@@ -218,15 +199,17 @@ def stream(store: ObjectStore, key: str) -> Iterator[bytes]:
 
 
 def list_keys(store: ObjectStore, prefix: str | None = None) -> Iterator[str]:
-    """Every key below ``prefix``, in the order that the store gives them."""
-    with refusals(address(store)):
-        yield from (meta["path"] for meta in listed(store, prefix, address(store)))
+    """Yields every key below ``prefix``, in the store's order."""
+    with errors_as_unusable(store_address(store)):
+        yield from (meta["path"] for meta in list_objects(store, prefix, store_address(store)))
 
 
 @contextmanager
-def refusals(uri: str) -> Iterator[None]:
-    """What one of our own objects cannot be had or put for ends the run: raises StoreUnusable, and passes on what
-    there is, or is not."""
+def errors_as_unusable(uri: str) -> Iterator[None]:
+    """Raises StoreUnusable in place of an OSError over an object of the run's own store, which ends the run.
+
+    FileNotFoundError and FileExistsError pass unchanged.
+    """
     try:
         with translated_errors(uri):
             yield

@@ -1,4 +1,4 @@
-"""Objects of Parquet: whole ones from memory, and long ones written in pieces."""
+"""Writes and reads Parquet objects with a checksum: whole ones in memory, and long ones in pieces."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ import pyarrow.parquet as pq
 from obstore.store import LocalStore, ObjectStore
 
 from jobs.storage.local_writes import fsync_object
-from jobs.storage.object_store import address, refusals
+from jobs.storage.object_store import errors_as_unusable, store_address
 
 UNREADABLE = (
     ValueError, OSError, LookupError, TypeError,
     pa.ArrowNotImplementedError, pa.ArrowCapacityError, pa.ArrowSerializationError,
 )  # fmt: skip
-"""What reading damaged bytes raises, of pyarrow's errors all but a lack of memory."""
+"""The exceptions that reading damaged bytes raises: all of pyarrow's except for a lack of memory."""
 _SEAL = b"sha256: "
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """A Parquet file that tells when a bit of it flips. Equal input, equal bytes."""
+    """Returns a Parquet file with checksums, which show a flipped bit. Equal tables give equal bytes."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return with_checksum(bytes(sink.getvalue()))
 
 
 def with_checksum(data: bytes) -> bytes:
-    """A Parquet file with the SHA-256 of its bytes in front of its footer, where no reader looks.
+    """Returns a Parquet file with the SHA-256 of its bytes in front of its footer, which readers ignore.
 
-    The format itself has checksums only of what is in a page: elsewhere many a flip is read as other names or nulls.
+    The format has checksums for pages only: a flip elsewhere may be read as other names or nulls.
     """
     footer = _footer(data)
     return data[:footer] + _SEAL + hashlib.sha256(data).digest() + data[footer:]
 
 
 def parquet_file(data: bytes) -> pq.ParquetFile:
-    """What ``with_checksum`` made, or earlier versions did. Raises one of UNREADABLE where a bit flipped."""
+    """Opens the result of ``with_checksum``, or a file without it. Raises one of UNREADABLE if a bit flipped."""
     footer = _footer(data)
     start = max(0, footer - len(_SEAL) - hashlib.sha256().digest_size)
     seal = data[start:footer]
@@ -52,21 +52,21 @@ def parquet_file(data: bytes) -> pq.ParquetFile:
 
 
 def parquet_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table of ``parquet_bytes``. Raises one of UNREADABLE where a bit flipped."""
-    # Most are small: pyarrow's threads, and its machinery for data sets, would take longer than reading does.
+    """Returns the table of ``parquet_bytes``. Raises one of UNREADABLE if a bit flipped."""
+    # Most tables are small: pyarrow's threads, and its data set layer, would take longer than the reading.
     return parquet_file(data).read(columns=None if columns is None else list(columns), use_threads=False)
 
 
 def _footer(data: bytes) -> int:
-    """Where it begins: its length stands behind it, and then the format's name."""
+    """Returns the start of the footer, which is followed by its length and the format's name."""
     return max(0, len(data) - 8 - int.from_bytes(data[-8:-4], "little"))
 
 
 class HashingWriter:
-    """A file object that pyarrow can write to; the object appears whole, when it is finished."""
+    """A file object that pyarrow can write to. The object appears, whole, when ``finish`` is called."""
 
     def __init__(self, store: ObjectStore, key: str) -> None:
-        self._store, self._key, self._where = store, key, f"{address(store)}/{key}"
+        self._store, self._key, self._where = store, key, f"{store_address(store)}/{key}"
         self._writer = obstore.open_writer(store, key)
         self.digest = hashlib.sha256()
         self.closed = False
@@ -74,18 +74,18 @@ class HashingWriter:
     def write(self, data: bytes) -> int:
         data = bytes(data)
         self.digest.update(data)
-        with refusals(self._where):
+        with errors_as_unusable(self._where):
             self._writer.write(data)
         return len(data)
 
     def flush(self) -> None:
-        """Nothing: what is not finished does not exist."""
+        """Does nothing: an object that is not finished does not exist."""
 
     def close(self) -> None:
-        """Nothing either: pyarrow closes also when it failed."""
+        """Does nothing: pyarrow also closes the file when it failed."""
 
     def finish(self) -> None:
-        with refusals(self._where):
+        with errors_as_unusable(self._where):
             self._writer.close()
             if isinstance(self._store, LocalStore):
                 fsync_object(Path(str(self._store.prefix)), self._key)

@@ -1,9 +1,8 @@
-"""The listing of a bucket as the store gives it, for prefixes below which obstore cannot list.
+"""Lists a bucket without obstore's parser, for prefixes below which obstore cannot list.
 
-A key with an empty segment, `.`, `..` or a control character is no path to obstore, which then refuses the whole page.
-Such keys cannot be read, but they must not hide the others. obstore signs the requests for these pages, with the
-credentials that it has, and only the answers are read here. S3 and Google's XML interface answer alike. obstore signs
-no request for a list of Azure's.
+obstore refuses a whole page if a key on it has an empty segment, `.`, `..` or a control character. Such keys cannot be
+read, but they must not hide the others. obstore signs the requests for these pages, with its credentials, and this
+module reads the answers. S3 and Google's XML interface have the same form. obstore cannot sign a list request to Azure.
 """
 
 from __future__ import annotations
@@ -24,24 +23,26 @@ import obstore
 from obstore.store import GCSStore, ObjectStore, S3Store
 
 from jobs.storage.retrying import FIRST_PAUSE, LONGEST_PAUSE, retry_seconds
-from jobs.storage.storage_errors import ASK_AGAIN, RAISED
+from jobs.storage.storage_errors import OBSTORE_ERRORS, RETRY_STATUSES
 from jobs.util.job_errors import StoreUnreachable
 
-LARGEST_PAGE = 16 << 20  # bytes; a page has at most a thousand keys of a kilobyte. What is cut off does not parse
-VALID = timedelta(minutes=15)  # of a signed request: the clocks may differ
+LARGEST_PAGE = 16 << 20  # bytes; a page has at most 1000 keys of 1 KB. A longer page is cut off: it does not parse
+SIGNATURE_LIFETIME = timedelta(minutes=15)  # long enough for clocks that differ
 _TRUE = ("1", "true", "on", "yes", "y")  # as obstore reads a switch
 
 
-class NotListed(Exception):
-    """The store's keys cannot be listed in this way."""
+class NotListable(Exception):
+    """The store's keys cannot be listed by this module."""
 
 
-def raw_objects(store: Any, *, prefix: str, after: str, uri: str) -> Iterator[dict[str, Any]]:
-    """``path``, ``size`` and ``e_tag`` of each key below ``prefix`` that sorts behind ``after``, in order, whatever the
-    key holds. Raises NotListed, or StoreUnreachable of ``uri``."""
+def list_raw_objects(store: Any, *, prefix: str, after: str, uri: str) -> Iterator[dict[str, Any]]:
+    """Yields ``path``, ``size`` and ``e_tag`` of each key below ``prefix`` that sorts behind ``after``, in order.
+
+    Raises NotListable, or StoreUnreachable with ``uri``.
+    """
     page = {"list-type": "2", "encoding-type": "url", "prefix": prefix} | ({"start-after": after} if after else {})
     while True:
-        answer = _answer(store, page, uri)
+        answer = _request_page(store, page, uri)
         plain = unquote_plus if answer.findtext("{*}EncodingType") == "url" else str
         for entry in answer.iterfind("{*}Contents"):
             key = plain(entry.findtext("{*}Key") or "")
@@ -56,21 +57,21 @@ def raw_objects(store: Any, *, prefix: str, after: str, uri: str) -> Iterator[di
         page["continuation-token"] = token
 
 
-def _answer(store: Any, page: dict[str, str], uri: str) -> ElementTree.Element:
+def _request_page(store: Any, page: dict[str, str], uri: str) -> ElementTree.Element:
     until, pause = monotonic() + retry_seconds(), FIRST_PAUSE
     while True:
         try:
-            with urlopen(_request(store, page), timeout=max(1.0, retry_seconds() / 3)) as answer:  # noqa: S310 - the user's endpoint
+            with urlopen(_build_request(store, page), timeout=max(1.0, retry_seconds() / 3)) as answer:  # noqa: S310 - the user's endpoint
                 listing = ElementTree.fromstring(answer.read(LARGEST_PAGE))  # noqa: S314 - the store's own
             if not listing.tag.endswith("ListBucketResult"):
-                raise NotListed
+                raise NotListable
             return listing
         except HTTPError as error:
-            if error.code < 500 and error.code not in ASK_AGAIN:
-                raise NotListed from None
+            if error.code < 500 and error.code not in RETRY_STATUSES:
+                raise NotListable from None
             trouble = f"it answered {error.code}"
-        except ElementTree.ParseError:  # a control character as it is
-            raise NotListed from None
+        except ElementTree.ParseError:  # an unescaped control character
+            raise NotListable from None
         except (OSError, HTTPException):
             trouble = "no connection"
         if monotonic() > until:
@@ -79,32 +80,32 @@ def _answer(store: Any, page: dict[str, str], uri: str) -> ElementTree.Element:
         pause = min(LONGEST_PAUSE, 2 * pause)
 
 
-def _request(store: Any, page: dict[str, str]) -> Request:
+def _build_request(store: Any, page: dict[str, str]) -> Request:
     query = urlencode(page, quote_via=quote, safe="")
     try:
         if store.prefix is None and isinstance(store, S3Store):
-            return _of_s3(store, query)
+            return _build_s3_request(store, query)
         if store.prefix is None and isinstance(store, GCSStore):
-            return _of_google(store, query)
-    except RAISED:  # among them: credentials that may read, and not sign
-        raise NotListed from None
-    raise NotListed
+            return _build_google_request(store, query)
+    except OBSTORE_ERRORS:  # also credentials that may read but not sign
+        raise NotListable from None
+    raise NotListable
 
 
-# An endpoint may hold a query, which is then signed with the rest. What obstore adds to the endpoint, as if it were the
-# path, goes into a parameter that stores ignore.
+# The query is part of the endpoint, so that obstore signs it. The path, which obstore appends to the endpoint, becomes
+# the value of a parameter that stores ignore.
 
 
-def _of_s3(store: S3Store, query: str) -> Request:
-    static = {"aws_access_key_id": "-", "aws_secret_access_key": "-"}  # which need no request to be had
-    place = _place(_again(store, static))
+def _build_s3_request(store: S3Store, query: str) -> Request:
+    static = {"aws_access_key_id": "-", "aws_secret_access_key": "-"}  # so that no request for credentials is made
+    place = _bucket_url(_with_settings(store, static))
     if _is_set("AWS_SKIP_SIGNATURE"):
         return Request(f"{place}?{query}")  # noqa: S310
     its_host = {"aws_endpoint_url_s3": f"{place}?{query}&x-id=", "aws_virtual_hosted_style_request": "true"}
-    return Request(_signed(_again(store, its_host)))  # noqa: S310
+    return Request(_sign(_with_settings(store, its_host)))  # noqa: S310
 
 
-def _of_google(store: GCSStore, query: str) -> Request:
+def _build_google_request(store: GCSStore, query: str) -> Request:
     token = os.environ.get("GOOGLE_BEARER_TOKEN")
     if token or _is_set("GOOGLE_SKIP_SIGNATURE"):
         place = os.environ.get("GOOGLE_BASE_URL", "https://storage.googleapis.com").rstrip("/")
@@ -112,22 +113,24 @@ def _of_google(store: GCSStore, query: str) -> Request:
         if token:
             request.add_unredirected_header("Authorization", f"Bearer {token}")
         return request
-    return Request(_signed(_again(store, {"google_base_url": f"{_place(store)}?{query}&x-id="})))  # noqa: S310
+    return Request(_sign(_with_settings(store, {"google_base_url": f"{_bucket_url(store)}?{query}&x-id="})))  # noqa: S310
 
 
-def _again(store: Any, config: dict[str, str]) -> ObjectStore:
-    """The same bucket with other settings."""
+def _with_settings(store: Any, config: dict[str, str]) -> ObjectStore:
+    """Returns a store of the same bucket with other settings."""
     options = {"client_options": store.client_options, "retry_config": store.retry_config}
     return type(store)(store.config["bucket"], config=config, **options)  # type: ignore[no-any-return]
 
 
-def _place(store: Any) -> str:
-    """The bucket's own address."""
-    return _signed(store).partition("?")[0].rstrip("/")
+def _bucket_url(store: Any) -> str:
+    """Returns the URL of the bucket."""
+    return _sign(store).partition("?")[0].rstrip("/")
 
 
-def _signed(store: Any) -> str:
-    return re.sub("//[^/?]*@", "//", obstore.sign(store, "GET", "", VALID), count=1)  # urlopen takes no user info
+def _sign(store: Any) -> str:
+    return re.sub(
+        "//[^/?]*@", "//", obstore.sign(store, "GET", "", SIGNATURE_LIFETIME), count=1
+    )  # urlopen accepts no user info
 
 
 def _is_set(variable: str) -> bool:

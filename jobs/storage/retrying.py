@@ -1,4 +1,4 @@
-"""How long a failing store is waited for."""
+"""Repeats failed requests to a store, for a limited time."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Callable
 from time import monotonic, sleep
 from typing import TypeVar
 
-from jobs.storage.storage_errors import RAISED, is_transient, translate_error
+from jobs.storage.storage_errors import OBSTORE_ERRORS, is_transient, translate_error
 from jobs.util.bounds import YEAR
 from saliency_core.errors import InvalidRequestError
 
 VARIABLE = "SALIENCY_STORE_SECONDS"
-SECONDS = 180.0  # a store that restarts, or a network that does, is back by then
+SECONDS = 180.0  # enough for a restart of a store or a network
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 Result = TypeVar("Result")
 
 
 def retry_seconds() -> float:
-    """For how many seconds a store may fail before a run ends over it."""
+    """Returns for how many seconds a store may fail before the run ends."""
     value = os.environ.get(VARIABLE)
     try:
         seconds = SECONDS if value is None else float(value)
@@ -26,13 +26,13 @@ def retry_seconds() -> float:
         seconds = -1.0
     if not 0 <= seconds <= YEAR:
         raise InvalidRequestError(
-            f"{VARIABLE}={value} is no number of seconds from 0 to {YEAR:.0f}. Set it to, for example, 180."
+            f"{VARIABLE}={value} is not a number of seconds from 0 to {YEAR:.0f}. Set it to, for example, 180."
         )
     return seconds
 
 
 class RetryBudget:
-    """Of one request, or of the pages of one listing."""
+    """The time for retries of one request, or of one page of a listing."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
@@ -42,7 +42,7 @@ class RetryBudget:
         self._until, self._pause = monotonic() + retry_seconds(), FIRST_PAUSE
 
     def wait(self, error: Exception) -> None:
-        """Until another try is worth it. Raises what ``error`` is in our words when none is."""
+        """Waits before the next retry. Raises the translated ``error`` if it is permanent or the time is used up."""
         if not is_transient(error) or monotonic() > self._until:
             raise translate_error(error, self._uri) from None
         sleep(self._pause)
@@ -50,14 +50,14 @@ class RetryBudget:
 
 
 def with_retries(ask: Callable[[], Result], uri: str) -> Result:
-    """What ``ask`` gives, as soon as the store of ``uri`` is well. Raises OSError or StoreUnreachable.
+    """Returns the result of the request ``ask``, which is repeated while the store of ``uri`` fails.
 
-    obstore itself repeats only what HTTP holds to be harmless twice, and neither conditional puts and deletes nor
-    answers that were cut off. All that we ask may be asked again.
+    obstore itself repeats only requests that HTTP defines as idempotent, and neither conditional puts and deletes nor
+    requests whose answer was cut off. All requests of this program may be repeated. Raises OSError or StoreUnreachable.
     """
     tries = RetryBudget(uri)
     while True:
         try:
             return ask()
-        except RAISED as error:
+        except OBSTORE_ERRORS as error:
             tries.wait(error)

@@ -1,7 +1,7 @@
-"""What object stores and disks raise, in our words: their own texts may quote signed URLs.
+"""Translates the errors of object stores and disks, because their own texts may quote signed URLs.
 
-What is wrong with one object is an OSError. What is wrong with its whole store is StoreUnreachable: no image is to
-blame.
+An error of one object becomes an OSError. An error of its whole store becomes StoreUnreachable: the images are not the
+cause.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedEr
 from jobs.util.job_errors import StoreUnreachable
 from saliency_core.errors import InvalidRequestError
 
-RAISED = (BaseError, OSError, ValueError)
-"""What obstore's functions raise, its writers (an OSError without a number) among them."""
+OBSTORE_ERRORS = (BaseError, OSError, ValueError)
+"""The exceptions of obstore's functions, including its writers (an OSError without a number)."""
 
-RENEW = {
+CREDENTIAL_ERRORS = {
     "ExpiredToken": "the credentials have expired: renew them",
     "ExpiredTokenException": "the credentials have expired: renew them",
     "TokenRefreshRequired": "the credentials have expired: renew them",
     "InvalidToken": "the credentials are not valid: renew them",
-    "InvalidAccessKeyId": "the store does not know the access key: check the credentials",
+    "InvalidAccessKeyId": "the store has no such access key: check the credentials",
     "SignatureDoesNotMatch": "the secret key is not that of the access key: check the credentials",
     "AuthenticationFailed": "the store does not accept the credentials: check or renew them",
     "AccountIsDisabled": "the account is disabled",
     "RequestTimeTooSkewed": "the clock of this machine and that of the store differ: set it",
     "RequestExpired": "the clock of this machine and that of the store differ: set it",
 }
-"""Refusals that are of the asker, not of the object."""
-ASK_AGAIN = frozenset({408, 425, 429})
-"""Of the statuses from 400 to 499, those that ask for another try."""
-OF_THE_MACHINE = frozenset(
+"""Error codes that concern the credentials or the clock, not the object."""
+RETRY_STATUSES = frozenset({408, 425, 429})
+"""Those statuses from 400 to 499 after which a retry may succeed."""
+MACHINE_ERRNOS = frozenset(
     {errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 )
-"""A mount that is gone, or a process at its limits: a local file that cannot be opened so is not to blame."""
+"""Errors of a lost mount, or of a process at its limits. The local file that cannot be opened is not the cause."""
 _DISK = {
     errno.ENOSPC: "no space is left on its device: free some, and run the same command again",
     errno.EDQUOT: "its disk quota is used up: free some or have it raised, and run the same command again",
@@ -46,100 +46,102 @@ _DISK = {
     errno.EROFS: "its device is mounted read-only: mount it for writing, and run the same command again",
 }
 _CREDENTIALS = re.compile(r"performing \w+ https?://(169\.254\.|metadata\.|sts\.|oauth2\.|login\.)")
-"""A request for credentials, not for an object."""
+"""Matches a request for credentials, not for an object."""
 
 
 class NotAFile(OSError):
-    """A directory, a device, a pipe, or a key that cannot be asked for: nothing under that name can ever be read."""
+    """A directory, a device, a pipe, or a key that cannot be requested. Retries are useless."""
 
 
 @contextmanager
 def translated_errors(uri: str) -> Iterator[None]:
-    """Turns what obstore raises over ``uri`` into an OSError or StoreUnreachable, without the store's own text."""
+    """Translates exceptions of obstore over ``uri`` into OSError or StoreUnreachable, without the store's own text."""
     try:
         yield
-    except InvalidRequestError:  # a ValueError, and ours
+    except InvalidRequestError:  # a ValueError of this program
         raise
-    except RAISED as error:
+    except OBSTORE_ERRORS as error:
         if isinstance(error, OSError) and error.filename == uri:
-            raise  # told already
+            raise  # translated already
         raise translate_error(error, uri) from None
 
 
 def translate_error(error: Exception, uri: str) -> OSError | StoreUnreachable:
-    """``error``, which obstore raised, as ours."""
+    """Returns an exception of obstore as OSError or StoreUnreachable."""
     text, status, code = str(error), status_of(error), _code(error)
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(errno.ENOENT, "no such object", uri)
     if isinstance(error, AlreadyExistsError):
         return FileExistsError(errno.EEXIST, "is there already", uri)
-    if code in RENEW:
-        return StoreUnreachable(f"{uri}: {RENEW[code]} ({code}).")
+    if code in CREDENTIAL_ERRORS:
+        return StoreUnreachable(f"{uri}: {CREDENTIAL_ERRORS[code]} ({code}).")
     if isinstance(error, UnauthenticatedError):
         return StoreUnreachable(
             f"{uri}: the store does not accept the credentials ({status or 401}): check or renew them."
         )
     if _CREDENTIALS.search(text):
         return StoreUnreachable(
-            f"{uri}: no credentials could be had: there are none in the environment, and this machine's own service "
-            "for them gave none."
+            f"{uri}: no credentials were found: the environment has none, and this machine's own service for them gave "
+            "none."
         )
     number = _disk_errno(error)
     if number is not None:
         return OSError(number, _DISK.get(number, os.strerror(number)), uri)
     if isinstance(error, PermissionDeniedError):
-        more = f" ({code})" if code else ""
-        return PermissionError(errno.EACCES, f"access denied{more}: check the store's credentials", uri)
+        detail = f" ({code})" if code else ""
+        return PermissionError(errno.EACCES, f"access denied{detail}: check the store's credentials", uri)
     if is_transient(error):
-        return StoreUnreachable(f"{uri}: the store failed, and went on failing ({_reason(text, status, code)}).")
-    if named := _odd_key(text):
-        return NotAFile(errno.EIO, named, uri)
-    return OSError(errno.EIO, _misaddressed(text) or _answered(status, code, error), uri)
+        return StoreUnreachable(
+            f"{uri}: the store failed, and went on failing ({_describe_failure(text, status, code)})."
+        )
+    if odd_key := _describe_odd_key(text):
+        return NotAFile(errno.EIO, odd_key, uri)
+    return OSError(errno.EIO, _describe_wrong_address(text) or _describe_answer(status, code, error), uri)
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether a later try may end otherwise: the store did not answer, or answered that it cannot for now."""
+    """Whether a retry may succeed: the store did not answer, or answered that it cannot for now."""
     if isinstance(error, FileNotFoundError | AlreadyExistsError | PermissionDeniedError | UnauthenticatedError):
         return False
     text, status = str(error), status_of(error)
-    if not text.startswith("Generic ") or _disk_errno(error) is not None or _misaddressed(text):
+    if not text.startswith("Generic ") or _disk_errno(error) is not None or _describe_wrong_address(text):
         return False
-    return status is None or status >= 500 or status in ASK_AGAIN
+    return status is None or status >= 500 or status in RETRY_STATUSES
 
 
 def status_of(error: Exception) -> int | None:
-    """The HTTP status that the store answered with; None where it did not answer."""
-    found = re.search(r"status code: (\d+)", str(error))
-    return int(found[1]) if found else None
+    """Returns the HTTP status of the answer; None if the store did not answer."""
+    match = re.search(r"status code: (\d+)", str(error))
+    return int(match[1]) if match else None
 
 
 def _code(error: Exception) -> str | None:
-    found = re.search(r"<Code>(\w+)</Code>", str(error))
-    return found[1] if found else None
+    match = re.search(r"<Code>(\w+)</Code>", str(error))
+    return match[1] if match else None
 
 
 def _disk_errno(error: Exception) -> int | None:
-    """Remote errors have such numbers too, of their sockets."""
+    """Returns the errno of a disk. Remote errors have such numbers too, for their sockets."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
-    found = re.search(r"\(os error (\d+)\)", str(error)) if "LocalFileSystem" in str(error) else None
-    return int(found[1]) if found else None
+    match = re.search(r"\(os error (\d+)\)", str(error)) if "LocalFileSystem" in str(error) else None
+    return int(match[1]) if match else None
 
 
-def _odd_key(text: str) -> str | None:
+def _describe_odd_key(text: str) -> str | None:
     if "empty path segment" not in text and "illegal character" not in text:
         return None
-    found = re.search(r'path: "((?:[^"\\]|\\.)*)"', text)
-    key = f" {found[1]}" if found else ""
+    match = re.search(r'path: "((?:[^"\\]|\\.)*)"', text)
+    key = f" {match[1]}" if match else ""
     return (
-        f"the key{key} has an empty segment (`//`), `.`, `..` or a control character, and cannot be asked for: "
+        f"the key{key} has an empty segment (`//`), `.`, `..` or a control character, and cannot be requested: "
         "rename it"
     )
 
 
-def _misaddressed(text: str) -> str | None:
-    if named := _odd_key(text):
-        return named
+def _describe_wrong_address(text: str) -> str | None:
+    if odd_key := _describe_odd_key(text):
+        return odd_key
     if "BadScheme" in text:
         return "the store's endpoint is http, not https: allow that with AWS_ALLOW_HTTP=true (GOOGLE_…, AZURE_…)"
     if "incorrectly configured region" in text:
@@ -147,15 +149,15 @@ def _misaddressed(text: str) -> str | None:
     return None
 
 
-def _answered(status: int | None, code: str | None, error: Exception) -> str:
-    known = " ".join(str(one) for one in (status, code) if one)
-    return f"the object store answered with an error ({known or type(error).__name__})"
+def _describe_answer(status: int | None, code: str | None, error: Exception) -> str:
+    details = " ".join(str(detail) for detail in (status, code) if detail)
+    return f"the object store answered with an error ({details or type(error).__name__})"
 
 
-def _reason(text: str, status: int | None, code: str | None) -> str:
+def _describe_failure(text: str, status: int | None, code: str | None) -> str:
     if status is not None:
         return f"it answered {status}{f' {code}' if code else ''}"
-    known = {
+    causes = {
         "ConnectionRefused": "connection refused",
         "dns error": "its name cannot be resolved",
         "Timeout": "no answer in time",
@@ -164,4 +166,4 @@ def _reason(text: str, status: int | None, code: str | None) -> str:
         "UnexpectedEof": "connection closed",
         "Body": "the answer was cut off",
     }
-    return next((words for name, words in known.items() if name in text), "no connection")
+    return next((words for name, words in causes.items() if name in text), "no connection")

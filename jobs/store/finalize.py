@@ -35,8 +35,8 @@ from jobs.store.manifest import parts_of, sound
 from jobs.store.row_identity import forget_committed
 from jobs.store.run_record import Run
 from jobs.store.store_presence import Presence
-from jobs.util.exit_codes import DONE, imperfect
-from jobs.util.formatting import ranges
+from jobs.util.exit_codes import DONE, imperfect_code
+from jobs.util.formatting import format_ranges
 
 GROUP_ROWS = 65_536
 MOST_TOLD = 50  # reasons
@@ -89,7 +89,7 @@ def _counts(values: pa.ChunkedArray) -> Counter[str]:
 
 def exit_code(totals: Totals, *, allow_quarantined: bool = False) -> int:
     """Of a finished store, or of units that are done."""
-    return imperfect(allow_quarantined) if totals.imperfect else DONE
+    return imperfect_code(allow_quarantined) if totals.imperfect else DONE
 
 
 def totals_of(store: ObjectStore, run: Run, units: Iterable[int]) -> Totals:
@@ -109,7 +109,7 @@ def finalize(store: ObjectStore, run: Run, *, session: dict[str, Any]) -> Totals
     Presence(store, RUN_JSON).check()
     missing = sorted(set(range(run.units)) - committed(store))
     if missing:
-        raise NotFinishedError(f"{len(missing)} of {run.units} units have no commit: {ranges(missing)}")
+        raise NotFinishedError(f"{len(missing)} of {run.units} units have no commit: {format_ranges(missing)}")
     sums: dict[str, str] = {}
     totals = _compact(store, run, sums)
     for part in range(parts_of(run)):

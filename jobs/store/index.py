@@ -14,7 +14,7 @@ from jobs.storage.object_store import delete, list_keys, read_object
 from jobs.storage.parquet import UNREADABLE, parquet_bytes, parquet_table
 from jobs.store.layout import INDEX, index_key, unit_of_index
 from jobs.store.run_record import Run
-from jobs.util.failure_reasons import without_names
+from jobs.util.failure_reasons import replace_names
 from jobs.util.formatting import first_line
 from jobs.util.job_errors import JobStopped
 from jobs.util.lookahead import map_ahead
@@ -135,7 +135,7 @@ def count_errors(lines: pa.Table) -> Counter[str]:
     """Reasons without the names of the files they were said of, so that equal troubles are counted together."""
     counts: Counter[str] = Counter()
     for line in lines.select(["error", "uri", "sample_id"]).filter(lines["error"].is_valid()).to_pylist():
-        counts[without_names(line["error"], (line["uri"], line["sample_id"]))] += 1
+        counts[replace_names(line["error"], (line["uri"], line["sample_id"]))] += 1
     return counts
 
 

@@ -10,8 +10,8 @@ from itertools import islice
 from obstore.store import ObjectStore
 
 from jobs.config.job_config import full_path
-from jobs.storage.files import is_remote, local_path
 from jobs.storage.object_store import list_keys, open_output, put, read_object
+from jobs.storage.uris import is_remote, local_path
 from jobs.store.fingerprint import refuse_other_fingerprint
 from jobs.store.layout import RUN_JSON
 from jobs.store.run_record import AnyRecord, Record, Run, is_proven, parse_record

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from jobs.store.code_digests import code_digests, is_installed
-from jobs.util.formatting import ranges
+from jobs.util.formatting import format_ranges
 from saliency_core.arithmetic_version import ARITHMETIC_VERSION
 from saliency_core.errors import InvalidRequestError
 
@@ -197,7 +197,7 @@ class Makers:
 
 
 def _counted(units: list[int]) -> str:
-    return f"unit {units[0]} was" if len(units) == 1 else f"units {ranges(sorted(units))} were"
+    return f"unit {units[0]} was" if len(units) == 1 else f"units {format_ranges(sorted(units))} were"
 
 
 def _classes(network: nn.Module) -> str:

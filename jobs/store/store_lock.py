@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from jobs.storage.object_store import is_remote, local_path
+from jobs.storage.uris import is_remote, local_path
 from saliency_core.errors import InvalidRequestError
 
 

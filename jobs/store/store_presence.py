@@ -7,7 +7,7 @@ from pathlib import Path
 
 from obstore.store import LocalStore, ObjectStore
 
-from jobs.storage.object_store import address, gone, head, refusals
+from jobs.storage.object_store import errors_as_unusable, missing_store_error, stat_object, store_address
 
 
 class Presence:
@@ -25,17 +25,17 @@ class Presence:
 
     def check(self) -> None:
         """Raises StoreUnusable if the record is gone, or if another directory has taken the place of the store's."""
-        uri = f"{address(self._store)}/{self._key}"
+        uri = f"{store_address(self._store)}/{self._key}"
         try:
-            with refusals(uri):
+            with errors_as_unusable(uri):
                 if isinstance(self._store, LocalStore):
                     os.stat(Path(str(self._store.prefix)) / self._key)  # noqa: PTH116 - raises, with the reason
                 else:
-                    head(self._store, self._key, uri)
+                    stat_object(self._store, self._key, uri)
         except FileNotFoundError:
-            raise gone(uri) from None
+            raise missing_store_error(uri) from None
         if self._identity() != self._directory:
-            raise gone(address(self._store))
+            raise missing_store_error(store_address(self._store))
 
     def _identity(self) -> tuple[int, int] | None:
         """Device and inode of a local store's directory: a rename keeps both."""
@@ -43,8 +43,8 @@ class Presence:
             return None
         root = str(self._store.prefix)
         try:
-            with refusals(root):
+            with errors_as_unusable(root):
                 found = os.stat(root)  # noqa: PTH116
         except FileNotFoundError:
-            raise gone(root) from None
+            raise missing_store_error(root) from None
         return found.st_dev, found.st_ino

@@ -23,15 +23,16 @@ from jobs.inputs.entry import Entry
 from jobs.inputs.fetch import fetch
 from jobs.inputs.rejected import RejectedImage
 from jobs.inputs.tables import Damaged, open_parquet
-from jobs.storage.object_store import is_remote, open_output
+from jobs.storage.object_store import open_output
 from jobs.storage.storage_errors import NotAFile, translate_error
+from jobs.storage.uris import is_remote
 from jobs.store.arrays import open_array, unscale_maps
 from jobs.store.index import OK, committed, read_part, schema
 from jobs.store.layout import INDEX_PARQUET, MAPS
 from jobs.store.manifest import Manifest, by_content, to_entries
 from jobs.store.open import open_run
 from jobs.store.run_record import ArraySpec, Run
-from jobs.util.failure_reasons import for_explained
+from jobs.util.failure_reasons import reword_for_explained
 from jobs.util.formatting import first_line
 from jobs.util.job_errors import JobStopped
 from saliency_core.errors import InvalidRequestError
@@ -206,7 +207,7 @@ class Store:
         config = self.run.config
         data = fetch(entries, max_bytes=config.max_bytes)[0]
         if isinstance(data, RejectedImage):
-            return data if sha256 is None else RejectedImage(for_explained(data.reason))
+            return data if sha256 is None else RejectedImage(reword_for_explained(data.reason))
         if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
             return RejectedImage(CHANGED)
         function = partial(load_canonical, max_pixels=config.max_pixels)

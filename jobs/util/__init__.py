@@ -1,1 +1,1 @@
-"""Small tools that know nothing of images, stores or models."""
+"""Small tools that do not depend on images, stores or models."""

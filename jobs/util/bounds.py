@@ -1,25 +1,26 @@
-"""The largest values that a configuration takes, each with the reason. Beyond them something breaks, or never ends.
+"""Upper limits of configuration values, each with its reason: beyond it a library fails, or a run never ends.
 
-All are far above what serves: a value is refused only if it could not have been meant.
+All limits are far above useful values, so that a value is refused only if it must be a mistake.
 """
 
 from __future__ import annotations
 
 YEAR = 31_536_000.0
-"""Seconds. The system's timers overflow at some 292 years, and JSON knows no infinite number."""
+"""Seconds. The system's timers overflow at about 292 years, and JSON has no infinite number."""
 COUNT = 2**63 - 1
-"""Of what is counted, as rows are: int64. There are no more workers than units, and a micro-batch is within one."""
+"""Limit of counts such as rows, which are int64. A run has at most as many workers as units, and a micro-batch lies
+within one unit."""
 SEED = 2**64 - 1
-"""What the generators of numpy and torch take."""
+"""The largest seed of numpy's and torch's generators."""
 CLASSES = 2**24
-"""A head of 512 features then has 32 GiB, and each image as many scores as it has bytes."""
+"""With so many classes, a head of 512 features has 32 GiB."""
 THREADS = 1024
 """OpenMP ends the process if it cannot start so many threads."""
 GPUS = 1024.0
-"""Of a single replica."""
+"""GPUs of a single replica."""
 PIXELS = 2**40
-"""Of one image. The decoder's limit of memory, 64 bytes for each, must fit into 64 bits."""
+"""Pixels of one image. The decoder's memory limit, 64 bytes per pixel, must fit into 64 bits."""
 BYTES = 2**42
-"""Of one encoded image: no object store takes larger objects (5 TiB)."""
+"""Bytes of one encoded image. No object store accepts larger objects (5 TiB)."""
 NORMALISED = 1e6
-"""Of a mean, a deviation and its inverse: float32 keeps some six digits, and squares must not overflow."""
+"""Limit of means, standard deviations and their inverses: float32 has six digits, and squares must not overflow."""

@@ -1,4 +1,4 @@
-"""How text reaches the user."""
+"""Prints text that may contain names from elsewhere."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import logging
 
 from rich.console import Console
 
-from jobs.util.formatting import shown_lines
+from jobs.util.formatting import escape_invisible_lines
 from jobs.util.redaction import scrubbed_text
 
 
 def print_text(console: Console, text: str) -> None:
-    """The text as it is: names in it may hold what rich would take for markup, or a terminal for a command, and lines
-    stay whole."""
-    console.print(shown_lines(scrubbed_text(text)), markup=False, highlight=False, soft_wrap=True)
+    """Prints the text without credentials, markup, control characters or line breaks of its own.
+
+    A name in the text may contain what rich takes for markup, or what a terminal takes for a command.
+    """
+    console.print(escape_invisible_lines(scrubbed_text(text)), markup=False, highlight=False, soft_wrap=True)
 
 
 class PlainFormatter(logging.Formatter):
-    """The message alone, whose names may hold anything."""
+    """Formats a log record as its message, without credentials or control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return shown_lines(scrubbed_text(super().format(record)))
+        return escape_invisible_lines(scrubbed_text(super().format(record)))

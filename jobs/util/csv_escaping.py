@@ -1,4 +1,4 @@
-"""CSV files that a spreadsheet may open: a text in them is never a formula."""
+"""Escapes texts in CSV files, so that a spreadsheet does not run them as formulas."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ _FORMULA = re.compile(r"'*(?:\s*[=+\-@＝＋－＠]|[\t\r\n])")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
-def neutral(text: str) -> str:
-    """``=1+1`` → ``'=1+1``, which a spreadsheet shows as text; numbers stay, and so does what begins otherwise.
+def escape_formula(text: str) -> str:
+    """Returns the text, with an apostrophe in front if it is a formula: ``=1+1`` → ``'=1+1``. Numbers stay.
 
-    ``plain`` undoes it: what already begins with apostrophes before such a sign gets one more.
+    A text that begins with apostrophes before a formula gets one more, so that ``unescape_formula`` restores it.
     """
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 
-def plain(cell: str) -> str:
-    """The text of a cell that ``neutral`` made."""
+def unescape_formula(cell: str) -> str:
+    """Returns the text that ``escape_formula`` changed into the cell."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
-class SafeWriter:
-    """Writes lines as ``csv.writer`` does, with every text ``neutral``."""
+class FormulaSafeWriter:
+    """Writes lines as ``csv.writer`` does, with every text escaped."""
 
     def __init__(self, file: IO[str]) -> None:
         self._writer = csv.writer(file)
 
     def write(self, line: Iterable[Any]) -> None:
-        self._writer.writerow([neutral(cell) if isinstance(cell, str) else cell for cell in line])
+        self._writer.writerow([escape_formula(cell) if isinstance(cell, str) else cell for cell in line])

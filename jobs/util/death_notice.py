@@ -1,4 +1,4 @@
-"""What is said of a process that can say nothing any more."""
+"""Prints a message if this process is killed."""
 
 from __future__ import annotations
 
@@ -10,24 +10,28 @@ from contextlib import contextmanager, suppress
 
 @contextmanager
 def announce_unexpected_exit(text: str, *, lasting: bool = True) -> Iterator[None]:
-    """Should this process die within the ``with``, by whatever hand, ``text`` comes on its standard error. So it
-    does, if ``lasting``, where it dies later, after an error has left the ``with``, and before its own end.
+    """Prints ``text`` on standard error if this process dies within the ``with``.
+
+    With ``lasting``, it also prints the text if an error leaves the ``with`` and the process then dies before its
+    normal exit.
 
     A driver that is killed (out of memory, a batch system's limit), or that Ray's library ends because Ray's daemons
-    are gone, would end without a word. A shell waits for the end of a pipe, and knows by a line in it that all is well.
+    are gone, prints nothing itself. A shell process prints the text for it: the shell waits for the end of a pipe, and
+    prints nothing if it has read a line from it.
     """
-    # In a session of its own, for Ctrl-C and signals to the group are not meant for it, and no child of this process,
-    # for Ray kills the children of a driver that it ends. (A shell gives what it puts in the background no input.)
+    # The shell has its own session, so that Ctrl-C and signals to the group do not reach it, and it runs in the
+    # background of another shell, because Ray kills the children of a driver that it ends. Descriptor 3 is needed
+    # because a shell gives a background command no input.
     waits = 'exec 3<&0; { read -r _ <&3 || printf "%s\\n" "$0" >&2; } &'
     starting = subprocess.Popen(  # noqa: S603 - the text is an argument, and no command
-        ["sh", "-c", waits, text],  # noqa: S607 - wherever the system has it
+        ["sh", "-c", waits, text],  # noqa: S607 - from PATH
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     starting.wait()
     try:
         yield
     except BaseException:
-        # Ray, whose daemons are gone, may end this process on its way out, before it could tell why it goes.
+        # If its daemons are gone, Ray may end this process before the error is printed.
         if lasting:
             atexit.register(_confirm_exit, starting)
         else:

@@ -1,4 +1,4 @@
-"""Make a command independent of surroundings that are none of its business, or refuse them with what to set."""
+"""Makes a command independent of its environment (locale, variables, user), or refuses it with what to set."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from pathlib import Path
 
 from saliency_core.errors import InvalidRequestError
 
-# What Ray puts behind its directory. A socket's path has 107 bytes at most, on Linux.
-_SOCKET = "/session_2026-11-29_08-42-19_963771_4194304/sockets/plasma_store"
-_LONGEST = 107 - len(_SOCKET)
-_OTHERS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - Ray makes a directory of its own there, for each session
+# The longest path that Ray appends to its directory. On Linux a socket's path has at most 107 bytes.
+_LONGEST_SOCKET = "/session_2026-11-29_08-42-19_963771_4194304/sockets/plasma_store"
+_LONGEST_DIRECTORY = 107 - len(_LONGEST_SOCKET)
+_FALLBACKS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - Ray makes a directory of its own there, for each session
 
 
-def with_utf8() -> None:
-    """Starts the program anew, in Python's UTF-8 mode, if the locale has another encoding for names of files.
+def restart_in_utf8() -> None:
+    """Restarts the program in Python's UTF-8 mode if the locale has another encoding for file names.
 
-    Stores and tables hold names as UTF-8, whatever the locale is; and Python could not open a file called ``größe`` in
-    a locale of ASCII letters. The encoding is settled when Python starts, and no later.
+    Stores and tables hold names as UTF-8, and in an ASCII locale Python cannot open a file called ``größe``. The
+    encoding cannot be changed after Python has started.
     """
     if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - this same program
 
 
-def without_windows() -> None:
-    """Keeps matplotlib from the backend that a notebook or a desktop names in the environment.
+def force_agg_backend() -> None:
+    """Sets MPLBACKEND to Agg, in place of the backend of a notebook or a desktop.
 
-    Pictures are drawn by Agg, explicitly; but matplotlib looks at MPLBACKEND when it is imported, here, in the
-    processes that draw pages, and in a module of the user's, and fails where that names a package that is missing.
+    The program draws with Agg explicitly. But matplotlib reads MPLBACKEND when it is imported, also in processes that
+    draw pages and in the user's modules, and fails if it names a package that is missing.
     """
     os.environ["MPLBACKEND"] = "agg"
 
 
-def without_strict_warnings() -> None:
-    """Gives this process, and those that it starts, Python's own filters in place of PYTHONWARNINGS.
+def reset_warning_filters() -> None:
+    """Removes PYTHONWARNINGS and sets Python's default filters, for this process and those that it starts.
 
-    If that says ``error``, Ray's daemons end, and Ray Data fails, over what they themselves call deprecated.
+    With PYTHONWARNINGS=error, Ray's daemons end and Ray Data fails at their own deprecation warnings.
     """
     if os.environ.pop("PYTHONWARNINGS", None) is not None:
         warnings.simplefilter("default")
@@ -49,10 +49,10 @@ def without_strict_warnings() -> None:
             warnings.simplefilter("ignore", category)
 
 
-def with_user() -> None:
-    """Gives a user without an entry in the system's list, as a container may run under any number, a home and a name.
+def ensure_user() -> None:
+    """Sets HOME and USER for a user without an entry in the system's list, as containers may have.
 
-    Ray and torch ask for both, and fail without.
+    Ray and torch fail without them.
     """
     if os.path.expanduser("~") == "~":  # noqa: PTH111 - Path.home raises instead
         with suppress(FileNotFoundError):  # refused when it is needed
@@ -63,19 +63,21 @@ def with_user() -> None:
         os.environ["USER"] = str(os.getuid())
 
 
-def refuse_no_working_directory() -> None:
-    """Raises InvalidRequestError if the working directory was removed: no relative path leads anywhere, and libraries
-    (MKL) end the process."""
+def refuse_missing_working_directory() -> None:
+    """Raises InvalidRequestError if the working directory was removed.
+
+    No relative path would lead anywhere, and libraries (MKL) would end the process.
+    """
     try:
-        os.getcwd()  # noqa: PTH109 - the question is whether there is one
+        os.getcwd()  # noqa: PTH109 - checks whether it exists
     except FileNotFoundError as error:
         raise InvalidRequestError(
             "the working directory was removed: run the command from one that exists (cd)."
         ) from error
 
 
-def refuse_no_temporary() -> None:
-    """Raises InvalidRequestError if there is no directory for temporary files."""
+def refuse_missing_temporary_directory() -> None:
+    """Raises InvalidRequestError if no directory for temporary files exists."""
     try:
         tempfile.gettempdir()
     except FileNotFoundError as error:
@@ -84,42 +86,43 @@ def refuse_no_temporary() -> None:
         ) from error
 
 
-def ray_directory() -> str:
-    """A directory for the files and sockets of an embedded Ray, which it makes.
+def choose_ray_directory() -> str:
+    """Returns a directory for the files and sockets of an embedded Ray, which creates it.
 
-    The one that RAY_TMPDIR names, or ``ray`` in TMPDIR, or in another place for temporary files if that is missing,
-    cannot be written, or is too long for the path of a socket. Raises InvalidRequestError if none of them serves.
+    It is ``ray`` in RAY_TMPDIR if that is set. Otherwise it is ``ray`` in TMPDIR, or in another place for temporary
+    files if TMPDIR is missing, cannot be written, or is too long for the path of a socket. Raises InvalidRequestError
+    if no directory can be used.
     """
     own = os.environ.get("RAY_TMPDIR")
-    places = [own] if own else [os.environ.get("TMPDIR") or tempfile.gettempdir(), *_OTHERS]
-    troubles = {}
+    places = [own] if own else [os.environ.get("TMPDIR") or tempfile.gettempdir(), *_FALLBACKS]
+    obstacles = {}
     for place in places:
         directory = f"{Path(place).absolute()}/ray"
-        trouble = _trouble(Path(directory))
-        if trouble is None:
+        obstacle = _find_obstacle(Path(directory))
+        if obstacle is None:
             return directory
-        troubles[place] = trouble
-    told = "; ".join(f"{place} {trouble}" for place, trouble in troubles.items())
+        obstacles[place] = obstacle
+    reasons = "; ".join(f"{place} {obstacle}" for place, obstacle in obstacles.items())
     raise InvalidRequestError(
-        f"Ray has no directory for its files and sockets: {told}. Set RAY_TMPDIR to a directory that can be written, "
-        f"with a path of at most {_LONGEST - len('/ray')} bytes."
+        f"Ray has no directory for its files and sockets: {reasons}. Set RAY_TMPDIR to a directory that can be "
+        f"written, with a path of at most {_LONGEST_DIRECTORY - len('/ray')} bytes."
     )
 
 
-def _trouble(directory: Path) -> str | None:
-    """Why Ray could not use ``directory``, which need not exist yet; None if it could."""
-    if len(os.fsencode(directory)) > _LONGEST:
+def _find_obstacle(directory: Path) -> str | None:
+    """Returns why Ray cannot use ``directory``, which need not exist yet; None if it can."""
+    if len(os.fsencode(directory)) > _LONGEST_DIRECTORY:
         return "is too long for the path of a socket"
-    there = directory if directory.exists() else directory.parent
-    if not there.is_dir():
-        return "is no directory"
-    return None if can_write(there) else "cannot be written"
+    existing = directory if directory.exists() else directory.parent
+    if not existing.is_dir():
+        return "is not a directory"
+    return None if can_write(existing) else "cannot be written"
 
 
 def can_write(directory: Path) -> bool:
-    """Whether files can be made in a directory. Leaves nothing there."""
+    """Whether files can be created in a directory. Leaves no file there."""
     try:
-        tempfile.TemporaryFile(dir=directory).close()  # the superuser may write anywhere, says os.access
+        tempfile.TemporaryFile(dir=directory).close()  # os.access allows the superuser everything
     except OSError:
         return False
     return True

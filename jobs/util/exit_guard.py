@@ -1,4 +1,4 @@
-"""Turn an attempt of the user's model to end the process into an ordinary error, so that it can be reported."""
+"""Turns an attempt of the user's model to end the process into an exception, which can be reported."""
 
 from __future__ import annotations
 
@@ -11,29 +11,28 @@ from typing import NoReturn
 from saliency_core.errors import InvalidRequestError
 
 
-class QuitError(RuntimeError):
-    """The user's code tried to end the process, or raised what is no Exception."""
+class ExitAttemptError(RuntimeError):
+    """The user's code tried to end the process, or raised a BaseException that is not an Exception."""
 
 
-class _Exit(BaseException):
-    """Raised in place of ``os._exit``; no ``except Exception`` of the user's code takes it away."""
+class _ExitCall(BaseException):
+    """Raised in place of ``os._exit``. ``except Exception`` in the user's code does not catch it."""
 
 
 @contextmanager
-def no_quitting() -> Iterator[None]:
-    """While the ``with`` lasts, what would end this process raises QuitError: SystemExit, another BaseException, and
-    ``os._exit``.
+def forbid_exit() -> Iterator[None]:
+    """Raises QuitError, while the ``with`` lasts, for SystemExit, other BaseExceptions and ``os._exit``.
 
-    KeyboardInterrupt passes in the main thread, where it is the user's Ctrl-C. ``os._exit`` is replaced for this thread
-    of this process alone: other threads, and children that are forked meanwhile, end as they always do. A death by
-    signal, or by the C library's ``exit``, cannot be caught; see ``announce_unexpected_exit``.
+    KeyboardInterrupt passes in the main thread, where it is the user's Ctrl-C. ``os._exit`` is replaced only for this
+    thread of this process: in other threads, and in children that are forked meanwhile, it ends the process. A death
+    by signal, or by the C library's ``exit``, cannot be caught; see ``announce_unexpected_exit``.
     """
-    real, process, thread, lasts = os._exit, os.getpid(), threading.get_ident(), True
+    real_exit, process, thread, active = os._exit, os.getpid(), threading.get_ident(), True
 
     def exit_(status: int) -> NoReturn:
-        if not lasts or (os.getpid(), threading.get_ident()) != (process, thread):
-            real(status)
-        raise _Exit(f"os._exit({status})")
+        if not active or (os.getpid(), threading.get_ident()) != (process, thread):
+            real_exit(status)
+        raise _ExitCall(f"os._exit({status})")
 
     os._exit = exit_
     try:
@@ -43,21 +42,21 @@ def no_quitting() -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
             raise
-        told = str(error) if isinstance(error, _Exit) else f"{type(error).__name__}: {error}".removesuffix(": ")
-        raise QuitError(f"it tried to end the program ({told})") from error
+        attempt = str(error) if isinstance(error, _ExitCall) else f"{type(error).__name__}: {error}".removesuffix(": ")
+        raise ExitAttemptError(f"it tried to end the program ({attempt})") from error
     finally:
-        os._exit, lasts = real, False
+        os._exit, active = real_exit, False
 
 
 @contextmanager
-def refuse_quitting(model: str) -> Iterator[None]:
-    """``no_quitting`` at the plan. Raises InvalidRequestError, where that raises QuitError, in the name of
-    ``model``."""
+def refuse_exit(model: str) -> Iterator[None]:
+    """Applies ``forbid_exit`` while a plan is made. Raises InvalidRequestError, with the name ``model``, in place of
+    QuitError."""
     try:
-        with no_quitting():
+        with forbid_exit():
             yield
-    except QuitError as error:
+    except ExitAttemptError as error:
         raise InvalidRequestError(
-            f"{model}: while it was built, or tried on made-up images, {error}, which it would do in the run, too. Let "
-            "it raise an exception instead."
+            f"{model}: while it was built, or tried on made-up images, {error}, and would do so in the run. Change "
+            "it to raise an exception instead."
         ) from error

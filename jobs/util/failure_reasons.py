@@ -1,4 +1,4 @@
-"""Count reasons of rows without the names of the rows' files, so that equal causes are counted together."""
+"""Rewords the reasons of failed rows: without file names, so that equal causes are counted together."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ NAMELESS = "the file"
 _RETRY = "run `saliency retry`"
 
 
-def without_names(reason: str, names: Iterable[str | None]) -> str:
-    """The reason with ``NAMELESS`` instead of each of the names, if the name stands there as a whole.
+def replace_names(reason: str, names: Iterable[str | None]) -> str:
+    """Returns the reason with ``NAMELESS`` in place of each name that stands there as a whole.
 
-    A name that is a part of a longer path, or of a word, stays: what is left of the path would name another file.
+    A name that is a part of a longer path, or of a word, stays: the rest of the path would name another file.
     """
     for name in sorted(filter(None, names), key=len, reverse=True):
         if name in reason:
@@ -20,10 +20,9 @@ def without_names(reason: str, names: Iterable[str | None]) -> str:
     return reason
 
 
-def for_explained(reason: str) -> str:
-    """The reason why the image of a row that has maps cannot be read again.
+def reword_for_explained(reason: str) -> str:
+    """Returns the reason for a row that has maps and whose image cannot be read again.
 
-    `saliency retry` takes up rows without maps, so it would do nothing for this one: the command that reads the image
-    is what to run again.
+    `saliency retry` processes rows without maps only, so the reason names the present command instead.
     """
     return reason.replace(_RETRY, "run this command again")

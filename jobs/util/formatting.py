@@ -1,4 +1,4 @@
-"""How figures and names are told to people and shells."""
+"""Formats numbers and names for people and shells."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _JOINERS = "\u200c\u200d"  # without them Persian words and many emoji fall apar
 
 
 def duration(seconds: float) -> str:
-    """``3 s``, ``4 min``, ``2 h 05 min``."""
+    """Returns ``3 s``, ``4 min`` or ``2 h 05 min``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -17,11 +17,11 @@ def duration(seconds: float) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Libraries tell more than anybody wants in the middle of a sentence."""
+    """Returns the first line of an error's message, which may be quoted within a sentence."""
     return str(error).partition("\n")[0]
 
 
-def ranges(numbers: list[int], *, most: int = 10) -> str:
+def format_ranges(numbers: list[int], *, most: int = 10) -> str:
     """``[0, 1, 2, 7]`` → ``0–2, 7``."""
     spans: list[list[int]] = []
     for number in numbers:
@@ -29,29 +29,32 @@ def ranges(numbers: list[int], *, most: int = 10) -> str:
             spans[-1][1] = number
         else:
             spans.append([number, number])
-    told = [str(first) if first == last else f"{first}–{last}" for first, last in spans[:most]]
-    return ", ".join(told) + (" …" if len(spans) > most else "")
+    spans_text = [str(first) if first == last else f"{first}–{last}" for first, last in spans[:most]]
+    return ", ".join(spans_text) + (" …" if len(spans) > most else "")
 
 
 def percent(share: float) -> str:
-    """``41 %``; below ten per cent, two digits: ``0.3 %``, and never 0 for what is more."""
+    """Returns ``41 %``. Below ten per cent it has two digits, as ``0.3 %``, and is 0 only for a share of 0."""
     return f"{share:.0%}".replace("%", " %") if share >= 0.095 or not share else f"{100 * share:.2g} %"
 
 
-def quoted(path: str) -> str:
-    """As a shell wants it."""
+def quote_for_shell(path: str) -> str:
+    """Returns the path as a shell reads it."""
     return shlex.quote(path)
 
 
-def shown(text: str) -> str:
-    """Text with what no eye would see, or what turns the direction of its surroundings, as ``\\n`` or ``\\u202e``."""
-    return "".join(one if _visible(one) else one.encode("unicode_escape", "surrogatepass").decode() for one in text)
+def escape_invisible(text: str) -> str:
+    """Returns the text with invisible characters, and those that change its direction, as ``\\n`` or ``\\u202e``."""
+    return "".join(
+        character if _is_visible(character) else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in text
+    )
 
 
-def shown_lines(text: str) -> str:
-    """The same of text whose lines are ours."""
-    return "\n".join(map(shown, text.split("\n")))
+def escape_invisible_lines(text: str) -> str:
+    """Applies ``escape_invisible`` to each line: the line breaks are the program's own."""
+    return "\n".join(map(escape_invisible, text.split("\n")))
 
 
-def _visible(one: str) -> bool:
-    return one in _JOINERS or unicodedata.category(one) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+def _is_visible(character: str) -> bool:
+    return character in _JOINERS or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")

@@ -1,4 +1,4 @@
-"""Tell that a module is not the installed one, when it fails: a ``numpy.py`` in the working directory hides numpy."""
+"""Detects files that hide installed modules, as a ``numpy.py`` in the working directory hides numpy."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 from saliency_core.errors import InvalidRequestError
 
-_LATER = {"torch", "torchvision"}  # not imported yet, perhaps, when Ray starts
-_EITHER = {"jobs", "saliency_core", "__main__"}  # an installed program may run in a checkout of its own
+_IMPORTED_LATER = {"torch", "torchvision"}  # perhaps not imported yet when Ray starts
+_MAY_DIFFER = {"jobs", "saliency_core", "__main__"}  # an installed program may run in its own checkout
 
 
-def hidden_module(error: Exception) -> str | None:
-    """The file that hides an installed module, and what to do, if ``error``, of an import, speaks of that module.
+def describe_hidden_module(error: Exception) -> str | None:
+    """Returns which file hides an installed module, and what to do, if the import error names that module.
 
-    It must work when hardly a module can be imported, so it needs little but the standard library.
+    It uses little but the standard library, because it must work if hardly any module can be imported.
     """
     if not isinstance(error, ImportError | AttributeError):
         return None
@@ -38,11 +38,11 @@ def hidden_module(error: Exception) -> str | None:
 def refuse_hidden_from_workers() -> None:
     """Raises InvalidRequestError if a module of the working directory would hide one that this process has.
 
-    Ray's workers look there first, this process perhaps not at all (a console script, PYTHONSAFEPATH). A worker that
-    cannot import Ray's own modules is started again, for ever.
+    Ray's workers search that directory first; this process may not search it (a console script, PYTHONSAFEPATH). Ray
+    restarts a worker that cannot import Ray's own modules without end.
     """
-    names = _LATER | {name for name in list(sys.modules) if "." not in name}
-    for name in sorted(names - sys.stdlib_module_names - _EITHER):
+    names = _IMPORTED_LATER | {name for name in list(sys.modules) if "." not in name}
+    for name in sorted(names - sys.stdlib_module_names - _MAY_DIFFER):
         theirs = PathFinder.find_spec(name, [str(Path.cwd())])
         if theirs is None or theirs.origin is None:
             continue

@@ -1,4 +1,4 @@
-"""Wait for a call in such a way that Ctrl-C ends the wait at once, whatever the call is at."""
+"""Waits for a call so that Ctrl-C ends the wait at once."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 
-def abandonable(call: Callable[[], Result], *, name: str) -> Result:
-    """Makes the call in a daemon thread called ``name``; returns what it returns and raises what it raises.
+def call_interruptibly(call: Callable[[], Result], *, name: str) -> Result:
+    """Makes the call in a daemon thread called ``name``; returns its result and raises its exception.
 
-    Ctrl-C raises KeyboardInterrupt here, in the main thread, and the call is left to itself: it ends with the process,
-    which does not wait for it. In the main thread, a call would end only when it comes back from C.
+    Ctrl-C raises KeyboardInterrupt here, in the main thread, and abandons the call: it ends with the process, which
+    does not wait for it. A call in the main thread would end only when it returns from C.
     """
     future: Future[Result] = Future()
 
     def work() -> None:
         try:
             future.set_result(call())
-        except BaseException as error:  # noqa: BLE001 - it is raised again, in the thread that waits
+        except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
             future.set_exception(error)
 
     threading.Thread(target=work, name=name, daemon=True).start()

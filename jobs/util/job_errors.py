@@ -1,19 +1,19 @@
-"""Why a run ends before its end: nothing that was committed is lost, and the same command goes on from there."""
+"""Errors that stop a run. No committed unit is lost, and the same command continues from there."""
 
 from __future__ import annotations
 
 
 class JobStopped(RuntimeError):
-    """The message is all that the user needs: what, where, and what to do."""
+    """A run is stopped. The message has all that the user needs: what happened, where, and what to do."""
 
 
 class StoreUnreachable(JobStopped):
-    """A store does not answer, or refuses everybody for now; no image is to blame."""
+    """A store does not answer, or refuses all requests for now. The images are not the cause."""
 
 
 class StoreUnusable(JobStopped):
-    """A store of ours answers, and refuses: its disk is full or not ours to write, its bucket gone."""
+    """The store of a run answers but refuses: its disk is full or not writable, or its bucket is gone."""
 
 
 class StoreMissing(StoreUnusable):
-    """The directory or the record of a store was renamed or removed: what was committed is wherever it is now."""
+    """The directory or the record of a store was renamed or removed during a command."""

@@ -1,4 +1,4 @@
-"""Work a few items ahead of the consumer, in order."""
+"""Maps a function over items in threads, in order, a few items ahead of the consumer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], *, threads: int) -> Iterator[Result]:
-    """`map(function, items)` on `threads` threads, never more than `2 * threads` results ahead.
+    """Yields `map(function, items)`, computed in `threads` threads, at most `2 * threads` results ahead.
 
     Unlike `Executor.map`, which takes all items at once, this keeps memory flat over a long listing.
     """
@@ -25,6 +25,6 @@ def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], *, thre
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
-        finally:  # the consumer stopped or a call failed: what has not started need not
+        finally:  # the consumer stopped or a call failed: the other calls are not needed
             for future in waiting:
                 future.cancel()

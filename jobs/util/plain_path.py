@@ -1,4 +1,4 @@
-"""Write a local path in the one way that does not depend on the working directory."""
+"""Normalises a local path, so that it does not depend on the working directory."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def plain_path(path: Path) -> Path:
-    """The absolute path without `..`. Names of links stay, but for one that `..` follows: that is where it leads.
+    """Returns the absolute path without `..`. A link keeps its name, unless `..` follows: then it is resolved.
 
-    What stands behind a wildcard is left as it is, because `*/..` is every directory that exists.
+    The part after a wildcard stays as it is, because `*/..` stands for every directory that exists.
     """
     root, *parts = path.absolute().parts
     place = Path(root)

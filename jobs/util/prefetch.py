@@ -1,4 +1,4 @@
-"""An iterator that is worked off in a thread of its own, a bounded way ahead of whoever takes from it."""
+"""Runs an iterator in its own thread, a bounded number of items ahead of the consumer."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from threading import Event, Thread
 from typing import TypeVar
 
 Item = TypeVar("Item")
-BATCH = 500  # items that pass from thread to thread at a time: one by one, passing takes longer than listing
-_END = object()
+BATCH = 500  # items per hand-over: one by one, the hand-over takes longer than the listing
+_END_OF_ITEMS = object()
 
 
 @contextmanager
 def prefetched(items: Iterable[Item], *, ahead: int = 50_000) -> Iterator[Iterator[Item]]:
-    """The same items in the same order; an exception of theirs is raised where they would have gone on.
+    """Gives an iterator of the same items in the same order. It raises an exception of theirs at the same place.
 
-    Leaving the ``with`` stops the thread, wherever it is.
+    Leaving the ``with`` stops the thread.
     """
     queue: Queue[object] = Queue(max(1, ahead // BATCH))
     stop = Event()
@@ -32,7 +32,7 @@ def prefetched(items: Iterable[Item], *, ahead: int = 50_000) -> Iterator[Iterat
 
     def produce() -> None:
         batch: list[Item] = []
-        end: object = _END
+        end: object = _END_OF_ITEMS
         try:
             for item in items:
                 batch.append(item)
@@ -41,7 +41,7 @@ def prefetched(items: Iterable[Item], *, ahead: int = 50_000) -> Iterator[Iterat
                     batch = []
                 if stop.is_set():
                     return
-        except BaseException as error:  # noqa: BLE001 - it is raised again, on the consumer's side
+        except BaseException as error:  # noqa: BLE001 - raised again in the consumer's thread
             end = error
         put(batch)
         put(end)
@@ -49,13 +49,13 @@ def prefetched(items: Iterable[Item], *, ahead: int = 50_000) -> Iterator[Iterat
     def consume() -> Iterator[Item]:
         while thread.is_alive() or not queue.empty():
             try:
-                taken = queue.get(timeout=0.1)
+                entry = queue.get(timeout=0.1)
             except Empty:
                 continue
-            if isinstance(taken, list):
-                yield from taken
-            elif isinstance(taken, BaseException):
-                raise taken
+            if isinstance(entry, list):
+                yield from entry
+            elif isinstance(entry, BaseException):
+                raise entry
             else:
                 return
 

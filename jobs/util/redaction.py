@@ -1,7 +1,7 @@
-"""Addresses without the credentials in them: user info, signatures and tokens, which are never written anywhere.
+"""Removes credentials (user info, signatures and tokens) from addresses before anything is written.
 
-A key of an object store may itself hold `?`, `@`, `=` and `#`, so only what is a credential is cut: what stands in
-front of the host, and parameters with the names that stores and services give to their signatures and tokens.
+A key of an object store may contain `?`, `@`, `=` and `#`, so only credentials are cut: the part in front of the host,
+and parameters with the names that stores and services give to their signatures and tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _CONTAINERS = frozenset({"wasb", "wasbs", "abfs", "abfss", "adl"})
 
 
 def _or_encoded(sign: str) -> str:
-    """The sign itself, or percent-encoded, also more than once: as the part of an address within another's query."""
+    """Matches the sign, or its percent-encoding, also repeated: an address may stand in the query of another."""
     return rf"(?:{re.escape(sign)}|%(?:25){{0,3}}{ord(sign):02X})"
 
 
@@ -23,7 +23,7 @@ _AT, _COLON, _EQUALS = (_or_encoded(sign) for sign in "@:=")
 _SCHEME = (
     rf"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{{0,30}}{_COLON}|(?<![^\s'\"(=,<\[{{]))"  # or none, where an address may begin
 )
-# One slash is what is left of two when an address went through a path.
+# A path with an address in it keeps one of its two slashes.
 _SLASHES = (
     rf"(?P<slashes>(?:\\|{_or_encoded('/')}){{2,}}"
     r"|(?:(?<=https:)|(?<=http:)|(?<=ftp:)|(?<=s3:)|(?<=gs:)|(?<=az:))/)"
@@ -32,20 +32,20 @@ _FILE = r"\.(?:jpe?g|jpe|jfif|png|gif|webp|avif|jp2|bmp|tiff?|p[ngpb]m|tar|parqu
 
 
 def _user(end: str) -> str:
-    """The pattern of user info; ``end``: what no address holds. The lengths are bounded, or hostile names would take
-    minutes."""
+    """Returns the pattern of user info. ``end``: characters that no address contains. The lengths are bounded, because
+    hostile names would take minutes."""
     name, query = rf"[^{end}/?#\\:\[\]]", r"(?<=[?&#;])[^=&@/]{1,100}=(?!@)"
     plain = rf"[^{end}/?#\\]{{0,1000}}"
-    # A password that holds `/`, `?` or `#`: no port reads so.
+    # A password that contains `/`, `?` or `#`, which a port does not.
     no_port = rf"{name}{{0,1000}}:(?!\d{{0,5}}(?:[{end}/?#\\]|$))[^{end}]{{0,1000}}"
-    # And one that begins as a port does: what follows the `@` is a host then, and no file, nor is it within a query.
+    # A password that begins like a port, if a host follows the `@`, not a file, and not within a query.
     port = rf"(?:{name}{{2,1000}}:\d{{0,5}}|{name}?:\d{{1,5}})[/?#\\]"
-    near = rf"(?=[^{end}@%]{{0,300}}[@%])"  # which is found quickly, or not
+    near = rf"(?=[^{end}@%]{{0,300}}[@%])"  # a quick check
     as_port = rf"{port}{near}(?:(?!{query})[^{end}]){{0,300}}(?={_AT}(?![^{end}/?#\\@]*{_FILE}(?:$|\W)))"
     return f"(?P<user>{plain}|{no_port}|{as_port}){_AT}"
 
 
-# A drive or a name in front of a time of day is followed by no host with a path.
+# No host with a path follows a drive, or a name in front of a time of day.
 _COPIED = re.compile(
     r"(?<![^\s'\"(=,<\[{])[^\s/\\:@'\"(=,<\[{]{1,100}:(?![/\\])\S{1,256}@"
     r"(?=(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\]):(?:[/~:]|\d{1,5}/))"
@@ -54,7 +54,7 @@ _COPIED = re.compile(
 _PAIR = rf"(?P<name>(?:(?!%(?:25){{0,3}}(?:3D|26|3F))[^=&;?#\s])+){_EQUALS}"
 _PARAMETER = re.compile(rf"(?P<mark>[?&;#]|%(?:25){{0,3}}(?:3F|26|3B|23)){_PAIR}", re.I)
 _INNER = re.compile(_PAIR, re.I)
-_NEXT = re.compile(_or_encoded("&") + "|$", re.I)  # a value may hold all else
+_NEXT = re.compile(_or_encoded("&") + "|$", re.I)  # a value may contain all other characters
 _QUOTE = rf"(?:\\?[\"']|{_or_encoded(chr(34))}|{_or_encoded(chr(39))})"
 _MEMBER = re.compile(
     rf"(?P<quote>{_QUOTE})(?P<name>[\w.-]{{1,100}})(?P=quote)(?:\s|\+|%20)*+{_COLON}(?:\s|\+|%20)*+"
@@ -70,35 +70,34 @@ _BESIDE = re.compile(
     r"^(x(amz|goog|oss|cos|obs|ms|bz).*|googleaccessid|keypairid|policy|expir(es|y)|exp|key"
     r"|s[eprstvis]|spr|srt|sip|sdd|ses|sk(e|s|t|v|oid|tid)|s[ac]?oid|suoid|scid)$"
 )
-"""What stands beside a signature and is of no use without it: its date, its end, what it allows."""
+"""Parameters beside a signature that are useless without it: its date, its expiry, its permissions."""
 _LONG_SECRETS = frozenset({"key", "code", "ticket", "hash"})
 LONG_KEY = 16
-"""Characters from which such a parameter is a service's key: those have 30 and more."""
+"""The length from which such a parameter counts as a service's key; those have 30 characters and more."""
 
 
 def scrubbed(address: str) -> str:
-    """One address, or a path, without its credentials. What holds none comes back unchanged."""
+    """Returns an address or a path without its credentials; unchanged if it has none."""
     return _without_secrets(_USER_IN_ADDRESS.sub(_without_user, _COPIED.sub("", address)))
 
 
 def scrubbed_text(text: str) -> str:
-    """A text without the credentials of the addresses in it, which end at white space."""
+    """Returns a text without the credentials of the addresses in it. An address ends at white space."""
     if "@" not in text and "=" not in text and "%" not in text and '":' not in text:
         return text
     text = _USER_IN_TEXT.sub(_without_user, _COPIED.sub("", text))
-    return _ADDRESS_IN_TEXT.sub(lambda found: _without_secrets(found[0]), text)
+    return _ADDRESS_IN_TEXT.sub(lambda match: _without_secrets(match[0]), text)
 
 
 def holds_credentials(address: str) -> bool:
-    """Whether scrubbing would cut anything."""
+    """Whether scrubbing would change the address."""
     return scrubbed(address) != address
 
 
 def plain_scheme(address: str) -> str:
-    """An address whose scheme is read, with that scheme in lower case and without white space in front; others as
-    they are."""
-    found = re.match(rf"\s*({'|'.join(READ_SCHEMES)})://", address, re.I)
-    return f"{found[1].lower()}://{address[found.end() :]}" if found else address
+    """Returns an address with one of ``READ_SCHEMES`` in lower case, without white space in front; others unchanged."""
+    match = re.match(rf"\s*({'|'.join(READ_SCHEMES)})://", address, re.I)
+    return f"{match[1].lower()}://{address[match.end() :]}" if match else address
 
 
 def _pattern(end: str) -> re.Pattern[str]:
@@ -109,10 +108,10 @@ _USER_IN_ADDRESS, _USER_IN_TEXT = _pattern(r"\0"), _pattern(r"\s")
 _ADDRESS_IN_TEXT = re.compile(rf"{_SCHEME}{_SLASHES}\S+", re.I)
 
 
-def _without_user(found: re.Match[str]) -> str:
-    scheme, user = found["scheme"], _decoded(found["user"])
+def _without_user(match: re.Match[str]) -> str:
+    scheme, user = match["scheme"], _decoded(match["user"])
     is_name = not scheme or _decoded(scheme).rstrip(":").lower() in _CONTAINERS
-    return found[0] if is_name and ":" not in user else f"{scheme}{found['slashes']}"
+    return match[0] if is_name and ":" not in user else f"{scheme}{match['slashes']}"
 
 
 def _without_secrets(address: str) -> str:
@@ -128,32 +127,32 @@ def _without_value(member: re.Match[str]) -> str:
 
 
 def _without_parameters(address: str) -> str:
-    found = list(_PARAMETER.finditer(address))
-    if not any(_is_secret(one) for one in found):
+    parameters = list(_PARAMETER.finditer(address))
+    if not any(_is_secret(parameter) for parameter in parameters):
         return address
     rest, end, mark = "", 0, ""
-    for one in found:
-        if one.start() < end:  # within a value that was cut
+    for parameter in parameters:
+        if parameter.start() < end:  # lies within a value that was cut
             continue
-        rest += address[end : one.start()]
-        if _is_secret(one) or _BESIDE.search(_plain(one["name"])):
-            end = _value_end(one)
-            mark = mark or one["mark"]  # what follows takes its place
+        rest += address[end : parameter.start()]
+        if _is_secret(parameter) or _BESIDE.search(_plain(parameter["name"])):
+            end = _value_end(parameter)
+            mark = mark or parameter["mark"]  # the next parameter gets this mark
         else:
-            rest += (mark or one["mark"]) + one[0].removeprefix(one["mark"])
-            end, mark = one.end(), ""
+            rest += (mark or parameter["mark"]) + parameter[0].removeprefix(parameter["mark"])
+            end, mark = parameter.end(), ""
     return rest + address[end:]
 
 
 def _value_end(parameter: re.Match[str]) -> int:
-    found = _NEXT.search(parameter.string, parameter.end())
-    return len(parameter.string) if found is None else found.start()
+    next_mark = _NEXT.search(parameter.string, parameter.end())
+    return len(parameter.string) if next_mark is None else next_mark.start()
 
 
 def _is_secret(parameter: re.Match[str]) -> bool:
     if _names_secret(parameter):
         return True
-    inner = _INNER.match(parameter.string, parameter.end())  # a form within a parameter
+    inner = _INNER.match(parameter.string, parameter.end())  # a form in a parameter's value
     return inner is not None and _names_secret(inner)
 
 

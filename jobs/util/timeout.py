@@ -1,4 +1,4 @@
-"""A function that must not take for ever."""
+"""Calls a function with a timeout, in a worker thread."""
 
 from __future__ import annotations
 
@@ -7,30 +7,29 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Generic, TypeVar
 
-Given = TypeVar("Given")
+Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
 
-class CallWithTimeout(Generic[Given, Result]):
-    """Calls ``function`` in a thread of its own, always the same, and gives up on a call after so many seconds, if
-    there is a limit; and at Ctrl-C.
+class CallWithTimeout(Generic[Argument, Result]):
+    """Calls ``function`` in one worker thread, and raises TimeoutError after ``seconds``, if that is not None.
 
-    Nothing can end what hangs in a library, but its caller need not hang with it. After a TimeoutError the thread is
-    lost, and so is this.
+    Ctrl-C also ends the wait. A call that hangs in a library cannot be ended, but its caller can continue. After a
+    TimeoutError the thread is lost, and this object cannot be used any more.
     """
 
-    def __init__(self, function: Callable[[Given], Result], seconds: float | None) -> None:
+    def __init__(self, function: Callable[[Argument], Result], seconds: float | None) -> None:
         self._function = function
         self._seconds = seconds
-        self._given: SimpleQueue[Given] = SimpleQueue()
-        self._done: SimpleQueue[tuple[Result, None] | tuple[None, BaseException]] = SimpleQueue()
-        # A daemon: a process whose call hangs must be able to end.
+        self._arguments: SimpleQueue[Argument] = SimpleQueue()
+        self._outcomes: SimpleQueue[tuple[Result, None] | tuple[None, BaseException]] = SimpleQueue()
+        # A daemon, so that the process can end while a call hangs.
         Thread(target=self._work, name="limited", daemon=True).start()
 
-    def __call__(self, given: Given) -> Result:
-        self._given.put(given)
+    def __call__(self, argument: Argument) -> Result:
+        self._arguments.put(argument)
         try:
-            result, error = self._done.get(timeout=self._seconds)
+            result, error = self._outcomes.get(timeout=self._seconds)
         except Empty:
             raise TimeoutError(f"no end after {self._seconds:g} s") from None
         if error is not None:
@@ -39,9 +38,9 @@ class CallWithTimeout(Generic[Given, Result]):
 
     def _work(self) -> None:
         while True:
-            given = self._given.get()
+            argument = self._arguments.get()
             try:
-                self._done.put((self._function(given), None))
-            except BaseException as error:  # noqa: BLE001 - it is raised again, where the call was made
-                self._done.put((None, error))
-            del given
+                self._outcomes.put((self._function(argument), None))
+            except BaseException as error:  # noqa: BLE001 - raised again in the calling thread
+                self._outcomes.put((None, error))
+            del argument

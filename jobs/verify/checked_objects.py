@@ -11,8 +11,9 @@ from typing import TypeVar
 
 from obstore.store import ObjectStore
 
-from jobs.storage.files import is_remote, keys
-from jobs.storage.object_store import read_object, stream
+from jobs.storage.file_walk import walk_keys
+from jobs.storage.object_store import read_object, stream_object
+from jobs.storage.uris import is_remote
 from jobs.store.arrays import metadata_objects
 from jobs.store.index import ShardRecord
 from jobs.store.layout import (
@@ -91,7 +92,7 @@ class CheckedObjects:
     def scan(self, key: str, *, remedy: str) -> Generator[Problem, None, bool]:
         """As ``read``, for an object that may not fit into memory → whether it exists and is as it was written."""
         try:
-            digest = self._count_and_hash(stream(self.store, key))
+            digest = self._count_and_hash(stream_object(self.store, key))
         except FileNotFoundError:
             yield Problem(key, f"is missing: {remedy}")
             return False
@@ -151,7 +152,7 @@ def is_expected(run: Run, key: str) -> bool:
 
 def find_foreign_keys(out: str, run: Run) -> Iterator[str]:
     """Yields the keys below ``out`` that are not objects of the run."""
-    for key in keys(out):
+    for key in walk_keys(out):
         # A killed run may leave such a temporary file in a local store.
         staged = None if is_remote(out) else _STAGED.fullmatch(key)
         if not is_expected(run, staged[1] if staged else key):

@@ -10,8 +10,8 @@ from obstore.store import ObjectStore
 from rich.console import Console
 
 from jobs.classes.classes_stages import SCHEMA
-from jobs.storage.files import is_remote, local_path
 from jobs.storage.object_store import list_keys, open_output, read_object
+from jobs.storage.uris import is_remote, local_path
 from jobs.store.arrays import class_metadata_objects
 from jobs.store.class_record import ClassRun, existing_class_run
 from jobs.store.fingerprint import class_contradictions

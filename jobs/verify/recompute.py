@@ -23,7 +23,7 @@ from jobs.store.arrays import decode_shard, unscale_maps
 from jobs.store.index import OK, QUARANTINED, read_part
 from jobs.store.manifest import Manifest, by_content
 from jobs.store.run_record import ArraySpec, Run
-from jobs.util.failure_reasons import for_explained
+from jobs.util.failure_reasons import reword_for_explained
 from jobs.verify.checked_objects import Problem, redo_remedy, unit_objects
 from saliency_core.errors import InvalidRequestError
 
@@ -90,7 +90,9 @@ class Recomputation:
         position = row - first - start
         now = decoded.lines.slice(position, 1).to_pylist()[0]
         if now["status"] != OK or now["sha256"] != line["sha256"]:
-            why = for_explained(now["error"] or "other bytes: put the former image back, then run `saliency retry`")
+            why = reword_for_explained(
+                now["error"] or "other bytes: put the former image back, then run `saliency retry`"
+            )
             self.notes.append(f"row {row} was not compared: its image has changed ({why})")
             return
         if commit.micro_batches:

@@ -14,7 +14,7 @@ from jobs.store.finalize import check_rows
 from jobs.store.index import OK, PARTIAL, QUARANTINED, Commit, ShardRecord, decode_part
 from jobs.store.layout import index_key
 from jobs.store.run_record import ArraySpec, Run
-from jobs.util.formatting import ranges
+from jobs.util.formatting import format_ranges
 from jobs.verify.checked_objects import CheckedObjects, Problem, redo_remedy, unit_objects
 from saliency_core.spec_syntax import is_class_spec
 
@@ -66,7 +66,8 @@ def _check_plan(lines: pa.Table, planned: pa.Table | None) -> Iterator[str]:
             first = lines["row"][0].as_py()
             pairs = zip(lines[name].to_pylist(), planned[name].to_pylist(), strict=True)
             rows = [first + i for i, (value, planned_value) in enumerate(pairs) if value != planned_value]
-            yield f"has another {name} than the manifest in rows {ranges(rows)}, so its lines are of other images"
+            where = f"rows {format_ranges(rows)}"
+            yield f"has another {name} than the manifest in {where}, so its lines are of other images"
 
 
 def _check_statuses(run: Run, lines: pa.Table) -> Iterator[str]:
@@ -149,4 +150,4 @@ def _numbers(lines: pa.Table, column: str) -> NDArray[np.float64]:
 
 
 def _rows(lines: pa.Table, mask: Bools) -> str:
-    return ranges([lines["row"][int(position)].as_py() for position in np.flatnonzero(mask)])
+    return format_ranges([lines["row"][int(position)].as_py() for position in np.flatnonzero(mask)])

@@ -10,8 +10,8 @@ import pyarrow as pa
 from obstore.store import ObjectStore
 from rich.console import Console
 
-from jobs.storage.files import is_remote, local_path
 from jobs.storage.object_store import list_keys, open_output, read_object
+from jobs.storage.uris import is_remote, local_path
 from jobs.store.index import committed
 from jobs.store.layout import INDEX_PARQUET, MAPS, RUN_JSON, SHA256SUMS
 from jobs.store.manifest import Manifest
@@ -20,7 +20,7 @@ from jobs.store.run_record import Run, other_format
 from jobs.store.software_versions import Makers
 from jobs.util.console import print_text
 from jobs.util.exit_codes import DONE, NOT_FINISHED
-from jobs.util.formatting import ranges
+from jobs.util.formatting import format_ranges
 from jobs.util.lookahead import map_ahead
 from jobs.verify.checked_objects import AGAIN, RESTORE, CheckedObjects, Problem, collect_problems
 from jobs.verify.class_store_checks import is_class_store, verify_classes
@@ -127,7 +127,9 @@ def _report_sound(console: Console, run: Run, done: Iterable[int], checked: str,
         return DONE
     pending = sorted({*range(run.units)} - {*done})
     missing = (
-        f"{len(pending):,} of {run.units:,} units are pending ({ranges(pending)})" if pending else "finalize is missing"
+        f"{len(pending):,} of {run.units:,} units are pending ({format_ranges(pending)})"
+        if pending
+        else "finalize is missing"
     )
     without = ", without --limit" if run.config.limit is not None and {*run.asked} <= {*done} else ""
     print_text(

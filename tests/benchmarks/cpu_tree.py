@@ -63,7 +63,7 @@ def role_of(process: psutil.Process, *, driver: int) -> str:
         return "driver"
     if "raylet/raylet" in title:  # first: its command line holds that of the workers
         return "raylet"
-    if "jobs.util.limited_process" in title:
+    if "jobs.util.limited_process_child" in title:
         return "decoders"
     if "MapWorker" in title:
         return "actors"

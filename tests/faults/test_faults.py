@@ -126,7 +126,7 @@ def test_watchdog_that_is_fed_is_silent() -> None:
     with Watchdog(1.0, list) as watchdog:
         for _ in range(8):
             time.sleep(0.2)
-            watchdog.fed()
+            watchdog.feed()
     assert watchdog.report is None
 
 

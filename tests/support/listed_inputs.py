@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jobs.inputs.sources import Entry, Source, list_entries, open_sources
+from jobs.inputs.entry import Entry, Source
+from jobs.inputs.sources import list_entries, open_sources
 from tests.support.input_files import picture
 
 PNG = picture()

@@ -87,13 +87,13 @@ def _kind(command: str) -> str | None:
         return "gcs"
     if "raylet/raylet" in command:
         return "raylet"
-    if "jobs.util.limited_process" in command:
+    if "jobs.util.limited_process_child" in command:
         return "decoder"
     if command.startswith("ray::"):  # Ray names a worker after what it does
         doing = command.removeprefix("ray::").strip()
         if doing.startswith("MapWorker"):
             return "replica"
-        if doing.startswith("Read_Items"):
+        if doing.startswith("ReadItems"):
             return "reader"
         if doing.startswith("MapBatches"):
             return "writer"

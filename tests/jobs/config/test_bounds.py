@@ -1,4 +1,4 @@
-"""Numbers that a user may give have bounds, so that none of them bricks a store, hangs a run or takes the machine."""
+"""Numbers of a configuration have bounds, so that none makes a store unreadable, hangs a run or takes the machine."""
 
 from __future__ import annotations
 
@@ -137,14 +137,14 @@ def test_patience_is_a_number_of_seconds(value: str, monkeypatch: pytest.MonkeyP
 
 
 def test_largest_numbers_work(tree: Path, finished: Path, tmp_path: Path) -> None:
-    """What is not refused does its work."""
+    """A value that is accepted works."""
     year = 31_536_000
-    code, told = run_inline(
+    code, output = run_inline(
         images=str(tree / "ant"), out=str(tmp_path / "s"), stall_seconds=year, unit_seconds=year, max_seconds=year,
         max_pixels=2**40, max_bytes=2**42, limit=2**63 - 1, seed=2**64 - 1, batch_size=2**63 - 1, unit_size=8,
         methods=("gradient", "smoothgrad(n=2, spread=0.1)"),
     )  # fmt: skip
-    assert code == 3, told
+    assert code == 3, output
     assert run_inline(images=str(tree / "ant"), out=str(tmp_path / "t"), unit_size=8, seed=2**64 - 1,
                       methods=("gradient", "smoothgrad(n=2, spread=0.1)"))[0] == 3  # fmt: skip
     assert content(tmp_path / "s") == content(tmp_path / "t")
@@ -171,7 +171,7 @@ def test_record_with_numbers_of_no_store_is_refused(key: str, value: int, finish
         existing_run(str(out))
 
 
-@pytest.mark.parametrize("mean, told", [("127.5,127.5,127.5", True), ("0.485,0.456,0.406", False), ("1,1,1", False)])
-def test_mean_of_pixels_up_to_255_is_told(tree: Path, tmp_path: Path, mean: str, told: bool) -> None:
+@pytest.mark.parametrize("mean, warned", [("127.5,127.5,127.5", True), ("0.485,0.456,0.406", False), ("1,1,1", False)])
+def test_mean_of_pixels_up_to_255_is_warned_of(tree: Path, tmp_path: Path, mean: str, warned: bool) -> None:
     _, text = run_inline(images=str(tree / "ant"), out=str(tmp_path / "s"), unit_size=8, mean=mean)
-    assert ("divide both by 255" in text) is told, text
+    assert ("divide both by 255" in text) is warned, text

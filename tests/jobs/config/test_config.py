@@ -56,17 +56,17 @@ WHOLE = {
 
 def test_every_key_is_a_flag_and_back(saliency) -> None:
     assert WHOLE.keys() == Config.model_fields.keys() - {"preset"}
-    told = saliency("explain", "--help").stdout
+    output = saliency("explain", "--help").stdout
     for key in Config.model_fields:
-        assert f"{flag_of(key)} " in told
+        assert f"{flag_of(key)} " in output
 
 
 def test_flags_yaml_and_run_json_say_the_same(tmp_path: Path) -> None:
-    made = make_config({**WHOLE})
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(json.loads(made.model_dump_json())))
-    assert make_config({}, file=tmp_path / "run.yaml") == made
-    assert make_config({"seed": 9}, file=tmp_path / "run.yaml") == made.model_copy(update={"seed": 9})
-    assert Config.model_validate_json(made.model_dump_json()) == made
+    config = make_config({**WHOLE})
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(json.loads(config.model_dump_json())))
+    assert make_config({}, file=tmp_path / "run.yaml") == config
+    assert make_config({"seed": 9}, file=tmp_path / "run.yaml") == config.model_copy(update={"seed": 9})
+    assert Config.model_validate_json(config.model_dump_json()) == config
 
 
 def test_a_run_from_yaml_is_the_run_from_flags(tree: Path, tmp_path: Path, saliency) -> None:
@@ -95,8 +95,8 @@ def test_bad_yaml_is_refused(text: str | None, named: str, tmp_path: Path) -> No
 
 
 def test_markup_in_names_is_text(tmp_path: Path, saliency) -> None:
-    told = saliency("status", tmp_path / "[red]x[/red]")
-    assert told.returncode == 2 and "[red]x[/red]" in told.stderr
+    result = saliency("status", tmp_path / "[red]x[/red]")
+    assert result.returncode == 2 and "[red]x[/red]" in result.stderr
 
 
 def test_cluster_file_is_what_ray_up_takes() -> None:

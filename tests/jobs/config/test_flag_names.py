@@ -1,4 +1,4 @@
-"""What the core says of its arguments is said in flags on the command line."""
+"""On the command line, messages of the core name flags in place of Python arguments."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import app
-from jobs.config.flag_names import in_flags, plan_notes
+from jobs.config.flag_names import plan_notes, use_flag_names
 from jobs.util.exit_codes import REFUSED
 from tests.conftest import TINY
 
 CORE = Path(__file__).parents[3] / "saliency_core"
 
 
-@pytest.mark.parametrize("text, told", [
+@pytest.mark.parametrize("text, expected", [
     ("drop `num_classes` 9.", "drop --num-classes 9."),
     ("give `weights`, or `weights_key`", "give --weights, or --weights-key"),
     ("`methods` and `targets`", "--method and --target"),
     ("a layer `conv1` of the `model`", "a layer `conv1` of the --model"),
     ("nothing to see", "nothing to see"),
 ])  # fmt: skip
-def test_arguments_become_flags(text: str, told: str) -> None:
-    assert in_flags(text) == told
+def test_arguments_become_flags(text: str, expected: str) -> None:
+    assert use_flag_names(text) == expected
 
 
 def test_notes_are_told_once() -> None:
@@ -31,7 +31,7 @@ def test_notes_are_told_once() -> None:
 
 
 def test_the_core_names_no_flag() -> None:
-    """Whoever calls it from Python has none."""
+    """A caller in Python has no flags."""
     for path in CORE.rglob("*.py"):
         texts = re.sub(r"(?m)#.*$", "", path.read_text())
         assert not re.search(r"(?<![\w-])--[a-z]", texts), path
@@ -45,5 +45,5 @@ def test_a_refusal_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit) as ended:
         app.app(["explain", *flags])
     assert ended.value.code == REFUSED
-    told = " ".join(capsys.readouterr().err.split())
-    assert "--num-classes 3 has no effect" in told and "`" not in told
+    output = " ".join(capsys.readouterr().err.split())
+    assert "--num-classes 3 has no effect" in output and "`" not in output

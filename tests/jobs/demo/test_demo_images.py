@@ -16,8 +16,9 @@ from PIL import Image
 from jobs.demo.demo_images import CLASSES, MARKED, DemoImage, make_images, stamp, write_shards
 from jobs.demo.demo_model import PREPROCESSING, TRAIN_IMAGES, make, predict, prepare, train
 from jobs.inputs.decode_image import Decoded, decode
+from jobs.inputs.entry import Entry
 from jobs.inputs.rejected import RejectedImage
-from jobs.inputs.sources import Entry, list_entries, open_sources
+from jobs.inputs.sources import list_entries, open_sources
 from tests.support.input_files import extracted
 
 IMAGES = list(make_images(seed=3, n=48))

@@ -15,13 +15,13 @@ from jobs.html.components import format_value
 from jobs.html.map_pictures import mean_picture
 from jobs.html.site import Site
 from jobs.html.sprite_sheet import ACROSS, SpriteSheet
-from jobs.util.formatting import shown
+from jobs.util.formatting import escape_invisible
 from tests.support.reports import Recorder
 
 
 def test_invisible_characters_are_escaped() -> None:
-    assert shown("a\nb\x00\u202ec\u2066\ud800 \u200d") == "a\\nb\\x00\\u202ec\\u2066\\ud800 \u200d"
-    assert shown("שלום <b>") == "שלום <b>"
+    assert escape_invisible("a\nb\x00\u202ec\u2066\ud800 \u200d") == "a\\nb\\x00\\u202ec\\u2066\\ud800 \u200d"
+    assert escape_invisible("שלום <b>") == "שלום <b>"
 
 
 def test_numbers_are_formatted_by_kind() -> None:

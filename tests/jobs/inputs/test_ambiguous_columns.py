@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.inputs.entry import SourceError
 from jobs.inputs.fetch import fetch
-from jobs.inputs.sources import SourceError
 from tests.support.input_files import write, write_parquet
 from tests.support.listed_inputs import PNG, listed
 

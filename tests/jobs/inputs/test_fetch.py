@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.inputs import fetch as module
+from jobs.inputs.entry import Entry
 from jobs.inputs.fetch import fetch
 from jobs.inputs.rejected import RejectedImage
-from jobs.inputs.sources import Entry, list_entries, open_sources
+from jobs.inputs.sources import list_entries, open_sources
 from tests.support.faults import s3
 from tests.support.input_files import extracted, picture, write, write_tar
 

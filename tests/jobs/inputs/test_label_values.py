@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.inputs.sources import SourceError
+from jobs.inputs.entry import SourceError
 from tests.support.input_files import write, write_parquet, write_tar
 from tests.support.listed_inputs import PNG, labels
 

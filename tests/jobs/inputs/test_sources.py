@@ -10,9 +10,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from jobs.inputs.entry import SourceError
 from jobs.inputs.globs import expand
-from jobs.inputs.sources import SourceError, list_entries, open_sources
-from jobs.storage.files import local_path, read, stat
+from jobs.inputs.sources import list_entries, open_sources
+from jobs.storage.files import read, stat
+from jobs.storage.uris import local_path
 from tests.support.input_files import write, write_tar
 from tests.support.listed_inputs import PNG, ids, labels, listed, one
 

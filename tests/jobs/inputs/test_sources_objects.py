@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.inputs.sources import SourceError
-from jobs.storage.files import is_remote, key_below, read, stat, uri_of, walk
+from jobs.inputs.entry import SourceError
+from jobs.storage.file_walk import walk
+from jobs.storage.files import read, stat
 from jobs.storage.object_store import open_output
+from jobs.storage.uris import is_remote, relative_key, uri_of
 from jobs.util.job_errors import StoreUnusable
 from jobs.util.lookahead import map_ahead
 from tests.support.faults import s3
@@ -37,7 +39,7 @@ def test_map_ahead_keeps_order_looks_a_little_ahead_and_passes_errors_on() -> No
 def test_uris() -> None:
     assert all(is_remote(uri) for uri in ("s3://b/k", "gs://b", "az://c/x"))
     assert not any(is_remote(uri) for uri in ("file:///x", "/x", "x", "s3/x"))
-    assert key_below("s3://b/d", "s3://b/d/e/f#.png") == "e/f#.png"
+    assert relative_key("s3://b/d", "s3://b/d/e/f#.png") == "e/f#.png"
     assert uri_of(Path("/a b#%.png")) == "/a b#%.png"
 
 

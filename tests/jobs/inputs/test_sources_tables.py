@@ -8,8 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from jobs.inputs.sources import SourceError, list_entries, open_sources
-from jobs.storage.files import read, uri_of
+from jobs.inputs.entry import SourceError
+from jobs.inputs.sources import list_entries, open_sources
+from jobs.storage.files import read
+from jobs.storage.uris import uri_of
 from tests.support.input_files import write, write_parquet
 from tests.support.listed_inputs import PNG, ids, labels, listed
 

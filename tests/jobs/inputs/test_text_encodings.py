@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.inputs.sources import SourceError
+from jobs.inputs.entry import SourceError
 from jobs.inputs.text_encodings import not_text
 from tests.support.input_files import write
 from tests.support.listed_inputs import PNG, listed

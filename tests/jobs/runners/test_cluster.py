@@ -1,4 +1,4 @@
-"""What a cluster must be told and have before a run begins; the files that describe one."""
+"""What a cluster must have before a run begins, and the files that describe a cluster."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Elsewhere:
     """Another node: its disk holds copies of some paths."""
 
     def __init__(self, *copies: Path) -> None:
-        self.asked: dict[str, int | None] = {}
+        self.checked: dict[str, int | None] = {}
         self._copies = {str(path) for path in copies}
 
     def __call__(self, files: Any) -> dict[str, list[str]]:
         assert all(Path(path).exists() for path in files)
-        self.asked.update(files)
+        self.checked.update(files)
         lacking = [path for path in files if path not in self._copies]
         return {"10.77.0.2 (h2)": lacking} if lacking else {}
 
@@ -65,16 +65,16 @@ def test_what_all_see_passes(tmp_path: Path) -> None:
     (images / "a.tar").write_bytes(b"123")
     node = Elsewhere(weights, images, images / "a.tar")
     refuse_unshared(config(weights=str(weights), images=(str(images), str(images / "*.tar"))), node)
-    assert node.asked == {str(weights): 5, str(images): None, str(images / "a.tar"): 3}
+    assert node.checked == {str(weights): 5, str(images): None, str(images / "a.tar"): 3}
 
 
 def test_object_stores_and_presets_are_looked_for_nowhere() -> None:
     node = Elsewhere()
     refuse_unshared(config(weights="IMAGENET1K_V1"), node)
-    assert not node.asked
+    assert not node.checked
 
 
-# -- what is asked of it ----------------------------------------------------------------------------------------
+# -- device and workers ----------------------------------------------------------------------------------------
 
 
 def engine(*nodes: Node, grows: bool = True) -> Engine:
@@ -82,7 +82,7 @@ def engine(*nodes: Node, grows: bool = True) -> Engine:
 
 
 def test_device_of_a_cluster_without_gpus_must_be_said() -> None:
-    """Else the bytes would depend on whether the first GPU node was there yet."""
+    """Otherwise the bytes would depend on whether a GPU node was present at the start."""
     head = engine(Node(8, 0))
     with pytest.raises(InvalidRequestError, match="--device auto"):
         head.device(config())
@@ -118,8 +118,8 @@ def test_client_from_outside_is_told_to_submit() -> None:
 
 
 def test_missing_cluster_is_refused_by_the_program(tree: Path, tmp_path: Path, saliency) -> None:
-    told = saliency("explain", *flags(images=tree, out=tmp_path / "s", runner="ray"), RAY_ADDRESS="127.0.0.1:1")
-    assert told.returncode == 2 and "no cluster answers there" in told.stderr, told.stdout + told.stderr
+    result = saliency("explain", *flags(images=tree, out=tmp_path / "s", runner="ray"), RAY_ADDRESS="127.0.0.1:1")
+    assert result.returncode == 2 and "no cluster answers there" in result.stderr, result.stdout + result.stderr
     assert not (tmp_path / "s").exists()
 
 
@@ -148,9 +148,12 @@ def test_kuberay_manifest_is_a_job_of_ours() -> None:
     assert f"FROM rayproject/ray:{cluster['rayVersion']}-py311-gpu" in read_document("clusters.md")
     (workers,) = cluster["workerGroupSpecs"]
     assert workers["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
-    program, command, *given = shlex.split(manifest["spec"]["entrypoint"])
-    assert program == "saliency" and command in {one.name or one.callback.__name__ for one in app.registered_commands}
+    program, command, *arguments = shlex.split(manifest["spec"]["entrypoint"])
+    assert program == "saliency" and command in {
+        info.name or info.callback.__name__ for info in app.registered_commands
+    }
     keys = {
-        flag.removeprefix("--").replace("-", "_"): value for flag, value in zip(given[::2], given[1::2], strict=True)
+        flag.removeprefix("--").replace("-", "_"): value
+        for flag, value in zip(arguments[::2], arguments[1::2], strict=True)
     }
     assert make_config(keys).workers == workers["maxReplicas"]

@@ -1,4 +1,4 @@
-"""Who works on what, for how long, and what is said last: the parts that tell of faults, each alone."""
+"""Notes of what the stages are doing, calls with a timeout, and the message of a killed process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_record_is_given_up_after_so_many_deaths() -> None:
     for _ in range(MOST_ATTEMPTS):
         killed.append(track_task(board, "decode", 3))
         killed[-1].__enter__()  # and never left, as when the process is killed
-    assert [one.attempt for one in list_in_flight(board)] == [MOST_ATTEMPTS]
+    assert [task.attempt for task in list_in_flight(board)] == [MOST_ATTEMPTS]
     with pytest.raises(JobStopped, match=f"{MOST_ATTEMPTS} workers one after the other died over unit 3"):
         track_task(board, "decode", 3).__enter__()
 
@@ -30,7 +30,7 @@ def test_note_that_was_sent_twice_is_no_death() -> None:
 
     board = Echo()
     with track_task(board, "decode", 3):
-        assert [one.attempt for one in list_in_flight(board)] == [1]
+        assert [task.attempt for task in list_in_flight(board)] == [1]
     assert list_in_flight(board) == []
 
 
@@ -52,5 +52,7 @@ def test_the_exit_notice_is_printed_only_for_a_process_that_died() -> None:
     for ending, words in (
         ("pass", ""), ("raise SystemExit(0)", ""), ("os.kill(os.getpid(), 9)", "gone\n"), (on_its_way_out, "gone\n"),
     ):  # fmt: skip
-        told = subprocess.run([sys.executable, "-c", script.format(ending)], capture_output=True, text=True, timeout=60)
-        assert told.stderr == words, ending
+        result = subprocess.run(
+            [sys.executable, "-c", script.format(ending)], capture_output=True, text=True, timeout=60
+        )
+        assert result.stderr == words, ending

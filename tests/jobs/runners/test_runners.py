@@ -15,13 +15,13 @@ from tests.support.processes import kill_all, start, wait_for_commits
 
 @pytest.mark.slow
 def test_one_worker_equals_two(tree: Path, finished: Path, tmp_path: Path, saliency) -> None:
-    told = saliency("explain", *flags(images=tree, out=tmp_path / "store", workers=1, **{**SAME, "runner": "ray"}))
-    assert told.returncode == 3, told.stdout + told.stderr
+    result = saliency("explain", *flags(images=tree, out=tmp_path / "store", workers=1, **{**SAME, "runner": "ray"}))
+    assert result.returncode == 3, result.stdout + result.stderr
     assert content(tmp_path / "store") == content(finished)
 
 
 def slow_flags(tree: Path, out: Path) -> list[str]:
-    """A run that takes long enough to be caught in the middle: units of two rows."""
+    """Flags of a run that takes long enough to be interrupted: units of two rows."""
     return flags(
         images=tree,
         out=out,
@@ -42,10 +42,10 @@ def test_killed_three_times_equals_uninterrupted(tree: Path, tmp_path: Path, sal
         wait_for_commits(process, killed, 2 + 5 * kills)
         kill_all(process)
         assert len(list(killed.glob("index/unit-*.parquet"))) < 22, "killed too late to prove anything"
-        told = saliency("status", killed)
-        assert told.returncode == 1 and "pending units" in told.stdout
-    told = saliency("explain", *slow_flags(tree, killed))
-    assert told.returncode == 3, told.stdout + told.stderr
+        result = saliency("status", killed)
+        assert result.returncode == 1 and "pending units" in result.stdout
+    result = saliency("explain", *slow_flags(tree, killed))
+    assert result.returncode == 3, result.stdout + result.stderr
     assert content(killed) == content(whole)
     assert saliency("verify", killed).returncode == 0
 
@@ -56,36 +56,36 @@ def test_interrupt_stops_cleanly_and_tells_how_to_go_on(tree: Path, tmp_path: Pa
     process = start("explain", *slow_flags(tree, out))
     wait_for_commits(process, out, 1)
     process.send_signal(signal.SIGINT)
-    told, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, told
-    assert "run the same command again" in told and "Traceback" not in told
-    assert "raylet" not in told and "\x1b" not in told, "what Ray's daemons say of their end is nothing to the user"
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "run the same command again" in output and "Traceback" not in output
+    assert "raylet" not in output and "\x1b" not in output, "what Ray's daemons say of their end is nothing to the user"
     assert saliency("explain", *slow_flags(tree, out)).returncode == 3
 
 
 @pytest.mark.slow
 def test_a_resume_has_no_more_workers_than_units(tree: Path, finished: Path, tmp_path: Path, saliency) -> None:
-    """Ray Data warns of workers that can have no work."""
+    """Ray Data would warn of workers without work."""
     out = Path(shutil.copytree(finished, tmp_path / "store"))
     (out / "index/unit-00000003.parquet").unlink()
-    told = saliency("explain", *flags(images=tree, out=out, workers=2, **{**SAME, "runner": "ray"}))
-    assert told.returncode == 3, told.stderr
-    assert "concurrent actors" not in told.stdout + told.stderr
+    result = saliency("explain", *flags(images=tree, out=out, workers=2, **{**SAME, "runner": "ray"}))
+    assert result.returncode == 3, result.stderr
+    assert "concurrent actors" not in result.stdout + result.stderr
     assert content(out) == content(finished)
 
 
 @pytest.mark.slow
 def test_failing_replica_is_told_in_its_own_words(tree: Path, tmp_path: Path, saliency) -> None:
-    """A model that raises on some images ends the run with unit and rows named; what was committed stays."""
+    """A model that raises on some images ends the run with unit and rows named; committed units stay."""
     command = [
         "explain",
         *flags(images=tree, out=tmp_path / "s", model="python:factories:raises", runner="ray", workers=1, unit_size=8),
     ]
-    told = saliency(*command)
-    assert told.returncode == 1 and "run the same command again" in told.stderr, told.stdout + told.stderr
+    result = saliency(*command)
+    assert result.returncode == 1 and "run the same command again" in result.stderr, result.stdout + result.stderr
     # Which unit fails first is a matter of scheduling; that it is named with its own rows is not.
-    named = re.search(r"failed on unit (\d), rows (\d+) to (\d+): RuntimeError: too bright", told.stderr)
-    assert named, told.stderr
+    named = re.search(r"failed on unit (\d), rows (\d+) to (\d+): RuntimeError: too bright", result.stderr)
+    assert named, result.stderr
     unit, first, last = map(int, named.groups())
     assert (first, last) == (8 * unit, min(8 * unit + 7, 42))
     assert saliency(*command, WELL="yes").returncode == 3

@@ -1,4 +1,4 @@
-"""Runs that `ray job submit` hands to a cluster, as clusters.md says, with the words that Ray has for their ends."""
+"""Runs that `ray job submit` submits to a cluster, as in clusters.md, and Ray's messages at their end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SLOW = {"unit_size": 2, "batch_size": 2, "model": "python:factories:slow"}
 
 @pytest.fixture
 def submit(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What is put in front of a command to submit it to a head that `ray start` made."""
+    """The command line that submits a command to a head, which `ray start` started."""
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef" * 4)
     names = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
@@ -45,15 +45,15 @@ def submit(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 def test_run_is_submitted(tree: Path, tmp_path: Path, submit: list[str], undisturbed) -> None:
-    """Ray calls what ends with quarantined rows failed; as clusters.md says, it need not."""
+    """For Ray, a run with quarantined rows has failed, unless a shell changes the exit code, as in clusters.md."""
     out = tmp_path / "store"
     keys = flags(images=tree, out=out, device="cpu", **{**SLOW, "runner": "ray"})
     explain = [*map(str, (sys.executable, "-m", "jobs", "explain", *keys))]
-    told = run([*submit, *explain])
-    assert told.returncode == 1 and "exit code 3" in told.stdout + told.stderr, told.stdout + told.stderr
+    result = run([*submit, *explain])
+    assert result.returncode == 1 and "exit code 3" in result.stdout + result.stderr, result.stdout + result.stderr
     assert content(out) == undisturbed(**SLOW)
-    told = run([*submit, "sh", "-c", f"{shlex.join(explain)} || [ $? = 3 ]"])
-    assert told.returncode == 0 and "succeeded" in told.stdout, told.stdout + told.stderr
+    result = run([*submit, "sh", "-c", f"{shlex.join(explain)} || [ $? = 3 ]"])
+    assert result.returncode == 0 and "succeeded" in result.stdout, result.stdout + result.stderr
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -61,11 +61,11 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def free_port() -> int:
-    with closing(socket.socket()) as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    with closing(socket.socket()) as connection:
+        connection.bind(("127.0.0.1", 0))
+        return int(connection.getsockname()[1])
 
 
 def answers(port: int) -> bool:
-    with closing(socket.socket()) as one:
-        return one.connect_ex(("127.0.0.1", port)) == 0
+    with closing(socket.socket()) as connection:
+        return connection.connect_ex(("127.0.0.1", port)) == 0

@@ -1,4 +1,4 @@
-"""What a commit stands for is on the disk before the commit is: the power may fail at any moment."""
+"""The objects of a commit are on the disk before the commit, because the power may fail at any moment."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ SMALL = {"unit_size": 8, "batch_size": 4}
 
 @pytest.fixture
 def syncs(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], None]], None]:
-    """Sets what is called with each file or directory that is about to be synced, in place of that if it raises."""
+    """Sets a function that is called with each file or directory before it is synced. If it raises, there is no
+    sync."""
 
-    def watch(seen: Callable[[Path], None]) -> None:
+    def watch(callback: Callable[[Path], None]) -> None:
         fsync = os.fsync
 
         def sync(descriptor: int) -> None:
-            seen(Path(f"/proc/self/fd/{descriptor}").readlink())
+            callback(Path(f"/proc/self/fd/{descriptor}").readlink())
             fsync(descriptor)
 
         monkeypatch.setattr(os, "fsync", sync)
@@ -35,25 +36,27 @@ def syncs(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], None]],
 
 
 def named(path: Path) -> Path:
-    """What a file is to be called that is being written."""
+    """Returns the final name of a file that is being written."""
     return path.with_name(path.name.partition("#")[0])
 
 
 def test_shards_are_on_the_disk_before_their_unit_is_committed(tree: Path, tmp_path: Path, syncs) -> None:
     out, synced = tmp_path / "store", set()
 
-    def seen(path: Path) -> None:
+    def record(path: Path) -> None:
         if path.is_file() and "/c/" in str(path):
             unit = int(str(path).partition("/c/")[2].partition("/")[0])
             assert not (out / index_key(unit)).exists(), path
         if named(path).name == "SHA256SUMS":
-            assert {one for one in out.rglob("*") if one != path} <= synced, "the store is called complete too early"
+            assert {other for other in out.rglob("*") if other != path} <= synced, (
+                "the store is called complete too early"
+            )
         assert path.is_dir() or path != named(path) or path.name == "index.parquet", f"{path} before its bytes"
         synced.add(named(path))
 
-    syncs(seen)
-    code, told = run_inline(images=str(tree), out=str(out), methods=("gradient", "input_x_gradient"), **SMALL)
-    assert code == 3, told
+    syncs(record)
+    code, output = run_inline(images=str(tree), out=str(out), methods=("gradient", "input_x_gradient"), **SMALL)
+    assert code == 3, output
     assert {tmp_path, out, *out.rglob("*")} <= synced, "an object, or a directory that names one, is only in memory"
 
 

@@ -1,4 +1,4 @@
-"""What is asked of an object store, one request at a time, through a proxy that fails: a row, or nobody's fault."""
+"""Single requests to an object store, through a proxy that fails: the row fails, or the run stops."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from jobs.inputs.fetch import REMOTE_THREADS, fetch
 from jobs.inputs.rejected import RejectedImage
 from jobs.inputs.sources import list_entries, open_sources
 from jobs.storage import object_store
-from jobs.storage.files import open_file, read, stat, walk
-from jobs.storage.object_store import address, delete, list_keys, open_output, put, read_object
+from jobs.storage.file_walk import walk
+from jobs.storage.files import open_file, read, stat
+from jobs.storage.object_store import delete, list_keys, open_output, put, read_object, store_address
 from jobs.storage.retrying import VARIABLE
-from jobs.storage.storage_errors import RENEW
+from jobs.storage.storage_errors import CREDENTIAL_ERRORS
 from jobs.store.index import withdraw
 from jobs.store.row_identity import remember
 from jobs.util.job_errors import StoreUnreachable, StoreUnusable
@@ -36,15 +37,15 @@ def test_refused_object_is_a_row(fault: str, tree: Path, proxy: FaultProxy) -> N
     entries = list(list_entries(open_sources([images])))[:4]
     proxy.script = lambda method, path, times: fault if entries[2].sample_id in path else None
     results = fetch(entries, max_bytes=1 << 20)
-    assert [isinstance(one, RejectedImage) for one in results] == [False, False, True, False]
+    assert [isinstance(result, RejectedImage) for result in results] == [False, False, True, False]
     assert fault.split()[1] in results[2].reason  # type: ignore[union-attr]
 
 
 def test_a_process_asks_for_few_objects_at_once(tree: Path, proxy: FaultProxy) -> None:
     images = s3.upload(tree, "tree")
     entries = list(list_entries(open_sources([images])))
-    proxy.script = lambda *asked: "late"
-    assert len([one for one in fetch(entries, max_bytes=2**20) if isinstance(one, bytes)]) >= 40
+    proxy.script = lambda *request: "late"
+    assert len([data for data in fetch(entries, max_bytes=2**20) if isinstance(data, bytes)]) >= 40
     assert REMOTE_THREADS // 2 < proxy.most <= REMOTE_THREADS
 
 
@@ -58,50 +59,50 @@ def test_commits_are_listed_for_a_run_and_not_for_a_unit(tree: Path, proxy: Faul
             listed.extend(query.get("prefix", [""]))
 
     proxy.script = script
-    asked = {}
+    requests = {}
     for size in (2, 16):  # 22 units, or 3
         for _ in range(2):  # and again, when there is nothing to do
             assert run_inline(images=str(tree), out=f"s3://{s3.BUCKET}/out-{size}", unit_size=size)[0] == 3
-        asked[size] = Counter(prefix.removeprefix(f"out-{size}") for prefix in listed)
+        requests[size] = Counter(prefix.removeprefix(f"out-{size}") for prefix in listed)
         listed.clear()
-    assert asked[2] == asked[16]
-    assert asked[2]["/index/"] == 3  # once by each finalize, and for what is done already
+    assert requests[2] == requests[16]
+    assert requests[2]["/index/"] == 3  # once by each finalize, and for what is done already
 
 
 def test_identities_are_asked_for_only_if_there_are_any(tree: Path, proxy: FaultProxy) -> None:
     """One listing for a run that has none; after a retry that was killed, one request for each unit."""
-    asked: list[str] = []
+    requests: list[str] = []
 
     def script(method: str, path: str, times: int) -> None:
         del times
         if "identity" in path:
-            asked.append(f"{method} {'list' if 'list-type' in path else 'unit'}")
+            requests.append(f"{method} {'list' if 'list-type' in path else 'unit'}")
 
     proxy.script = script
     out = f"s3://{s3.BUCKET}/identities"
     assert run_inline(images=str(tree / "ant"), out=out, unit_size=2, limit=2)[0] in (0, 3)
-    assert "GET unit" not in asked and "GET list" in asked
+    assert "GET unit" not in requests and "GET list" in requests
     store = open_output(out)
     remember(store, 0)
     withdraw(store, [0])
-    asked.clear()
+    requests.clear()
     assert run_inline(images=str(tree / "ant"), out=out, unit_size=2)[0] == 3
-    assert asked.count("GET unit") >= 5  # units, of which the last one is of one row
+    assert requests.count("GET unit") >= 5  # units, of which the last one is of one row
 
 
-@pytest.mark.parametrize("code", [*RENEW, "503"])
+@pytest.mark.parametrize("code", [*CREDENTIAL_ERRORS, "503"])
 def test_refused_asker_is_nobodys_row(code: str, tree: Path, proxy: FaultProxy, monkeypatch) -> None:
     images = s3.upload(tree, "folder")
     entries = list(list_entries(open_sources([images])))[:4]
     monkeypatch.setenv(VARIABLE, "1")
     object_store._bucket.cache_clear()
-    proxy.script = lambda *asked: code if code == "503" else f"{400 if 'Token' in code else 403} {code}"
+    proxy.script = lambda *request: code if code == "503" else f"{400 if 'Token' in code else 403} {code}"
     with pytest.raises(StoreUnreachable, match=code):
         fetch(entries, max_bytes=1 << 20)
 
 
 def test_every_request_is_tried_again(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever fails at first, in whichever way; obstore by itself does not do so for all."""
+    """Requests are repeated after every kind of failure. obstore alone does not repeat all of them."""
     s3.put("in/a.bin", bytes(range(256)) * 5000)
     store, uri = open_output(f"s3://{s3.BUCKET}/out"), f"s3://{s3.BUCKET}/in/a.bin"
     large = bytes(6 << 20)  # goes in parts
@@ -139,7 +140,7 @@ def test_endpoint_without_encryption_must_be_allowed(proxy: FaultProxy, monkeypa
 
 
 def test_other_clouds_are_opened_from_their_own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a request: where they would be sent, and as whom."""
+    """Requests are not sent: the store shows their address and credentials."""
     for name, value in {
         "GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps({
             "private_key": "", "private_key_id": "", "client_email": "", "disable_oauth": True,
@@ -151,7 +152,7 @@ def test_other_clouds_are_opened_from_their_own_environment(monkeypatch: pytest.
     kinds = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
     for scheme, kind in kinds.items():
         store, key = object_store.locate(f"{scheme}://bucket/some/key")
-        assert (type(store).__name__, key, address(store)) == (kind, "some/key", f"{scheme}://bucket")
+        assert (type(store).__name__, key, store_address(store)) == (kind, "some/key", f"{scheme}://bucket")
     object_store._bucket.cache_clear()
 
 

@@ -51,15 +51,15 @@ def inputs(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def local(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, bytes]]:
-    """What an undisturbed local run makes of a kind of input, under the addresses that it has on S3."""
-    made: dict[str, dict[str, bytes]] = {}
+    """The store of an undisturbed local run of a kind of input, under the addresses that it has on S3."""
+    stores: dict[str, dict[str, bytes]] = {}
 
     def run(kind: str) -> dict[str, bytes]:
-        if kind not in made:
+        if kind not in stores:
             out = tmp_path_factory.mktemp(kind) / "store"
             assert run_inline(images=str(inputs / kind), out=str(out), **job(kind))[0] == 3
-            made[kind] = content(out)
-        return made[kind]
+            stores[kind] = content(out)
+        return stores[kind]
 
     return run
 
@@ -69,7 +69,7 @@ def job(kind: str) -> dict[str, object]:
 
 
 def comparable(objects: dict[str, bytes]) -> dict[str, object]:
-    """Maps and metadata as they are; tables without where the images were, which must differ, and what hashes that."""
+    """Maps and metadata unchanged; tables without the images' locations, which must differ, and hashes of them."""
     return {key: _table(data) if key.endswith(".parquet") else data for key, data in objects.items()}
 
 
@@ -83,7 +83,7 @@ def _table(data: bytes) -> list[dict[str, object]]:
 
 
 def remote(out: str) -> dict[str, bytes]:
-    """Every object of a remote store that does not tell how long it took."""
+    """Every object of a remote store except for those with durations."""
     store = open_output(out)
     return {key: read_object(store, key) for key in sorted(list_keys(store)) if key not in (RUN_JSON, SHA256SUMS)}
 
@@ -91,13 +91,13 @@ def remote(out: str) -> dict[str, bytes]:
 @pytest.mark.parametrize("kind", ["folder", "tars", "parquet"])
 def test_job_on_s3_equals_the_local_one(kind: str, inputs: Path, local, proxy: FaultProxy) -> None:
     images, out = s3.upload(inputs / kind, kind), f"s3://{s3.BUCKET}/some/store"
-    code, told = run_inline(images=images, out=out, **job(kind))
+    code, output = run_inline(images=images, out=out, **job(kind))
     assert code == 3
     assert comparable(remote(out)) == comparable(local(kind))
     assert said(verify, out)[0] == 0 and said(print_status, out)[0] == 3
     again, told_again = run_inline(images=images, out=out, **job(kind))
     assert again == 3
-    texts = [told, told_again, read_object(open_output(out), RUN_JSON).decode()]
+    texts = [output, told_again, read_object(open_output(out), RUN_JSON).decode()]
     assert not [secret for secret in SECRETS for text in texts if secret in text]
 
 
@@ -115,7 +115,7 @@ def test_commands_on_a_remote_store(inputs: Path, tree: Path, proxy: FaultProxy)
     assert said(verify, out)[0] == 0 and said(print_status, out)[0] == 0
 
 
-@pytest.mark.parametrize("fault", ["all", *(pytest.param(one, marks=pytest.mark.slow) for one in FAULTS)])
+@pytest.mark.parametrize("fault", ["all", *(pytest.param(fault, marks=pytest.mark.slow) for fault in FAULTS)])
 def test_requests_that_fail_change_nothing(fault: str, inputs: Path, local, proxy: FaultProxy) -> None:
     """One request in five fails."""
     kind = {"cut": "tars", "trickle": "parquet"}.get(fault, "folder")
@@ -130,7 +130,7 @@ def test_requests_that_fail_change_nothing(fault: str, inputs: Path, local, prox
 
 @pytest.mark.parametrize("method", [pytest.param("GET", marks=pytest.mark.slow), "HEAD", "PUT"])
 def test_outage_that_is_waited_out(method: str, inputs: Path, local, proxy: FaultProxy) -> None:
-    """The store goes away when it is asked in a way for the tenth time, and is back after three seconds."""
+    """The store fails at the tenth request of a kind, for three seconds."""
     images, out = s3.upload(inputs / "folder", "folder"), f"s3://{s3.BUCKET}/store"
     timer = cut_off(proxy, method, after=10, back=3.0)
     assert run_inline(images=images, out=out, **job("folder"))[0] == 3
@@ -140,26 +140,26 @@ def test_outage_that_is_waited_out(method: str, inputs: Path, local, proxy: Faul
 
 @pytest.mark.slow
 def test_outage_of_a_minute_is_waited_out_as_it_comes(inputs: Path, local, proxy: FaultProxy, saliency) -> None:
-    """On Ray, with the patience that there is by default."""
+    """On Ray, with the default retry time."""
     images, out = s3.upload(inputs / "folder", "folder"), f"s3://{s3.BUCKET}/store"
     gone = cut_off(proxy, "PUT", after=10, back=60.0)
-    told = saliency(
+    result = saliency(
         "explain",
         *flags(images=images, out=out, **job("folder") | {"runner": "ray"}),
         timeout=400,
         SALIENCY_STORE_SECONDS="180",
     )
-    assert told.returncode == 3 and gone.is_set(), told.stdout + told.stderr
+    assert result.returncode == 3 and gone.is_set(), result.stdout + result.stderr
     assert comparable(remote(out)) == comparable(local("folder"))
 
 
 def cut_off(proxy: FaultProxy, method: str, *, after: int, back: float | None) -> threading.Event:
-    """Takes the store away at a request, for ``back`` seconds or for good; set when it was so."""
-    gone, seen = threading.Event(), Counter[str]()
+    """Makes the store fail from a request on, for ``back`` seconds or permanently. Returns an event for it."""
+    gone, counts = threading.Event(), Counter[str]()
 
-    def script(asked: str, path: str, times: int) -> str | None:
-        seen[asked] += 1
-        if seen[method] < after or gone.is_set():
+    def script(requested: str, path: str, times: int) -> str | None:
+        counts[requested] += 1
+        if counts[method] < after or gone.is_set():
             return None
         gone.set()
         proxy.down()
@@ -181,7 +181,7 @@ def test_outage_that_lasts_ends_the_run_and_the_same_command_goes_on(
     cut_off(proxy, method, after=10, back=None)
     with pytest.raises(StoreUnreachable, match=r"^s3://pictures/.*the store failed, and went on failing \(") as stopped:
         run_inline(images=images, out=out, **job("folder"))
-    assert "http" not in str(stopped.value) and not [one for one in SECRETS if one in str(stopped.value)]
+    assert "http" not in str(stopped.value) and not [secret for secret in SECRETS if secret in str(stopped.value)]
     proxy.script = None
     proxy.up()
     assert run_inline(images=images, out=out, **job("folder"))[0] == 3
@@ -193,37 +193,37 @@ def test_outage_as_the_user_sees_it(inputs: Path, proxy: FaultProxy, saliency) -
     images, out = s3.upload(inputs / "folder", "folder"), f"s3://{s3.BUCKET}/store"
     command = ["explain", *flags(images=images, out=out, **job("folder"))]
     proxy.script = lambda method, path, times: "503" if method == "PUT" and "index/" in path else None
-    told = saliency(*command, SALIENCY_STORE_SECONDS="2")
-    assert told.returncode == 1, told.stdout + told.stderr
-    assert "stopped: s3://pictures/store/index/unit-00000000.parquet: the store failed" in told.stderr, told.stderr
-    assert "(it answered 503 SlowDown)" in told.stderr and "run the same command again" in told.stderr
+    result = saliency(*command, SALIENCY_STORE_SECONDS="2")
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "stopped: s3://pictures/store/index/unit-00000000.parquet: the store failed" in result.stderr, result.stderr
+    assert "(it answered 503 SlowDown)" in result.stderr and "run the same command again" in result.stderr
     proxy.script = None
     again = saliency(*command)
     assert again.returncode == 3, again.stdout + again.stderr
-    everything = "".join((told.stdout, told.stderr, again.stdout, again.stderr))
+    everything = "".join((result.stdout, result.stderr, again.stdout, again.stderr))
     everything += read_object(open_output(out), RUN_JSON).decode()
     assert not [secret for secret in SECRETS if secret in everything] and "Traceback" not in everything
 
 
 @pytest.mark.slow
 def test_ray_on_a_failing_store(inputs: Path, local, proxy: FaultProxy, saliency) -> None:
-    """Some requests fail, then all do, then some. Whatever is said of it, the credentials are in no file of Ray's."""
+    """Some requests fail, then all, then some. Neither output nor Ray's files contain the credentials."""
     images, out = s3.upload(inputs / "tars", "tars"), f"s3://{s3.BUCKET}/store"
     command = ["explain", *flags(images=images, out=out, **job("tars") | {"runner": "ray"})]
     some = seeded(0.2)
-    proxy.script = lambda *asked: "503" if "index/unit-00000003" in asked[1] else some(*asked)
+    proxy.script = lambda *request: "503" if "index/unit-00000003" in request[1] else some(*request)
     with TemporaryDirectory() as ray:  # short enough for the names of sockets
-        told = saliency(*command, SALIENCY_STORE_SECONDS="5", RAY_TMPDIR=ray)
+        result = saliency(*command, SALIENCY_STORE_SECONDS="5", RAY_TMPDIR=ray)
         written = [path.read_bytes() for path in Path(ray).rglob("*") if path.is_file()]
-    assert told.returncode == 1 and "stopped: s3://pictures/store/index/unit-00000003" in told.stderr, told.stderr
+    assert result.returncode == 1 and "stopped: s3://pictures/store/index/unit-00000003" in result.stderr, result.stderr
     proxy.script = some
     again = saliency(*command, SALIENCY_STORE_SECONDS="60")
     assert again.returncode == 3, again.stderr
     proxy.script = None
     assert len(written) > 20, "Ray's logs are elsewhere"
-    written += [read_object(open_output(out), RUN_JSON), *(one.encode() for one in (told.stdout, told.stderr))]
-    written += [one.encode() for one in (again.stdout, again.stderr)]
-    assert not [secret for secret in SECRETS for one in written if secret.encode() in one]
+    written += [read_object(open_output(out), RUN_JSON), *(text.encode() for text in (result.stdout, result.stderr))]
+    written += [text.encode() for text in (again.stdout, again.stderr)]
+    assert not [secret for secret in SECRETS for data in written if secret.encode() in data]
     assert said(verify, out)[0] == 0
     assert comparable(remote(out)) == comparable(local("tars"))
 
@@ -236,7 +236,7 @@ def test_the_same_run_twice_at_once(inputs: Path, local, proxy: FaultProxy) -> N
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=MODELS)
         for _ in range(2)
     ]
-    told = [one.communicate(timeout=200)[0] for one in both]
-    assert [one.returncode for one in both] == [3, 3], told
+    outputs = [process.communicate(timeout=200)[0] for process in both]
+    assert [process.returncode for process in both] == [3, 3], outputs
     assert said(verify, out)[0] == 0
     assert comparable(remote(out)) == comparable(local("folder"))

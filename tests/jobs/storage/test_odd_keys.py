@@ -1,4 +1,4 @@
-"""Keys that an object store holds and obstore cannot ask for cost their own rows; the others are read."""
+"""Keys of an object store that obstore cannot request cost their own rows; the others are read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from moto.s3.models import s3_backends
 from jobs.inputs.entry import SourceError
 from jobs.inputs.sources import list_entries, open_sources
 from jobs.storage import object_store
-from jobs.storage.files import read, walk
+from jobs.storage.file_walk import walk
+from jobs.storage.files import read
 from jobs.storage.object_store import list_keys, open_output
 from jobs.storage.storage_errors import NotAFile
 from jobs.util.job_errors import StoreUnusable
@@ -52,19 +53,19 @@ def put_all(*names: str) -> None:
 @pytest.mark.parametrize("odd", ODD)
 def test_one_odd_key_is_one_row(odd: str, bucket: str, tmp_path: Path) -> None:
     put_all("0.png", odd, "z.png", "d.png", "a/b.png", "a/c.png")  # among them what it would be without its odd part
-    code, told = run_inline(images=f"{bucket}/p", out=str(tmp_path / "out"))
-    assert code == 3, told
+    code, output = run_inline(images=f"{bucket}/p", out=str(tmp_path / "out"))
+    assert code == 3, output
     index = {line["sample_id"]: line for line in pq.read_table(tmp_path / "out/index.parquet").to_pylist()}
     assert len(index) == 6 and index["0.png"]["status"] == index["z.png"]["status"] == "ok"
     ((name, line),) = [(name, line) for name, line in index.items() if line["status"] != "ok"]
     assert name == odd and line["uri"] == f"{bucket}/p/{odd}"
-    assert f"{bucket}/p/{odd}" in line["error"] and "cannot be asked for: rename it" in line["error"]
+    assert f"{bucket}/p/{odd}" in line["error"] and "cannot be requested: rename it" in line["error"]
 
 
 def test_all_of_them_beside_sound_ones(bucket: str, tmp_path: Path) -> None:
     put_all(*ODD, *SOUND)
-    code, told = run_inline(images=f"{bucket}/p", out=str(tmp_path / "out"))
-    assert code == 3, told
+    code, output = run_inline(images=f"{bucket}/p", out=str(tmp_path / "out"))
+    assert code == 3, output
     status = {line["uri"]: line["status"] for line in pq.read_table(tmp_path / "out/index.parquet").to_pylist()}
     assert status == {f"{bucket}/p/{name}": "ok" if name in SOUND else "quarantined" for name in (*ODD, *SOUND)}
 
@@ -75,8 +76,8 @@ def test_both_ways_of_listing_agree(bucket: str) -> None:
     s3.put("p.png", b"another")
     sound = list(walk(f"{bucket}/p"))
     s3.put("p/zz//odd.png", b"")
-    again = {(one.uri, one.size, one.etag) for one in walk(f"{bucket}/p")}
-    ((odd, _, _),) = again - {(one.uri, one.size, one.etag) for one in sound}
+    again = {(info.uri, info.size, info.etag) for info in walk(f"{bucket}/p")}
+    ((odd, _, _),) = again - {(info.uri, info.size, info.etag) for info in sound}
     assert odd == f"{bucket}/p/zz//odd.png" and len(again) == len(sound) + 1
 
 
@@ -88,8 +89,8 @@ def test_odd_shards_and_odd_lines_of_a_list_are_rows_too(bucket: str, tmp_path: 
     assert "rename it" in (odd.error or "") and sound.error is None
     s3.put("sound.png", picture(1))
     listed = write(tmp_path / "l.csv", f"uri\n{bucket}/a//b.png\n{bucket}/sound.png\n{bucket}/./c.png\n".encode())
-    code, told = run_inline(images=str(listed), out=str(tmp_path / "out"))
-    assert code == 3, told
+    code, output = run_inline(images=str(listed), out=str(tmp_path / "out"))
+    assert code == 3, output
     statuses = pq.read_table(tmp_path / "out/index.parquet")["status"].to_pylist()
     assert statuses == ["quarantined", "ok", "quarantined"]
 
@@ -125,13 +126,13 @@ def test_the_environment_says_how_the_listing_is_asked_for(
         if not value:
             monkeypatch.delenv(name)
     path = listed_anew(proxy)
-    asked = dict(parse_qsl(urlsplit(path).query))
+    query = dict(parse_qsl(urlsplit(path).query))
     region = variables.get("AWS_REGION", "us-east-1")
     if "AWS_SKIP_SIGNATURE" in variables:
-        assert "X-Amz-Signature" not in asked
+        assert "X-Amz-Signature" not in query
     else:
         check_signature(path, place, region)
-        assert asked.get("X-Amz-Security-Token") == variables.get("AWS_SESSION_TOKEN")
+        assert query.get("X-Amz-Security-Token") == variables.get("AWS_SESSION_TOKEN")
 
 
 def test_the_machines_credentials_sign_the_listing(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,12 +140,12 @@ def test_the_machines_credentials_sign_the_listing(proxy: FaultProxy, monkeypatc
     with machine_identity(monkeypatch, SECRET):
         path = listed_anew(proxy)
     check_signature(path, os.environ["AWS_ENDPOINT_URL"], "us-east-1")
-    asked = dict(parse_qsl(urlsplit(path).query))
-    assert asked["X-Amz-Credential"].startswith("MACHINE/") and asked["X-Amz-Security-Token"] == TOKEN
+    query = dict(parse_qsl(urlsplit(path).query))
+    assert query["X-Amz-Credential"].startswith("MACHINE/") and query["X-Amz-Security-Token"] == TOKEN
 
 
 def listed_anew(proxy: FaultProxy) -> str:
-    """Lists both objects as a process does that was started with these variables; the last path that is asked for."""
+    """Lists both objects with these variables set; returns the last path that is requested."""
     paths: list[str] = []
 
     def script(method: str, path: str, times: int) -> None:
@@ -158,12 +159,12 @@ def listed_anew(proxy: FaultProxy) -> str:
 
 
 def check_signature(path: str, endpoint: str, region: str) -> None:
-    """AWS's Signature Version 4 of a query, made again: the server here checks none."""
+    """Computes AWS's Signature Version 4 of a query, because the test's server checks none."""
     query = dict(parse_qsl(urlsplit(path).query))
     signature, date = query.pop("X-Amz-Signature"), query["X-Amz-Date"]
-    asked = "&".join(f"{quote(name, safe='-_.~')}={quote(query[name], safe='-_.~')}" for name in sorted(query))
+    signed = "&".join(f"{quote(name, safe='-_.~')}={quote(query[name], safe='-_.~')}" for name in sorted(query))
     host = f"host:{urlsplit(endpoint).netloc}"
-    lines = ["GET", urlsplit(path).path, asked, host, "", "host", "UNSIGNED-PAYLOAD"]
+    lines = ["GET", urlsplit(path).path, signed, host, "", "host", "UNSIGNED-PAYLOAD"]
     scope = f"{date[:8]}/{region}/s3/aws4_request"
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     key = f"AWS4{SECRET}".encode()
@@ -176,14 +177,14 @@ def check_signature(path: str, endpoint: str, region: str) -> None:
 def test_a_key_with_a_line_break_is_one_row(bucket: str, tmp_path: Path) -> None:
     put_all("0.png")
     s3_backends["123456789012"]["aws"].put_object(s3.BUCKET, "p/a\nb.png", b"")  # the server's routes know no such key
-    code, told = run_inline(images=f"{bucket}/p", out=str(tmp_path / "out"))
-    assert code == 3, told
+    code, output = run_inline(images=f"{bucket}/p", out=str(tmp_path / "out"))
+    assert code == 3, output
     index = pq.read_table(tmp_path / "out/index.parquet").to_pylist()
     assert [(line["uri"], line["status"]) for line in index] == [
         (f"{bucket}/p/0.png", "ok"),
         (f"{bucket}/p/a\nb.png", "quarantined"),
     ]
-    assert "cannot be asked for: rename it" in index[1]["error"]
+    assert "cannot be requested: rename it" in index[1]["error"]
 
 
 @pytest.mark.parametrize("who", ["token", "nobody", "account"])
@@ -206,7 +207,7 @@ def test_buckets_of_google_are_listed_past_them_too(who: str, monkeypatch: pytes
 
 
 def test_a_container_of_azures_is_refused_with_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """obstore signs no request for its list."""
+    """obstore cannot sign a list request to Azure."""
     name, more = "p/a//b.png", "<Properties><Last-Modified>Thu, 01 Jan 2026 00:00:00 GMT</Last-Modified>"
     more += "<Content-Length>1</Content-Length><Content-Type>image/png</Content-Type><Etag>1</Etag></Properties>"
     page = (

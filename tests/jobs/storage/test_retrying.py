@@ -1,4 +1,4 @@
-"""A store that fails is asked again, ever more rarely, and not for ever."""
+"""Requests to a failing store are repeated with growing pauses, for a limited time."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from saliency_core.errors import InvalidRequestError
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What it waits for, which is all the time that passes."""
-    found: list[float] = []
+    """The pauses; the clock advances only by them."""
+    pauses: list[float] = []
     monkeypatch.setenv(VARIABLE, "60")
-    monkeypatch.setattr(retrying, "sleep", found.append)
-    monkeypatch.setattr(retrying, "monotonic", lambda: sum(found))
-    return found
+    monkeypatch.setattr(retrying, "sleep", pauses.append)
+    monkeypatch.setattr(retrying, "monotonic", lambda: sum(pauses))
+    return pauses
 
 
 def test_pauses_grow_until_it_gives_up(pauses: list[float]) -> None:
@@ -46,5 +46,5 @@ def test_what_will_not_change_is_not_asked_again(pauses: list[float]) -> None:
 
 def test_patience_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "long")
-    with pytest.raises(InvalidRequestError, match=f"{VARIABLE}=long is no number"):
+    with pytest.raises(InvalidRequestError, match=f"{VARIABLE}=long is not a number"):
         open_output("s3://anywhere/x")

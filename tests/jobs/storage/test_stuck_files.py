@@ -1,4 +1,4 @@
-"""Files whose reading would never end cost their own row, within the time limit of a store, and nothing else."""
+"""Files whose reading never ends cost only their own row, within the time limit of a store."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import pytest
 from jobs.inputs.entry import SourceError
 from jobs.inputs.sources import list_entries, open_sources
 from jobs.storage.files import open_file, read, read_ranges
-from jobs.storage.local_files import NotAFile, opened, read_from
+from jobs.storage.local_files import open_descriptor, read_descriptor
 from jobs.storage.retrying import VARIABLE
+from jobs.storage.storage_errors import NotAFile
 from jobs.util.job_errors import StoreUnreachable
 from tests.conftest import run_inline
 from tests.support.faults.stuck_mount import stuck_mount
@@ -75,8 +76,8 @@ def index(out: Path) -> dict[str, dict[str, object]]:
 def test_what_is_no_file_is_quarantined(way: str, folder: Path, tmp_path: Path) -> None:
     images = {"folder": folder, "glob": folder / "*.png", "deep glob": folder / "**/*.png"}.get(way, tmp_path / "l.csv")
     (tmp_path / "l.csv").write_text("uri\n" + "".join(f"in/{kind}.png\n" for kind in (*KINDS, "good")))
-    code, told = run_inline(images=str(images), out=str(tmp_path / "out"), max_bytes=2**20 - 1)
-    assert code == 3, told
+    code, output = run_inline(images=str(images), out=str(tmp_path / "out"), max_bytes=2**20 - 1)
+    assert code == 3, output
     lines = index(tmp_path / "out")
     assert lines.keys() == {*KINDS, "good"}
     assert lines["good"]["status"] == "ok"
@@ -157,8 +158,8 @@ def test_a_file_is_read_whole(size: int, tmp_path: Path) -> None:
         assert file.read() == data[:size]
         file.seek(2)
         assert file.read(3) == data[2 : min(size, 5)]
-    with opened(uri) as descriptor:
-        assert read_from(descriptor, length=0) == b""
+    with open_descriptor(uri) as descriptor:
+        assert read_descriptor(descriptor, length=0) == b""
 
 
 # -- a mount that stands still ---------------------------------------------------------------------------------
@@ -166,7 +167,7 @@ def test_a_file_is_read_whole(size: int, tmp_path: Path) -> None:
 
 @pytest.fixture
 def mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Below it, `lookup….png`, `open….png` and `read….png` hang at just that; other names are pictures."""
+    """A directory in which `lookup….png`, `open….png` and `read….png` hang at that call; others are images."""
     monkeypatch.setenv(VARIABLE, "3")  # in which a process that reads Parquet starts, also on a busy machine
     where = tmp_path / "mount"
     try:
@@ -184,8 +185,8 @@ def test_what_hangs_is_one_row(way: str, mount: Path, tmp_path: Path) -> None:
         (tmp_path / f"in/{name}.png").symlink_to(mount / f"{name}.png")
     (tmp_path / "l.csv").write_text("uri\n" + "".join(f"in/{name}.png\n" for name in names))
     images = {"folder": tmp_path / "in", "glob": tmp_path / "in/*.png", "list": tmp_path / "l.csv"}[way]
-    code, told = run_inline(images=str(images), out=str(tmp_path / "out"))
-    assert code == 3, told
+    code, output = run_inline(images=str(images), out=str(tmp_path / "out"))
+    assert code == 3, output
     lines = index(tmp_path / "out")
     assert [name for name in names if lines[name]["status"] == "ok"] == ["a", "n", "p", "z"]
     for name in ("lookup", "open", "read"):
@@ -209,7 +210,7 @@ def test_an_input_that_hangs_as_a_whole_is_refused(path: str, mount: Path) -> No
 
 
 def test_storage_that_answers_nothing_stops_the_run(mount: Path, tmp_path: Path) -> None:
-    """No image is to blame, and hours would pass if each were waited for."""
+    """The images are not the cause, and a wait for each would take hours."""
     (tmp_path / "l.csv").write_text("uri\n" + "".join(f"mount/read{i}.png\n" for i in range(20)))
     with pytest.raises(StoreUnreachable, match="SALIENCY_STORE_SECONDS"):
         run_inline(images=str(tmp_path / "l.csv"), out=str(tmp_path / "out"))

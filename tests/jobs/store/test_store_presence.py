@@ -83,7 +83,7 @@ def test_the_program_says_what_happened(tree: Path, tmp_path: Path, saliency) ->
         "explain", *flags(images=tree, out=out, model="python:factories:meddles", unit_size=4), MEDDLE=str(out)
     )
     assert told.returncode == 1, told.stdout + told.stderr
-    assert "is gone: it was renamed or removed while this command was at work" in told.stderr
+    assert "is gone: it was renamed or removed while this command ran" in told.stderr
     assert "if it was removed, that command begins anew" in told.stderr and "committed is safe" not in told.stderr
     assert not out.exists() and "Traceback" not in told.stderr
 

@@ -1,4 +1,4 @@
-"""What others named reaches a terminal as text: no name moves the cursor, clears the screen or hides a line."""
+"""Names from elsewhere reach a terminal as text: no name moves the cursor, clears the screen or hides a line."""
 
 from __future__ import annotations
 
@@ -33,6 +33,10 @@ def test_no_command_tells_a_terminal_what_a_name_says(finished: Path, tmp_path: 
     naming = [("verify", out), ("explain", *flags(images=tmp_path / EVIL, out=tmp_path / "other", model=EVIL))]
     counting = [("explain", *flags(images=images, out=tmp_path / "new")), ("status", tmp_path / "new")]
     for command in naming + counting:
-        told = saliency(*command)
-        assert command in counting or r"\x1b[2J" in told.stdout + told.stderr, (command, told.stdout, told.stderr)
-        assert not [one for one in "\x1b\x07\u202e" if one in told.stdout + told.stderr], command
+        result = saliency(*command)
+        assert command in counting or r"\x1b[2J" in result.stdout + result.stderr, (
+            command,
+            result.stdout,
+            result.stderr,
+        )
+        assert not set("\x1b\x07\u202e") & set(result.stdout + result.stderr), command

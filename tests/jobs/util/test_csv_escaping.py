@@ -12,7 +12,7 @@ import pytest
 import jobs
 from jobs.audit.object_masks import ObjectTable
 from jobs.store.store_reader import open_store
-from jobs.util.csv_escaping import SafeWriter, neutral, plain
+from jobs.util.csv_escaping import FormulaSafeWriter, escape_formula, unescape_formula
 from saliency_core.model.geometry import Geometry
 from tests.conftest import CLASSES, run_inline
 from tests.support.exports import run
@@ -39,11 +39,11 @@ PLAIN = ("ant", "a=b", "'ant'", "", "-1", "+1.5e-3", "-.5", "1-1", "x\t=1")
 @pytest.mark.parametrize("text", [*FORMULAS, *PLAIN])
 def test_a_text_is_no_formula_and_can_be_had_back(text: str) -> None:
     file = io.StringIO()
-    SafeWriter(file).write([text, -1, -0.5, None])
+    FormulaSafeWriter(file).write([text, -1, -0.5, None])
     ((cell, *numbers),) = csv.reader(io.StringIO(file.getvalue(), newline=""))
     assert numbers == ["-1", "-0.5", ""], "numbers stay numbers"
     assert cell == (f"'{text}" if text in FORMULAS else text)
-    assert plain(cell) == text and plain(neutral(text)) == text
+    assert unescape_formula(cell) == text and unescape_formula(escape_formula(text)) == text
 
 
 def test_no_export_has_a_formula(tmp_path: Path) -> None:
@@ -53,8 +53,8 @@ def test_no_export_has_a_formula(tmp_path: Path) -> None:
         write(tmp_path / f"in/{name}/{i}.png", picture(i))
     write(tmp_path / "in/=1+1/broken.png", b"broken")
     keys = {"targets": ("predicted", "label"), "class_names": str(tmp_path / "names.txt")}
-    code, told = run_inline(images=str(tmp_path / "in"), out=str(tmp_path / "s"), **keys)
-    assert code == 3, told
+    code, output = run_inline(images=str(tmp_path / "in"), out=str(tmp_path / "s"), **keys)
+    assert code == 3, output
     assert run(tmp_path / "s", "png", tmp_path / "png")[0] == 3
     index = {line["row"]: line for line in open_store(str(tmp_path / "s")).lines().to_pylist()}
     for path in (tmp_path / "png/pictures.csv", tmp_path / "png/left_out.csv"):
@@ -64,15 +64,15 @@ def test_no_export_has_a_formula(tmp_path: Path) -> None:
         for line in lines:
             texts = [cell for name, cell in line.items() if name != "score"]
             assert not any(text.startswith(tuple("=+-@＝\t\r")) for text in texts), line
-            assert plain(line["sample_id"]) == index[int(line["row"])]["sample_id"]
+            assert unescape_formula(line["sample_id"]) == index[int(line["row"])]["sample_id"]
             if "class_name" in line:
-                assert plain(line["class_name"]) == names[int(line["class"])]
+                assert unescape_formula(line["class_name"]) == names[int(line["class"])]
     assert len(names) == len(CLASSES)
 
 
 def test_boxes_are_found_under_ids_that_were_made_safe(tmp_path: Path) -> None:
     with (tmp_path / "boxes.csv").open("w", newline="") as file:
-        table = SafeWriter(file)
+        table = FormulaSafeWriter(file)
         table.write(["sample_id", "x0", "y0", "x1", "y1"])
         table.write(["=1.png", 0, 0, 8, 8])
     write(tmp_path / "by_hand.csv", b"sample_id,x0,y0,x1,y1\n=1.png,0,0,8,8\n")

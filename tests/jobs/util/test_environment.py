@@ -1,4 +1,4 @@
-"""What surrounds a command (backend of a notebook, TMPDIR, HOME, a stale cluster, no terminal) does not end it."""
+"""A command works in odd environments (backend of a notebook, TMPDIR, HOME, a stale cluster, no terminal)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from jobs.inspect.status import print_status
 from jobs.runners.cluster import refuse_unreachable
 from jobs.store.open import refuse_unwritable
 from jobs.store.store_reader import open_store
-from jobs.util.environment import ray_directory, without_strict_warnings
-from jobs.util.hidden_modules import hidden_module, refuse_hidden_from_workers
+from jobs.util.environment import choose_ray_directory, reset_warning_filters
+from jobs.util.hidden_modules import describe_hidden_module, refuse_hidden_from_workers
 from saliency_core.errors import InvalidRequestError
 from tests.conftest import SAME, TESTS, flags, run_inline, said
 
@@ -46,10 +46,10 @@ SURROUNDINGS = {
 
 @pytest.mark.parametrize("environment", SURROUNDINGS.values(), ids=SURROUNDINGS)
 def test_show_draws(small: Path, tmp_path: Path, saliency, environment: dict[str, str]) -> None:
-    told = saliency("show", small, "-o", tmp_path / "größe.png", **environment)
-    assert told.returncode == 0, told.stderr
+    result = saliency("show", small, "-o", tmp_path / "größe.png", **environment)
+    assert result.returncode == 0, result.stderr
     assert (tmp_path / "größe.png").stat().st_size > 10_000
-    assert "WARNING" not in told.stderr
+    assert "WARNING" not in result.stderr
 
 
 def test_audit_export_and_explain_too(tree: Path, small: Path, tmp_path: Path, saliency) -> None:
@@ -61,44 +61,44 @@ def test_audit_export_and_explain_too(tree: Path, small: Path, tmp_path: Path, s
         (("export", out, "--to", "png", "-o", tmp_path / "e"), 3, {"CUDA_VISIBLE_DEVICES": "0"}),
         (("explain", *flags(images=images, out=tmp_path / "t")), 3, {**strict, **ASCII}),
     ):
-        told = saliency(*command, **SURROUNDINGS["backend of a notebook, no home"], **more)
-        assert told.returncode == code, (command, told.stderr)
+        result = saliency(*command, **SURROUNDINGS["backend of a notebook, no home"], **more)
+        assert result.returncode == code, (command, result.stderr)
     assert all("größe" in str(uri) for uri in open_store(str(tmp_path / "t")).lines()["uri"].to_pylist())
 
 
 @pytest.mark.parametrize("redirection", ["| head -c 1 >&2", ">&-", "2>&-", "<&-"])
 def test_streams_that_are_closed(small: Path, redirection: str) -> None:
     """The work is done, or the command ends; it does not fail with a traceback."""
-    told = subprocess.run(
+    result = subprocess.run(
         ["bash", "-c", f"{sys.executable} -m jobs status {small} {redirection}"],
         capture_output=True, text=True, timeout=120, cwd=TESTS.parent,
     )  # fmt: skip
-    assert "Traceback" not in told.stderr and "failed:" not in told.stderr, told.stderr
+    assert "Traceback" not in result.stderr and "failed:" not in result.stderr, result.stderr
 
 
 LIMITS = "ulimit -n 64; umask 077"  # few files at once, and none for others
 
 
 def test_few_open_files_and_a_working_directory_that_cannot_be_written(small: Path) -> None:
-    told = _shell(f"{LIMITS}; cd /proc; {{}} verify {small}")
-    assert told.returncode == 0 and "verified" in told.stdout, told.stderr
+    result = _shell(f"{LIMITS}; cd /proc; {{}} verify {small}")
+    assert result.returncode == 0 and "verified" in result.stdout, result.stderr
 
 
 def test_working_directory_that_was_removed_is_refused(small: Path, tmp_path: Path) -> None:
-    told = _shell(f"mkdir {tmp_path}/w; cd {tmp_path}/w; rmdir {tmp_path}/w; {{}} status {small}")
-    assert told.returncode == 2 and "refused: the working directory was removed" in told.stderr, told.stderr
+    result = _shell(f"mkdir {tmp_path}/w; cd {tmp_path}/w; rmdir {tmp_path}/w; {{}} status {small}")
+    assert result.returncode == 2 and "refused: the working directory was removed" in result.stderr, result.stderr
 
 
 @pytest.mark.parametrize("name", ["typer.py", "numpy/__init__.py", "torch.py"])
 def test_module_that_hides_an_installed_one_is_refused(tree: Path, tmp_path: Path, name: str) -> None:
-    """It is met at the start, or with the plan; and it does no harm where the working directory is not looked at."""
+    """It is refused at the start or at the plan. It does no harm if the working directory is not searched."""
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("x = 1\n")
     command = shlex.join(["explain", *flags(images=tree / "ant", out=tmp_path / "s")])
-    told = _shell(f"cd {tmp_path}; {{}} {command}")
-    assert told.returncode == 2 and told.stderr.startswith("refused: "), told.stderr
-    assert f"{tmp_path / name} hides the module {re.split('[./]', name)[0]}" in told.stderr
-    assert "PYTHONSAFEPATH=1" in told.stderr and not (tmp_path / "s").exists()
+    result = _shell(f"cd {tmp_path}; {{}} {command}")
+    assert result.returncode == 2 and result.stderr.startswith("refused: "), result.stderr
+    assert f"{tmp_path / name} hides the module {re.split('[./]', name)[0]}" in result.stderr
+    assert "PYTHONSAFEPATH=1" in result.stderr and not (tmp_path / "s").exists()
 
 
 def test_error_that_no_file_is_to_blame_for_is_not_explained_away() -> None:
@@ -107,7 +107,7 @@ def test_error_that_no_file_is_to_blame_for_is_not_explained_away() -> None:
         AttributeError("no attribute x"),
         ValueError("x"),
     ):
-        assert hidden_module(error) is None
+        assert describe_hidden_module(error) is None
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_place_where_even_the_superuser_cannot_write_is_refused(out: str) -> Non
 
 
 def _shell(command: str) -> subprocess.CompletedProcess[str]:
-    """``command``, with the program in place of {}."""
+    """Runs ``command``, with the program in place of {}."""
     path = os.pathsep.join((str(TESTS.parent), str(TESTS)))
     return subprocess.run(
         ["bash", "-c", command.format(f"{sys.executable} -m jobs")],
@@ -144,7 +144,7 @@ def test_strict_warnings_are_kept_from_libraries_and_children(monkeypatch: pytes
     monkeypatch.setenv("PYTHONWARNINGS", "error")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        without_strict_warnings()
+        reset_warning_filters()
         warnings.warn("as Ray Data has it", DeprecationWarning, stacklevel=1)
     assert "PYTHONWARNINGS" not in os.environ
 
@@ -163,20 +163,20 @@ def test_ray_gets_a_directory_that_fits_its_sockets(long: Path, monkeypatch: pyt
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     for unusable in (str(long), "/proc/none", "/proc", "/dev/null"):
         monkeypatch.setenv("TMPDIR", unusable)
-        assert ray_directory() == "/tmp/ray"
+        assert choose_ray_directory() == "/tmp/ray"
     monkeypatch.setenv("TMPDIR", "/var/tmp")
-    assert ray_directory() == "/var/tmp/ray"
+    assert choose_ray_directory() == "/var/tmp/ray"
     monkeypatch.delenv("TMPDIR")
-    assert ray_directory().endswith("/ray")
+    assert choose_ray_directory().endswith("/ray")
 
 
 def test_directory_that_was_named_for_ray_is_taken_or_refused(long: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", "/dev/shm")
-    assert ray_directory() == "/dev/shm/ray"
+    assert choose_ray_directory() == "/dev/shm/ray"
     for unusable, why in ((str(long), "too long"), ("/proc/none", "no directory"), ("/proc", "cannot be written")):
         monkeypatch.setenv("RAY_TMPDIR", unusable)
         with pytest.raises(InvalidRequestError, match=f"{unusable} .*{why}.*Set RAY_TMPDIR"):
-            ray_directory()
+            choose_ray_directory()
 
 
 # -- clusters -------------------------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def runs_a_head() -> bool:
 
 
 def test_stale_cluster_is_refused_with_its_address(tree: Path, tmp_path: Path, saliency) -> None:
-    """As ``ray start`` leaves it when the machine goes down."""
+    """``ray start`` leaves such an address when the machine goes down."""
     (tmp_path / "ray").mkdir()
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -198,14 +198,14 @@ def test_stale_cluster_is_refused_with_its_address(tree: Path, tmp_path: Path, s
             while runs_a_head():
                 sleep(1)
             out = tmp_path / f"s{attempt}"
-            told = saliency(
+            result = saliency(
                 "explain", *flags(images=tree / "ant", out=out, runner="ray"),
                 RAY_ADDRESS="auto", RAY_TMPDIR=str(tmp_path),
             )  # fmt: skip
-            if f":{port}" in told.stderr:
+            if f":{port}" in result.stderr:
                 break
-    assert told.returncode == 2, told.stdout + told.stderr
-    assert f":{port}" in told.stderr and "no cluster answers there" in told.stderr
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert f":{port}" in result.stderr and "no cluster answers there" in result.stderr
     assert not out.exists()
 
 
@@ -214,9 +214,9 @@ def test_auto_without_any_cluster_is_refused() -> None:
         refuse_unreachable("auto")
 
 
-@pytest.mark.parametrize("answer, taken", [(b"HTTP/1.1 400 Bad Request\r\n", False), (b"", False),
+@pytest.mark.parametrize("answer, accepted", [(b"HTTP/1.1 400 Bad Request\r\n", False), (b"", False),
                                            (bytes((0, 0, 6, 4, 0, 0, 0, 0, 0)), True)])  # fmt: skip
-def test_port_of_something_else_is_no_cluster(answer: bytes, taken: bool) -> None:
+def test_port_of_something_else_is_no_cluster(answer: bytes, accepted: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -228,7 +228,7 @@ def test_port_of_something_else_is_no_cluster(answer: bytes, taken: bool) -> Non
         thread = threading.Thread(target=serve)
         thread.start()
         address = "{}:{}".format(*server.getsockname())
-        if taken:
+        if accepted:
             refuse_unreachable(address)
         else:
             with pytest.raises(InvalidRequestError, match=f"RAY_ADDRESS={address}: no cluster answers there"):
@@ -236,33 +236,35 @@ def test_port_of_something_else_is_no_cluster(answer: bytes, taken: bool) -> Non
         thread.join()
 
 
-# -- what is told of a run -------------------------------------------------------------------------------------------
+# -- what a run prints -------------------------------------------------------------------------------------------
 
 
 def test_status_tells_whether_a_run_seems_to_be_under_way(tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "s"
-    code, told = run_inline(images=str(tree), out=str(out), **SAME)
-    assert code == 3, told
+    code, output = run_inline(images=str(tree), out=str(out), **SAME)
+    assert code == 3, output
     for name in ("SHA256SUMS", "index.parquet", "index/unit-00000005.parquet"):
         (out / name).unlink()
     os.utime(out / "run.json", (1, 1))  # finalize wrote it last
-    code, told = said(print_status, str(out))
-    assert code == 1 and "pending units: 5" in told
-    assert "a run seems to be under way (" in told and "rows/s" in told and "If none is: run the same" in told
+    code, output = said(print_status, str(out))
+    assert code == 1 and "pending units: 5" in output
+    assert "a run seems to be under way (" in output and "rows/s" in output and "If none is: run the same" in output
     for path in out.rglob("*"):
         os.utime(path, (1, 1))
-    code, told = said(print_status, str(out))
-    assert code == 1 and "no run seems to be under way (last commit " in told and "Next: run the same explain" in told
+    code, output = said(print_status, str(out))
+    assert (
+        code == 1 and "no run seems to be under way (last commit " in output and "Next: run the same explain" in output
+    )
 
 
 def test_status_of_a_limit_that_was_met(unfinished: Path) -> None:
-    code, told = said(print_status, str(unfinished))
-    assert code == 1 and "requested: the first 4 units (--limit 32)" in told
-    assert "all requested units are committed. Next: run the same explain command without --limit" in told
+    code, output = said(print_status, str(unfinished))
+    assert code == 1 and "requested: the first 4 units (--limit 32)" in output
+    assert "all requested units are committed. Next: run the same explain command without --limit" in output
 
 
 def test_interrupt_counts_what_the_store_has(tree: Path, tmp_path: Path) -> None:
-    """Not what this process was told of."""
+    """The count is of the committed units, not of those that this process processed."""
     from jobs.explain.explain_command import explain_units
     from jobs.runners.engine import Engine
     from jobs.runners.in_process import run_stages, tasks_in_flight
@@ -282,6 +284,6 @@ def test_interrupt_counts_what_the_store_has(tree: Path, tmp_path: Path) -> None
 
     stopped = []
     engine = Engine(interrupted, tasks_in_flight, [Node(1.0, 0.0)], stop=lambda: stopped.append(True))
-    code, told = said(lambda console: explain_units(run, {0}, [1, 2, 3, 4, 5], engine, console))
+    code, output = said(lambda console: explain_units(run, {0}, [1, 2, 3, 4, 5], engine, console))
     assert code == 130 and stopped and len(committed(store)) == 3
-    assert "interrupted: 24 of 43 rows committed" in told
+    assert "interrupted: 24 of 43 rows committed" in output

@@ -1,4 +1,4 @@
-"""A model that ends the program is reported with its rows, or refused at the plan; the user's Ctrl-C is still that."""
+"""A model that ends the program is reported with its rows, or refused at the plan. The user's Ctrl-C still works."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jobs.classes.classes_command import visualise
 from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import read_config
 from jobs.explain.explain_stage import ExplainError
-from jobs.util.exit_guard import QuitError, no_quitting
+from jobs.util.exit_guard import ExitAttemptError, forbid_exit
 from saliency_core.errors import InvalidRequestError
 from tests.conftest import content, flags, run_inline
 from tests.support.processes import start
@@ -73,33 +73,33 @@ def test_classes_refuse_such_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_program_says_so_and_ends_with_1(bright: Path, tmp_path: Path, saliency) -> None:
-    told = saliency("explain", *flags(images=bright, out=tmp_path / "s", **QUITS), HOW="os._exit(0)")
-    assert told.returncode == 1, told.stdout + told.stderr
-    assert "unit 3, rows 12 to 14: QuitError: it tried to end the program (os._exit(0))" in told.stderr
+    result = saliency("explain", *flags(images=bright, out=tmp_path / "s", **QUITS), HOW="os._exit(0)")
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "unit 3, rows 12 to 14: QuitError: it tried to end the program (os._exit(0))" in result.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["sys.exit(0)", "os._exit(0)", "own BaseException"])
 def test_in_ray_too(bright: Path, tmp_path: Path, saliency, how: str) -> None:
-    told = saliency("explain", *flags(images=bright, out=tmp_path / "s", **QUITS, workers=1, runner="ray"), HOW=how)
-    assert told.returncode == 1, told.stdout + told.stderr
-    assert "unit 3, rows 12 to 14: QuitError" in told.stderr and "memory" not in told.stderr
+    result = saliency("explain", *flags(images=bright, out=tmp_path / "s", **QUITS, workers=1, runner="ray"), HOW=how)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "unit 3, rows 12 to 14: QuitError" in result.stderr and "memory" not in result.stderr
 
 
 def test_ctrl_c_stays_what_it_is() -> None:
-    with pytest.raises(KeyboardInterrupt), no_quitting():
+    with pytest.raises(KeyboardInterrupt), forbid_exit():
         signal.raise_signal(signal.SIGINT)
 
 
 def test_only_its_own_process_is_kept() -> None:
-    """A child that was forked meanwhile ends as it meant to."""
+    """``os._exit`` ends a child that was forked meanwhile."""
     before = os._exit
-    with no_quitting():
+    with forbid_exit():
         child = os.fork()
         if not child:
             os._exit(7)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-        with pytest.raises(QuitError, match="tried to end"), no_quitting():
+        with pytest.raises(ExitAttemptError, match="tried to end"), forbid_exit():
             os._exit(7)
     assert os._exit is before
 
@@ -118,7 +118,7 @@ BUSY = [
 
 @pytest.fixture(scope="module")
 def sleeping(bright: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of ``sleeps``, made while that was awake. Not to be changed: copy it."""
+    """A store of the model ``sleeps``, made without sleep. Copy it; do not change it."""
     out = tmp_path_factory.mktemp("sleeping") / "s"
     assert run_inline(images=str(bright), out=str(out), unit_size=4, **SLEEPS)[0] == 0
     return out
@@ -144,9 +144,9 @@ def test_ctrl_c_ends_a_command_while_the_model_is_busy(
     busy = start(command, *arguments, ASLEEP=where)
     assert busy.stdout is not None and any("asleep" in line for line in busy.stdout)
     busy.send_signal(signal.SIGINT)
-    told = busy.communicate(timeout=30)[0]
-    assert busy.returncode == 130, told
-    assert "interrupted" in told and "Traceback" not in told and "was ended while" not in told
+    output = busy.communicate(timeout=30)[0]
+    assert busy.returncode == 130, output
+    assert "interrupted" in output and "Traceback" not in output and "was ended while" not in output
     if "replica" in where:  # it was made by then, and nothing is committed
         assert not [*out.glob("index/*")]
     else:

@@ -1,4 +1,4 @@
-"""Reasons of rows: equal causes are counted together, and the name of a row's file is taken out as a whole or not."""
+"""Reasons of rows: equal causes are counted together, and a file's name is removed as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from jobs.explain.retry import retry
-from jobs.util.failure_reasons import without_names
+from jobs.util.failure_reasons import replace_names
 from tests.conftest import run_inline, said
 from tests.support.changed_inputs import MADE, picture
 from tests.support.exports import run as export
@@ -34,7 +34,7 @@ from tests.support.input_files import write_parquet
     ],
 )
 def test_a_name_is_taken_out_as_a_whole(reason: str, counted: str) -> None:
-    assert without_names(reason, ("a.png", "/d/a.png", None, "")) == counted
+    assert replace_names(reason, ("a.png", "/d/a.png", None, "")) == counted
 
 
 def longer(path: Path, number: int) -> None:
@@ -74,9 +74,9 @@ def test_changed_labels_are_one_reason(tmp_path: Path) -> None:
     keys = {**MADE, "images": str(table), "out": str(tmp_path / "s")}
     assert run_inline(**keys)[0] == 3
     write_parquet(table, {"image": [picture(number) for number in range(8)], "label": [*range(1, 8), 0]})
-    code, told = said(retry, str(tmp_path / "s"), runner="inline", workers="1")
-    assert code == 3 and "8 × the file was changed" in told, told
-    assert "has another label" in told
+    code, output = said(retry, str(tmp_path / "s"), runner="inline", workers="1")
+    assert code == 3 and "8 × the file was changed" in output, output
+    assert "has another label" in output
 
 
 def test_an_export_names_no_path_by_halves(tmp_path: Path) -> None:
@@ -87,6 +87,6 @@ def test_an_export_names_no_path_by_halves(tmp_path: Path) -> None:
     assert run_inline(images=str(images), out=str(tmp_path / "s"), **MADE)[0] == 0
     for path in images.iterdir():
         path.unlink()
-    code, told = export(tmp_path / "s", "webdataset", tmp_path / "e", originals=True)
-    assert code == 3 and "3 × image: the file is missing: put it back, then run this command again" in told, told
-    assert "saliency retry" not in told
+    code, output = export(tmp_path / "s", "webdataset", tmp_path / "e", originals=True)
+    assert code == 3 and "3 × image: the file is missing: put it back, then run this command again" in output, output
+    assert "saliency retry" not in output

@@ -1,4 +1,4 @@
-"""Local paths of the command line and of lists: one way of writing each, and none that depends on the directory."""
+"""Local paths of the command line and of lists have one form, which does not depend on the working directory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("written", "wanted"),
+    ("written", "expected"),
     [
         ("x", "here/x"),
         ("./x/.", "here/x"),
@@ -48,8 +48,8 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("S3://b/x", "s3://b/x"),
     ],
 )
-def test_a_path_is_written_in_one_way(places: Path, written: str, wanted: str) -> None:
-    assert full_path(written) == (wanted if "://" in wanted else f"{places}/{wanted}")
+def test_a_path_is_written_in_one_way(places: Path, written: str, expected: str) -> None:
+    assert full_path(written) == (expected if "://" in expected else f"{places}/{expected}")
 
 
 @pytest.mark.parametrize("form", ["file://{}/here/../a b", "file://localhost{}/a%20b", "FILE://LOCALHOST{}/a%20b"])
@@ -68,7 +68,7 @@ def test_a_file_of_another_host_is_refused(written: str, places: Path) -> None:
 
 
 def test_a_list_names_files_of_this_host_alone(places: Path) -> None:
-    """Not even where the host's name is that of a directory here."""
+    """It is refused even if a directory has the name of the host."""
     (places / "here/host").mkdir()
     for path in ("here/host/a.png", "here/a.png"):
         (places / path).write_bytes(picture(0))
@@ -98,7 +98,7 @@ def test_a_store_is_named_in_full_wherever_it_is_worked_on(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path / "other")
     assert run_inline(images="../images", out="../x/../st", **MADE)[0] == 3
     shutil.move(tmp_path / "st", tmp_path / "moved")
-    code, told = said(retry, "../other/../moved", runner="inline", workers="1")
+    code, output = said(retry, "../other/../moved", runner="inline", workers="1")
     config = json.loads((tmp_path / "moved/run.json").read_text())["config"]
     assert (code, config["out"], config["images"]) == (3, f"{tmp_path}/moved", [str(images)])
-    assert f"{tmp_path}/moved" in told and "../" not in told, told
+    assert f"{tmp_path}/moved" in output and "../" not in output, output

@@ -1,4 +1,4 @@
-"""What is cut from an address, and what is left as it is."""
+"""Credentials are cut from an address, and the rest stays."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ ONLY_AS_ADDRESS = {
     "x.jpg?X-Amz-Signature=PW": "x.jpg",
     'https://proxy/?cfg={"password": "PW"}': 'https://proxy/?cfg={"password": ""}',
 }
-"""In a text, white space ends an address, and what has no scheme is none."""
+"""In a text, white space ends an address, and an address has a scheme."""
 KEPT = (
     "s3://bucket/a@b.jpg",
     "s3://bucket/a:b@c.jpg",

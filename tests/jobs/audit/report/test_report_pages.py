@@ -15,7 +15,7 @@ from jobs.audit.report.overview_page import overview_context
 from jobs.html.components import RowFigure, Tile, format_value, render
 from jobs.html.sprite_sheet import LARGE, SMALL, SpriteSheet
 from jobs.store.store_reader import open_store
-from jobs.util.formatting import shown
+from jobs.util.formatting import escape_invisible
 from tests.support.reports import ARRAY, NAMES, OVER, Page, make_audit_and_report, make_test_report, pages
 
 
@@ -78,7 +78,9 @@ def test_nothing_external_or_inline_is_on_the_pages(either: Path) -> None:
 
 def test_hostile_names_are_text_everywhere(either: Path, made_up: Path) -> None:
     overview = Page(either / "index.html")
-    names = [shown(OVER.get(number, name) if either == made_up else name) for number, name in enumerate(NAMES)]
+    names = [
+        escape_invisible(OVER.get(number, name) if either == made_up else name) for number, name in enumerate(NAMES)
+    ]
     for number, name in enumerate(names):
         assert name in overview.text
         page = Page(either / "classes" / f"{number}.html")
@@ -87,7 +89,7 @@ def test_hostile_names_are_text_everywhere(either: Path, made_up: Path) -> None:
     assert "onerror" not in {name for page in pages(either) for _, attributes in page.tags for name in attributes}
     everything = "".join(path.read_text() for path in either.rglob("*.html"))
     assert not re.search(r"[\x00-\x09\x0b-\x1f\u202a-\u202e\u2066-\u2069]", everything)
-    assert shown("03<b onclick=alert(1)> \u202e.png") in "".join(page.text for page in pages(either))
+    assert escape_invisible("03<b onclick=alert(1)> \u202e.png") in "".join(page.text for page in pages(either))
     assert "{{ 7*7 }}" in everything and "49 <title>" not in everything
 
 
