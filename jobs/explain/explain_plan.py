@@ -132,7 +132,7 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False, acce
         if not dry:
             if stored is None:
                 run = claim(run, accept_versions=accept_versions)
-            complete_manifest(open_output(config.out), run, LocalStore(aside), set(pending), tell=log.warning)
+            complete_manifest(open_output(config.out), run, LocalStore(aside), set(pending), notify=log.warning)
             set_up(run)
     return Plan(run, done, pending, facts.parameter_bytes + micro_batch * facts.image_bytes)
 

@@ -15,7 +15,7 @@ from jobs.explain.model import build_model, refuse_other_weights
 from jobs.explain.progress import Meter
 from jobs.inputs.sources import list_entries
 from jobs.relocation.content_search import Sample
-from jobs.relocation.relocation import ListedAgain, rewrite_manifest
+from jobs.relocation.relocation import RelistedRows, rewrite_manifest
 from jobs.runners.engine import starting_engine
 from jobs.storage.object_store import delete, list_keys, put
 from jobs.store.arrays import metadata_objects
@@ -79,14 +79,14 @@ def retry(
             refuse_other_weights(run, model)
             run = gone_on(run, run, software_here(config, model.module), accept=accept_versions)
             engine.ready().workers(config, run.device)
-            listed = ListedAgain(store, run, pending, _samples(run), lambda text: print_text(console, text))
+            listed = RelistedRows(store, run, pending, _samples(run), lambda text: print_text(console, text))
             if listed.relabelled:
                 note = _relabelled(listed.relabelled)
                 print_text(console, f"note: {note}")
                 run = run.model_copy(update={"notes": (*dict.fromkeys((*run.notes, note)),)})
             _reopen(store, run)
             # Before the commits go: a unit without one has the places of today, whichever command goes on with it.
-            rewrite_manifest(store, run, pending, listed.move)
+            rewrite_manifest(store, run, pending, listed.relocate)
             _withdraw(store, again)
             remaining = done - {*again}
             return work(run, remaining, pending, engine.ready(), console, allow_quarantined=allow_quarantined)

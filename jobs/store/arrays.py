@@ -72,7 +72,7 @@ def encode_shards(
 ) -> dict[str, bytes]:
     """Key → bytes of the unit's shard of ``array``, and of its scale array where it has one."""
     memory, arrays = _template(run.to_json())
-    shards = {array.path: values} | ({} if scales is None else {f"{array.path}_scale": scales})
+    shards = {array.path: values} | ({} if scales is None else {array.scale_path: scales})
     return {f"{MAPS}/{key}": data for key, data in _encode(run, memory, arrays, unit, shards)}
 
 
@@ -115,7 +115,7 @@ def _template(run_json: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
         )  # fmt: skip
         if array.scaled:
             note = {"scale_of": array.method, "note": "map = stored value * scale of its row"}
-            path = f"{array.path}_scale"
+            path = array.scale_path
             arrays[path] = _create(root, run, run.chunk_rows, path, "float32", (), ("row",), float("nan"), note)
     return memory, arrays
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jobs.config.classes_config import ClassesConfig
+from jobs.store.layout import CLASSES_JSON
 from jobs.store.open import existing_record
 from jobs.store.run_record import Record
 from saliency_core.errors import InvalidRequestError
@@ -11,7 +12,7 @@ from saliency_core.errors import InvalidRequestError
 class ClassRun(Record):
     """The content of classes.json, fixed by the plan. Row i of the store is class ``classes[i]``, ascending."""
 
-    KEY = "classes.json"
+    KEY = CLASSES_JSON
 
     config: ClassesConfig
     classes: tuple[int, ...]

@@ -7,12 +7,13 @@ the code reads at run time: environment variables, configuration files, other da
 from __future__ import annotations
 
 import ast
-import hashlib
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+
+from jobs.util.digests import short_digest
 
 OURS = ("jobs", "saliency_core")  # the arithmetic version stands for them
 _STDLIB = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")}
@@ -43,7 +44,7 @@ def code_digests(roots: Iterable[str]) -> dict[str, str | None]:
                 continue
             data = path.read_bytes()
             tree = _parsed(data) if path.suffix == ".py" else None
-            digests[name] = hashlib.sha256(data if tree is None else _canonical(tree)).hexdigest()[:16]
+            digests[name] = short_digest(data if tree is None else _canonical(tree))
             if tree is not None:
                 waiting += _imported(tree, name, is_package=path.name == "__init__.py")
     return dict(sorted(digests.items()))

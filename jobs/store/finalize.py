@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -35,6 +34,7 @@ from jobs.store.manifest import parts_of, sound
 from jobs.store.row_identity import forget_committed
 from jobs.store.run_record import Run
 from jobs.store.store_presence import Presence
+from jobs.util.digests import sha256_of
 from jobs.util.exit_codes import DONE, imperfect
 from jobs.util.formatting import ranges
 
@@ -114,16 +114,16 @@ def finalize(store: ObjectStore, run: Run, *, session: dict[str, Any]) -> Totals
     totals = _compact(store, run, sums)
     for part in range(parts_of(run)):
         # What is damaged must not get a hash that calls it good.
-        sums[manifest_key(part)] = digest(sound(part, read_object(store, manifest_key(part))))
+        sums[manifest_key(part)] = sha256_of(sound(part, read_object(store, manifest_key(part))))
     for key in metadata_objects(run):
-        sums[key] = digest(read_object(store, key))
-    sums.update((key, digest(data)) for key, data in forget_committed(store).items())
+        sums[key] = sha256_of(read_object(store, key))
+    sums.update((key, sha256_of(data)) for key, data in forget_committed(store).items())
     # A session that found nothing to do has no figures worth keeping.
     told = session if session.get("rows") else run.totals.get("last_session", session)
     finished = run.model_copy(update={"state": "finished", "totals": {**totals.to_dict(), "last_session": told}})
     # A kill at any moment leaves what is sound: sums prove nothing until the record, which comes last, says "finished".
     put(store, RUN_JSON, run.model_copy(update={"state": "reopened"}).to_json())
-    put_sums(store, {**sums, RUN_JSON: digest(finished.to_json())})
+    put_sums(store, {**sums, RUN_JSON: sha256_of(finished.to_json())})
     put(store, RUN_JSON, finished.to_json())
     _agree(store, sums)
     return totals
@@ -142,8 +142,8 @@ def sums_text(sums: dict[str, str]) -> bytes:
 def _agree(store: ObjectStore, sums: dict[str, str]) -> None:
     """Puts the sums again until they are those of the run.json that is there: another driver may finalize the same run,
     with a run.json of its own, and the last of all puts is followed by this check."""
-    while not _has_line(store, RUN_JSON, digest(read_object(store, RUN_JSON))):
-        put_sums(store, {**sums, RUN_JSON: digest(read_object(store, RUN_JSON))})
+    while not _has_line(store, RUN_JSON, sha256_of(read_object(store, RUN_JSON))):
+        put_sums(store, {**sums, RUN_JSON: sha256_of(read_object(store, RUN_JSON))})
 
 
 def _has_line(store: ObjectStore, key: str, hexadecimal: str) -> bool:
@@ -168,7 +168,7 @@ def _compact(store: ObjectStore, run: Run, sums: dict[str, str]) -> Totals:
 
 def _parts(store: ObjectStore, run: Run, totals: Totals, sums: dict[str, str]) -> Iterator[pa.Table]:
     for unit, data in read_parts(store, range(run.units)):
-        sums[index_key(unit)] = digest(data)
+        sums[index_key(unit)] = sha256_of(data)
         lines, commit = load_part(data, unit)
         try:
             check_rows(run, unit, lines)
@@ -191,7 +191,3 @@ def check_rows(run: Run, unit: int, lines: pa.Table) -> None:
 def is_range(numbers: pa.ChunkedArray, wanted: range) -> bool:
     """Whether ``numbers``, int64, are ``wanted``, each once and in order."""
     return bool(numbers.equals(pa.chunked_array([np.arange(wanted.start, wanted.stop)])))
-
-
-def digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

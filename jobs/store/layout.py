@@ -13,8 +13,10 @@ from __future__ import annotations
 import re
 
 RUN_JSON = "run.json"
+CLASSES_JSON = "classes.json"
 INDEX_PARQUET = "index.parquet"
 SHA256SUMS = "SHA256SUMS"
+MANIFEST = "manifest"
 INDEX = "index"
 IDENTITY = "identity"
 MAPS = "maps.zarr"
@@ -26,7 +28,7 @@ _SHARD = re.compile(rf"{re.escape(MAPS)}/.+/c/(?P<unit>\d+)(?:/0)*")
 
 def manifest_key(part: int) -> str:
     """The key of a part of the manifest."""
-    return f"manifest/part-{part:05d}.parquet"
+    return f"{MANIFEST}/part-{part:05d}.parquet"
 
 
 def index_key(unit: int) -> str:

@@ -44,9 +44,9 @@ SCHEMA = pa.schema(
     }
 )
 PART_UNITS = 64
-PLACE = ("uri", "member", "offset", "length", "row_group", "row_in_group", "size", "etag", "error")
-"""Where a sample is; a retry may find it elsewhere."""
-_FROM_ENTRY = ("sample_id", *PLACE)
+LOCATION_COLUMNS = ("uri", "member", "offset", "length", "row_group", "row_in_group", "size", "etag", "error")
+"""The columns that locate a sample; `jobs.relocation` rewrites them if the sample was moved."""
+_FROM_ENTRY = ("sample_id", *LOCATION_COLUMNS)
 
 LabelResolver = Callable[[int | str], int | None]
 

@@ -13,7 +13,7 @@ from jobs.config.job_config import full_path
 from jobs.storage.files import is_remote, local_path
 from jobs.storage.object_store import list_keys, open_output, put, read_object
 from jobs.store.fingerprint import refuse_other_fingerprint
-from jobs.store.layout import RUN_JSON
+from jobs.store.layout import CLASSES_JSON, RUN_JSON
 from jobs.store.run_record import AnyRecord, Record, Run, is_proven, parse_record
 from jobs.store.software_versions import gone_on
 from jobs.util.environment import can_write
@@ -22,7 +22,7 @@ from saliency_core.errors import InvalidRequestError
 
 _STORES = {
     RUN_JSON: ("explain", "status", "verify", "retry", "show", "audit", "compare", "export"),
-    "classes.json": ("classes", "verify"),
+    CLASSES_JSON: ("classes", "verify"),
 }
 """The record of each kind of store → the command that makes it, and those that read it."""
 

@@ -42,6 +42,11 @@ class ArraySpec(BaseModel):
         return f"{self.target}/{self.method}"
 
     @property
+    def scale_path(self) -> str:
+        """The path of the array of scales; only scaled arrays have one."""
+        return f"{self.path}_scale"
+
+    @property
     def column(self) -> str:
         """The prefix of the array's columns in the index."""
         return f"{self.target}__{self.method}"

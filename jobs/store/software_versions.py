@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import re
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from jobs.store.code_digests import code_digests, is_installed
+from jobs.util.digests import short_digest
 from jobs.util.formatting import ranges
 from saliency_core.arithmetic_version import ARITHMETIC_VERSION
 from saliency_core.errors import InvalidRequestError
@@ -58,7 +58,7 @@ class Software(BaseModel):
         if self.arithmetic is None:
             return ""
         told = json.dumps([self.arithmetic, self.effective, self.code], sort_keys=True)
-        return hashlib.sha256(told.encode()).hexdigest()[:16]
+        return short_digest(told.encode())
 
     def differences(self, other: Software) -> list[str]:
         """What differs, in words, ``self`` first. What one of them did not record yet is not held against it."""
@@ -194,13 +194,13 @@ def _counted(units: list[int]) -> str:
 
 def _classes(network: nn.Module) -> str:
     """Which classes a network consists of. Beside its code, that may depend on a file or on the environment."""
-    digest = hashlib.sha256()
+    lines = []
     for name, part in network.named_modules():
         kind = type(part)
         # The arguments of torch's own classes are told in the same way in every process.
         told = part.extra_repr() if kind.__module__.startswith("torch.nn.modules.") else ""
-        digest.update(f"{name} {kind.__module__}.{kind.__qualname__} {told}\n".encode())
-    return digest.hexdigest()[:16]
+        lines.append(f"{name} {kind.__module__}.{kind.__qualname__} {told}\n")
+    return short_digest("".join(lines).encode())
 
 
 def _package(top: str) -> str | None:

@@ -5,7 +5,6 @@ Everything is by row, in the order that is asked for; nothing is loaded before i
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -31,6 +30,7 @@ from jobs.store.layout import INDEX_PARQUET, MAPS
 from jobs.store.manifest import Manifest, by_content, to_entries
 from jobs.store.open import open_run
 from jobs.store.run_record import ArraySpec, Run
+from jobs.util.digests import sha256_of
 from jobs.util.failure_reasons import for_explained
 from jobs.util.formatting import first_line
 from jobs.util.job_errors import JobStopped
@@ -78,7 +78,7 @@ class MapArray:
             stored = np.asarray(self._open(self.spec.path)[rows])
             if not self.spec.scaled:
                 return stored.astype(np.float32, copy=False)
-            return unscale_maps(stored, np.asarray(self._open(f"{self.spec.path}_scale")[rows]))
+            return unscale_maps(stored, np.asarray(self._open(self.spec.scale_path)[rows]))
         except BaseError as error:
             raise translate_error(error, f"{self._run.config.out}/{MAPS}/{self.spec.path}") from None
         except (InvalidRequestError, JobStopped):
@@ -207,7 +207,7 @@ class Store:
         data = fetch(entries, max_bytes=config.max_bytes)[0]
         if isinstance(data, RejectedImage):
             return data if sha256 is None else RejectedImage(for_explained(data.reason))
-        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        if sha256 is not None and sha256_of(data) != sha256:
             return RejectedImage(CHANGED)
         function = partial(load_canonical, max_pixels=config.max_pixels)
         memory = most_memory(data, max_pixels=config.max_pixels)
