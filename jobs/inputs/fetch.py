@@ -13,7 +13,7 @@ from jobs.inputs.parquet_process import parquet_processes
 from jobs.inputs.parquet_reading import image_values
 from jobs.inputs.rejected import RejectedImage
 from jobs.inputs.tables import Damaged
-from jobs.inputs.uri_list_source import look_up
+from jobs.inputs.uri_lookup import look_up
 from jobs.storage.files import ObjectInfo, is_remote, parent, read, read_ranges, stat
 from jobs.storage.hang_guard import NoAnswer, map_with_hang_guard
 from jobs.storage.storage_errors import OF_THE_MACHINE

@@ -14,8 +14,8 @@ from jobs.config.explain_config import Config
 from jobs.explain.label_resolution import label_resolver
 from jobs.inputs.entry import Entry
 from jobs.inputs.fetch import fetch
+from jobs.inputs.tar_contents import MOST_LOSSES
 from jobs.inputs.tar_headers import MOST_EXTENSIONS
-from jobs.inputs.tar_source import MOST_LOSSES
 from jobs.store.manifest import ManifestBuilder, encode_part
 from tests.support.input_files import picture, write
 from tests.support.listed_inputs import PNG, listed
