@@ -13,7 +13,7 @@ from jobs.audit.class_examination import examine
 from jobs.audit.group_types import Background, Examined, Group
 from jobs.audit.unit_measures import FACTS, FIGURES, floats, integers, read_units, small_maps
 from jobs.storage.object_store import open_output
-from jobs.store.open import open_run
+from jobs.store.store_access import open_run
 from saliency_core.map_measures import Floats
 
 GROUP_BYTES = 128 << 20  # of small maps that a task gathers; a class is never cut, so a large one may have more

@@ -34,8 +34,8 @@ from jobs.store.finalize import put_sums, sums_text
 from jobs.store.fingerprint import classes_fingerprint, refuse_other_fingerprint
 from jobs.store.index import committed, load_part, read_parts
 from jobs.store.layout import CLASSES, SHA256SUMS, index_key
-from jobs.store.open import claim, refuse_unwritable
 from jobs.store.software_versions import at_rest, begun, gone_on
+from jobs.store.store_access import claim, refuse_unwritable
 from jobs.util.console import print_text
 from jobs.util.digests import sha256_of
 from jobs.util.exit_codes import DONE, imperfect

@@ -15,7 +15,7 @@ from jobs.compare.row_matching import Ledger, Side
 from jobs.storage.files import is_remote, local_path
 from jobs.storage.object_store import list_keys, open_output, put, read_object
 from jobs.store.fingerprint import differing
-from jobs.store.open import refuse_unwritable
+from jobs.store.store_access import refuse_unwritable
 from jobs.store.store_reader import Store
 from jobs.util.formatting import first_line
 from saliency_core.errors import InvalidRequestError

@@ -25,9 +25,9 @@ from jobs.store.fingerprint import maps_fingerprint, refuse_other_fingerprint
 from jobs.store.index import committed
 from jobs.store.layout import RUN_JSON
 from jobs.store.manifest import ManifestBuilder, scan, write_manifest
-from jobs.store.open import claim, existing_run, refuse_reordered, refuse_unwritable
 from jobs.store.run_record import ArraySpec, Run, is_proven
 from jobs.store.software_versions import at_rest, begun, gone_on
+from jobs.store.store_access import claim, existing_run, refuse_reordered, refuse_unwritable
 from jobs.util.prefetch import prefetched
 from saliency_core.errors import InvalidRequestError
 

@@ -23,10 +23,10 @@ from jobs.store.finalize import Totals, exit_code
 from jobs.store.index import OK, PARTIAL, QUARANTINED, committed, load_part, read_parts, withdraw
 from jobs.store.layout import INDEX_PARQUET, RUN_JSON, SHA256SUMS
 from jobs.store.manifest import resolved
-from jobs.store.open import open_run
 from jobs.store.row_identity import remember, remembered, remembered_units
 from jobs.store.run_record import Run, is_proven
 from jobs.store.software_versions import gone_on, software_here
+from jobs.store.store_access import open_run
 from jobs.store.store_lock import locked
 from jobs.util.console import print_text
 from jobs.util.formatting import ranges

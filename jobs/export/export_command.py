@@ -16,7 +16,7 @@ from jobs.export.export_format import Format
 from jobs.export.output_directory import LEFT_OUT, WHOLE, Commit, Folder
 from jobs.export.selection import Selection, select
 from jobs.storage.files import is_remote, local_path
-from jobs.store.open import refuse_inside
+from jobs.store.store_access import refuse_inside
 from jobs.store.store_reader import open_store
 from jobs.util.console import print_text
 from jobs.util.exit_codes import DONE, imperfect

@@ -12,9 +12,9 @@ from jobs.storage.object_store import list_keys
 from jobs.store.finalize import Totals, exit_code
 from jobs.store.index import committed, load_part, read_parts
 from jobs.store.layout import SHA256SUMS
-from jobs.store.open import open_run
 from jobs.store.run_record import Run
 from jobs.store.software_versions import Makers
+from jobs.store.store_access import open_run
 from jobs.util.console import print_text
 from jobs.util.exit_codes import NOT_FINISHED
 from jobs.util.formatting import duration, quoted, ranges

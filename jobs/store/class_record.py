@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from jobs.config.classes_config import ClassesConfig
 from jobs.store.layout import CLASSES_JSON
-from jobs.store.open import existing_record
 from jobs.store.run_record import Record
+from jobs.store.store_access import existing_record
 from saliency_core.errors import InvalidRequestError
 
 

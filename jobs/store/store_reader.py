@@ -26,7 +26,7 @@ from jobs.store.layout import INDEX_PARQUET
 from jobs.store.manifest import Manifest, by_content, to_entries
 from jobs.store.map_array import MapArray, spans
 from jobs.store.run_record import ArraySpec
-from jobs.store.open import open_run
+from jobs.store.store_access import open_run
 from jobs.util.digests import sha256_of
 from jobs.util.failure_reasons import for_explained
 from saliency_core.errors import InvalidRequestError

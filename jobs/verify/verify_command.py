@@ -15,9 +15,9 @@ from jobs.storage.object_store import list_keys, open_output, read_object
 from jobs.store.index import committed
 from jobs.store.layout import INDEX_PARQUET, MAPS, RUN_JSON, SHA256SUMS
 from jobs.store.manifest import Manifest
-from jobs.store.open import open_run
 from jobs.store.run_record import Run, other_format
 from jobs.store.software_versions import Makers
+from jobs.store.store_access import open_run
 from jobs.util.console import print_text
 from jobs.util.exit_codes import DONE, NOT_FINISHED
 from jobs.util.formatting import ranges

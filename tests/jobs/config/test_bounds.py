@@ -11,8 +11,8 @@ import pytest
 from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import flag_of, make_config, read_config
 from jobs.storage.retrying import VARIABLE, retry_seconds
-from jobs.store.open import existing_run
 from jobs.store.run_record import is_proven
+from jobs.store.store_access import existing_run
 from saliency_core.errors import InvalidRequestError
 from saliency_core.methods.registry import parse_method
 from saliency_core.targets.target_parsing import parse_targets

@@ -16,7 +16,7 @@ from PIL import Image
 
 from jobs.store.arrays import open_array
 from jobs.store.index import QUARANTINED
-from jobs.store.open import open_run
+from jobs.store.store_access import open_run
 from tests.conftest import CLASSES, flags, run_inline
 from tests.support.input_files import write_tar
 

@@ -22,7 +22,7 @@ from jobs.inputs.decode_image import Decoded, decode, load_canonical, most_memor
 from jobs.inputs.decoder_process import Decoder, shared_decoder
 from jobs.inputs.rejected import RejectedImage
 from jobs.store.arrays import open_array
-from jobs.store.open import open_run
+from jobs.store.store_access import open_run
 from jobs.store.store_reader import open_store
 from jobs.util.job_errors import JobStopped
 from saliency_core.model.preprocessing import Preprocessing

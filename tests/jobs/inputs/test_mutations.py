@@ -18,7 +18,7 @@ from jobs.inputs.entry import Entry, SourceError
 from jobs.inputs.fetch import fetch
 from jobs.inputs.sources import list_entries, open_sources
 from jobs.store.arrays import open_array
-from jobs.store.open import open_run
+from jobs.store.store_access import open_run
 from tests.conftest import run_inline
 from tests.support.input_files import write_tar
 

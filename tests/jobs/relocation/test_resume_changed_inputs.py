@@ -10,8 +10,8 @@ import pytest
 
 from jobs.explain.retry import retry
 from jobs.store.index import withdraw
-from jobs.store.open import open_run
 from jobs.store.row_identity import remember
+from jobs.store.store_access import open_run
 from jobs.verify.verify_command import verify
 from tests.conftest import run_inline, said
 from tests.support.changed_inputs import MADE, Item, Made, make, picture, write

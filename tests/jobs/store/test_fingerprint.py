@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.store.fingerprint import refuse_other_fingerprint
-from jobs.store.open import existing_run
+from jobs.store.store_access import existing_run
 from saliency_core.errors import InvalidRequestError
 
 

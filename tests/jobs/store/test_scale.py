@@ -15,7 +15,7 @@ import pytest
 from jobs.inputs.entry import Entry
 from jobs.inputs.sources import list_entries, open_sources
 from jobs.store import finalize, index
-from jobs.store.open import open_run
+from jobs.store.store_access import open_run
 
 
 def test_index_is_the_same_however_many_parts_are_taken_at_once(

@@ -27,8 +27,8 @@ from jobs.inspect.status import status
 from jobs.store import software_versions
 from jobs.store.index import Commit, encode_part, read_part
 from jobs.store.layout import index_key
-from jobs.store.open import claim, open_run
 from jobs.store.software_versions import Software
+from jobs.store.store_access import claim, open_run
 from jobs.util.exit_codes import DONE, IMPERFECT, NOT_FINISHED
 from saliency_core.errors import InvalidRequestError
 from tests.conftest import CLASSES, TINY, content, said

@@ -18,7 +18,7 @@ from jobs.config.explain_config import read_config
 from jobs.storage.object_store import delete, open_output, put
 from jobs.store.finalize import finalize
 from jobs.store.layout import RUN_JSON
-from jobs.store.open import open_run
+from jobs.store.store_access import open_run
 from jobs.store.store_presence import Presence
 from jobs.util.job_errors import StoreUnusable
 from saliency_core.errors import InvalidRequestError

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from jobs.inputs.rejected import RejectedImage
 from jobs.store.arrays import open_array
 from jobs.store.index import read_part, withdraw
-from jobs.store.open import open_run
+from jobs.store.store_access import open_run
 from jobs.store.store_reader import Store, open_store
 from jobs.store.torch_dataset import MapDataset
 from saliency_core.errors import InvalidRequestError

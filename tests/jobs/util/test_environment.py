@@ -20,7 +20,7 @@ import pytest
 
 from jobs.inspect.status import status
 from jobs.runners.cluster import refuse_unreachable
-from jobs.store.open import refuse_unwritable
+from jobs.store.store_access import refuse_unwritable
 from jobs.store.store_reader import open_store
 from jobs.util.environment import ray_directory, without_strict_warnings
 from jobs.util.hidden_modules import hidden_module, refuse_hidden_from_workers
@@ -268,7 +268,7 @@ def test_interrupt_counts_what_the_store_has(tree: Path, tmp_path: Path) -> None
     from jobs.runners.in_process import run_stages, tasks_in_flight
     from jobs.runners.stage import Node
     from jobs.store.index import committed
-    from jobs.store.open import open_run
+    from jobs.store.store_access import open_run
 
     run_inline(images=str(tree), out=str(tmp_path / "s"), limit=8, **SAME)
     store, run = open_run(str(tmp_path / "s"))

@@ -15,7 +15,7 @@ from jobs.explain import retry as retrying
 from jobs.explain import write_stage as writing
 from jobs.explain.retry import retry
 from jobs.relocation import relocation
-from jobs.store import finalize, open
+from jobs.store import finalize, store_access
 from jobs.util.exit_codes import DAMAGED, DONE, NOT_FINISHED
 from tests.conftest import SAME, run_inline, said
 from tests.support.damage import check
@@ -124,7 +124,7 @@ def test_no_moment_of_a_first_run_is_damage(tree: Path, tmp_path: Path, monkeypa
     while True:
         out = tmp_path / f"store{moments}"
         command = lambda out=out: run_inline(images=str(tree / "bee"), out=str(out), unit_size=4, batch_size=4)  # noqa: E731
-        if not kill_at(moments, monkeypatch, command, open, relocation, explain_plan, writing):
+        if not kill_at(moments, monkeypatch, command, store_access, relocation, explain_plan, writing):
             break
         if moments:
             code, told = check(out)

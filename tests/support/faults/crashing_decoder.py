@@ -50,7 +50,7 @@ def decode(data: bytes, preprocessing: Preprocessing, *, max_pixels: int) -> Dec
 def decode_stage(out: str, **keys: Any) -> Callable[[Any], Any]:
     """The decode stage, wherever it is built, with this decoding."""
     from jobs.explain import decode_stage as stage
-    from jobs.store.open import open_run
+    from jobs.store.store_access import open_run
 
     stage.decode = decode
     return stage.DecodeStage(open_run(out)[1], **keys)
