@@ -34,7 +34,7 @@ from jobs.store.finalize import put_sums, sums_text
 from jobs.store.fingerprint import classes_fingerprint, refuse_other_fingerprint
 from jobs.store.index import committed, load_part, read_parts
 from jobs.store.layout import CLASSES, SHA256SUMS, index_key
-from jobs.store.software_versions import at_rest, begun, gone_on
+from jobs.store.software_versions import record_of_idle_session, record_of_new_store, record_of_resumed_store
 from jobs.store.store_access import claim, refuse_unwritable
 from jobs.util.console import print_text
 from jobs.util.digests import sha256_of
@@ -115,14 +115,14 @@ def _plan(config: ClassesConfig, engine: StartingEngine, *, accept_versions: boo
         update={"fingerprint": classes_fingerprint(run, weights=tried.digest, head=first.head.key).to_json()}
     )
     if stored is None:
-        run = claim(begun(run, tried.software), accept_versions=accept_versions)
+        run = claim(record_of_new_store(run, tried.software), accept_versions=accept_versions)
         if run.later_software:  # another run has just begun there
             _reopen(run)
         return _set_up(run)
     refuse_other_fingerprint(stored, run.fingerprint, where=config.out)
     if not _pending(run, committed(open_output(config.out))):
-        return _set_up(at_rest(run, stored))
-    run = gone_on(run, stored, tried.software, accept=accept_versions)
+        return _set_up(record_of_idle_session(run, stored))
+    run = record_of_resumed_store(run, stored, tried.software, accept=accept_versions)
     _unseal(open_output(config.out))  # units will be written of which it may have other hashes
     if run.all_software != stored.all_software or run.session_software != stored.session_software:
         _reopen(run)

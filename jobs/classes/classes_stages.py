@@ -100,7 +100,7 @@ class VisualiseStage:
         import torch  # the driver and the other stages can do without
 
         from jobs.explain.model import build_model, refuse_other_weights
-        from jobs.store.software_versions import refuse_other_worker, software_here
+        from jobs.store.software_versions import current_software, refuse_other_worker
         from saliency_core.errors import SaliencyWarning
 
         warnings.simplefilter("ignore", SaliencyWarning)  # the plan has told it
@@ -109,7 +109,7 @@ class VisualiseStage:
             keep_freed_memory()
         self._model: Model = build_model(run.config, class_names=run.class_names)
         refuse_other_weights(run, self._model)
-        self._software = software_here(run.config, self._model.module)
+        self._software = current_software(run.config, self._model.module)
         refuse_other_worker(run.session, self._software)
         if not run.probe.get("copied", True):
             self._model.module.to(run.device)  # the replica is the model itself: only here may it be moved

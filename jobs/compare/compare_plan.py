@@ -14,7 +14,7 @@ from jobs.compare.compare_stages import PairUnit
 from jobs.compare.row_matching import Ledger, Side
 from jobs.storage.files import is_remote, local_path
 from jobs.storage.object_store import list_keys, open_output, put, read_object
-from jobs.store.fingerprint import differing
+from jobs.store.fingerprint import differing_keys
 from jobs.store.store_access import refuse_unwritable
 from jobs.store.store_reader import Store
 from jobs.util.formatting import first_line
@@ -91,7 +91,7 @@ def claim(output: str, plan: Comparison) -> None:
             f"{output}/{COMPARE_JSON} cannot be read ({first_line(error)}): choose another."
         ) from None
     else:
-        others = differing(there.fingerprint, plan.fingerprint)
+        others = differing_keys(there.fingerprint, plan.fingerprint)
         if others == ["pairs"]:
             raise InvalidRequestError(
                 f"--output {output} holds a comparison of these stores as they were before rows came or changed, and "

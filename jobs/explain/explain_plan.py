@@ -24,9 +24,9 @@ from jobs.store.arrays import metadata_objects
 from jobs.store.fingerprint import maps_fingerprint, refuse_other_fingerprint
 from jobs.store.index import committed
 from jobs.store.layout import RUN_JSON
-from jobs.store.manifest import ManifestBuilder, scan, write_manifest
-from jobs.store.run_record import ArraySpec, Run, is_proven
-from jobs.store.software_versions import at_rest, begun, gone_on
+from jobs.store.manifest import ManifestBuilder, summarize_listing, write_manifest
+from jobs.store.run_record import ArraySpec, Run, checked_json
+from jobs.store.software_versions import record_of_idle_session, record_of_new_store, record_of_resumed_store
 from jobs.store.store_access import claim, existing_run, refuse_reordered, refuse_unwritable
 from jobs.util.prefetch import prefetched
 from saliency_core.errors import InvalidRequestError
@@ -81,7 +81,7 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False, acce
             lines = ManifestBuilder(entries, unit_size=unit_size, n_classes=facts.n_classes, resolve=resolve)
             device = engine.ready().device(config)
             engine.ready().workers(config, device)  # refuses what the machine lacks
-            summary = scan(lines) if dry else write_manifest(LocalStore(aside), lines)
+            summary = summarize_listing(lines) if dry else write_manifest(LocalStore(aside), lines)
             if facts.needs_labels:
                 refuse_no_labels(summary)
         micro_batch = _micro_batch(config, device, unit_size, facts.image_bytes)
@@ -124,11 +124,11 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False, acce
         done = set() if stored is None else committed(open_output(config.out))
         pending = _pending(run, done)
         if stored is None:
-            run = begun(run, facts.software)
+            run = record_of_new_store(run, facts.software)
         elif pending:
-            run = gone_on(run, stored, facts.software, accept=accept_versions)
+            run = record_of_resumed_store(run, stored, facts.software, accept=accept_versions)
         else:
-            run = at_rest(run, stored)
+            run = record_of_idle_session(run, stored)
         if not dry:
             if stored is None:
                 run = claim(run, accept_versions=accept_versions)
@@ -157,7 +157,7 @@ def sources_of(config: Config) -> list[Source]:
 
 def set_up(run: Run) -> None:
     """Makes the arrays (again: the bytes are the same), and tells in run.json what this session was asked for."""
-    data, store = is_proven(run), open_output(run.config.out)
+    data, store = checked_json(run), open_output(run.config.out)
     for key, metadata in metadata_objects(run).items():
         put(store, key, metadata)
     put(store, RUN_JSON, data)
@@ -212,4 +212,4 @@ def _micro_batch(config: Config, device: str, unit_size: int, image_bytes: int) 
 
 def _pending(run: Run, done: Set[int]) -> list[int]:
     """The units without a commit, in row order; with a limit, of those that hold the first rows."""
-    return [unit for unit in run.asked if unit not in done]
+    return [unit for unit in run.requested_units if unit not in done]

@@ -19,7 +19,7 @@ from jobs.explain.unit_records import DecodedUnit, ExplainedUnit
 from jobs.store.arrays import scale_maps
 from jobs.store.index import OK
 from jobs.store.run_record import STATISTICS, Run
-from jobs.store.software_versions import refuse_other_worker, software_here
+from jobs.store.software_versions import current_software, refuse_other_worker
 from jobs.util.exit_guard import no_quitting
 from jobs.util.job_errors import JobStopped
 from jobs.util.timeout import CallWithTimeout
@@ -50,7 +50,7 @@ class ExplainStage:
             keep_freed_memory()
         model = build_model(run.config, class_names=run.class_names)
         refuse_other_weights(run, model)
-        self.software = software_here(run.config, model.module)
+        self.software = current_software(run.config, model.module)
         if not any_software:
             refuse_other_worker(run.session, self.software)
         if not run.probe.get("copied", True):

@@ -10,7 +10,7 @@ import torch
 from jobs.config.job_config import JobConfig
 from jobs.storage.files import local_path
 from jobs.store.run_record import Record
-from jobs.store.software_versions import Software, software_here
+from jobs.store.software_versions import Software, current_software
 from jobs.util.exit_guard import refuse_quitting
 from jobs.util.interruptible_wait import abandonable
 from saliency_core.errors import InvalidRequestError
@@ -80,7 +80,7 @@ def try_model(config: JobConfig, *, folders: Sequence[str] | None = None) -> Tri
     """
     given = read_class_names(config.class_names) if config.class_names else None
     model = build_model(config, class_names=given)
-    digest, software = model_digest(model), software_here(config, model.module)
+    digest, software = model_digest(model), current_software(config, model.module)
     again = build_model(config, class_names=given) if config.model.startswith("python:") else None
     if again is not None and model_digest(again) != digest:
         raise InvalidRequestError(

@@ -9,22 +9,22 @@ from contextlib import contextmanager
 from jobs.inputs.entry import SourceError
 from jobs.storage.storage_errors import NotAFile
 
-OF_THE_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EISDIR})
+FILE_ERRNOS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EISDIR})
 """What is wrong with one file, whatever others are: missing, a link to itself, no permission."""
 
 
 @contextmanager
-def container(uri: str) -> Iterator[None]:
+def container_errors(uri: str) -> Iterator[None]:
     """Turns what opening a tar, table or list raises into SourceError, if it is wrong with that file alone."""
     try:
         yield
     except OSError as error:
-        if isinstance(error, NotAFile) or error.errno in OF_THE_FILE:
-            raise unreadable(uri, error) from error
+        if isinstance(error, NotAFile) or error.errno in FILE_ERRNOS:
+            raise unreadable_container(uri, error) from error
         raise
 
 
-def unreadable(uri: str, error: OSError) -> SourceError:
+def unreadable_container(uri: str, error: OSError) -> SourceError:
     """The reason of a container whose images cannot be listed."""
     return SourceError(
         f"{uri} cannot be read ({error.strerror or error}), so its images cannot be listed: make it readable and start "

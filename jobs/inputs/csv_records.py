@@ -14,10 +14,10 @@ from typing import TextIO
 from jobs.inputs.rejected import RejectedImage
 
 LONGEST_LINE = 16 << 20  # characters
-AGAIN = 16 << 20  # characters that are read again at least, and otherwise as many as were read
+MOST_REREAD = 16 << 20  # characters that are read again at least, and otherwise as many as were read
 
 
-def records(text: TextIO) -> Iterator[tuple[int, list[str] | RejectedImage]]:
+def read_records(text: TextIO) -> Iterator[tuple[int, list[str] | RejectedImage]]:
     """The number of each record's first line, from 1, and its cells, or why they cannot be told. Skips blank lines."""
     lines = _Lines(text)
     reader = csv.reader(lines)
@@ -45,7 +45,7 @@ class _Lines:
     def __init__(self, text: TextIO) -> None:
         self._text = text
         self._again: deque[str] = deque()
-        self._room = AGAIN
+        self._room = MOST_REREAD
         self.taken: list[str] = []
         self.number = 0
 

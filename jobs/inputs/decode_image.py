@@ -23,7 +23,7 @@ from saliency_core.model.preprocessing import Preprocessing
 # Raster formats that data sets consist of. Others widen what hostile bytes can reach: EPS starts Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
-_TURNS = {
+_TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -35,7 +35,7 @@ _TURNS = {
 
 
 @dataclass(frozen=True)  # without slots, with which each would be unpickled field by field, in Python
-class Decoded:
+class DecodedImage:
     """pixels: uint8 [H, W, C] at the model's input size; width, height: of the canonical image."""
 
     pixels: NDArray[np.uint8]
@@ -43,7 +43,7 @@ class Decoded:
     height: int
 
 
-def most_memory(data: bytes, *, max_pixels: int) -> int:
+def decoding_memory(data: bytes, *, max_pixels: int) -> int:
     """Bytes with which any sound image of so many pixels can be decoded."""
     return 64 * max_pixels + 4 * len(data) + 2**28
 
@@ -60,7 +60,7 @@ class UnsupportedImageError(ValueError):
     """Pillow reads the file, but its values have no one 8-bit meaning."""
 
 
-def decode(data: bytes, preprocessing: Preprocessing, *, max_pixels: int) -> Decoded | RejectedImage:
+def decode(data: bytes, preprocessing: Preprocessing, *, max_pixels: int) -> DecodedImage | RejectedImage:
     """The bytes of an image file at the model's input size, not yet normalised."""
     image = load_canonical(data, max_pixels=max_pixels)
     if isinstance(image, RejectedImage):
@@ -72,7 +72,7 @@ def decode(data: bytes, preprocessing: Preprocessing, *, max_pixels: int) -> Dec
             f"{width}×{height} pixels become {needed} while they are resized for the model, "
             f"over the cap of {max_pixels}: cut the image, or raise --max-pixels"
         )
-    return Decoded(preprocessing.apply(image), width, height)
+    return DecodedImage(preprocessing.apply(image), width, height)
 
 
 def load_canonical(data: bytes, *, max_pixels: int) -> Image.Image | RejectedImage:
@@ -88,7 +88,7 @@ def load_canonical(data: bytes, *, max_pixels: int) -> Image.Image | RejectedIma
                     f"{width}×{height} pixels are over the cap of {max_pixels}: "
                     "if the image is sound, raise --max-pixels"
                 )
-            return canonical(image)
+            return make_canonical(image)
     except UnidentifiedImageError:
         return RejectedImage(f"not an image that Pillow reads (of {', '.join(FORMATS)})")
     except UnsupportedImageError as error:
@@ -99,7 +99,7 @@ def load_canonical(data: bytes, *, max_pixels: int) -> Image.Image | RejectedIma
         return RejectedImage(f"Pillow cannot decode it: {type(error).__name__}: {error}")
 
 
-def canonical(image: Image.Image) -> Image.Image:
+def make_canonical(image: Image.Image) -> Image.Image:
     """An opened image as upright 8-bit RGB; alpha lies over white.
 
     Raises UnsupportedImageError for floats, for signed integers and for those of more than 16 bits, whose white no
@@ -107,10 +107,10 @@ def canonical(image: Image.Image) -> Image.Image:
     """
     _scale_clear_grey(image)
     image.load()
-    turn = _turn(image)
+    turn = _orientation(image)
     if image.mode == "F":
         raise UnsupportedImageError("float pixels have no fixed white: save the image with 8 or 16 bits")
-    _refuse_no_white(image)
+    _refuse_unknown_white(image)
     if image.mode.startswith("I"):
         image = _high_byte(image)
     if image.mode == "La":  # premultiplied grey, which Pillow converts to nothing else
@@ -130,22 +130,22 @@ def _scale_clear_grey(image: Image.Image) -> None:
         image.info["transparency"] = clear * _GREY_STEPS.get(tiles[0].args, 1)
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
+def _orientation(image: Image.Image) -> Image.Transpose | None:
     """What sets a loaded image upright. (Pillow's exif_transpose also rewrites the EXIF, which can fail.)"""
     try:
-        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return _TRANSPOSITIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # noqa: BLE001  a broken EXIF block counts as none: the pixels are sound
         return None
 
 
-def _refuse_no_white(image: Image.Image) -> None:
+def _refuse_unknown_white(image: Image.Image) -> None:
     """Raises UnsupportedImageError for a TIFF whose header does not tell what white is, or that Pillow misreads.
 
     Other formats tell: by their bits, or by a maximum to which Pillow has scaled.
     """
     tags = getattr(image, "tag_v2", {})
-    bits = max(_values(tags, ExifTags.Base.BitsPerSample))
-    signed = SIGNED in _values(tags, ExifTags.Base.SampleFormat)
+    bits = max(_tag_values(tags, ExifTags.Base.BitsPerSample))
+    signed = SIGNED in _tag_values(tags, ExifTags.Base.SampleFormat)
     if signed or bits > 16:
         values = np.asarray(image)
         if not signed:
@@ -154,19 +154,19 @@ def _refuse_no_white(image: Image.Image) -> None:
             f"{'signed' if signed else 'unsigned'} integers of {bits} bits (here from {values.min()} to "
             f"{values.max()}) have no fixed white: save the image with 8 or 16 bits, unsigned"
         )
-    if ExifTags.Base.ColorMap in tags and 0 < max(_values(tags, ExifTags.Base.ColorMap)) < 256:
+    if ExifTags.Base.ColorMap in tags and 0 < max(_tag_values(tags, ExifTags.Base.ColorMap)) < 256:
         raise UnsupportedImageError(
             "a TIFF with a palette of 8-bit colours, which TIFF has as 16 bits, so that Pillow reads them as black: "
             "save it again, as RGB"
         )
-    if bits > 8 and SEPARATE in _values(tags, ExifTags.Base.PlanarConfiguration) and len(image.getbands()) > 1:
+    if bits > 8 and SEPARATE in _tag_values(tags, ExifTags.Base.PlanarConfiguration) and len(image.getbands()) > 1:
         raise UnsupportedImageError(
             f"a TIFF of {bits} bits whose channels lie one after the other, which Pillow misreads: "
             "save it with interleaved channels"
         )
 
 
-def _values(tags: Mapping[int, Any], key: int) -> tuple[int, ...]:
+def _tag_values(tags: Mapping[int, Any], key: int) -> tuple[int, ...]:
     found = tags.get(key, 1)  # the default of these tags
     return found if isinstance(found, tuple) else (found,)
 

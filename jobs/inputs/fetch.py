@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from jobs.inputs.entry import Entry
-from jobs.inputs.image_columns import Elsewhere, Oversized
+from jobs.inputs.image_columns import ImagePath, Oversized
 from jobs.inputs.parquet_process import parquet_processes
 from jobs.inputs.parquet_reading import image_values
 from jobs.inputs.rejected import RejectedImage
-from jobs.inputs.tables import Damaged
-from jobs.inputs.uri_lookup import look_up
+from jobs.inputs.tables import DamagedTable
+from jobs.inputs.uri_lookup import look_up_lines
 from jobs.storage.files import ObjectInfo, is_remote, parent, read, read_ranges, stat
 from jobs.storage.hang_guard import NoAnswer, map_with_hang_guard
 from jobs.storage.storage_errors import OF_THE_MACHINE
@@ -23,7 +23,7 @@ from jobs.util.redaction import scrubbed
 REMOTE_THREADS = 16  # a request waits far longer than it works
 BATCH = 16  # Parquet rows decoded at a time: images are large
 PARQUET_MEMORY = 3 << 30  # bytes with which any sound page can be unpacked, beside some of the largest images
-Value = bytes | RejectedImage | Elsewhere | Oversized | None
+Value = bytes | RejectedImage | ImagePath | Oversized | None
 
 
 def fetch(entries: Sequence[Entry], *, max_bytes: int) -> list[bytes | RejectedImage]:
@@ -64,10 +64,10 @@ def _fetch_object(entries: list[Entry], max_bytes: int) -> list[bytes | Rejected
     uri = entries[0].uri
     try:
         info = stat(uri)
-        refused = [_changed(entry, info) or _too_large(entry, info, max_bytes) for entry in entries]
+        refused = [_refuse_changed(entry, info) or _refuse_too_large(entry, info, max_bytes) for entry in entries]
         pairs = list(zip(entries, refused, strict=True))
         found = iter(_read([entry for entry, no in pairs if no is None], max_bytes))
-        return [no or _checked(entry, next(found), max_bytes) for entry, no in pairs]
+        return [no or _check_value(entry, next(found), max_bytes) for entry, no in pairs]
     except FileNotFoundError:
         reason = f"{uri} is missing: put it back, then run `saliency retry`"
     except (OSError, ValueError, KeyError) as error:  # a name with a zero byte; a column that is gone
@@ -93,26 +93,26 @@ def _read_rows(entries: list[Entry], max_bytes: int) -> list[Value]:
     groups: defaultdict[tuple[int, str], dict[int, Value]] = defaultdict(dict)
     for entry in entries:
         gone = RejectedImage(f"{entry.uri} has no row {entry.row_in_group} in row group {entry.row_group}")
-        groups[_group(entry)][entry.row_in_group or 0] = gone
+        groups[_group_of(entry)][entry.row_in_group or 0] = gone
     for (group, member), rows in groups.items():
         left = set(rows)
         try:
-            for row, value in _values(entries[0].uri, group, member, rows, max_bytes):
+            for row, value in _row_values(entries[0].uri, group, member, rows, max_bytes):
                 rows[row] = value
                 left.discard(row)
-        except Damaged as error:
+        except DamagedTable as error:
             reason = (
                 f"row group {group} of {entries[0].uri} is damaged ({error}), or cannot be read: write the file again"
             )
             rows.update(dict.fromkeys(left, RejectedImage(reason)))
-    return [groups[_group(entry)][entry.row_in_group or 0] for entry in entries]
+    return [groups[_group_of(entry)][entry.row_in_group or 0] for entry in entries]
 
 
-def _group(entry: Entry) -> tuple[int, str]:
+def _group_of(entry: Entry) -> tuple[int, str]:
     return entry.row_group or 0, entry.member or ""
 
 
-def _values(uri: str, group: int, member: str, rows: Iterable[int], max_bytes: int) -> Iterator[tuple[int, Value]]:
+def _row_values(uri: str, group: int, member: str, rows: Iterable[int], max_bytes: int) -> Iterator[tuple[int, Value]]:
     """The values of `rows`, in order; what unpacks to too much does so in a process with a limit."""
     return parquet_processes().parts(
         image_values,
@@ -126,9 +126,9 @@ def _values(uri: str, group: int, member: str, rows: Iterable[int], max_bytes: i
     )
 
 
-def _followed(entry: Entry, place: Elsewhere, max_bytes: int) -> bytes | RejectedImage:
+def _fetch_path(entry: Entry, place: ImagePath, max_bytes: int) -> bytes | RejectedImage:
     """The image of a row that holds a path alone: relative to its table, as in a list."""
-    (found,) = look_up([(entry.sample_id, place.path, None)], parent(entry.uri))
+    (found,) = look_up_lines([(entry.sample_id, place.path, None)], parent(entry.uri))
     if found.error is None:
         value = _fetch_object([found], max_bytes)[0]
         if isinstance(value, bytes):
@@ -137,7 +137,7 @@ def _followed(entry: Entry, place: Elsewhere, max_bytes: int) -> bytes | Rejecte
     return RejectedImage(f"{entry.sample_id} holds no bytes but the path {scrubbed(place.path)!r}, and {found.error}")
 
 
-def _changed(entry: Entry, info: ObjectInfo) -> RejectedImage | None:
+def _refuse_changed(entry: Entry, info: ObjectInfo) -> RejectedImage | None:
     """An entry without size and etag (a remote list) cannot tell."""
     if entry.size is not None and entry.size != info.size:
         difference = "its size is another"
@@ -151,12 +151,12 @@ def _changed(entry: Entry, info: ObjectInfo) -> RejectedImage | None:
     )
 
 
-def _too_large(entry: Entry, info: ObjectInfo, max_bytes: int) -> RejectedImage | None:
+def _refuse_too_large(entry: Entry, info: ObjectInfo, max_bytes: int) -> RejectedImage | None:
     size = info.size if entry.offset is None else entry.length or 0
-    return _over(entry, size, max_bytes) if entry.row_group is None else None
+    return _over_limit(entry, size, max_bytes) if entry.row_group is None else None
 
 
-def _over(entry: Entry, size: int, max_bytes: int) -> RejectedImage | None:
+def _over_limit(entry: Entry, size: int, max_bytes: int) -> RejectedImage | None:
     if size <= max_bytes:
         return None
     return RejectedImage(
@@ -165,11 +165,11 @@ def _over(entry: Entry, size: int, max_bytes: int) -> RejectedImage | None:
     )
 
 
-def _checked(entry: Entry, value: Value, max_bytes: int) -> bytes | RejectedImage:
-    if isinstance(value, Elsewhere):
-        return _followed(entry, value, max_bytes)
+def _check_value(entry: Entry, value: Value, max_bytes: int) -> bytes | RejectedImage:
+    if isinstance(value, ImagePath):
+        return _fetch_path(entry, value, max_bytes)
     if isinstance(value, Oversized):
-        return _over(entry, value.size, max_bytes) or RejectedImage(f"{entry.sample_id} has {value.size} bytes")
+        return _over_limit(entry, value.size, max_bytes) or RejectedImage(f"{entry.sample_id} has {value.size} bytes")
     if isinstance(value, RejectedImage):
         return value
     if not value:
@@ -179,4 +179,4 @@ def _checked(entry: Entry, value: Value, max_bytes: int) -> bytes | RejectedImag
         return RejectedImage(
             f"{entry.sample_id}: {entry.uri} ended after {len(value)} of its {entry.length} bytes: fetch the tar again"
         )
-    return _over(entry, len(value), max_bytes) or value
+    return _over_limit(entry, len(value), max_bytes) or value

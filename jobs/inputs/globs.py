@@ -15,7 +15,7 @@ def is_glob(path: str) -> bool:
     return glob.has_magic(path)
 
 
-def expand(pattern: str) -> list[ObjectInfo]:
+def expand_glob(pattern: str) -> list[ObjectInfo]:
     """The files that match `* ? [..]` (within one directory level) and `**` (any number), in key order."""
     root = fixed_prefix(pattern)
     rest = normal(pattern).removeprefix(root).strip("/").split("/")

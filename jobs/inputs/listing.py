@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from jobs.inputs.entry import SourceError
-from jobs.inputs.globs import expand, fixed_prefix, is_glob
+from jobs.inputs.globs import expand_glob, fixed_prefix, is_glob
 from jobs.storage.files import (
     ObjectInfo,
     answered,
@@ -78,10 +78,10 @@ class Listing:
                 ignored["(hidden)" if is_hidden(key) else extension(key) or "(none)"] += 1
 
 
-def find(path: str) -> Listing:
+def find_files(path: str) -> Listing:
     """The files of a folder, remote prefix, glob or single file. Raises SourceError if there are none."""
     try:
-        listing = _find(path)
+        listing = _find_files(path)
     except OSError as error:
         raise SourceError(f"{path} cannot be listed: {error.strerror}") from error
     if listing.found == ():
@@ -89,24 +89,24 @@ def find(path: str) -> Listing:
     return listing
 
 
-def _find(path: str) -> Listing:
+def _find_files(path: str) -> Listing:
     place = normal(path)
     if re.match(r"[a-z][a-z0-9+.-]+://", path) and not path.startswith(("file://", *REMOTE)):
         raise SourceError(f"{path} has a scheme that is not read: use a local path, s3://, gs:// or az://")
     if is_remote(path):
         single = place.count("/") > 2 and _exists(place)
     else:
-        is_directory, single = answered(partial(_is_there, local_path(path)), path)
+        is_directory, single = answered(partial(_directory_and_existence, local_path(path)), path)
         if is_directory:
             return Listing(place, whole=True)
     if single:
         return Listing(parent(place), (stat(place),))
     if is_glob(path):
-        return Listing(fixed_prefix(path), tuple(expand(path)))
+        return Listing(fixed_prefix(path), tuple(expand_glob(path)))
     return Listing(place, tuple(walk(place)) if is_remote(path) else (), whole=True)
 
 
-def _is_there(path: Path) -> tuple[bool, bool]:
+def _directory_and_existence(path: Path) -> tuple[bool, bool]:
     return path.is_dir(), path.exists()
 
 

@@ -9,7 +9,7 @@ from functools import cache, partial
 from threading import BoundedSemaphore, Lock
 from typing import Any
 
-from jobs.inputs.tables import Damaged
+from jobs.inputs.tables import DamagedTable
 from jobs.storage.files import NoAnswer, NotAFile, answered, is_remote, open_file
 from jobs.util.limited_process import Child, ChildDied, End, OutOfMemory, Part, started
 
@@ -34,7 +34,7 @@ class ParquetProcesses:
             try:
                 return answered(partial(self._last, function, uri, arguments), uri)
             except (NoAnswer, NotAFile) as error:
-                raise Damaged(error.strerror) from error
+                raise DamagedTable(error.strerror) from error
 
     def parts(
         self, function: Callable[..., Any], uri: str, *, memory: int = LISTING_MEMORY, **arguments: Any
@@ -46,13 +46,13 @@ class ParquetProcesses:
                     if isinstance(said, Part):
                         yield said.value
                     elif isinstance(said, End) and isinstance(said.value, OutOfMemory):
-                        raise Damaged(f"reading it takes more than {memory >> 20} MB of memory")
+                        raise DamagedTable(f"reading it takes more than {memory >> 20} MB of memory")
                     elif isinstance(said.value, Exception):
                         raise said.value
                     elif said.value is not None:
                         yield said.value
             except ChildDied as death:
-                raise Damaged(_cause(death, memory)) from None
+                raise DamagedTable(_death_reason(death, memory)) from None
 
     def _last(self, function: Callable[..., Any], uri: str, arguments: dict[str, Any]) -> Any:
         *_, result = self.parts(function, uri, **arguments)
@@ -72,7 +72,7 @@ class ParquetProcesses:
                     self._idle.append(child)
 
 
-def _cause(death: ChildDied, memory: int) -> str:
+def _death_reason(death: ChildDied, memory: int) -> str:
     if death.took_too_long:
         return f"reading it takes longer than {SECONDS:g} s"
     killed = f"it killed the process that reads it, {death}"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from jobs.inputs.container_errors import container
+from jobs.inputs.container_errors import container_errors
 from jobs.inputs.entry import Entry, Source, SourceError
 from jobs.inputs.listing import Listing
 from jobs.inputs.parquet_process import parquet_processes
 from jobs.inputs.parquet_reading import ImageRows, has_images, image_rows
-from jobs.inputs.tables import Damaged, Misfits
+from jobs.inputs.tables import ColumnMismatches, DamagedTable
 from jobs.storage.files import ObjectInfo
 from jobs.util.lookahead import map_ahead
 
@@ -38,7 +38,7 @@ class ParquetSource(Source):
     def entries(self) -> Iterator[Entry]:
         self.ignored.clear()
         files = self._listing.of_kind("parquet", self.ignored)
-        misfits = Misfits()
+        misfits = ColumnMismatches()
         for (key, info), found in map_ahead(self._read, files, threads=self._threads):
             if isinstance(found, ImageRows):
                 misfits.fits()
@@ -51,13 +51,15 @@ class ParquetSource(Source):
             yield Entry(f"{key}#@0", info.uri, size=info.size, etag=info.etag, error=reason)
         misfits.end()
 
-    def _read(self, named: tuple[str, ObjectInfo]) -> tuple[tuple[str, ObjectInfo], ImageRows | Damaged | SourceError]:
+    def _read(
+        self, named: tuple[str, ObjectInfo]
+    ) -> tuple[tuple[str, ObjectInfo], ImageRows | DamagedTable | SourceError]:
         uri = named[1].uri
         columns = {"image_column": self._image_column, "label_column": self._label_column}
         try:
-            with container(uri):
+            with container_errors(uri):
                 return named, parquet_processes().call(image_rows, uri, where=uri, **columns)
-        except (Damaged, SourceError) as error:
+        except (DamagedTable, SourceError) as error:
             return named, error
 
 
@@ -82,12 +84,12 @@ def holds_images(listing: Listing, *, image_column: str | None, uri_column: str 
     """Whether Parquet files hold images, not a list of where they are: by the first readable schema."""
     if image_column or uri_column:
         return uri_column is None
-    misfits = Misfits()
+    misfits = ColumnMismatches()
     for _, info in listing.of_kind("parquet", Counter()):
         try:
-            with container(info.uri):
+            with container_errors(info.uri):
                 return bool(parquet_processes().call(has_images, info.uri, where=info.uri))
-        except (Damaged, SourceError) as error:
+        except (DamagedTable, SourceError) as error:
             misfits.add(error)
     misfits.end()
     return True  # none is readable: each will say why

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from jobs.inputs.entry import Entry, Source, SourceError
 from jobs.inputs.folder_source import FolderSource
-from jobs.inputs.listing import Listing, find, kind_of
+from jobs.inputs.listing import Listing, find_files, kind_of
 from jobs.inputs.parquet_source import ParquetSource, holds_images
 from jobs.inputs.tar_source import TarSource
 from jobs.inputs.uri_list_source import UriListSource
@@ -49,14 +49,14 @@ def list_entries(sources: Sequence[Source]) -> Iterator[Entry]:
         except OSError as error:
             raise _unreadable(error, source.root) from error
         if entry is None:
-            raise SourceError(f"{source.root} holds no images{_but(source.ignored)}")
+            raise SourceError(f"{source.root} holds no images{_ignored_files(source.ignored)}")
 
 
 def _open(
     path: str, image_column: str | None, label_column: str | None, uri_column: str | None, threads: int
 ) -> Source:
-    listing = find(path)
-    kinds, classes = _survey(listing)
+    listing = find_files(path)
+    kinds, classes = _count_kinds(listing)
     lists = kinds.pop("csv", 0)  # beside images, a CSV is a by-file
     compressed = kinds.pop("compressed table", 0)  # likewise
     if len(kinds) > 1:
@@ -79,7 +79,7 @@ def _open(
     raise SourceError(f"{path} holds no images, tars or Parquet files{hint}")
 
 
-def _survey(listing: Listing) -> tuple[Counter[str], list[str] | None]:
+def _count_kinds(listing: Listing) -> tuple[Counter[str], list[str] | None]:
     """Files by kind, and the classes when the images are an ImageFolder. Names only: nothing is opened."""
     kinds: Counter[str] = Counter()
     classes: set[str] = set()
@@ -105,6 +105,6 @@ def _unreadable(error: OSError, root: str) -> SourceError:
     )
 
 
-def _but(ignored: Counter[str]) -> str:
+def _ignored_files(ignored: Counter[str]) -> str:
     listed = ", ".join(f"{count} {name}" for name, count in ignored.most_common())
     return f", only other files ({listed})" if listed else ""

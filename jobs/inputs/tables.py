@@ -17,10 +17,10 @@ LABEL_COLUMNS = ("label", "cls", "class")
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
 URI_COLUMNS = ("uri", "url", "path", "image", "file", "filename", "file_name")
 
-MOST_SHOWN, LONGEST_SHOWN = 30, 60  # names of columns in a message, and characters of each
+MOST_NAMES, LONGEST_NAME = 30, 60  # names of columns in a message, and characters of each
 
 
-class Damaged(Exception):
+class DamagedTable(Exception):
     """A Parquet file whose bytes are not Parquet; a failing disk or network is an OSError instead."""
 
 
@@ -30,26 +30,28 @@ def open_parquet(uri: str, *, checksums: bool = False) -> Iterator[pq.ParquetFil
 
     ``checksums``: hold pages against them. Of other people's files they may be wrong, since few readers look.
     """
-    with open_file(uri) as file, damage():
+    with open_file(uri) as file, translate_damage():
         yield pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False, page_checksum_verification=checksums)
 
 
 @contextmanager
-def damage() -> Iterator[None]:
+def translate_damage() -> Iterator[None]:
     """Turns what pyarrow raises for damaged bytes into Damaged."""
     try:
         yield
     except pa.ArrowMemoryError:
         raise
     except pa.ArrowException as error:
-        raise Damaged(first_line(error)) from error
+        raise DamagedTable(first_line(error)) from error
     except OSError as error:
         if error.errno is not None:
             raise
-        raise Damaged(first_line(error)) from error  # pyarrow reports a damaged page or footer so
+        raise DamagedTable(first_line(error)) from error  # pyarrow reports a damaged page or footer so
 
 
-def choose(names: Sequence[str], wanted: str | None, usual: Iterable[str], *, where: str, option: str) -> str | None:
+def choose_column(
+    names: Sequence[str], wanted: str | None, usual: Iterable[str], *, where: str, option: str
+) -> str | None:
     """`wanted`, else the first of the `usual` names, in any case and between spaces, else None. Raises SourceError."""
     if wanted is None:
         folded = {name.strip().casefold(): name for name in reversed(names)}
@@ -59,9 +61,9 @@ def choose(names: Sequence[str], wanted: str | None, usual: Iterable[str], *, wh
     return wanted
 
 
-def uri_column_of(names: Sequence[str], wanted: str | None, where: str, *, beside: str | None = None) -> str:
+def choose_uri_column(names: Sequence[str], wanted: str | None, where: str, *, beside: str | None = None) -> str:
     """The name of the column of URIs. Raises SourceError when there is none; ``beside`` was looked for before."""
-    place = choose(names, wanted, URI_COLUMNS, where=where, option="uri_column")
+    place = choose_column(names, wanted, URI_COLUMNS, where=where, option="uri_column")
     if place is not None:
         return place
     if beside:
@@ -82,11 +84,11 @@ def uri_column_of(names: Sequence[str], wanted: str | None, where: str, *, besid
 
 def listed_names(names: Sequence[str]) -> str:
     """Names of columns for a message, which a hostile table must not fill."""
-    shown = printable(", ".join(name[:LONGEST_SHOWN] for name in names[:MOST_SHOWN]))
-    return f"{shown} and {len(names) - MOST_SHOWN} more" if len(names) > MOST_SHOWN else shown
+    shown = printable(", ".join(name[:LONGEST_NAME] for name in names[:MOST_NAMES]))
+    return f"{shown} and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else shown
 
 
-class Misfits:
+class ColumnMismatches:
     """Files of a listing that do not have the columns they should.
 
     Among files that have them, each is a broken row of its own; when no file has them, the user named the wrong

@@ -11,7 +11,7 @@ from jobs.inputs.entry import Entry
 from jobs.inputs.label_values import read_label
 from jobs.inputs.listing import IMAGES, is_hidden
 from jobs.inputs.tar_headers import Member
-from jobs.inputs.tar_scanner import Broken
+from jobs.inputs.tar_scanner import LostMembers
 from jobs.storage.files import ObjectInfo
 from jobs.util.redaction import scrubbed_text
 
@@ -30,7 +30,7 @@ class TarContents:
     tar: str  # its sample ids' first part
     info: ObjectInfo
     label_column: str | None
-    found: list[Member | Broken] = field(default_factory=list)
+    found: list[Member | LostMembers] = field(default_factory=list)
     exact: set[str] = field(default_factory=set)  # keys with an image `key.jpg`, not only `key.other.jpg`
     cls: defaultdict[str, list[int | str | None]] = field(default_factory=lambda: defaultdict(list))
     json: defaultdict[str, list[int | str | None]] = field(default_factory=lambda: defaultdict(list))
@@ -38,8 +38,8 @@ class TarContents:
     losses: int = 0
     room: int = LONG_TEXTS
 
-    def add(self, item: Member | Broken, file: BinaryIO) -> None:
-        if isinstance(item, Broken):
+    def add(self, item: Member | LostMembers, file: BinaryIO) -> None:
+        if isinstance(item, LostMembers):
             self._add_loss(item)
         elif item.is_directory:
             pass
@@ -50,11 +50,11 @@ class TarContents:
         else:
             self._add_file(item, file)
 
-    def _add_loss(self, loss: Broken) -> None:
+    def _add_loss(self, loss: LostMembers) -> None:
         self.losses += 1
         if self.losses == MOST_LOSSES:
             reason = f"damaged in {MOST_LOSSES} places or more, and from here on only what is whole is listed"
-            loss = Broken(loss.offset, f"{reason}: pack the tar again")
+            loss = LostMembers(loss.offset, f"{reason}: pack the tar again")
         if self.losses <= MOST_LOSSES:
             self.found.append(loss)
 
@@ -68,7 +68,7 @@ class TarContents:
     def _add_file(self, member: Member, file: BinaryIO) -> None:
         key, suffix = split_key(member.name)
         if not self._fits(member.name):
-            self._add_loss(Broken(member.offset, "the tar's long names are too long in all: shorten them"))
+            self._add_loss(LostMembers(member.offset, "the tar's long names are too long in all: shorten them"))
             return
         if suffix.rpartition(".")[2] in IMAGES:
             self.found.append(member)
@@ -77,9 +77,9 @@ class TarContents:
             return
         if self._is_cut(member):
             reason = f"the tar is cut off inside {member.name}: what followed it is lost; fetch it again"
-            self._add_loss(Broken(member.offset, reason))
+            self._add_loss(LostMembers(member.offset, reason))
         elif suffix in ("cls", "json"):
-            text = _text(file, member)
+            text = _read_text(file, member)
             names = LABEL_KEYS if self.label_column is None else (self.label_column,)
             label = read_label(text) if suffix == "cls" else _json_label(text, names)
             labels = self.cls if suffix == "cls" else self.json
@@ -91,7 +91,7 @@ class TarContents:
         entries: list[Entry] = []
         seen: Counter[str] = Counter()
         for item in self.found:
-            if isinstance(item, Broken):
+            if isinstance(item, LostMembers):
                 entries.append(self._entry(f"@{item.offset}", error=item.reason))
                 continue
             key, suffix = split_key(item.name)
@@ -158,7 +158,7 @@ def split_key(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", suffix.lower()
 
 
-def _text(file: BinaryIO, member: Member) -> str:
+def _read_text(file: BinaryIO, member: Member) -> str:
     """The content of a small text member; empty for what is none, so that the image merely has no label."""
     if member.size > MAX_LABEL_BYTES or member.sparse:
         return ""

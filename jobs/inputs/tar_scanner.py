@@ -21,17 +21,17 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
+class LostMembers:
     """A place in the archive, in bytes, where members are lost."""
 
     offset: int
     reason: str
 
 
-def scan(file: BinaryIO, info: ObjectInfo) -> Iterator[Member | Broken]:
+def scan_members(file: BinaryIO, info: ObjectInfo) -> Iterator[Member | LostMembers]:
     """Members and losses of an uncompressed tar, open as `file`, in archive order. Only headers are read."""
     if refusal := _refusal(file, info.size):
-        yield Broken(0, refusal)
+        yield LostMembers(0, refusal)
         return
     headers, at = Headers(file, info.size), 0
     try:
@@ -43,12 +43,12 @@ def scan(file: BinaryIO, info: ObjectInfo) -> Iterator[Member | Broken]:
                 resume, intact = _next_header(headers, at)
                 if not intact:
                     lost = f"bytes {at} to {resume or info.size}"
-                    yield Broken(at, f"damaged tar header: what stood in {lost} is lost; pack the tar again")
+                    yield LostMembers(at, f"damaged tar header: what stood in {lost} is lost; pack the tar again")
                 if resume is None:
                     return
             else:
                 lost = f"{member.fault}: it is lost; pack the tar again"
-                yield Broken(member.offset, lost) if member.fault else member
+                yield LostMembers(member.offset, lost) if member.fault else member
                 resume = member.end
                 # A size that is too large may be a lie, and others follow; but what is in a tar inside is not ours.
                 if min(member.end, member.data + member.size) > info.size and not member.name.endswith(".tar"):
@@ -56,7 +56,7 @@ def scan(file: BinaryIO, info: ObjectInfo) -> Iterator[Member | Broken]:
             at = resume
     except Exhausted:
         reason = f"its headers lead astray so often that nothing is read from byte {at} on: pack the tar again"
-        yield Broken(at, reason)
+        yield LostMembers(at, reason)
         return
     log.warning("%s ends without an end-of-archive mark: it may have been cut off", info.uri)
 

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 
-from jobs.inputs.container_errors import container
+from jobs.inputs.container_errors import container_errors
 from jobs.inputs.entry import Entry, Source, SourceError
 from jobs.inputs.listing import Listing
-from jobs.inputs.tables import Misfits
+from jobs.inputs.tables import ColumnMismatches
 from jobs.inputs.tar_contents import TarContents
-from jobs.inputs.tar_scanner import scan
+from jobs.inputs.tar_scanner import scan_members
 from jobs.storage.files import NoAnswer, ObjectInfo, answered, open_file
 from jobs.util.lookahead import map_ahead
 
@@ -35,7 +35,7 @@ class TarSource(Source):
     def entries(self) -> Iterator[Entry]:
         self.ignored.clear()
         tars = self._listing.of_kind("tar", self.ignored)
-        misfits = Misfits()
+        misfits = ColumnMismatches()
         for (key, info), found in map_ahead(self._list, tars, threads=self._threads):
             if isinstance(found, SourceError):
                 misfits.add(found)
@@ -52,7 +52,7 @@ class TarSource(Source):
     ) -> tuple[tuple[str, ObjectInfo], tuple[list[Entry], Counter[str]] | SourceError]:
         key, info = named
         try:
-            with container(info.uri):
+            with container_errors(info.uri):
                 return named, answered(partial(self._scanned, key, info), info.uri)
         except SourceError as error:
             return named, error
@@ -63,7 +63,7 @@ class TarSource(Source):
     def _scanned(self, key: str, info: ObjectInfo) -> tuple[list[Entry], Counter[str]]:
         contents = TarContents(key, info, self._label_column)
         with open_file(info.uri) as file:
-            for found in scan(file, info):
+            for found in scan_members(file, info):
                 contents.add(found, file)
         return contents.entries(), contents.ignored
 

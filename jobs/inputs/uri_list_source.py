@@ -9,18 +9,18 @@ from contextlib import closing
 from functools import partial
 from itertools import islice
 
-from jobs.inputs.container_errors import container, unreadable
-from jobs.inputs.csv_records import records
+from jobs.inputs.container_errors import container_errors, unreadable_container
+from jobs.inputs.csv_records import read_records
 from jobs.inputs.entry import Entry, Source, SourceError
 from jobs.inputs.label_values import read_label
 from jobs.inputs.listing import Listing
 from jobs.inputs.parquet_process import parquet_processes
 from jobs.inputs.parquet_reading import LONGEST_URI, list_lines
 from jobs.inputs.rejected import RejectedImage
-from jobs.inputs.tables import LABEL_COLUMNS, Damaged, Misfits, choose, uri_column_of
-from jobs.inputs.text_encodings import LOOKED_AT, not_text
+from jobs.inputs.tables import LABEL_COLUMNS, ColumnMismatches, DamagedTable, choose_column, choose_uri_column
+from jobs.inputs.text_encodings import SAMPLE_BYTES, describe_non_text
 from jobs.inputs.unique_ids import UniqueIds
-from jobs.inputs.uri_lookup import Line, look_up
+from jobs.inputs.uri_lookup import Line, look_up_lines
 from jobs.storage.files import NoAnswer, answered, open_file, parent
 from jobs.util.lookahead import map_ahead
 
@@ -58,22 +58,22 @@ class UriListSource(Source):
 
     def entries(self) -> Iterator[Entry]:
         self.ignored.clear()
-        misfits = Misfits()
+        misfits = ColumnMismatches()
         with closing(UniqueIds()) as seen:
             for key, info in self._listing.of_kind(self._table, self.ignored):
                 rows = self._csv(info.uri) if self._table == "csv" else self._parquet(info.uri)
                 lines = (
                     (f"{key}#{i}", uri, label) for i, (uri, label) in enumerate(self._whole(rows, info.uri, misfits))
                 )
-                listed = partial(look_up, folder=parent(info.uri))
+                listed = partial(look_up_lines, folder=parent(info.uri))
                 for batch in map_ahead(listed, _batches(key, lines, info.uri, misfits), threads=self._threads):
                     yield from map(seen.distinguish, batch)
         misfits.end()
 
-    def _whole(self, rows: Iterator[Cells], uri: str, misfits: Misfits) -> Iterator[Cells]:
+    def _whole(self, rows: Iterator[Cells], uri: str, misfits: ColumnMismatches) -> Iterator[Cells]:
         """The rows, and one more that says why when a list cannot be read to its end."""
         try:
-            with container(uri):
+            with container_errors(uri):
                 for row in rows:
                     misfits.fits()
                     yield row
@@ -84,14 +84,14 @@ class UriListSource(Source):
     def _csv(self, uri: str) -> Iterator[Cells]:
         # surrogateescape: a list may name files that are not UTF-8, as `ls > list.csv` writes them
         with open_file(uri) as file, io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text:
-            if what := not_text(file.read(LOOKED_AT)):
+            if what := describe_non_text(file.read(SAMPLE_BYTES)):
                 raise SourceError(f"{uri} is {what}")
             file.seek(0)
-            lines = records(text)
+            lines = read_records(text)
             number, header = next(lines, (1, []))
             if isinstance(header, RejectedImage):
                 raise SourceError(f"{uri}, line {number}: {header.reason}; correct it")
-            place, label = (None if name is None else _last(header, name) for name in self._columns(header, uri))
+            place, label = (None if name is None else _last_index(header, name) for name in self._columns(header, uri))
             for number, cells in lines:
                 if isinstance(cells, RejectedImage):
                     yield RejectedImage(f"{uri}, line {number}: {cells.reason}; correct it"), None
@@ -113,20 +113,20 @@ class UriListSource(Source):
                         RejectedImage(f"a line {written.reason}") if isinstance(written, RejectedImage) else written,
                         label,
                     )
-        except Damaged as error:
+        except DamagedTable as error:
             raise SourceError(f"{uri} cannot be read as Parquet ({error}): write the list again") from error
 
     def _columns(self, names: list[str], uri: str) -> tuple[str, str | None]:
-        place = uri_column_of(names, self._uri_column, uri)
-        return place, choose(names, self._label_column, LABEL_COLUMNS, where=uri, option="label_column")
+        place = choose_uri_column(names, self._uri_column, uri)
+        return place, choose_column(names, self._label_column, LABEL_COLUMNS, where=uri, option="label_column")
 
 
-def _last(names: list[str], name: str) -> int:
+def _last_index(names: list[str], name: str) -> int:
     """Of columns with the same name the last one counts."""
     return len(names) - 1 - names[::-1].index(name)
 
 
-def _batches(key: str, lines: Iterator[Line], uri: str, misfits: Misfits) -> Iterator[list[Line]]:
+def _batches(key: str, lines: Iterator[Line], uri: str, misfits: ColumnMismatches) -> Iterator[list[Line]]:
     """The lines of a list, and one that says why if it hangs."""
     count = 0
     try:
@@ -134,6 +134,6 @@ def _batches(key: str, lines: Iterator[Line], uri: str, misfits: Misfits) -> Ite
             yield batch
             count += len(batch)
     except NoAnswer as error:
-        reason = unreadable(uri, error)
+        reason = unreadable_container(uri, error)
         misfits.add(reason)
         yield [(f"{key}#{count}", RejectedImage(str(reason)), None)]

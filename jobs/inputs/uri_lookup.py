@@ -25,16 +25,16 @@ Line = tuple[str, str | RejectedImage | None, int | str | None]
 """Where a line stands, its URI as written or why it has none, and its label."""
 
 
-def look_up(lines: list[Line], folder: str) -> list[Entry]:
+def look_up_lines(lines: list[Line], folder: str) -> list[Entry]:
     """The entries of lines: their files, relative to the list's folder, looked up when they are local."""
-    entries = map_with_hang_guard(partial(_sound, folder=folder), lines, name=itemgetter(0))
+    entries = map_with_hang_guard(partial(_checked_entry, folder=folder), lines, name=itemgetter(0))
     return [
-        _sound(line, folder, found) if isinstance(found, NoAnswer) else found
+        _checked_entry(line, folder, found) if isinstance(found, NoAnswer) else found
         for line, found in zip(lines, entries, strict=True)
     ]
 
 
-def _sound(line: Line, folder: str, trouble: NoAnswer | None = None) -> Entry:
+def _checked_entry(line: Line, folder: str, trouble: NoAnswer | None = None) -> Entry:
     """The entry, with an error for what is written in a way that is no URI. ``trouble``: why the file cannot be looked
     up; then it is not tried."""
     where, written, label = line

@@ -13,7 +13,7 @@ from jobs.store.finalize import Totals, exit_code
 from jobs.store.index import committed, load_part, read_parts
 from jobs.store.layout import SHA256SUMS
 from jobs.store.run_record import Run
-from jobs.store.software_versions import Makers
+from jobs.store.software_versions import UnitSoftware
 from jobs.store.store_access import open_run
 from jobs.util.console import print_text
 from jobs.util.exit_codes import NOT_FINISHED
@@ -25,7 +25,7 @@ def status(out: str, console: Console) -> int:
     unfinished."""
     store, run = open_run(out)
     done = sorted(committed(store))
-    totals, makers = Totals(), Makers(run)
+    totals, makers = Totals(), UnitSoftware(run)
     for unit, data in read_parts(store, done):
         lines, commit = load_part(data, unit)
         totals.add(lines, commit.micro_batches, run)
@@ -52,10 +52,10 @@ def status(out: str, console: Console) -> int:
 def _unfinished(run: Run, done: Sequence[int], found: Pulse) -> list[str]:
     """What is pending, whether a run seems to be under way, and what to do."""
     pending = sorted(set(range(run.units)) - set(done))
-    asked = sorted(set(run.asked) - set(done))
+    asked = sorted(set(run.requested_units) - set(done))
     lines = [f"pending units: {ranges(pending)}" if pending else "all units are committed, finalize is missing"]
     if run.config.limit is not None:
-        lines.append(f"asked for: the first {len(run.asked):,} units (--limit {run.config.limit:,})")
+        lines.append(f"asked for: the first {len(run.requested_units):,} units (--limit {run.config.limit:,})")
     if pending and not asked:
         return [*lines, "all that was asked for is committed. Next: run the same explain command without --limit"]
     rate = found.units_per_second

@@ -21,7 +21,7 @@ from jobs.inputs.entry import Entry
 from jobs.inputs.fetch import fetch
 from jobs.relocation.sample_alignment import align
 from jobs.store.manifest import Manifest
-from jobs.store.row_identity import Known, known_images
+from jobs.store.row_identity import RecordedImages, recorded_images
 from jobs.store.run_record import Run
 from jobs.util.digests import sha256_of
 
@@ -86,9 +86,9 @@ def find_by_content(
             locations.update((line["row"], RowLocation(None, samples[0].entry.error)) for line in lines)
             continue
         notify(f"{uri} is not as it was planned: {len(samples):,} images of it are read, to find each row's by content")
-        images_by_row = known_of(store, run, [line["row"] for line in lines])
+        images_by_row = recorded_images_of(store, run, [line["row"] for line in lines])
         images = [images_by_row.get(line["row"]) for line in lines]
-        digests = list(digests_of([sample.entry for sample in samples], run))
+        digests = list(image_digests([sample.entry for sample in samples], run))
         positions = align(
             [image.sha256 if image else None for image in images],
             digests,
@@ -129,15 +129,15 @@ def _lines_by_stem(store: ObjectStore, run: Run, stems: Collection[str]) -> dict
     return by_stem
 
 
-def known_of(store: ObjectStore, run: Run, rows: Sequence[int]) -> Known:
+def recorded_images_of(store: ObjectStore, run: Run, rows: Sequence[int]) -> RecordedImages:
     """The recorded images of all units that hold one of ``rows``."""
-    images: Known = {}
+    images: RecordedImages = {}
     for unit in sorted({row // run.unit_size for row in rows}):
-        images.update(known_images(store, unit))
+        images.update(recorded_images(store, unit))
     return images
 
 
-def digests_of(entries: Sequence[Entry], run: Run) -> Iterator[str | None]:
+def image_digests(entries: Sequence[Entry], run: Run) -> Iterator[str | None]:
     """The SHA-256 of each image as it is now; None if its bytes cannot be read."""
     for start in range(0, len(entries), run.unit_size):
         for data in fetch(entries[start : start + run.unit_size], max_bytes=run.config.max_bytes):

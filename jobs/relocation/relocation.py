@@ -35,8 +35,8 @@ from jobs.relocation.uri_list_search import SWAPPED, find_by_uri, is_file, swapp
 from jobs.storage.object_store import list_keys, put, read_object
 from jobs.store.index import committed
 from jobs.store.layout import MANIFEST, manifest_key
-from jobs.store.manifest import LOCATION_COLUMNS, PART_UNITS, Manifest, encode_part, parts_of, to_entries
-from jobs.store.row_identity import remembered_units
+from jobs.store.manifest import LOCATION_COLUMNS, PART_UNITS, Manifest, encode_part, part_count, to_entries
+from jobs.store.row_identity import units_with_identities
 from jobs.store.run_record import Run
 
 GONE = (
@@ -151,7 +151,7 @@ def complete_manifest(store: ObjectStore, run: Run, listed: ObjectStore, pending
     ``listed`` holds the manifest that the same run has if it is planned from the inputs of today.
     """
     present, current = set(list_keys(store, MANIFEST)), Manifest(listed)
-    for part in range(parts_of(run)):
+    for part in range(part_count(run)):
         if manifest_key(part) not in present:
             put(store, manifest_key(part), read_object(listed, manifest_key(part)))
     by_content = find_by_content(store, run, _split_groups(store, run, current, pending), notify)
@@ -199,7 +199,7 @@ def _split_groups(store: ObjectStore, run: Run, current: Manifest, pending: Set[
         return {}
     stems &= {
         name
-        for unit in sorted(committed(store) | remembered_units(store))
+        for unit in sorted(committed(store) | units_with_identities(store))
         for name, _ in stems_of(current.unit_lines(unit))
     }
     groups: defaultdict[str, list[Sample]] = defaultdict(list)

@@ -18,10 +18,10 @@ import pyarrow.compute as pc
 from obstore.store import ObjectStore
 
 from jobs.inputs.entry import Entry
-from jobs.relocation.content_search import Notify, RowLocation, Sample, digests_of, known_of, stem
+from jobs.relocation.content_search import Notify, RowLocation, Sample, image_digests, recorded_images_of, stem
 from jobs.store.index import committed
 from jobs.store.manifest import Manifest, to_entries
-from jobs.store.row_identity import known_images, remembered_units
+from jobs.store.row_identity import recorded_images, units_with_identities
 from jobs.store.run_record import Run
 
 PROBES = 3  # explained images that are read of each folder; one with its old SHA-256 proves the folder
@@ -59,7 +59,7 @@ def find_by_uri(store: ObjectStore, run: Run, groups: Mapping[str, Sequence[Samp
             continue  # the only file of this name, which was moved with its list
         new_samples = [sample for uri, sample in samples.items() if uri not in uris]
         lost_rows = [line["row"] for line in lines if line["uri"] not in samples] if new_samples else []
-        images = known_of(store, run, lost_rows)
+        images = recorded_images_of(store, run, lost_rows)
         by_content: dict[str | None, Sample] = {}
         if images:
             by_content = dict(zip(_digests([sample.entry for sample in new_samples], run), new_samples, strict=True))
@@ -85,7 +85,9 @@ def swapped_rows(store: ObjectStore, run: Run, current: Manifest, units: Collect
             notify(f"{folder} holds other images than those that were explained: see the errors of the rows")
             rows = {line["row"] for lines in ambiguous.values() for line in lines}
             rows = {row for row in rows if row // run.unit_size in units}
-            return rows - {row for row, image in known_of(store, run, sorted(rows)).items() if image.explained}
+            return rows - {
+                row for row, image in recorded_images_of(store, run, sorted(rows)).items() if image.explained
+            }
     return set()
 
 
@@ -107,8 +109,8 @@ def _folder_probes(
 ) -> dict[str, list[tuple[Entry, str]]]:
     """Some explained rows of each folder: where they are now, and the SHA-256 that they had."""
     by_folder: defaultdict[str, list[tuple[Entry, str]]] = defaultdict(list)
-    for unit in sorted(committed(store) | remembered_units(store)):
-        lines, images = current.unit_lines(unit), known_images(store, unit)
+    for unit in sorted(committed(store) | units_with_identities(store)):
+        lines, images = current.unit_lines(unit), recorded_images(store, unit)
         for row, entry in zip(lines["row"].to_pylist(), to_entries(lines), strict=True):
             name, image = written_uri(entry.sample_id), images.get(row)
             if image is None or not image.explained or name not in ambiguous:
@@ -138,4 +140,4 @@ def _lines_by_uri(manifest: Manifest, run: Run, names: Collection[str]) -> dict[
 
 def _digests(entries: Sequence[Entry], run: Run) -> Iterator[str | None]:
     """The SHA-256 of each file now, also if its size or etag changed; None if it cannot be read."""
-    return digests_of([replace(entry, size=None, etag=None, error=None) for entry in entries], run)
+    return image_digests([replace(entry, size=None, etag=None, error=None) for entry in entries], run)

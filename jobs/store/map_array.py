@@ -21,36 +21,43 @@ from saliency_core.errors import InvalidRequestError
 
 
 class MapArray:
-    """One array of a store. May be pickled, and taken through a fork: each process opens it for itself."""
+    """The maps of one array of a store. It may be pickled or forked: each process opens the array itself."""
 
     def __init__(self, run: Run, spec: ArraySpec) -> None:
         self.spec = spec
         self._run = run
-        self._made_in = os.getpid()
+        self._creator_process = os.getpid()
         self._opened: tuple[int, dict[str, Any]] | None = None
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Maps [n, …] in the order of ``rows``, which may repeat; NaN where a row has none.
+        """Reads maps without a check of their commits.
 
-        Raises InvalidRequestError where a store on an object store is read in a forked process.
+        Args:
+            rows: Row numbers in any order; they may repeat.
+
+        Returns:
+            The maps, float32 [n, …], in the order of ``rows``; NaN for a row without a map.
+
+        Raises:
+            InvalidRequestError: The maps are damaged, or a store on an object store is read in a forked process.
         """
-        # Rust's threads do not outlive a fork: what obstore or zarrs began in the parent, the child would wait for.
-        forked = os.getpid() != self._made_in
+        # The threads of obstore and zarrs do not survive a fork, so the child would wait for them without end.
+        forked = os.getpid() != self._creator_process
         if forked and is_remote(self._run.config.out):
             raise InvalidRequestError(
                 f"{self._run.config.out} cannot be read in a forked process, where its connections are dead: "
                 "start the workers with multiprocessing_context='spawn'."
             )
-        wanted, places = np.unique(rows, return_inverse=True)
-        found = np.empty((len(wanted), *self.spec.item_shape), np.float32)
+        distinct, positions = np.unique(rows, return_inverse=True)
+        maps = np.empty((len(distinct), *self.spec.item_shape), np.float32)
         start = 0
-        # zarrs decodes a single chunk in the thread that asks, so a forked process asks for no more at once.
+        # zarrs decodes a single chunk in the calling thread, so a forked process reads one chunk at a time.
         whole = self._run.chunk_rows if forked else self._run.unit_size
-        for span in spans(wanted, whole=whole, gap=self._run.chunk_rows):
-            found[start : start + len(span)] = self._span(slice(int(span[0]), int(span[-1]) + 1))[span - span[0]]
+        for span in spans(distinct, whole=whole, gap=self._run.chunk_rows):
+            maps[start : start + len(span)] = self._span(slice(int(span[0]), int(span[-1]) + 1))[span - span[0]]
             start += len(span)
-        # Most reads are of distinct rows in order, and need no second copy.
-        return found if np.array_equal(places, np.arange(len(wanted))) else found[places]
+        # Most reads have distinct rows in order, and need no second copy.
+        return maps if np.array_equal(positions, np.arange(len(distinct))) else maps[positions]
 
     def _span(self, rows: slice) -> NDArray[np.float32]:
         try:
@@ -62,11 +69,11 @@ class MapArray:
             raise translate_error(error, f"{self._run.config.out}/{MAPS}/{self.spec.path}") from None
         except (InvalidRequestError, JobStopped):
             raise
-        # Of a shard zarrs raises RuntimeError; of metadata zarr raises what its parsing trips over.
+        # zarrs raises RuntimeError for a damaged shard; zarr raises various errors for damaged metadata.
         except (RuntimeError, ValueError, LookupError, TypeError, FileNotFoundError) as error:
             raise InvalidRequestError(
                 f"the maps {self.spec.path} from row {rows.start} on cannot be read "
-                f"({first_line(error)}): run `saliency verify {self._run.config.out}`, which tells what is damaged."
+                f"({first_line(error)}): run `saliency verify {self._run.config.out}`, which names what is damaged."
             ) from error
 
     def _open(self, path: str) -> Any:
@@ -81,10 +88,10 @@ class MapArray:
         return {**self.__dict__, "_opened": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _made_in=os.getpid())
+        self.__dict__.update(state, _creator_process=os.getpid())
 
 
 def spans(rows: NDArray[np.int64], *, whole: int, gap: int) -> Iterator[NDArray[np.int64]]:
-    """Cuts ascending rows into pieces: none crosses a multiple of ``whole``, none has a gap of over ``gap`` rows."""
+    """Cuts ascending rows into pieces that cross no multiple of ``whole`` and have no gap of over ``gap`` rows."""
     cuts = (np.diff(rows) > gap) | (np.diff(rows // whole) > 0)
     return iter(np.split(rows, np.flatnonzero(cuts) + 1)) if len(rows) else iter(())

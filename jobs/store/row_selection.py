@@ -1,4 +1,4 @@
-"""Which rows of a store the user means: by number, by class, or by a column of the index."""
+"""Chooses rows of a store by number, by class, or by a column of the index."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ def choose_rows(
     lowest: str | None = None,
     n: int = 6,
 ) -> list[int]:
-    """Row numbers, at least one. Raises InvalidRequestError for a contradiction, an unknown class or column, and where
-    no row is left."""
+    """Row numbers, at least one.
+
+    Raises InvalidRequestError if options contradict each other, a class or column is unknown, or no row is left.
+    """
     if rows is not None:
         if class_ is not None or highest is not None or lowest is not None:
             raise InvalidRequestError("--rows names the rows itself: drop it, or drop --class, --highest and --lowest.")
@@ -36,7 +38,7 @@ def choose_rows(
         raise InvalidRequestError(f"-n {n} shows nothing: give at least 1.")
     candidates = store.committed_rows()
     if not len(candidates):
-        raise InvalidRequestError(f"{store.run.config.out} has no committed rows yet: run explain again to go on.")
+        raise InvalidRequestError(f"{store.run.config.out} has no committed rows yet: run explain again to continue.")
     if class_ is not None:
         number = class_number(class_, store.run.class_names, n_classes=store.run.n_classes)
         classes = store.lines(candidates, [f"{target}__class"])[0]
@@ -47,19 +49,19 @@ def choose_rows(
             )
     column = highest or lowest
     if column is not None:
-        values = _numbers(store, candidates, column)
-        known = ~np.isnan(values)
-        if not known.any():
+        values = _column_values(store, candidates, column)
+        has_value = ~np.isnan(values)
+        if not has_value.any():
             raise InvalidRequestError(
                 f"column {column!r} has no value in any of these rows, so they have no order by it."
             )
-        candidates, values = candidates[known], values[known]
+        candidates, values = candidates[has_value], values[has_value]
         # Stable, so that equal values stand in row order.
         candidates = candidates[np.argsort(-values if highest else values, kind="stable")]
     return [int(row) for row in candidates[:n]]
 
 
-def _numbers(store: Store, rows: NDArray[np.int64], column: str) -> NDArray[np.float64]:
+def _column_values(store: Store, rows: NDArray[np.int64], column: str) -> NDArray[np.float64]:
     values = store.lines(rows, [column])[0]
     if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
         raise InvalidRequestError(f"column {column!r} holds no numbers, so rows have no highest or lowest in it.")
@@ -67,8 +69,8 @@ def _numbers(store: Store, rows: NDArray[np.int64], column: str) -> NDArray[np.f
 
 
 def row_numbers(text: str) -> list[int]:
-    """``"0,5,9"`` → [0, 5, 9]; InvalidRequestError for anything else."""
+    """``"0,5,9"`` → [0, 5, 9]. Raises InvalidRequestError for anything else."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise InvalidRequestError(f"--rows {text!r} is no list of row numbers: write them as 0,5,9.") from None
+        raise InvalidRequestError(f"--rows {text!r} is not a list of row numbers: write them as 0,5,9.") from None

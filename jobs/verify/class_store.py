@@ -17,7 +17,7 @@ from jobs.store.class_record import ClassRun, existing_class_run
 from jobs.store.fingerprint import class_contradictions
 from jobs.store.index import DamagedError, committed, load_part
 from jobs.store.layout import CLASSES, RUN_JSON, SHA256SUMS, index_key, unit_of_index
-from jobs.store.software_versions import Makers
+from jobs.store.software_versions import UnitSoftware
 from jobs.util.console import print_text
 from jobs.util.exit_codes import DONE, NOT_FINISHED
 from jobs.util.job_errors import StoreUnusable
@@ -73,7 +73,7 @@ def verify_classes(out: str, report: ProblemReport, console: Console) -> int:
     if keys := class_contradictions(run):
         report.take([Problem(ClassRun.KEY, f"contradicts its own fingerprint ({', '.join(keys)}): {RESTORE}")])
         return report.end("Nothing else was checked.")
-    done, makers = committed(store) & {*range(run.units)}, Makers(run)
+    done, makers = committed(store) & {*range(run.units)}, UnitSoftware(run)
     report.take(_check(objects, run, sorted(done) if sums is None else range(run.units), there, makers))
     if report.problems:
         return report.end("Nothing was changed: what to do stands beside each.")
@@ -90,7 +90,7 @@ def verify_classes(out: str, report: ProblemReport, console: Console) -> int:
 
 
 def _check(
-    objects: CheckedObjects, run: ClassRun, units: Iterable[int], there: set[str], makers: Makers
+    objects: CheckedObjects, run: ClassRun, units: Iterable[int], there: set[str], makers: UnitSoftware
 ) -> Iterator[Problem]:
     metadata = class_metadata_objects(run)
     seen = {ClassRun.KEY, SHA256SUMS, *metadata}
@@ -113,7 +113,7 @@ def _check(
 
 
 def _check_unit(
-    objects: CheckedObjects, run: ClassRun, unit: int, makers: Makers
+    objects: CheckedObjects, run: ClassRun, unit: int, makers: UnitSoftware
 ) -> Generator[Problem, None, set[str]]:
     """The unit's part is of its classes, and each of its shards as it was committed → their keys."""
     key = index_key(unit)

@@ -9,14 +9,14 @@ from collections.abc import Generator, Iterator, Set
 import pyarrow as pa
 from obstore.store import ObjectStore
 
-from jobs.inputs.tables import Damaged, open_parquet
+from jobs.inputs.tables import DamagedTable, open_parquet
 from jobs.storage.object_store import list_keys, read_object
 from jobs.storage.parquet import UNREADABLE, parquet_file
 from jobs.store.arrays import metadata_objects
 from jobs.store.finalize import is_range
 from jobs.store.fingerprint import contradictions, read_samples
 from jobs.store.layout import IDENTITY, INDEX_PARQUET, RUN_JSON, SHA256SUMS, manifest_key, unit_of_identity
-from jobs.store.manifest import PART_UNITS, SCHEMA, Digests, parts_of
+from jobs.store.manifest import PART_UNITS, SCHEMA, ManifestDigests, part_count
 from jobs.store.row_identity import decode_identities
 from jobs.store.run_record import Run
 from jobs.verify.checked_objects import (
@@ -105,7 +105,7 @@ def not_set_up(store: ObjectStore, run: Run) -> frozenset[str]:
     unit, none of which is ever written before all of that is there. The same command puts it."""
     if run.state != "running" or any(True for _ in list_keys(store, "index")):
         return frozenset()
-    planned = {*metadata_objects(run), *map(manifest_key, range(parts_of(run)))}
+    planned = {*metadata_objects(run), *map(manifest_key, range(part_count(run)))}
     return frozenset(planned.difference(list_keys(store)))
 
 
@@ -126,8 +126,8 @@ def check_manifest(objects: CheckedObjects, run: Run, *, unwritten: Set[str] = f
     """Rows 0 to N − 1 in order, each in its unit; sample ids and labels are those that the run was planned with.
 
     Of parts that are ``unwritten`` nothing is asked, nor of what all parts together say."""
-    digests, whole, anew = Digests(), True, f"restore it from a copy, or delete it and {RELIST}"
-    for part in range(parts_of(run)):
+    digests, whole, anew = ManifestDigests(), True, f"restore it from a copy, or delete it and {RELIST}"
+    for part in range(part_count(run)):
         key = manifest_key(part)
         if key in unwritten:
             whole = False
@@ -148,7 +148,7 @@ def check_manifest(objects: CheckedObjects, run: Run, *, unwritten: Set[str] = f
         yield Problem("manifest", f"has other labels than the run was planned with: {RESTORE}")
 
 
-def _check_part(data: bytes, run: Run, part: int, digests: Digests) -> str | None:
+def _check_part(data: bytes, run: Run, part: int, digests: ManifestDigests) -> str | None:
     units = range(part * PART_UNITS, min((part + 1) * PART_UNITS, run.units))
     with parquet_file(data) as file:
         if file.num_row_groups != len(units):
@@ -191,7 +191,7 @@ class Compacted:
         """``lines``: the unit's part; None where it is damaged, and there is nothing to compare."""
         try:
             found = next(self._units, None)
-        except (Damaged, *UNREADABLE) as error:
+        except (DamagedTable, *UNREADABLE) as error:
             self._units = iter(())
             yield Problem(INDEX_PARQUET, f"cannot be read ({error}): {AGAIN}")
             return

@@ -233,7 +233,7 @@ def test_the_command_compares(finished: Path, other: Path, tmp_path: Path, salie
     assert told.returncode == 3, told.stderr
     assert "of the rows the class changed" in told.stdout and (tmp_path / "c/compare.json").exists()
     told = saliency("compare", finished, tmp_path, "--output", tmp_path / "d")
-    assert told.returncode == 2 and "not a store of ours" in told.stderr
+    assert told.returncode == 2 and "not a saliency store" in told.stderr
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 import jobs.explain.decode_stage
-from jobs.inputs.decode_image import Decoded, decode, load_canonical, most_memory
+from jobs.inputs.decode_image import DecodedImage, decode, decoding_memory, load_canonical
 from jobs.inputs.decoder_process import Decoder, shared_decoder
 from jobs.inputs.rejected import RejectedImage
 from jobs.store.arrays import open_array
@@ -46,9 +46,9 @@ DEEDS = {
 
 def ask(
     decoder: Decoder, data: bytes, *, function=crashing_decoder.decode, seconds: float = 30.0
-) -> Decoded | RejectedImage:
+) -> DecodedImage | RejectedImage:
     function = partial(function, preprocessing=SMALL, max_pixels=CAP)
-    return decoder(function, data, seconds=seconds, memory=most_memory(data, max_pixels=CAP))
+    return decoder(function, data, seconds=seconds, memory=decoding_memory(data, max_pixels=CAP))
 
 
 def child(decoder: Decoder) -> psutil.Process:
@@ -83,18 +83,18 @@ def test_killer_is_rejected_and_the_next_is_decoded(deed: str) -> None:
     decoder = Decoder()
     found = ask(decoder, marked(picture(), deed), seconds=1.0 if deed == "hang" else 30.0)
     assert isinstance(found, RejectedImage) and DEEDS[deed] in found.reason
-    assert isinstance(ask(decoder, picture(1)), Decoded)
+    assert isinstance(ask(decoder, picture(1)), DecodedImage)
 
 
 def test_sound_image_outlives_a_death_that_strikes_once(tmp_path: Path) -> None:
-    assert isinstance(ask(Decoder(), marked(picture(), f"once {tmp_path / 'struck'}")), Decoded)
+    assert isinstance(ask(Decoder(), marked(picture(), f"once {tmp_path / 'struck'}")), DecodedImage)
     assert (tmp_path / "struck").exists()
 
 
 def test_killed_while_idle_is_replaced() -> None:
     decoder = Decoder()
     for _ in range(4):  # more often than an image is tried
-        assert isinstance(ask(decoder, picture()), Decoded)
+        assert isinstance(ask(decoder, picture()), DecodedImage)
         child(decoder).kill()
 
 
@@ -102,13 +102,13 @@ def test_mistake_of_the_function_is_no_fault_of_the_image() -> None:
     decoder = Decoder()
     with pytest.raises(ZeroDivisionError, match="of the decoder's own"):
         ask(decoder, marked(picture(), "raise"))
-    assert isinstance(ask(decoder, picture()), Decoded)
+    assert isinstance(ask(decoder, picture()), DecodedImage)
 
 
 def test_interrupted_answer_is_not_taken_for_the_next() -> None:
     """Ctrl-C while an image is decoded: what comes of it belongs to nobody."""
     decoder = Decoder()
-    assert isinstance(ask(decoder, picture()), Decoded)
+    assert isinstance(ask(decoder, picture()), DecodedImage)
     previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.3)
@@ -117,7 +117,7 @@ def test_interrupted_answer_is_not_taken_for_the_next() -> None:
     finally:
         signal.signal(signal.SIGALRM, previous)
     found = ask(decoder, picture(8, (31, 17)))
-    assert isinstance(found, Decoded) and found.width == 31
+    assert isinstance(found, DecodedImage) and found.width == 31
 
 
 def test_time_and_work_are_told() -> None:
@@ -180,7 +180,7 @@ def test_program_in_the_working_directory_is_not_run(tmp_path: Path, monkeypatch
     (tmp_path / "PIL").mkdir()
     (tmp_path / "PIL/__init__.py").write_text("raise SystemExit(9)")
     monkeypatch.chdir(tmp_path)
-    assert isinstance(ask(Decoder(), picture()), Decoded)
+    assert isinstance(ask(Decoder(), picture()), DecodedImage)
 
 
 # -- sound images that need much ------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def test_program_in_the_working_directory_is_not_run(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("form", ["JPEG", "progressive", "PNG", "deep PNG", "WEBP", "TIFF", "JPEG2000", "GIF", "AVIF"])
 def test_image_at_the_cap_fits_into_its_memory(form: str) -> None:
-    """4 Mpx, the cap exactly: the costly kinds of each format, in what `most_memory` allows without its constant."""
+    """4 Mpx, the cap exactly: the costly kinds of each format, in what `decoding_memory` gives without its constant."""
     edge = 2048
     noise = Image.effect_noise((edge, edge), 80)
     buffer = io.BytesIO()
@@ -206,8 +206,8 @@ def test_image_at_the_cap_fits_into_its_memory(form: str) -> None:
             Image.merge("RGBA", [noise] * 4).resize((edge, edge)).save(buffer, form)
     data = buffer.getvalue()
     function = partial(decode, preprocessing=SMALL, max_pixels=edge**2)
-    memory = most_memory(data, max_pixels=edge**2) - most_memory(b"", max_pixels=0)
-    assert isinstance(shared_decoder()(function, data, seconds=120.0, memory=memory), Decoded)
+    memory = decoding_memory(data, max_pixels=edge**2) - decoding_memory(b"", max_pixels=0)
+    assert isinstance(shared_decoder()(function, data, seconds=120.0, memory=memory), DecodedImage)
 
 
 # -- the job --------------------------------------------------------------------------------------------------

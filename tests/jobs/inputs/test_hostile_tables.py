@@ -19,7 +19,7 @@ from jobs.inputs.entry import SourceError
 from jobs.inputs.fetch import fetch
 from jobs.inputs.parquet_process import parquet_processes
 from jobs.inputs.rejected import RejectedImage
-from jobs.inputs.tables import Damaged
+from jobs.inputs.tables import DamagedTable
 from tests.conftest import TESTS
 from tests.support.input_files import picture, write, write_parquet
 from tests.support.listed_inputs import PNG, listed
@@ -118,7 +118,7 @@ def dies(file: object, *, of: int) -> None:
 def test_an_abort_under_the_limit_is_likely_of_memory(tmp_path: Path, of: int, memory: bool) -> None:
     """C++ aborts if nothing catches a failed allocation; other signals are of damage."""
     path = write_parquet(tmp_path / "x.parquet", {"image": [PNG]})
-    with pytest.raises(Damaged, match=f"killed the process that reads it, {signal.Signals(of).name}") as told:
+    with pytest.raises(DamagedTable, match=f"killed the process that reads it, {signal.Signals(of).name}") as told:
         parquet_processes().call(dies, str(path), of=of)
     assert bool(re.match(f"{WITHOUT_MEMORY}, or it is damaged", str(told.value))) == memory
     assert len(listed(path)) == 1

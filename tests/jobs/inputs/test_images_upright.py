@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.inputs.decode_image import Decoded, canonical, decode
+from jobs.inputs.decode_image import DecodedImage, decode, make_canonical
 from tests.support.image_files import CAP, PHOTO, SMALL, encode, orientation_exif, png, read
 
 
@@ -40,7 +40,7 @@ def test_exif_orientation_gives_the_upright_pixels(format_: str, orientation: in
     data = encode(stored, format_, exif=orientation_exif(orientation), **options)
     np.testing.assert_array_equal(read(data), PHOTO)
     result = decode(data, SMALL, max_pixels=CAP)
-    assert isinstance(result, Decoded)
+    assert isinstance(result, DecodedImage)
     assert (result.width, result.height) == (41, 31), "of the upright picture"
 
 
@@ -130,7 +130,7 @@ def test_grey_with_alpha() -> None:
     image = Image.merge("LA", [Image.fromarray(grey), Image.fromarray(ALPHA)])
     expected = over_white(grey[..., None].repeat(3, axis=2), ALPHA)
     np.testing.assert_allclose(read(encode(image, "PNG")), expected, atol=1)
-    np.testing.assert_allclose(np.asarray(canonical(image.convert("La"))), expected, atol=8)
+    np.testing.assert_allclose(np.asarray(make_canonical(image.convert("La"))), expected, atol=8)
 
 
 def test_palette_with_alpha() -> None:
@@ -177,6 +177,6 @@ def test_an_animation_gives_its_first_frame() -> None:
 
 def test_one_pixel() -> None:
     result = decode(encode(PHOTO[:1, :1]), SMALL, max_pixels=CAP)
-    assert isinstance(result, Decoded)
+    assert isinstance(result, DecodedImage)
     assert (result.pixels == PHOTO[0, 0]).all()
     assert (result.width, result.height) == (1, 1)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from jobs.inputs.globs import expand
+from jobs.inputs.globs import expand_glob
 from jobs.inputs.sources import SourceError, list_entries, open_sources
 from jobs.storage.files import local_path, read, stat
 from tests.support.input_files import write, write_tar
@@ -95,7 +95,7 @@ def test_links_are_followed_but_loops_end(tmp_path: Path) -> None:
     (tmp_path / "data/a/up2").symlink_to(tmp_path / "data")
     (tmp_path / "data/self").symlink_to(tmp_path / "data/self")
     assert ids(tmp_path / "data") == ["a/1.png", "a/3.png", "b/2.png"]
-    assert [info.uri for info in expand(f"{tmp_path}/data/**/2.png")] == [f"{tmp_path}/data/b/2.png"]
+    assert [info.uri for info in expand_glob(f"{tmp_path}/data/**/2.png")] == [f"{tmp_path}/data/b/2.png"]
 
 
 def test_a_dangling_link_keeps_its_place(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.inputs.sources import SourceError
-from jobs.inputs.text_encodings import not_text
+from jobs.inputs.text_encodings import describe_non_text
 from tests.support.input_files import write
 from tests.support.listed_inputs import PNG, listed
 
@@ -88,7 +88,7 @@ def test_a_sound_list_is_read(tmp_path: Path, case: str) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"u", b"\0", b"\0\0\0\0", b"\xff", b"uri", b"u\0"])
 def test_a_few_bytes_tell_nothing(data: bytes) -> None:
-    assert not_text(data) is None
+    assert describe_non_text(data) is None
 
 
 def test_a_name_that_is_latin1_in_the_list_alone(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from jobs.explain.retry import retry
 from jobs.store.index import withdraw
-from jobs.store.row_identity import remember
+from jobs.store.row_identity import keep_identities
 from jobs.store.store_access import open_run
 from jobs.verify.verify_command import verify
 from tests.conftest import run_inline, said
@@ -84,7 +84,7 @@ def test_rows_whose_commit_a_killed_retry_withdrew(
     """They were explained once, and their images are known."""
     out = made.again(tmp_path / "store")
     store, _ = open_run(str(out))
-    remember(store, 0)
+    keep_identities(store, 0)
     withdraw(store, [0])
     if moved:
         assert finish(made, out, write(made.kind, tmp_path / "after", edit(whole()))) == wanted

@@ -16,7 +16,7 @@ from obstore.store import MemoryStore
 from jobs.storage.parquet import _SEAL, parquet_table
 from jobs.store.index import DamagedError, load_part
 from jobs.store.layout import index_key, manifest_key
-from jobs.store.manifest import Manifest, sound
+from jobs.store.manifest import Manifest, check_part
 from jobs.store.store_reader import open_store
 from saliency_core.errors import InvalidRequestError
 
@@ -34,7 +34,7 @@ def read_units(data: bytes) -> pa.Table:
     "key, read",
     [
         (manifest_key(0), read_units),
-        (manifest_key(0), lambda data: parquet_table(sound(0, data))),
+        (manifest_key(0), lambda data: parquet_table(check_part(0, data))),
         (index_key(0), lambda data: load_part(data, 0)),
     ],
     ids=["manifest", "manifest that is hashed", "index"],

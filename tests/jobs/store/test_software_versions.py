@@ -304,7 +304,7 @@ def test_a_unit_of_unknown_software_is_told(project: Project) -> None:
     project.rewrite(arithmetic=7)
     make_sums_again(project.out)
     code, told = check(project.out)
-    assert code == DONE and "of which run.json has no word" in told
+    assert code == DONE and "which run.json lacks" in told
 
 
 def test_digests_do_not_depend_on_what_has_no_effect() -> None:
