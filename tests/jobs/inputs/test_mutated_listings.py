@@ -32,8 +32,9 @@ for batch in range(batches):
             whole[file] = whole.get(file, 0) + (entry.error is None)
             yield entry
     entries = noted(list_entries(open_sources([f"{place}/*.{kind.rpartition('.')[2]}"])))
-    summary = write_manifest(MemoryStore(), ManifestBuilder(entries, unit_size=256, n_classes=9, resolve=lambda label:
-    None)) print(json.dumps([summary.rows, good, whole]))
+    lines = ManifestBuilder(entries, unit_size=256, n_classes=9, resolve=lambda label: None)
+    summary = write_manifest(MemoryStore(), lines)
+    print(json.dumps([summary.rows, good, whole]))
 status = pathlib.Path("/proc/self/status").read_text()
 print(int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) << 10)
 """
