@@ -1,4 +1,4 @@
-"""From entries to the bytes of their images."""
+"""Reads the bytes of the images of entries."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from jobs.storage.storage_errors import OF_THE_MACHINE
 from jobs.util.job_errors import StoreUnreachable
 from jobs.util.redaction import scrubbed
 
-REMOTE_THREADS = 16  # a request waits far longer than it works
+REMOTE_THREADS = 16  # a request mostly waits
 BATCH = 16  # Parquet rows decoded at a time: images are large
-PARQUET_MEMORY = 3 << 30  # bytes with which any sound page can be unpacked, beside some of the largest images
+PARQUET_MEMORY = 3 << 30  # bytes in which any valid page can be unpacked, beside some of the largest images
 Value = bytes | RejectedImage | ImagePath | Oversized | None
 
 
 def fetch(entries: Sequence[Entry], *, max_bytes: int) -> list[bytes | RejectedImage]:
-    """The bytes of each entry's image, in order, or why there are none. Never raises for what is in the data;
-    Raises StoreUnreachable where a whole store fails.
+    """Returns the bytes of each entry's image, in order, or the reason why there are none.
 
-    Each object is looked up once; its rows are rejected when its size or etag is not the manifest's. An image
-    over `max_bytes` is not read (in Parquet: read and dropped).
+    Each object is looked up once; its rows are rejected if its size or etag differs from the manifest's. An image over
+    `max_bytes` is not read (in Parquet: read and dropped). Raises StoreUnreachable if a whole store fails, but never
+    because of the data.
     """
     by_object: defaultdict[tuple[str, bool, bool], list[int]] = defaultdict(list)
     results: list[bytes | RejectedImage] = [RejectedImage(entry.error or "") for entry in entries]
     for i, entry in enumerate(entries):
         if entry.error is None:
-            # a list may name as an image what another source opens as a tar: one way of reading per group
+            # a list may name a file as an image that another source opens as a tar, so each group is read in one way
             by_object[entry.uri, entry.offset is None, entry.row_group is None].append(i)
 
     def fetched(rows: list[int]) -> list[bytes | RejectedImage]:
@@ -45,12 +45,12 @@ def fetch(entries: Sequence[Entry], *, max_bytes: int) -> list[bytes | RejectedI
 
     remote = [rows for (uri, _, _), rows in by_object.items() if is_remote(uri)]
     local = [rows for (uri, _, _), rows in by_object.items() if not is_remote(uri)]
-    found: list[list[bytes | RejectedImage] | NoAnswer] = []
+    groups_of_values: list[list[bytes | RejectedImage] | NoAnswer] = []
     if remote:
         with ThreadPoolExecutor(REMOTE_THREADS) as pool:
-            found += pool.map(fetched, remote)
-    found += map_with_hang_guard(fetched, local, name=lambda rows: entries[rows[0]].uri)
-    for rows, values in zip([*remote, *local], found, strict=True):
+            groups_of_values += pool.map(fetched, remote)
+    groups_of_values += map_with_hang_guard(fetched, local, name=lambda rows: entries[rows[0]].uri)
+    for rows, values in zip([*remote, *local], groups_of_values, strict=True):
         if isinstance(values, NoAnswer):
             reason = f"{entries[rows[0]].uri} cannot be read ({values}): once it can, run `saliency retry`"
             values = [RejectedImage(reason)] * len(rows)
@@ -60,19 +60,19 @@ def fetch(entries: Sequence[Entry], *, max_bytes: int) -> list[bytes | RejectedI
 
 
 def _fetch_object(entries: list[Entry], max_bytes: int) -> list[bytes | RejectedImage]:
-    """`entries` all lie in one object and are read in the same way."""
+    """Reads entries that are all in one object, in the same way."""
     uri = entries[0].uri
     try:
         info = stat(uri)
-        refused = [_refuse_changed(entry, info) or _refuse_too_large(entry, info, max_bytes) for entry in entries]
-        pairs = list(zip(entries, refused, strict=True))
-        found = iter(_read([entry for entry, no in pairs if no is None], max_bytes))
-        return [no or _check_value(entry, next(found), max_bytes) for entry, no in pairs]
+        rejections = [_refuse_changed(entry, info) or _refuse_too_large(entry, info, max_bytes) for entry in entries]
+        pairs = list(zip(entries, rejections, strict=True))
+        values = iter(_read([entry for entry, rejection in pairs if rejection is None], max_bytes))
+        return [rejection or _check_value(entry, next(values), max_bytes) for entry, rejection in pairs]
     except FileNotFoundError:
         reason = f"{uri} is missing: put it back, then run `saliency retry`"
     except (OSError, ValueError, KeyError) as error:  # a name with a zero byte; a column that is gone
         if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
-            raise StoreUnreachable(f"{uri} cannot be read here and now ({error.strerror}): mend that.") from error
+            raise StoreUnreachable(f"{uri} cannot be read on this machine ({error.strerror}): repair that.") from error
         text = error.strerror if isinstance(error, OSError) else None
         reason = f"{uri} cannot be read ({text or error}): once it can, run `saliency retry`"
     return [RejectedImage(reason)] * len(entries)
@@ -113,7 +113,7 @@ def _group_of(entry: Entry) -> tuple[int, str]:
 
 
 def _row_values(uri: str, group: int, member: str, rows: Iterable[int], max_bytes: int) -> Iterator[tuple[int, Value]]:
-    """The values of `rows`, in order; what unpacks to too much does so in a process with a limit."""
+    """The values of `rows`, in order, unpacked in a child process with limited memory."""
     return parquet_processes().parts(
         image_values,
         uri,
@@ -127,22 +127,22 @@ def _row_values(uri: str, group: int, member: str, rows: Iterable[int], max_byte
 
 
 def _fetch_path(entry: Entry, place: ImagePath, max_bytes: int) -> bytes | RejectedImage:
-    """The image of a row that holds a path alone: relative to its table, as in a list."""
-    (found,) = look_up_lines([(entry.sample_id, place.path, None)], parent(entry.uri))
-    if found.error is None:
-        value = _fetch_object([found], max_bytes)[0]
+    """The image of a row that holds only a path, which is relative to its table, as in a list."""
+    (target,) = look_up_lines([(entry.sample_id, place.path, None)], parent(entry.uri))
+    if target.error is None:
+        value = _fetch_object([target], max_bytes)[0]
         if isinstance(value, bytes):
             return value
-        found = replace(found, error=value.reason)
-    return RejectedImage(f"{entry.sample_id} holds no bytes but the path {scrubbed(place.path)!r}, and {found.error}")
+        target = replace(target, error=value.reason)
+    return RejectedImage(f"{entry.sample_id} holds no bytes but the path {scrubbed(place.path)!r}, and {target.error}")
 
 
 def _refuse_changed(entry: Entry, info: ObjectInfo) -> RejectedImage | None:
-    """An entry without size and etag (a remote list) cannot tell."""
+    """The rejection if the object changed; an entry of a remote list has no size and etag to compare."""
     if entry.size is not None and entry.size != info.size:
-        difference = "its size is another"
+        difference = "its size differs"
     elif entry.etag is not None and entry.etag != info.etag:
-        difference = "its etag is another"
+        difference = "its etag differs"
     else:
         return None
     return RejectedImage(

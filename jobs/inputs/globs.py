@@ -1,4 +1,4 @@
-"""Wildcards, with the same meaning locally and on object stores."""
+"""Expands wildcards, with the same meaning locally and on object stores."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from jobs.storage.hang_guard import map_with_hang_guard
 
 
 def is_glob(path: str) -> bool:
+    """Whether a path contains wildcards."""
     return glob.has_magic(path)
 
 
@@ -19,10 +20,10 @@ def expand_glob(pattern: str) -> list[ObjectInfo]:
     """The files that match `* ? [..]` (within one directory level) and `**` (any number), in key order."""
     root = fixed_prefix(pattern)
     rest = normal(pattern).removeprefix(root).strip("/").split("/")
-    if is_remote(pattern) or "**" in rest:  # `glob` may go round linked directories for ever
+    if is_remote(pattern) or "**" in rest:  # `glob` may follow linked directories without end
         return [info for info in walk(root) if _matches(key_below(root, info.uri).split("/"), rest)]
-    found = glob.glob(str(local_path(normal(pattern))))  # noqa: PTH207 - Path.glob shows hidden files
-    paths = sorted(map(os.fsencode, found))
+    matches = glob.glob(str(local_path(normal(pattern))))  # noqa: PTH207 - Path.glob shows hidden files
+    paths = sorted(map(os.fsencode, matches))
     directories = map_with_hang_guard(os.path.isdir, paths)
     return listed_files([path for path, yes in zip(paths, directories, strict=True) if yes is not True])
 

@@ -1,8 +1,8 @@
-"""Where the bytes of images are in a table: the Arrow types that hold them, and reading them out of a cell.
+"""Finds the columns of a table that hold images, by their Arrow types, and reads an image from a cell.
 
-An encoded image may be a value of any binary type, a list of uint8, one of these inside structs or a list (or a view of
-one) with one element, dictionary-encoded, or an extension type over one of these. In a struct {bytes, path} of Hugging
-Face, null or empty bytes mean that the image is the file at `path`.
+An encoded image may be a value of any binary type or a list of uint8. It may be nested in structs, or in a list (view)
+with one element, and it may be dictionary-encoded or of an extension type. In a struct {bytes, path} of Hugging Face,
+null or empty bytes mean that the image is the file at `path`.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import pyarrow as pa
 from jobs.inputs.label_values import printable
 from jobs.inputs.rejected import RejectedImage
 
-MAX_DEPTH = 32  # structs and lists in each other; deeper ones are not searched
-LONGEST_TEXT = 128 << 10  # bytes; more than any label or URI has, so that a text cut off here is seen to be too long
+MAX_DEPTH = 32  # of nested structs and lists; deeper ones are not searched
+LONGEST_TEXT = 128 << 10  # bytes; more than any label or URI may have, so that a text cut off here is still too long
 Steps = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ImagePath:
-    """Stands for the bytes of an image that is a file of its own; `path` is as the table has it."""
+    """Replaces the bytes of an image that is a file of its own; `path` is the text in the table."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True)
 class Oversized:
-    """Stands for an image of more bytes than are wanted."""
+    """Replaces an image of more bytes than the limit."""
 
     size: int
 
@@ -49,16 +49,16 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def image_places(schema: pa.Schema) -> dict[str, Steps]:
-    """Columns that hold encoded images → the column and the fields inside it: `image`, or `image`, `bytes`.
+    """Maps a name to each place with encoded images: the column and the fields inside it, as `image`, `bytes`.
 
-    A column with one place goes by its own name, others by `column.field`. Lists of uint8 may be anything; they count
-    only when no column has a binary type.
+    A column with one place is named by itself, others are named `column.field`. Lists of uint8 may hold other data, so
+    they count only if no column has a binary type.
     """
     return _places(schema, lists=False) or _places(schema, lists=True)
 
 
 def places_by_member(schema: pa.Schema) -> dict[str, Steps]:
-    """All places by the name that a manifest has of them, such as `image.bytes`."""
+    """All places by their name in a manifest, such as `image.bytes`."""
     every = [*_places(schema, lists=True).values(), *_places(schema, lists=False).values()]
     return {".".join(steps): steps for steps in every}
 
@@ -66,7 +66,7 @@ def places_by_member(schema: pa.Schema) -> dict[str, Steps]:
 def image_in(
     cell: pa.Scalar | None, steps: Steps, *, max_bytes: int
 ) -> bytes | RejectedImage | ImagePath | Oversized | None:
-    """The image in a column's cell; `steps` are the fields of its structs."""
+    """Returns the image in a column's cell; `steps` are the fields of its structs."""
     while cell is not None and cell.is_valid:
         if isinstance(cell, pa.ExtensionScalar | pa.DictionaryScalar):
             cell = cell.value
@@ -138,15 +138,14 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def is_ambiguous(schema: pa.Schema, member: str) -> bool:
-    """Whether several places have the name that a manifest would have of this one, or two columns that of its column:
-    which of them is meant cannot be said."""
+    """Whether a name in a manifest is ambiguous: several places have it, or several columns that of its column."""
     every = [*_steps(schema, lists=True), *_steps(schema, lists=False)]
-    steps = [each for each in every if ".".join(each) == member]
-    return len(steps) > 1 or any(schema.names.count(each[0]) > 1 for each in steps)
+    matches = [steps for steps in every if ".".join(steps) == member]
+    return len(matches) > 1 or any(schema.names.count(steps[0]) > 1 for steps in matches)
 
 
 def map_columns(schema: pa.Schema) -> list[pa.Field]:
-    """The columns with bytes in a map, which are not read: which key is the image's is not known."""
+    """The columns with bytes in a map. They are not read, because the key of the image is unknown."""
     return [column for column in schema if _has_map(column.type)]
 
 
@@ -157,11 +156,11 @@ def _has_map(kind: pa.DataType, depth: int = 0) -> bool:
     if pa.types.is_map(kind):
         return any(True for lists in (False, True) for _ in _places_inside(kind.item_type, (), lists))
     inner = [field.type for field in kind] if pa.types.is_struct(kind) else [kind.value_type] if _is_list(kind) else []
-    return any(_has_map(each, depth + 1) for each in inner)
+    return any(_has_map(kind, depth + 1) for kind in inner)
 
 
 def _has_only_null_bytes(kind: pa.StructType) -> bool:
-    """Whether all bytes of a struct {bytes, path} are null, so that they have no other type."""
+    """Whether all bytes of a struct {bytes, path} are null, so that their type is null."""
     path = kind.get_field_index("path")
     return (
         path >= 0

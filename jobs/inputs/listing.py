@@ -1,4 +1,4 @@
-"""Which files a path of the user's means, and of what kind each is."""
+"""Resolves a path that the user gives to a list of files, and determines the kind of each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from jobs.storage.object_store import REMOTE
 
 PHOTOS = ("jpg", "jpeg", "jpe", "jfif", "png", "gif", "webp", "avif", "jp2")
 BITMAPS = ("bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm")
-IMAGES = frozenset((*PHOTOS, *BITMAPS))  # what Pillow opens by itself
+IMAGES = frozenset((*PHOTOS, *BITMAPS))  # what Pillow opens without plugins
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 COMPRESSED_TABLES = tuple(f".{table}{end}" for table in ("csv", "parquet") for end in (".gz", ".bz2", ".xz", ".zst"))
 KINDS = {"tar": "tar", "parquet": "parquet", "csv": "csv"} | dict.fromkeys(IMAGES, "image")
@@ -39,11 +39,12 @@ def is_hidden(key: str) -> bool:
 
 
 def extension(key: str) -> str:
+    """The extension of a key in lower case, with its dot; empty if there is none."""
     return PurePosixPath(key).suffix.lower()
 
 
 def kind_of(key: str) -> str | None:
-    """`image`, `tar`, `parquet`, `csv`, `compressed tar`, `compressed table`, or None for what is not read."""
+    """`image`, `tar`, `parquet`, `csv`, `compressed tar`, `compressed table`, or None for other files."""
     if is_hidden(key):
         return None
     if key.lower().endswith(COMPRESSED):
@@ -55,22 +56,23 @@ def kind_of(key: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Files below `root`; `found` holds them where listing again is slow (remote) or needless (a glob)."""
+    """Files below `root`. `files` holds them if listing again would be slow (remote) or needless (a glob)."""
 
     root: str
-    found: tuple[ObjectInfo, ...] | None = None
-    whole: bool = False  # everything below `root`, rather than files that the user chose
+    files: tuple[ObjectInfo, ...] | None = None
+    whole: bool = False  # all files below `root`, not files that the user chose
 
     def __iter__(self) -> Iterator[tuple[str, ObjectInfo]]:
         """(relative key, info) in key order."""
-        for info in walk(self.root) if self.found is None else self.found:
+        for info in walk(self.root) if self.files is None else self.files:
             yield key_below(self.root, info.uri), info
 
     def names(self) -> Iterator[str]:
-        return keys(self.root) if self.found is None else (key for key, _ in self)
+        """The relative keys, in order."""
+        return keys(self.root) if self.files is None else (key for key, _ in self)
 
     def of_kind(self, kind: str, ignored: Counter[str]) -> Iterator[tuple[str, ObjectInfo]]:
-        """The files of one kind; the others are counted, by extension, in `ignored`."""
+        """The files of one kind; the others are counted in `ignored`, by extension."""
         for key, info in self:
             if kind_of(key) == kind:
                 yield key, info
@@ -84,7 +86,7 @@ def find_files(path: str) -> Listing:
         listing = _find_files(path)
     except OSError as error:
         raise SourceError(f"{path} cannot be listed: {error.strerror}") from error
-    if listing.found == ():
+    if listing.files == ():
         raise SourceError(f"{path} matches no file: check the spelling, and quote patterns in the shell")
     return listing
 

@@ -1,7 +1,7 @@
-"""What is read of other people's Parquet files: functions that run in the limited process.
+"""Reads untrusted Parquet files: functions that run in the limited process.
 
 A Parquet file of some kilobytes may unpack to gigabytes, in its footer, a dictionary or a page. These functions get
-the open file and give back no more than the job needs.
+the open file, and return no more than the job needs.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ from jobs.inputs.tables import (
 )
 
 BUFFER = 1 << 20
-LINES = 1024  # of a list, given back at a time
+LINES = 1024  # of a list, returned at a time
 LONGEST_URI = 32 << 10  # characters
 PLAIN_TEXT = 64 << 20  # bytes of a column that are read at once
-ROWS_BESIDE_SIZE = 1 << 16  # rows that a file may claim beyond one for each of its bytes
+ROWS_BESIDE_SIZE = 1 << 16  # rows that a file may claim in addition to one per byte
 Label = int | str | None
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRows:
-    """Rows of a file with images in it, by row group: how many, and their labels when there are any."""
+    """The rows of a file with images, by row group: their number, and their labels if there are any."""
 
     member: str
     groups: list[tuple[int, list[Label] | None]]
 
 
 def image_rows(file: BinaryIO, *, where: str, image_column: str | None, label_column: str | None) -> ImageRows:
-    """Raises SourceError when there is no image column, or no telling which; Damaged."""
+    """Returns the rows of a file. Raises SourceError if the image column is missing or ambiguous; DamagedTable."""
     with _open_table(file) as table:
         schema = table.schema_arrow
         member = _image_member(schema, image_column, where)
@@ -78,7 +78,7 @@ def image_rows(file: BinaryIO, *, where: str, image_column: str | None, label_co
 
 
 def has_images(file: BinaryIO, *, where: str) -> bool:
-    """Whether a file holds images, not a list of where they are. Raises SourceError when it holds neither; Damaged."""
+    """Whether a file holds images, not a list of URIs. Raises SourceError if it holds neither; DamagedTable."""
     with _open_table(file) as table:
         schema = table.schema_arrow
         if image_places(schema):
@@ -87,7 +87,7 @@ def has_images(file: BinaryIO, *, where: str) -> bool:
             map_columns(schema)
             and choose_column(schema.names, None, URI_COLUMNS, where=where, option="uri_column") is None
         ):
-            return True  # listing its images says why they are not read
+            return True  # listing its images reports why they are not read
         choose_uri_column(schema.names, None, where, beside="a column of image bytes")
         return False
 
@@ -95,7 +95,7 @@ def has_images(file: BinaryIO, *, where: str) -> bool:
 def list_lines(
     file: BinaryIO, *, where: str, uri_column: str | None, label_column: str | None
 ) -> Iterator[list[tuple[str | RejectedImage | None, Label]]]:
-    """URIs and labels of a list, some lines at a time. Raises SourceError when a column is missing; Damaged."""
+    """Yields URIs and labels, some lines at a time. Raises SourceError if a column is missing; DamagedTable."""
     with _open_table(file) as table:
         schema = table.schema_arrow
         place = choose_uri_column(schema.names, uri_column, where)
@@ -112,15 +112,15 @@ def list_lines(
                 [read_label(value) for value in _column_values(batch.column(label))] if label else [None] * len(batch)
             )
             yield [
-                (_check_uri(text), found)
-                for text, found in zip(_column_values(batch.column(place)), labels, strict=True)
+                (_check_uri(text), value)
+                for text, value in zip(_column_values(batch.column(place)), labels, strict=True)
             ]
 
 
 def image_values(
     file: BinaryIO, *, group: int, member: str, rows: frozenset[int], batch: int, max_bytes: int
 ) -> Iterator[tuple[int, bytes | RejectedImage | ImagePath | Oversized | None]]:
-    """The images of `rows` of a row group, in order. Reads one column, and no further than the last. Raises Damaged."""
+    """Yields the images of `rows` of a row group, in order. Reads one column, up to the last row. DamagedTable."""
     start, last = 0, max(rows)
     with _open_table(file) as table:
         if group >= table.num_row_groups:
@@ -144,13 +144,13 @@ def _open_table(file: BinaryIO) -> Iterator[pq.ParquetFile]:
     try:
         with translate_damage():
             yield pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False)
-    # Names that are not UTF-8 or come twice, types that Python has no values for: what hostile footers hold.
+    # Hostile footers hold names that are not UTF-8 or occur twice, and types without Python values.
     except (UnicodeDecodeError, LookupError, RecursionError, OverflowError, TypeError) as error:
         raise DamagedTable(f"{type(error).__name__}: {error}"[:300]) from error
 
 
 def _check_counts(table: pq.ParquetFile, file: BinaryIO) -> None:
-    """Raises Damaged when the footer contradicts itself, or claims more rows than its file can hold."""
+    """Raises DamagedTable if the footer contradicts itself, or claims more rows than its file can hold."""
     metadata = table.metadata
     rows = 0
     for number in range(metadata.num_row_groups):
@@ -164,15 +164,15 @@ def _check_counts(table: pq.ParquetFile, file: BinaryIO) -> None:
         raise DamagedTable(f"its footer claims {metadata.num_rows} rows, of which its row groups have {rows}")
 
 
-def _image_member(schema: pa.Schema, wanted: str | None, where: str) -> str:
-    """The name of the image's place. Raises SourceError when there is none, or no telling which."""
+def _image_member(schema: pa.Schema, requested: str | None, where: str) -> str:
+    """The name of the image's place. Raises SourceError if there is none, or if it is ambiguous."""
     places = image_places(schema)
     by_member = places_by_member(schema)
-    if wanted in places:
-        return ".".join(places[wanted])
-    if wanted is not None and (steps := by_member.get(wanted) or _only_place_in(by_member, wanted)):
+    if requested in places:
+        return ".".join(places[requested])
+    if requested is not None and (steps := by_member.get(requested) or _only_place_in(by_member, requested)):
         return ".".join(steps)
-    name = choose_column(schema.names, wanted, (), where=where, option="image_column")
+    name = choose_column(schema.names, requested, (), where=where, option="image_column")
     if name is None and len(places) == 1:
         name = next(iter(places))
     elif name is None:
@@ -212,13 +212,13 @@ def _only_place_in(members: dict[str, tuple[str, ...]], column: str) -> tuple[st
     return inside[0] if len(inside) == 1 else None
 
 
-def _label_column(schema: pa.Schema, wanted: str | None, where: str) -> str | None:
-    name = choose_column(schema.names, wanted, LABEL_COLUMNS, where=where, option="label_column")
+def _label_column(schema: pa.Schema, requested: str | None, where: str) -> str | None:
+    name = choose_column(schema.names, requested, LABEL_COLUMNS, where=where, option="label_column")
     if name is None or _is_label(_type_of(schema, name, where, "label_column")):
         return name
-    if wanted:
+    if requested:
         kind = str(schema.field(name).type)[:200]
-        raise SourceError(f"{where}: column {wanted!r} (label_column) is {kind}, not integer or text")
+        raise SourceError(f"{where}: column {requested!r} (label_column) is {kind}, not integer or text")
     return None
 
 
@@ -229,8 +229,8 @@ def _is_label(kind: pa.DataType) -> bool:
 
 
 def _column_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
-    """The values of a column; texts that are long are cut off, and those that are not UTF-8 are told in letters."""
-    # A dictionary repeats what it holds; otherwise a column has no more text than it has bytes.
+    """The values of a column. Long texts are cut off, and bytes that are not UTF-8 are escaped."""
+    # A dictionary repeats its values; any other column has no more text than bytes.
     if column.type == storage_type(column.type) and column.nbytes < PLAIN_TEXT:
         with suppress(UnicodeDecodeError):
             return column.to_pylist()  # type: ignore[no-any-return]

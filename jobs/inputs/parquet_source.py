@@ -1,4 +1,4 @@
-"""Images inside Parquet: a column of bytes, or of Hugging Face's struct {bytes, path}."""
+"""Lists images in Parquet files: a column of bytes, or of Hugging Face's struct {bytes, path}."""
 
 from __future__ import annotations
 
@@ -39,28 +39,28 @@ class ParquetSource(Source):
         self.ignored.clear()
         files = self._listing.of_kind("parquet", self.ignored)
         misfits = ColumnMismatches()
-        for (key, info), found in map_ahead(self._read, files, threads=self._threads):
-            if isinstance(found, ImageRows):
+        for (key, info), result in map_ahead(self._read, files, threads=self._threads):
+            if isinstance(result, ImageRows):
                 misfits.fits()
-                yield from _rows(key, info, found)
+                yield from _rows(key, info, result)
                 continue
-            misfits.add(found)
-            reason = f"the Parquet file cannot be read, its rows are lost ({found}): write it again"
-            if isinstance(found, SourceError):
-                reason = str(found)
+            misfits.add(result)
+            reason = f"the Parquet file cannot be read, its rows are lost ({result}): write it again"
+            if isinstance(result, SourceError):
+                reason = str(result)
             yield Entry(f"{key}#@0", info.uri, size=info.size, etag=info.etag, error=reason)
         misfits.end()
 
     def _read(
-        self, named: tuple[str, ObjectInfo]
+        self, file: tuple[str, ObjectInfo]
     ) -> tuple[tuple[str, ObjectInfo], ImageRows | DamagedTable | SourceError]:
-        uri = named[1].uri
+        uri = file[1].uri
         columns = {"image_column": self._image_column, "label_column": self._label_column}
         try:
             with container_errors(uri):
-                return named, parquet_processes().call(image_rows, uri, where=uri, **columns)
+                return file, parquet_processes().call(image_rows, uri, where=uri, **columns)
         except (DamagedTable, SourceError) as error:
-            return named, error
+            return file, error
 
 
 def _rows(key: str, info: ObjectInfo, rows: ImageRows) -> Iterator[Entry]:
@@ -81,7 +81,7 @@ def _rows(key: str, info: ObjectInfo, rows: ImageRows) -> Iterator[Entry]:
 
 
 def holds_images(listing: Listing, *, image_column: str | None, uri_column: str | None) -> bool:
-    """Whether Parquet files hold images, not a list of where they are: by the first readable schema."""
+    """Whether Parquet files hold images, not a list of URIs; the first readable schema decides."""
     if image_column or uri_column:
         return uri_column is None
     misfits = ColumnMismatches()
@@ -92,4 +92,4 @@ def holds_images(listing: Listing, *, image_column: str | None, uri_column: str 
         except (DamagedTable, SourceError) as error:
             misfits.add(error)
     misfits.end()
-    return True  # none is readable: each will say why
+    return True  # none is readable: the source reports why

@@ -15,30 +15,31 @@ from jobs.inputs.tar_scanner import LostMembers
 from jobs.storage.files import ObjectInfo
 from jobs.util.redaction import scrubbed_text
 
-MAX_LABEL_BYTES = 1 << 20  # a larger .cls or .json is no label
+MAX_LABEL_BYTES = 1 << 20  # a larger .cls or .json is ignored
 LABEL_KEYS = ("label", "cls", "class")
-MOST_LOSSES = 1000  # of one tar that are rows of their own
-USUAL_TEXT = 1 << 10  # characters of a name or label; only what is longer counts against the room for long ones
-LONG_TEXTS = 64 << 20  # characters of one tar, which are all in memory
-LONGEST_EXTENSION = 32  # characters of what is counted as ignored
+MOST_LOSSES = 1000  # of one tar that become rows
+USUAL_TEXT = 1 << 10  # characters of a name or label; only the excess counts towards LONG_TEXTS
+LONG_TEXTS = 64 << 20  # characters per tar, all of which are in memory
+LONGEST_EXTENSION = 32  # characters under which ignored files are counted
 
 
 @dataclass
 class TarContents:
-    """What one pass over a tar's headers found; labels are resolved last, as keys need not be adjacent."""
+    """The contents of a tar. Labels are resolved after the last header, because equal keys need not be adjacent."""
 
-    tar: str  # its sample ids' first part
+    tar: str  # the first part of its sample ids
     info: ObjectInfo
     label_column: str | None
-    found: list[Member | LostMembers] = field(default_factory=list)
+    members: list[Member | LostMembers] = field(default_factory=list)
     exact: set[str] = field(default_factory=set)  # keys with an image `key.jpg`, not only `key.other.jpg`
     cls: defaultdict[str, list[int | str | None]] = field(default_factory=lambda: defaultdict(list))
     json: defaultdict[str, list[int | str | None]] = field(default_factory=lambda: defaultdict(list))
     ignored: Counter[str] = field(default_factory=Counter)
     losses: int = 0
-    room: int = LONG_TEXTS
+    long_text_budget: int = LONG_TEXTS
 
     def add(self, item: Member | LostMembers, file: BinaryIO) -> None:
+        """Adds a member or loss; reads the content of a label from `file`."""
         if isinstance(item, LostMembers):
             self._add_loss(item)
         elif item.is_directory:
@@ -53,17 +54,17 @@ class TarContents:
     def _add_loss(self, loss: LostMembers) -> None:
         self.losses += 1
         if self.losses == MOST_LOSSES:
-            reason = f"damaged in {MOST_LOSSES} places or more, and from here on only what is whole is listed"
+            reason = f"damaged in {MOST_LOSSES} places or more, and from here on only undamaged members are listed"
             loss = LostMembers(loss.offset, f"{reason}: pack the tar again")
         if self.losses <= MOST_LOSSES:
-            self.found.append(loss)
+            self.members.append(loss)
 
     def _fits(self, text: int | str | None) -> bool:
-        """Whether there is room in memory for a name or label, which takes it."""
+        """Whether a name or label fits into the budget for long texts, which it then uses."""
         excess = len(text) - USUAL_TEXT if isinstance(text, str) else 0
         if excess > 0:
-            self.room -= excess
-        return excess <= 0 or self.room >= 0
+            self.long_text_budget -= excess
+        return excess <= 0 or self.long_text_budget >= 0
 
     def _add_file(self, member: Member, file: BinaryIO) -> None:
         key, suffix = split_key(member.name)
@@ -71,7 +72,7 @@ class TarContents:
             self._add_loss(LostMembers(member.offset, "the tar's long names are too long in all: shorten them"))
             return
         if suffix.rpartition(".")[2] in IMAGES:
-            self.found.append(member)
+            self.members.append(member)
             if suffix in IMAGES:
                 self.exact.add(key)
             return
@@ -88,9 +89,10 @@ class TarContents:
             self.ignored[f".{suffix[-LONGEST_EXTENSION:]}" if suffix else "(none)"] += 1
 
     def entries(self) -> list[Entry]:
+        """The entries of all images and losses, in archive order."""
         entries: list[Entry] = []
-        seen: Counter[str] = Counter()
-        for item in self.found:
+        counts: Counter[str] = Counter()
+        for item in self.members:
             if isinstance(item, LostMembers):
                 entries.append(self._entry(f"@{item.offset}", error=item.reason))
                 continue
@@ -98,9 +100,9 @@ class TarContents:
             if key in self.exact and suffix not in IMAGES:  # `x.mask.png` beside `x.jpg`
                 self.ignored[f".{suffix[-LONGEST_EXTENSION:]}"] += 1
                 continue
-            name = scrubbed_text(item.name)  # before equal names are told apart
-            seen[name] += 1
-            nth = seen[name]
+            name = scrubbed_text(item.name)  # before equal names are distinguished
+            counts[name] += 1
+            nth = counts[name]
             entries.append(
                 self._entry(
                     name if nth == 1 else f"{name}~{nth}",
@@ -124,7 +126,7 @@ class TarContents:
             uri=self.info.uri,
             member=member.name if member else None,
             offset=member.data if member else None,
-            length=member.size if member and member.size < 2**63 else None,  # what a column of int64 holds
+            length=member.size if member and member.size < 2**63 else None,  # the limit of a column of int64
             size=self.info.size,
             etag=self.info.etag,
             label=label,
@@ -159,7 +161,7 @@ def split_key(name: str) -> tuple[str, str]:
 
 
 def _read_text(file: BinaryIO, member: Member) -> str:
-    """The content of a small text member; empty for what is none, so that the image merely has no label."""
+    """The content of a small text member; empty for any other, so that the image has no label."""
     if member.size > MAX_LABEL_BYTES or member.sparse:
         return ""
     file.seek(member.data)
@@ -170,7 +172,7 @@ def _read_text(file: BinaryIO, member: Member) -> str:
 
 
 def _json_label(text: str, names: tuple[str, ...]) -> int | str | None:
-    """What the first of the names says; None for what is no JSON object, or has none of them."""
+    """The label under the first of the names that a JSON object has; None if there is none."""
     try:
         values = json.loads(text, parse_int=_integer)
     except (ValueError, RecursionError):
@@ -180,5 +182,5 @@ def _json_label(text: str, names: tuple[str, ...]) -> int | str | None:
 
 
 def _integer(text: str) -> int | str:
-    """Python refuses to read integers of thousands of digits."""
+    """An integer; digits that are too many for int64 stay text, since Python refuses thousands of them."""
     return int(text) if len(text) <= 19 else text

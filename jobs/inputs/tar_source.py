@@ -1,4 +1,4 @@
-"""Images in tar shards, with WebDataset's keys: `a/b.jpg` and `a/b.cls` belong together."""
+"""Lists images in tar shards with WebDataset's keys, by which `a/b.jpg` has the label in `a/b.cls`."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class TarSource(Source):
         self.ignored.clear()
         tars = self._listing.of_kind("tar", self.ignored)
         misfits = ColumnMismatches()
-        for (key, info), found in map_ahead(self._list, tars, threads=self._threads):
-            if isinstance(found, SourceError):
-                misfits.add(found)
-                yield _unread(key, info, str(found))
+        for (key, info), result in map_ahead(self._list, tars, threads=self._threads):
+            if isinstance(result, SourceError):
+                misfits.add(result)
+                yield _unread(key, info, str(result))
                 continue
             misfits.fits()
-            entries, ignored = found
+            entries, ignored = result
             self.ignored.update(ignored)
             yield from entries
         misfits.end()
@@ -63,11 +63,11 @@ class TarSource(Source):
     def _scanned(self, key: str, info: ObjectInfo) -> tuple[list[Entry], Counter[str]]:
         contents = TarContents(key, info, self._label_column)
         with open_file(info.uri) as file:
-            for found in scan_members(file, info):
-                contents.add(found, file)
+            for result in scan_members(file, info):
+                contents.add(result, file)
         return contents.entries(), contents.ignored
 
 
 def _unread(key: str, info: ObjectInfo, reason: str) -> Entry:
-    """The row of a tar that was not read at all."""
+    """The single row of a tar that cannot be read."""
     return Entry(f"{key}/@0", info.uri, size=info.size, etag=info.etag, error=reason)

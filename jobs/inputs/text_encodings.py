@@ -1,4 +1,4 @@
-"""Name what the first bytes of a file show when it is no text in UTF-8: another encoding, or an archive."""
+"""Recognises files that are not UTF-8 text, by their first bytes: another encoding, or an archive."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WIDTHS = ((4, "UTF-32"), (2, "UTF-16"))
 
 
 def describe_non_text(beginning: bytes) -> str | None:
-    """What the file is, in words that follow "is", and what to do; None if nothing speaks against UTF-8.
+    """Describes the file in words that follow "is", with the remedy; None if it may be UTF-8.
 
     Args:
         beginning: The first ``SAMPLE_BYTES`` bytes of the file, or all of them.
@@ -36,7 +36,7 @@ def describe_non_text(beginning: bytes) -> str | None:
 
 
 def _encoding_by_zeros(beginning: bytes) -> str | None:
-    """An encoding without a byte order mark, in which all of a header's first letters have zeros in the same bytes."""
+    """An encoding without a byte order mark, recognised by zeros in the same byte of each of the first letters."""
     for width, name in _WIDTHS:
         letters = [beginning[place : place + width] for place in range(0, min(len(beginning), 32), width)]
         for own, order in ((width - 1, "BE"), (0, "LE")):

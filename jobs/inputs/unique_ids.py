@@ -1,4 +1,4 @@
-"""Sample ids of a list made unique: the second and later lines with one id get a count."""
+"""Makes the sample ids of a list unique: the second and later lines with one id get a count."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hashlib import blake2b
 
 from jobs.inputs.entry import Entry
 
-CACHE_KIB = 32 << 10  # of the ids that were listed
+CACHE_KIB = 32 << 10  # of the table of ids
 
 
 def _digest(name: str) -> int:
@@ -17,32 +17,32 @@ def _digest(name: str) -> int:
 
 
 class UniqueIds:
-    """Tells the second and later lines with the same id apart. Lists can be long: what was seen is in a temporary file
-    of SQLite's, and only some of it in memory."""
+    """The ids that a list has used so far. Lists can be long, so they are in a temporary SQLite file."""
 
     def __init__(self) -> None:
-        # Without a name, nobody else sees it and it goes when it is closed, by whichever thread drops the listing.
-        self._seen = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        # A database without a name is private and deleted when it is closed, which may happen in another thread.
+        self._used_ids = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         for statement in (
             f"PRAGMA cache_size = -{CACHE_KIB}",
             "PRAGMA journal_mode = OFF",
             "CREATE TABLE seen (digest INTEGER PRIMARY KEY)",
             "BEGIN",
         ):
-            self._seen.execute(statement)
-        self._again: Counter[str] = Counter()
+            self._used_ids.execute(statement)
+        self._occurrences: Counter[str] = Counter()
 
     def close(self) -> None:
-        self._seen.close()
+        self._used_ids.close()
 
-    def distinguish(self, entry: Entry) -> Entry:
+    def make_unique(self, entry: Entry) -> Entry:
+        """The entry with a unique sample id: `name`, `name~2`, …"""
         if self._first(_digest(entry.sample_id)):
             return entry
-        while True:  # somebody may have written the very name that is made here
-            self._again[entry.sample_id] += 1
-            name = f"{entry.sample_id}~{self._again[entry.sample_id] + 1}"
+        while True:  # the list may contain the very name that is made here
+            self._occurrences[entry.sample_id] += 1
+            name = f"{entry.sample_id}~{self._occurrences[entry.sample_id] + 1}"
             if self._first(_digest(name)):
                 return replace(entry, sample_id=name)
 
     def _first(self, digest: int) -> bool:
-        return self._seen.execute("INSERT OR IGNORE INTO seen VALUES (?)", (digest,)).rowcount == 1
+        return self._used_ids.execute("INSERT OR IGNORE INTO seen VALUES (?)", (digest,)).rowcount == 1

@@ -1,4 +1,4 @@
-"""A CSV or Parquet list of where images are, with labels."""
+"""Lists the images of CSV or Parquet files that hold URIs and labels."""
 
 from __future__ import annotations
 
@@ -26,14 +26,16 @@ from jobs.util.lookahead import map_ahead
 
 BATCH = 256  # rows that one thread looks up at a time
 
-Cells = tuple[str | RejectedImage | None, int | str | None]  # the URI as written, or why there is none; label
+Cells = tuple[
+    str | RejectedImage | None, int | str | None
+]  # the URI as written or the reason why there is none, and the label
 
 
 class UriListSource(Source):
     """Every line of a list, in its order; local images are looked up (size, etag), remote ones are not.
 
-    Relative URIs are relative to the list's own folder. A sample's id is its URI as written; when it is
-    written again, `~2` follows.
+    Relative URIs are relative to the list's own folder. A sample's id is its URI as written; if that
+    occurs again, `~2` follows, and so on.
     """
 
     kind = "list"
@@ -47,7 +49,7 @@ class UriListSource(Source):
         label_column: str | None = None,
         threads: int = 8,
     ) -> None:
-        """`table` is the lists' own kind: `csv` or `parquet`."""
+        """`table` is the kind of the lists: `csv` or `parquet`."""
         self.root = listing.root
         self.ignored = Counter()
         self._listing = listing
@@ -59,7 +61,7 @@ class UriListSource(Source):
     def entries(self) -> Iterator[Entry]:
         self.ignored.clear()
         misfits = ColumnMismatches()
-        with closing(UniqueIds()) as seen:
+        with closing(UniqueIds()) as unique_ids:
             for key, info in self._listing.of_kind(self._table, self.ignored):
                 rows = self._csv(info.uri) if self._table == "csv" else self._parquet(info.uri)
                 lines = (
@@ -67,11 +69,11 @@ class UriListSource(Source):
                 )
                 listed = partial(look_up_lines, folder=parent(info.uri))
                 for batch in map_ahead(listed, _batches(key, lines, info.uri, misfits), threads=self._threads):
-                    yield from map(seen.distinguish, batch)
+                    yield from map(unique_ids.make_unique, batch)
         misfits.end()
 
     def _whole(self, rows: Iterator[Cells], uri: str, misfits: ColumnMismatches) -> Iterator[Cells]:
-        """The rows, and one more that says why when a list cannot be read to its end."""
+        """The rows, and one more with the reason if the list cannot be read to its end."""
         try:
             with container_errors(uri):
                 for row in rows:
@@ -122,12 +124,12 @@ class UriListSource(Source):
 
 
 def _last_index(names: list[str], name: str) -> int:
-    """Of columns with the same name the last one counts."""
+    """The index of a column; if several have its name, of the last one."""
     return len(names) - 1 - names[::-1].index(name)
 
 
 def _batches(key: str, lines: Iterator[Line], uri: str, misfits: ColumnMismatches) -> Iterator[list[Line]]:
-    """The lines of a list, and one that says why if it hangs."""
+    """The lines of a list, and one more with the reason if reading it hangs."""
     count = 0
     try:
         while batch := answered(lambda: list(islice(lines, BATCH)), uri):

@@ -26,43 +26,45 @@ Line = tuple[str, str | RejectedImage | None, int | str | None]
 
 
 def look_up_lines(lines: list[Line], folder: str) -> list[Entry]:
-    """The entries of lines: their files, relative to the list's folder, looked up when they are local."""
+    """The entries of lines. Files are relative to the list's folder; local ones are looked up."""
     entries = map_with_hang_guard(partial(_checked_entry, folder=folder), lines, name=itemgetter(0))
     return [
-        _checked_entry(line, folder, found) if isinstance(found, NoAnswer) else found
-        for line, found in zip(lines, entries, strict=True)
+        _checked_entry(line, folder, entry) if isinstance(entry, NoAnswer) else entry
+        for line, entry in zip(lines, entries, strict=True)
     ]
 
 
-def _checked_entry(line: Line, folder: str, trouble: NoAnswer | None = None) -> Entry:
-    """The entry, with an error for what is written in a way that is no URI. ``trouble``: why the file cannot be looked
-    up; then it is not tried."""
+def _checked_entry(line: Line, folder: str, hang: NoAnswer | None = None) -> Entry:
+    """The entry of a line, with an error if its text is not a URI.
+
+    ``hang`` is the reason why the file cannot be looked up; it is then not tried again.
+    """
     where, written, label = line
     if isinstance(written, RejectedImage):
         return Entry(where, "", error=printable(written.reason))
     try:
-        entry = _entry((where, written, label), folder, trouble)
-        entry.uri.encode()  # a column of strings takes nothing else
+        entry = _entry((where, written, label), folder, hang)
+        entry.uri.encode()  # a column of strings accepts only valid UTF-8
     except ValueError as error:
-        reason = f"{where}: {printable(written or '')!r} is no URI ({printable(str(error))})"
+        reason = f"{where}: {printable(written or '')!r} is not a URI ({printable(str(error))})"
         return Entry(where, "", label=label, error=reason)
     return entry if entry.error is None else replace(entry, error=printable(entry.error))
 
 
-def _entry(line: tuple[str, str | None, int | str | None], folder: str, trouble: NoAnswer | None = None) -> Entry:
+def _entry(line: tuple[str, str | None, int | str | None], folder: str, hang: NoAnswer | None = None) -> Entry:
     where, written, label = line
     if written is None or not written.strip():
         return Entry(where, "", label=label, error=f"{where} has no URI: fill it in")
     address = scrubbed(written)
-    if address != written and trouble is None and _is_file(written, folder):
-        address = written  # a name that only looks so
+    if address != written and hang is None and _is_file(written, folder):
+        address = written  # a file name that only looks like a URI with credentials
     sample_id = address.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     try:
         uri = _resolve(address, folder)
     except InvalidRequestError as refused:
         return Entry(sample_id, sample_id, label=label, error=str(refused))
     if is_remote(uri):
-        # A bucket that cannot be would be asked for as if its store did not answer, and end the run.
+        # An invalid bucket name would look like a store that does not answer, which stops the run.
         sound = _OBJECT.fullmatch(uri) is not None
         error = None if sound else f"{sample_id} names no object: write {uri.partition(':')[0]}://BUCKET/KEY"
         return Entry(sample_id, uri, label=label, error=error)
@@ -71,8 +73,8 @@ def _entry(line: tuple[str, str | None, int | str | None], folder: str, trouble:
         error = f"{sample_id} has a scheme that is not read: use a path, file://, s3://, gs:// or az://{cut}"
         return Entry(sample_id, sample_id, label=label, error=error)
     try:
-        if trouble is not None:
-            raise trouble
+        if hang is not None:
+            raise hang
         info = stat(uri)
     except FileNotFoundError:
         hint = "" if sample_id == address else ": its name is not UTF-8; write the list as UTF-8, if the file's name is"

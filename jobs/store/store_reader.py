@@ -258,7 +258,7 @@ class Store:
             ) from error
         except (FileNotFoundError, NotAFile) as error:
             raise InvalidRequestError(
-                f"{where} is missing: another command may be working on this store, such as `saliency retry`. Otherwise "
+                f"{where} is missing: another command may be working on this store, such as `saliency retry`. If not, "
                 f"run `saliency verify {self.run.config.out}`."
             ) from error
 
