@@ -28,7 +28,7 @@ from jobs.util.digests import sha256_of
 _ROW = re.compile(r"(.+\.parquet)#@?\d+", re.IGNORECASE | re.DOTALL)
 _OCCURRENCE = re.compile(r"(.+)~\d+", re.DOTALL)
 _REMEDY = (
-    "Put the file back as it was and run `saliency retry`, or explain into a new --out to take up what is there now"
+    "Put the file back as it was and run `saliency retry`, or explain into a new --out to include what is there now"
 )
 
 Notify = Callable[[str], None]
@@ -103,11 +103,11 @@ def find_by_content(
 
 def _location(line: dict[str, Any], sample: Sample | None, uri: str, *, proven: bool) -> RowLocation:
     if sample is None:
-        reason = f"{uri} was changed, and this row's image is not in it, or not to be told from others. {_REMEDY}"
+        reason = f"{uri} was changed, and this row's image is not in it, or cannot be told from others. {_REMEDY}"
         return RowLocation(None, reason)
     if not proven and has_other_label(line, sample):
         # The reason does not name the labels, because equal reasons are counted together.
-        reason = f"{uri} was changed, and what is at this row's place has another label: it may be another image."
+        reason = f"{uri} was changed, and the image at this row's position has another label: it may be another image."
         return RowLocation(None, f"{reason} {_REMEDY}")
     return RowLocation(sample, proven=proven)
 

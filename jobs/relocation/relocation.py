@@ -1,4 +1,4 @@
-"""Writes where the images of a run's rows are now into the manifest, after the inputs were listed again.
+"""Updates the locations of a run's rows in the manifest, after the inputs were listed again.
 
 ``relocate_rows`` alone changes the location of a row, and ``rewrite_manifest`` alone puts changed parts. Two commands
 use them. They differ in which location a row gets, because they accept different inputs:
@@ -40,8 +40,8 @@ from jobs.store.row_identity import units_with_identities
 from jobs.store.run_record import Run
 
 GONE = (
-    "is listed no more: its source was changed. What stands there now has no row in this store; explain into a new "
-    "--out to take it up"
+    "is not listed any more: its source was changed. Images that were added have no rows in this store; explain into a "
+    "new --out to include them"
 )
 
 

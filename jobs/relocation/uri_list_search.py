@@ -27,8 +27,8 @@ from jobs.store.run_record import Run
 PROBES = 3  # explained images that are read of each folder; one with its old SHA-256 proves the folder
 SWAPPED = (
     "its URI names a different file in each of several lists, and their folders hold other images now than those that "
-    "were explained: which file is this row's is not known. Put the folders back as they were and run `saliency "
-    "retry`, or explain into a new --out to take up what is there now"
+    "were explained: the file of this row is unknown. Put the folders back as they were and run `saliency "
+    "retry`, or explain into a new --out to include what is there now"
 )
 _REPEATED = r"~[0-9]+$"
 _WRITTEN = re.compile(r"(.+?)(?:~\d+)+", re.DOTALL)
