@@ -1,4 +1,4 @@
-"""Bytes become upright 8-bit RGB or a reason: odd and hostile files, made here, read for real."""
+"""Odd and hostile files are decoded to upright 8-bit RGB or a reason."""
 
 import struct
 import subprocess

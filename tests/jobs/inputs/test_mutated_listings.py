@@ -1,4 +1,4 @@
-"""Thousands of mutated tars and tables through the plan's listing and manifest: none ends it, and none hides others."""
+"""Thousands of mutated tars and tables are listed and planned: none ends the plan, and none hides another."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ print(int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) << 10)
 
 def hold(folder: Path, kind: str, seed: int, batches: int, number: int) -> int:
     """Lists so many batches of mutants. Returns how many rows they have; every sound file has all of its four."""
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", LIST, *map(str, (folder, kind, seed, batches, number))],
         capture_output=True, text=True, timeout=500, cwd=TESTS.parent,
     )  # fmt: skip
-    assert told.returncode == 0, told.stderr[-3000:]
-    *lines, memory = told.stdout.splitlines()
+    assert result.returncode == 0, result.stderr[-3000:]
+    *lines, memory = result.stdout.splitlines()
     assert int(memory) < 1 << 30 and len(lines) == batches
     rows = 0
     for line in lines:

@@ -1,4 +1,4 @@
-"""Lists that are no text in UTF-8: the encoding, or the archive, is named, and what to do."""
+"""Lists that are not UTF-8 text: the error names the encoding or archive, and the remedy."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_few_bytes_tell_nothing(data: bytes) -> None:
 
 
 def test_a_name_that_is_latin1_in_the_list_alone(tmp_path: Path) -> None:
-    """It may be the file's own name; if it is not, the encoding of the list is to blame."""
+    """It may be the file's own name; if not, the encoding of the list is wrong."""
     write(tmp_path / "K\xe4fer.png", PNG)
     write(tmp_path / "M\udcfccke.png", PNG)
     path = write(tmp_path / "x.csv", "uri\nK\xe4fer.png\nM\xfccke.png\nnone.png\n".encode("latin-1"))

@@ -1,4 +1,4 @@
-"""What is said of two heads that differ: the one that a stored fingerprint leaves out has its name."""
+"""The message about two heads that differ names the head that a stored fingerprint leaves out."""
 
 from __future__ import annotations
 
