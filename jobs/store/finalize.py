@@ -187,7 +187,7 @@ def _unit_lines(store: ObjectStore, run: Run, totals: Totals, sums: dict[str, st
 def check_rows(run: Run, unit: int, lines: pa.Table) -> None:
     """Raises ValueError unless ``lines`` are the unit's rows, each once and in order, with the run's columns."""
     if lines.schema != schema(run):
-        raise ValueError("its columns are not those of run.json")
+        raise ValueError("it has other columns than run.json lists")
     rows = run.unit_rows(unit)
     if not is_range(lines["row"], rows):
         raise ValueError(f"it does not hold rows {rows.start} to {rows.stop - 1}, each once and in order")

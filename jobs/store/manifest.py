@@ -189,7 +189,7 @@ def check_part(part: int, data: bytes) -> bytes:
 def _open(data: bytes) -> pq.ParquetFile:
     file = parquet_file(data)
     if file.schema_arrow != SCHEMA:
-        raise ValueError("its columns are not those of a manifest")
+        raise ValueError("it has other columns than a manifest")
     return file
 
 

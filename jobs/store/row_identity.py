@@ -63,7 +63,7 @@ def decode_identities(data: bytes) -> RecordedImages:
     """The content of an identity object. Raises one of ``UNREADABLE`` if the object is damaged."""
     table = parquet_table(data)
     if table.schema != _SCHEMA:
-        raise ValueError("its columns are not those of identities")
+        raise ValueError("it has other columns than identities")
     return {line["row"]: RecordedImage(line["sha256"], line["explained"]) for line in table.to_pylist()}
 
 

@@ -63,7 +63,7 @@ class Software(BaseModel):
         return short_digest(text.encode())
 
     def differences(self, other: Software) -> list[str]:
-        """A text for each difference, ``self`` first. What only one of them recorded is not compared in old stores."""
+        """A text for each difference, ``self`` first. An old store is compared only in what it records."""
         recorded = self.arithmetic is not None and other.arithmetic is not None
         pairs: list[tuple[str, object, object]] = []
         if recorded:
@@ -80,7 +80,7 @@ class Software(BaseModel):
         """A description in one line."""
         parts = [f"{name} {text}" for name, text in sorted(self.effective.items())]
         parts += [f"{name} ({digest or 'no source'})" for name, digest in self.code.items()]
-        parts.append("older than the record of it" if self.arithmetic is None else f"arithmetic {self.arithmetic}")
+        parts.append("no recorded arithmetic" if self.arithmetic is None else f"arithmetic {self.arithmetic}")
         return ", ".join(parts)
 
 
