@@ -1,6 +1,6 @@
-"""Jobs over datasets of images; to read what they made, ``open_store``, and ``MapDataset`` for PyTorch.
+"""Jobs over datasets of images. ``open_store`` and, for PyTorch, ``MapDataset`` read their results.
 
-Names are imported on first use (PEP 562), so that a process which only writes or lists never pays for the others.
+The names are imported on first use (PEP 562), so that ``import jobs`` stays fast.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 __all__ = ["MapDataset", "Store", "open_store"]
 
-_HOME = {"MapDataset": "torch_dataset", "Store": "store_reader", "open_store": "store_reader"}
+_MODULES = {"MapDataset": "torch_dataset", "Store": "store_reader", "open_store": "store_reader"}
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'jobs' has no attribute {name!r}")
-    return getattr(import_module(f"jobs.store.{_HOME[name]}"), name)
+    return getattr(import_module(f"jobs.store.{_MODULES[name]}"), name)

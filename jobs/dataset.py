@@ -1,4 +1,4 @@
-"""Former place of `jobs.MapDataset`, kept for one release: import it from `jobs`."""
+"""The former module of `jobs.MapDataset`, kept for one release. Import it from `jobs`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Former place of `jobs.open_store` and `jobs.Store`, kept for one release: import them from `jobs`."""
+"""The former module of `jobs.open_store` and `jobs.Store`, kept for one release. Import them from `jobs`."""
 
 from __future__ import annotations
 

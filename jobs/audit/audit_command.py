@@ -28,8 +28,8 @@ from jobs.runners.engine import Engine, starting_engine
 from jobs.runners.stage import Stage
 from jobs.storage.object_store import delete, put, read_object
 from jobs.storage.uris import is_remote, normalize_uri
-from jobs.store.open import open_run
 from jobs.store.run_record import Run
+from jobs.store.store_access import open_run
 from jobs.store.store_reader import open_store
 from jobs.util.console import print_text
 from jobs.util.exit_codes import DONE, imperfect_code

@@ -13,7 +13,7 @@ from jobs.audit.class_examination import examine_class
 from jobs.audit.group_types import Background, ClassExamination, ClassRows
 from jobs.audit.unit_measures import INDEX_COLUMNS, MEASURE_COLUMNS, read_units, to_floats, to_integers, to_small_maps
 from jobs.storage.object_store import open_output
-from jobs.store.open import open_run
+from jobs.store.store_access import open_run
 from saliency_core.map_measures import Floats
 
 GROUP_BYTES = 128 << 20  # of small maps in a task; a class is never split, so a task with one large class may have more

@@ -30,13 +30,14 @@ from jobs.storage.object_store import delete, list_keys, open_output, put, read_
 from jobs.storage.parquet import parquet_bytes
 from jobs.store.arrays import class_metadata_objects, open_array
 from jobs.store.class_record import ClassRun, existing_class_run
-from jobs.store.finalize import digest, put_sums, sums_text
+from jobs.store.finalize import put_sums, sums_text
 from jobs.store.fingerprint import classes_fingerprint, refuse_other_fingerprint
 from jobs.store.index import committed, load_part, read_parts
 from jobs.store.layout import CLASSES, SHA256SUMS, index_key
-from jobs.store.open import claim, refuse_unwritable
 from jobs.store.software_versions import with_session
+from jobs.store.store_access import claim, refuse_unwritable
 from jobs.util.console import print_text
+from jobs.util.digests import sha256_of
 from jobs.util.exit_codes import DONE, imperfect_code
 from saliency_core.class_visualization.ascent_recipe import Recipe
 from saliency_core.errors import InvalidRequestError, SaliencyWarning
@@ -184,20 +185,20 @@ def _finish(run: ClassRun, store: ObjectStore, console: Console) -> int:
     from saliency_core.class_visualization.ascent import as_pictures
 
     # The record is read from the store: the session that claimed it wrote it.
-    sums = {run.KEY: digest(read_object(store, run.KEY))}
-    sums |= {key: digest(data) for key, data in class_metadata_objects(run).items()}
+    sums = {run.KEY: sha256_of(read_object(store, run.KEY))}
+    sums |= {key: sha256_of(data) for key, data in class_metadata_objects(run).items()}
     tables = []
     for unit, data in read_parts(store, range(run.units)):
         table, commit = load_part(data, unit)
         tables.append(table)
-        sums |= {index_key(unit): digest(data)} | {shard.key: shard.sha256 for shard in commit.shards}
+        sums |= {index_key(unit): sha256_of(data)} | {shard.key: shard.sha256 for shard in commit.shards}
     lines = pa.concat_tables(tables)
     objects = {"classes.parquet": parquet_bytes(lines)}
     images = open_array(store, "image", group=CLASSES)
     for key, rows in page_rows(run.rows).items():
         pictures = as_pictures(torch.from_numpy(images[rows.start : rows.stop]), run.preprocessing)
         objects[key] = draw_page(pictures, lines.slice(rows.start, len(rows)).to_pylist())
-    sums |= {key: digest(data) for key, data in objects.items()}
+    sums |= {key: sha256_of(data) for key, data in objects.items()}
     if not _is_sealed(store, sums):
         _unseal(store)
     for key, data in objects.items():

@@ -21,7 +21,7 @@ from jobs.explain.progress import PLAIN_SECONDS
 from jobs.runners.engine import starting_engine
 from jobs.storage.object_store import list_keys, open_output, put
 from jobs.storage.parquet import parquet_bytes
-from jobs.store.open import refuse_inside
+from jobs.store.store_access import refuse_inside
 from jobs.store.store_reader import Store, open_store
 from jobs.util.console import print_text
 from jobs.util.exit_codes import DONE, imperfect_code

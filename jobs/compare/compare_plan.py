@@ -14,8 +14,8 @@ from jobs.compare.compare_stages import PairUnit
 from jobs.compare.row_matching import MatchedRows, Side
 from jobs.storage.object_store import list_keys, open_output, put, read_object
 from jobs.storage.uris import is_remote, local_path
-from jobs.store.fingerprint import differing
-from jobs.store.open import refuse_unwritable
+from jobs.store.fingerprint import differing_keys
+from jobs.store.store_access import refuse_unwritable
 from jobs.store.store_reader import Store
 from jobs.util.formatting import first_line
 from saliency_core.errors import InvalidRequestError
@@ -96,7 +96,7 @@ def claim_output(output: str, plan: Comparison) -> None:
             f"{output}/{COMPARE_JSON} cannot be read ({first_line(error)}): choose another directory."
         ) from None
     else:
-        differences = differing(there.fingerprint, plan.fingerprint)
+        differences = differing_keys(there.fingerprint, plan.fingerprint)
         if differences == ["pairs"]:
             raise InvalidRequestError(
                 f"--output {output} holds a comparison of these stores from before rows were added or changed, and "

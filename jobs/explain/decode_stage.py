@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.explain.unit_records import DecodedUnit
-from jobs.inputs.decode_image import Decoded, decode, most_memory
+from jobs.inputs.decode_image import DecodedImage, decode, decoding_memory
 from jobs.inputs.decoder_process import shared_decoder
 from jobs.inputs.entry import Entry
 from jobs.inputs.fetch import fetch
@@ -18,7 +18,7 @@ from jobs.inputs.rejected import RejectedImage
 from jobs.storage.object_store import open_output
 from jobs.store.index import OK, QUARANTINED
 from jobs.store.manifest import Manifest, to_entries
-from jobs.store.row_identity import remembered
+from jobs.store.row_identity import read_identities
 from jobs.store.run_record import Run
 from jobs.store.software_versions import refuse_other_versions
 
@@ -44,7 +44,7 @@ class DecodeStage:
         self._manifest = Manifest(self._store)
 
     def __call__(self, unit: int) -> DecodedUnit:
-        images = remembered(self._store, unit) if self._remembers else {}
+        images = read_identities(self._store, unit) if self._remembers else {}
         explained = {row: image.sha256 for row, image in images.items() if image.explained}
         return self.decode_lines(unit, self._manifest.unit_lines(unit), explained=explained)
 
@@ -85,12 +85,12 @@ class DecodeStage:
         pixels[:] = image.pixels
         return {"sha256": digest, "width": image.width, "height": image.height, "status": OK, "error": None}
 
-    def _decode(self, data: bytes) -> Decoded | RejectedImage:
+    def _decode(self, data: bytes) -> DecodedImage | RejectedImage:
         return shared_decoder()(
             self._function,
             data,
             seconds=self._config.max_seconds,
-            memory=most_memory(data, max_pixels=self._config.max_pixels),
+            memory=decoding_memory(data, max_pixels=self._config.max_pixels),
         )
 
 

@@ -14,9 +14,9 @@ from jobs.explain.progress import Display, Meter
 from jobs.runners.engine import Engine, starting_engine
 from jobs.runners.stage import Stage
 from jobs.storage.object_store import open_output
-from jobs.store.finalize import NotFinishedError, exit_code, finalize, totals_of
+from jobs.store.finalize import NotFinishedError, count_totals, exit_code, finalize
 from jobs.store.index import committed
-from jobs.store.row_identity import remembered_units
+from jobs.store.row_identity import units_with_identities
 from jobs.store.run_record import Run
 from jobs.store.store_lock import locked
 from jobs.util.console import print_text
@@ -53,12 +53,12 @@ def explain_units(
     # A worker without a unit would load the model for nothing, and Ray would warn.
     workers = min(engine.workers(run.config, run.device), max(1, len(pending)))
     # Listed once, here: a retry writes the identities of pending units before its work begins.
-    remembers = bool(pending) and bool(remembered_units(open_output(run.config.out)))
+    remembers = bool(pending) and bool(units_with_identities(open_output(run.config.out)))
     stages = explain_stages(run, workers=workers, remembers=remembers)
     meter = Meter(
-        rows=_rows(run, run.asked),
+        rows=_rows(run, run.requested_units),
         of=run.rows,
-        done_before=_rows(run, {*done} & {*run.asked}),
+        done_before=_rows(run, {*done} & {*run.requested_units}),
         pending=_rows(run, pending),
         slots=_slots(stages, engine),
     )
@@ -80,8 +80,8 @@ def finish_session(run: Run, meter: Meter, console: Console, *, allow_quarantine
     try:
         totals = finalize(store, run, session=meter.figures())
     except NotFinishedError as error:
-        if {*run.asked} <= committed(store):  # the session has committed all units of its --limit
-            totals = totals_of(store, run, run.asked)
+        if {*run.requested_units} <= committed(store):  # the session has committed all units of its --limit
+            totals = count_totals(store, run, run.requested_units)
             print_text(console, messages.limited_text(run, meter, totals))
             return exit_code(totals, allow_quarantined=allow_quarantined)
         print_text(console, messages.unfinished_text(run, meter, str(error)))

@@ -24,10 +24,10 @@ from jobs.store.arrays import metadata_objects
 from jobs.store.fingerprint import maps_fingerprint, refuse_other_fingerprint
 from jobs.store.index import committed
 from jobs.store.layout import RUN_JSON
-from jobs.store.manifest import ManifestBuilder, scan, write_manifest
-from jobs.store.open import claim, existing_run, refuse_reordered, refuse_unwritable
-from jobs.store.run_record import ArraySpec, Run, is_proven
+from jobs.store.manifest import ManifestBuilder, summarize_listing, write_manifest
+from jobs.store.run_record import ArraySpec, Run, checked_json
 from jobs.store.software_versions import with_session
+from jobs.store.store_access import claim, existing_run, refuse_reordered, refuse_unwritable
 from jobs.util.prefetch import prefetched
 from saliency_core.errors import InvalidRequestError
 
@@ -83,7 +83,7 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False, acce
             lines = ManifestBuilder(entries, unit_size=unit_size, n_classes=profile.n_classes, resolve=resolve)
             device = engine.ready().device(config)
             engine.ready().workers(config, device)  # refuses more workers than the machine has room for
-            summary = scan(lines) if dry else write_manifest(LocalStore(aside), lines)
+            summary = summarize_listing(lines) if dry else write_manifest(LocalStore(aside), lines)
             if profile.needs_labels:
                 refuse_no_labels(summary)
         micro_batch = _micro_batch(config, device, unit_size, profile.image_bytes)
@@ -129,7 +129,7 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False, acce
         if not dry:
             if stored is None:
                 run = claim(run, accept_versions=accept_versions)
-            complete_manifest(open_output(config.out), run, LocalStore(aside), set(pending), tell=log.warning)
+            complete_manifest(open_output(config.out), run, LocalStore(aside), set(pending), notify=log.warning)
             set_up(run)
     return Plan(run, done, pending, profile.parameter_bytes + micro_batch * profile.image_bytes)
 
@@ -155,7 +155,7 @@ def open_config_sources(config: Config) -> list[Source]:
 
 def set_up(run: Run) -> None:
     """Puts the arrays' metadata, which are the same in each session, and run.json with this session's configuration."""
-    data, store = is_proven(run), open_output(run.config.out)
+    data, store = checked_json(run), open_output(run.config.out)
     for key, metadata in metadata_objects(run).items():
         put(store, key, metadata)
     put(store, RUN_JSON, data)
@@ -210,4 +210,4 @@ def _micro_batch(config: Config, device: str, unit_size: int, image_bytes: int) 
 
 def _pending(run: Run, done: Set[int]) -> list[int]:
     """The units of this session that have no commit, in row order."""
-    return [unit for unit in run.asked if unit not in done]
+    return [unit for unit in run.requested_units if unit not in done]

@@ -9,8 +9,8 @@ from typing import Any
 from jobs.explain.decode_stage import DecodeStage
 from jobs.explain.write_stage import WriteStage
 from jobs.runners.stage import TASK_CPUS, Stage, replica_stage
-from jobs.store.open import open_run
 from jobs.store.run_record import Run
+from jobs.store.store_access import open_run
 from saliency_core.errors import InvalidRequestError
 
 

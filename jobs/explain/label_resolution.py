@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from jobs.config.explain_config import Config
-from jobs.store.manifest import LabelResolver, Summary
+from jobs.store.manifest import LabelResolver, ListingSummary
 from saliency_core.errors import InvalidRequestError
 
 LONGEST_SHOWN = 80  # characters of a label that a message quotes
@@ -55,7 +55,7 @@ def refuse_unmatched_folders(
 
 def label_notes(
     config: Config,
-    summary: Summary,
+    summary: ListingSummary,
     *,
     class_names: Sequence[str] | None,
     n_classes: int,
@@ -95,7 +95,7 @@ def _shorten(label: str) -> str:
     return repr(label) if len(label) <= LONGEST_SHOWN else f"{label[:LONGEST_SHOWN]!r}… ({len(label):,} characters)"
 
 
-def refuse_no_labels(summary: Summary) -> None:
+def refuse_no_labels(summary: ListingSummary) -> None:
     """Raises InvalidRequestError if no row has a label that is a class of the model."""
     if summary.labelled == 0:
         reason = (

@@ -71,7 +71,7 @@ def limited_text(run: Run, meter: Meter, totals: Totals) -> str:
             *_rates(meter),
             "",
             f"{rows:,} of {rows:,} asked for (--limit {run.config.limit}): {statuses_text(totals)}, in "
-            f"{len(run.asked):,} of {run.units:,} units; the store will have {run.rows:,} rows",
+            f"{len(run.requested_units):,} of {run.units:,} units; the store will have {run.rows:,} rows",
             *error_table(totals.errors),
             *halved_text(totals),
             resume_text(run),

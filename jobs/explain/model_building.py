@@ -11,7 +11,7 @@ from jobs.config.job_config import JobConfig
 from jobs.storage.uris import local_path
 from jobs.store.class_record import ClassRun
 from jobs.store.run_record import Record, Run
-from jobs.store.software_versions import Software, refuse_other_worker, software_here
+from jobs.store.software_versions import Software, current_software, refuse_other_worker
 from jobs.util.exit_guard import refuse_exit
 from jobs.util.interruptible_wait import call_interruptibly
 from saliency_core.errors import InvalidRequestError
@@ -67,7 +67,7 @@ def build_replica(run: Run | ClassRun, *, any_software: bool = False) -> tuple[M
         keep_freed_memory()
     model = build_model(run.config, class_names=run.class_names)
     refuse_other_weights(run, model)
-    software = software_here(run.config, model.module)
+    software = current_software(run.config, model.module)
     if not any_software:
         refuse_other_worker(run.session, software)
     if not run.probe.get("copied", True):
@@ -104,7 +104,7 @@ def try_model(config: JobConfig, *, folders: Sequence[str] | None = None) -> Tri
     """
     class_names = read_class_names(config.class_names) if config.class_names else None
     model = build_model(config, class_names=class_names)
-    digest, software = model_digest(model), software_here(config, model.module)
+    digest, software = model_digest(model), current_software(config, model.module)
     again = build_model(config, class_names=class_names) if config.model.startswith("python:") else None
     if again is not None and model_digest(again) != digest:
         raise InvalidRequestError(

@@ -15,18 +15,18 @@ from jobs.explain.model_building import build_model, refuse_other_weights
 from jobs.explain.progress import Meter
 from jobs.inputs.sources import list_entries
 from jobs.relocation.content_search import Sample
-from jobs.relocation.relocation import ListedAgain, rewrite_manifest
+from jobs.relocation.relocation import RelistedRows, rewrite_manifest
 from jobs.runners.engine import starting_engine
 from jobs.storage.object_store import delete, list_keys, put
 from jobs.store.arrays import metadata_objects
 from jobs.store.finalize import Totals, exit_code
 from jobs.store.index import OK, PARTIAL, QUARANTINED, committed, load_part, read_parts, withdraw
 from jobs.store.layout import INDEX_PARQUET, RUN_JSON, SHA256SUMS
-from jobs.store.manifest import resolved
-from jobs.store.open import open_run
-from jobs.store.row_identity import remember, remembered, remembered_units
-from jobs.store.run_record import Run, is_proven
-from jobs.store.software_versions import gone_on, software_here
+from jobs.store.manifest import resolve_label
+from jobs.store.row_identity import keep_identities, read_identities, units_with_identities
+from jobs.store.run_record import Run, checked_json
+from jobs.store.software_versions import current_software, record_of_resumed_store
+from jobs.store.store_access import open_run
 from jobs.store.store_lock import locked
 from jobs.util.console import print_text
 from jobs.util.formatting import format_ranges
@@ -67,8 +67,8 @@ def retry(
         again, totals = _find_quarantined(store, run, done)
         pending = sorted({*range(run.units)} - done | {*again})
         print_text(console, f"{len(again)} units hold quarantined rows: {format_ranges(again) or 'none'}")
-        for unit in remembered_units(store) & {*pending}:
-            remembered(store, unit)  # raises, before anything is written, if it is damaged
+        for unit in units_with_identities(store) & {*pending}:
+            read_identities(store, unit)  # raises, before anything is written, if it is damaged
         run = run.model_copy(update={"config": config})
         if not pending:
             return _nothing_to_retry(store, run, totals, console, allow_quarantined=allow_quarantined)
@@ -77,16 +77,16 @@ def retry(
             engine.begin()
             model = build_model(config, class_names=run.class_names)
             refuse_other_weights(run, model)
-            run = gone_on(run, run, software_here(config, model.module), accept=accept_versions)
+            run = record_of_resumed_store(run, run, current_software(config, model.module), accept=accept_versions)
             engine.ready().workers(config, run.device)
-            listed = ListedAgain(store, run, pending, _samples(run), lambda text: print_text(console, text))
+            listed = RelistedRows(store, run, pending, _samples(run), lambda text: print_text(console, text))
             if listed.relabelled:
                 note = _relabelled_text(listed.relabelled)
                 print_text(console, f"note: {note}")
                 run = run.model_copy(update={"notes": (*dict.fromkeys((*run.notes, note)),)})
             _reopen(store, run)
             # Before commits are withdrawn, so that any later command finds pending rows at their new places.
-            rewrite_manifest(store, run, pending, listed.move)
+            rewrite_manifest(store, run, pending, listed.relocate)
             _withdraw(store, again)
             remaining = done - {*again}
             return explain_units(run, remaining, pending, engine.ready(), console, allow_quarantined=allow_quarantined)
@@ -121,7 +121,7 @@ def _samples(run: Run) -> Iterator[Sample]:
     sources = open_config_sources(run.config)
     resolve = label_resolver(run.config, class_names=run.class_names, folders=class_folders(sources))
     for entry in list_entries(sources):
-        yield Sample(entry, *resolved(entry.label, resolve))
+        yield Sample(entry, *resolve_label(entry.label, resolve))
 
 
 def _relabelled_text(rows: Sequence[int]) -> str:
@@ -139,7 +139,7 @@ def _reopen(store: ObjectStore, run: Run) -> None:
     for key, metadata in metadata_objects(run).items():
         if key not in present:
             put(store, key, metadata)
-    put(store, RUN_JSON, is_proven(run))
+    put(store, RUN_JSON, checked_json(run))
     for key in (SHA256SUMS, INDEX_PARQUET):
         if key in present:
             delete(store, key)
@@ -148,5 +148,5 @@ def _reopen(store: ObjectStore, run: Run) -> None:
 def _withdraw(store: ObjectStore, units: Sequence[int]) -> None:
     """Withdraws the units' commits, after it has stored the identities of their rows' images elsewhere."""
     for unit in units:
-        remember(store, unit)
+        keep_identities(store, unit)
         withdraw(store, [unit])

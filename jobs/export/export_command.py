@@ -20,7 +20,7 @@ from jobs.export.export_format import Format
 from jobs.export.output_directory import LEFT_OUT_CSV, WHOLE_ROW, ExportFolder, PartCommit
 from jobs.export.selection import ExportSelection, select_rows
 from jobs.storage.uris import is_remote, local_path
-from jobs.store.open import refuse_inside
+from jobs.store.store_access import refuse_inside
 from jobs.store.store_reader import open_store
 from jobs.util.console import print_text
 from jobs.util.exit_codes import DONE, imperfect_code

@@ -1,4 +1,4 @@
-"""Images are decoded in a process of their own, so that one which kills its process costs only its own row."""
+"""Decodes images in a child process, so that an image which kills the process costs only its own row."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from jobs.util.limited_process import Child, ChildDied, start_child
 from jobs.util.limited_process_messages import End, OutOfMemory
 
 Result = TypeVar("Result")
-# What strikes at random (a killed node, a kernel out of memory) may strike while a sound image is decoded, not twice.
+# A random event (a killed node, a kernel out of memory) may hit a valid image once, but hardly twice.
 ATTEMPTS = 2
 
 
 class Decoder:
-    """Calls functions in a child process, one at a time, whichever thread asks."""
+    """Calls functions in a child process, one at a time. Any thread may call it."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -29,15 +29,15 @@ class Decoder:
     def __call__(
         self, decode: Callable[[bytes], Result | RejectedImage], data: bytes, *, seconds: float, memory: int
     ) -> Result | RejectedImage:
-        """``decode(data)``, or why that cannot be: it died over it, took too long, or more than ``memory`` bytes.
+        """Returns ``decode(data)``, or a rejection if the child died, took too long or needs over ``memory`` bytes.
 
-        ``decode`` travels by its name, its result as a pickle; what it raises is raised here. Raises JobStopped where
-        no process can be started.
+        ``decode`` is sent by its name, and its result as a pickle; its exceptions are raised here. Raises JobStopped
+        if no process can be started.
         """
         with self._lock:
             for _ in range(ATTEMPTS):
                 try:
-                    (said,) = self._living().ask(decode, data, seconds=seconds, memory=memory)
+                    (answer,) = self._living().ask(decode, data, seconds=seconds, memory=memory)
                 except ChildDied as death:
                     if death.took_too_long:
                         return RejectedImage(
@@ -45,16 +45,16 @@ class Decoder:
                         )
                     last = death
                     continue
-                self._cpu_seconds += cast(End, said).cpu_seconds
-                found = said.value
-                if isinstance(found, OutOfMemory):
+                self._cpu_seconds += cast(End, answer).cpu_seconds
+                result = answer.value
+                if isinstance(result, OutOfMemory):
                     return RejectedImage(
                         f"decoding it takes more than {memory / 2**20:.0f} MB of memory: if the image is sound, raise "
                         "--max-pixels, which allows for more"
                     )
-                if isinstance(found, Exception):
-                    raise found
-                return cast("Result | RejectedImage", found)
+                if isinstance(result, Exception):
+                    raise result
+                return cast("Result | RejectedImage", result)
         if last.lacked_memory:
             return RejectedImage(
                 f"decoding it takes more than {memory / 2**20:.0f} MB of memory, or it is damaged ({last}): save it "
@@ -66,7 +66,7 @@ class Decoder:
         )
 
     def cpu_seconds(self) -> float:
-        """Spent so far by this process and, over what it answered, by the child."""
+        """The CPU time of this process, and of the child for the calls that it answered."""
         return process_time() + self._cpu_seconds
 
     def _living(self) -> Child:
@@ -77,9 +77,9 @@ class Decoder:
 
 @cache
 def shared_decoder() -> Decoder:
-    """The one of this process."""
+    """The decoder of this process."""
     return Decoder()
 
 
-# The child of a forked process's parent is not its own: they would take each other's answers.
+# A forked process must not share its parent's child: they would receive each other's answers.
 os.register_at_fork(after_in_child=shared_decoder.cache_clear)

@@ -1,4 +1,4 @@
-"""What a listing gives: one entry per image, before it has a row."""
+"""Entries and sources: one entry per image of a listing, before it has a row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from saliency_core.errors import InvalidRequestError
 
 
 class SourceError(InvalidRequestError):
-    """An input that is refused; the message says what to do, without credentials."""
+    """An input is refused. The message contains the remedy, and no credentials."""
 
     def __init__(self, message: str) -> None:
         super().__init__(scrubbed_text(message))
@@ -21,12 +21,20 @@ class SourceError(InvalidRequestError):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One image: where its bytes are, and what is known of it without reading them.
+    """One image: where its bytes are, and what its listing shows without reading them.
 
-    `uri` is the object that holds it: the image file itself, a tar (`offset` and `length` in bytes, `member`
-    its name there) or a Parquet file (`row_group`, `row_in_group`, `member` the column). `size` and `etag`
-    are the object's at listing time; None means not known. `error` is set when it is clear already that there
-    are no bytes to read.
+    Attributes:
+        sample_id: The image's id, unique in its run; relative to the root of its source.
+        uri: The object that holds the image: the image file, a tar, or a Parquet file.
+        member: The name in the tar, or the column in the Parquet file; None for an image file.
+        offset: The first byte of the image in the tar.
+        length: The number of bytes of the image in the tar.
+        row_group: The row group in the Parquet file.
+        row_in_group: The row in that row group.
+        size: The size of the object in bytes at listing time; None if unknown.
+        etag: The etag of the object at listing time; None if unknown.
+        label: The class number or text; None if there is no label.
+        error: Why there are no bytes to read, if the listing shows that already.
     """
 
     sample_id: str
@@ -42,14 +50,14 @@ class Entry:
     error: str | None = None
 
     def without_credentials(self) -> Entry:
-        """The entry as it may be written; the same object if there is nothing to cut."""
+        """Returns the entry without credentials, as it may be stored; the same object if it has none."""
         texts = {"sample_id": self.sample_id, "label": self.label, "error": self.error}
-        if self.row_group is None:  # else it is a column, and needed for reading
+        if self.row_group is None:  # otherwise the member is a column, and is needed for reading
             texts["member"] = self.member
         cut: dict[str, Any] = {}
         for name, text in texts.items():
             if isinstance(text, str):
-                # A label is one text or one address; what an error quotes ends at white space.
+                # A label is a whole text or URI; a URI that an error quotes ends at white space.
                 safe = scrubbed(text) if name == "label" else scrubbed_text(text)
                 if safe != text:
                     cut[name] = safe
@@ -57,16 +65,29 @@ class Entry:
 
 
 class Source(ABC):
-    """One input of a run. Iterating `entries` twice gives the same entries in the same order."""
+    """One input of a run. A subclass reads one kind of container; `open_sources` chooses it.
+
+    Attributes:
+        kind: The name of the kind of container.
+        root: The path or URI that sample ids are relative to.
+        ignored: The number of files that are not images, by extension. Filled while `entries` is iterated.
+    """
 
     kind: str
     root: str
-    ignored: Counter[str]  # files that are no images, by extension; filled while `entries` is iterated
+    ignored: Counter[str]
 
     @abstractmethod
     def entries(self) -> Iterator[Entry]:
-        """The images, lazily and in an order that depends on names alone. Raises SourceError, OSError."""
+        """Lists the images lazily, in an order that depends on names alone.
+
+        Every call yields the same entries in the same order.
+
+        Raises:
+            SourceError: The input does not have the expected form.
+            OSError: The input cannot be read.
+        """
 
     def class_names(self) -> list[str] | None:
-        """The classes that the source itself names, in order; None where it names none."""
+        """Returns the names of the classes that the source defines, in order; None if it defines none."""
         return None

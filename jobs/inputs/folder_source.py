@@ -1,4 +1,4 @@
-"""Image files in a tree."""
+"""Reads image files in a directory tree."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from jobs.inputs.listing import Listing
 class FolderSource(Source):
     """Every image file of a listing.
 
-    `classes` are the first-level directories when the tree is an ImageFolder (no image lies directly in the
-    root): then each image's label is the name of its own. None: no labels.
+    `classes` are the first-level directories if the tree is an ImageFolder, in which no image is directly in the root.
+    Then the label of each image is the name of its directory. If None, there are no labels.
     """
 
     kind = "folder"

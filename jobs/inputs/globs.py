@@ -1,4 +1,4 @@
-"""Wildcards, with the same meaning locally and on object stores."""
+"""Expands wildcards, with the same meaning locally and on object stores."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from jobs.storage.uris import is_remote, local_path, normalize_uri, relative_key
 
 
 def is_glob(path: str) -> bool:
+    """Whether a path contains wildcards."""
     return glob.has_magic(path)
 
 
-def expand(pattern: str) -> list[ObjectInfo]:
+def expand_glob(pattern: str) -> list[ObjectInfo]:
     """The files that match `* ? [..]` (within one directory level) and `**` (any number), in key order."""
     root = fixed_prefix(pattern)
     rest = normalize_uri(pattern).removeprefix(root).strip("/").split("/")
-    if is_remote(pattern) or "**" in rest:  # `glob` may go round linked directories for ever
+    if is_remote(pattern) or "**" in rest:  # `glob` may follow linked directories without end
         return [info for info in walk(root) if _matches(relative_key(root, info.uri).split("/"), rest)]
-    found = glob.glob(str(local_path(normalize_uri(pattern))))  # noqa: PTH207 - Path.glob shows hidden files
-    paths = sorted(map(os.fsencode, found))
+    matches = glob.glob(str(local_path(normalize_uri(pattern))))  # noqa: PTH207 - Path.glob shows hidden files
+    paths = sorted(map(os.fsencode, matches))
     directories = map_with_hang_guard(os.path.isdir, paths)
     return stat_files([path for path, yes in zip(paths, directories, strict=True) if yes is not True])
 

@@ -1,8 +1,8 @@
-"""Where the bytes of images are in a table: the Arrow types that hold them, and reading them out of a cell.
+"""Finds the columns of a table that hold images, by their Arrow types, and reads an image from a cell.
 
-An encoded image may be a value of any binary type, a list of uint8, one of these inside structs or a list (or a view of
-one) with one element, dictionary-encoded, or an extension type over one of these. In a struct {bytes, path} of Hugging
-Face, null or empty bytes mean that the image is the file at `path`.
+An encoded image may be a value of any binary type or a list of uint8. It may be nested in structs, or in a list (view)
+with one element, and it may be dictionary-encoded or of an extension type. In a struct {bytes, path} of Hugging Face,
+null or empty bytes mean that the image is the file at `path`.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ import pyarrow as pa
 from jobs.inputs.label_values import printable
 from jobs.inputs.rejected import RejectedImage
 
-DEEPEST = 32  # structs and lists in each other; deeper ones are not searched
-LONGEST_TEXT = 128 << 10  # bytes; more than any label or URI has, so that a text cut off here is seen to be too long
+MAX_DEPTH = 32  # of nested structs and lists; deeper ones are not searched
+LONGEST_TEXT = 128 << 10  # bytes; more than any label or URI may have, so that a text cut off here is still too long
 Steps = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Elsewhere:
-    """Stands for the bytes of an image that is a file of its own; `path` is as the table has it."""
+class ImagePath:
+    """Replaces the bytes of an image that is a file of its own; `path` is the text in the table."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True)
 class Oversized:
-    """Stands for an image of more bytes than are wanted."""
+    """Replaces an image of more bytes than the limit."""
 
     size: int
 
 
-def storage(kind: pa.DataType) -> pa.DataType:
+def storage_type(kind: pa.DataType) -> pa.DataType:
     """The type under extension types and dictionaries."""
     while isinstance(kind, pa.BaseExtensionType) or pa.types.is_dictionary(kind):
         kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind.value_type
@@ -43,36 +43,36 @@ def storage(kind: pa.DataType) -> pa.DataType:
 
 def is_text(kind: pa.DataType) -> bool:
     """Whether values are text, or all null."""
-    kind = storage(kind)
+    kind = storage_type(kind)
     text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     return bool(text or pa.types.is_null(kind))
 
 
 def image_places(schema: pa.Schema) -> dict[str, Steps]:
-    """Columns that hold encoded images → the column and the fields inside it: `image`, or `image`, `bytes`.
+    """Maps a name to each place with encoded images: the column and the fields inside it, as `image`, `bytes`.
 
-    A column with one place goes by its own name, others by `column.field`. Lists of uint8 may be anything; they count
-    only when no column has a binary type.
+    A column with one place is named by itself, others are named `column.field`. Lists of uint8 may hold other data, so
+    they count only if no column has a binary type.
     """
     return _places(schema, lists=False) or _places(schema, lists=True)
 
 
 def places_by_member(schema: pa.Schema) -> dict[str, Steps]:
-    """All places by the name that a manifest has of them, such as `image.bytes`."""
+    """All places by their name in a manifest, such as `image.bytes`."""
     every = [*_places(schema, lists=True).values(), *_places(schema, lists=False).values()]
     return {".".join(steps): steps for steps in every}
 
 
 def image_in(
     cell: pa.Scalar | None, steps: Steps, *, max_bytes: int
-) -> bytes | RejectedImage | Elsewhere | Oversized | None:
-    """The image in a column's cell; `steps` are the fields of its structs."""
+) -> bytes | RejectedImage | ImagePath | Oversized | None:
+    """Returns the image in a column's cell; `steps` are the fields of its structs."""
     while cell is not None and cell.is_valid:
         if isinstance(cell, pa.ExtensionScalar | pa.DictionaryScalar):
             cell = cell.value
         elif isinstance(cell, pa.StructScalar):
             inner = cell[steps[0]]
-            if len(steps) == 1 and _is_void(inner) and (place := _elsewhere(cell)):
+            if len(steps) == 1 and _is_blank(inner) and (place := _image_path(cell)):
                 return place
             cell, steps = inner, steps[1:]
         elif not isinstance(cell, pa.ListScalar | pa.LargeListScalar | pa.FixedSizeListScalar):
@@ -94,7 +94,7 @@ def image_in(
 def _places(schema: pa.Schema, *, lists: bool) -> dict[str, Steps]:
     places = {}
     for column in schema:
-        inside = list(_inside(column.type, (column.name,), lists))
+        inside = list(_places_inside(column.type, (column.name,), lists))
         for steps in inside:
             places[column.name if len(inside) == 1 else ".".join(steps)] = steps
     return places
@@ -102,27 +102,27 @@ def _places(schema: pa.Schema, *, lists: bool) -> dict[str, Steps]:
 
 def _steps(schema: pa.Schema, *, lists: bool) -> Iterator[Steps]:
     for column in schema:
-        yield from _inside(column.type, (column.name,), lists)
+        yield from _places_inside(column.type, (column.name,), lists)
 
 
-def _inside(kind: pa.DataType, steps: Steps, lists: bool, depth: int = 0) -> Iterator[Steps]:
-    if isinstance(kind, pa.FixedShapeTensorType) or depth > DEEPEST:  # pixels, not an encoded image
+def _places_inside(kind: pa.DataType, steps: Steps, lists: bool, depth: int = 0) -> Iterator[Steps]:
+    if isinstance(kind, pa.FixedShapeTensorType) or depth > MAX_DEPTH:  # pixels, not an encoded image
         return
-    kind = storage(kind)
+    kind = storage_type(kind)
     if pa.types.is_struct(kind):
         index = kind.get_field_index("bytes")
-        if index >= 0 and (_is_binary(kind.field(index).type) or _is_unembedded(kind)):
+        if index >= 0 and (_is_binary(kind.field(index).type) or _has_only_null_bytes(kind)):
             if not lists:
                 yield (*steps, "bytes")
             return
         for field in kind:
-            yield from _inside(field.type, (*steps, field.name), lists, depth + 1)
+            yield from _places_inside(field.type, (*steps, field.name), lists, depth + 1)
     elif _is_list(kind):
         if pa.types.is_uint8(kind.value_type):
             if lists:
                 yield steps
         else:
-            yield from _inside(kind.value_type, steps, lists, depth + 1)
+            yield from _places_inside(kind.value_type, steps, lists, depth + 1)
     elif _is_binary(kind) and not lists:
         yield steps
 
@@ -138,30 +138,29 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def is_ambiguous(schema: pa.Schema, member: str) -> bool:
-    """Whether several places have the name that a manifest would have of this one, or two columns that of its column:
-    which of them is meant cannot be said."""
+    """Whether a name in a manifest is ambiguous: several places have it, or several columns that of its column."""
     every = [*_steps(schema, lists=True), *_steps(schema, lists=False)]
-    steps = [each for each in every if ".".join(each) == member]
-    return len(steps) > 1 or any(schema.names.count(each[0]) > 1 for each in steps)
+    matches = [steps for steps in every if ".".join(steps) == member]
+    return len(matches) > 1 or any(schema.names.count(steps[0]) > 1 for steps in matches)
 
 
-def keyed_columns(schema: pa.Schema) -> list[pa.Field]:
-    """The columns with bytes in a map, which are not read: which key is the image's is not known."""
-    return [column for column in schema if _has_keyed(column.type)]
+def map_columns(schema: pa.Schema) -> list[pa.Field]:
+    """The columns with bytes in a map. They are not read, because the key of the image is unknown."""
+    return [column for column in schema if _has_map(column.type)]
 
 
-def _has_keyed(kind: pa.DataType, depth: int = 0) -> bool:
-    kind = storage(kind)
-    if depth > DEEPEST:
+def _has_map(kind: pa.DataType, depth: int = 0) -> bool:
+    kind = storage_type(kind)
+    if depth > MAX_DEPTH:
         return False
     if pa.types.is_map(kind):
-        return any(True for lists in (False, True) for _ in _inside(kind.item_type, (), lists))
+        return any(True for lists in (False, True) for _ in _places_inside(kind.item_type, (), lists))
     inner = [field.type for field in kind] if pa.types.is_struct(kind) else [kind.value_type] if _is_list(kind) else []
-    return any(_has_keyed(each, depth + 1) for each in inner)
+    return any(_has_map(kind, depth + 1) for kind in inner)
 
 
-def _is_unembedded(kind: pa.StructType) -> bool:
-    """Whether all bytes of a struct {bytes, path} are null, so that they have no other type."""
+def _has_only_null_bytes(kind: pa.StructType) -> bool:
+    """Whether all bytes of a struct {bytes, path} are null, so that their type is null."""
     path = kind.get_field_index("path")
     return (
         path >= 0
@@ -171,7 +170,7 @@ def _is_unembedded(kind: pa.StructType) -> bool:
 
 
 def _is_binary(kind: pa.DataType) -> bool:
-    kind = storage(kind)
+    kind = storage_type(kind)
     return bool(
         pa.types.is_binary(kind)
         or pa.types.is_large_binary(kind)
@@ -180,19 +179,19 @@ def _is_binary(kind: pa.DataType) -> bool:
     ) and not pa.types.is_decimal(kind)
 
 
-def _is_void(cell: pa.Scalar) -> bool:
+def _is_blank(cell: pa.Scalar) -> bool:
     """Whether a cell has no bytes: null, or of length 0."""
     while isinstance(cell, pa.ExtensionScalar | pa.DictionaryScalar) and cell.is_valid:
         cell = cell.value
     return not cell.is_valid or (isinstance(cell, pa.BinaryScalar) and cell.as_buffer().size == 0)
 
 
-def _elsewhere(cell: pa.StructScalar) -> Elsewhere | None:
+def _image_path(cell: pa.StructScalar) -> ImagePath | None:
     if cell.type.get_field_index("bytes") < 0 or cell.type.get_field_index("path") < 0:
         return None
     path = cell["path"]
     text = text_of(path)
-    return Elsewhere(text) if text else None
+    return ImagePath(text) if text else None
 
 
 def text_of(cell: pa.Scalar) -> str | None:

@@ -1,4 +1,4 @@
-"""The meaning of a label as it is written in a container: a class number, a text, or no label.
+"""Reads the label of an image as a container has it: a class number, a text, or no label.
 
 Every container (`.cls`, `.json`, CSV, Parquet) is read by `read_label`, so the same label means the same everywhere:
 
@@ -20,7 +20,7 @@ from decimal import Decimal
 
 import numpy as np
 
-LONGEST_LABEL = 16 << 10  # characters; what is longer is no class name, and a listing keeps every label in memory
+LONGEST_LABEL = 16 << 10  # characters; a longer text is not a class name, and a listing keeps all labels in memory
 _INTEGER = re.compile(r"([+-]?)0*([0-9]{1,19})(?:\.0*)?")
 _INT64 = range(-(2**63), 2**63)
 
@@ -59,7 +59,7 @@ def _read_float(value: float) -> int | str | None:
 
 
 def _decimal_text(value: int) -> str | None:
-    """The digits of an integer; None if Python refuses to write so many."""
+    """The digits of an integer; None if there are more than Python converts."""
     try:
         return str(value)
     except ValueError:
@@ -69,7 +69,7 @@ def _decimal_text(value: int) -> str | None:
 def printable(text: str) -> str:
     r"""The text with bytes that are not UTF-8 (read by `surrogateescape`) and lone surrogates written as `\xff`.
 
-    A column of strings takes no others.
+    A column of strings accepts no others.
     """
     if text.isascii():
         return text

@@ -1,16 +1,16 @@
-"""Images inside Parquet: a column of bytes, or of Hugging Face's struct {bytes, path}."""
+"""Lists images in Parquet files: a column of bytes, or of Hugging Face's struct {bytes, path}."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
 
-from jobs.inputs.container_errors import container
+from jobs.inputs.container_errors import container_errors
 from jobs.inputs.entry import Entry, Source, SourceError
 from jobs.inputs.listing import Listing
 from jobs.inputs.parquet_process import parquet_processes
 from jobs.inputs.parquet_reading import ImageRows, has_images, image_rows
-from jobs.inputs.tables import Damaged, Misfits
+from jobs.inputs.tables import ColumnMismatches, DamagedTable
 from jobs.storage.files import ObjectInfo
 from jobs.util.lookahead import map_ahead
 
@@ -38,27 +38,29 @@ class ParquetSource(Source):
     def entries(self) -> Iterator[Entry]:
         self.ignored.clear()
         files = self._listing.of_kind("parquet", self.ignored)
-        misfits = Misfits()
-        for (key, info), found in map_ahead(self._read, files, threads=self._threads):
-            if isinstance(found, ImageRows):
+        misfits = ColumnMismatches()
+        for (key, info), result in map_ahead(self._read, files, threads=self._threads):
+            if isinstance(result, ImageRows):
                 misfits.fits()
-                yield from _rows(key, info, found)
+                yield from _rows(key, info, result)
                 continue
-            misfits.add(found)
-            reason = f"the Parquet file cannot be read, its rows are lost ({found}): write it again"
-            if isinstance(found, SourceError):
-                reason = str(found)
+            misfits.add(result)
+            reason = f"the Parquet file cannot be read, its rows are lost ({result}): write it again"
+            if isinstance(result, SourceError):
+                reason = str(result)
             yield Entry(f"{key}#@0", info.uri, size=info.size, etag=info.etag, error=reason)
         misfits.end()
 
-    def _read(self, named: tuple[str, ObjectInfo]) -> tuple[tuple[str, ObjectInfo], ImageRows | Damaged | SourceError]:
-        uri = named[1].uri
+    def _read(
+        self, file: tuple[str, ObjectInfo]
+    ) -> tuple[tuple[str, ObjectInfo], ImageRows | DamagedTable | SourceError]:
+        uri = file[1].uri
         columns = {"image_column": self._image_column, "label_column": self._label_column}
         try:
-            with container(uri):
-                return named, parquet_processes().call(image_rows, uri, where=uri, **columns)
-        except (Damaged, SourceError) as error:
-            return named, error
+            with container_errors(uri):
+                return file, parquet_processes().call(image_rows, uri, where=uri, **columns)
+        except (DamagedTable, SourceError) as error:
+            return file, error
 
 
 def _rows(key: str, info: ObjectInfo, rows: ImageRows) -> Iterator[Entry]:
@@ -79,15 +81,15 @@ def _rows(key: str, info: ObjectInfo, rows: ImageRows) -> Iterator[Entry]:
 
 
 def holds_images(listing: Listing, *, image_column: str | None, uri_column: str | None) -> bool:
-    """Whether Parquet files hold images, not a list of where they are: by the first readable schema."""
+    """Whether Parquet files hold images, not a list of URIs; the first readable schema decides."""
     if image_column or uri_column:
         return uri_column is None
-    misfits = Misfits()
+    misfits = ColumnMismatches()
     for _, info in listing.of_kind("parquet", Counter()):
         try:
-            with container(info.uri):
+            with container_errors(info.uri):
                 return bool(parquet_processes().call(has_images, info.uri, where=info.uri))
-        except (Damaged, SourceError) as error:
+        except (DamagedTable, SourceError) as error:
             misfits.add(error)
     misfits.end()
-    return True  # none is readable: each will say why
+    return True  # none is readable: the source reports why

@@ -1,4 +1,4 @@
-"""Why a row could not be explained."""
+"""The reason why a row could not be explained."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from jobs.util.redaction import scrubbed_text
 
 @dataclass(frozen=True, slots=True)
 class RejectedImage:
-    """Stands where a row's bytes (or picture) would have stood; `reason` ends up in the index's `error`."""
+    """Replaces a row's bytes or image that cannot be had; `reason` becomes the index's `error`."""
 
     reason: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "reason", scrubbed_text(self.reason))  # libraries quote addresses
+        object.__setattr__(
+            self, "reason", scrubbed_text(self.reason)
+        )  # errors of libraries may quote URIs with credentials

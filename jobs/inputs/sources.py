@@ -1,4 +1,4 @@
-"""From the paths of the user's to the images of a run, in an order that never depends on the machine."""
+"""Opens the inputs of a run, and lists their images in an order that does not depend on the machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from jobs.inputs.entry import Entry, Source, SourceError
 from jobs.inputs.folder_source import FolderSource
-from jobs.inputs.listing import Listing, find, kind_of
+from jobs.inputs.listing import Listing, find_files, kind_of
 from jobs.inputs.parquet_source import ParquetSource, holds_images
 from jobs.inputs.tar_source import TarSource
 from jobs.inputs.uri_list_source import UriListSource
@@ -25,10 +25,10 @@ def open_sources(
     uri_column: str | None = None,
     threads: int = 8,
 ) -> list[Source]:
-    """One source per path: a folder, a remote prefix, a glob, or a single image, tar, Parquet or CSV file.
+    """Opens one source per path: a folder, a remote prefix, a glob, or a single image, tar, Parquet or CSV file.
 
-    `image_column` (Parquet), `label_column` (Parquet, CSV, a tar's `.json`) and `uri_column` (lists) name
-    what is otherwise recognised. `threads` list tars and tables at the same time. Raises SourceError.
+    `image_column` (Parquet), `label_column` (Parquet, CSV, a tar's `.json`) and `uri_column` (lists) name columns
+    that are otherwise recognised by their usual names. `threads` threads list tars and tables. Raises SourceError.
     """
     if not images:
         raise SourceError("no images given: name a folder, a glob, tars, Parquet files or a CSV list of URIs")
@@ -36,28 +36,28 @@ def open_sources(
 
 
 def list_entries(sources: Sequence[Source]) -> Iterator[Entry]:
-    """All entries, source by source; with several, ids begin with the source's position and stay unique.
+    """All entries, source by source. With several sources, ids begin with the source's position, so they stay unique.
 
     Raises SourceError for a source without images and for one that cannot be listed to its end.
     """
     for position, source in enumerate(sources):
         entry = None
         try:
-            for written in source.entries():
-                entry = written.without_credentials()
+            for listed in source.entries():
+                entry = listed.without_credentials()
                 yield replace(entry, sample_id=f"{position}/{entry.sample_id}") if len(sources) > 1 else entry
         except OSError as error:
             raise _unreadable(error, source.root) from error
         if entry is None:
-            raise SourceError(f"{source.root} holds no images{_but(source.ignored)}")
+            raise SourceError(f"{source.root} holds no images{_ignored_files(source.ignored)}")
 
 
 def _open(
     path: str, image_column: str | None, label_column: str | None, uri_column: str | None, threads: int
 ) -> Source:
-    listing = find(path)
-    kinds, classes = _survey(listing)
-    lists = kinds.pop("csv", 0)  # beside images, a CSV is a by-file
+    listing = find_files(path)
+    kinds, classes = _count_kinds(listing)
+    lists = kinds.pop("csv", 0)  # beside images, a CSV is an accompanying file
     compressed = kinds.pop("compressed table", 0)  # likewise
     if len(kinds) > 1:
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
@@ -79,8 +79,8 @@ def _open(
     raise SourceError(f"{path} holds no images, tars or Parquet files{hint}")
 
 
-def _survey(listing: Listing) -> tuple[Counter[str], list[str] | None]:
-    """Files by kind, and the classes when the images are an ImageFolder. Names only: nothing is opened."""
+def _count_kinds(listing: Listing) -> tuple[Counter[str], list[str] | None]:
+    """Counts files by kind, and returns the classes if the images are an ImageFolder. Opens no file."""
     kinds: Counter[str] = Counter()
     classes: set[str] = set()
     flat = False
@@ -105,6 +105,6 @@ def _unreadable(error: OSError, root: str) -> SourceError:
     )
 
 
-def _but(ignored: Counter[str]) -> str:
+def _ignored_files(ignored: Counter[str]) -> str:
     listed = ", ".join(f"{count} {name}" for name, count in ignored.most_common())
     return f", only other files ({listed})" if listed else ""

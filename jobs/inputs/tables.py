@@ -1,4 +1,4 @@
-"""What tables have in common: opening Parquet anywhere, and choosing columns."""
+"""Opens Parquet files at any URI, and chooses the columns of tables."""
 
 from __future__ import annotations
 
@@ -17,51 +17,56 @@ LABEL_COLUMNS = ("label", "cls", "class")
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
 URI_COLUMNS = ("uri", "url", "path", "image", "file", "filename", "file_name")
 
-MOST_SHOWN, LONGEST_SHOWN = 30, 60  # names of columns in a message, and characters of each
+MOST_NAMES, LONGEST_NAME = 30, 60  # column names in a message, and characters of each
 
 
-class Damaged(Exception):
-    """A Parquet file whose bytes are not Parquet; a failing disk or network is an OSError instead."""
+class DamagedTable(Exception):
+    """A file's bytes are not valid Parquet. A failing disk or network raises OSError instead."""
 
 
 @contextmanager
 def open_parquet(uri: str, *, checksums: bool = False) -> Iterator[pq.ParquetFile]:
-    """A Parquet file, read in pieces of 1 MiB. Raises Damaged, also for what is read inside the `with`.
+    """Opens a Parquet file, read in pieces of 1 MiB. Raises DamagedTable, also for what is read inside the `with`.
 
-    ``checksums``: hold pages against them. Of other people's files they may be wrong, since few readers look.
+    ``checksums``: whether pages are verified. In files from elsewhere checksums may be wrong, since few readers check.
     """
-    with open_file(uri) as file, damage():
+    with open_file(uri) as file, translate_damage():
         yield pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False, page_checksum_verification=checksums)
 
 
 @contextmanager
-def damage() -> Iterator[None]:
-    """Turns what pyarrow raises for damaged bytes into Damaged."""
+def translate_damage() -> Iterator[None]:
+    """Translates what pyarrow raises for damaged bytes into DamagedTable."""
     try:
         yield
     except pa.ArrowMemoryError:
         raise
     except pa.ArrowException as error:
-        raise Damaged(first_line(error)) from error
+        raise DamagedTable(first_line(error)) from error
     except OSError as error:
         if error.errno is not None:
             raise
-        raise Damaged(first_line(error)) from error  # pyarrow reports a damaged page or footer so
+        raise DamagedTable(first_line(error)) from error  # pyarrow raises this for a damaged page or footer
 
 
-def choose(names: Sequence[str], wanted: str | None, usual: Iterable[str], *, where: str, option: str) -> str | None:
-    """`wanted`, else the first of the `usual` names, in any case and between spaces, else None. Raises SourceError."""
-    if wanted is None:
+def choose_column(
+    names: Sequence[str], requested: str | None, usual: Iterable[str], *, where: str, option: str
+) -> str | None:
+    """Returns `requested`, or else the first of the `usual` names that matches without case and outer spaces, or None.
+
+    Raises SourceError if `requested` is missing.
+    """
+    if requested is None:
         folded = {name.strip().casefold(): name for name in reversed(names)}
         return next((folded[name] for name in usual if name in folded), None)
-    if wanted not in names:
-        raise SourceError(f"{where} has no column {wanted!r} ({option}); it has: {listed_names(names)}")
-    return wanted
+    if requested not in names:
+        raise SourceError(f"{where} has no column {requested!r} ({option}); it has: {listed_names(names)}")
+    return requested
 
 
-def uri_column_of(names: Sequence[str], wanted: str | None, where: str, *, beside: str | None = None) -> str:
-    """The name of the column of URIs. Raises SourceError when there is none; ``beside`` was looked for before."""
-    place = choose(names, wanted, URI_COLUMNS, where=where, option="uri_column")
+def choose_uri_column(names: Sequence[str], requested: str | None, where: str, *, beside: str | None = None) -> str:
+    """The name of the column of URIs. Raises SourceError if there is none; ``beside`` is what else was looked for."""
+    place = choose_column(names, requested, URI_COLUMNS, where=where, option="uri_column")
     if place is not None:
         return place
     if beside:
@@ -81,16 +86,16 @@ def uri_column_of(names: Sequence[str], wanted: str | None, where: str, *, besid
 
 
 def listed_names(names: Sequence[str]) -> str:
-    """Names of columns for a message, which a hostile table must not fill."""
-    shown = printable(", ".join(name[:LONGEST_SHOWN] for name in names[:MOST_SHOWN]))
-    return f"{shown} and {len(names) - MOST_SHOWN} more" if len(names) > MOST_SHOWN else shown
+    """Column names for a message, which a hostile table must not flood."""
+    text = printable(", ".join(name[:LONGEST_NAME] for name in names[:MOST_NAMES]))
+    return f"{text} and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else text
 
 
-class Misfits:
-    """Files of a listing that do not have the columns they should.
+class ColumnMismatches:
+    """The files of a listing that lack the expected columns.
 
-    Among files that have them, each is a broken row of its own; when no file has them, the user named the wrong
-    columns or files, and the first file's SourceError is raised.
+    If other files have them, each such file becomes one row with an error. If no file has them, the user named the
+    wrong columns or files, and the first file's SourceError is raised.
     """
 
     def __init__(self) -> None:
@@ -98,13 +103,15 @@ class Misfits:
         self._some_fit = False
 
     def fits(self) -> None:
+        """Records that a file has the columns."""
         self._some_fit = True
 
     def add(self, error: Exception) -> None:
+        """Records the error of a file."""
         if isinstance(error, SourceError) and self._first is None:
             self._first = error
 
     def end(self) -> None:
-        """Raises SourceError when files were tried in vain."""
+        """Raises the first SourceError if no file has the columns."""
         if self._first is not None and not self._some_fit:
             raise self._first

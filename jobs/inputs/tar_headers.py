@@ -1,8 +1,8 @@
-"""The headers of a tar, read one after the other with bounds of our own.
+"""Reads the headers of a tar one after the other, with limits.
 
 `tarfile` calls itself again for every extension header (long name, PAX), reads what a header claims to hold, and
-parses PAX records in quadratic time. Here a member's extension headers are walked in a loop, nothing is kept of them
-but the member's name and size, and all that is read of an archive is a small multiple of its size.
+parses PAX records in quadratic time. This module reads a member's extension headers in a loop, keeps only the member's
+name and size, and reads no more than a small multiple of the archive's size.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import BinaryIO
 BLOCK = tarfile.BLOCKSIZE
 LONGEST_PAX = 1 << 20  # bytes of one extension header; extended attributes may be long
 LONGEST_NAME = 32 << 10  # bytes; the longest path of any system
-MOST_EXTENSIONS = 16  # of one member; sound archives have three at most
-READS = 4  # times its size that an archive is read in search of headers, and 16 MiB
+MOST_EXTENSIONS = 16  # of one member; valid archives have at most three
+READS = 4  # multiple of its size, plus 16 MiB, that may be read of an archive
 
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
@@ -26,7 +26,7 @@ _SPARSE = b"GNU.sparse."
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """What stands between two headers: offsets and size in bytes of the archive. `fault` says why it is no use."""
+    """A member: its offsets and size in bytes of the archive. `fault` is the reason why it cannot be used."""
 
     offset: int  # of its first header
     name: str
@@ -47,11 +47,11 @@ class Member:
 
 
 class Exhausted(Exception):
-    """An archive was read so often that its headers cannot be sound."""
+    """More was read of an archive than valid headers need."""
 
 
 class Headers:
-    """Reads members of an archive of `size` bytes, at the offsets that the caller asks for."""
+    """Reads members of an archive of `size` bytes, at offsets that the caller gives."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
@@ -67,7 +67,7 @@ class Headers:
         return self._file.read(size)
 
     def member(self, start: int) -> Member:
-        """The member whose first header is at `start`. Raises tarfile.HeaderError when there is none; Exhausted."""
+        """The member whose first header is at `start`. Raises tarfile.HeaderError if there is none; Exhausted."""
         at, extensions, fault = start, 0, None
         name: str | None = None
         pax: dict[bytes, bytes] = {}
@@ -76,7 +76,7 @@ class Headers:
             if header.size < 0:
                 raise tarfile.HeaderError("negative size")
             after = at + BLOCK + _blocks(header.size)
-            if header.type == tarfile.XGLTYPE and at == start:  # records of no single member: none of them is needed
+            if header.type == tarfile.XGLTYPE and at == start:  # global records, which are not needed
                 self._within(after)
                 start = at = after
                 continue
@@ -113,7 +113,7 @@ class Headers:
             raise tarfile.HeaderError("an extension header goes beyond the end")
 
     def _after_sparse_map(self, at: int) -> int:
-        """The offset after old GNU's map of a sparse file, whose blocks say whether another one follows."""
+        """The offset after the map of a sparse file in old GNU format; each block has a flag if another one follows."""
         more = self.read(at)[482]
         at += BLOCK
         while more:
@@ -127,7 +127,7 @@ class Headers:
 
 def is_header(block: bytes) -> bool:
     """Whether a block parses as a header; its checksum makes a false one unlikely."""
-    if block[148:156].strip(b" \x0001234567"):  # no octal checksum: spares most blocks the full parse
+    if block[148:156].strip(b" \x0001234567"):  # no octal checksum; most blocks need no full parse
         return False
     try:
         _parsed(block)
@@ -137,7 +137,7 @@ def is_header(block: bytes) -> bool:
 
 
 def pax_records(payload: bytes) -> dict[bytes, bytes]:
-    """The records of a PAX header that change what a member is. Raises tarfile.HeaderError when one is damaged."""
+    """The records of a PAX header that change what a member is. Raises tarfile.HeaderError if one is damaged."""
     records = {}
     at = 0
     while at < len(payload) and payload[at]:
@@ -161,7 +161,7 @@ def pax_records(payload: bytes) -> dict[bytes, bytes]:
 
 
 def _parsed(block: bytes) -> tarfile.TarInfo:
-    """One block as a header. Raises tarfile.HeaderError."""
+    """Parses a block as a header. Raises tarfile.HeaderError."""
     try:
         return tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
     except (ValueError, LookupError, OverflowError) as error:
@@ -170,7 +170,7 @@ def _parsed(block: bytes) -> tarfile.TarInfo:
 
 def _number(text: bytes) -> int:
     if not text.isdigit() or len(text) > 30:
-        raise tarfile.HeaderError("a size that is no number")
+        raise tarfile.HeaderError("a size that is not a number")
     return int(text)
 
 

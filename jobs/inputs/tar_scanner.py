@@ -1,7 +1,7 @@
-"""The members of a tar that may be damaged: everything readable, and where something was lost.
+"""Scans a tar that may be damaged for all readable members, and for the places where members were lost.
 
-`tarfile` takes a damaged header, and a header overwritten with zeros, for the end of the archive. Here
-reading goes on at the next block that parses as a header (its checksum makes a false one unlikely).
+`tarfile` treats a damaged header, and a header overwritten with zeros, as the end of the archive. This module continues
+at the next block that parses as a header (its checksum makes a false one unlikely).
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
+class LostMembers:
     """A place in the archive, in bytes, where members are lost."""
 
     offset: int
     reason: str
 
 
-def scan(file: BinaryIO, info: ObjectInfo) -> Iterator[Member | Broken]:
+def scan_members(file: BinaryIO, info: ObjectInfo) -> Iterator[Member | LostMembers]:
     """Members and losses of an uncompressed tar, open as `file`, in archive order. Only headers are read."""
     if refusal := _refusal(file, info.size):
-        yield Broken(0, refusal)
+        yield LostMembers(0, refusal)
         return
     headers, at = Headers(file, info.size), 0
     try:
@@ -43,20 +43,20 @@ def scan(file: BinaryIO, info: ObjectInfo) -> Iterator[Member | Broken]:
                 resume, intact = _next_header(headers, at)
                 if not intact:
                     lost = f"bytes {at} to {resume or info.size}"
-                    yield Broken(at, f"damaged tar header: what stood in {lost} is lost; pack the tar again")
+                    yield LostMembers(at, f"damaged tar header: the content of {lost} is lost; pack the tar again")
                 if resume is None:
                     return
             else:
                 lost = f"{member.fault}: it is lost; pack the tar again"
-                yield Broken(member.offset, lost) if member.fault else member
+                yield LostMembers(member.offset, lost) if member.fault else member
                 resume = member.end
-                # A size that is too large may be a lie, and others follow; but what is in a tar inside is not ours.
+                # A size that is too large may be wrong, so the next header is searched; but not inside a nested tar.
                 if min(member.end, member.data + member.size) > info.size and not member.name.endswith(".tar"):
                     resume = _next_header(headers, member.data - BLOCK)[0] or member.end
             at = resume
     except Exhausted:
-        reason = f"its headers lead astray so often that nothing is read from byte {at} on: pack the tar again"
-        yield Broken(at, reason)
+        reason = f"its headers are damaged in so many places that nothing is read from byte {at} on: pack the tar again"
+        yield LostMembers(at, reason)
         return
     log.warning("%s ends without an end-of-archive mark: it may have been cut off", info.uri)
 
@@ -74,8 +74,8 @@ def _refusal(file: BinaryIO, size: int) -> str | None:
 def _next_header(headers: Headers, stop: int) -> tuple[int | None, bool]:
     """The next header after the block at `stop`, and whether nothing was lost on the way to it.
 
-    Zeros alone are an end mark, maybe followed by another archive (`cat a.tar b.tar`). Two blocks of zeros
-    with no header after them are the archive's end, whatever padding follows.
+    Zeros alone are an end mark, which another archive may follow (`cat a.tar b.tar`). Two blocks of zeros without a
+    header after them are the archive's end, whatever padding follows.
     """
     offset, blank, zeros = stop, True, 0
     while block := headers.read(offset):

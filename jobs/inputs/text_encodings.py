@@ -1,8 +1,8 @@
-"""Name what the first bytes of a file show when it is no text in UTF-8: another encoding, or an archive."""
+"""Recognises files that are not UTF-8 text, by their first bytes: another encoding, or an archive."""
 
 from __future__ import annotations
 
-LOOKED_AT = 256
+SAMPLE_BYTES = 256
 _BOMS = (
     (b"\xff\xfe\x00\x00", "UTF-32"),
     (b"\x00\x00\xfe\xff", "UTF-32"),
@@ -21,22 +21,22 @@ _ARCHIVES = (
 _WIDTHS = ((4, "UTF-32"), (2, "UTF-16"))
 
 
-def not_text(beginning: bytes) -> str | None:
-    """What the file is, in words that follow "is", and what to do; None if nothing speaks against UTF-8.
+def describe_non_text(beginning: bytes) -> str | None:
+    """Describes the file in words that follow "is", with the remedy; None if it may be UTF-8.
 
     Args:
-        beginning: The first ``LOOKED_AT`` bytes of the file, or all of them.
+        beginning: The first ``SAMPLE_BYTES`` bytes of the file, or all of them.
     """
     for magic, name in _ARCHIVES:
         if beginning.startswith(magic):
             how = "name it .parquet" if name == "Parquet" else "unpack it, or export it, to a CSV file in UTF-8"
             return f"{name}, not text: {how}"
-    encoding = next((name for bom, name in _BOMS if beginning.startswith(bom)), None) or _by_zeros(beginning)
+    encoding = next((name for bom, name in _BOMS if beginning.startswith(bom)), None) or _encoding_by_zeros(beginning)
     return encoding and f"{encoding}, not UTF-8: write it as UTF-8 (`iconv -f {encoding} -t UTF-8`, or save it so)"
 
 
-def _by_zeros(beginning: bytes) -> str | None:
-    """An encoding without a byte order mark, in which all of a header's first letters have zeros in the same bytes."""
+def _encoding_by_zeros(beginning: bytes) -> str | None:
+    """An encoding without a byte order mark, recognised by zeros in the same byte of each of the first letters."""
     for width, name in _WIDTHS:
         letters = [beginning[place : place + width] for place in range(0, min(len(beginning), 32), width)]
         for own, order in ((width - 1, "BE"), (0, "LE")):

@@ -12,9 +12,9 @@ from jobs.storage.object_store import list_keys
 from jobs.store.finalize import Totals, exit_code
 from jobs.store.index import committed, load_part, read_parts
 from jobs.store.layout import SHA256SUMS
-from jobs.store.open import open_run
 from jobs.store.run_record import Run
-from jobs.store.software_versions import Makers
+from jobs.store.software_versions import UnitSoftware
+from jobs.store.store_access import open_run
 from jobs.util.console import print_text
 from jobs.util.exit_codes import NOT_FINISHED
 from jobs.util.formatting import duration, format_ranges, quote_for_shell
@@ -27,7 +27,7 @@ def print_status(out: str, console: Console) -> int:
     """
     store, run = open_run(out)
     done = sorted(committed(store))
-    totals, makers = Totals(), Makers(run)
+    totals, makers = Totals(), UnitSoftware(run)
     for unit, data in read_parts(store, done):
         lines, commit = load_part(data, unit)
         totals.add(lines, commit.micro_batches, run)
@@ -54,14 +54,14 @@ def print_status(out: str, console: Console) -> int:
 def _unfinished_lines(run: Run, done: Sequence[int], activity: RunActivity) -> list[str]:
     """Returns lines about pending units, whether a run seems to be under way, and what to run next."""
     pending = sorted(set(range(run.units)) - set(done))
-    requested = sorted(set(run.asked) - set(done))
+    requested = sorted(set(run.requested_units) - set(done))
     lines = [
         f"pending units: {format_ranges(pending)}"
         if pending
         else "all units are committed, but the store is not finalized"
     ]
     if run.config.limit is not None:
-        lines.append(f"requested: the first {len(run.asked):,} units (--limit {run.config.limit:,})")
+        lines.append(f"requested: the first {len(run.requested_units):,} units (--limit {run.config.limit:,})")
     if pending and not requested:
         return [*lines, "all requested units are committed. Next: run the same explain command without --limit"]
     rate = activity.units_per_second

@@ -11,7 +11,7 @@ from tempfile import NamedTemporaryFile
 from urllib.parse import urlsplit
 
 from jobs.config.job_config import JobConfig
-from jobs.inputs.globs import expand, is_glob
+from jobs.inputs.globs import expand_glob, is_glob
 from jobs.storage.uris import is_remote, local_path
 from jobs.util.redaction import scrubbed
 from saliency_core.errors import InvalidRequestError
@@ -109,7 +109,7 @@ def _local_inputs(config: JobConfig) -> Iterator[tuple[str, str]]:
         if path is None or is_remote(path):
             continue
         if is_glob(path):
-            yield from ((flag, file.uri) for file in expand(path)[:1])
+            yield from ((flag, file.uri) for file in expand_glob(path)[:1])
         elif local_path(path).exists():  # else it is a preset's name, or is refused elsewhere
             yield flag, path
 

@@ -1,7 +1,7 @@
-"""Maps, and images of classes, as Zarr v3 arrays; the only module that knows zarr.
+"""Encodes and decodes maps, and images of classes, as Zarr v3 arrays. The only module that imports zarr.
 
-Writing never touches the store through zarr: metadata and shards are encoded in memory, and each becomes one object.
-So an object has one owner, is put atomically, and its hash is known before it exists.
+zarr never writes to the store: metadata and shards are encoded in memory, and each becomes one object. So an object
+is put atomically by one writer, and its hash is known before it exists.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _LARGEST = {"float16": 1.0, "uint8": 254.0, "int8": 127.0}
 
 
 def fill_value(array: ArraySpec) -> float | int:
-    """What stands where a row has no map."""
+    """The value that is stored for a row without a map."""
     return _FILL[array.dtype]
 
 
 def scale_maps(maps: NDArray[np.float32], array: ArraySpec) -> tuple[NDArray[np.generic], NDArray[np.float32]]:
-    """``maps`` float32 [n, …] → stored [n, …] in the array's dtype and scale float32 [n]; map = stored × scale.
+    """Scales maps, float32 [n, …], to stored values [n, …] in the array's dtype and scales float32 [n].
 
-    NaN maps become fill, with scale NaN. An all-zero map has scale 0.
+    A map is stored value × scale. NaN maps become the fill value, with scale NaN. An all-zero map has scale 0.
     """
     flat = maps.reshape(len(maps), -1)
     scales = (np.abs(flat).max(axis=1, initial=0) / _LARGEST[array.dtype]).astype(np.float32)
-    # A denormal scale could round to zero or overflow the quotient: such a map is zero for every purpose.
+    # A denormal scale could round to zero or overflow the quotient, so such a map is stored as zero.
     tiny = scales < np.finfo(np.float32).tiny
     divisor = np.where(tiny, 1, scales)
     scaled = np.where(tiny[:, None], 0, flat / divisor[:, None])
@@ -51,18 +51,18 @@ def scale_maps(maps: NDArray[np.float32], array: ArraySpec) -> tuple[NDArray[np.
 
 
 def unscale_maps(stored: NDArray[np.generic], scales: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The inverse, float32 [n, …]; NaN where the scale is (there is no map)."""
+    """The inverse of ``scale_maps``, float32 [n, …]; NaN for a row without a map, whose scale is NaN."""
     return stored.astype(np.float32) * scales.reshape(-1, *[1] * (stored.ndim - 1)).astype(np.float32)
 
 
 def metadata_objects(run: Run) -> dict[str, bytes]:
-    """Key → bytes of every ``zarr.json`` of the store."""
+    """Every ``zarr.json`` of the store, by key."""
     memory, _ = _template(run.to_json())
     return {f"{MAPS}/{key}": value.to_bytes() for key, value in memory.items() if key.endswith("zarr.json")}
 
 
 def class_metadata_objects(run: ClassRun) -> dict[str, bytes]:
-    """The same of a store of class images, with the coordinate ``class``: the class number of each row."""
+    """The metadata of a store of class images, and its coordinate ``class`` (the class of each row), by key."""
     memory, _ = _class_template(run.to_json())
     return {f"{CLASSES}/{key}": value.to_bytes() for key, value in memory.items()}
 
@@ -70,16 +70,16 @@ def class_metadata_objects(run: ClassRun) -> dict[str, bytes]:
 def encode_shards(
     run: Run, array: ArraySpec, unit: int, values: NDArray[np.generic], scales: NDArray[np.float32] | None
 ) -> dict[str, bytes]:
-    """Key → bytes of the unit's shard of ``array``, and of its scale array where it has one."""
+    """The unit's shard of ``array``, and of its scale array if it has one, by key."""
     memory, arrays = _template(run.to_json())
-    shards = {array.path: values} | ({} if scales is None else {f"{array.path}_scale": scales})
+    shards = {array.path: values} | ({} if scales is None else {array.scale_path: scales})
     return {f"{MAPS}/{key}": data for key, data in _encode(run, memory, arrays, unit, shards)}
 
 
 def encode_class_shards(
     run: ClassRun, unit: int, images: NDArray[np.float32], scores: NDArray[np.float32]
 ) -> dict[str, bytes]:
-    """Key → bytes of the unit's two shards; ``images`` [n, C, H, W], ``scores`` [n]."""
+    """The unit's two shards by key; ``images`` [n, C, H, W], ``scores`` [n]."""
     memory, arrays = _class_template(run.to_json())
     shards = {"image": images, "score": scores}
     return {f"{CLASSES}/{key}": data for key, data in _encode(run, memory, arrays, unit, shards)}
@@ -97,9 +97,9 @@ def _encode(
 
 @lru_cache(maxsize=2)
 def _template(run_json: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The store's hierarchy in memory, without a single chunk, and its arrays by path.
+    """The store's hierarchy in memory, without chunks, and its arrays by path.
 
-    The arrays are kept as they were made: opened again, they would have lost ``write_empty_chunks``.
+    The arrays are kept because ``write_empty_chunks`` is lost if they are opened again.
     """
     run = Run.model_validate_json(run_json)
     memory: dict[str, Any] = {}
@@ -108,14 +108,14 @@ def _template(run_json: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
         root.create_group(target, attributes={"target": spec})
     arrays = {}
     for array in run.arrays:
-        about = {"target": array.target_spec, "method": array.method_spec}
+        attributes = {"target": array.target_spec, "method": array.method_spec}
         arrays[array.path] = _create(
             root, run, run.chunk_rows, array.path, array.dtype, array.item_shape, array.dimensions, fill_value(array),
-            about,
+            attributes,
         )  # fmt: skip
         if array.scaled:
             note = {"scale_of": array.method, "note": "map = stored value * scale of its row"}
-            path = f"{array.path}_scale"
+            path = array.scale_path
             arrays[path] = _create(root, run, run.chunk_rows, path, "float32", (), ("row",), float("nan"), note)
     return memory, arrays
 
@@ -125,7 +125,7 @@ def _class_template(run_json: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     run = ClassRun.model_validate_json(run_json)
     memory: dict[str, Any] = {}
     root = zarr.create_group(MemoryStore(memory), zarr_format=3)
-    # Named as its dimension, it is what xarray looks classes up by.
+    # It has the name of its dimension, so that xarray selects classes by number.
     numbers = root.create_array(
         "class", shape=(run.rows,), chunks=(run.rows,), dtype="int64", dimension_names=("class",),
         config={"write_empty_chunks": True},
@@ -155,7 +155,7 @@ def _create(
         path,
         shape=(run.rows, *item_shape),
         dtype=dtype,
-        # The last unit's shard is as long as the others, filled up: Zarr shards are all alike.
+        # All Zarr shards have one size, so the last unit's shard is padded with the fill value.
         shards=(run.unit_size, *item_shape),
         chunks=(chunk_rows, *item_shape),
         fill_value=fill,
@@ -165,15 +165,16 @@ def _create(
         ],
         dimension_names=dimensions,
         attributes=attributes,
-        # An all-fill shard is an object too, or a quarantined unit would look like a missing one.
+        # An all-fill shard must be written, too: otherwise a quarantined unit would look like a missing one.
         config={"write_empty_chunks": True},
     )
 
 
 def open_array(store: ObjectStore, path: str, *, group: str = MAPS) -> zarr.Array[Any]:
-    """An array of the store for reading; a local one with zarrs, which reads shards 2 to 4 times as fast.
+    """Opens an array of the store for reading.
 
-    (A remote store zarrs would open a second time, without what obstore knows of endpoint and credentials.)
+    Local arrays are read by zarrs, which is 2 to 4 times as fast. It would open a remote store a second time, without
+    obstore's endpoint and credentials.
     """
     if isinstance(store, LocalStore) and store.prefix is not None:
         with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
@@ -182,7 +183,7 @@ def open_array(store: ObjectStore, path: str, *, group: str = MAPS) -> zarr.Arra
 
 
 def decode_shard(run: Run, array_path: str, unit: int, data: bytes) -> NDArray[Any]:
-    """One shard's values [n, …] out of its bytes; raises ValueError where a checksum or the layout is wrong."""
+    """One shard's values [n, …]. Raises ValueError if a checksum or the layout is wrong."""
     memory, arrays = _template(run.to_json())
     target = arrays[array_path]
     rows = run.unit_rows(unit)

@@ -1,28 +1,29 @@
-"""Digests of the user's own code: which modules a factory or a loss is made of, and what stands in them.
+"""Digests of the user's own code: the modules that a factory or a loss consists of.
 
-Code is found by reading import statements, so modules that are imported by a computed name are not seen; nor is what
+Modules are found by their import statements, so those that are imported by a computed name are missing. So is what
 the code reads at run time: environment variables, configuration files, other data.
 """
 
 from __future__ import annotations
 
 import ast
-import hashlib
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
-OURS = ("jobs", "saliency_core")  # the arithmetic version stands for them
+from jobs.util.digests import short_digest
+
+PROJECT_PACKAGES = ("jobs", "saliency_core")  # the arithmetic version represents them
 _STDLIB = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")}
 
 
 def code_digests(roots: Iterable[str]) -> dict[str, str | None]:
-    """Digests of the modules ``roots``, and of all of the user's own modules that these import, however far.
+    """Digests of the modules ``roots``, and of the user's own modules that these import, directly or not.
 
-    The user's own are those of the same top-level package as the root, and those in the folder in which that package or
-    module lies, unless it is a folder that installed packages share. Packages are digested with their modules, since
+    A module is the user's own if it is of the root's top-level package, or in the folder of that package; a folder of
+    installed packages does not count. Packages are digested with their modules, since
     importing these runs ``__init__``. Comments, docstrings and layout do not change a digest.
 
     Returns:
@@ -31,70 +32,70 @@ def code_digests(roots: Iterable[str]) -> dict[str, str | None]:
     digests: dict[str, str | None] = {}
     for root in roots:
         waiting = [*_with_packages(root)]
-        folder = _folder(root)
+        folder = _package_folder(root)
         while waiting:
             name = waiting.pop()
             if name in digests or (name != root and not _is_own(name, root, folder)):
                 continue
-            path = _path(name)
+            path = _module_file(name)
             if path is None:
                 if name == root:
                     digests[name] = None
                 continue
             data = path.read_bytes()
-            tree = _parsed(data) if path.suffix == ".py" else None
-            digests[name] = hashlib.sha256(data if tree is None else _canonical(tree)).hexdigest()[:16]
+            tree = _parse(data) if path.suffix == ".py" else None
+            digests[name] = short_digest(data if tree is None else _canonical_form(tree))
             if tree is not None:
-                waiting += _imported(tree, name, is_package=path.name == "__init__.py")
+                waiting += _imported_modules(tree, name, is_package=path.name == "__init__.py")
     return dict(sorted(digests.items()))
 
 
 def is_installed(module: str) -> bool:
     """Whether a module lies among installed packages or the standard library, or has no file."""
-    path = _path(module)
-    return path is None or any(map(_is_shared, path.resolve().parents))
+    path = _module_file(module)
+    return path is None or any(map(_is_shared_folder, path.resolve().parents))
 
 
-def _is_shared(folder: Path) -> bool:
+def _is_shared_folder(folder: Path) -> bool:
     return folder.name in ("site-packages", "dist-packages") or folder in _STDLIB
 
 
 def _is_own(name: str, root: str, folder: Path | None) -> bool:
     top = name.partition(".")[0]
-    if top in OURS or top in sys.stdlib_module_names:
+    if top in PROJECT_PACKAGES or top in sys.stdlib_module_names:
         return False
-    return top == root.partition(".")[0] or (folder is not None and _folder(name) == folder)
+    return top == root.partition(".")[0] or (folder is not None and _package_folder(name) == folder)
 
 
-def _folder(name: str) -> Path | None:
+def _package_folder(name: str) -> Path | None:
     """The folder that holds the module's top-level package, or module; None if installed packages share it."""
     top = name.partition(".")[0]
-    spec = _spec(top)
+    spec = _find_spec(top)
     places = list(spec.submodule_search_locations or ()) if spec is not None else []
-    path = Path(places[0]) if places else _path(top)
+    path = Path(places[0]) if places else _module_file(top)
     if path is None:
         return None
     folder = path.parent.resolve()
-    return None if _is_shared(folder) else folder
+    return None if _is_shared_folder(folder) else folder
 
 
-def _path(name: str) -> Path | None:
-    """The file of a module, which is not imported for it; None if there is none."""
-    spec = _spec(name)
+def _module_file(name: str) -> Path | None:
+    """The file of a module, found without importing it; None if there is none."""
+    spec = _find_spec(name)
     origin = spec.origin if spec is not None else getattr(sys.modules.get(name), "__file__", None)
     path = Path(origin) if origin else None
     return path if path is not None and path.is_file() else None
 
 
-def _spec(name: str) -> ModuleSpec | None:
-    """Like ``importlib.util.find_spec``, but without importing the packages above."""
+def _find_spec(name: str) -> ModuleSpec | None:
+    """The spec of a module, like ``importlib.util.find_spec``, but without importing the packages above."""
     if name in sys.modules:
         spec = getattr(sys.modules[name], "__spec__", None)
         return spec if isinstance(spec, ModuleSpec) else None
     above = name.rpartition(".")[0]
     path = None
     if above:
-        package = _spec(above)
+        package = _find_spec(above)
         if package is None or package.submodule_search_locations is None:
             return None
         path = list(package.submodule_search_locations)
@@ -102,27 +103,27 @@ def _spec(name: str) -> ModuleSpec | None:
         find = getattr(finder, "find_spec", None)
         try:
             spec = find(name, path) if find is not None else None
-        except KeyError:  # a folder without __init__.py within another one that is not imported
-            spec = _namespace(name, path or [])
+        except KeyError:  # a folder without __init__.py in another such folder
+            spec = _namespace_spec(name, path or [])
         if spec is not None:
             return spec if isinstance(spec, ModuleSpec) else None
     return None
 
 
-def _namespace(name: str, path: Sequence[str]) -> ModuleSpec:
+def _namespace_spec(name: str, path: Sequence[str]) -> ModuleSpec:
     spec = ModuleSpec(name, None, is_package=True)
     spec.submodule_search_locations = [str(Path(folder, name.rpartition(".")[2])) for folder in path]
     return spec
 
 
-def _parsed(data: bytes) -> ast.Module | None:
+def _parse(data: bytes) -> ast.Module | None:
     try:
         return ast.parse(data)
-    except (SyntaxError, ValueError):  # code of another Python that is imported under a condition
+    except (SyntaxError, ValueError):  # code for another version of Python
         return None
 
 
-def _imported(tree: ast.Module, module: str, *, is_package: bool) -> Iterator[str]:
+def _imported_modules(tree: ast.Module, module: str, *, is_package: bool) -> Iterator[str]:
     """The names of the modules that a module's statements may import, with those of the packages above."""
     package = module if is_package else module.rpartition(".")[0]
     for node in ast.walk(tree):
@@ -145,19 +146,25 @@ def _with_packages(name: str) -> Iterator[str]:
     return (".".join(parts[: i + 1]) for i in range(len(parts)))
 
 
-def _canonical(tree: ast.Module) -> bytes:
-    """The same for equal code in every version of Python: fields that are empty, or say how it was spelled, are left
-    out, as are statements without effect (docstrings)."""
+def _canonical_form(tree: ast.Module) -> bytes:
+    """A form of the code that is equal in every version of Python.
+
+    Empty fields, spelling (such as the prefix of a string) and statements without effect (docstrings) are left out.
+    """
     lines: list[str] = []
-    waiting: list[object] = [tree]  # not by recursion: the depth of generated code is not bounded
+    waiting: list[object] = [tree]  # a list instead of recursion, because the depth of generated code is unbounded
     while waiting:
         item = waiting.pop()
         if isinstance(item, ast.AST):
             lines.append(type(item).__name__)
             for field, value in reversed(list(ast.iter_fields(item))):
-                kept = _with_effect(value) if isinstance(value, list) else value
-                if kept is not None and kept != [] and (field != "kind" or not isinstance(item, ast.Constant)):
-                    waiting += [kept, _Word(f".{field}")]
+                field_value = _with_effect(value) if isinstance(value, list) else value
+                if (
+                    field_value is not None
+                    and field_value != []
+                    and (field != "kind" or not isinstance(item, ast.Constant))
+                ):
+                    waiting += [field_value, _Word(f".{field}")]
         elif isinstance(item, list):
             waiting += [_Word("]"), *reversed(item), _Word("[")]
         else:
@@ -170,4 +177,4 @@ def _with_effect(items: list[object]) -> list[object]:
 
 
 class _Word(str):
-    """A word of the canonical form, in contrast to a string of the code."""
+    """A word of the canonical form, as opposed to a string of the code."""

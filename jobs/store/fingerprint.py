@@ -1,7 +1,7 @@
-"""The fingerprint of a run: all that the bytes of its store depend on, but for the software.
+"""The fingerprint of a run: all that the bytes of its store depend on, except the software.
 
-Two runs that agree in it may share a store. It is built in one place, from the record that holds it, and compared in
-one place; records store it as JSON.
+Runs with equal fingerprints may share a store. Only this module builds and compares fingerprints; records store them
+as JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from jobs.store.class_record import ClassRun
     from jobs.store.run_record import Record, Run
 
-SOFTMAX = "softmax"  # the head of all stores that were made before it was recorded
+SOFTMAX = "softmax"  # the head of all stores that do not record one
 _SAMPLES = re.compile(r"(\d+) images, sha256 of their ids ([0-9a-f]+)")
 
 
@@ -35,7 +35,7 @@ class Samples(NamedTuple):
         return f"{self.rows} images, sha256 of their ids {self.digest}"
 
 
-def _samples(value: object) -> object:
+def _parse_samples(value: object) -> object:
     if not isinstance(value, str):
         return value
     match = _SAMPLES.fullmatch(value)
@@ -45,11 +45,13 @@ def _samples(value: object) -> object:
 
 
 class Fingerprint(BaseModel):
-    """What the fingerprints of all jobs hold. ``model``: without its path if it is a file, which ``weights`` digests.
-    ``head``: its kind, and what it is in front of, as ``Head.key`` has it.
+    """The fields that the fingerprints of all jobs have.
 
-    A field that has a default came after the first stores: it is left out of the JSON while it has that value, so that
-    the fingerprint of a run that does not use it stays what it was. Unknown keys, of a later version, are kept.
+    ``model`` is "file" for a model file, whose content ``weights`` digests. ``head`` is ``Head.key``: the kind of the
+    head and the layer before it.
+
+    A field with a default was added after the first stores. It is left out of the JSON while it has its default, so
+    that the fingerprints of old stores stay equal. Unknown keys of a later version are kept.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -65,16 +67,16 @@ class Fingerprint(BaseModel):
     head: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """As a record stores it."""
+        """The fingerprint as a record stores it."""
         data = self.model_dump(mode="json", by_alias=True)
         defaults = {name: field.default for name, field in type(self).model_fields.items() if not field.is_required()}
         return {key: value for key, value in data.items() if key not in defaults or value != defaults[key]}
 
 
 class MapsFingerprint(Fingerprint):
-    """The fingerprint of a run that explains images. ``labels_digest``: of all labels, in row order."""
+    """The fingerprint of a run that explains images. ``labels_digest`` covers all labels, in row order."""
 
-    samples: Annotated[Samples, BeforeValidator(_samples), PlainSerializer(str)]
+    samples: Annotated[Samples, BeforeValidator(_parse_samples), PlainSerializer(str)]
     labels_digest: str = Field(..., alias="labels")
     methods: dict[str, str]
     targets: dict[str, str]
@@ -92,18 +94,18 @@ class ClassesFingerprint(Fingerprint):
 
 
 def maps_fingerprint(run: Run, *, samples_digest: str, labels_digest: str, weights: str, head: str) -> MapsFingerprint:
-    """The fingerprint of ``run``, from all that it holds beside it.
+    """Builds the fingerprint of ``run``.
 
     Args:
-        run: its own ``fingerprint`` is not read.
-        samples_digest: of the sample ids, as ``manifest.Digests`` has it.
-        labels_digest: of the labels, likewise.
-        weights: ``model_digest`` of the model.
-        head: ``key`` of its head.
+        run: The record; its own ``fingerprint`` is not read.
+        samples_digest: The digest of the sample ids, from ``manifest.ManifestDigests``.
+        labels_digest: The digest of the labels, from there, too.
+        weights: The model's ``model_digest``.
+        head: The ``key`` of the model's head.
     """
     return MapsFingerprint(
-        **_common(run, weights, head),
-        class_names=_listed(run.class_names),
+        **_common_fields(run, weights, head),
+        class_names=_as_list(run.class_names),
         samples=Samples(run.rows, samples_digest),
         labels=labels_digest,
         seed=run.config.seed,
@@ -117,21 +119,20 @@ def maps_fingerprint(run: Run, *, samples_digest: str, labels_digest: str, weigh
 
 
 def classes_fingerprint(run: ClassRun, *, weights: str, head: str) -> ClassesFingerprint:
-    """The fingerprint of ``run``, from all that it holds beside it. ``weights``: ``model_digest`` of the model;
-    ``head``: ``key`` of its head."""
+    """Builds the fingerprint of ``run``; ``weights`` and ``head`` are as for ``maps_fingerprint``."""
     return ClassesFingerprint(
-        **_common(run, weights, head),
+        **_common_fields(run, weights, head),
         **run.config.model_dump(mode="json", include={field.name for field in fields(Recipe)}),
-        class_names=_listed(run.class_names),
+        class_names=_as_list(run.class_names),
         seed=run.config.seed,
         classes=list(run.classes),
         batch_size=run.unit_size,
     )
 
 
-def _common(run: Record, weights: str, head: str) -> dict[str, Any]:
+def _common_fields(run: Record, weights: str, head: str) -> dict[str, Any]:
     return {
-        "model": _kind(run.config),
+        "model": _model_name(run.config),
         "output": run.config.output,
         "weights": weights,
         "preprocessing": run.preprocessing_,
@@ -141,78 +142,80 @@ def _common(run: Record, weights: str, head: str) -> dict[str, Any]:
     }
 
 
-def _kind(config: JobConfig) -> str:
-    """The model's name; of a file only that it is one, for it may lie anywhere."""
+def _model_name(config: JobConfig) -> str:
+    """The model's name; "file" for a file, because its path does not matter."""
     return "file" if config.model.startswith("file:") else config.model
 
 
-def _listed(names: tuple[str, ...] | None) -> list[str] | None:
+def _as_list(names: tuple[str, ...] | None) -> list[str] | None:
     return None if names is None else list(names)
 
 
 def read_samples(fingerprint: Mapping[str, Any]) -> Samples:
-    """The samples of a stored fingerprint. Raises ValueError if they are not as a run writes them."""
-    samples = _samples(fingerprint.get("samples"))
+    """The samples of a stored fingerprint. Raises ValueError if they are malformed."""
+    samples = _parse_samples(fingerprint.get("samples"))
     if not isinstance(samples, Samples):
         raise ValueError("holds no samples")
     return samples
 
 
 def contradictions(run: Run) -> list[str]:
-    """The keys in which run.json says something else than its own fingerprint; what is digested there is taken from it.
+    """The keys in which run.json contradicts its own fingerprint.
 
-    ``samples`` is among them if their number is not that of the rows.
+    Digests are taken from the fingerprint. ``samples`` is a contradiction if their number differs from the rows.
     """
     stored = run.fingerprint
     try:
         digests = {"samples_digest": read_samples(stored).digest, "labels_digest": stored["labels"]}
-        again = maps_fingerprint(run, **digests, weights=stored["weights"], head=_head(run))
+        again = maps_fingerprint(run, **digests, weights=stored["weights"], head=_consistent_head(run))
     except (KeyError, ValueError):
         return [key for key in ("labels", "samples", "weights") if not isinstance(stored.get(key), str)] or ["samples"]
-    # An array of another dtype than the configuration's would be read with the wrong scale.
-    others = {"map_dtype"} if {array.dtype for array in run.arrays} - {run.config.map_dtype} else set()
-    return sorted({*differing(stored, again.to_json()), *others})
+    # An array whose dtype differs from the configuration's would be read with the wrong scale.
+    dtype_keys = {"map_dtype"} if {array.dtype for array in run.arrays} - {run.config.map_dtype} else set()
+    return sorted({*differing_keys(stored, again.to_json()), *dtype_keys})
 
 
 def class_contradictions(run: ClassRun) -> list[str]:
-    """``contradictions`` of classes.json."""
+    """The keys in which classes.json contradicts its own fingerprint."""
     weights = run.fingerprint.get("weights")
     if not isinstance(weights, str):
         return ["weights"]
-    return differing(run.fingerprint, classes_fingerprint(run, weights=weights, head=_head(run)).to_json())
+    return differing_keys(
+        run.fingerprint, classes_fingerprint(run, weights=weights, head=_consistent_head(run)).to_json()
+    )
 
 
-def _head(run: Run | ClassRun) -> str:
-    """The head of the stored fingerprint if it is of the kind that the record names, else that kind alone."""
+def _consistent_head(run: Run | ClassRun) -> str:
+    """The head of the stored fingerprint, if its kind is the record's; otherwise the record's kind."""
     stored = str(run.fingerprint.get("head", ""))
     return stored if (stored or SOFTMAX).partition(",")[0] == run.head else run.head
 
 
-def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+def differing_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     """The keys in which two stored fingerprints differ, sorted."""
-    return sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+    return sorted(key for key in first.keys() | second.keys() if first.get(key) != second.get(key))
 
 
 def refuse_other_fingerprint(run: Record, fingerprint: Mapping[str, Any], *, where: str) -> None:
-    """Raises InvalidRequestError, with the keys that differ, if the store was made by another run."""
-    keys = differing(run.fingerprint, fingerprint)
+    """Raises InvalidRequestError with the differing keys if the store has another fingerprint."""
+    keys = differing_keys(run.fingerprint, fingerprint)
     if not keys:
         return
-    told = "\n  ".join(
-        f"{key}: the store has {_short(_value(run.fingerprint, key))}, this run {_short(_value(fingerprint, key))}"
-        for key in keys
-    )
+    stored_and_new = [
+        (key, *(_shortened(_value_or_default(side, key)) for side in (run.fingerprint, fingerprint))) for key in keys
+    ]
+    differences = "\n  ".join(f"{key}: the store has {stored}, this run {new}" for key, stored, new in stored_and_new)
     raise InvalidRequestError(
-        f"{where} holds another run, and what it made would not fit together with this:\n  {told}\n"
-        f"Give another --out, or the configuration that the store was made with (its {run.KEY} has it)."
+        f"{where} holds another run, whose results cannot be combined with those of this run:\n  {differences}\n"
+        f"Give another --out, or the configuration that the store was made with (it is in {run.KEY})."
     )
 
 
-def _value(fingerprint: Mapping[str, Any], key: str) -> object:
-    """As it is told: the head that is left out is named."""
+def _value_or_default(fingerprint: Mapping[str, Any], key: str) -> object:
+    """The value for a message: a head that is left out is softmax."""
     return fingerprint.get(key, SOFTMAX if key == "head" else None)
 
 
-def _short(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 100 else text[:100] + "…"

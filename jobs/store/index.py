@@ -1,4 +1,4 @@
-"""The index: one line per row, and the commit. A unit is done when its part exists; nothing else says so."""
+"""The index: one line per row, in one part per unit. A unit is committed if, and only if, its part exists."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from jobs.util.job_errors import JobStopped
 from jobs.util.lookahead import map_ahead
 
 OK, PARTIAL, QUARANTINED = "ok", "partial", "quarantined"
-MOST_ERRORS = 10_000  # reasons that are counted apart
+MOST_ERRORS = 10_000  # distinct reasons that are counted
 OTHER_ERRORS = "other reasons, in the index"
-READ_AHEAD = 8  # parts that are fetched at once: an object store answers late, but many
+READ_AHEAD = 8  # parts that are fetched at once, because an object store has a high latency
 _COMMIT = b"saliency.commit"
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What the commit knows of one object of its unit."""
+    """One shard of a unit, as the commit lists it."""
 
     key: str
     length: int
@@ -37,8 +37,11 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class Commit:
-    """``shards``: every object of the unit. ``micro_batches``: empty, or those that an out-of-memory forced.
-    ``software``: the digest of what made it; run.json has the words. "" in stores that are older than it."""
+    """The content of a unit's commit.
+
+    ``shards`` lists every object of the unit. ``micro_batches`` is empty, unless an out-of-memory error halved them.
+    ``software`` is the digest of the software that made the unit, which run.json describes; "" in old stores.
+    """
 
     shards: list[ShardRecord]
     micro_batches: list[int]
@@ -73,25 +76,26 @@ def schema(run: Run) -> pa.Schema:
 
 
 def encode_part(lines: pa.Table, commit: Commit) -> bytes:
-    """One unit's part: its lines, and the commit as JSON in the file's metadata. Equal input, equal bytes."""
-    told = json.dumps(asdict(commit), sort_keys=True).encode()
-    return parquet_bytes(lines.replace_schema_metadata({_COMMIT: told}))
+    """One unit's part: its lines, and the commit as JSON in the metadata. Equal input gives equal bytes."""
+    metadata = json.dumps(asdict(commit), sort_keys=True).encode()
+    return parquet_bytes(lines.replace_schema_metadata({_COMMIT: metadata}))
 
 
 def decode_part(data: bytes) -> tuple[pa.Table, Commit]:
-    """Raises one of UNREADABLE where the part is damaged."""
+    """The lines and the commit of a part. Raises one of UNREADABLE if it is damaged."""
     table = parquet_table(data)
-    told = json.loads((table.schema.metadata or {})[_COMMIT])
-    commit = Commit([ShardRecord(**one) for one in told["shards"]], told["micro_batches"], told.get("software", ""))
+    metadata = json.loads((table.schema.metadata or {})[_COMMIT])
+    shards = [ShardRecord(**shard) for shard in metadata["shards"]]
+    commit = Commit(shards, metadata["micro_batches"], metadata.get("software", ""))
     return table.replace_schema_metadata(None), commit
 
 
 class DamagedError(JobStopped):
-    """An object of the store cannot be read; the message tells what to do."""
+    """An object of the store cannot be read; the message contains the remedy."""
 
 
 class WithdrawnError(JobStopped):
-    """A unit has no commit, though it is asked for: another process withdrew it in the meantime."""
+    """A requested unit has no commit: another process withdrew it in the meantime."""
 
 
 def read_part(store: ObjectStore, unit: int) -> tuple[pa.Table, Commit]:
@@ -112,19 +116,20 @@ def stored_part(store: ObjectStore, unit: int) -> bytes:
         raise WithdrawnError(
             f"{index_key(unit)} is gone: another process, such as a second `saliency retry`, works on this store, or "
             "it was removed. Wait until that process has ended, then run the same command again: it goes on from what "
-            "is there. Without one, `saliency verify` tells what to do."
+            "is there. If there is no such process, run `saliency verify`."
         ) from None
 
 
 def load_part(data: bytes, unit: int) -> tuple[pa.Table, Commit]:
-    """``decode_part`` for those who cannot go on without: raises DamagedError."""
+    """``decode_part``, which raises DamagedError for a damaged part."""
     try:
         return decode_part(data)
     except UNREADABLE as error:
-        raise damaged_part(unit, error) from error
+        raise damaged_part_error(unit, error) from error
 
 
-def damaged_part(unit: int, error: Exception) -> DamagedError:
+def damaged_part_error(unit: int, error: Exception) -> DamagedError:
+    """The error for a unit's part that cannot be used."""
     return DamagedError(
         f"{index_key(unit)} is damaged ({first_line(error)}). Delete it, and run the command that makes this store "
         "again: the unit is done anew."
@@ -132,7 +137,7 @@ def damaged_part(unit: int, error: Exception) -> DamagedError:
 
 
 def count_errors(lines: pa.Table) -> Counter[str]:
-    """Reasons without the names of the files they were said of, so that equal troubles are counted together."""
+    """Counts the reasons without the names of their files, so that equal reasons are counted together."""
     counts: Counter[str] = Counter()
     for line in lines.select(["error", "uri", "sample_id"]).filter(lines["error"].is_valid()).to_pylist():
         counts[replace_names(line["error"], (line["uri"], line["sample_id"]))] += 1
@@ -140,17 +145,17 @@ def count_errors(lines: pa.Table) -> Counter[str]:
 
 
 def add_errors(counts: Counter[str], more: Counter[str]) -> None:
-    """Adds ``more`` to ``counts``, which stays small: a reason with a figure in it is another one for every row."""
+    """Adds ``more`` to ``counts``, up to ``MOST_ERRORS`` reasons: one with a number may differ in every row."""
     for error, times in more.items():
         counts[error if error in counts or len(counts) < MOST_ERRORS else OTHER_ERRORS] += times
 
 
 def committed(store: ObjectStore) -> set[int]:
-    """The units that are done: one listing of ``index/``."""
+    """The units that have a commit, from one listing of ``index/``."""
     return {unit for key in list_keys(store, INDEX) if (unit := unit_of_index(key)) is not None}
 
 
 def withdraw(store: ObjectStore, units: Iterable[int]) -> None:
-    """Takes commits away, so that the units are pending again."""
+    """Deletes commits, so that the units are pending again."""
     for unit in units:
         delete(store, index_key(unit))

@@ -1,11 +1,11 @@
-"""The keys of a store's objects: each is built, and recognised, here alone.
+"""The keys of a store's objects. No other module builds or parses them.
 
 run.json, classes.json           the record of a run, of a class run (`jobs.store.class_record`)
 manifest/part-00003.parquet      where the rows' images are
 index/unit-00000017.parquet      a unit's rows, and its commit
 identity/unit-00000017.parquet   the images that a withdrawn unit's rows had
 maps.zarr/ARRAY/c/17/0/0         a unit's shard of an array; classes.zarr/… in a store of class images
-index.parquet, SHA256SUMS        a finished store's index and hashes
+index.parquet, SHA256SUMS        a finished store's index and checksums
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from __future__ import annotations
 import re
 
 RUN_JSON = "run.json"
+CLASSES_JSON = "classes.json"
 INDEX_PARQUET = "index.parquet"
 SHA256SUMS = "SHA256SUMS"
+MANIFEST = "manifest"
 INDEX = "index"
 IDENTITY = "identity"
 MAPS = "maps.zarr"
@@ -26,7 +28,7 @@ _SHARD = re.compile(rf"{re.escape(MAPS)}/.+/c/(?P<unit>\d+)(?:/0)*")
 
 def manifest_key(part: int) -> str:
     """The key of a part of the manifest."""
-    return f"manifest/part-{part:05d}.parquet"
+    return f"{MANIFEST}/part-{part:05d}.parquet"
 
 
 def index_key(unit: int) -> str:
@@ -35,12 +37,12 @@ def index_key(unit: int) -> str:
 
 
 def identity_key(unit: int) -> str:
-    """The key of the identities that are kept of a unit whose commit was withdrawn."""
+    """The key of the image hashes of a unit whose commit was withdrawn."""
     return f"{IDENTITY}/unit-{unit:08d}.parquet"
 
 
 def shard_key(array: str, unit: int, *, item_axes: int) -> str:
-    """The key of a unit's shard within its Zarr group. ``item_axes``: how many axes the array has beside the rows."""
+    """The key of a unit's shard within its Zarr group. ``item_axes`` is the number of axes beside the rows."""
     return f"{array}/c/" + "/".join([str(unit), *["0"] * item_axes])
 
 

@@ -1,7 +1,7 @@
-"""The manifest: every input image's row, fixed before any model runs.
+"""The manifest: the row of every input image, fixed before any model runs.
 
-``manifest/part-*.parquet``, one row group per unit: a stage reads the lines of its unit and no others, and neither
-writing nor reading ever holds more than a part.
+It is stored as ``manifest/part-*.parquet``, with one row group per unit. A stage reads the lines of its unit only, and
+writing and reading hold one part in memory.
 """
 
 from __future__ import annotations
@@ -39,32 +39,32 @@ SCHEMA = pa.schema(
         "size": pa.int64(),
         "etag": pa.string(),
         "label": pa.int32(),
-        "label_text": pa.string(),  # a label that is no class of the model, as it was written
+        "label_text": pa.string(),  # a label that is not a class of the model, as it was written
         "error": pa.string(),
     }
 )
 PART_UNITS = 64
-PLACE = ("uri", "member", "offset", "length", "row_group", "row_in_group", "size", "etag", "error")
-"""Where a sample is; a retry may find it elsewhere."""
-_FROM_ENTRY = ("sample_id", *PLACE)
+LOCATION_COLUMNS = ("uri", "member", "offset", "length", "row_group", "row_in_group", "size", "etag", "error")
+"""The columns that locate a sample; `jobs.relocation` rewrites them if the sample was moved."""
+_FROM_ENTRY = ("sample_id", *LOCATION_COLUMNS)
 
 LabelResolver = Callable[[int | str], int | None]
 
 
 @dataclass
-class Summary:
-    """What a pass over the listing found. ``samples`` and ``labels`` are digests, in row order."""
+class ListingSummary:
+    """Counts and digests of a listing; ``samples`` and ``labels`` are digests in row order."""
 
     rows: int = 0
     labelled: int = 0
     samples: str = ""
     labels: str = ""
-    unknown_label: str | None = None  # the first that is no class of the model
+    unknown_label: str | None = None  # the first label that is not a class of the model
     unknown_labels: int = 0
 
 
-class Digests:
-    """What the fingerprint knows of the manifest: digests of all sample ids and of all labels, in row order."""
+class ManifestDigests:
+    """The digests of all sample ids and of all labels, in row order, for the fingerprint."""
 
     def __init__(self) -> None:
         self._samples, self._labels = hashlib.sha256(), hashlib.sha256()
@@ -84,21 +84,21 @@ class Digests:
 
 
 class ManifestBuilder:
-    """Cuts a listing into tables of one unit each; ``summary`` is whole when they have all been taken."""
+    """Cuts a listing into tables of one unit each. ``summary`` is complete after the last table."""
 
     def __init__(self, entries: Iterable[Entry], *, unit_size: int, n_classes: int, resolve: LabelResolver) -> None:
         self._entries = iter(entries)
         self._unit_size = unit_size
         self._n_classes = n_classes
         self._resolve = resolve
-        self.summary = Summary()
+        self.summary = ListingSummary()
 
     def __iter__(self) -> Iterator[pa.Table]:
-        digests, summary = Digests(), self.summary
+        digests, summary = ManifestDigests(), self.summary
         while batch := list(islice(self._entries, self._unit_size)):
             unit = summary.rows // self._unit_size
             columns: dict[str, list[object]] = {name: [getattr(entry, name) for entry in batch] for name in _FROM_ENTRY}
-            labels = [resolved(entry.label, self._resolve) for entry in batch]
+            labels = [resolve_label(entry.label, self._resolve) for entry in batch]
             numbers, texts = [number for number, _ in labels], [text for _, text in labels]
             columns |= {
                 "row": list(range(summary.rows, summary.rows + len(batch))),
@@ -111,7 +111,7 @@ class ManifestBuilder:
             summary.rows += len(batch)
             useful = [number is not None and 0 <= number < self._n_classes for number in numbers]
             summary.labelled += sum(useful)
-            useless = [entry.label for entry, known in zip(batch, useful, strict=True) if not known]
+            useless = [entry.label for entry, is_class in zip(batch, useful, strict=True) if not is_class]
             unknown = [str(label) for label in useless if label is not None]
             summary.unknown_labels += len(unknown)
             if summary.unknown_label is None and unknown:
@@ -120,17 +120,17 @@ class ManifestBuilder:
         summary.samples, summary.labels = digests.samples, digests.labels
 
 
-def resolved(label: int | str | None, resolve: LabelResolver) -> tuple[int | None, str | None]:
-    """A label as the manifest has it: ``label``, or else ``label_text``."""
+def resolve_label(label: int | str | None, resolve: LabelResolver) -> tuple[int | None, str | None]:
+    """A label as the manifest stores it: the number for ``label``, or else the text for ``label_text``."""
     if label is None:
         return None, None
     number = resolve(label)
-    # What no int32 holds is no class of any model; it stays as text.
+    # A number that does not fit into int32 is not a class of any model, and stays text.
     return (number, None) if number is not None and -(2**31) < number < 2**31 else (None, str(label))
 
 
-def write_manifest(store: ObjectStore, lines: ManifestBuilder) -> Summary:
-    """Writes the parts. Raises what the listing raises."""
+def write_manifest(store: ObjectStore, lines: ManifestBuilder) -> ListingSummary:
+    """Writes the parts, and returns the summary. Raises what the listing raises."""
     units = iter(lines)
     part = 0
     while group := list(islice(units, PART_UNITS)):
@@ -148,15 +148,15 @@ def encode_part(units: list[pa.Table]) -> bytes:
     return with_checksum(bytes(sink.getvalue()))
 
 
-def scan(lines: ManifestBuilder) -> Summary:
-    """The summary alone, for a store that has its manifest already."""
+def summarize_listing(lines: ManifestBuilder) -> ListingSummary:
+    """The summary of a listing whose manifest exists already."""
     for _ in lines:
         pass
     return lines.summary
 
 
 class Manifest:
-    """A store's manifest for reading. Keeps the part in hand: units come roughly in order."""
+    """Reads a store's manifest. It caches one part, because units are read roughly in order."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
@@ -171,17 +171,17 @@ class Manifest:
             except FileNotFoundError:
                 raise JobStopped(
                     f"{manifest_key(part)} is missing: the run was stopped while it was planned. Run explain again, "
-                    "which puts it there."
+                    "which writes it."
                 ) from None
-            with _whole(part):
+            with _translated_damage(part):
                 self._part = part, _open(data)
-        with _whole(part):
+        with _translated_damage(part):
             return self._part[1].read_row_group(group)
 
 
-def sound(part: int, data: bytes) -> bytes:
-    """``data``, if it is a whole part. Raises DamagedError."""
-    with _whole(part):
+def check_part(part: int, data: bytes) -> bytes:
+    """Returns ``data`` if it is a readable part. Raises DamagedError otherwise."""
+    with _translated_damage(part):
         _open(data).read()
     return data
 
@@ -194,30 +194,30 @@ def _open(data: bytes) -> pq.ParquetFile:
 
 
 @contextmanager
-def _whole(part: int) -> Iterator[None]:
-    """Turns what reading the part raises into DamagedError."""
+def _translated_damage(part: int) -> Iterator[None]:
+    """Translates the errors of reading a part into DamagedError."""
     try:
         yield
     except UNREADABLE as error:
         raise DamagedError(
-            f"{manifest_key(part)} is damaged ({first_line(error)}). Delete it, and run explain again: it lists the "
-            "inputs again, and puts it there."
+            f"{manifest_key(part)} is damaged ({first_line(error)}). Delete it, and run explain again, which lists "
+            "the inputs again and writes it."
         ) from error
 
 
-def parts_of(run: Run) -> int:
-    """How many parts a run's manifest has."""
+def part_count(run: Run) -> int:
+    """The number of parts of a run's manifest."""
     return -(-run.units // PART_UNITS)
 
 
 def to_entries(lines: pa.Table) -> list[Entry]:
-    """What ``fetch`` needs of manifest lines."""
+    """The entries of manifest lines, for ``fetch``."""
     columns = [lines[name].to_pylist() for name in _FROM_ENTRY]
     return [Entry(**dict(zip(_FROM_ENTRY, values, strict=True))) for values in zip(*columns, strict=True)]
 
 
-def by_content(lines: pa.Table) -> pa.Table:
-    """Lines without size and etag, for rows whose SHA-256 is known: it tells more than both, which a copy changes."""
+def without_size_and_etag(lines: pa.Table) -> pa.Table:
+    """Lines without size and etag, for rows whose SHA-256 is known: it identifies the image, and a copy keeps it."""
     for name in ("size", "etag"):
         field = lines.schema.field(name)
         lines = lines.set_column(lines.schema.get_field_index(name), field, pa.nulls(len(lines), field.type))

@@ -1,4 +1,4 @@
-"""Which rows of a store the user means: by number, by class, or by a column of the index."""
+"""Chooses rows of a store by number, by class, or by a column of the index."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def choose_rows(store: Store, selection: RowSelection, *, target: str) -> list[i
             )
     column = selection.highest or selection.lowest
     if column is not None:
-        values = _numbers(store, candidates, column)
-        known = ~np.isnan(values)
-        if not known.any():
+        values = _column_values(store, candidates, column)
+        has_value = ~np.isnan(values)
+        if not has_value.any():
             raise InvalidRequestError(
                 f"column {column!r} has no value in any of these rows, so they have no order by it."
             )
-        candidates, values = candidates[known], values[known]
+        candidates, values = candidates[has_value], values[has_value]
         # Stable, so that equal values stand in row order.
         candidates = candidates[np.argsort(-values if selection.highest else values, kind="stable")]
     return [int(row) for row in candidates[: selection.n]]
 
 
-def _numbers(store: Store, rows: NDArray[np.int64], column: str) -> NDArray[np.float64]:
+def _column_values(store: Store, rows: NDArray[np.int64], column: str) -> NDArray[np.float64]:
     values = store.lines(rows, [column])[0]
     if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
         raise InvalidRequestError(f"column {column!r} holds no numbers, so rows have no highest or lowest in it.")

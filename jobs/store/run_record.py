@@ -1,4 +1,4 @@
-"""run.json, and its like: everything a stage, a reader or a later run needs to know about a store."""
+"""The records of stores, such as run.json: all that a stage, a reader or a later run needs about a store."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ STATISTICS = ("min", "max", "mean", "l1", "l2")
 
 
 class ArraySpec(BaseModel):
-    """One Zarr array, ``maps.zarr/<target>/<method>``, and its ``<method>_scale`` beside it where maps are scaled.
+    """One Zarr array, ``maps.zarr/<target>/<method>``, and the array ``<method>_scale`` beside it if maps are scaled.
 
-    ``residual``: its maps have a completeness identity, and the index tells how far each is from it.
+    ``residual`` is True if its maps have a completeness identity; the index then has each map's distance from it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -40,6 +40,11 @@ class ArraySpec(BaseModel):
     @property
     def path(self) -> str:
         return f"{self.target}/{self.method}"
+
+    @property
+    def scale_path(self) -> str:
+        """The path of the array of scales; only scaled arrays have one."""
+        return f"{self.path}_scale"
 
     @property
     def column(self) -> str:
@@ -68,11 +73,11 @@ class ArraySpec(BaseModel):
 
 
 class Record(BaseModel):
-    """What a store of any job knows of itself, in the object ``KEY``: without it there is no store.
+    """The description of a store of any job, in the object ``KEY``. A directory without it is not a store.
 
-    ``fingerprint``: as ``jobs.store.fingerprint`` writes and compares it. ``versions``, ``arithmetic`` and ``code``:
-    the software that the store was begun with; ``later_software``: what else made units of it; ``session_software``:
-    the digest of that which the last session with work had.
+    ``fingerprint`` is written and compared by ``jobs.store.fingerprint``. ``versions``, ``arithmetic`` and ``code`` are
+    the software that the store was begun with, ``later_software`` is other software that made units of it, and
+    ``session_software`` is the digest of the software of the last session that had work.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -86,7 +91,7 @@ class Record(BaseModel):
     device: str
     preprocessing_: dict[str, Any] = Field(alias="preprocessing")
     probe: dict[str, Any] = {}
-    """What was measured of the model on made-up images; empty in stores from before it was."""
+    """What was measured of the model on made-up images; empty in old stores."""
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = {}
     arithmetic: int | None = None
@@ -96,25 +101,25 @@ class Record(BaseModel):
 
     @property
     def software(self) -> Software:
-        """What the store was begun with."""
+        """The software that the store was begun with."""
         return Software(arithmetic=self.arithmetic, versions=self.versions, code=self.code)
 
     @property
     def all_software(self) -> dict[str, Software]:
-        """All that made units of the store, by its digest."""
+        """All software that made units of the store, by digest."""
         return {software.digest: software for software in (self.software, *self.later_software)}
 
     @property
     def session(self) -> Software:
-        """What this session was planned with."""
+        """The software that this session was planned with."""
         return self.all_software.get(self.session_software, self.software)
 
-    def maker(self, digest: str) -> Software | None:
-        """The software that a unit's commit names; None if the record does not know it."""
+    def find_software(self, digest: str) -> Software | None:
+        """The software with the digest that a unit's commit names; None if the record does not have it."""
         return self.all_software.get(digest) if digest else self.software
 
     def with_notes(self, notes: Sequence[str]) -> Self:
-        """Itself, with more notes."""
+        """A copy of the record, with more notes."""
         return self.model_copy(update={"notes": (*self.notes, *notes)})
 
     @property
@@ -134,10 +139,9 @@ class Record(BaseModel):
 
 
 class Run(Record):
-    """The content of run.json. ``totals`` and ``state`` change over a run's life, and the software may; all else is
-    fixed by the plan.
+    """The content of run.json. Only ``totals``, ``state`` and the software change after the plan.
 
-    ``state``: "running"; "finished"; or "reopened", while a session works on a store that has SHA256SUMS already.
+    ``state`` is "running"; "finished"; or "reopened", while a session works on a store that has SHA256SUMS already.
     """
 
     KEY = RUN_JSON
@@ -150,7 +154,7 @@ class Run(Record):
     target_specs: dict[str, str]
     arrays: tuple[ArraySpec, ...]
     head: str = "softmax"
-    """What made probabilities of scores: softmax, sigmoid, or logit (of one, for two classes)."""
+    """How scores become probabilities: softmax, sigmoid, or logit (a single logit, for two classes)."""
     passes: float = 1.0
     agreement: dict[str, float] = {}
     ignored: dict[str, int] = {}
@@ -158,27 +162,29 @@ class Run(Record):
 
     @property
     def opened_state(self) -> str:
-        """The state that a session gives the store until it has finalized it. SHA256SUMS proves that a store is
-        finished, so one that was is never said to be "running" again: that would be damage."""
+        """The state that a session gives the store until it has finalized it.
+
+        A store that was finished never becomes "running" again: with its SHA256SUMS, that would look like damage.
+        """
         return "running" if self.state == "running" else "reopened"
 
     @property
     def prediction(self) -> str | None:
-        """The target whose class is the model's prediction; None where there is none."""
+        """The target whose class is the model's prediction; None if there is none."""
         for target, spec in self.target_specs.items():
             if spec == "predicted" or spec.startswith("top:1 "):
                 return target
         return None
 
     @property
-    def asked(self) -> range:
-        """The units that this session is to do, unless they are done: all, or those of the first --limit rows."""
+    def requested_units(self) -> range:
+        """The units that this session completes: all, or those of the first --limit rows."""
         limit = self.config.limit
         return range(self.units if limit is None else min(self.units, -(-limit // self.unit_size)))
 
     @property
     def chunk_rows(self) -> int:
-        """Rows in one chunk: 8, or what divides the unit."""
+        """Rows in one chunk: the largest of 8, 4, 2 and 1 that divides the unit size."""
         return next(rows for rows in (8, 4, 2, 1) if self.unit_size % rows == 0)
 
 
@@ -186,9 +192,8 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 def parse_record(kind: type[AnyRecord], data: bytes, *, where: str) -> AnyRecord:
-    """The record's bytes → itself; InvalidRequestError where they are damaged or of a format that this version does
-    not know."""
-    version = other_format(data)  # which may have other fields
+    """Parses a record. Raises InvalidRequestError if it is damaged, or of a format that this version cannot read."""
+    version = unsupported_format(data)  # checked first, because another format may have other fields
     if version is not None:
         raise InvalidRequestError(
             f"{where} is of store format {version}, this program reads {FORMAT_VERSION}: use the version that made it."
@@ -200,8 +205,8 @@ def parse_record(kind: type[AnyRecord], data: bytes, *, where: str) -> AnyRecord
         raise InvalidRequestError(f"{where}/{kind.KEY} cannot be read, so the store cannot be used: {first}") from error
 
 
-def other_format(data: bytes) -> int | None:
-    """The store format that a record's bytes tell, if it is another than this program's; None if they tell none."""
+def unsupported_format(data: bytes) -> int | None:
+    """The store format that a record names, if it is not this program's; None if it is, or if none is named."""
     try:
         version = json.loads(data)["format_version"]
     except (ValueError, LookupError, TypeError, RecursionError):
@@ -209,19 +214,19 @@ def other_format(data: bytes) -> int | None:
     return version if type(version) is int and version != FORMAT_VERSION else None
 
 
-def is_proven(record: Record) -> bytes:
-    """The record's bytes, after they were read back. Raises InvalidRequestError if they are not the same record again.
+def checked_json(record: Record) -> bytes:
+    """The record as JSON. Raises InvalidRequestError if it does not parse to the same record again.
 
-    A number without a place in JSON, as an infinite one, becomes null there: no later command could open the store.
+    JSON has no infinity, for example: it would be written as null, and no later command could open the store.
     """
     data = record.to_json()
     try:
-        same, why = type(record).model_validate_json(data).to_json() == data, "other values come back"
+        same, reason = type(record).model_validate_json(data).to_json() == data, "other values come back"
     except ValueError as error:
-        same, why = False, " ".join(str(error).splitlines()[:3])
+        same, reason = False, " ".join(str(error).splitlines()[:3])
     if not same:
         raise InvalidRequestError(
-            f"{record.KEY} could not be read again as it would be written ({why}), and --out would be of no use: "
-            "nothing was written. Change the value that is named."
+            f"{record.KEY} could not be read again as it would be written ({reason}), so no command could open --out: "
+            "nothing was written. Change that value."
         )
     return data

@@ -1,4 +1,4 @@
-"""Keep two processes apart that would change what the other relies on: a lock on a local store's directory."""
+"""Locks a local store's directory, so that no process changes what another one relies on."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from saliency_core.errors import InvalidRequestError
 def locked(out: str, *, alone: bool) -> Iterator[None]:
     """Holds the store's lock; the system releases it if the process dies. Runs share it; a retry must be ``alone``.
 
-    Object stores, and file systems without locks, have none: there, processes go on side by side, and one that misses
-    what another took away says so.
+    Object stores, and file systems without locks, have none. There, processes run side by side, and a process stops
+    with an error if an object that it needs was withdrawn.
 
     Raises:
         InvalidRequestError: Another process holds the lock.

@@ -1,4 +1,4 @@
-"""Check that a store which a command writes into is still there, and still the same."""
+"""Checks that a store which a command writes into still exists, and is still the same."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from jobs.storage.object_store import errors_as_unusable, missing_store_error, s
 
 
 class Presence:
-    """Remembers the store's directory when it is built, and ``check`` looks for it and for its record ``key``.
+    """A check that the store's directory is the one of construction time, and still holds its record ``key``.
 
-    A store without its record is refused by every later command, so nothing may be written there any more. Locally a
-    check costs two calls of stat; on an object store, which has no directories, one HEAD of the record.
+    Every command refuses a store without its record, so nothing more may be written there. A check costs two calls of
+    stat for a local store, and one HEAD of the record for an object store, which has no directories.
     """
 
     def __init__(self, store: ObjectStore, key: str) -> None:
@@ -29,7 +29,7 @@ class Presence:
         try:
             with errors_as_unusable(uri):
                 if isinstance(self._store, LocalStore):
-                    os.stat(Path(str(self._store.prefix)) / self._key)  # noqa: PTH116 - raises, with the reason
+                    os.stat(Path(str(self._store.prefix)) / self._key)  # noqa: PTH116 - os.stat raises with the reason
                 else:
                     stat_object(self._store, self._key, uri)
         except FileNotFoundError:
@@ -44,7 +44,7 @@ class Presence:
         root = str(self._store.prefix)
         try:
             with errors_as_unusable(root):
-                found = os.stat(root)  # noqa: PTH116
+                status = os.stat(root)  # noqa: PTH116
         except FileNotFoundError:
             raise missing_store_error(root) from None
-        return found.st_dev, found.st_ino
+        return status.st_dev, status.st_ino

@@ -1,12 +1,10 @@
-"""Reading a store: maps in their method's own units, index lines, and the images that were explained.
+"""Reads a store by row: maps in their method's own units, index lines, and the images that were explained.
 
-Everything is by row, in the order that is asked for; nothing is loaded before it is needed.
+Results are in the requested order, and nothing is loaded before it is needed.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -14,27 +12,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from obstore.exceptions import BaseError
 from PIL import Image
 
-from jobs.inputs.decode_image import load_canonical, most_memory
+from jobs.inputs.decode_image import decoding_memory, load_canonical
 from jobs.inputs.decoder_process import shared_decoder
 from jobs.inputs.entry import Entry
 from jobs.inputs.fetch import fetch
 from jobs.inputs.rejected import RejectedImage
-from jobs.inputs.tables import Damaged, open_parquet
-from jobs.storage.object_store import open_output
-from jobs.storage.storage_errors import NotAFile, translate_error
-from jobs.storage.uris import is_remote
-from jobs.store.arrays import open_array, unscale_maps
+from jobs.inputs.tables import DamagedTable, open_parquet
+from jobs.storage.storage_errors import NotAFile
 from jobs.store.index import OK, committed, read_part, schema
-from jobs.store.layout import INDEX_PARQUET, MAPS
-from jobs.store.manifest import Manifest, by_content, to_entries
-from jobs.store.open import open_run
-from jobs.store.run_record import ArraySpec, Run
+from jobs.store.layout import INDEX_PARQUET
+from jobs.store.manifest import Manifest, to_entries, without_size_and_etag
+from jobs.store.map_array import MapArray, spans
+from jobs.store.run_record import ArraySpec
+from jobs.store.store_access import open_run
+from jobs.util.digests import sha256_of
 from jobs.util.failure_reasons import reword_for_explained
-from jobs.util.formatting import first_line
-from jobs.util.job_errors import JobStopped
 from saliency_core.errors import InvalidRequestError
 
 CHANGED = "the image is not the one that was explained: its bytes have changed"
@@ -42,80 +36,22 @@ CHANGED = "the image is not the one that was explained: its bytes have changed"
 Rows = Sequence[int] | NDArray[np.integer[Any]] | slice
 
 
-class MapArray:
-    """One array of a store. May be pickled, and taken through a fork: each process opens it for itself."""
-
-    def __init__(self, run: Run, spec: ArraySpec) -> None:
-        self.spec = spec
-        self._run = run
-        self._made_in = os.getpid()
-        self._opened: tuple[int, dict[str, Any]] | None = None
-
-    def read(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Maps [n, …] in the order of ``rows``, which may repeat; NaN where a row has none.
-
-        Raises InvalidRequestError where a store on an object store is read in a forked process.
-        """
-        # Rust's threads do not outlive a fork: what obstore or zarrs began in the parent, the child would wait for.
-        forked = os.getpid() != self._made_in
-        if forked and is_remote(self._run.config.out):
-            raise InvalidRequestError(
-                f"{self._run.config.out} cannot be read in a forked process, where its connections are dead: "
-                "start the workers with multiprocessing_context='spawn'."
-            )
-        wanted, places = np.unique(rows, return_inverse=True)
-        found = np.empty((len(wanted), *self.spec.item_shape), np.float32)
-        start = 0
-        # zarrs decodes a single chunk in the thread that asks, so a forked process asks for no more at once.
-        whole = self._run.chunk_rows if forked else self._run.unit_size
-        for span in _spans(wanted, whole=whole, gap=self._run.chunk_rows):
-            found[start : start + len(span)] = self._span(slice(int(span[0]), int(span[-1]) + 1))[span - span[0]]
-            start += len(span)
-        # Most reads are of distinct rows in order, and need no second copy.
-        return found if np.array_equal(places, np.arange(len(wanted))) else found[places]
-
-    def _span(self, rows: slice) -> NDArray[np.float32]:
-        try:
-            stored = np.asarray(self._open(self.spec.path)[rows])
-            if not self.spec.scaled:
-                return stored.astype(np.float32, copy=False)
-            return unscale_maps(stored, np.asarray(self._open(f"{self.spec.path}_scale")[rows]))
-        except BaseError as error:
-            raise translate_error(error, f"{self._run.config.out}/{MAPS}/{self.spec.path}") from None
-        except (InvalidRequestError, JobStopped):
-            raise
-        # Of a shard zarrs raises RuntimeError; of metadata zarr raises what its parsing trips over.
-        except (RuntimeError, ValueError, LookupError, TypeError, FileNotFoundError) as error:
-            raise InvalidRequestError(
-                f"the maps {self.spec.path} from row {rows.start} on cannot be read "
-                f"({first_line(error)}): run `saliency verify {self._run.config.out}`, which tells what is damaged."
-            ) from error
-
-    def _open(self, path: str) -> Any:
-        if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = os.getpid(), {}
-        arrays = self._opened[1]
-        if path not in arrays:
-            arrays[path] = open_array(open_output(self._run.config.out), path)
-        return arrays[path]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _made_in=os.getpid())
-
-
-def _spans(rows: NDArray[np.int64], *, whole: int, gap: int) -> Iterator[NDArray[np.int64]]:
-    """Cuts ascending rows into pieces: none crosses a multiple of ``whole``, none has a gap of over ``gap`` rows."""
-    cuts = (np.diff(rows) > gap) | (np.diff(rows // whole) > 0)
-    return iter(np.split(rows, np.flatnonzero(cuts) + 1)) if len(rows) else iter(())
-
-
 class Store:
-    """A store, open for reading. ``run`` is its run.json; ``arrays`` has the spec of each array, by its path."""
+    """A store, open for reading. ``len(store)`` is the number of its rows.
+
+    Wherever a method takes ``rows``, these are row numbers in any order, which may repeat, or a slice.
+
+    Attributes:
+        run: The content of run.json.
+        arrays: The spec of each array, by its path ``target/method``.
+    """
 
     def __init__(self, out: str) -> None:
+        """Opens the store ``out``, a local directory or the URI of a prefix. Creates nothing.
+
+        Raises:
+            InvalidRequestError: ``out`` is not a store, or its record cannot be read.
+        """
         self._objects, self.run = open_run(out)
         self.arrays = {array.path: array for array in self.run.arrays}
         self._maps = {path: MapArray(self.run, array) for path, array in self.arrays.items()}
@@ -127,11 +63,11 @@ class Store:
 
     @property
     def finished(self) -> bool:
-        """Whether every row is committed and compacted."""
+        """Whether every row is committed, and the store is finalized."""
         return self.run.state == "finished"
 
     def committed_rows(self) -> NDArray[np.int64]:
-        """The rows that have lines and maps, ascending; of an unfinished store, those that have them now."""
+        """Returns the rows that have index lines and maps, ascending; for an unfinished store, those of this moment."""
         if self.finished:
             return np.arange(self.run.rows)
         self._committed = committed(self._objects)
@@ -139,16 +75,32 @@ class Store:
         return np.concatenate([np.empty(0, np.int64), *units])
 
     def array(self, path: str) -> MapArray:
-        """The array ``target/method``; InvalidRequestError with the list where there is none."""
+        """Returns one array, which reads maps without a check of their commits.
+
+        Args:
+            path: The array's path, ``target/method``.
+
+        Raises:
+            InvalidRequestError: The store has no such array; the message lists all arrays.
+        """
         if path not in self._maps:
             raise InvalidRequestError(f"{self.run.config.out} has no array {path!r}; it has: {', '.join(self.arrays)}.")
         return self._maps[path]
 
     def maps(self, path: str, rows: Rows) -> NDArray[np.float32]:
-        """float32 [n, H, W] ([n, C, H, W] where channels were kept), in the method's own units.
+        """Reads maps in their method's own units.
 
-        NaN where a row has no map. Raises InvalidRequestError for an unknown array, for rows outside the store or not
-        yet committed, and for maps that are lost.
+        Args:
+            path: The array's path, ``target/method``.
+            rows: The rows to read.
+
+        Returns:
+            float32 [n, H, W], or [n, C, H, W] if channels were kept, in the order of ``rows``. A row without a map is
+            NaN.
+
+        Raises:
+            InvalidRequestError: The array is unknown, a row is outside the store or not yet committed, or maps are
+                damaged or lost.
         """
         array = self.array(path)
         numbers = self._numbers(rows)
@@ -158,7 +110,7 @@ class Store:
         return maps
 
     def _refuse_lost(self, spec: ArraySpec, blank: NDArray[np.int64]) -> None:
-        """A missing shard reads as fill, like a row without a map; the index tells the two apart."""
+        """Raises InvalidRequestError if the index has status ok for a blank row: its shard is missing."""
         if not len(blank):
             return
         statuses = self.lines(blank, [f"{spec.target}__status"])[0].to_pylist()
@@ -166,58 +118,91 @@ class Store:
         if lost:
             out = self.run.config.out
             raise InvalidRequestError(
-                f"the maps {spec.path} of rows {lost[:5]} are lost, or their shard is: saliency verify {out} tells."
+                f"the maps {spec.path} of rows {lost[:5]} are missing, or their shard is: run `saliency verify {out}`."
             )
 
     def lines(self, rows: Rows | None = None, columns: Sequence[str] | None = None) -> pa.Table:
-        """Index lines in the order of ``rows``, or all. InvalidRequestError as ``maps`` does, and for an unknown
-        column."""
-        known = schema(self.run).names
+        """Reads lines of the index.
+
+        Args:
+            rows: The rows to read; all if None.
+            columns: The names of the columns to read; all if None.
+
+        Returns:
+            One line per row, in the order of ``rows``.
+
+        Raises:
+            InvalidRequestError: A column is unknown, a row is outside the store or not yet committed, or the index is
+                damaged.
+        """
+        all_columns = schema(self.run).names
         for column in columns or ():
-            if column not in known:
-                raise InvalidRequestError(f"the index has no column {column!r}; it has: {', '.join(known)}.")
+            if column not in all_columns:
+                raise InvalidRequestError(f"the index has no column {column!r}; it has: {', '.join(all_columns)}.")
         numbers = np.arange(len(self)) if rows is None else self._numbers(rows)
         self._need_committed(numbers)
-        wanted, places = np.unique(numbers, return_inverse=True)
-        names = known if columns is None else list(columns)
-        if not len(wanted):
+        distinct, positions = np.unique(numbers, return_inverse=True)
+        names = all_columns if columns is None else list(columns)
+        if not len(distinct):
             return schema(self.run).empty_table().select(names)
-        found = self._compacted(wanted, names) if self.finished else self._from_parts(wanted, names)
-        return found if np.array_equal(places, np.arange(len(wanted))) else found.take(pa.array(places))
+        lines = self._compacted(distinct, names) if self.finished else self._from_parts(distinct, names)
+        return lines if np.array_equal(positions, np.arange(len(distinct))) else lines.take(pa.array(positions))
 
     def manifest_lines(self, rows: Rows) -> pa.Table:
-        """The manifest's lines in the order of ``rows``; they exist before the rows are committed."""
+        """Reads lines of the manifest, which exist before the rows are committed.
+
+        Returns:
+            One line per row, in the order of ``rows``.
+
+        Raises:
+            InvalidRequestError: A row is outside the store.
+        """
         numbers = self._numbers(rows)
-        wanted, places = np.unique(numbers, return_inverse=True)
+        distinct, positions = np.unique(numbers, return_inverse=True)
         tables = [
             self._manifest.unit_lines(unit).take(pa.array(part - unit * self.run.unit_size))
-            for unit, part in _by_unit(wanted, self.run.unit_size)
+            for unit, part in _by_unit(distinct, self.run.unit_size)
         ]
-        # A unit's lines always exist: they lend an empty answer its columns.
-        return pa.concat_tables(tables).take(pa.array(places)) if tables else self._manifest.unit_lines(0).slice(0, 0)
+        # The lines of unit 0 always exist, and give an empty table its columns.
+        return (
+            pa.concat_tables(tables).take(pa.array(positions)) if tables else self._manifest.unit_lines(0).slice(0, 0)
+        )
 
     def original(self, row: int, *, sha256: str | None = None) -> Image.Image | RejectedImage:
-        """The canonical image (upright RGB, 8 bits) from where the manifest found it, or why it cannot be had.
+        """Reads and decodes the image of a row, from the location in the manifest.
 
-        ``sha256``: of its bytes, as the index of a row with maps has it; others are rejected. Without, the image is
-        taken as it is now.
+        Args:
+            row: The row of the image.
+            sha256: The SHA-256 of the image's bytes, as in the index. An image with other bytes is rejected. If None,
+                the image is read as it is now.
+
+        Returns:
+            The canonical image (upright RGB, 8 bits), or a ``RejectedImage`` with the reason why there is none.
         """
         line = self.manifest_lines([row])
-        entries: list[Entry] = to_entries(line if sha256 is None else by_content(line))
+        entries: list[Entry] = to_entries(line if sha256 is None else without_size_and_etag(line))
         config = self.run.config
         data = fetch(entries, max_bytes=config.max_bytes)[0]
         if isinstance(data, RejectedImage):
             return data if sha256 is None else RejectedImage(reword_for_explained(data.reason))
-        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        if sha256 is not None and sha256_of(data) != sha256:
             return RejectedImage(CHANGED)
         function = partial(load_canonical, max_pixels=config.max_pixels)
-        memory = most_memory(data, max_pixels=config.max_pixels)
+        memory = decoding_memory(data, max_pixels=config.max_pixels)
         return shared_decoder()(function, data, seconds=config.max_seconds, memory=memory)
 
     def place(self, values: NDArray[np.floating[Any]], row: int) -> NDArray[np.float32]:
-        """A map [H, W] of ``row`` → float32 [height, width] on its original image; NaN where the crop cut it off.
+        """Places a map on its original image.
 
-        Raises InvalidRequestError where the row's image was never decoded, so that its size is not known.
+        Args:
+            values: A map of the row, [H, W].
+            row: The row of the map.
+
+        Returns:
+            float32 [height, width], of the size of the original image; NaN outside of the crop.
+
+        Raises:
+            InvalidRequestError: The row's image was never decoded, so that its size is unknown.
         """
         line = self.lines([row], ["width", "height", "error"]).to_pylist()[0]
         width, height = line["width"], line["height"]
@@ -249,12 +234,12 @@ class Store:
         if missing:
             first = self.run.unit_rows(missing[0])
             raise InvalidRequestError(
-                f"{self.run.config.out} is not finished: {len(missing)} of the units asked for have no commit, first "
+                f"{self.run.config.out} is not finished: {len(missing)} of the requested units have no commit, first "
                 f"rows {first.start} to {first.stop - 1}. Run explain again to go on, or ask for committed_rows() only."
             )
 
     def _compacted(self, rows: NDArray[np.int64], columns: list[str]) -> pa.Table:
-        """Only the row groups that hold ``rows``, ascending."""
+        """Lines of index.parquet for ascending rows; reads only the row groups that hold them."""
         where = f"{self.run.config.out.rstrip('/')}/{INDEX_PARQUET}"
         try:
             with open_parquet(where, checksums=True) as file:
@@ -267,18 +252,18 @@ class Store:
                     tables.append(file.read_row_group(group, columns=columns).select(columns).take(pa.array(inside)))
                     start += count
                 return pa.concat_tables(tables)
-        except (Damaged, LookupError, UnicodeDecodeError) as error:  # names and text that damage left
+        except (DamagedTable, LookupError, UnicodeDecodeError) as error:  # names and text that damage left
             raise InvalidRequestError(
                 f"{where} is damaged ({error}): run `saliency verify {self.run.config.out}`."
             ) from error
         except (FileNotFoundError, NotAFile) as error:
             raise InvalidRequestError(
-                f"{where} is missing: another command may be at work on this store, such as `saliency retry`; else run "
-                f"`saliency verify {self.run.config.out}`."
+                f"{where} is missing: another command may be working on this store, such as `saliency retry`. If not, "
+                f"run `saliency verify {self.run.config.out}`."
             ) from error
 
     def _from_parts(self, rows: NDArray[np.int64], columns: list[str]) -> pa.Table:
-        """``rows`` ascending."""
+        """Lines of the units' parts for ascending rows."""
         size = self.run.unit_size
         return pa.concat_tables(
             read_part(self._objects, unit)[0].select(columns).take(pa.array(part - unit * size))
@@ -287,11 +272,21 @@ class Store:
 
 
 def _by_unit(rows: NDArray[np.int64], unit_size: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Ascending rows, unit by unit."""
-    for part in _spans(rows, whole=unit_size, gap=unit_size):
+    """Splits ascending rows by unit."""
+    for part in spans(rows, whole=unit_size, gap=unit_size):
         yield int(part[0]) // unit_size, part
 
 
 def open_store(out: str) -> Store:
-    """Opens a store for reading; InvalidRequestError where ``out`` is none. Makes nothing."""
+    """Opens a store for reading. Creates nothing.
+
+    Args:
+        out: The store: a local directory, or the URI of a prefix in an object store.
+
+    Returns:
+        The open store.
+
+    Raises:
+        InvalidRequestError: ``out`` is not a store, or its record cannot be read.
+    """
     return Store(out)

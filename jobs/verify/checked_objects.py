@@ -29,7 +29,7 @@ from jobs.store.layout import (
     unit_of_index,
     unit_of_shard,
 )
-from jobs.store.manifest import parts_of
+from jobs.store.manifest import part_count
 from jobs.store.run_record import Run
 
 _STAGED = re.compile(r"(.+)#\d+")
@@ -145,7 +145,7 @@ def is_expected(run: Run, key: str) -> bool:
     unit = unit_of_shard(key)
     if unit is not None:
         return unit < run.units and key in unit_objects(run, unit).values()
-    if key in (RUN_JSON, SHA256SUMS, INDEX_PARQUET) or key in map(manifest_key, range(parts_of(run))):
+    if key in (RUN_JSON, SHA256SUMS, INDEX_PARQUET) or key in map(manifest_key, range(part_count(run))):
         return True
     return key in metadata_objects(run) or key.startswith(DERIVED)
 

@@ -17,7 +17,7 @@ from jobs.store.class_record import ClassRun, existing_class_run
 from jobs.store.fingerprint import class_contradictions
 from jobs.store.index import DamagedError, committed, load_part
 from jobs.store.layout import CLASSES, RUN_JSON, SHA256SUMS, index_key, unit_of_index
-from jobs.store.software_versions import Makers
+from jobs.store.software_versions import UnitSoftware
 from jobs.util.console import print_text
 from jobs.util.exit_codes import DONE, NOT_FINISHED
 from jobs.util.job_errors import StoreUnusable
@@ -73,7 +73,7 @@ def verify_classes(out: str, report: ProblemReport, console: Console) -> int:
     if fields := class_contradictions(run):
         report.add([Problem(ClassRun.KEY, f"contradicts its own fingerprint ({', '.join(fields)}): {RESTORE}")])
         return report.end("Nothing else was checked.")
-    done, makers = committed(store) & {*range(run.units)}, Makers(run)
+    done, makers = committed(store) & {*range(run.units)}, UnitSoftware(run)
     report.add(_check(objects, run, sorted(done) if sums is None else range(run.units), keys, makers))
     if report.problems:
         return report.end("Nothing was changed; each line above ends with what to do.")
@@ -92,7 +92,7 @@ def verify_classes(out: str, report: ProblemReport, console: Console) -> int:
 
 
 def _check(
-    objects: CheckedObjects, run: ClassRun, units: Iterable[int], keys: set[str], makers: Makers
+    objects: CheckedObjects, run: ClassRun, units: Iterable[int], keys: set[str], makers: UnitSoftware
 ) -> Iterator[Problem]:
     metadata = class_metadata_objects(run)
     checked = {ClassRun.KEY, SHA256SUMS, *metadata}
@@ -115,7 +115,7 @@ def _check(
 
 
 def _check_unit(
-    objects: CheckedObjects, run: ClassRun, unit: int, makers: Makers
+    objects: CheckedObjects, run: ClassRun, unit: int, makers: UnitSoftware
 ) -> Generator[Problem, None, set[str]]:
     """Checks that the unit's part is of its classes and its shards are as committed → the keys of both."""
     key = index_key(unit)

@@ -21,7 +21,7 @@ from jobs.explain.unit_records import ExplainedUnit
 from jobs.storage.object_store import read_object
 from jobs.store.arrays import decode_shard, unscale_maps
 from jobs.store.index import OK, QUARANTINED, read_part
-from jobs.store.manifest import Manifest, by_content
+from jobs.store.manifest import Manifest, without_size_and_etag
 from jobs.store.run_record import ArraySpec, Run
 from jobs.util.failure_reasons import reword_for_explained
 from jobs.verify.checked_objects import Problem, redo_remedy, unit_objects
@@ -86,7 +86,7 @@ class Recomputation:
         lines, commit = read_part(self._store, unit)
         line = lines.slice(row - first, 1).to_pylist()[0]
         planned = self._manifest.unit_lines(unit).slice(start, run.micro_batch)
-        decoded = self._decode.decode_lines(unit, by_content(planned))
+        decoded = self._decode.decode_lines(unit, without_size_and_etag(planned))
         position = row - first - start
         now = decoded.lines.slice(position, 1).to_pylist()[0]
         if now["status"] != OK or now["sha256"] != line["sha256"]:
@@ -100,7 +100,7 @@ class Recomputation:
                 f"row {row}: unit {unit} ran out of memory, so its smaller micro-batches may differ in the last bits"
             )
         explained = self._explain(decoded)
-        maker = run.maker(commit.software)
+        maker = run.find_software(commit.software)
         differences = (
             [f"made by software {commit.software}"] if maker is None else maker.differences(self._explain.software)
         )

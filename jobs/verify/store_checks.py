@@ -9,14 +9,14 @@ from collections.abc import Generator, Iterator, Set
 import pyarrow as pa
 from obstore.store import ObjectStore
 
-from jobs.inputs.tables import Damaged, open_parquet
+from jobs.inputs.tables import DamagedTable, open_parquet
 from jobs.storage.object_store import list_keys, read_object
 from jobs.storage.parquet import UNREADABLE, parquet_file
 from jobs.store.arrays import metadata_objects
 from jobs.store.finalize import is_range
 from jobs.store.fingerprint import contradictions, read_samples
 from jobs.store.layout import IDENTITY, INDEX_PARQUET, RUN_JSON, SHA256SUMS, manifest_key, unit_of_identity
-from jobs.store.manifest import PART_UNITS, SCHEMA, Digests, parts_of
+from jobs.store.manifest import PART_UNITS, SCHEMA, ManifestDigests, part_count
 from jobs.store.row_identity import decode_identities
 from jobs.store.run_record import Run
 from jobs.verify.checked_objects import (
@@ -105,7 +105,7 @@ def find_unwritten(store: ObjectStore, run: Run) -> frozenset[str]:
     unit. Units are written only after all of them; the same command puts them."""
     if run.state != "running" or any(True for _ in list_keys(store, "index")):
         return frozenset()
-    planned = {*metadata_objects(run), *map(manifest_key, range(parts_of(run)))}
+    planned = {*metadata_objects(run), *map(manifest_key, range(part_count(run)))}
     return frozenset(planned.difference(list_keys(store)))
 
 
@@ -127,8 +127,8 @@ def check_metadata(objects: CheckedObjects, run: Run, *, unwritten: Set[str] = f
 def check_manifest(objects: CheckedObjects, run: Run, *, unwritten: Set[str] = frozenset()) -> Iterator[Problem]:
     """Checks that the manifest has rows 0 to N − 1 in order, each in its unit, with the sample ids and labels that the
     run was planned with. Parts that are ``unwritten`` are skipped, and then sample ids and labels are not checked."""
-    digests, complete, remedy = Digests(), True, f"restore it from a copy, or delete it and {RELIST}"
-    for part in range(parts_of(run)):
+    digests, complete, remedy = ManifestDigests(), True, f"restore it from a copy, or delete it and {RELIST}"
+    for part in range(part_count(run)):
         key = manifest_key(part)
         if key in unwritten:
             complete = False
@@ -149,7 +149,7 @@ def check_manifest(objects: CheckedObjects, run: Run, *, unwritten: Set[str] = f
         yield Problem("manifest", f"has other labels than the run was planned with: {RESTORE}")
 
 
-def _check_part(data: bytes, run: Run, part: int, digests: Digests) -> str | None:
+def _check_part(data: bytes, run: Run, part: int, digests: ManifestDigests) -> str | None:
     """What is wrong with a part of the manifest; None if it is sound, and ``digests`` then include it."""
     units = range(part * PART_UNITS, min((part + 1) * PART_UNITS, run.units))
     with parquet_file(data) as file:
@@ -195,7 +195,7 @@ class CompactedIndex:
         """Compares the unit's lines. ``lines``: those of the unit's part; None if it is damaged."""
         try:
             compacted = next(self._units, None)
-        except (Damaged, *UNREADABLE) as error:
+        except (DamagedTable, *UNREADABLE) as error:
             self._units = iter(())
             yield Problem(INDEX_PARQUET, f"cannot be read ({error}): {AGAIN}")
             return

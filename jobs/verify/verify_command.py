@@ -15,9 +15,9 @@ from jobs.storage.uris import is_remote, local_path
 from jobs.store.index import committed
 from jobs.store.layout import INDEX_PARQUET, MAPS, RUN_JSON, SHA256SUMS
 from jobs.store.manifest import Manifest
-from jobs.store.open import open_run
-from jobs.store.run_record import Run, other_format
-from jobs.store.software_versions import Makers
+from jobs.store.run_record import Run, unsupported_format
+from jobs.store.software_versions import UnitSoftware
+from jobs.store.store_access import open_run
 from jobs.util.console import print_text
 from jobs.util.exit_codes import DONE, NOT_FINISHED
 from jobs.util.formatting import format_ranges
@@ -88,7 +88,7 @@ def verify(out: str, console: Console, *, recompute: int = 0, seed: int = 0) -> 
     problems, proven = collect_problems(objects.scan(INDEX_PARQUET, remedy=AGAIN)) if finished else ([], False)
     report.add(problems)
     compacted = CompactedIndex(out, run) if proven else None
-    rows, makers = 0, Makers(run)
+    rows, makers = 0, UnitSoftware(run)
     for unit in _units(objects, run, done, planned=planned):
         report.add(unit.problems)
         if compacted is not None:
@@ -131,7 +131,7 @@ def _report_sound(console: Console, run: Run, done: Iterable[int], checked: str,
         if pending
         else "finalize is missing"
     )
-    without = ", without --limit" if run.config.limit is not None and {*run.asked} <= {*done} else ""
+    without = ", without --limit" if run.config.limit is not None and {*run.requested_units} <= {*done} else ""
     print_text(
         console,
         f"not finished, and nothing is damaged: {checked}; {missing}. Next: run the same explain command "
@@ -181,7 +181,7 @@ def _has_other_format(store: ObjectStore) -> bool:
         data = read_object(store, RUN_JSON)
     except FileNotFoundError:
         return False
-    if other_format(data) is None:
+    if unsupported_format(data) is None:
         return False
     try:
         return f"{hashlib.sha256(data).hexdigest()}  {RUN_JSON}\n".encode() in read_object(store, SHA256SUMS)

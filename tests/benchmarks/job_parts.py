@@ -28,7 +28,7 @@ Part = tuple[Callable[[int], Any], Callable[[Any], int]]  # a unit → its input
 
 def alone(part: str, store: str, number: str, of: str) -> None:
     """Warms up, waits for the word, then works on every ``of``-th unit, again and again until the time is worth it."""
-    from jobs.store.open import open_run
+    from jobs.store.store_access import open_run
 
     _, run = open_run(store)
     make: dict[str, Callable[[Run], Part]] = {"kernel": kernel, "decode": decode, "write": write}

@@ -125,7 +125,7 @@ def plan(images: str, out: str, unit_size: str) -> Figures:
 
 
 def commit(images: str, out: str, unit_size: str) -> Figures:
-    from jobs.store.open import open_run
+    from jobs.store.store_access import open_run
 
     return measured(partial(commit_units, out, range(last_hundredth(open_run(out)[1].units))))
 
@@ -141,7 +141,7 @@ def status(images: str, out: str, unit_size: str) -> Figures:
 
 def finalize(images: str, out: str, unit_size: str) -> Figures:
     import jobs.store.finalize
-    from jobs.store.open import open_run
+    from jobs.store.store_access import open_run
 
     store, run = open_run(out)
     commit_units(out, range(last_hundredth(run.units), run.units))
@@ -177,7 +177,7 @@ def commit_some(out: str, units: range) -> None:
     from jobs.store.index import Commit, ShardRecord, encode_part, schema
     from jobs.store.layout import index_key
     from jobs.store.manifest import Manifest
-    from jobs.store.open import open_run
+    from jobs.store.store_access import open_run
     from jobs.verify.checked_objects import unit_objects
 
     store, run = open_run(out)

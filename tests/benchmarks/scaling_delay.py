@@ -11,7 +11,7 @@ from typing import Any
 from jobs.cli import app
 from jobs.explain import explain_stages
 from jobs.explain.explain_stage import BatchResults, ExplainStage, UnitInputs
-from jobs.store.open import open_run
+from jobs.store.store_access import open_run
 
 
 class Delay(ExplainStage):

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.config.explain_config import make_config
-from jobs.inputs.listing import find
+from jobs.inputs.listing import find_files
 from jobs.inputs.sources import list_entries, open_sources
 from jobs.inputs.uri_list_source import UriListSource
 from jobs.storage.retrying import VARIABLE
@@ -93,7 +93,7 @@ def test_the_program_says_none(tmp_path: Path, saliency: Callable) -> None:
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_an_entry_holds_none(address: str, tmp_path: Path) -> None:
     listed = write_list(tmp_path / "list.csv", [address, address.replace(PASSWORD, "other")])
-    first, second = UriListSource(find(str(listed)), table="csv").entries()
+    first, second = UriListSource(find_files(str(listed)), table="csv").entries()
     assert PASSWORD not in repr(first)
     assert first.sample_id == scrubbed(address)
     if address.replace(PASSWORD, "other") != address:
@@ -136,7 +136,7 @@ def test_names_of_local_files_are_their_identity(tmp_path: Path) -> None:
     for name in LOCAL:
         write(tmp_path / "in" / name, picture(4))
     listed = write_list(tmp_path / "in/list.csv", list(LOCAL))
-    for source in (UriListSource(find(str(listed)), table="csv"), *open_sources([str(tmp_path / "in")])):
+    for source in (UriListSource(find_files(str(listed)), table="csv"), *open_sources([str(tmp_path / "in")])):
         entries = list(source.entries())
         assert {entry.sample_id for entry in entries} == set(LOCAL), source
         assert all(entry.without_credentials() is entry and entry.error is None for entry in entries)

@@ -19,8 +19,8 @@ from PIL import Image
 from jobs.explain import explain_plan
 from jobs.runners.in_flight import MOST_ATTEMPTS, LocalTaskBoard, list_in_flight, track_task
 from jobs.runners.watchdog import Watchdog
-from jobs.store.open import claim
 from jobs.store.run_record import Run
+from jobs.store.store_access import claim
 from saliency_core.errors import InvalidRequestError
 from tests.conftest import content, flags, run_inline
 from tests.support.paths import TESTS

@@ -14,8 +14,8 @@ from jobs.storage.object_store import put
 from jobs.store import finalize as finalizing
 from jobs.store.finalize import finalize
 from jobs.store.layout import RUN_JSON, SHA256SUMS
-from jobs.store.open import claim, open_run
 from jobs.store.run_record import Run
+from jobs.store.store_access import claim, open_run
 from jobs.verify.verify_command import verify
 from saliency_core.errors import InvalidRequestError
 from tests.conftest import said

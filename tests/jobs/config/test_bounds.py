@@ -11,8 +11,8 @@ import pytest
 from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import flag_of, make_config, read_config
 from jobs.storage.retrying import VARIABLE, retry_seconds
-from jobs.store.open import existing_run
-from jobs.store.run_record import is_proven
+from jobs.store.run_record import checked_json
+from jobs.store.store_access import existing_run
 from saliency_core.errors import InvalidRequestError
 from saliency_core.methods.registry import parse_method
 from saliency_core.targets.target_parsing import parse_targets
@@ -155,10 +155,10 @@ def test_record_that_could_not_be_read_again_is_not_written(finished: Path, tmp_
     out = tmp_path / "s"
     shutil.copytree(finished, out)
     run = existing_run(str(out))
-    assert run is not None and is_proven(run) == run.to_json()
+    assert run is not None and checked_json(run) == run.to_json()
     broken = run.model_copy(update={"agreement": {"cosine": float("nan")}})
     with pytest.raises(InvalidRequestError, match=r"run\.json could not be read again"):
-        is_proven(broken)
+        checked_json(broken)
 
 
 @pytest.mark.parametrize("key", ["rows", "unit_size", "micro_batch", "n_classes"])

@@ -15,7 +15,7 @@ from PIL import Image
 
 from jobs.demo.demo_images import CLASSES, MARKED, DemoImage, make_images, stamp, write_shards
 from jobs.demo.demo_model import PREPROCESSING, TRAIN_IMAGES, make, predict, prepare, train
-from jobs.inputs.decode_image import Decoded, decode
+from jobs.inputs.decode_image import DecodedImage, decode
 from jobs.inputs.entry import Entry
 from jobs.inputs.rejected import RejectedImage
 from jobs.inputs.sources import list_entries, open_sources
@@ -136,7 +136,7 @@ def test_a_shard_s_image_enters_the_model_at_its_size(tmp_path: Path) -> None:
     write_shards(tmp_path, IMAGES[:6])
     name, data = next((name, data) for name, data in contents(tmp_path).items() if name.endswith("4.png"))
     decoded = decode(data, PREPROCESSING, max_pixels=10**6)
-    assert isinstance(decoded, Decoded), name
+    assert isinstance(decoded, DecodedImage), name
     assert np.array_equal(decoded.pixels, prepare(IMAGES[4:5])[0][0])  # a PNG loses nothing
 
 

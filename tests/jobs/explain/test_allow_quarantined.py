@@ -14,7 +14,7 @@ from jobs.audit.audit_command import audit
 from jobs.compare.compare_command import compare
 from jobs.explain.retry import retry
 from jobs.export.export_command import export
-from jobs.store.open import existing_run
+from jobs.store.store_access import existing_run
 from jobs.util.exit_codes import DONE, IMPERFECT
 from tests.conftest import SAME, flags, run_inline
 

@@ -16,7 +16,7 @@ from PIL import Image
 from jobs.config.explain_config import make_config
 from jobs.store.arrays import open_array
 from jobs.store.index import read_part
-from jobs.store.open import open_run
+from jobs.store.store_access import open_run
 from saliency_core.errors import InvalidRequestError
 from saliency_core.model.preprocessing import Preprocessing
 from tests.conftest import CLASSES, SAME, TINY, run_inline

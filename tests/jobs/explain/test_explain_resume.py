@@ -14,7 +14,7 @@ from factories import tiny
 
 from jobs.store.arrays import open_array
 from jobs.store.index import withdraw
-from jobs.store.open import open_run
+from jobs.store.store_access import open_run
 from jobs.verify import verify_command
 from saliency_core.errors import InvalidRequestError
 from tests.conftest import SAME, content, run_inline, said

@@ -14,7 +14,7 @@ import pytest
 from jobs.explain.retry import retry
 from jobs.storage import object_store
 from jobs.store.index import WithdrawnError, read_parts, withdraw
-from jobs.store.open import open_run
+from jobs.store.store_access import open_run
 from jobs.store.store_lock import locked
 from jobs.util.exit_codes import DONE, IMPERFECT, REFUSED
 from jobs.verify.verify_command import verify

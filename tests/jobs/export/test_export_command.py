@@ -214,7 +214,7 @@ def test_two_at_once_are_refused(finished: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_exported_is_refused_before_anything_is_made(finished: Path, tmp_path: Path) -> None:
     for message, keys in {
         "'hdf'.*virelay, quantus": {"to": "hdf"},
-        "of which it is no part": {"to": "png", "output": finished / "pictures"},
+        "must not hold other files": {"to": "png", "output": finished / "pictures"},
         "object store": {"to": "png", "output": "s3://bucket/e"},
         "row 5 twice": {"to": "png", "selection": RowSelection(rows=[5, 4, 5])},
         "no array 'nope/x'": {"to": "png", "arrays": ["nope/x"]},

@@ -1,4 +1,4 @@
-"""Tables in which a name does not tell which column is meant, or bytes have keys: refused at listing, in words."""
+"""Tables with ambiguous column names, or with bytes in maps, are refused at listing with a reason."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ def test_a_table_among_others_costs_its_own_rows(tmp_path: Path) -> None:
     table(tmp_path / "t", AMBIGUOUS["two of bytes"][0])
     (tmp_path / "t/a.png").unlink()
     write_parquet(tmp_path / "t/y.parquet", {"image": [PNG, PNG]})
-    first, *others = listed(tmp_path / "t")
+    first, *following = listed(tmp_path / "t")
     assert "have the name 'image'" in (first.error or "")
-    assert fetch(others, max_bytes=1 << 20) == [PNG, PNG]
+    assert fetch(following, max_bytes=1 << 20) == [PNG, PNG]
 
 
 @pytest.mark.parametrize("name", ["image", "other"])

@@ -16,7 +16,7 @@ from PIL import Image
 
 from jobs.store.arrays import open_array
 from jobs.store.index import QUARANTINED
-from jobs.store.open import open_run
+from jobs.store.store_access import open_run
 from tests.conftest import CLASSES, flags, run_inline
 from tests.support.input_files import write_tar
 
@@ -95,11 +95,11 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_each_is_explained_or_quarantined_with_a_reason(zoo: Path, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("\n".join(CLASSES))
-    code, told = run_inline(
+    code, output = run_inline(
         images=(str(zoo / "folder"), str(zoo / "tars/*.tar"), str(zoo / "rows.parquet")), out=str(tmp_path / "s"),
         targets=("predicted", "label"), class_names=str(tmp_path / "names.txt"), unit_size=8, batch_size=4,
     )  # fmt: skip
-    assert code == 3, told
+    assert code == 3, output
     index = pq.read_table(tmp_path / "s/index.parquet").to_pylist()
     assert [line["row"] for line in index] == list(range(len(index)))
     assert len({line["sample_id"] for line in index}) == len(index)
@@ -121,9 +121,9 @@ def test_each_is_explained_or_quarantined_with_a_reason(zoo: Path, tmp_path: Pat
     assert lines["1/hole.tar/3.png"]["predicted__status"] == "ok"
     assert lines["1/twice.tar/0.png"]["sha256"] == lines["1/twice.tar/0.png~2"]["sha256"]
     assert [lines[f"2/rows.parquet#{i}"]["status"] for i in range(4)] == ["ok", QUARANTINED, "partial", QUARANTINED]
-    assert "ignored" in told
+    assert "ignored" in output
 
-    # The same bytes give the same map, wherever they lie and whatever lies beside them: nothing has shifted.
+    # The same bytes give the same map, at any position and beside any other file: nothing has shifted.
     maps = open_array(open_run(str(tmp_path / "s"))[0], "predicted/gradient")[:]
     for name, (_, reason) in odd_images().items():
         first, second = maps[lines[f"0/{name}"]["row"]], maps[lines[f"1/a.tar/{name}"]["row"]]
@@ -140,13 +140,13 @@ def test_neighbours_do_not_notice_a_broken_image(zoo: Path, tmp_path: Path) -> N
             (sound / name).write_bytes((zoo / "folder" / name).read_bytes())
     run_inline(images=str(zoo / "folder"), out=str(tmp_path / "a"), batch_size=4)
     run_inline(images=str(sound), out=str(tmp_path / "b"), batch_size=4)
-    found = []
+    maps_by_run = []
     for out in ("a", "b"):
         rows = {line["sample_id"]: line["row"] for line in pq.read_table(tmp_path / out / "index.parquet").to_pylist()}
         maps = open_array(open_run(str(tmp_path / out))[0], "predicted/gradient")[:]
-        found.append({name: maps[rows[name]] for name, (_, reason) in odd_images().items() if reason is None})
-    for name, one in found[0].items():
-        np.testing.assert_array_equal(one, found[1][name])
+        maps_by_run.append({name: maps[rows[name]] for name, (_, reason) in odd_images().items() if reason is None})
+    for name, values in maps_by_run[0].items():
+        np.testing.assert_array_equal(values, maps_by_run[1][name])
 
 
 @pytest.mark.parametrize("what", ["nothing", "only text", "only broken"])
@@ -157,9 +157,9 @@ def test_empty_and_hopeless_inputs(what: str, tmp_path: Path, saliency) -> None:
         (images / "readme.txt").write_text("no images here")
     if what == "only broken":
         (images / "broken.png").write_bytes(b"broken")
-    told = saliency("explain", *flags(images=images, out=tmp_path / "s"))
+    output = saliency("explain", *flags(images=images, out=tmp_path / "s"))
     if what == "only broken":
-        assert told.returncode == 3 and "1 quarantined" in told.stdout
+        assert output.returncode == 3 and "1 quarantined" in output.stdout
     else:
-        assert told.returncode == 2 and "refused" in told.stderr and "images" in told.stderr, told.stderr
+        assert output.returncode == 2 and "refused" in output.stderr and "images" in output.stderr, output.stderr
         assert not (tmp_path / "s").exists()

@@ -1,4 +1,4 @@
-"""Bytes become upright 8-bit RGB or a reason: odd and hostile files, made here, read for real."""
+"""Odd and hostile files are decoded to upright 8-bit RGB or a reason."""
 
 import struct
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageFile, features
 from skimage import data as photographs
 
-from jobs.inputs.decode_image import Decoded, decode, load_canonical
+from jobs.inputs.decode_image import DecodedImage, decode, load_canonical
 from jobs.inputs.rejected import RejectedImage
 from saliency_core.model.preprocessing import Preprocessing
 from tests.support.image_files import CAP, PHOTO, SMALL, encode, orientation_exif, png, read
@@ -25,7 +25,7 @@ def reason(data: bytes, *, max_pixels: int = CAP) -> str:
 
 def test_decodes_to_the_model_input_with_the_size_of_the_original() -> None:
     result = decode(encode(PHOTO), SMALL, max_pixels=CAP)
-    assert isinstance(result, Decoded)
+    assert isinstance(result, DecodedImage)
     assert (result.width, result.height) == (41, 31)
     np.testing.assert_array_equal(result.pixels, SMALL.apply(Image.fromarray(PHOTO)))
 
@@ -34,7 +34,7 @@ def test_a_grey_model_gets_one_channel() -> None:
     grey = Preprocessing((31, 41), None, "bilinear", (0.5,), (0.5,), 1)
     values = PHOTO[..., 0]
     result = decode(encode(values), grey, max_pixels=CAP)
-    assert isinstance(result, Decoded)
+    assert isinstance(result, DecodedImage)
     np.testing.assert_array_equal(result.pixels, values[..., None])
 
 
@@ -128,7 +128,7 @@ def test_a_bomb_is_rejected_by_its_header(format_: str) -> None:
 
 def test_the_cap_is_the_last_size_that_passes() -> None:
     data = encode(PHOTO)
-    assert isinstance(decode(data, SMALL, max_pixels=41 * 31), Decoded)
+    assert isinstance(decode(data, SMALL, max_pixels=41 * 31), DecodedImage)
     assert "41×31" in reason(data, max_pixels=41 * 31 - 1)
 
 

@@ -18,11 +18,11 @@ import pytest
 from PIL import Image
 
 import jobs.explain.decode_stage
-from jobs.inputs.decode_image import Decoded, decode, load_canonical, most_memory
+from jobs.inputs.decode_image import DecodedImage, decode, decoding_memory, load_canonical
 from jobs.inputs.decoder_process import Decoder, shared_decoder
 from jobs.inputs.rejected import RejectedImage
 from jobs.store.arrays import open_array
-from jobs.store.open import open_run
+from jobs.store.store_access import open_run
 from jobs.store.store_reader import open_store
 from jobs.util.job_errors import JobStopped
 from saliency_core.model.preprocessing import Preprocessing
@@ -46,9 +46,9 @@ DEEDS = {
 
 def ask(
     decoder: Decoder, data: bytes, *, function=crashing_decoder.decode, seconds: float = 30.0
-) -> Decoded | RejectedImage:
+) -> DecodedImage | RejectedImage:
     function = partial(function, preprocessing=SMALL, max_pixels=CAP)
-    return decoder(function, data, seconds=seconds, memory=most_memory(data, max_pixels=CAP))
+    return decoder(function, data, seconds=seconds, memory=decoding_memory(data, max_pixels=CAP))
 
 
 def child(decoder: Decoder) -> psutil.Process:
@@ -62,18 +62,18 @@ def child(decoder: Decoder) -> psutil.Process:
 def test_answers_are_those_of_the_function_itself() -> None:
     decoder, before = Decoder(), psutil.Process().children()
     for data in (picture(3), b"", b"junk", picture(9, (40, 30))):
-        found, same = ask(decoder, data, function=decode), decode(data, SMALL, max_pixels=CAP)
+        result, same = ask(decoder, data, function=decode), decode(data, SMALL, max_pixels=CAP)
         if isinstance(same, RejectedImage):
-            assert found == same
+            assert result == same
         else:
-            np.testing.assert_array_equal(found.pixels, same.pixels)
-            assert (found.width, found.height) == (same.width, same.height)
+            np.testing.assert_array_equal(result.pixels, same.pixels)
+            assert (result.width, result.height) == (same.width, same.height)
     assert len(psutil.Process().children()) == len(before) + 1, "one process decodes them all"
     assert not {"torch", "pyarrow", "ray"} & imported_by(child(decoder))
 
 
 def imported_by(process: psutil.Process) -> set[str]:
-    """Of packages with libraries of their own, told by what is mapped."""
+    """Packages with libraries of their own, recognised by the files that are mapped."""
     paths = [Path(mapped.path).parts for mapped in process.memory_maps()]
     return {parts[parts.index("site-packages") + 1] for parts in paths if "site-packages" in parts}
 
@@ -81,20 +81,20 @@ def imported_by(process: psutil.Process) -> set[str]:
 @pytest.mark.parametrize("deed", DEEDS)
 def test_killer_is_rejected_and_the_next_is_decoded(deed: str) -> None:
     decoder = Decoder()
-    found = ask(decoder, marked(picture(), deed), seconds=1.0 if deed == "hang" else 30.0)
-    assert isinstance(found, RejectedImage) and DEEDS[deed] in found.reason
-    assert isinstance(ask(decoder, picture(1)), Decoded)
+    result = ask(decoder, marked(picture(), deed), seconds=1.0 if deed == "hang" else 30.0)
+    assert isinstance(result, RejectedImage) and DEEDS[deed] in result.reason
+    assert isinstance(ask(decoder, picture(1)), DecodedImage)
 
 
 def test_sound_image_outlives_a_death_that_strikes_once(tmp_path: Path) -> None:
-    assert isinstance(ask(Decoder(), marked(picture(), f"once {tmp_path / 'struck'}")), Decoded)
+    assert isinstance(ask(Decoder(), marked(picture(), f"once {tmp_path / 'struck'}")), DecodedImage)
     assert (tmp_path / "struck").exists()
 
 
 def test_killed_while_idle_is_replaced() -> None:
     decoder = Decoder()
     for _ in range(4):  # more often than an image is tried
-        assert isinstance(ask(decoder, picture()), Decoded)
+        assert isinstance(ask(decoder, picture()), DecodedImage)
         child(decoder).kill()
 
 
@@ -102,13 +102,13 @@ def test_mistake_of_the_function_is_no_fault_of_the_image() -> None:
     decoder = Decoder()
     with pytest.raises(ZeroDivisionError, match="of the decoder's own"):
         ask(decoder, marked(picture(), "raise"))
-    assert isinstance(ask(decoder, picture()), Decoded)
+    assert isinstance(ask(decoder, picture()), DecodedImage)
 
 
 def test_interrupted_answer_is_not_taken_for_the_next() -> None:
-    """Ctrl-C while an image is decoded: what comes of it belongs to nobody."""
+    """Ctrl-C while an image is decoded: its result is discarded."""
     decoder = Decoder()
-    assert isinstance(ask(decoder, picture()), Decoded)
+    assert isinstance(ask(decoder, picture()), DecodedImage)
     previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.3)
@@ -116,8 +116,8 @@ def test_interrupted_answer_is_not_taken_for_the_next() -> None:
             ask(decoder, marked(picture(), "hang"))
     finally:
         signal.signal(signal.SIGALRM, previous)
-    found = ask(decoder, picture(8, (31, 17)))
-    assert isinstance(found, Decoded) and found.width == 31
+    result = ask(decoder, picture(8, (31, 17)))
+    assert isinstance(result, DecodedImage) and result.width == 31
 
 
 def test_time_and_work_are_told() -> None:
@@ -180,7 +180,7 @@ def test_program_in_the_working_directory_is_not_run(tmp_path: Path, monkeypatch
     (tmp_path / "PIL").mkdir()
     (tmp_path / "PIL/__init__.py").write_text("raise SystemExit(9)")
     monkeypatch.chdir(tmp_path)
-    assert isinstance(ask(Decoder(), picture()), Decoded)
+    assert isinstance(ask(Decoder(), picture()), DecodedImage)
 
 
 # -- sound images that need much ------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def test_program_in_the_working_directory_is_not_run(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("form", ["JPEG", "progressive", "PNG", "deep PNG", "WEBP", "TIFF", "JPEG2000", "GIF", "AVIF"])
 def test_image_at_the_cap_fits_into_its_memory(form: str) -> None:
-    """4 Mpx, the cap exactly: the costly kinds of each format, in what `most_memory` allows without its constant."""
+    """4 Mpx, the cap exactly: the costly kinds of each format, in what `decoding_memory` gives without its constant."""
     edge = 2048
     noise = Image.effect_noise((edge, edge), 80)
     buffer = io.BytesIO()
@@ -206,8 +206,8 @@ def test_image_at_the_cap_fits_into_its_memory(form: str) -> None:
             Image.merge("RGBA", [noise] * 4).resize((edge, edge)).save(buffer, form)
     data = buffer.getvalue()
     function = partial(decode, preprocessing=SMALL, max_pixels=edge**2)
-    memory = most_memory(data, max_pixels=edge**2) - most_memory(b"", max_pixels=0)
-    assert isinstance(shared_decoder()(function, data, seconds=120.0, memory=memory), Decoded)
+    memory = decoding_memory(data, max_pixels=edge**2) - decoding_memory(b"", max_pixels=0)
+    assert isinstance(shared_decoder()(function, data, seconds=120.0, memory=memory), DecodedImage)
 
 
 # -- the job --------------------------------------------------------------------------------------------------
@@ -234,17 +234,17 @@ def maps_by_name(out: Path) -> dict[str, np.ndarray]:
 
 def hold(sound: Path, mixed: Path) -> None:
     """Only the killers are quarantined, each with its reason; the others' maps are to the bit those without killers."""
-    expected, found = maps_by_name(sound), maps_by_name(mixed)
+    expected, result = maps_by_name(sound), maps_by_name(mixed)
     lines = {line["sample_id"]: line for line in pq.read_table(mixed / "index.parquet").to_pylist()}
     assert len(lines) == len(expected) + len(DEEDS)
     for name, line in lines.items():
         if "killer" in name:
             reason = list(DEEDS.values())[(int(name[:2]) - 1) // 3]
             assert line["status"] == "quarantined" and reason in line["error"], line
-            assert np.isnan(found[name]).all()
+            assert np.isnan(result[name]).all()
         else:
             assert line["status"] == "ok"
-            np.testing.assert_array_equal(found[name], expected[name])
+            np.testing.assert_array_equal(result[name], expected[name])
 
 
 KEYS = {"unit_size": 8, "batch_size": 4, "max_seconds": 3, "max_pixels": CAP}
@@ -254,8 +254,8 @@ def test_killers_cost_their_own_rows(crowd: tuple[Path, Path], tmp_path: Path, m
     sound, mixed = crowd
     assert run_inline(images=str(sound), out=str(tmp_path / "sound"), **KEYS)[0] == 0
     monkeypatch.setattr(jobs.explain.decode_stage, "decode", crashing_decoder.decode)
-    code, told = run_inline(images=str(mixed), out=str(tmp_path / "mixed"), **KEYS)
-    assert code == 3 and f"{len(DEEDS)} quarantined" in told, told
+    code, output = run_inline(images=str(mixed), out=str(tmp_path / "mixed"), **KEYS)
+    assert code == 3 and f"{len(DEEDS)} quarantined" in output, output
     hold(tmp_path / "sound", tmp_path / "mixed")
 
 
@@ -264,7 +264,7 @@ def test_killers_cost_their_own_rows_in_ray(crowd: tuple[Path, Path], tmp_path: 
     sound, mixed = crowd
     assert run_inline(images=str(sound), out=str(tmp_path / "sound"), **KEYS)[0] == 0
     arguments = flags(images=mixed, out=tmp_path / "mixed", **{**KEYS, "runner": "ray", "workers": 2})
-    told = subprocess.run(
+    process = subprocess.run(
         [
             sys.executable, "-c", "from tests.support.faults.crashing_decoder import explain; import sys; "
             "explain(*sys.argv[1:])", *arguments,
@@ -272,7 +272,7 @@ def test_killers_cost_their_own_rows_in_ray(crowd: tuple[Path, Path], tmp_path: 
         capture_output=True, text=True, timeout=280, cwd=TESTS.parent,
         env={**os.environ, "PYTHONPATH": PYTHONPATH, "COLUMNS": "200"},
     )  # fmt: skip
-    assert told.returncode == 3, told.stdout + told.stderr
+    assert process.returncode == 3, process.stdout + process.stderr
     hold(tmp_path / "sound", tmp_path / "mixed")
 
 
@@ -284,12 +284,12 @@ def test_retry_with_another_cap_takes_what_took_too_long(tmp_path: Path, salienc
     (images / "small.png").write_bytes(picture())
     out = tmp_path / "s"
     assert run_inline(images=str(images), out=str(out), max_seconds=0.05)[0] == 3
-    (line,) = [one for one in pq.read_table(out / "index.parquet").to_pylist() if one["status"] == "quarantined"]
+    (line,) = [row for row in pq.read_table(out / "index.parquet").to_pylist() if row["status"] == "quarantined"]
     assert line["sample_id"] == "large.png" and "longer than 0.05 s" in line["error"]
     original = open_store(str(out)).original(line["row"])
     assert isinstance(original, RejectedImage) and original.reason == line["error"]
-    told = saliency("retry", out, "--max-seconds", 60, "--runner", "inline")
-    assert told.returncode == 0, told.stdout + told.stderr
+    process = saliency("retry", out, "--max-seconds", 60, "--runner", "inline")
+    assert process.returncode == 0, process.stdout + process.stderr
     original = open_store(str(out)).original(line["row"])
     assert isinstance(original, Image.Image)
     same = load_canonical((images / "large.png").read_bytes(), max_pixels=10**8)

@@ -68,8 +68,8 @@ def test_rows_come_in_the_order_asked_for_also_when_asked_twice(everything: Path
 def test_tar_bytes_are_what_tarfile_extracts(everything: Path) -> None:
     tar = everything / "tars/1.tar"
     entries = listed(tar)
-    found = fetch(entries, max_bytes=LIMIT)
-    assert list(zip([entry.member for entry in entries], found, strict=True)) == extracted(tar)
+    values = fetch(entries, max_bytes=LIMIT)
+    assert list(zip([entry.member for entry in entries], values, strict=True)) == extracted(tar)
 
 
 def test_a_name_that_comes_twice_has_two_contents(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_dangling_links_and_directories_are_rejected(tmp_path: Path) -> None:
     (missing,) = fetch(listed(tmp_path), max_bytes=LIMIT)
     assert "is missing" in reason(missing)
     os.mkfifo(tmp_path / "nowhere")
-    (pipe,) = fetch([Entry("x", str(tmp_path / "a.png"))], max_bytes=LIMIT)  # reading it would wait for ever
+    (pipe,) = fetch([Entry("x", str(tmp_path / "a.png"))], max_bytes=LIMIT)  # reading it would wait without end
     assert "not a regular file" in reason(pipe)
     (nul,) = fetch([Entry("x", "a\0b")], max_bytes=LIMIT)
     assert "cannot be read" in reason(nul)

@@ -19,12 +19,12 @@ from jobs.inputs.entry import SourceError
 from jobs.inputs.fetch import fetch
 from jobs.inputs.parquet_process import parquet_processes
 from jobs.inputs.rejected import RejectedImage
-from jobs.inputs.tables import Damaged
+from jobs.inputs.tables import DamagedTable
 from tests.conftest import TESTS
 from tests.support.input_files import picture, write, write_parquet
 from tests.support.listed_inputs import PNG, listed
 
-# Lists and fetches a path in a process of its own, which then tells how much memory it had, its children's apart.
+# Lists and fetches a path in a process of its own, which prints its peak memory, without that of its children.
 MEASURE = """
 import json, pathlib, re, sys
 from tests.support.listed_inputs import listed
@@ -42,11 +42,11 @@ print(json.dumps([int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) << 10, rows]))
 
 def measured(path: str) -> dict[str, str | int]:
     """Rows of a path → the size of the image or why there is none. Memory of the process stays under 512 MB."""
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", MEASURE, path], capture_output=True, text=True, timeout=300, cwd=TESTS.parent
     )  # fmt: skip
-    assert told.returncode == 0, told.stderr
-    memory, rows = json.loads(told.stdout)
+    assert result.returncode == 0, result.stderr
+    memory, rows = json.loads(result.stdout)
     assert memory < 512 << 20
     return dict(rows)
 
@@ -118,9 +118,9 @@ def dies(file: object, *, of: int) -> None:
 def test_an_abort_under_the_limit_is_likely_of_memory(tmp_path: Path, of: int, memory: bool) -> None:
     """C++ aborts if nothing catches a failed allocation; other signals are of damage."""
     path = write_parquet(tmp_path / "x.parquet", {"image": [PNG]})
-    with pytest.raises(Damaged, match=f"killed the process that reads it, {signal.Signals(of).name}") as told:
+    with pytest.raises(DamagedTable, match=f"killed the process that reads it, {signal.Signals(of).name}") as result:
         parquet_processes().call(dies, str(path), of=of)
-    assert bool(re.match(f"{WITHOUT_MEMORY}, or it is damaged", str(told.value))) == memory
+    assert bool(re.match(f"{WITHOUT_MEMORY}, or it is damaged", str(result.value))) == memory
     assert len(listed(path)) == 1
 
 
@@ -176,9 +176,9 @@ def test_a_footer_that_is_wide_or_deep_is_a_row(tmp_path: Path) -> None:
     entries = listed(tmp_path)
     assert [entry.sample_id.split("#")[0] for entry in entries] == ["deep.parquet", "wide.parquet", "z.parquet"]
     assert fetch(entries, max_bytes=1 << 20)[1:] == [PNG] * 2
-    with pytest.raises(SourceError) as told:
+    with pytest.raises(SourceError) as result:
         listed(write_parquet(tmp_path / "none/wide.parquet", wide))
-    assert len(str(told.value)) < 3000
+    assert len(str(result.value)) < 3000
 
 
 def test_names_that_come_twice_or_are_no_text(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tars whose headers attack what reads them: each costs its own row, and what stands around it is listed as ever."""
+"""Tars with hostile headers: each costs its own row, and the other members are listed as usual."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from jobs.config.explain_config import Config
 from jobs.explain.label_resolution import label_resolver
 from jobs.inputs.entry import Entry
 from jobs.inputs.fetch import fetch
+from jobs.inputs.tar_contents import MOST_LOSSES
 from jobs.inputs.tar_headers import MOST_EXTENSIONS
-from jobs.inputs.tar_source import MOST_LOSSES
 from jobs.store.manifest import ManifestBuilder, encode_part
 from tests.support.input_files import picture, write
 from tests.support.listed_inputs import PNG, listed
@@ -168,7 +168,7 @@ def test_sparse_map_without_end(tmp_path: Path) -> None:
 
 
 def test_headers_that_lead_astray_are_not_followed_for_ever(tmp_path: Path) -> None:
-    """Each claims a megabyte that is no PAX record, and the next one begins inside it."""
+    """Each claims a megabyte that is not a PAX record, and the next one begins inside it."""
     data = header("pax", 1 << 20, tarfile.XHDTYPE) * 40_000
     write(tmp_path / "x.tar", member("a.png") + data)
     first, *losses = listed(tmp_path)
@@ -215,7 +215,7 @@ def test_json_of_any_kind_is_no_end_of_the_plan(tmp_path: Path) -> None:
     }
     data = b"".join(member(f"{i}.png") + member(f"{i}.json", text) for i, text in enumerate(texts.values()))
     write(tmp_path / "x.tar", data + bytes(1024))
-    found = dict(zip(texts, (entry.label for entry in whole(listed(tmp_path))), strict=True))
-    assert found["5,000 digits"] == "1" * 5000 and found["5,000 digits beside"] == 3
-    assert found["deep"] is found["not finite"] is found["infinite"] is None
-    assert found["lone surrogate"] == r"\ud800" and found["zero byte"] == "a\0b"
+    labels_by_name = dict(zip(texts, (entry.label for entry in whole(listed(tmp_path))), strict=True))
+    assert labels_by_name["5,000 digits"] == "1" * 5000 and labels_by_name["5,000 digits beside"] == 3
+    assert labels_by_name["deep"] is labels_by_name["not finite"] is labels_by_name["infinite"] is None
+    assert labels_by_name["lone surrogate"] == r"\ud800" and labels_by_name["zero byte"] == "a\0b"

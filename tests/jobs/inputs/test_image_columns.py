@@ -1,4 +1,4 @@
-"""Images in every Arrow type that holds bytes, and what is no image or no URI, which is refused with its type."""
+"""Images in every Arrow type that holds bytes. Columns without images or URIs are refused with their type."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ SOUND: dict[str, tuple[pa.Array, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("asked", [False, True], ids=["found", "asked for"])
+@pytest.mark.parametrize("named", [False, True], ids=["recognised", "named"])
 @pytest.mark.parametrize("case", SOUND)
-def test_bytes_are_read_in_any_type(tmp_path: Path, case: str, asked: bool) -> None:
+def test_bytes_are_read_in_any_type(tmp_path: Path, case: str, named: bool) -> None:
     column, member = SOUND[case]
     path = write_parquet(tmp_path / "x.parquet", {"image": column, "n": [1, 2]})
-    entries = listed(path, **({"image_column": "image"} if asked else {}))
+    entries = listed(path, **({"image_column": "image"} if named else {}))
     assert [(e.sample_id, e.member) for e in entries] == [("x.parquet#0", member), ("x.parquet#1", member)]
     assert fetch(entries, max_bytes=1 << 20) == PAIR
 
@@ -89,10 +89,10 @@ def test_limits_and_gaps_hold_in_any_type(tmp_path: Path, case: str) -> None:
 
 def test_several_images_in_a_row_are_no_image(tmp_path: Path) -> None:
     entries = listed(write_parquet(tmp_path / "x.parquet", {"image": [PAIR, [], [PNG]]}))
-    two, none, one = fetch(entries, max_bytes=1 << 20)
+    two, none, embedded = fetch(entries, max_bytes=1 << 20)
     assert isinstance(two, RejectedImage) and "holds 2 images" in two.reason
     assert isinstance(none, RejectedImage) and "is null" in none.reason
-    assert one == PNG
+    assert embedded == PNG
 
 
 TENSOR = pa.ExtensionArray.from_storage(
@@ -140,11 +140,11 @@ def test_paths_beside_no_bytes_are_followed(tmp_path: Path, embedded: bool, void
     paths += ["gone.png", "large.png", "https://x.org/a.png", "", None, "a\0b"]
     rows = [{"bytes": OTHER if embedded else void, "path": "in.png"}, *({"bytes": void, "path": p} for p in paths)]
     entries = listed(write_parquet(tmp_path / "d/x.parquet", {"image": rows}))
-    first, *found = fetch(entries, max_bytes=1000)
+    first, *values = fetch(entries, max_bytes=1000)
     assert first == (OTHER if embedded else PNG)
-    assert found[:5] == [PNG] * 5
+    assert values[:5] == [PNG] * 5
     void_is = "is null" if void is None else "is empty"
-    reasons = [value.reason for value in found[5:] if isinstance(value, RejectedImage)]
+    reasons = [value.reason for value in values[5:] if isinstance(value, RejectedImage)]
     for reason, says in zip(reasons, ["no such file", "over the limit", "scheme", void_is, void_is, "x"], strict=True):
         assert says in reason
     assert "gone.png" in reasons[0] and "x.parquet#6" in reasons[0]

@@ -113,9 +113,9 @@ def test_white_is_white_and_black_is_black(name: str) -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_has_no_fixed_white_is_refused(name: str) -> None:
     data, reason = REFUSED[name]
-    found = load_canonical(data, max_pixels=CAP)
-    assert isinstance(found, RejectedImage), found
-    assert reason in found.reason
+    result = load_canonical(data, max_pixels=CAP)
+    assert isinstance(result, RejectedImage), result
+    assert reason in result.reason
 
 
 def test_a_dark_image_stays_dark() -> None:

@@ -1,4 +1,4 @@
-"""What is not upright 8-bit RGB becomes it: turned, of other modes and depths, with alpha, animated."""
+"""Images of any orientation, mode and depth, with alpha or animated, become upright 8-bit RGB."""
 
 import struct
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.inputs.decode_image import Decoded, canonical, decode
+from jobs.inputs.decode_image import DecodedImage, decode, make_canonical
 from tests.support.image_files import CAP, PHOTO, SMALL, encode, orientation_exif, png, read
 
 
@@ -40,7 +40,7 @@ def test_exif_orientation_gives_the_upright_pixels(format_: str, orientation: in
     data = encode(stored, format_, exif=orientation_exif(orientation), **options)
     np.testing.assert_array_equal(read(data), PHOTO)
     result = decode(data, SMALL, max_pixels=CAP)
-    assert isinstance(result, Decoded)
+    assert isinstance(result, DecodedImage)
     assert (result.width, result.height) == (41, 31), "of the upright picture"
 
 
@@ -130,7 +130,7 @@ def test_grey_with_alpha() -> None:
     image = Image.merge("LA", [Image.fromarray(grey), Image.fromarray(ALPHA)])
     expected = over_white(grey[..., None].repeat(3, axis=2), ALPHA)
     np.testing.assert_allclose(read(encode(image, "PNG")), expected, atol=1)
-    np.testing.assert_allclose(np.asarray(canonical(image.convert("La"))), expected, atol=8)
+    np.testing.assert_allclose(np.asarray(make_canonical(image.convert("La"))), expected, atol=8)
 
 
 def test_palette_with_alpha() -> None:
@@ -142,8 +142,8 @@ def test_palette_with_alpha() -> None:
         np.array([[0, 128, 255, 255]], np.uint8),
     )
     np.testing.assert_allclose(read(partly), expected, atol=1)
-    one = encode(image, "PNG", transparency=2)
-    assert read(one)[0].tolist() == [[200, 0, 0], [0, 200, 0], [255, 255, 255], [9, 9, 9]]
+    data = encode(image, "PNG", transparency=2)
+    assert read(data)[0].tolist() == [[200, 0, 0], [0, 200, 0], [255, 255, 255], [9, 9, 9]]
     assert read(encode(image, "PNG"))[0].tolist() == [[200, 0, 0], [0, 200, 0], [0, 0, 200], [9, 9, 9]]
 
 
@@ -160,9 +160,9 @@ def test_a_clear_colour_lies_over_white(mode: str, clear: object) -> None:
 def test_a_clear_grey_of_few_bits_is_scaled_as_the_pixels_are(depth: int, clear: int) -> None:
     values = np.arange(4, dtype=np.uint8)
     packed = np.packbits((values[:, None] >> np.arange(depth - 1, -1, -1)) & 1).tobytes()
-    found = read(png(4, 1, depth, 0, b"\0" + packed, (b"tRNS", struct.pack(">H", clear))))
+    pixels = read(png(4, 1, depth, 0, b"\0" + packed, (b"tRNS", struct.pack(">H", clear))))
     expected = np.where(values == clear, 255, values * (255 // (2**depth - 1)))
-    np.testing.assert_array_equal(found[0, :, 0], expected)
+    np.testing.assert_array_equal(pixels[0, :, 0], expected)
 
 
 def test_an_animation_gives_its_first_frame() -> None:
@@ -177,6 +177,6 @@ def test_an_animation_gives_its_first_frame() -> None:
 
 def test_one_pixel() -> None:
     result = decode(encode(PHOTO[:1, :1]), SMALL, max_pixels=CAP)
-    assert isinstance(result, Decoded)
+    assert isinstance(result, DecodedImage)
     assert (result.pixels == PHOTO[0, 0]).all()
     assert (result.width, result.height) == (1, 1)

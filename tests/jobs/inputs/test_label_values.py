@@ -95,7 +95,7 @@ def test_columns_of_parquet(tmp_path: Path, case: str, place: str) -> None:
 @pytest.mark.parametrize("place", ["image", "uri"])
 @pytest.mark.parametrize("value", [True, b"7", date(2020, 1, 1), datetime(2020, 1, 1, tzinfo=UTC), [1], {"a": 1}])
 def test_columns_that_hold_no_labels(tmp_path: Path, value: object, place: str) -> None:
-    """Ignored when their name alone speaks for them; refused, with their type, when they are asked for."""
+    """Ignored if only their name suggests labels; refused, with their type, if the user names them."""
     images = [PNG if place == "image" else "s3://b/a.png"]
     path = write_parquet(tmp_path / "x.parquet", {place: images, "label": [value]})
     options = {f"{place}_column": place}

@@ -1,4 +1,4 @@
-"""Thousands of mutated tars and tables through the plan's listing and manifest: none ends it, and none hides others."""
+"""Thousands of mutated tars and tables are listed and planned: none ends the plan, and none hides another."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ for batch in range(batches):
             whole[file] = whole.get(file, 0) + (entry.error is None)
             yield entry
     entries = noted(list_entries(open_sources([f"{place}/*.{kind.rpartition('.')[2]}"])))
-    summary = write_manifest(MemoryStore(), ManifestBuilder(entries, unit_size=256, n_classes=9, resolve=lambda label:
-    None)) print(json.dumps([summary.rows, good, whole]))
+    lines = ManifestBuilder(entries, unit_size=256, n_classes=9, resolve=lambda label: None)
+    summary = write_manifest(MemoryStore(), lines)
+    print(json.dumps([summary.rows, good, whole]))
 status = pathlib.Path("/proc/self/status").read_text()
 print(int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) << 10)
 """
@@ -41,12 +42,12 @@ print(int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) << 10)
 
 def hold(folder: Path, kind: str, seed: int, batches: int, number: int) -> int:
     """Lists so many batches of mutants. Returns how many rows they have; every sound file has all of its four."""
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", LIST, *map(str, (folder, kind, seed, batches, number))],
         capture_output=True, text=True, timeout=500, cwd=TESTS.parent,
     )  # fmt: skip
-    assert told.returncode == 0, told.stderr[-3000:]
-    *lines, memory = told.stdout.splitlines()
+    assert result.returncode == 0, result.stderr[-3000:]
+    *lines, memory = result.stdout.splitlines()
     assert int(memory) < 1 << 30 and len(lines) == batches
     rows = 0
     for line in lines:

@@ -18,7 +18,7 @@ from jobs.inputs.entry import Entry, SourceError
 from jobs.inputs.fetch import fetch
 from jobs.inputs.sources import list_entries, open_sources
 from jobs.store.arrays import open_array
-from jobs.store.open import open_run
+from jobs.store.store_access import open_run
 from tests.conftest import run_inline
 from tests.support.input_files import write_tar
 
@@ -83,11 +83,11 @@ def explained(out: Path) -> tuple[list[dict[str, object]], NDArray[np.float32]]:
     lines = pq.read_table(out / "index.parquet").to_pylist()
     maps = open_array(open_run(str(out))[0], "predicted/gradient")[:]
     assert [line["row"] for line in lines] == list(range(len(maps)))
-    for line, one in zip(lines, maps, strict=True):
+    for line, values in zip(lines, maps, strict=True):
         if line["status"] == "quarantined":
-            assert line["error"] and np.isnan(one).all()
+            assert line["error"] and np.isnan(values).all()
         else:
-            assert line["predicted__status"] == "ok" and line["error"] is None and np.isfinite(one).all()
+            assert line["predicted__status"] == "ok" and line["error"] is None and np.isfinite(values).all()
     return lines, maps
 
 
@@ -105,19 +105,19 @@ def test_mutated_images(tmp_path: Path) -> None:
             for folder in (sound, mixed):
                 (folder / f"{i:05d}-sound.{form}").write_bytes(encoded(np.random.default_rng(i), form))
     assert run_inline(images=str(sound), out=str(tmp_path / "a"), **KEYS)[0] == 0
-    code, told = run_inline(images=str(mixed), out=str(tmp_path / "b"), **KEYS)
-    assert code == 3, told
+    code, output = run_inline(images=str(mixed), out=str(tmp_path / "b"), **KEYS)
+    assert code == 3, output
     lines, maps = explained(tmp_path / "b")
     assert {line["sample_id"] for line in lines} == {path.name for path in mixed.iterdir()}
     print(Counter(line["status"] for line in lines))
     rows = {line["sample_id"]: line["row"] for line in lines}
-    for line, one in zip(*explained(tmp_path / "a"), strict=True):
-        np.testing.assert_array_equal(maps[rows[line["sample_id"]]], one, err_msg=line["sample_id"])
+    for line, values in zip(*explained(tmp_path / "a"), strict=True):
+        np.testing.assert_array_equal(maps[rows[line["sample_id"]]], values, err_msg=line["sample_id"])
 
 
 @pytest.mark.slow
 def test_mutated_tars(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """300 tars, each hit anywhere or in its headers. What is lost is told, by a row of its own or a warning.
+    """300 tars, each hit anywhere or in its headers. Each loss is reported, by a row or a warning.
 
     What is not has the maps that it has in the tars as they were.
     """
@@ -135,17 +135,17 @@ def test_mutated_tars(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         path.write_bytes(hit_headers(draw, data) if i % 2 else mutated(draw, data, data))
         hold_tar(path, [data for _, data in members], caplog)
     write_tar(tmp_path / "tars/sound.tar", [("0.png", encoded(draw, "png"))])
-    code, told = run_inline(images=str(tmp_path / "tars"), out=str(tmp_path / "s"), **KEYS)
-    assert code == 3, told
+    code, output = run_inline(images=str(tmp_path / "tars"), out=str(tmp_path / "s"), **KEYS)
+    assert code == 3, output
     lines, maps = explained(tmp_path / "s")
     print(Counter(line["status"] for line in lines))
     assert len(lines) == sum(len(listed(path)[0]) for path in (tmp_path / "tars").iterdir())
     assert run_inline(images=str(tmp_path / "whole"), out=str(tmp_path / "w"), **KEYS)[0] == 0
-    whole = {line["sha256"]: one for line, one in zip(*explained(tmp_path / "w"), strict=True)}
-    unharmed = [(line, one) for line, one in zip(lines, maps, strict=True) if line["sha256"] in whole]
+    whole = {line["sha256"]: values for line, values in zip(*explained(tmp_path / "w"), strict=True)}
+    unharmed = [(line, values) for line, values in zip(lines, maps, strict=True) if line["sha256"] in whole]
     assert len(unharmed) > 1000
-    for line, one in unharmed:
-        np.testing.assert_array_equal(one, whole[line["sha256"]], err_msg=line["sample_id"])
+    for line, values in unharmed:
+        np.testing.assert_array_equal(values, whole[line["sha256"]], err_msg=line["sample_id"])
 
 
 def listed(path: Path) -> tuple[list[Entry], int]:
@@ -162,10 +162,10 @@ def hold_tar(path: Path, members: list[bytes], caplog: pytest.LogCaptureFixture)
     """Each member is as it was, or there is a row, a count or a warning to tell that something is not."""
     caplog.clear()
     entries, ignored = listed(path)
-    found = fetch(entries, max_bytes=2**20)
-    unharmed = sum(data in members for data in found)
-    told = sum(data not in members for data in found) + ignored + ("cut off" in caplog.text)
-    assert unharmed == len(members) or told, path
+    fetched = fetch(entries, max_bytes=2**20)
+    unharmed = sum(data in members for data in fetched)
+    reported = sum(data not in members for data in fetched) + ignored + ("cut off" in caplog.text)
+    assert unharmed == len(members) or reported, path
 
 
 def hit_headers(draw: np.random.Generator, data: bytes) -> bytes:

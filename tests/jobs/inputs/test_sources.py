@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.inputs.entry import SourceError
-from jobs.inputs.globs import expand
+from jobs.inputs.globs import expand_glob
 from jobs.inputs.sources import list_entries, open_sources
 from jobs.storage.files import read, stat
 from jobs.storage.uris import local_path
@@ -61,7 +61,7 @@ def test_what_is_no_image_is_counted_also_when_listed_twice(tmp_path: Path) -> N
     for _ in range(2):
         assert [entry.sample_id for entry in source.entries()] == ["x.png"]
         assert source.ignored == Counter({"(hidden)": 3, ".txt": 1, "(none)": 1})
-    assert source.class_names() is None  # the hidden directory is no class
+    assert source.class_names() is None  # the hidden directory is not a class
 
 
 ODD = ["a#1", "b%20c", "d e", "new\nline", "q?x", "[z]", "ü", "a\\b", "~t", "'", "x:y", "ab\t"]
@@ -97,7 +97,7 @@ def test_links_are_followed_but_loops_end(tmp_path: Path) -> None:
     (tmp_path / "data/a/up2").symlink_to(tmp_path / "data")
     (tmp_path / "data/self").symlink_to(tmp_path / "data/self")
     assert ids(tmp_path / "data") == ["a/1.png", "a/3.png", "b/2.png"]
-    assert [info.uri for info in expand(f"{tmp_path}/data/**/2.png")] == [f"{tmp_path}/data/b/2.png"]
+    assert [info.uri for info in expand_glob(f"{tmp_path}/data/**/2.png")] == [f"{tmp_path}/data/b/2.png"]
 
 
 def test_a_dangling_link_keeps_its_place(tmp_path: Path) -> None:
@@ -111,9 +111,9 @@ def test_a_dangling_link_keeps_its_place(tmp_path: Path) -> None:
 def test_relative_paths_and_file_uris_mean_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "d/a/1.png", PNG)
     monkeypatch.chdir(tmp_path)
-    wanted = listed(tmp_path / "d")
-    assert listed("d") == listed("d/") == listed("./d") == listed(f"file://{tmp_path}/d") == wanted
-    assert wanted[0].uri == f"{tmp_path}/d/a/1.png"
+    expected = listed(tmp_path / "d")
+    assert listed("d") == listed("d/") == listed("./d") == listed(f"file://{tmp_path}/d") == expected
+    assert expected[0].uri == f"{tmp_path}/d/a/1.png"
 
 
 def test_entries_are_lazy(tmp_path: Path) -> None:

@@ -21,16 +21,16 @@ from tests.support.listed_inputs import PNG, ids, listed, one
 
 
 def test_map_ahead_keeps_order_looks_a_little_ahead_and_passes_errors_on() -> None:
-    taken: list[int] = []
+    listed_numbers: list[int] = []
 
     def numbers() -> Iterator[int]:
         for i in range(1000):
-            taken.append(i)
+            listed_numbers.append(i)
             yield i
 
     results = map_ahead(lambda i: i * i, numbers(), threads=4)
     assert [next(results) for _ in range(3)] == [0, 1, 4]
-    assert len(taken) <= 3 + 8
+    assert len(listed_numbers) <= 3 + 8
     assert list(results) == [i * i for i in range(3, 1000)]
     with pytest.raises(ZeroDivisionError):
         list(map_ahead(lambda i: 1 // (i - 5), range(10), threads=2))

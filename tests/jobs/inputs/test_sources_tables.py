@@ -97,7 +97,7 @@ def test_a_csv_list_is_relative_to_itself(tmp_path: Path) -> None:
 
 def test_a_lists_faults_keep_their_places(tmp_path: Path) -> None:
     write(tmp_path / "a.png", PNG)
-    told = [  # as written, the sample's id, the error
+    cases = [  # as written, the sample's id, the error
         ("a.png", "a.png", None),
         ("", "list.csv#1", "no URI"),
         ("gone.png", "gone.png", "no such file"),
@@ -107,10 +107,10 @@ def test_a_lists_faults_keep_their_places(tmp_path: Path) -> None:
         ("a.png", "a.png~3", None),
         ("a\0b.png", "a\0b.png", "null"),
     ]
-    lines = [f"{uri},{label}" for label, (uri, _, _) in enumerate(told)]
+    lines = [f"{uri},{label}" for label, (uri, _, _) in enumerate(cases)]
     entries = listed(write(tmp_path / "list.csv", "\n".join(["uri,label", *lines]).encode()))
     assert [entry.label for entry in entries] == list(range(8))
-    for entry, (_, sample_id, error) in zip(entries, told, strict=True):
+    for entry, (_, sample_id, error) in zip(entries, cases, strict=True):
         assert entry.sample_id == sample_id
         assert (entry.error is None) if error is None else (error in str(entry.error))
 
@@ -153,6 +153,6 @@ def test_repeats_are_told_apart_in_a_long_list(tmp_path: Path) -> None:
     names = [f"s3://bucket/{i}.jpg" for i in range(70_000)]
     listed = tmp_path / "list.csv"
     listed.write_text("uri\n" + "\n".join([*names, names[5], names[69_999], f"{names[5]}~2", names[5]]))
-    found = [entry.sample_id for entry in list_entries(open_sources([str(listed)]))]
-    assert found[:70_000] == names and len(set(found)) == len(found) == 70_004
-    assert found[70_000:] == [f"{names[5]}~2", f"{names[69_999]}~2", f"{names[5]}~2~2", f"{names[5]}~3"]
+    sample_ids = [entry.sample_id for entry in list_entries(open_sources([str(listed)]))]
+    assert sample_ids[:70_000] == names and len(set(sample_ids)) == len(sample_ids) == 70_004
+    assert sample_ids[70_000:] == [f"{names[5]}~2", f"{names[69_999]}~2", f"{names[5]}~2~2", f"{names[5]}~3"]

@@ -109,12 +109,12 @@ def test_tars_in_folders_and_globs_keep_their_order(tmp_path: Path) -> None:
     for i in reversed(range(40)):
         write_tar(tmp_path / f"train/{i:03}.tar", [("a.png", PNG), ("b.png", PNG)])
     write(tmp_path / "train/index.json", b"{}")
-    wanted = [f"{i:03}.tar/{name}.png" for i in range(40) for name in "ab"]
+    expected = [f"{i:03}.tar/{name}.png" for i in range(40) for name in "ab"]
     sources = open_sources([str(tmp_path / "train")], threads=3)
-    assert [entry.sample_id for entry in list_entries(sources)] == wanted
+    assert [entry.sample_id for entry in list_entries(sources)] == expected
     assert sources[0].ignored == Counter({".json": 1})
-    assert ids(f"{tmp_path}/train/*.tar") == wanted
-    assert ids(f"{tmp_path}/*/*.tar") == [f"train/{key}" for key in wanted]
+    assert ids(f"{tmp_path}/train/*.tar") == expected
+    assert ids(f"{tmp_path}/*/*.tar") == [f"train/{key}" for key in expected]
 
 
 @pytest.mark.parametrize("garbage", [b"\xa5" * 512, bytes(512), b"\xa5" * 40], ids=["noise", "zeros", "some"])
@@ -126,8 +126,8 @@ def test_a_broken_header_in_the_middle_loses_one_image(tmp_path: Path, garbage: 
     assert [e.sample_id for e in entries] == ["x.tar/a.png", f"x.tar/@{where}", "x.tar/c.png", "x.tar/d.png"]
     assert entries[1].error is not None and f"bytes {where} to {after}" in entries[1].error
     assert [entry.error for entry in entries if entry.member] == [None] * 3
-    kept = [read(entry.uri, entry.offset or 0, entry.length) for entry in entries if entry.member]
-    assert kept == [data for name, data in FOUR if name != "b.png"]
+    contents = [read(entry.uri, entry.offset or 0, entry.length) for entry in entries if entry.member]
+    assert contents == [data for name, data in FOUR if name != "b.png"]
 
 
 @pytest.mark.parametrize("garbage", [b"\xa5" * 512, bytes(512)], ids=["noise", "zeros"])

@@ -1,4 +1,4 @@
-"""Lists that are no text in UTF-8: the encoding, or the archive, is named, and what to do."""
+"""Lists that are not UTF-8 text: the error names the encoding or archive, and the remedy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.inputs.entry import SourceError
-from jobs.inputs.text_encodings import not_text
+from jobs.inputs.text_encodings import describe_non_text
 from tests.support.input_files import write
 from tests.support.listed_inputs import PNG, listed
 
@@ -88,11 +88,11 @@ def test_a_sound_list_is_read(tmp_path: Path, case: str) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"u", b"\0", b"\0\0\0\0", b"\xff", b"uri", b"u\0"])
 def test_a_few_bytes_tell_nothing(data: bytes) -> None:
-    assert not_text(data) is None
+    assert describe_non_text(data) is None
 
 
 def test_a_name_that_is_latin1_in_the_list_alone(tmp_path: Path) -> None:
-    """It may be the file's own name; if it is not, the encoding of the list is to blame."""
+    """It may be the file's own name; if not, the encoding of the list is wrong."""
     write(tmp_path / "K\xe4fer.png", PNG)
     write(tmp_path / "M\udcfccke.png", PNG)
     path = write(tmp_path / "x.csv", "uri\nK\xe4fer.png\nM\xfccke.png\nnone.png\n".encode("latin-1"))

@@ -10,8 +10,8 @@ import pytest
 
 from jobs.explain.retry import retry
 from jobs.store.index import withdraw
-from jobs.store.open import open_run
-from jobs.store.row_identity import remember
+from jobs.store.row_identity import keep_identities
+from jobs.store.store_access import open_run
 from jobs.verify.verify_command import verify
 from tests.conftest import run_inline, said
 from tests.support.changed_inputs import MADE, Item, Made, make, picture, write
@@ -21,7 +21,7 @@ POSITIONS, NAMES = ("parquet", "tar of one name"), ("tar", "folder", "csv")
 
 
 @pytest.fixture(scope="module")
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def scenario(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     return make(request.param, tmp_path_factory.mktemp("made"), broken=False)
 
 
@@ -33,64 +33,64 @@ def same(samples: list[Item]) -> list[Item]:
     return samples
 
 
-def exchanged(one: int, other: int) -> Edit:
+def exchanged(first: int, second: int) -> Edit:
     """The bytes of two samples, ids and labels staying."""
 
     def edit(samples: list[Item]) -> list[Item]:
-        pair = {one: samples[other].data, other: samples[one].data}
+        pair = {first: samples[second].data, second: samples[first].data}
         return [replace(each, data=pair.get(index, each.data)) for index, each in enumerate(samples)]
 
     return edit
 
 
-def finish(made: Made, out: Path, images: Path) -> str:
+def finish(scenario: Made, out: Path, images: Path) -> str:
     """Goes on with the store over these images → the statuses of its rows, none of which is of another image."""
-    code, told = run_inline(images=str(images), out=str(out), **MADE)
-    statuses = made.statuses(out)
-    assert code == (3 if "q" in statuses else 0), told
+    code, output = run_inline(images=str(images), out=str(out), **MADE)
+    statuses = scenario.statuses(out)
+    assert code == (3 if "q" in statuses else 0), output
     assert said(verify, str(out))[0] == 0
     return statuses
 
 
 @pytest.mark.parametrize(
-    "made, edit, wanted",
+    "scenario, edit, expected",
     [
         *[(kind, same, "oooooooo") for kind in (*POSITIONS, *NAMES)],
         *[(kind, exchanged(0, 4), "ooooqqqq") for kind in POSITIONS],  # what else is in another's place?
         *[(kind, exchanged(0, 1), "oooooooo") for kind in POSITIONS],  # row 3, and the end, did not move
     ],
-    indirect=["made"],
+    indirect=["scenario"],
 )
-def test_pending_rows_of_moved_files(made: Made, edit: Edit, wanted: str, tmp_path: Path) -> None:
+def test_pending_rows_of_moved_files(scenario: Made, edit: Edit, expected: str, tmp_path: Path) -> None:
     """Size and count are as they were; the explained rows of a file tell whether its positions still are."""
-    images, out = write(made.kind, tmp_path / "before", whole()), tmp_path / "store"
+    images, out = write(scenario.kind, tmp_path / "before", whole()), tmp_path / "store"
     run_inline(images=str(images), out=str(out), limit=4, **MADE)
-    assert finish(made, out, write(made.kind, tmp_path / "after", edit(whole()))) == wanted
+    assert finish(scenario, out, write(scenario.kind, tmp_path / "after", edit(whole()))) == expected
 
 
 @pytest.mark.parametrize(
-    "made, edit, wanted",
+    "scenario, edit, expected",
     [
         *[(kind, same, "oooooooo") for kind in (*POSITIONS, *NAMES)],
         *[(kind, exchanged(0, 6), "oooooooo") for kind in POSITIONS],
         *[(kind, exchanged(0, 6), "qooooooo") for kind in NAMES],
     ],
-    indirect=["made"],
+    indirect=["scenario"],
 )
 @pytest.mark.parametrize("moved", [True, False])
 def test_rows_whose_commit_a_killed_retry_withdrew(
-    made: Made, edit: Edit, wanted: str, moved: bool, tmp_path: Path
+    scenario: Made, edit: Edit, expected: str, moved: bool, tmp_path: Path
 ) -> None:
-    """They were explained once, and their images are known."""
-    out = made.again(tmp_path / "store")
+    """They were explained once, so their images are recorded."""
+    out = scenario.again(tmp_path / "store")
     store, _ = open_run(str(out))
-    remember(store, 0)
+    keep_identities(store, 0)
     withdraw(store, [0])
     if moved:
-        assert finish(made, out, write(made.kind, tmp_path / "after", edit(whole()))) == wanted
+        assert finish(scenario, out, write(scenario.kind, tmp_path / "after", edit(whole()))) == expected
     else:
-        made.change(lambda _: edit(whole()))
-        assert finish(made, out, made.images) == "qqqqoooo"  # the etag is another one
+        scenario.change(lambda _: edit(whole()))
+        assert finish(scenario, out, scenario.images) == "qqqqoooo"  # the etag is another one
         said(retry, str(out), runner="inline", workers="1")
-        assert made.statuses(out) == wanted
+        assert scenario.statuses(out) == expected
         assert said(verify, str(out))[0] == 0

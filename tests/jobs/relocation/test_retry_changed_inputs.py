@@ -26,7 +26,7 @@ FEW = ("first dropped and repaired", "bytes of two swapped")  # of containers th
 
 
 @pytest.fixture(scope="module")
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def scenario(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     return make(request.param, tmp_path_factory.mktemp("made"))
 
 
@@ -38,9 +38,9 @@ def put(samples: Items, place: int, **changes: object) -> Items:
     return [replace(each, **changes) if index == place else each for index, each in enumerate(samples)]
 
 
-def swapped(samples: Items, one: int, other: int) -> Items:
+def swapped(samples: Items, first: int, second: int) -> Items:
     """The bytes of two samples, names and labels staying."""
-    return put(put(samples, one, data=samples[other].data), other, data=samples[one].data)
+    return put(put(samples, first, data=samples[second].data), second, data=samples[first].data)
 
 
 NEW = Item("99.bmp", picture(20), 5)
@@ -78,94 +78,94 @@ def cases() -> Iterator[tuple[str, str, str]]:
                     yield kind, change, str(row[column])
 
 
-@pytest.mark.parametrize("made, change, wanted", [*cases()], indirect=["made"])
-def test_every_row_is_of_its_own_image(made: Made, change: str, wanted: str, tmp_path: Path) -> None:
-    out = made.again(tmp_path / "store")
-    made.change(CHANGES[change][0])
-    code, told = again(str(out))
-    assert made.statuses(out) == wanted + "oooo", told
-    assert code == (3 if "q" in wanted else 0)
+@pytest.mark.parametrize("scenario, change, expected", [*cases()], indirect=["scenario"])
+def test_every_row_is_of_its_own_image(scenario: Made, change: str, expected: str, tmp_path: Path) -> None:
+    out = scenario.again(tmp_path / "store")
+    scenario.change(CHANGES[change][0])
+    code, output = again(str(out))
+    assert scenario.statuses(out) == expected + "oooo", output
+    assert code == (3 if "q" in expected else 0)
     assert said(verify, str(out))[0] == 0
-    if made.kind != "folder" and "label" in change and wanted == "oooo":
-        assert "the inputs have other labels now for 1 of the rows" in told
+    if scenario.kind != "folder" and "label" in change and expected == "oooo":
+        assert "the inputs have other labels now for 1 of the rows" in output
 
 
 def test_row_groups_written_anew(tmp_path: Path) -> None:
     """Same rows, other positions inside of other groups."""
-    made = make("parquet", tmp_path / "made")
-    out = made.again(tmp_path / "store")
-    made.change(repaired, group=3)
-    code, told = again(str(out))
-    assert (code, made.statuses(out)) == (0, "oooooooo")
-    assert "a.parquet is not as it was planned: 8 images" in told
+    scenario = make("parquet", tmp_path / "made")
+    out = scenario.again(tmp_path / "store")
+    scenario.change(repaired, group=3)
+    code, output = again(str(out))
+    assert (code, scenario.statuses(out)) == (0, "oooooooo")
+    assert "a.parquet is not as it was planned: 8 images" in output
 
 
 def test_what_is_changed_stays_quarantined_until_it_is_back(tmp_path: Path) -> None:
     """A second retry forgets nothing, also if the file was away in between."""
-    made = make("folder", tmp_path / "made")
-    out = made.again(tmp_path / "store")
-    changed = made.images / "0.bmp"
+    scenario = make("folder", tmp_path / "made")
+    out = scenario.again(tmp_path / "store")
+    changed = scenario.images / "0.bmp"
     changed.write_bytes(picture(20))
-    assert again(str(out))[0] == 3 and made.statuses(out) == "qoqooooo"
+    assert again(str(out))[0] == 3 and scenario.statuses(out) == "qoqooooo"
     changed.unlink()
-    assert again(str(out))[0] == 3 and made.statuses(out) == "qoqooooo"
+    assert again(str(out))[0] == 3 and scenario.statuses(out) == "qoqooooo"
     changed.write_bytes(picture(21))
     code, _ = again(str(out))
-    assert made.statuses(out) == "qoqooooo"
+    assert scenario.statuses(out) == "qoqooooo"
     assert "changed since it was explained" in str(open_store(str(out)).lines([0])["error"][0])
     assert (out / "identity/unit-00000000.parquet").exists() and said(verify, str(out))[0] == 0
     changed.write_bytes(picture(0))
-    (made.images / f"{BROKEN}.bmp").write_bytes(picture(BROKEN))
+    (scenario.images / f"{BROKEN}.bmp").write_bytes(picture(BROKEN))
     code, _ = again(str(out))
-    assert (code, made.statuses(out)) == (0, "oooooooo")
+    assert (code, scenario.statuses(out)) == (0, "oooooooo")
     assert not list(out.glob("identity/*")) and said(verify, str(out))[0] == 0
 
 
 def test_an_identity_that_was_changed_is_damage(tmp_path: Path) -> None:
-    made = make("folder", tmp_path / "made")
-    out = made.again(tmp_path / "store")
-    (made.images / "0.bmp").write_bytes(picture(20))
+    scenario = make("folder", tmp_path / "made")
+    out = scenario.again(tmp_path / "store")
+    (scenario.images / "0.bmp").write_bytes(picture(20))
     again(str(out))
-    (kept,) = out.glob("identity/*")
-    before, data = content(out), bytearray(kept.read_bytes())
+    (previous,) = out.glob("identity/*")
+    before, data = content(out), bytearray(previous.read_bytes())
     data[len(data) // 2] ^= 1
-    kept.write_bytes(bytes(data))
-    code, told = said(verify, str(out))
-    assert code == 4 and "identity/unit-00000000.parquet" in told
+    previous.write_bytes(bytes(data))
+    code, output = said(verify, str(out))
+    assert code == 4 and "identity/unit-00000000.parquet" in output
     with pytest.raises(DamagedError, match="restore it"):
         again(str(out))
-    kept.unlink()
+    previous.unlink()
     assert content(out).items() <= before.items()  # nothing else was touched
     assert said(verify, str(out))[0] == 4
 
 
 def test_a_line_that_left_the_list_leaves_its_file(tmp_path: Path) -> None:
     """The URI is the identity, also of what is listed no more."""
-    made = make("csv", tmp_path / "made")
-    out = made.again(tmp_path / "store")
-    lines = (made.images).read_text().splitlines()
-    made.images.write_text("\n".join([lines[0], *lines[2:]]) + "\n")
-    (made.images.parent / f"{BROKEN}.bmp").write_bytes(picture(BROKEN))
+    scenario = make("csv", tmp_path / "made")
+    out = scenario.again(tmp_path / "store")
+    lines = (scenario.images).read_text().splitlines()
+    scenario.images.write_text("\n".join([lines[0], *lines[2:]]) + "\n")
+    (scenario.images.parent / f"{BROKEN}.bmp").write_bytes(picture(BROKEN))
     assert again(str(out))[0] == 0
-    assert made.statuses(out) == "oooooooo"
+    assert scenario.statuses(out) == "oooooooo"
 
 
 def test_rows_of_remote_files_are_found_by_content(bucket: str, tmp_path: Path) -> None:
     del bucket
-    made = make("parquet", tmp_path / "made")
-    images, out = s3.upload(made.images.parent, "images"), tmp_path / "store"
+    scenario = make("parquet", tmp_path / "made")
+    images, out = s3.upload(scenario.images.parent, "images"), tmp_path / "store"
     assert run_inline(images=images, out=str(out), **MADE)[0] == 3
-    made.change(CHANGES["first dropped and repaired"][0])
-    s3.upload(made.images.parent, "images")
-    code, told = again(str(out))
-    assert (code, made.statuses(out)) == (3, "qooooooo"), told
+    scenario.change(CHANGES["first dropped and repaired"][0])
+    s3.upload(scenario.images.parent, "images")
+    code, output = again(str(out))
+    assert (code, scenario.statuses(out)) == (3, "qooooooo"), output
     assert said(verify, str(out), recompute=8)[0] == 0
 
 
 def test_files_that_changed_are_one_reason(tmp_path: Path) -> None:
-    made = make("folder", tmp_path / "made")
-    out = made.again(tmp_path / "store")
+    scenario = make("folder", tmp_path / "made")
+    out = scenario.again(tmp_path / "store")
     for number in (0, 1):
-        (made.images / f"{number}.bmp").write_bytes(picture(20 + number))
-    code, told = again(str(out))
-    assert code == 3 and "2 × the file changed since it was explained" in told, told
+        (scenario.images / f"{number}.bmp").write_bytes(picture(20 + number))
+    code, output = again(str(out))
+    assert code == 3 and "2 × the file changed since it was explained" in output, output

@@ -9,7 +9,7 @@ from jobs.relocation.sample_alignment import align
 
 
 @pytest.mark.parametrize(
-    "known, present, places",
+    "planned, present, expected",
     [
         ("ABCD", "ABCD", "0123"),
         ("ABCD", "DCBA", "3210"),
@@ -37,17 +37,17 @@ from jobs.relocation.sample_alignment import align
         ("A.CD", "XABD", "1--3"),
         ("aBCD", "XBCD", "0123"),  # what was read but never explained
         ("aBCD", "BaCD", "1023"),
-        ("D.D.D", "DXD", "0-2-2"),  # equal images are no landmarks
+        ("D.D.D", "DXD", "0-2-2"),  # equal images are not landmarks
         ("D.DB", "XDDB", "1-23"),
         ("DD", "DD", "01"),
         ("DD", "D", "00"),
         ("A.B.C", "AYBXC", "01234"),  # two unknown ones exchanged: only their labels could tell
     ],
 )
-def test_where_samples_are_now(known: str, present: str, places: str) -> None:
-    found = align(
-        [None if one == "." else one for one in known],
-        [None if one == "." else one for one in present],
-        repairable=[one == "." or one.islower() for one in known],
+def test_where_samples_are_now(planned: str, present: str, expected: str) -> None:
+    positions = align(
+        [None if digest == "." else digest for digest in planned],
+        [None if digest == "." else digest for digest in present],
+        repairable=[digest == "." or digest.islower() for digest in planned],
     )
-    assert "".join("-" if place is None else str(place) for place in found) == places
+    assert "".join("-" if position is None else str(position) for position in positions) == expected

@@ -1,4 +1,4 @@
-"""Lists of several folders that name different files by the same URI: the count after an id is no name."""
+"""Lists of several folders that name different files by the same URI: the count after an id is a position."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def put(path: Path, data: bytes) -> None:
     os.utime(path, (10**9, 10**9))
 
 
-def made(root: Path, broken: int | None = None) -> Path:
+def make_lists(root: Path, broken: int | None = None) -> Path:
     """Row n has the image n."""
     add(root / "a", range(3), broken)
     add(root / "b", range(3, 6), broken)
@@ -80,7 +80,7 @@ def explained(root: Path, out: Path, **options: int) -> str:
 
 
 @pytest.mark.parametrize(
-    "edit, wanted",
+    "edit, expected",
     {
         "repaired": (repair, "oooooo"),
         "line gone": (unlist, "oqoooo"),
@@ -94,18 +94,18 @@ def explained(root: Path, out: Path, **options: int) -> str:
         "explained one changed": (repaired_and(lambda root: put(root / "a/0.bmp", picture(9))), "qooooo"),
     }.values(),
 )
-def test_retry_of_lists_of_several_folders(edit: Edit, wanted: str, tmp_path: Path) -> None:
-    root, out = made(tmp_path / "in", broken=1), tmp_path / "out"
+def test_retry_of_lists_of_several_folders(edit: Edit, expected: str, tmp_path: Path) -> None:
+    root, out = make_lists(tmp_path / "in", broken=1), tmp_path / "out"
     explained(root, out)
     edit(root)
-    code, told = again(str(out))
-    assert statuses(out) == wanted, told
-    assert code == (3 if "q" in wanted else 0)
+    code, output = again(str(out))
+    assert statuses(out) == expected, output
+    assert code == (3 if "q" in expected else 0)
 
 
 @pytest.mark.parametrize("moved", [False, True], ids=["in place", "moved"])
 @pytest.mark.parametrize(
-    "edit, wanted",
+    "edit, expected",
     {
         "as they were": (lambda root: None, "oooooo"),
         "swapped": (swap, "ooqqqq"),
@@ -114,26 +114,26 @@ def test_retry_of_lists_of_several_folders(edit: Edit, wanted: str, tmp_path: Pa
         "explained one gone": (lambda root: (root / "a/0.bmp").unlink(), "oooooo"),
     }.values(),
 )
-def test_going_on_with_lists_of_several_folders(edit: Edit, wanted: str, moved: bool, tmp_path: Path) -> None:
-    root, out = made(tmp_path / "in"), tmp_path / "out"
+def test_going_on_with_lists_of_several_folders(edit: Edit, expected: str, moved: bool, tmp_path: Path) -> None:
+    root, out = make_lists(tmp_path / "in"), tmp_path / "out"
     explained(root, out, limit=2)
     if moved:
         root = root.rename(tmp_path / "moved")
     edit(root)
     explained(root, out)
-    assert statuses(out) == wanted
+    assert statuses(out) == expected
 
 
 def test_swapped_folders_are_explained_when_they_are_back(tmp_path: Path) -> None:
-    root, out = made(tmp_path / "in"), tmp_path / "out"
+    root, out = make_lists(tmp_path / "in"), tmp_path / "out"
     explained(root, out, limit=2)
     swap(root)
     explained(root, out)
     assert again(str(out))[0] == 3
     assert statuses(out) == "ooqqqq"
     swap(root)
-    code, told = again(str(out))
-    assert (code, statuses(out)) == (0, "oooooo"), told
+    code, output = again(str(out))
+    assert (code, statuses(out)) == (0, "oooooo"), output
 
 
 @pytest.mark.parametrize("images", ["ba", "b", "bab"])

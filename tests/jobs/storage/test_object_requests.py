@@ -23,7 +23,7 @@ from jobs.storage.object_store import delete, list_keys, open_output, put, read_
 from jobs.storage.retrying import VARIABLE
 from jobs.storage.storage_errors import CREDENTIAL_ERRORS
 from jobs.store.index import withdraw
-from jobs.store.row_identity import remember
+from jobs.store.row_identity import keep_identities
 from jobs.util.job_errors import StoreUnreachable, StoreUnusable
 from saliency_core.errors import InvalidRequestError
 from tests.conftest import run_inline
@@ -83,7 +83,7 @@ def test_identities_are_asked_for_only_if_there_are_any(tree: Path, proxy: Fault
     assert run_inline(images=str(tree / "ant"), out=out, unit_size=2, limit=2)[0] in (0, 3)
     assert "GET unit" not in requests and "GET list" in requests
     store = open_output(out)
-    remember(store, 0)
+    keep_identities(store, 0)
     withdraw(store, [0])
     requests.clear()
     assert run_inline(images=str(tree / "ant"), out=out, unit_size=2)[0] == 3

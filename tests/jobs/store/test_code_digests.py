@@ -1,4 +1,4 @@
-"""Which changes of the user's code are seen: a digest of what a factory or a loss is made of."""
+"""Which changes of the user's code change the digests of a factory or a loss."""
 
 from __future__ import annotations
 

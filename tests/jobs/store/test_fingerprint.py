@@ -1,4 +1,4 @@
-"""What is said of two heads that differ: the one that a stored fingerprint leaves out has its name."""
+"""The message about two heads that differ names the head that a stored fingerprint leaves out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.store.fingerprint import refuse_other_fingerprint
-from jobs.store.open import existing_run
+from jobs.store.store_access import existing_run
 from saliency_core.errors import InvalidRequestError
 
 

@@ -1,4 +1,4 @@
-"""A flipped bit in a table that a session goes by: it is told in our words, wherever it is."""
+"""A flipped bit in a table that a session reads is reported with a remedy, at any position."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from obstore.store import MemoryStore
 from jobs.storage.parquet import _SEAL, parquet_table
 from jobs.store.index import DamagedError, load_part
 from jobs.store.layout import index_key, manifest_key
-from jobs.store.manifest import Manifest, sound
+from jobs.store.manifest import Manifest, check_part
 from jobs.store.store_reader import open_store
 from saliency_core.errors import InvalidRequestError
 
@@ -34,13 +34,13 @@ def read_units(data: bytes) -> pa.Table:
     "key, read",
     [
         (manifest_key(0), read_units),
-        (manifest_key(0), lambda data: parquet_table(sound(0, data))),
+        (manifest_key(0), lambda data: parquet_table(check_part(0, data))),
         (index_key(0), lambda data: load_part(data, 0)),
     ],
     ids=["manifest", "manifest that is hashed", "index"],
 )
 def test_every_flipped_bit_is_told(finished: Path, key: str, read: Callable[[bytes], object]) -> None:
-    """But of the mark that tells that there is a digest: then the bytes are as they were."""
+    """Except for the mark of the digest: then the other bytes are undamaged."""
     whole, draw = (finished / key).read_bytes(), random.Random(0)
     as_it_was, mark, end = read(whole), whole.index(_SEAL), len(whole)
     places = [(place, draw.randrange(8)) for place in range(end)]
@@ -58,11 +58,11 @@ def test_every_flipped_bit_is_told(finished: Path, key: str, read: Callable[[byt
 
 
 def test_whoever_reads_index_parquet_is_told(finished: Path, tmp_path: Path) -> None:
-    """In its pages, and of names that are gone. (It is made in a stream, and has no digest of its own.)"""
+    """In its pages, and in names of columns. (It is written as a stream, and has no digest of its own.)"""
     store = Path(shutil.copytree(finished, tmp_path / "store"))
-    path, found = store / "index.parquet", pq.read_metadata(finished / "index.parquet").row_group(0)
-    whole, columns = path.read_bytes(), [found.column(number) for number in range(found.num_columns)]
-    ends = [one.data_page_offset for one in columns[1:]]  # each behind the last page of another
+    path, row_group = store / "index.parquet", pq.read_metadata(finished / "index.parquet").row_group(0)
+    whole, columns = path.read_bytes(), [row_group.column(number) for number in range(row_group.num_columns)]
+    ends = [column.data_page_offset for column in columns[1:]]  # each behind the last page of another
     damaged = [whole[: end - 1] + bytes([whole[end - 1] ^ 1]) + whole[end:] for end in ends]
     for data in (*damaged, whole.replace(b"sample_id", b"rample_id")):
         path.write_bytes(data)

@@ -15,7 +15,7 @@ import pytest
 from jobs.inputs.entry import Entry
 from jobs.inputs.sources import list_entries, open_sources
 from jobs.store import finalize, index
-from jobs.store.open import open_run
+from jobs.store.store_access import open_run
 
 
 def test_index_is_the_same_however_many_parts_are_taken_at_once(
@@ -45,12 +45,12 @@ def test_a_listing_may_be_dropped_by_another_thread_than_took_from_it(tmp_path: 
     """As a plan that is refused does; an exception that is ignored there would fail this test."""
     (tmp_path / "list.csv").write_text("uri\n" + "".join(f"s3://bucket/{i}.jpg\n" for i in range(3)))
     listing = [iter(list_entries(open_sources([str(tmp_path / "list.csv")])))]
-    taken: list[Entry] = []
-    thread = Thread(target=lambda: taken.append(next(listing[0])))
+    entries_read: list[Entry] = []
+    thread = Thread(target=lambda: entries_read.append(next(listing[0])))
     thread.start()
     thread.join()
     listing.clear()
-    assert taken[0].sample_id == "s3://bucket/0.jpg"
+    assert entries_read[0].sample_id == "s3://bucket/0.jpg"
 
 
 # As a program: Ray's own threads and warnings stay out of this process.
@@ -71,5 +71,5 @@ ray_data.stop()
 
 @pytest.mark.slow
 def test_items_beyond_what_ray_takes_at_once_follow() -> None:
-    told = subprocess.run([sys.executable, "-c", IN_SLICES], capture_output=True, text=True, timeout=240)
-    assert told.stdout.splitlines()[-1:] == ["[0, 1, 2, 3, 4] []"], told.stderr
+    result = subprocess.run([sys.executable, "-c", IN_SLICES], capture_output=True, text=True, timeout=240)
+    assert result.stdout.splitlines()[-1:] == ["[0, 1, 2, 3, 4] []"], result.stderr

@@ -27,8 +27,8 @@ from jobs.inspect.status import print_status
 from jobs.store import software_versions
 from jobs.store.index import Commit, encode_part, read_part
 from jobs.store.layout import index_key
-from jobs.store.open import claim, open_run
 from jobs.store.software_versions import Software
+from jobs.store.store_access import claim, open_run
 from jobs.util.exit_codes import DONE, IMPERFECT, NOT_FINISHED
 from saliency_core.errors import InvalidRequestError
 from tests.conftest import CLASSES, TINY, content, said
@@ -89,8 +89,8 @@ class Project:
 
     def begin(self) -> None:
         """Two of three units."""
-        code, told = self.explain(limit=8)
-        assert code in (DONE, NOT_FINISHED), told
+        code, output = self.explain(limit=8)
+        assert code in (DONE, NOT_FINISHED), output
 
     def run(self) -> dict[str, object]:
         return dict(json.loads((self.out / "run.json").read_text()))
@@ -98,8 +98,8 @@ class Project:
     def rewrite(self, **changes: object) -> None:
         """run.json as another program left it; None takes a key away."""
         record = {**self.run(), **changes}
-        kept = {key: value for key, value in record.items() if value is not None}
-        (self.out / "run.json").write_text(json.dumps(kept))
+        fields = {key: value for key, value in record.items() if value is not None}
+        (self.out / "run.json").write_text(json.dumps(fields))
 
 
 @pytest.fixture
@@ -140,18 +140,18 @@ def test_other_software_is_refused_by_name_or_accepted_and_recorded(changed: str
     with pytest.raises(InvalidRequestError, match=rf"  {changed}(.|\n)*--accept-versions"):
         project.explain()
     assert content(project.out) == before
-    code, told = project.explain(accept_versions=True)
-    assert code == DONE, told
-    assert f"note: --accept-versions: this store goes on with other software ({changed}" in told
+    code, output = project.explain(accept_versions=True)
+    assert code == DONE, output
+    assert f"note: --accept-versions: this store goes on with other software ({changed}" in output
     makers = [read_part(LocalStore(prefix=project.out), unit)[1].software for unit in range(3)]
     assert makers[0] == makers[1] != makers[2]
     assert project.run()["session_software"] == makers[2] in load(project.out).all_software
-    code, told = check(project.out)
-    assert code == DONE, told
-    assert "note: unit 2 was made with" in told
+    code, output = check(project.out)
+    assert code == DONE, output
+    assert "note: unit 2 was made with" in output
     assert "note: units 0–1 were made with" in said(print_status, str(project.out))[1]
-    code, told = check(project.out, recompute=12)
-    assert code == DONE, told
+    code, output = check(project.out, recompute=12)
+    assert code == DONE, output
 
 
 def test_another_arithmetic_is_other_software(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,8 +185,8 @@ def test_what_was_accepted_once_is_no_news(project: Project) -> None:
 def test_what_no_map_depends_on_is_not_refused(project: Project, package: str) -> None:
     project.begin()
     project.install(package, "0.1")
-    code, told = project.explain()
-    assert code == DONE and "--accept-versions" not in told
+    code, output = project.explain()
+    assert code == DONE and "--accept-versions" not in output
     assert "note: units" not in check(project.out)[1]
 
 
@@ -203,8 +203,8 @@ def test_a_finished_store_is_not_refused_and_keeps_its_record(project: Project, 
     project.explain()
     before = project.run()
     CHANGES[change](project)
-    code, told = project.explain()
-    assert code == DONE and "nothing was pending" in told
+    code, output = project.explain()
+    assert code == DONE and "nothing was pending" in output
     keys = ("versions", "arithmetic", "code", "later_software", "session_software")
     assert {key: project.run()[key] for key in keys} == {key: before[key] for key in keys}
     assert check(project.out)[0] == DONE
@@ -230,10 +230,10 @@ def old(project: Project) -> None:
 def test_a_store_older_than_the_record_goes_on_with_a_word(project: Project) -> None:
     project.begin()
     old(project)
-    code, told = project.explain()
-    assert code == DONE and "did not record its arithmetic" in told
-    code, told = check(project.out)
-    assert code == DONE and "note: unit 2 was made with" in told
+    code, output = project.explain()
+    assert code == DONE and "did not record its arithmetic" in output
+    code, output = check(project.out)
+    assert code == DONE and "note: unit 2 was made with" in output
     assert "did not record its arithmetic" in " ".join(project.run()["notes"])  # type: ignore[arg-type]
 
 
@@ -257,20 +257,20 @@ def test_retry_asks_the_same(project: Project) -> None:
     with pytest.raises(InvalidRequestError, match=r"parts: 1.0, now 2.0"):
         said(retry, str(project.out), workers="auto", runner="inline")
     assert content(project.out) == before
-    code, told = said(retry, str(project.out), workers="auto", runner="inline", accept_versions=True)
-    assert code == DONE, told
-    code, told = check(project.out, recompute=12)
-    assert code == DONE and "note: unit 0 was made with" in told and "parts 2.0" in told
+    code, output = said(retry, str(project.out), workers="auto", runner="inline", accept_versions=True)
+    assert code == DONE, output
+    code, output = check(project.out, recompute=12)
+    assert code == DONE and "note: unit 0 was made with" in output and "parts 2.0" in output
 
 
 def test_recompute_with_other_code_proves_nothing_and_is_no_damage(project: Project) -> None:
     project.begin()
     project.explain()
     project.write("blocks.py", BLOCKS.replace("ReLU", "Tanh"))
-    code, told = check(project.out, recompute=3)
-    assert code == NOT_FINISHED, told
-    assert "but it was made with other software (code of blocks: " in told
-    assert "of 3 rows asked for, 0 rows" in told and "not proven" in told and "verified" not in told
+    code, output = check(project.out, recompute=3)
+    assert code == NOT_FINISHED, output
+    assert "but it was made with other software (code of blocks: " in output
+    assert "of 3 rows asked for, 0 rows" in output and "not proven" in output and "verified" not in output
 
 
 def test_a_worker_with_other_software_refuses_to_work(project: Project) -> None:
@@ -303,8 +303,8 @@ def test_a_unit_of_unknown_software_is_told(project: Project) -> None:
     project.explain()
     project.rewrite(arithmetic=7)
     make_sums_again(project.out)
-    code, told = check(project.out)
-    assert code == DONE and "of which run.json has no word" in told
+    code, output = check(project.out)
+    assert code == DONE and "which run.json lacks" in output
 
 
 def test_digests_do_not_depend_on_what_has_no_effect() -> None:
@@ -336,10 +336,10 @@ def test_class_stores_ask_the_same(class_store: Path, tmp_path: Path, project: P
     (out / "index/unit-00000001.parquet").unlink()
     with pytest.raises(InvalidRequestError, match=r"torch: .*, now 0.1"):
         visualised(out)
-    code, told = visualised(out, accept_versions=True)
-    assert code == DONE and "note: --accept-versions" in told
-    code, told = check(out)
-    assert code == DONE and "note: unit 1 was made with" in told and "torch 0.1" in told
+    code, output = visualised(out, accept_versions=True)
+    assert code == DONE and "note: --accept-versions" in output
+    code, output = check(out)
+    assert code == DONE and "note: unit 1 was made with" in output and "torch 0.1" in output
 
 
 def test_a_classes_json_that_contradicts_its_fingerprint(class_store: Path, tmp_path: Path) -> None:
@@ -348,8 +348,8 @@ def test_a_classes_json_that_contradicts_its_fingerprint(class_store: Path, tmp_
     record["config"]["seed"] += 1
     (out / "classes.json").write_text(json.dumps(record))
     (out / "SHA256SUMS").unlink()
-    code, told = check(out)
-    assert code == 4 and "contradicts its own fingerprint (seed)" in told
+    code, output = check(out)
+    assert code == 4 and "contradicts its own fingerprint (seed)" in output
 
 
 def test_changed_class_names_are_another_run(tree: Path, tmp_path: Path) -> None:

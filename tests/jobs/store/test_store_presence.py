@@ -18,7 +18,7 @@ from jobs.config.explain_config import read_config
 from jobs.storage.object_store import delete, open_output, put
 from jobs.store.finalize import finalize
 from jobs.store.layout import RUN_JSON
-from jobs.store.open import open_run
+from jobs.store.store_access import open_run
 from jobs.store.store_presence import Presence
 from jobs.util.job_errors import StoreUnusable
 from saliency_core.errors import InvalidRequestError
@@ -79,13 +79,13 @@ def test_class_models_stop_too(tmp_path: Path, happening, what: str) -> None:
 
 def test_the_program_says_what_happened(tree: Path, tmp_path: Path, saliency) -> None:
     out = tmp_path / "store"
-    told = saliency(
+    result = saliency(
         "explain", *flags(images=tree, out=out, model="python:factories:meddles", unit_size=4), MEDDLE=str(out)
     )
-    assert told.returncode == 1, told.stdout + told.stderr
-    assert "is gone: it was renamed or removed while this command ran" in told.stderr
-    assert "if it was removed, that command begins anew" in told.stderr and "committed is safe" not in told.stderr
-    assert not out.exists() and "Traceback" not in told.stderr
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "is gone: it was renamed or removed while this command was at work" in result.stderr
+    assert "if it was removed, that command begins anew" in result.stderr and "committed is safe" not in result.stderr
+    assert not out.exists() and "Traceback" not in result.stderr
 
 
 def test_no_write_makes_a_directory_again(finished: Path, tmp_path: Path) -> None:

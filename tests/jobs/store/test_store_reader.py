@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from jobs.inputs.rejected import RejectedImage
 from jobs.store.arrays import open_array
 from jobs.store.index import read_part, withdraw
-from jobs.store.open import open_run
+from jobs.store.store_access import open_run
 from jobs.store.store_reader import Store, open_store
 from jobs.store.torch_dataset import MapDataset
 from saliency_core.errors import InvalidRequestError
@@ -46,9 +46,9 @@ def test_maps_come_in_the_order_asked_for_also_when_asked_twice(store: Store, fi
     for path in store.arrays:
         whole = everything(finished, path)
         for rows in ([0], [42, 0, 42], [7, 8], [15, 1], list(range(43)), rng.choices(range(43), k=100), []):
-            found = store.maps(path, rows)
-            assert found.dtype == np.float32 and found.shape == (len(rows), 16, 16)
-            np.testing.assert_array_equal(found, whole[np.array(rows, int)])
+            maps = store.maps(path, rows)
+            assert maps.dtype == np.float32 and maps.shape == (len(rows), 16, 16)
+            np.testing.assert_array_equal(maps, whole[np.array(rows, int)])
         for part in (slice(None), slice(5, 20), slice(-3, None), slice(40, 3, -7), slice(9, 9)):
             np.testing.assert_array_equal(store.maps(path, part), whole[part])
     assert len(store) == 43 and next(iter(store.arrays)) == GRADIENT
@@ -69,11 +69,11 @@ def test_scaled_maps_come_back_in_their_own_units(
     out = tmp_path / "store"
     run_inline(images=str(tree), out=str(out), unit_size=8, batch_size=4, methods=method, map_dtype=dtype)
     rows = [40, 3, 3, 17, 0, 42]
-    found, exact = open_store(str(out)).maps(f"predicted/{method}", rows), store.maps(f"predicted/{method}", rows)
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(np.isnan(found), np.isnan(exact))
+    maps, exact = open_store(str(out)).maps(f"predicted/{method}", rows), store.maps(f"predicted/{method}", rows)
+    assert maps.dtype == np.float32
+    np.testing.assert_array_equal(np.isnan(maps), np.isnan(exact))
     largest = np.nanmax(np.abs(exact), axis=(1, 2), keepdims=True, initial=0)
-    assert (np.abs(found - exact) <= 0.51 * error * largest)[~np.isnan(exact)].all()
+    assert (np.abs(maps - exact) <= 0.51 * error * largest)[~np.isnan(exact)].all()
 
 
 def test_a_row_without_a_map_is_nan(store: Store) -> None:
@@ -87,10 +87,10 @@ def test_kept_channels_are_kept(tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "store"
     methods = ("all=gradient(reduction=none)", "gradient")
     run_inline(images=str(tree), out=str(out), unit_size=8, limit=8, methods=methods)
-    found = open_store(str(out))
-    kept = found.maps("predicted/all", [5, 1])
-    assert kept.shape == (2, 3, 16, 16)
-    np.testing.assert_array_equal(np.abs(kept).max(axis=1), found.maps(GRADIENT, [5, 1]))
+    opened = open_store(str(out))
+    channels = opened.maps("predicted/all", [5, 1])
+    assert channels.shape == (2, 3, 16, 16)
+    np.testing.assert_array_equal(np.abs(channels).max(axis=1), opened.maps(GRADIENT, [5, 1]))
 
 
 def test_lines_are_the_index(store: Store, finished: Path) -> None:
@@ -105,10 +105,10 @@ def test_lines_of_many_row_groups(finished: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(finished, tmp_path / "copy")
     whole = pq.read_table(finished / "index.parquet")
     pq.write_table(whole, copy / "index.parquet", row_group_size=5)
-    found = open_store(str(copy))
+    opened = open_store(str(copy))
     rows = [41, 4, 5, 5, 24, 0, 42]
-    assert found.lines(rows).equals(whole.take(rows))
-    assert found.lines().equals(whole)
+    assert opened.lines(rows).equals(whole.take(rows))
+    assert opened.lines().equals(whole)
 
 
 def test_an_unfinished_store_gives_what_is_committed(unfinished: Store) -> None:
@@ -137,18 +137,18 @@ def test_a_stale_index_is_not_believed(finished: Path, tmp_path: Path) -> None:
     objects, run = open_run(str(copy))
     (copy / "run.json").write_bytes(run.model_copy(update={"state": "running"}).to_json())
     withdraw(objects, [1])
-    found = open_store(str(copy))
+    opened = open_store(str(copy))
     with pytest.raises(InvalidRequestError, match="rows 8 to 15"):
-        found.lines([9])
-    assert found.lines([7]).equals(read_part(objects, 0)[0].slice(7, 1))
+        opened.lines([9])
+    assert opened.lines([7]).equals(read_part(objects, 0)[0].slice(7, 1))
 
 
 @pytest.mark.parametrize(
-    "rows, told", [([43], "43.*0 to 42"), ([-1], "-1"), ([0, 10**12], "1000000000000"), ([0.5], "float")]
+    "rows, message", [([43], "43.*0 to 42"), ([-1], "-1"), ([0, 10**12], "1000000000000"), ([0.5], "float")]
 )
-def test_what_is_no_row_is_refused(store: Store, rows: list[int], told: str) -> None:
+def test_what_is_no_row_is_refused(store: Store, rows: list[int], message: str) -> None:
     for ask in (lambda: store.maps(GRADIENT, rows), lambda: store.lines(rows), lambda: store.manifest_lines(rows)):
-        with pytest.raises(InvalidRequestError, match=told):
+        with pytest.raises(InvalidRequestError, match=message):
             ask()
 
 
@@ -183,21 +183,21 @@ def test_manifest_lines_and_originals(store: Store, tree: Path) -> None:
 
 
 def test_a_map_goes_back_to_its_image(tree: Path, tmp_path: Path) -> None:
-    """Of a centre crop: a constant map covers the crop, and the rest of the image was never seen."""
+    """Of a centre crop: a constant map covers the crop, and the rest of the image is NaN."""
     out = tmp_path / "store"
     run_inline(images=str(tree), out=str(out), unit_size=8, limit=8, resize="24", crop="16")
-    found = open_store(str(out))
-    for line in found.lines(range(8)).to_pylist():
+    opened = open_store(str(out))
+    for line in opened.lines(range(8)).to_pylist():
         if line["width"] is None:
             with pytest.raises(InvalidRequestError, match=f"row {line['row']}.*{line['error'][:9]}"):
-                found.place(np.ones((16, 16)), line["row"])
+                opened.place(np.ones((16, 16)), line["row"])
             continue
-        placed = found.place(np.ones((16, 16)), line["row"])
+        placed = opened.place(np.ones((16, 16)), line["row"])
         assert placed.shape == (line["height"], line["width"]) and placed.dtype == np.float32
-        seen = ~np.isnan(placed)
-        assert (placed[seen] == 1).all()
+        covered = ~np.isnan(placed)
+        assert (placed[covered] == 1).all()
         side = min(placed.shape) * 16 / 24
-        assert abs(seen.any(axis=0).sum() - side) <= 1 and abs(seen.any(axis=1).sum() - side) <= 1
+        assert abs(covered.any(axis=0).sum() - side) <= 1 and abs(covered.any(axis=1).sum() - side) <= 1
 
 
 def test_reading_needs_no_torch(finished: Path) -> None:
@@ -282,7 +282,7 @@ def test_a_remote_store_reads_the_same_and_refuses_forks(
         dataset = MapDataset(remote, GRADIENT)
         for _, lines in DataLoader(dataset, batch_size=20):
             assert len(lines["row"]) == 20
-        # Better a refusal than a worker that waits for ever.
+        # A refusal is better than a worker that waits without end.
         with pytest.raises(InvalidRequestError, match="spawn"):
             next(iter(DataLoader(dataset, num_workers=1, multiprocessing_context="fork", timeout=60)))
 
@@ -290,10 +290,10 @@ def test_a_remote_store_reads_the_same_and_refuses_forks(
 def test_a_lost_shard_is_not_a_row_without_a_map(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "s")
     (tmp_path / "s/maps.zarr/predicted/gradient/c/2/0/0").unlink()
-    found = open_store(str(tmp_path / "s"))
+    opened = open_store(str(tmp_path / "s"))
     with pytest.raises(InvalidRequestError, match=r"rows \[16.*saliency verify"):
-        found.maps(GRADIENT, [0, 16, 17])
-    assert np.isfinite(found.maps(GRADIENT, [0])).all()
+        opened.maps(GRADIENT, [0, 16, 17])
+    assert np.isfinite(opened.maps(GRADIENT, [0])).all()
 
 
 @pytest.mark.parametrize("what", ["cut off", "empty", "gone", "text"])

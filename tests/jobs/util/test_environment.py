@@ -20,7 +20,7 @@ import pytest
 
 from jobs.inspect.status import print_status
 from jobs.runners.cluster import refuse_unreachable
-from jobs.store.open import refuse_unwritable
+from jobs.store.store_access import refuse_unwritable
 from jobs.store.store_reader import open_store
 from jobs.util.environment import choose_ray_directory, reset_warning_filters
 from jobs.util.hidden_modules import describe_hidden_module, refuse_hidden_from_workers
@@ -270,7 +270,7 @@ def test_interrupt_counts_what_the_store_has(tree: Path, tmp_path: Path) -> None
     from jobs.runners.in_process import run_stages, tasks_in_flight
     from jobs.runners.stage import Node
     from jobs.store.index import committed
-    from jobs.store.open import open_run
+    from jobs.store.store_access import open_run
 
     run_inline(images=str(tree), out=str(tmp_path / "s"), limit=8, **SAME)
     store, run = open_run(str(tmp_path / "s"))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.inputs import decode_image
-from jobs.inputs.decode_image import Decoded
+from jobs.inputs.decode_image import DecodedImage
 from jobs.inputs.rejected import RejectedImage
 from saliency_core.model.preprocessing import Preprocessing
 
@@ -26,7 +26,7 @@ def marked(data: bytes, deed: str) -> bytes:
     return data + MARK + deed.encode()
 
 
-def decode(data: bytes, preprocessing: Preprocessing, *, max_pixels: int) -> Decoded | RejectedImage:
+def decode(data: bytes, preprocessing: Preprocessing, *, max_pixels: int) -> DecodedImage | RejectedImage:
     _, _, deed = data.rpartition(MARK) if MARK in data else (b"", b"", b"")
     match deed.decode().split():
         case ["signal", name]:
@@ -50,7 +50,7 @@ def decode(data: bytes, preprocessing: Preprocessing, *, max_pixels: int) -> Dec
 def decode_stage(out: str, **keys: Any) -> Callable[[Any], Any]:
     """The decode stage, wherever it is built, with this decoding."""
     from jobs.explain import decode_stage as stage
-    from jobs.store.open import open_run
+    from jobs.store.store_access import open_run
 
     stage.decode = decode
     return stage.DecodeStage(open_run(out)[1], **keys)
