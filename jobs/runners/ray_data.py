@@ -48,7 +48,7 @@ LOOKUP_SECONDS = 120.0  # for a node of a cluster to start a process and look fo
 
 # -- private parts of Ray -------------------------------------------------------------------------------------
 #
-# All uses of Ray's private parts are in this block. The statements on Ray are verified for Ray 2.60. After an upgrade,
+# All uses of Ray's private parts are in this block. They were checked with Ray 2.60. After an upgrade of Ray,
 # run tests/faults/test_nodes.py, which tests the listening addresses and the lifetime of the processes.
 #
 # Two environment variables, RAY_grpc_client_keepalive_time_ms and …_timeout_ms, take effect only if they are set before

@@ -173,7 +173,7 @@ def test_ray_gets_a_directory_that_fits_its_sockets(long: Path, monkeypatch: pyt
 def test_directory_that_was_named_for_ray_is_taken_or_refused(long: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", "/dev/shm")
     assert choose_ray_directory() == "/dev/shm/ray"
-    for unusable, why in ((str(long), "too long"), ("/proc/none", "no directory"), ("/proc", "cannot be written")):
+    for unusable, why in ((str(long), "too long"), ("/proc/none", "not a directory"), ("/proc", "cannot be written")):
         monkeypatch.setenv("RAY_TMPDIR", unusable)
         with pytest.raises(InvalidRequestError, match=f"{unusable} .*{why}.*Set RAY_TMPDIR"):
             choose_ray_directory()
