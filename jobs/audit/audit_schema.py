@@ -74,11 +74,14 @@ def class_schema(cells: tuple[int, int]) -> pa.Schema:
     """The schema of classes.parquet.
 
     ``score``: how suspicious the class is; null if there are too few maps to judge. ``alarm``: whether it is a finding,
-    which needs a score of at least 1. ``suspect``: the cluster that the finding is about; −1 for the whole class.
-    ``spot_y``, ``spot_x``: position of the pattern, 0 to 1; ``spot_rows``: how many rows show it. ``eigengap``: the
-    largest gap among the first eigenvalues of the maps' neighbour graph. ``clusters``: their number, at least 1; if it
-    is 1, clusters.parquet has no lines of the class, and its rows have the cluster −1. The rows of a finding are a
-    cluster. ``typical``, ``atypical``, ``wrong``: row numbers.
+    which needs a score of at least 1. ``suspect``: the cluster made of the finding's rows; −1 if there is no
+    finding, or if it is about the whole class. ``spot_y``, ``spot_x``: the place in the map, 0 to 1, of the pattern of
+    relevance that many rows of this class share and few rows of other classes have; ``spot_rows``: how many rows of the
+    class have it. ``eigengap``: the
+    largest gap among the first eigenvalues of the maps' neighbour graph. ``clusters``: the number of
+    clusters, at least 1; if it is 1, clusters.parquet has no lines of the class, and its rows have the cluster −1.
+    ``typical``, ``atypical``: the rows whose maps are most and least like others of the class; ``wrong``: the wrong
+    predictions with the highest probability. ``cells``: height and width of the small maps.
     """
     rows = pa.list_(pa.int64())
     return pa.schema(

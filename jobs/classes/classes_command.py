@@ -138,8 +138,8 @@ def _reopen(run: ClassRun) -> None:
 
 
 def _unseal(store: ObjectStore) -> None:
-    """Deletes SHA256SUMS, before anything is written that may contradict it: a kill then leaves the store unfinished,
-    not damaged."""
+    """Deletes SHA256SUMS before anything is written that may contradict it. If the process is killed afterwards, the
+    store counts as unfinished, not as damaged."""
     if SHA256SUMS in set(list_keys(store)):
         delete(store, SHA256SUMS)
 

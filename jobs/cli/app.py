@@ -84,7 +84,7 @@ def explain(
 @_register
 @with_options(flags=config_options(ClassesConfig))
 def classes(flags: dict[str, Any], config: ConfigFile = None, accept_versions: AcceptVersions = False) -> int:
-    """Compute, for each class, an image on which the model's score for the class is highest."""
+    """Generate, for each class, an image that the model scores highly for that class, by gradient ascent."""
     job_config = read_config(ClassesConfig, flags, file=config)
     from jobs.classes import classes_command
 

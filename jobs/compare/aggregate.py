@@ -40,9 +40,9 @@ class MapSums:
 class Aggregates:
     """The results of a comparison.
 
-    ``rows``: a table of ROW_SCHEMA. ``classes``: a table of ``class_schema``. ``overall``: the columns of
-    ``class_schema`` for all rows. ``flat``: how many pairs have no rank correlation. ``means``: A's and B's mean maps
-    over all pairs.
+    ``rows``: a table of ROW_SCHEMA. ``classes``: a table of ``class_schema``. ``overall``: one line with
+    the columns of ``class_schema``, computed over all rows together. ``flat``: the number of pairs without a rank
+    correlation, because one of the maps is constant. ``means``: the mean maps of A and B; None if there are no pairs.
     """
 
     rows: pa.Table

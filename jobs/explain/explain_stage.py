@@ -203,7 +203,8 @@ def _copy_to_host(results: UnitResults, batches: Sequence[BatchResults], good: N
 
 
 def _statistics(maps: Tensor) -> tuple[Tensor, ...]:
-    """Computes min, max, mean, l1 and l2 of each map [n, …] → [n] each; sums are in float64."""
+    """Returns min, max, mean, l1 norm and l2 norm of each map [n, …], five tensors [n]. The last three are float64; min
+    and max have the maps' dtype."""
     flat = maps.flatten(1)
     magnitude = flat.abs()
     return (

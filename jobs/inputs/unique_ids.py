@@ -17,7 +17,10 @@ def _digest(name: str) -> int:
 
 
 class UniqueIds:
-    """The ids that a list has used so far. Lists can be long, so they are in a temporary SQLite file."""
+    """Makes the sample ids from lists of images unique: a repeated id becomes ``id~2``, ``id~3``, ….
+
+    Hashes of the ids are kept in a temporary SQLite file, because lists can be too long for memory.
+    """
 
     def __init__(self) -> None:
         # A database without a name is private and deleted when it is closed, which may happen in another thread.

@@ -79,7 +79,7 @@ def encode_shards(
 def encode_class_shards(
     run: ClassRun, unit: int, images: NDArray[np.float32], scores: NDArray[np.float32]
 ) -> dict[str, bytes]:
-    """The unit's two shards by key; ``images`` [n, C, H, W], ``scores`` [n]."""
+    """Encodes the ``images`` [n, C, H, W] and ``scores`` [n] of one unit as two Zarr shards → their bytes by key."""
     memory, arrays = _class_template(run.to_json())
     shards = {"image": images, "score": scores}
     return {f"{CLASSES}/{key}": data for key, data in _encode(run, memory, arrays, unit, shards)}

@@ -75,9 +75,10 @@ class ArraySpec(BaseModel):
 class Record(BaseModel):
     """The description of a store of any job, in the object ``KEY``. A directory without it is not a store.
 
-    ``fingerprint`` is written and compared by ``jobs.store.fingerprint``. ``versions``, ``arithmetic`` and ``code`` are
-    the software that the store was begun with, ``later_software`` is other software that made units of it, and
-    ``session_software`` is the digest of the software of the last session that had work.
+    ``fingerprint``: the settings and inputs that must be the same when the run is resumed. ``versions`` (packages),
+    ``arithmetic`` (the version of this program's calculations) and ``code`` (digests of the user's code) describe the
+    software of the first session; ``later_software``: other software of later sessions that had units to add;
+    ``session_software``: the digest of the software of the latest session that had units to add.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -91,7 +91,8 @@ def _read_record(kind: type[Record], out: str) -> bytes | None:
 
 
 def _contents(out: str, store: ObjectStore, kind: type[Record]) -> Iterator[str]:
-    """The content of ``out``, without a record that was half written when the process was killed."""
+    """Yields the names of the files and folders in ``out``, or all keys if it is remote, without the temporary files
+    that a killed process left while it wrote the record of ``kind``."""
     if is_remote(out):
         yield from list_keys(store)
         return

@@ -12,7 +12,8 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def escape_formula(text: str) -> str:
-    """Returns the text, with an apostrophe in front if it is a formula: ``=1+1`` → ``'=1+1``. Numbers stay.
+    """Returns the text, with an apostrophe in front if a spreadsheet may take it for a formula: ``=1+1`` → ``'=1+1``.
+    Numbers such as ``-1`` are not changed.
 
     A text that begins with apostrophes before a formula gets one more, so that ``unescape_formula`` restores it.
     """

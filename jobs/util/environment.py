@@ -66,7 +66,7 @@ def ensure_user() -> None:
 def refuse_missing_working_directory() -> None:
     """Raises InvalidRequestError if the working directory was removed.
 
-    No relative path would lead anywhere, and libraries (MKL) would end the process.
+    Without it relative paths cannot be opened, and some libraries (MKL) would end the process.
     """
     try:
         os.getcwd()  # noqa: PTH109 - checks whether it exists

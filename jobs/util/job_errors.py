@@ -12,7 +12,8 @@ class StoreUnreachable(JobStopped):
 
 
 class StoreUnusable(JobStopped):
-    """The store of a run answers but refuses: its disk is full or not writable, or its bucket is gone."""
+    """An object of a store cannot be read or written, and a retry would not help: for example, the disk is full,
+    access is denied, or the bucket does not exist."""
 
 
 class StoreMissing(StoreUnusable):

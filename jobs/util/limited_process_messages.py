@@ -37,7 +37,7 @@ class ReadRequest:
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """Stands in a call for a file of ``size`` bytes that the parent has open."""
+    """Sent to the child in place of a file of ``size`` bytes that the parent has open."""
 
     size: int
 

@@ -200,7 +200,8 @@ def relative_distance(scores: Tensor, shares: Sequence[Tensor]) -> Tensor:
 
 
 def shares_of(result: BackwardResult) -> list[Tensor]:
-    """Returns what the input and each layer add to the score, as ``share_of`` does."""
+    """Returns the parts of the score: first the input's (Σ gradient × input), then each layer's (Σ gradient × bias).
+    Each is [n], or [] for a layer whose images cannot be separated."""
     n = len(result.inputs)
     return [_sum(result.input_gradient * result.inputs), *(share_of(layer, n) for layer in result.layers)]
 

@@ -72,7 +72,8 @@ class WeightedScores(Target):
         self.weights = dict(weights)
 
     def choose(self, logits: Tensor, labels: Tensor) -> Choice:
-        """Applies to all images.
+        """Chooses no class: the target exists for every image, so ``applies`` is True and ``classes`` is 0, a
+        placeholder.
 
         Raises:
             InvalidRequestError: The model does not have one of the classes.
@@ -103,7 +104,7 @@ class Loss(Target):
         self.needs_labels = _takes_labels(function, spec)
 
     def choose(self, logits: Tensor, labels: Tensor) -> Choice:
-        """Chooses the labels if the function takes them; otherwise it applies to all images."""
+        """Chooses the labels if the function takes them; otherwise no class, for every image."""
         if self.needs_labels:
             return LabelClass(spec=self.spec, slug=self.slug).choose(logits, labels)
         return Choice(torch.zeros_like(labels), everywhere(labels))
@@ -147,7 +148,8 @@ class LayerUnit(Target):
         self.index = index
 
     def choose(self, logits: Tensor, labels: Tensor) -> Choice:
-        """Applies to all images."""
+        """Chooses no class: the target exists for every image, so ``applies`` is True and ``classes`` is 0, a
+        placeholder."""
         del logits
         return Choice(torch.zeros_like(labels), everywhere(labels))
 

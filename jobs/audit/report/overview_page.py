@@ -70,7 +70,7 @@ def overview_context(
 
 
 def _link(line: Line, names: ClassNames) -> Link:
-    """Returns a link to the class's page, with the class number beside its name."""
+    """Returns a link to the class's page. If the class has a name, its number is shown after the link."""
     link, number = names.link(line["class"], line["class_name"]), f"class {line['class']}"
     return link if line["class"] < 0 or link.text == number else replace(link, about=number)
 
