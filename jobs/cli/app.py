@@ -132,7 +132,7 @@ def retry(
     allow_quarantined: AllowQuarantined = False,
 ) -> int:
     """Explain the units with quarantined rows again. Their inputs are listed again first."""
-    from jobs.explain import retry as retry_command
+    from jobs.explain import retry_command
 
     return retry_command.retry(
         out,

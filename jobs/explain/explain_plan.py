@@ -16,7 +16,7 @@ from jobs.explain.label_resolution import label_notes, label_resolver, refuse_no
 from jobs.explain.model_code_guard import run_model_code
 from jobs.inputs.entry import Source
 from jobs.inputs.sources import list_entries, open_sources
-from jobs.relocation.relocation import complete_manifest
+from jobs.relocation.row_relocation import complete_manifest
 from jobs.runners.engine import StartingEngine
 from jobs.storage.object_store import open_output, put
 from jobs.storage.uris import is_remote, local_path

@@ -11,7 +11,7 @@ from typing import NoReturn
 from saliency_core.errors import InvalidRequestError
 
 
-class ExitAttemptError(RuntimeError):
+class QuitError(RuntimeError):
     """The user's code tried to end the process, or raised a BaseException that is not an Exception."""
 
 
@@ -43,7 +43,7 @@ def forbid_exit() -> Iterator[None]:
         if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
             raise
         attempt = str(error) if isinstance(error, _ExitCall) else f"{type(error).__name__}: {error}".removesuffix(": ")
-        raise ExitAttemptError(f"it tried to end the program ({attempt})") from error
+        raise QuitError(f"it tried to end the program ({attempt})") from error
     finally:
         os._exit, active = real_exit, False
 
@@ -55,7 +55,7 @@ def refuse_exit(model: str) -> Iterator[None]:
     try:
         with forbid_exit():
             yield
-    except ExitAttemptError as error:
+    except QuitError as error:
         raise InvalidRequestError(
             f"{model}: while it was built, or tried on made-up images, {error}, and would do so in the run. Change "
             "it to raise an exception instead."

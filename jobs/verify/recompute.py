@@ -129,7 +129,7 @@ class Recomputation:
         """A line with how many of the ``requested`` rows were compared, and how much they differ."""
         text = f"{self.compared} rows explained again, {self._same[True]} of them to the bit"
         if self.compared < requested:
-            text = f"of {requested} rows asked for, {text}"
+            text = f"of {requested} requested rows, {text}"
         return text + (f", the others within a relative L2 of {self._largest:.1e}" if self._same[False] else "")
 
     def _differences(

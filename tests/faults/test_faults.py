@@ -222,7 +222,8 @@ def test_killed_while_planning_starts_anew(tree: Path, tmp_path: Path, finished:
     assert content(out) == content(finished)
 
 
-@pytest.mark.parametrize("runner", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("runner", ["inline", "ray"])
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler to build the wrong clock with")
 def test_clock_that_jumps(tmp_path: Path, slow, undisturbed, runner: str) -> None:
     """Back by a year, and ahead by two: every process of the job sees it."""

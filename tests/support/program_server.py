@@ -153,7 +153,7 @@ def _serve() -> None:
     import jobs.cli.app
     import jobs.explain.explain_command
     import jobs.explain.explain_stage
-    import jobs.explain.retry
+    import jobs.explain.retry_command
     import jobs.verify.verify_command
     import saliency_core.explainer  # noqa: F401 - a command imports it
 

@@ -234,7 +234,7 @@ def test_the_command_compares(finished: Path, other: Path, tmp_path: Path, salie
     assert result.returncode == 3, result.stderr
     assert "The predicted class changed in" in result.stdout and (tmp_path / "c/compare.json").exists()
     result = saliency("compare", finished, tmp_path, "--output", tmp_path / "d")
-    assert result.returncode == 2 and "not a store of ours" in result.stderr
+    assert result.returncode == 2 and "not a saliency store" in result.stderr
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from jobs.compare.compare_schema import PAIR_MEASURES
 from jobs.compare.row_matching import Side
-from jobs.explain.retry import retry
+from jobs.explain.retry_command import retry
 from jobs.store.store_reader import open_store
 from saliency_core.errors import InvalidRequestError
 from tests.conftest import run_inline

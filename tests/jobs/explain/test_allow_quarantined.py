@@ -12,7 +12,7 @@ from rich.console import Console
 
 from jobs.audit.audit_command import audit
 from jobs.compare.compare_command import compare
-from jobs.explain.retry import retry
+from jobs.explain.retry_command import retry
 from jobs.export.export_command import export
 from jobs.store.store_access import existing_run
 from jobs.util.exit_codes import DONE, IMPERFECT

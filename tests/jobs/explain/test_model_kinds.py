@@ -17,7 +17,7 @@ from factories import tiny
 from PIL import Image
 from torch import nn
 
-from jobs.explain.retry import retry
+from jobs.explain.retry_command import retry
 from jobs.util.exit_codes import DONE, IMPERFECT
 from jobs.verify.verify_command import verify
 from saliency_core.errors import InvalidRequestError

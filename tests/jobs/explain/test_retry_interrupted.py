@@ -11,7 +11,7 @@ from pathlib import Path
 import obstore
 import pytest
 
-from jobs.explain.retry import retry
+from jobs.explain.retry_command import retry
 from jobs.storage import object_store
 from jobs.store.index import WithdrawnError, read_parts, withdraw
 from jobs.store.store_access import open_run

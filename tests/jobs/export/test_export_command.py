@@ -199,7 +199,7 @@ def test_a_store_that_changed_is_another_export(tree: Path, tmp_path: Path) -> N
     moved = shutil.copytree(tmp_path / "s", tmp_path / "moved")
     assert run(moved, "webdataset", tmp_path / "e")[0] == 3  # the same store, elsewhere
     shutil.copy(broken / "dog/003.png", broken / "dog/torn.png")
-    from jobs.explain.retry import retry
+    from jobs.explain.retry_command import retry
 
     retry(str(tmp_path / "s"), Console(file=io.StringIO()), runner="inline", workers="auto")
     with pytest.raises(InvalidRequestError, match=r"before it changed.*rows"):

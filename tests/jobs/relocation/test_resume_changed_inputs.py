@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.explain.retry import retry
+from jobs.explain.retry_command import retry
 from jobs.store.index import withdraw
 from jobs.store.row_identity import keep_identities
 from jobs.store.store_access import open_run

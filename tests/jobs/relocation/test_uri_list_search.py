@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.explain.retry import retry
+from jobs.explain.retry_command import retry
 from jobs.store.store_reader import open_store
 from jobs.verify.verify_command import verify
 from saliency_core.errors import InvalidRequestError

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.explain.retry import retry
+from jobs.explain.retry_command import retry
 from jobs.inputs.rejected import RejectedImage
 from jobs.inspect.status import print_status
 from jobs.storage import object_store

@@ -177,7 +177,7 @@ def mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         pytest.skip(f"this process may not mount a file system: {error}")
 
 
-@pytest.mark.parametrize("way", ["folder", "glob", "list"])
+@pytest.mark.parametrize("way", [*(pytest.param(way, marks=pytest.mark.slow) for way in ("folder", "glob")), "list"])
 def test_what_hangs_is_one_row(way: str, mount: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     names = ("a", "lookup", "n", "open", "p", "read", "z")

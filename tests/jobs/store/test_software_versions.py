@@ -22,7 +22,7 @@ from jobs.config.explain_config import make_config, read_config
 from jobs.explain.decode_stage import DecodeStage
 from jobs.explain.explain_command import explain
 from jobs.explain.explain_stage import ExplainStage
-from jobs.explain.retry import retry
+from jobs.explain.retry_command import retry
 from jobs.inspect.status import print_status
 from jobs.store import software_versions
 from jobs.store.index import Commit, encode_part, read_part

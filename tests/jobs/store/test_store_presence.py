@@ -83,7 +83,7 @@ def test_the_program_says_what_happened(tree: Path, tmp_path: Path, saliency) ->
         "explain", *flags(images=tree, out=out, model="python:factories:meddles", unit_size=4), MEDDLE=str(out)
     )
     assert result.returncode == 1, result.stdout + result.stderr
-    assert "is gone: it was renamed or removed while this command was at work" in result.stderr
+    assert "is gone: it was renamed or removed while this command ran" in result.stderr
     assert "if it was removed, that command begins anew" in result.stderr and "committed is safe" not in result.stderr
     assert not out.exists() and "Traceback" not in result.stderr
 

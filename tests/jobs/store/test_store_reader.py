@@ -252,7 +252,7 @@ def test_the_dataset_may_be_pickled_also_after_use(store: Store) -> None:
 
 # Python 3.12 warns of any fork beside threads; that a fork beside them works is what is tested.
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_read_what_the_parent_reads(store: Store, context: str) -> None:
     whole = store.maps(GRADIENT, slice(None))  # the parent's threads are there by now
     dataset = MapDataset(store, GRADIENT)

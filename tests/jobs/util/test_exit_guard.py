@@ -15,7 +15,7 @@ from jobs.classes.classes_command import visualise
 from jobs.config.classes_config import ClassesConfig
 from jobs.config.explain_config import read_config
 from jobs.explain.explain_stage import ExplainError
-from jobs.util.exit_guard import ExitAttemptError, forbid_exit
+from jobs.util.exit_guard import QuitError, forbid_exit
 from saliency_core.errors import InvalidRequestError
 from tests.conftest import content, flags, run_inline
 from tests.support.processes import start
@@ -99,7 +99,7 @@ def test_only_its_own_process_is_kept() -> None:
         if not child:
             os._exit(7)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-        with pytest.raises(ExitAttemptError, match="tried to end"), forbid_exit():
+        with pytest.raises(QuitError, match="tried to end"), forbid_exit():
             os._exit(7)
     assert os._exit is before
 

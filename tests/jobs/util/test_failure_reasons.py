@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.explain.retry import retry
+from jobs.explain.retry_command import retry
 from jobs.util.failure_reasons import replace_names
 from tests.conftest import run_inline, said
 from tests.support.changed_inputs import MADE, picture

@@ -10,7 +10,7 @@ import pytest
 
 from jobs.cli.exit_handling import run_command
 from jobs.config.job_config import full_path
-from jobs.explain.retry import retry
+from jobs.explain.retry_command import retry
 from jobs.inputs.fetch import fetch
 from jobs.inputs.sources import list_entries, open_sources
 from jobs.inspect.status import print_status

@@ -159,7 +159,7 @@ def test_no_row_compared_is_no_proof(requested: int, own: tuple[Path, Path, Path
     images.rename(images.with_name("elsewhere"))
     code, output = check(out, recompute=requested)
     assert code == NOT_FINISHED
-    assert f"of {requested} rows requested for, 0 rows explained again" in output and "not proven" in output
+    assert f"of {requested} requested rows, 0 rows explained again" in output and "not proven" in output
     assert "verified" not in output
     assert check(out)[0] == DONE
 
@@ -175,4 +175,4 @@ def test_no_row_to_compare_is_no_proof(tmp_path: Path) -> None:
 
 def test_fewer_rows_than_requested_are_reported(own: tuple[Path, Path, Path]) -> None:
     code, output = check(own[0], recompute=100)
-    assert code == DONE and "of 100 rows requested for, 8 rows explained again" in output
+    assert code == DONE and "of 100 requested rows, 8 rows explained again" in output

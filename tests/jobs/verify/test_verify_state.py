@@ -11,9 +11,9 @@ from types import ModuleType
 import pytest
 
 from jobs.explain import explain_plan
-from jobs.explain import retry as retrying
-from jobs.explain.retry import retry
-from jobs.relocation import relocation
+from jobs.explain import retry_command as retrying
+from jobs.explain.retry_command import retry
+from jobs.relocation import row_relocation
 from jobs.store import finalize, store_access, unit_writer
 from jobs.util.exit_codes import DAMAGED, DONE, NOT_FINISHED
 from tests.conftest import SAME, run_inline, said
@@ -123,7 +123,7 @@ def test_no_moment_of_a_first_run_is_damage(tree: Path, tmp_path: Path, monkeypa
     while True:
         out = tmp_path / f"store{moments}"
         command = lambda out=out: run_inline(images=str(tree / "bee"), out=str(out), unit_size=4, batch_size=4)  # noqa: E731
-        if not kill_at(moments, monkeypatch, command, store_access, relocation, explain_plan, unit_writer):
+        if not kill_at(moments, monkeypatch, command, store_access, row_relocation, explain_plan, unit_writer):
             break
         if moments:
             code, output = check(out)

@@ -15,7 +15,7 @@ from jobs.explain.model_building import build_model, refuse_other_weights
 from jobs.explain.progress import Meter
 from jobs.inputs.sources import list_entries
 from jobs.relocation.content_search import Sample
-from jobs.relocation.relocation import RelistedRows, rewrite_manifest
+from jobs.relocation.row_relocation import RelistedRows, rewrite_manifest
 from jobs.runners.engine import starting_engine
 from jobs.storage.object_store import delete, list_keys, put
 from jobs.store.arrays import metadata_objects
