@@ -181,6 +181,12 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Seeds torch, so that weights and images that a test draws are the same in each run of it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def nothing_left_running() -> Iterator[None]:
     """Else the failure of one test would disturb the next ones."""
     yield

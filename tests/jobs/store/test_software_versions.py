@@ -270,7 +270,7 @@ def test_recompute_with_other_code_proves_nothing_and_is_no_damage(project: Proj
     code, output = check(project.out, recompute=3)
     assert code == NOT_FINISHED, output
     assert "but it was made with other software (code of blocks: " in output
-    assert "of 3 rows asked for, 0 rows" in output and "not proven" in output and "verified" not in output
+    assert "of 3 requested rows, 0 rows" in output and "not proven" in output and "verified" not in output
 
 
 def test_a_worker_with_other_software_refuses_to_work(project: Project) -> None:
