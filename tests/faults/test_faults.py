@@ -47,7 +47,8 @@ def ends_well(saliency: Callable[..., Any], command: list[str], out: Path) -> No
 # -- the model ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("runner", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("runner", ["inline", "ray"])
 def test_model_that_hangs_ends_the_run(tree: Path, tmp_path: Path, saliency, runner: str) -> None:
     command = [
         "explain",
@@ -60,7 +61,8 @@ def test_model_that_hangs_ends_the_run(tree: Path, tmp_path: Path, saliency, run
     ends_well(saliency, command, tmp_path / "s")
 
 
-@pytest.mark.parametrize("runner", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("runner", ["inline", "ray"])
 def test_device_that_is_full(tree: Path, tmp_path: Path, saliency, runner: str) -> None:
     """Of three images at a time, and of any."""
     same = {"images": tree, "runner": runner, "unit_size": 8, "batch_size": 8}

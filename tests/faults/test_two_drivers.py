@@ -36,6 +36,7 @@ def test_two_runs_on_one_new_store(fault: str | None, finished: Path, proxy: Fau
         claim(theirs)
 
 
+@pytest.mark.slow
 def test_two_drivers_finalize_at_once(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each puts a run.json of its own; in whichever order their puts come, the sums are those of the last one."""
     for order in range(20):

@@ -136,7 +136,15 @@ def test_what_is_asked_for_is_not_folded() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "densenet121", "mobilenet_v2", "googlenet", "vgg11_bn", "efficientnet_b0"]
+    "name",
+    [
+        "resnet18",
+        "densenet121",
+        "mobilenet_v2",
+        "googlenet",
+        pytest.param("vgg11_bn", marks=pytest.mark.slow),
+        "efficientnet_b0",
+    ],
 )
 def test_torchvision_nets_keep_their_outputs(name: str) -> None:
     options = {"init_weights": False} if name == "googlenet" else {}

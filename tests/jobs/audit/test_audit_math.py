@@ -158,7 +158,7 @@ class TestSplit:
 
 
 class TestSuspicion:
-    @pytest.mark.parametrize("part", [1.0, 0.5, 0.25])
+    @pytest.mark.parametrize("part", [*(pytest.param(part, marks=pytest.mark.slow) for part in (1.0, 0.5)), 0.25])
     def test_a_planted_mark_is_ranked_first(self, dataset: Background, part: float) -> None:
         own = np.flatnonzero(dataset.classes == 4)
         marked = np.zeros(len(dataset.classes), np.bool_)

@@ -60,6 +60,7 @@ def photographed(out: Path, album: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
     return end
 
 
+@pytest.mark.slow
 def test_killed_anywhere_it_ends_as_if_undisturbed(
     project: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,6 +137,7 @@ def test_no_process_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
         ask(Decoder(), picture())
 
 
+@pytest.mark.slow
 def test_processes_end_with_their_parent() -> None:
     """However it ends: by itself, or by SIGKILL in the middle of an image."""
     script = """
@@ -186,6 +187,7 @@ def test_program_in_the_working_directory_is_not_run(tmp_path: Path, monkeypatch
 # -- sound images that need much ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["JPEG", "progressive", "PNG", "deep PNG", "WEBP", "TIFF", "JPEG2000", "GIF", "AVIF"])
 def test_image_at_the_cap_fits_into_its_memory(form: str) -> None:
     """4 Mpx, the cap exactly: the costly kinds of each format, in what `decoding_memory` gives without its constant."""

@@ -128,7 +128,9 @@ def test_requests_that_fail_change_nothing(fault: str, inputs: Path, local, prox
     assert comparable(remote(out)) == comparable(local(kind))
 
 
-@pytest.mark.parametrize("method", [pytest.param("GET", marks=pytest.mark.slow), "HEAD", "PUT"])
+@pytest.mark.parametrize(
+    "method", [*(pytest.param(method, marks=pytest.mark.slow) for method in ("GET", "HEAD")), "PUT"]
+)
 def test_outage_that_is_waited_out(method: str, inputs: Path, local, proxy: FaultProxy) -> None:
     """The store fails at the tenth request of a kind, for three seconds."""
     images, out = s3.upload(inputs / "folder", "folder"), f"s3://{s3.BUCKET}/store"
@@ -171,7 +173,9 @@ def cut_off(proxy: FaultProxy, method: str, *, after: int, back: float | None) -
     return gone
 
 
-@pytest.mark.parametrize("method", [pytest.param("GET", marks=pytest.mark.slow), "HEAD", "PUT"])
+@pytest.mark.parametrize(
+    "method", [*(pytest.param(method, marks=pytest.mark.slow) for method in ("GET", "HEAD")), "PUT"]
+)
 def test_outage_that_lasts_ends_the_run_and_the_same_command_goes_on(
     method: str, inputs: Path, local, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,7 +44,13 @@ SURROUNDINGS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("environment", SURROUNDINGS.values(), ids=SURROUNDINGS)
+@pytest.mark.parametrize(
+    "environment",
+    [
+        pytest.param(value, id=name, marks=[] if "ascii" in name else pytest.mark.slow)
+        for name, value in SURROUNDINGS.items()
+    ],
+)
 def test_show_draws(small: Path, tmp_path: Path, saliency, environment: dict[str, str]) -> None:
     result = saliency("show", small, "-o", tmp_path / "größe.png", **environment)
     assert result.returncode == 0, result.stderr
@@ -52,6 +58,7 @@ def test_show_draws(small: Path, tmp_path: Path, saliency, environment: dict[str
     assert "WARNING" not in result.stderr
 
 
+@pytest.mark.slow
 def test_audit_export_and_explain_too(tree: Path, small: Path, tmp_path: Path, saliency) -> None:
     out = shutil.copytree(small, tmp_path / "s")
     images = shutil.copytree(tree / "ant", tmp_path / "größe/ä")

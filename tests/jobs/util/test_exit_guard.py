@@ -108,11 +108,11 @@ SLEEPS = {"model": "python:factories:sleeps"}
 BUSY = [
     ("explain", "build"),
     ("explain", "forward"),
-    ("explain", "build of a replica"),
-    ("classes", "forward"),
-    ("classes", "forward of a replica"),
-    ("retry", "build"),
-    ("verify", "build"),
+    pytest.param("explain", "build of a replica", marks=pytest.mark.slow),
+    pytest.param("classes", "forward", marks=pytest.mark.slow),
+    pytest.param("classes", "forward of a replica", marks=pytest.mark.slow),
+    pytest.param("retry", "build", marks=pytest.mark.slow),
+    pytest.param("verify", "build", marks=pytest.mark.slow),
 ]
 
 

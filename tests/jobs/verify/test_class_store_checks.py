@@ -156,6 +156,7 @@ def pictures_of_another_version(store: Path) -> None:
     sums.write_text(sums.read_text().replace(before, hashlib.sha256(picture.read_bytes()).hexdigest()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [nothing, part_deleted, parts_and_shards_deleted, pictures_of_another_version])
 def test_no_moment_of_a_run_into_a_finished_store_makes_damage(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]

@@ -104,6 +104,7 @@ def kill_at(at: int, monkeypatch: pytest.MonkeyPatch, command: Callable[[], obje
     return False
 
 
+@pytest.mark.slow
 def test_no_moment_of_a_resumed_run_is_damage(tree: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (store / "index/unit-00000001.parquet").unlink()
     edit(store, state="reopened")
@@ -117,6 +118,7 @@ def test_no_moment_of_a_resumed_run_is_damage(tree: Path, store: Path, monkeypat
     assert check(store)[0] == DONE
 
 
+@pytest.mark.slow
 def test_no_moment_of_a_first_run_is_damage(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the write of run.json to the first commit; the same command then finishes each store."""
     moments = 0
@@ -147,6 +149,7 @@ def test_a_retry_goes_on_with_a_store_that_was_not_set_up(
     assert check(out)[0] == DONE
 
 
+@pytest.mark.slow
 def test_no_moment_of_finalize_is_damage(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "store"
     command = lambda: run_inline(images=str(tree / "bee"), out=str(out))  # noqa: E731
@@ -159,6 +162,7 @@ def test_no_moment_of_finalize_is_damage(tree: Path, tmp_path: Path, monkeypatch
     assert check(out)[0] == DONE
 
 
+@pytest.mark.slow
 def test_no_moment_of_a_retry_is_damage(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = lambda: said(retry, str(store), workers="auto", runner="inline")  # noqa: E731
     moments = 0

@@ -12,6 +12,8 @@ from playwright.sync_api import Browser, expect
 from tests.support.browser import Visit, chromium
 from tests.support.reports import LONG, SCRIPT, make_audit_and_report, make_test_report
 
+pytestmark = pytest.mark.slow
+
 Open = Callable[..., Visit]
 CONTRAST = """(selector) => {
   const light = (colour) => {
