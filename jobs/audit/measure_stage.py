@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +14,7 @@ from jobs.storage.object_store import open_output, put, read_object
 from jobs.store.index import OK, load_part, stored_part
 from jobs.store.run_record import Run
 from jobs.store.store_reader import open_store
+from jobs.util.digests import sha256_of
 from saliency_core.map_measures import CORNER, FRAME, GRID, Floats, measure, shares, shrink
 
 MAPS_AT_ONCE = 64  # maps that are measured together: 13 MB at 224 × 224, and a few times that for intermediates
@@ -42,7 +42,7 @@ class MeasureStage:
         array, run = self._spec.path, self._reader.run
         committed = stored_part(self._store, unit)
         provenance: dict[str, object] = {
-            "commit": hashlib.sha256(committed).hexdigest(),
+            "commit": sha256_of(committed),
             "objects": self._objects.digest if self._objects else None,
             "how": [GRID, FRAME, CORNER, *INDEX_COLUMNS],
         }

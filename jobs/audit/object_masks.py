@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from io import BytesIO
 from typing import Any
@@ -18,6 +17,7 @@ from jobs.storage.files import read
 from jobs.storage.uris import parent_uri
 from jobs.store.run_record import Run
 from jobs.util.csv_escaping import escape_formula
+from jobs.util.digests import sha256_of
 from saliency_core.errors import InvalidRequestError
 from saliency_core.map_measures import Floats
 from saliency_core.model.geometry import Geometry
@@ -59,7 +59,7 @@ class ObjectTable:
                     f"--objects {uri}: {name} is missing in {column.null_count} lines: add it or delete the lines."
                 )
         self.has_masks = "mask" in names
-        self.digest = hashlib.sha256(data).hexdigest()
+        self.digest = sha256_of(data)
         self._parent = parent_uri(uri)
         self._objects: dict[str, list[Any]] = defaultdict(list)
         for sample, *values in zip(*(column.to_pylist() for column in columns), strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from functools import partial
 
@@ -21,6 +20,7 @@ from jobs.store.manifest import Manifest, to_entries
 from jobs.store.row_identity import read_identities
 from jobs.store.run_record import Run
 from jobs.store.software_versions import refuse_other_versions
+from jobs.util.digests import sha256_of
 
 DECODING = ("pillow", "numpy")  # the packages that pixels depend on
 
@@ -72,7 +72,7 @@ class DecodeStage:
 
     def _decode_row(self, data: bytes | RejectedImage, pixels: np.ndarray) -> dict[str, object]:
         """Fills ``pixels`` [H, W, C] → the row's values for the index."""
-        digest = None if isinstance(data, RejectedImage) else hashlib.sha256(data).hexdigest()
+        digest = None if isinstance(data, RejectedImage) else sha256_of(data)
         image = data if isinstance(data, RejectedImage) else self._decode(data)
         if isinstance(image, RejectedImage):
             return {
@@ -96,7 +96,7 @@ class DecodeStage:
 
 def _reject_changed(entry: Entry, data: bytes | RejectedImage, digest: str | None) -> bytes | RejectedImage:
     """``data``, or a rejection if its SHA-256 is not ``digest``."""
-    if isinstance(data, RejectedImage) or digest is None or hashlib.sha256(data).hexdigest() == digest:
+    if isinstance(data, RejectedImage) or digest is None or sha256_of(data) == digest:
         return data
     # The hashes are left out, so that equal reasons are counted together; the index and identity/ have them.
     return RejectedImage(

@@ -19,7 +19,7 @@ from saliency_core.model.classifier import Model
 from saliency_core.model.model_digest import model_digest
 from saliency_core.model.model_loading import load_model
 from saliency_core.probe.model_probe import Probe, probe_model
-from saliency_core.replica.cpu.allocator import keep_freed_memory
+from saliency_core.replica.cpu import keep_freed_memory
 
 
 def build_model(config: JobConfig, *, class_names: Sequence[str] | None) -> Model:

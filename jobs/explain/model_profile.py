@@ -90,7 +90,7 @@ def profile_model(config: Config, *, folders: Sequence[str] | None, device: Call
         for target in explainer.targets
         for method in explainer.methods
     )
-    scales = {f"{array.path}_scale" for array in arrays if array.scaled}
+    scales = {array.scale_path for array in arrays if array.scaled}
     for array in arrays:
         if array.path in scales:
             raise InvalidRequestError(

@@ -18,6 +18,7 @@ from jobs.store.index import OK, QUARANTINED
 from jobs.store.row_selection import choose_rows
 from jobs.store.run_record import ArraySpec
 from jobs.store.store_reader import Store
+from jobs.util.digests import sha256_of
 from saliency_core.errors import InvalidRequestError
 
 BATCH_ROWS = 32  # rows whose maps are in memory at the same time
@@ -73,7 +74,7 @@ class ExportSelection:
             digest.update(json.dumps(lines.to_pydict()).encode())
         run = json.dumps(self.store.run.fingerprint, sort_keys=True)
         return {
-            "store": hashlib.sha256(run.encode()).hexdigest(),
+            "store": sha256_of(run.encode()),
             "rows": f"{len(self.rows)}, sha256 {digest.hexdigest()}",
             "arrays": [array.path for array in self.arrays],
         }

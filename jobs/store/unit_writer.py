@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
@@ -12,6 +11,7 @@ from jobs.store.index import Commit, ShardRecord, encode_part
 from jobs.store.layout import index_key
 from jobs.store.run_record import Record
 from jobs.store.store_presence import Presence
+from jobs.util.digests import sha256_of
 
 
 class UnitWriter:
@@ -38,7 +38,7 @@ class UnitWriter:
         records = []
         for key, data in shards:
             put(self._store, key, data)
-            records.append(ShardRecord(key, len(data), hashlib.sha256(data).hexdigest()))
+            records.append(ShardRecord(key, len(data), sha256_of(data)))
         part = encode_part(lines, Commit(records, [*micro_batches], software))
         put(self._store, index_key(unit), part)
         return sum(record.length for record in records) + len(part)

@@ -133,7 +133,7 @@ def redo_remedy(unit: int) -> str:
 def unit_objects(run: Run, unit: int) -> dict[str, str]:
     """Array path → key of every shard of a unit, scales too."""
     paths = {array.path: len(array.item_shape) for array in run.arrays}
-    paths |= {f"{array.path}_scale": 0 for array in run.arrays if array.scaled}
+    paths |= {array.scale_path: 0 for array in run.arrays if array.scaled}
     return {path: f"{MAPS}/{shard_key(path, unit, item_axes=axes)}" for path, axes in paths.items()}
 
 

@@ -159,7 +159,7 @@ class Recomputation:
         if self._unit != unit:
             self._unit, self._maps = unit, {}
         if array.path not in self._maps:
-            maps, scales = array.path, f"{array.path}_scale"
+            maps, scales = array.path, array.scale_path
             self._maps[array.path] = (
                 self._decode_shard(unit, maps),
                 self._decode_shard(unit, scales) if array.scaled else None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from jobs.store.run_record import Run, unsupported_format
 from jobs.store.software_versions import UnitSoftware
 from jobs.store.store_access import open_run
 from jobs.util.console import print_text
+from jobs.util.digests import sha256_of
 from jobs.util.exit_codes import DONE, NOT_FINISHED
 from jobs.util.formatting import format_ranges
 from jobs.util.lookahead import map_ahead
@@ -184,6 +184,6 @@ def _has_other_format(store: ObjectStore) -> bool:
     if unsupported_format(data) is None:
         return False
     try:
-        return f"{hashlib.sha256(data).hexdigest()}  {RUN_JSON}\n".encode() in read_object(store, SHA256SUMS)
+        return f"{sha256_of(data)}  {RUN_JSON}\n".encode() in read_object(store, SHA256SUMS)
     except FileNotFoundError:
         return True
