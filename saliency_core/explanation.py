@@ -14,7 +14,7 @@ from saliency_core.autograd.model_outputs import Outputs
 from saliency_core.methods.registry import Method, Signal
 from saliency_core.methods.signal_accumulators import FinishedSignal
 from saliency_core.model.heads import to_probabilities
-from saliency_core.targets.class_targets import Choice, Target, pick
+from saliency_core.targets.class_targets import Choice, Target, select_scores
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,12 @@ def add_maps(
         parts = [signals[signal] for signal in method.signals]
         maps = method.reduction(reduce(mul, (part.values for part in parts))).to(dtype)
         missing = ~(explanation.applies & maps.flatten(1).isfinite().all(dim=1))
-        explanation.maps[method.slug] = blank(maps, where=missing)
+        explanation.maps[method.slug] = mask_with_nan(maps, where=missing)
         if len(parts) == 1 and parts[0].residual is not None:
-            explanation.residuals[method.slug] = blank(parts[0].residual.to(dtype), where=missing)
+            explanation.residuals[method.slug] = mask_with_nan(parts[0].residual.to(dtype), where=missing)
 
 
-def blank(values: Tensor, *, where: Tensor) -> Tensor:
+def mask_with_nan(values: Tensor, *, where: Tensor) -> Tensor:
     """``values`` [n, …] with NaN in the rows where ``where`` bool [n] is True."""
     return values.masked_fill(where.view(-1, *[1] * (values.dim() - 1)), float("nan"))
 
@@ -99,7 +99,12 @@ def _without_maps(target: Target, clean: Outputs, choice: Choice, finite: Tensor
     applies = choice.applies & finite
     missing = ~applies
     if target.is_class:
-        classes, probabilities = choice.classes, pick(to_probabilities(clean.logits, clean.head), choice.classes)
+        classes, probabilities = (
+            choice.classes,
+            select_scores(to_probabilities(clean.logits, clean.head), choice.classes),
+        )
     else:
         classes, probabilities = torch.full_like(choice.classes, -1), torch.full_like(scores, float("nan"))
-    return Explanation(classes, blank(scores, where=missing), blank(probabilities, where=missing), applies, finite)
+    return Explanation(
+        classes, mask_with_nan(scores, where=missing), mask_with_nan(probabilities, where=missing), applies, finite
+    )

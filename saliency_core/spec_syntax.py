@@ -86,7 +86,7 @@ def call_spec(head: str, arguments: dict[str, Argument]) -> str:
 
 
 def call_slug(head: str, arguments: dict[str, Argument]) -> str:
-    """``smoothgrad_n50_spread0.1``: numbers follow their argument's name, words stand alone."""
+    """``smoothgrad_n50_spread0.1``: a number follows its argument's name, a text stands alone."""
     parts = [str(value) if isinstance(value, str) else f"{key}{value}" for key, value in sorted(arguments.items())]
     return checked_slug("_".join([head, *parts]).lower(), call_spec(head, arguments))
 

@@ -1,4 +1,4 @@
-"""Replicas and forwards that record what a set of signals and targets reads of a model."""
+"""Makes replicas, and runs forwards that record the tensors which a set of signals and targets reads."""
 
 from __future__ import annotations
 

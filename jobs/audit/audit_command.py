@@ -22,7 +22,7 @@ from jobs.audit.examine_stage import GROUP_BYTES, ClassBatch, ExaminedClass, Exa
 from jobs.audit.measure_stage import MeasureStage
 from jobs.audit.object_masks import ObjectTable
 from jobs.audit.overall_statistics import compute_overall
-from jobs.audit.unit_measures import part_key, read_provenance, read_units, to_integers
+from jobs.audit.unit_measures import measures_key, read_provenance, read_units, to_integers
 from jobs.config.explain_config import make_config
 from jobs.runners.engine import Engine, starting_engine
 from jobs.runners.stage import Stage
@@ -80,7 +80,7 @@ def audit(
         classes, cells, blank = _examine_classes(engine, store, run, units, array, seed, console)
         seconds["examine"] = monotonic() - started
     started = monotonic()
-    with suppress(FileNotFoundError):  # without audit.json, tables of two audits cannot be taken for one audit
+    with suppress(FileNotFoundError):  # so that new tables never lie beside the record of an old audit
         delete(store, f"{audit_folder(array)}/{AUDIT_JSON}")
     lines = write_tables.put_tables(store, array, units, classes, cells)
     overall = compute_overall(store, array, units, cells)
@@ -151,7 +151,7 @@ def _examine_classes(
     engine: Engine, store: ObjectStore, run: Run, units: Sequence[int], array: str, seed: int, console: Console
 ) -> tuple[list[ExaminedClass], tuple[int, int], int]:
     """Examines all classes. Returns them, height and width of the small maps, and how many maps are blank."""
-    cells = read_provenance(read_object(store, part_key(array, units[0])))["cells"]
+    cells = read_provenance(read_object(store, measures_key(array, units[0])))["cells"]
     rows, class_of_row, blank = _read_rows(store, array, units)
     if blank.all():
         raise InvalidRequestError(

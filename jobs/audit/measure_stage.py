@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.audit.object_masks import ObjectTable, measure_on_objects
-from jobs.audit.unit_measures import INDEX_COLUMNS, encode_unit, part_key, read_provenance
+from jobs.audit.unit_measures import INDEX_COLUMNS, encode_unit, measures_key, read_provenance
 from jobs.storage.object_store import open_output, put, read_object
 from jobs.store.index import OK, load_part, stored_part
 from jobs.store.run_record import Run
@@ -71,12 +71,12 @@ class MeasureStage:
                 small.append(shrink(parts))
             joined = {name: np.concatenate(values) for name, values in measures.items()}
             data = encode_unit(columns, joined, np.concatenate(small), provenance=provenance)
-            put(self._store, part_key(array, unit), data)
+            put(self._store, measures_key(array, unit), data)
         return MeasuredUnit(len(run.unit_rows(unit)), len(lines), compute)
 
     def _is_measured(self, array: str, unit: int, provenance: dict[str, object]) -> bool:
         try:
-            stored = read_provenance(read_object(self._store, part_key(array, unit)))
+            stored = read_provenance(read_object(self._store, measures_key(array, unit)))
         except FileNotFoundError:
             return False
         return {**stored, "cells": None} == {**provenance, "cells": None}

@@ -14,6 +14,7 @@ from obstore.store import ObjectStore
 from jobs.audit.audit_schema import OBJECT_MEASURES, audit_folder
 from jobs.storage.object_store import read_object
 from jobs.storage.parquet import UNREADABLE, parquet_bytes, parquet_table
+from jobs.store.layout import unit_key
 from jobs.util.lookahead import map_ahead
 from saliency_core.map_measures import MEASURES, Floats
 
@@ -23,9 +24,9 @@ READ_AHEAD = 4  # units
 _METADATA_KEY = b"saliency.audit"
 
 
-def part_key(array: str, unit: int) -> str:
+def measures_key(array: str, unit: int) -> str:
     """Returns the key of a unit's measures."""
-    return f"{audit_folder(array)}/units/unit-{unit:08d}.parquet"
+    return unit_key(f"{audit_folder(array)}/units", unit)
 
 
 def encode_unit(
@@ -58,7 +59,7 @@ def read_provenance(data: bytes) -> dict[str, Any]:
 def read_units(store: ObjectStore, array: str, units: Iterable[int], columns: Sequence[str]) -> Iterator[pa.Table]:
     """Yields these columns of the units' measures, in order; reads a few units ahead."""
     return map_ahead(
-        lambda unit: parquet_table(read_object(store, part_key(array, unit)), columns), units, threads=READ_AHEAD
+        lambda unit: parquet_table(read_object(store, measures_key(array, unit)), columns), units, threads=READ_AHEAD
     )
 
 

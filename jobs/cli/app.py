@@ -28,7 +28,7 @@ from jobs.cli.flags import (
     with_options,
 )
 from jobs.config.classes_config import ClassesConfig
-from jobs.config.explain_config import Config, read_config
+from jobs.config.explain_config import ExplainConfig, read_config
 from jobs.config.requested_rows import RowSelection
 from jobs.util.console import PlainFormatter, print_text
 from jobs.util.environment import ensure_user, force_agg_backend, reset_warning_filters, restart_in_utf8
@@ -67,7 +67,7 @@ def _register(function: Callable[..., int]) -> Callable[..., int]:
 
 
 @_register
-@with_options(flags=config_options(Config))
+@with_options(flags=config_options(ExplainConfig))
 def explain(
     flags: dict[str, Any],
     config: ConfigFile = None,
@@ -75,7 +75,7 @@ def explain(
     accept_versions: AcceptVersions = False,
 ) -> int:
     """Explain every image: write maps and an index to a store. Resumes an unfinished store."""
-    job_config = read_config(Config, flags, file=config)
+    job_config = read_config(ExplainConfig, flags, file=config)
     from jobs.explain import explain_command
 
     return explain_command.explain(job_config, console, dry_run=dry_run, accept_versions=accept_versions)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from jobs.compare.aggregate import Aggregates, aggregate_units, count_statuses
 from jobs.compare.compare_plan import choose_sides, claim_output, make_plan, plan_units
-from jobs.compare.compare_schema import CLASSES, COMPARE_JSON, COMPARED, ROWS, Comparison, part_key, sums_key
+from jobs.compare.compare_schema import CLASSES, COMPARE_JSON, COMPARED, ROWS, Comparison, pairs_key, sums_key
 from jobs.compare.compare_stages import PairUnit, compare_stages, read_unit_results
 from jobs.compare.comparison_finding_text import class_finding_text, summary_sentences
 from jobs.compare.comparison_report import ComparisonReport
@@ -83,7 +83,7 @@ def _compare_units(
 ) -> None:
     """Compares the units that are not done."""
     existing = set(list_keys(open_output(output), "units"))
-    pending = [unit for unit in units if not {part_key(unit.unit), sums_key(unit.unit)} <= existing]
+    pending = [unit for unit in units if not {pairs_key(unit.unit), sums_key(unit.unit)} <= existing]
     total = sum(len(unit.rows_a) - 1 for unit in units)
     done = total - sum(len(unit.rows_a) - 1 for unit in pending)
     print_text(console, f"A: {plan.a}, {plan.array_a}; B: {plan.b}, {plan.array_b}; rows matched {plan.matched}")

@@ -20,6 +20,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from jobs.audit.audit_schema import small_map_type
+from jobs.store.layout import unit_key
 
 COMPARE_JSON = "compare.json"
 ROWS, CLASSES = "rows.parquet", "classes.parquet"
@@ -124,9 +125,11 @@ class Comparison(BaseModel):
         return (self.model_dump_json(indent=2) + "\n").encode()
 
 
-def part_key(unit: int) -> str:
-    return f"units/unit-{unit:08d}.parquet"
+def pairs_key(unit: int) -> str:
+    """The key of a unit's compared pairs."""
+    return unit_key("units", unit)
 
 
 def sums_key(unit: int) -> str:
-    return f"units/maps-{unit:08d}.parquet"
+    """The key of a unit's sums of maps."""
+    return unit_key("units", unit, name="maps")

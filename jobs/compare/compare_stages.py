@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from obstore.store import ObjectStore
 
 from jobs.compare.common_grid import CommonRegion
-from jobs.compare.compare_schema import CENTRE_COLUMNS, COMPARE_JSON, PAIR_SCHEMA, Comparison, part_key, sums_key
+from jobs.compare.compare_schema import CENTRE_COLUMNS, COMPARE_JSON, PAIR_SCHEMA, Comparison, pairs_key, sums_key
 from jobs.runners.stage import Stage
 from jobs.storage.object_store import open_output, put, read_object
 from jobs.storage.parquet import UNREADABLE, parquet_bytes, parquet_table
 from jobs.store.index import DamagedError
-from jobs.store.store_presence import Presence
+from jobs.store.store_presence import StorePresence
 from jobs.store.store_reader import open_store
 from jobs.util.formatting import first_line
 from saliency_core.map_measures import Floats, shares, shrink
@@ -57,7 +57,7 @@ class CompareStage:
 
     def __init__(self, directory: str) -> None:
         self._output = open_output(directory)
-        self._presence = Presence(self._output, COMPARE_JSON)
+        self._presence = StorePresence(self._output, COMPARE_JSON)
         plan = Comparison.model_validate_json(read_object(self._output, COMPARE_JSON))
         self._a, self._b = open_store(plan.a), open_store(plan.b)
         self._plan = plan
@@ -76,7 +76,7 @@ class CompareStage:
             tables.append(table)
             sums.add(unit.classes[part], small_a, small_b)
         put(self._output, sums_key(unit.unit), parquet_bytes(sums.table()))
-        put(self._output, part_key(unit.unit), parquet_bytes(pa.concat_tables(tables)))
+        put(self._output, pairs_key(unit.unit), parquet_bytes(pa.concat_tables(tables)))
         return pairs
 
     def _measure(self, unit: PairUnit, part: slice) -> tuple[pa.Table, Floats, Floats]:
@@ -134,7 +134,7 @@ def read_unit_results(directory: str, units: list[int]) -> Iterator[tuple[pa.Tab
     """Yields measures and sums of units that are done, in order. Raises DamagedError."""
     output = open_output(directory)
     for unit in units:
-        yield _read_table(output, part_key(unit)), _read_table(output, sums_key(unit))
+        yield _read_table(output, pairs_key(unit)), _read_table(output, sums_key(unit))
 
 
 def _read_table(output: ObjectStore, key: str) -> pa.Table:

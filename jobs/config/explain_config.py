@@ -20,7 +20,7 @@ REPEATED = {"images": "images", "methods": "method", "targets": "target"}
 """Keys that hold several values → the flag for one of them, which may be repeated."""
 
 
-class Config(JobConfig):
+class ExplainConfig(JobConfig):
     """The configuration of a run that explains images."""
 
     images: tuple[str, ...] = config_field(
@@ -109,9 +109,9 @@ class Config(JobConfig):
         return tuple(full_path(path) for path in value)
 
 
-def make_config(flags: dict[str, Any], *, file: Path | None = None) -> Config:
+def make_config(flags: dict[str, Any], *, file: Path | None = None) -> ExplainConfig:
     """Reads the configuration of ``saliency explain``; see ``read_config``."""
-    return read_config(Config, flags, file=file)
+    return read_config(ExplainConfig, flags, file=file)
 
 
 def read_config(kind: type[AnyConfig], flags: dict[str, Any], *, file: Path | None = None) -> AnyConfig:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 from jobs.config.classes_config import ClassesConfig
-from jobs.config.explain_config import Config, flag_of
+from jobs.config.explain_config import ExplainConfig, flag_of
 
 _ARGUMENT = re.compile(r"`([a-z_]+)`")
-_KEYS = Config.model_fields.keys() | ClassesConfig.model_fields.keys()
+_KEYS = ExplainConfig.model_fields.keys() | ClassesConfig.model_fields.keys()
 
 
 def use_flag_names(text: str) -> str:

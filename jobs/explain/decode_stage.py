@@ -29,22 +29,22 @@ class DecodeStage:
     """Reads, hashes, decodes and resizes the images of a unit. Raises InvalidRequestError if its libraries are not the
     session's (unless ``any_software``).
 
-    ``remembers``: the store may hold identities of images apart from their commits (``jobs.store.row_identity``). If it
-    holds none, False saves a request per unit.
+    ``has_identities``: whether the store may hold ``identity/`` objects (``jobs.store.row_identity``). False saves a
+    request per unit.
     """
 
-    def __init__(self, run: Run, *, any_software: bool = False, remembers: bool = True) -> None:
+    def __init__(self, run: Run, *, any_software: bool = False, has_identities: bool = True) -> None:
         if not any_software:
             refuse_other_versions(run.session, DECODING)
         self._config = run.config
-        self._remembers = remembers
+        self._has_identities = has_identities
         self._preprocessing = run.preprocessing
         self._function = partial(decode, preprocessing=run.preprocessing, max_pixels=run.config.max_pixels)
         self._store = open_output(run.config.out)
         self._manifest = Manifest(self._store)
 
     def __call__(self, unit: int) -> DecodedUnit:
-        images = read_identities(self._store, unit) if self._remembers else {}
+        images = read_identities(self._store, unit) if self._has_identities else {}
         explained = {row: image.sha256 for row, image in images.items() if image.explained}
         return self.decode_lines(unit, self._manifest.unit_lines(unit), explained=explained)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 
-from jobs.config.explain_config import Config
+from jobs.config.explain_config import ExplainConfig
 from jobs.explain import messages
 from jobs.explain.explain_plan import make_plan
 from jobs.explain.explain_stages import explain_stages
@@ -24,7 +24,7 @@ from jobs.util.death_notice import announce_unexpected_exit
 from jobs.util.exit_codes import DONE, INTERRUPTED, NOT_FINISHED
 
 
-def explain(config: Config, console: Console, *, dry_run: bool = False, accept_versions: bool = False) -> int:
+def explain(config: ExplainConfig, console: Console, *, dry_run: bool = False, accept_versions: bool = False) -> int:
     """Runs the whole job → exit code. ``accept_versions``: as for ``make_plan``.
 
     Raises InvalidRequestError before anything is written, and JobStopped if a stage failed.
@@ -53,8 +53,8 @@ def explain_units(
     # A worker without a unit would load the model for nothing, and Ray would warn.
     workers = min(engine.workers(run.config, run.device), max(1, len(pending)))
     # Listed once, here: a retry writes the identities of pending units before its work begins.
-    remembers = bool(pending) and bool(units_with_identities(open_output(run.config.out)))
-    stages = explain_stages(run, workers=workers, remembers=remembers)
+    has_identities = bool(pending) and bool(units_with_identities(open_output(run.config.out)))
+    stages = explain_stages(run, workers=workers, has_identities=has_identities)
     meter = Meter(
         rows=_rows(run, run.requested_units),
         of=run.rows,

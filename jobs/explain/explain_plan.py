@@ -11,7 +11,7 @@ from typing import Any
 
 from obstore.store import LocalStore
 
-from jobs.config.explain_config import Config
+from jobs.config.explain_config import ExplainConfig
 from jobs.explain.label_resolution import label_notes, label_resolver, refuse_no_labels, refuse_unmatched_folders
 from jobs.explain.model_code_guard import run_model_code
 from jobs.inputs.entry import Source
@@ -57,7 +57,9 @@ class Plan:
         return {array.path: array.item_bytes() * self.run.rows for array in self.run.arrays}
 
 
-def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False, accept_versions: bool = False) -> Plan:
+def make_plan(
+    config: ExplainConfig, *, engine: StartingEngine, dry: bool = False, accept_versions: bool = False
+) -> Plan:
     """Lists the inputs while the model loads, fixes rows and units, and makes the store (unless ``dry``).
 
     ``engine`` begins to start as soon as the cheap checks have passed. ``accept_versions``: units may be added to a
@@ -134,7 +136,7 @@ def make_plan(config: Config, *, engine: StartingEngine, dry: bool = False, acce
     return Plan(run, done, pending, profile.parameter_bytes + micro_batch * profile.image_bytes)
 
 
-def open_config_sources(config: Config) -> list[Source]:
+def open_config_sources(config: ExplainConfig) -> list[Source]:
     """Opens the inputs that a configuration names. Raises InvalidRequestError if OUT lies inside one of them, because
     the store would be listed as input."""
     sources = open_sources(
@@ -161,7 +163,7 @@ def set_up(run: Run) -> None:
     put(store, RUN_JSON, data)
 
 
-def _profile(config: Config, folders: Sequence[str] | None, device: Callable[[], str]) -> Any:
+def _profile(config: ExplainConfig, folders: Sequence[str] | None, device: Callable[[], str]) -> Any:
     from jobs.explain.model_profile import profile_model  # imports torch, which takes seconds: the listing runs
 
     return run_model_code(lambda: profile_model(config, folders=folders, device=device), model=config.model)
@@ -173,7 +175,7 @@ def class_folders(sources: Sequence[Source]) -> list[str] | None:
     return sorted({name for names in folders for name in names}) if folders else None
 
 
-def _unit_size(config: Config, arrays: Sequence[ArraySpec], input_size: tuple[int, int], channels: int) -> int:
+def _unit_size(config: ExplainConfig, arrays: Sequence[ArraySpec], input_size: tuple[int, int], channels: int) -> int:
     row_bytes = max(input_size[0] * input_size[1] * channels, sum(array.item_bytes() for array in arrays))
     fits = RECORD_BYTES // row_bytes
     if config.unit_size != "auto":
@@ -198,7 +200,7 @@ def _unit_size(config: Config, arrays: Sequence[ArraySpec], input_size: tuple[in
     return size
 
 
-def _micro_batch(config: Config, device: str, unit_size: int, image_bytes: int) -> int:
+def _micro_batch(config: ExplainConfig, device: str, unit_size: int, image_bytes: int) -> int:
     """The images of a micro-batch. They depend on the model alone, so they are the same on every machine."""
     if config.batch_size != "auto":
         return min(config.batch_size, unit_size)

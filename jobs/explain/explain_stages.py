@@ -14,13 +14,13 @@ from jobs.store.store_access import open_run
 from saliency_core.errors import InvalidRequestError
 
 
-def explain_stages(run: Run, *, workers: int, remembers: bool = True) -> list[Stage]:
+def explain_stages(run: Run, *, workers: int, has_identities: bool = True) -> list[Stage]:
     """Returns the stages decode → explain → write, whose items are unit numbers. The store must have its run.json.
-    ``remembers``: as for ``DecodeStage``."""
+    ``has_identities``: as for ``DecodeStage``."""
     on_gpu = run.device == "cuda"
     out = run.config.out
     return [
-        Stage("decode", partial(_decode, out, remembers=remembers), cpus=1.0 if on_gpu else TASK_CPUS),
+        Stage("decode", partial(_decode, out, has_identities=has_identities), cpus=1.0 if on_gpu else TASK_CPUS),
         replica_stage("explain", partial(_explain, out), run, workers=workers),
         Stage("write", partial(_write, out), cpus=0.5 if on_gpu else TASK_CPUS),
     ]
@@ -40,8 +40,8 @@ def _planned(out: str) -> Run:
         ) from None
 
 
-def _decode(out: str, *, remembers: bool) -> Callable[[Any], Any]:
-    return DecodeStage(_planned(out), remembers=remembers)
+def _decode(out: str, *, has_identities: bool) -> Callable[[Any], Any]:
+    return DecodeStage(_planned(out), has_identities=has_identities)
 
 
 def _explain(out: str) -> Callable[[Any], Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from jobs.config.explain_config import Config
+from jobs.config.explain_config import ExplainConfig
 from jobs.store.manifest import LabelResolver, ListingSummary
 from saliency_core.errors import InvalidRequestError
 
@@ -13,7 +13,7 @@ LONGEST_SHOWN = 80  # characters of a label that a message quotes
 
 
 def label_resolver(
-    config: Config, *, class_names: Sequence[str] | None, folders: Sequence[str] | None
+    config: ExplainConfig, *, class_names: Sequence[str] | None, folders: Sequence[str] | None
 ) -> LabelResolver:
     """Returns the function from a label to a class number. Integers are class numbers; names are looked up among the
     class names or, with --folder-labels order, among the sorted folders."""
@@ -31,7 +31,7 @@ def _number_unique_names(class_names: Sequence[str]) -> dict[str, int]:
 
 
 def refuse_unmatched_folders(
-    config: Config, *, class_names: Sequence[str] | None, folders: Sequence[str] | None
+    config: ExplainConfig, *, class_names: Sequence[str] | None, folders: Sequence[str] | None
 ) -> None:
     """Raises InvalidRequestError if folders give the labels and the name of one is not that of exactly one class."""
     if folders is None or config.folder_labels == "order":
@@ -54,7 +54,7 @@ def refuse_unmatched_folders(
 
 
 def label_notes(
-    config: Config,
+    config: ExplainConfig,
     summary: ListingSummary,
     *,
     class_names: Sequence[str] | None,

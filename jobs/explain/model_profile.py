@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jobs.config.explain_config import Config, MapDtype
+from jobs.config.explain_config import ExplainConfig, MapDtype
 from jobs.config.flag_names import plan_notes
 from jobs.explain.model_building import blank_images, try_model
 from jobs.explain.probe_messages import probe_record
@@ -55,7 +55,7 @@ class ModelProfile:
     probe: dict[str, Any]
 
 
-def profile_model(config: Config, *, folders: Sequence[str] | None, device: Callable[[], str]) -> ModelProfile:
+def profile_model(config: ExplainConfig, *, folders: Sequence[str] | None, device: Callable[[], str]) -> ModelProfile:
     """Builds the model and explains blank images with it. ``folders``: the sources' class folders, sorted; ``device``
     returns the run's device, cpu or cuda, and is called only if that matters, because it may have to wait for Ray.
 
@@ -152,7 +152,7 @@ def _agreement(model: Model, precision: str, device: Callable[[], str]) -> tuple
         return {}, []
     planned = device()
     here = planned if planned == "cpu" or torch.cuda.is_available() else "cpu"
-    if precision == "tf32" and here != planned:  # a CPU has no TF32 and would agree perfectly
+    if precision == "tf32" and here != planned:  # on a CPU TF32 is float32
         return {}, ["tf32: the agreement of its maps with float32's was not measured, because this machine has no GPU."]
     agreed = agreement(model, precision, device=here)
     if here == "cuda":
@@ -187,7 +187,7 @@ def _explain_blank(explainer: Explainer, blank: Tensor) -> dict[str, Explanation
         ) from error
 
 
-def _dtype(config: Config, method: str, *, nonnegative: bool) -> MapDtype:
+def _dtype(config: ExplainConfig, method: str, *, nonnegative: bool) -> MapDtype:
     if config.map_dtype == "uint8" and not nonnegative:
         raise InvalidRequestError(
             f"--map-dtype uint8 cannot store negative values, which {method} has: use int8, float16 or float32."

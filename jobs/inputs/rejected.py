@@ -9,7 +9,7 @@ from jobs.util.redaction import scrubbed_text
 
 @dataclass(frozen=True, slots=True)
 class RejectedImage:
-    """Replaces a row's bytes or image that cannot be had; `reason` becomes the index's `error`."""
+    """Stands for bytes or an image that could not be read or decoded; `reason` becomes the index's `error`."""
 
     reason: str
 

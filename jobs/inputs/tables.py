@@ -65,7 +65,8 @@ def choose_column(
 
 
 def choose_uri_column(names: Sequence[str], requested: str | None, where: str, *, beside: str | None = None) -> str:
-    """The name of the column of URIs. Raises SourceError if there is none; ``beside`` is what else was looked for."""
+    """The name of the column of URIs. Raises SourceError if there is none; ``beside`` is the
+    other kind of column that was searched for, for the message."""
     place = choose_column(names, requested, URI_COLUMNS, where=where, option="uri_column")
     if place is not None:
         return place
@@ -86,7 +87,7 @@ def choose_uri_column(names: Sequence[str], requested: str | None, where: str, *
 
 
 def listed_names(names: Sequence[str]) -> str:
-    """Column names for a message, which a hostile table must not flood."""
+    """The first column names, shortened, for a message."""
     text = printable(", ".join(name[:LONGEST_NAME] for name in names[:MOST_NAMES]))
     return f"{text} and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else text
 

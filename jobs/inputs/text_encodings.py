@@ -22,7 +22,7 @@ _WIDTHS = ((4, "UTF-32"), (2, "UTF-16"))
 
 
 def describe_non_text(beginning: bytes) -> str | None:
-    """Describes the file in words that follow "is", with the remedy; None if it may be UTF-8.
+    """Returns the predicate of an error message, with the remedy, or None if the file may be UTF-8.
 
     Args:
         beginning: The first ``SAMPLE_BYTES`` bytes of the file, or all of them.

@@ -1,1 +1,1 @@
-"""Rows of a run found again in inputs that were moved or changed."""
+"""Finds the rows of a run in inputs that were moved or changed."""

@@ -3,7 +3,7 @@
 A row's sample id identifies its image if it is a name: of a file, or of a member of a tar. A position does not, such as
 row 3 of a Parquet file, or the second of two members with one name: if the file changes, another image may be there. A
 row with such an id that was explained before is found by the SHA-256 of its image (``sample_alignment``). A row whose
-image is not found, or cannot be told from others, gets a reason instead of a location.
+image is not found, or cannot be distinguished from others, gets a reason instead of a location.
 """
 
 from __future__ import annotations

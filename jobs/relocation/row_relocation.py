@@ -126,7 +126,7 @@ class RelistedRows:
         if line["row"] in self._swapped:
             return replace(location, reason=SWAPPED)
         if location.sample is None and location.reason is None:
-            # A file of its own that no list names any more may still be there.
+            # The file may still exist although no list contains it any more.
             is_gone = line["error"] is not None or line["member"] is not None
             return RowLocation(None, GONE if is_gone else None)
         return location

@@ -49,7 +49,7 @@ def find_by_uri(store: ObjectStore, run: Run, groups: Mapping[str, Sequence[Samp
     """The locations of all rows of the run whose written URIs are in ``groups``, which maps a URI to its samples now.
 
     A row is at its absolute URI if that is listed, else where its image is found among absolute URIs that are new.
-    Otherwise it has no sample, and stays where it was: its line may be gone while its file is there.
+    Otherwise it has no sample and keeps its location: the file may exist although its line was removed.
     """
     locations: dict[int, RowLocation] = {}
     for name, lines in _lines_by_uri(Manifest(store), run, groups.keys()).items():
@@ -72,9 +72,9 @@ def find_by_uri(store: ObjectStore, run: Run, groups: Mapping[str, Sequence[Samp
 
 
 def swapped_rows(store: ObjectStore, run: Run, current: Manifest, units: Collection[int], notify: Notify) -> set[int]:
-    """The rows of ``units`` that were never explained and may be other images than those that were planned.
+    """The unexplained rows of ``units`` whose file may have been replaced.
 
-    The written URI of such a row names several files, and a folder of such files holds other images than it did.
+    Their written URI matches several files, and an image of that folder changed since it was explained.
     ``current`` holds where the rows are now. Reads at most ``PROBES`` images of each folder.
     """
     ambiguous = _ambiguous_lines(run, current) if units else {}

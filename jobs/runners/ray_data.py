@@ -48,7 +48,8 @@ LOOKUP_SECONDS = 120.0  # for a node of a cluster to start a process and look fo
 
 # -- private parts of Ray -------------------------------------------------------------------------------------
 #
-# All uses of Ray's private parts are in this block. They were checked with Ray 2.60. After an upgrade of Ray,
+# All uses of Ray's private parts are in this block, except the imports above. They were checked with Ray 2.60; the
+# lowest version that is allowed, 2.50, runs the demo in CI. After an upgrade of Ray,
 # run tests/faults/test_nodes.py, which tests the listening addresses and the lifetime of the processes.
 #
 # Two environment variables, RAY_grpc_client_keepalive_time_ms and …_timeout_ms, take effect only if they are set before
@@ -284,7 +285,7 @@ def _run(items: Sequence[Any], stages: Sequence[Stage]) -> Iterator[Any]:
                     raise JobStopped(record.message) from _RemoteTracebackError(record.trace)
                 yield record
     except RayError as error:
-        raise JobStopped(f"Ray gave up: {error}") from error
+        raise JobStopped(f"Ray ended the run: {error}") from error
 
 
 def _append_stage(data: Dataset, stage: Stage) -> Dataset:

@@ -33,7 +33,7 @@ from jobs.store.layout import INDEX_PARQUET, RUN_JSON, SHA256SUMS, index_key, ma
 from jobs.store.manifest import check_part, part_count
 from jobs.store.row_identity import delete_committed_identities
 from jobs.store.run_record import Run
-from jobs.store.store_presence import Presence
+from jobs.store.store_presence import StorePresence
 from jobs.util.digests import sha256_of
 from jobs.util.exit_codes import DONE, imperfect_code
 from jobs.util.formatting import format_ranges
@@ -106,7 +106,7 @@ def finalize(store: ObjectStore, run: Run, *, session: dict[str, Any]) -> Totals
 
     Raises NotFinishedError if a unit has no commit, and DamagedError if a part does not hold its unit's rows.
     """
-    Presence(store, RUN_JSON).check()
+    StorePresence(store, RUN_JSON).check()
     missing = sorted(set(range(run.units)) - committed(store))
     if missing:
         raise NotFinishedError(f"{len(missing)} of {run.units} units have no commit: {format_ranges(missing)}")

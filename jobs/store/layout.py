@@ -31,14 +31,19 @@ def manifest_key(part: int) -> str:
     return f"{MANIFEST}/part-{part:05d}.parquet"
 
 
+def unit_key(folder: str, unit: int, *, name: str = "unit") -> str:
+    """The key of a unit's table in a folder of the store, of an audit or of a comparison."""
+    return f"{folder}/{name}-{unit:08d}.parquet"
+
+
 def index_key(unit: int) -> str:
     """The key of a unit's commit."""
-    return f"{INDEX}/unit-{unit:08d}.parquet"
+    return unit_key(INDEX, unit)
 
 
 def identity_key(unit: int) -> str:
     """The key of the image hashes of a unit whose commit was withdrawn."""
-    return f"{IDENTITY}/unit-{unit:08d}.parquet"
+    return unit_key(IDENTITY, unit)
 
 
 def shard_key(array: str, unit: int, *, item_axes: int) -> str:

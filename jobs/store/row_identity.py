@@ -27,7 +27,7 @@ _SCHEMA = pa.schema({"row": pa.int64(), "sha256": pa.string(), "explained": pa.b
 class RecordedImage:
     """The image that a row had.
 
-    ``explained`` is True if the row has, or had, maps of it. Otherwise the file may be repaired.
+    ``explained`` is True if the row has, or had, maps of it. If it is False, the file may be replaced.
     """
 
     sha256: str

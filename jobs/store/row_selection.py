@@ -16,7 +16,7 @@ from saliency_core.targets.class_targets import parse_class
 def choose_rows(store: Store, selection: RowSelection, *, target: str) -> list[int]:
     """Row numbers, at least one; ``target``: the one whose class ``selection.class_`` names.
 
-    Raises InvalidRequestError for an unknown class or column, and where no row is left.
+    Raises InvalidRequestError if a class or column is unknown, or if no row is left.
     """
     if selection.rows is not None:
         return list(selection.rows)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.config.explain_config import Config, MapDtype
+from jobs.config.explain_config import ExplainConfig, MapDtype
 from jobs.config.job_config import JobConfig
 from jobs.store.layout import RUN_JSON
 from jobs.store.software_versions import Software
@@ -148,7 +148,7 @@ class Run(Record):
     KEY = RUN_JSON
 
     state: str = "running"
-    config: Config
+    config: ExplainConfig
     micro_batch: int = Field(ge=1, le=bounds.COUNT)
     class_names: tuple[str, ...] | None
     n_classes: int = Field(ge=1, le=bounds.COUNT)

@@ -10,7 +10,7 @@ from obstore.store import LocalStore, ObjectStore
 from jobs.storage.object_store import errors_as_unusable, missing_store_error, stat_object, store_address
 
 
-class Presence:
+class StorePresence:
     """A check that the store's directory is the one of construction time, and still holds its record ``key``.
 
     Every command refuses a store without its record, so nothing more may be written there. A check costs two calls of

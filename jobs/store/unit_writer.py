@@ -10,7 +10,7 @@ from jobs.storage.object_store import open_output, put
 from jobs.store.index import Commit, ShardRecord, encode_part
 from jobs.store.layout import index_key
 from jobs.store.run_record import Record
-from jobs.store.store_presence import Presence
+from jobs.store.store_presence import StorePresence
 from jobs.util.digests import sha256_of
 
 
@@ -19,7 +19,7 @@ class UnitWriter:
 
     def __init__(self, run: Record) -> None:
         self._store = open_output(run.config.out)
-        self._presence = Presence(self._store, run.KEY)
+        self._presence = StorePresence(self._store, run.KEY)
 
     def write(
         self,

@@ -23,7 +23,8 @@ class _ExitCall(BaseException):
 def forbid_exit() -> Iterator[None]:
     """Raises QuitError, while the ``with`` lasts, for SystemExit, other BaseExceptions and ``os._exit``.
 
-    KeyboardInterrupt passes in the main thread, where it is the user's Ctrl-C. ``os._exit`` is replaced only for this
+    KeyboardInterrupt passes in the main thread, because there it is the user's Ctrl-C. ``os._exit`` is replaced only
+    for this
     thread of this process: in other threads, and in children that are forked meanwhile, it ends the process. A death
     by signal, or by the C library's ``exit``, cannot be caught; see ``announce_unexpected_exit``.
     """

@@ -121,8 +121,8 @@ class Recomputation:
 
     @property
     def compared(self) -> int:
-        """The number of rows that were explained again and compared, without those that prove nothing because they
-        differ and other software may be the cause."""
+        """The number of rows that were explained again and compared. A row that differs does not count if other
+        software made it."""
         return self._same.total()
 
     def summary(self, requested: int) -> str:

@@ -92,7 +92,7 @@ def _check_array(
     shards: dict[str, str],
     records: dict[str, ShardRecord],
 ) -> Iterator[Problem]:
-    paths = [array.path, f"{array.path}_scale"] if array.scaled else [array.path]
+    paths = [array.path, array.scale_path] if array.scaled else [array.path]
     decoded = []
     for path in paths:
         key = shards[path]

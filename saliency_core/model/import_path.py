@@ -12,7 +12,7 @@ from saliency_core.errors import InvalidRequestError
 
 
 @contextmanager
-def forbid_exit(code: str) -> Iterator[None]:
+def refuse_exit_attempts(code: str) -> Iterator[None]:
     """Raises InvalidRequestError if the code inside tries to end the process, as ``sys.exit()`` does.
 
     ``code`` names that code in the message. Any exception that is not an ``Exception`` counts as an attempt, except
@@ -41,7 +41,7 @@ def import_attribute(path: str) -> object:
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:
-        with forbid_exit(f"module {module!r}"):
+        with refuse_exit_attempts(f"module {module!r}"):
             return getattr(import_module(module), attribute)
     except ImportError:
         raise

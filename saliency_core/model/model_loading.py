@@ -12,7 +12,7 @@ from pathlib import Path
 
 from saliency_core.errors import InvalidRequestError
 from saliency_core.model.classifier import AUTO, HEADS, Model
-from saliency_core.model.import_path import forbid_exit
+from saliency_core.model.import_path import refuse_exit_attempts
 from saliency_core.model.inference_mode import freeze, initialise_lazy_modules, put_in_eval_mode, refuse_meta_tensors
 from saliency_core.model.model_sources import BuiltModel, build_file, build_timm, build_torchvision
 from saliency_core.model.preprocessing import Preprocessing
@@ -66,7 +66,7 @@ def load_model(
         raise InvalidRequestError(
             f"`weights_key` {weights_key} has no effect without a file of `weights`: drop it, or give such a file."
         )
-    with forbid_exit(spec):
+    with refuse_exit_attempts(spec):
         model = _load_model(
             spec,
             weights=None if path else weights,

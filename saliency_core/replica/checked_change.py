@@ -13,7 +13,8 @@ from saliency_core.replica.model_copies import copied
 
 
 def change_if_equal(model: Model, probe: Tensor, change: Callable[[Model], object]) -> Model:
-    """Returns the model with ``change`` if the logits of ``probe`` [1, C, H, W] stay what they were, or else without.
+    """Returns the model with ``change`` if the logits of ``probe`` [1, C, H, W] stay equal, and else the model
+    unchanged.
 
     ``change`` works in place, and returns something true if it changed the model. A model may read the weights of its
     parts by itself, or need parts of a certain type, so that a change breaks it.

@@ -60,7 +60,7 @@ def make_replica(
     former is resolved. ``fold_biased``: also fold batch norms into convolutions with a bias; False if bias terms are
     read.
     """
-    # Noise, because what is found out must not depend on the images: replicas of one run would differ.
+    # Noise, not the images, so that all replicas of a run get the same form.
     # The dtype and the device are explicit, because the process may have other defaults.
     generator = torch.Generator("cpu").manual_seed(0)
     probe = torch.randn(1, *images.shape[1:], generator=generator, dtype=torch.float32, device="cpu")

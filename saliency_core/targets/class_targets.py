@@ -83,7 +83,7 @@ class Target(ABC):
         Raises:
             InvalidRequestError: The outputs do not determine one scalar per image.
         """
-        return pick(outputs.logits, choice.classes)
+        return select_scores(outputs.logits, choice.classes)
 
     def why_not(self, label: int, n_classes: int) -> str | None:
         """Returns the reason why the target does not apply to an image.
@@ -104,7 +104,7 @@ class PredictedClass(Target):
 
     def choose(self, logits: Tensor, labels: Tensor) -> Choice:
         """Chooses the class with the highest score."""
-        return Choice(logits.argmax(dim=1), everywhere(labels))
+        return Choice(logits.argmax(dim=1), applies_to_all(labels))
 
 
 class RankedClass(Target):
@@ -124,7 +124,7 @@ class RankedClass(Target):
             raise InvalidRequestError(f"target {self.spec!r}: the model has only {logits.shape[1]} classes.")
         # Stable, so that the first of equal scores comes first, as in arg max.
         order = logits.argsort(dim=1, descending=True, stable=True)
-        return Choice(order[:, self.place - 1], everywhere(labels))
+        return Choice(order[:, self.place - 1], applies_to_all(labels))
 
 
 class LabelClass(Target):
@@ -156,15 +156,15 @@ class FixedClass(Target):
             InvalidRequestError: The model does not have the class.
         """
         refuse_unknown_class(self.number, logits.shape[1], self.spec)
-        return Choice(torch.full_like(labels, self.number), everywhere(labels))
+        return Choice(torch.full_like(labels, self.number), applies_to_all(labels))
 
 
-def pick(scores: Tensor, classes: Tensor) -> Tensor:
+def select_scores(scores: Tensor, classes: Tensor) -> Tensor:
     """Returns, for each row of ``scores`` [n, classes], the score [n] of its class in ``classes`` [n]."""
     return scores.gather(1, classes[:, None])[:, 0]
 
 
-def everywhere(labels: Tensor) -> Tensor:
+def applies_to_all(labels: Tensor) -> Tensor:
     """Returns True for every image, bool [n]."""
     return torch.ones_like(labels, dtype=torch.bool)
 

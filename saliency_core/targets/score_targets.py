@@ -16,10 +16,10 @@ from saliency_core.targets.class_targets import (
     Choice,
     LabelClass,
     Target,
+    applies_to_all,
     describe_label_problem,
-    everywhere,
-    pick,
     refuse_unknown_class,
+    select_scores,
 )
 
 
@@ -39,12 +39,12 @@ class Contrast(Target):
                 f"target {self.spec!r}: the model has one class, so there is no runner-up: choose another target."
             )
         first, second = logits.argsort(dim=1, descending=True, stable=True)[:, :2].unbind(dim=1)
-        return Choice(first, everywhere(labels), against=second)
+        return Choice(first, applies_to_all(labels), against=second)
 
     def scores(self, outputs: Outputs, choice: Choice) -> Tensor:
         """Returns the differences of the two scores, [n]."""
         assert choice.against is not None
-        return pick(outputs.logits, choice.classes) - pick(outputs.logits, choice.against)
+        return select_scores(outputs.logits, choice.classes) - select_scores(outputs.logits, choice.against)
 
 
 class LabelContrast(Contrast):
@@ -80,7 +80,7 @@ class WeightedScores(Target):
         """
         for number in self.weights:
             refuse_unknown_class(number, logits.shape[1], self.spec)
-        return Choice(torch.zeros_like(labels), everywhere(labels))
+        return Choice(torch.zeros_like(labels), applies_to_all(labels))
 
     def scores(self, outputs: Outputs, choice: Choice) -> Tensor:
         """Returns the weighted sums, [n]."""
@@ -107,7 +107,7 @@ class Loss(Target):
         """Chooses the labels if the function takes them; otherwise no class, for every image."""
         if self.needs_labels:
             return LabelClass(spec=self.spec, slug=self.slug).choose(logits, labels)
-        return Choice(torch.zeros_like(labels), everywhere(labels))
+        return Choice(torch.zeros_like(labels), applies_to_all(labels))
 
     def scores(self, outputs: Outputs, choice: Choice) -> Tensor:
         """Returns the values of the function, [n].
@@ -151,7 +151,7 @@ class LayerUnit(Target):
         """Chooses no class: the target exists for every image, so ``applies`` is True and ``classes`` is 0, a
         placeholder."""
         del logits
-        return Choice(torch.zeros_like(labels), everywhere(labels))
+        return Choice(torch.zeros_like(labels), applies_to_all(labels))
 
     def scores(self, outputs: Outputs, choice: Choice) -> Tensor:
         """Returns the mean activations, [n].

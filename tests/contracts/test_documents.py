@@ -21,7 +21,7 @@ from PIL import Image
 
 from jobs.cli.app import app
 from jobs.config.classes_config import ClassesConfig
-from jobs.config.explain_config import Config, read_config
+from jobs.config.explain_config import ExplainConfig, read_config
 from jobs.demo.demo_images import CLASSES, make_images, write_shards
 from jobs.demo.demo_model import make
 from jobs.explain.explain_command import explain
@@ -34,7 +34,7 @@ from tests.conftest import said
 from tests.support.documents import README, ROOT, Block, all_blocks, block, blocks, documents, read_document
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-CONFIGS = {"explain": Config, "classes": ClassesConfig}
+CONFIGS = {"explain": ExplainConfig, "classes": ClassesConfig}
 LANGUAGES = {"sh", "python", "yaml", "sql", "text", ""}
 # Programs of others that blocks call.
 PROGRAMS = {"[", "eval", "export", "mypy", "pip", "pre-commit", "pytest", "python3", "ray", "ruff", "sh", ".ci/run"}
@@ -185,7 +185,7 @@ def test_commands_in_sentences_exist() -> None:
 def test_the_configuration_file_is_one(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(block("operations.md", "methods: ["))
-    config = read_config(Config, {"limit": "1000"}, file=file)
+    config = read_config(ExplainConfig, {"limit": "1000"}, file=file)
     assert config.methods == ("gradient", "smoothgrad(n=50, spread=0.1)") and config.limit == 1000
 
 
@@ -287,7 +287,9 @@ def test_the_real_run_and_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ((program, command, *arguments),) = commands(run.text)
     assert (program, command) == ("saliency", "explain")
     context = COMMANDS[command].make_context(command, arguments)
-    config = read_config(Config, {key: context.params[key] for key in Config.model_fields if context.params[key]})
+    config = read_config(
+        ExplainConfig, {key: context.params[key] for key in ExplainConfig.model_fields if context.params[key]}
+    )
     code, told = said(explain, config)
     assert code == IMPERFECT
     made = {figureless(line) for line in told.splitlines()}

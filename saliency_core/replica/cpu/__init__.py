@@ -1,4 +1,4 @@
-"""What makes models faster on CPUs. Modules outside this folder import it from here.
+"""CPU optimisations of a model. Modules outside this folder import it from here.
 
 Names are imported on first use (PEP 562), so that a process that only sets its allocator does not import torch.
 """

@@ -13,7 +13,7 @@ from factories import tiny
 from torch import Tensor, nn
 
 from saliency_core import Explainer, InvalidRequestError, Model, Preprocessing, load_model
-from saliency_core.model.import_path import forbid_exit
+from saliency_core.model.import_path import refuse_exit_attempts
 from saliency_core.model.model_digest import weights_digest
 from saliency_core.targets.target_parsing import parse_targets
 
@@ -128,7 +128,7 @@ def test_a_factory_that_does_not_return_a_module(factory: str, message: str) -> 
 def test_ctrl_c_passes_through() -> None:
     with pytest.raises(KeyboardInterrupt):
         build("interrupted")
-    with pytest.raises(KeyboardInterrupt), forbid_exit("nothing"):
+    with pytest.raises(KeyboardInterrupt), refuse_exit_attempts("nothing"):
         raise KeyboardInterrupt
 
 

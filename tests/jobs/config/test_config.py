@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.config.explain_config import Config, flag_of, make_config
+from jobs.config.explain_config import ExplainConfig, flag_of, make_config
 from saliency_core.errors import InvalidRequestError
 from tests.conftest import TESTS, TINY, content, flags
 
@@ -55,9 +55,9 @@ WHOLE = {
 
 
 def test_every_key_is_a_flag_and_back(saliency) -> None:
-    assert WHOLE.keys() == Config.model_fields.keys() - {"preset"}
+    assert WHOLE.keys() == ExplainConfig.model_fields.keys() - {"preset"}
     output = saliency("explain", "--help").stdout
-    for key in Config.model_fields:
+    for key in ExplainConfig.model_fields:
         assert f"{flag_of(key)} " in output
 
 
@@ -66,7 +66,7 @@ def test_flags_yaml_and_run_json_say_the_same(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(json.loads(config.model_dump_json())))
     assert make_config({}, file=tmp_path / "run.yaml") == config
     assert make_config({"seed": 9}, file=tmp_path / "run.yaml") == config.model_copy(update={"seed": 9})
-    assert Config.model_validate_json(config.model_dump_json()) == config
+    assert ExplainConfig.model_validate_json(config.model_dump_json()) == config
 
 
 def test_a_run_from_yaml_is_the_run_from_flags(tree: Path, tmp_path: Path, saliency) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config.explain_config import Config
+from jobs.config.explain_config import ExplainConfig
 from jobs.explain.label_resolution import label_resolver
 from jobs.inputs.entry import Entry
 from jobs.inputs.fetch import fetch
@@ -20,7 +20,7 @@ from jobs.store.manifest import ManifestBuilder, encode_part
 from tests.support.input_files import picture, write
 from tests.support.listed_inputs import PNG, listed
 
-NO_NAMES = label_resolver(Config(images=["x"], model="demo", out="x"), class_names=None, folders=None)
+NO_NAMES = label_resolver(ExplainConfig(images=["x"], model="demo", out="x"), class_names=None, folders=None)
 
 
 def header(name: str, size: int, kind: bytes = tarfile.REGTYPE, **fields: bytes) -> bytes:

@@ -19,7 +19,7 @@ from jobs.storage.object_store import delete, open_output, put
 from jobs.store.finalize import finalize
 from jobs.store.layout import RUN_JSON
 from jobs.store.store_access import open_run
-from jobs.store.store_presence import Presence
+from jobs.store.store_presence import StorePresence
 from jobs.util.job_errors import StoreUnusable
 from saliency_core.errors import InvalidRequestError
 from tests.conftest import SAME, content, flags, run_inline
@@ -124,7 +124,7 @@ def test_record_that_is_gone_from_an_object_store(tree: Path, bucket: str) -> No
     out = f"{bucket}/store"
     assert run_inline(images=str(tree / "ant"), out=out, unit_size=8)[0] == 3
     store = open_output(out)
-    presence = Presence(store, RUN_JSON)
+    presence = StorePresence(store, RUN_JSON)
     presence.check()
     delete(store, RUN_JSON)
     with pytest.raises(StoreUnusable, match=r"store/run\.json is gone"):
