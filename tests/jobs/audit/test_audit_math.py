@@ -114,7 +114,7 @@ class TestMeasures:
         assert all(np.isnan(figure).all() for figure in measure(parts).values())
 
     @pytest.mark.parametrize("edge", [28, 40, 96, 224])
-    def test_an_even_map_is_as_dense_everywhere(self, edge: int) -> None:
+    def test_an_even_map_has_the_same_density_everywhere(self, edge: int) -> None:
         small = shrink(shares(np.ones((1, edge, edge + 3), np.float32)))
         even = density(small.ravel(), (edge, edge + 3))
         np.testing.assert_allclose(even, 1 / (edge * (edge + 3)), rtol=1e-5)
@@ -176,7 +176,7 @@ class TestSuspicion:
         for number in range(CLASSES):
             assert not detect_shortcut(dataset.small[dataset.classes == number], number, dataset, seed=0).alarm
 
-    def test_no_alarm_if_a_class_is_merely_at_another_place(self, dataset: Background) -> None:
+    def test_no_alarm_if_only_the_place_of_a_class_differs(self, dataset: Background) -> None:
         low = noisy(np.random.default_rng(1), EACH, top=16, bottom=26)
         assert not detect_shortcut(low, 2, dataset, seed=0).alarm
 

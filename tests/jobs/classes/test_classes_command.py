@@ -104,7 +104,7 @@ def test_an_object_store_holds_the_same(finished: Path, names: Path, monkeypatch
     assert objects == content(finished)
 
 
-def test_goes_on_where_a_unit_is_missing(finished: Path, names: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_makes_the_missing_unit(finished: Path, names: Path, tmp_path: Path) -> None:
     out = tmp_path / "store"
     shutil.copytree(finished, out)
     for key in ("index/unit-00000001.parquet", "classes.zarr/image/c/1/0/0/0", "classes.parquet", "classes.png"):
@@ -166,7 +166,9 @@ def test_another_run_is_refused_by_name(finished: Path, names: Path, change: dic
     ],
     ids=str,
 )
-def test_what_cannot_work_is_refused_and_nothing_touched(tmp_path: Path, change: dict[str, object], named: str) -> None:
+def test_an_invalid_request_is_refused_and_nothing_is_written(
+    tmp_path: Path, change: dict[str, object], named: str
+) -> None:
     with pytest.raises(InvalidRequestError, match=named):
         run(tmp_path / "out", **change)
     assert not (tmp_path / "out").exists()
@@ -177,7 +179,7 @@ def test_credentials_are_refused() -> None:
         read_config(ClassesConfig, {**KEYS, "out": "s3://key:secret@bucket/x"})
 
 
-def test_names_that_are_not_as_many_or_not_there_are_refused(names: Path, tmp_path: Path) -> None:
+def test_an_unknown_class_or_a_wrong_number_of_names_is_refused(names: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="'yak'"):
         run(tmp_path / "out", class_names=str(names), classes="ant,yak")
     (tmp_path / "two.txt").write_text("ant\nbee\n")

@@ -209,7 +209,7 @@ def test_lost_maps_end_the_comparison(finished: Path, other: Path, tmp_path: Pat
     ({"top": 10.0}, "between 0 and 1"),
     ({"runner": "dask"}, "take ray or inline"),
 ])  # fmt: skip
-def test_what_cannot_be_compared_is_refused(
+def test_stores_that_cannot_be_compared_are_refused(
     finished: Path, other: Path, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InvalidRequestError, match=message):

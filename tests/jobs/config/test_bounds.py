@@ -130,7 +130,7 @@ def test_yaml_of_classes_too(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["inf", "nan", "-1", "1e300", "soon", ""])
-def test_patience_is_a_number_of_seconds(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_retry_time_is_a_number_of_seconds(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, value)
     with pytest.raises(InvalidRequestError, match=VARIABLE):
         retry_seconds()
@@ -150,7 +150,7 @@ def test_largest_numbers_work(tree: Path, finished: Path, tmp_path: Path) -> Non
     assert content(tmp_path / "s") == content(tmp_path / "t")
 
 
-def test_record_that_could_not_be_read_again_is_not_written(finished: Path, tmp_path: Path) -> None:
+def test_an_unreadable_record_is_not_written(finished: Path, tmp_path: Path) -> None:
     """An infinite number is null in JSON."""
     out = tmp_path / "s"
     shutil.copytree(finished, out)

@@ -61,7 +61,7 @@ def test_every_key_is_a_flag_and_back(saliency) -> None:
         assert f"{flag_of(key)} " in output
 
 
-def test_flags_yaml_and_run_json_say_the_same(tmp_path: Path) -> None:
+def test_flags_yaml_and_run_json_give_the_same_configuration(tmp_path: Path) -> None:
     config = make_config({**WHOLE})
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(json.loads(config.model_dump_json())))
     assert make_config({}, file=tmp_path / "run.yaml") == config
@@ -99,7 +99,7 @@ def test_markup_in_names_is_text(tmp_path: Path, saliency) -> None:
     assert result.returncode == 2 and "[red]x[/red]" in result.stderr
 
 
-def test_cluster_file_is_what_ray_up_takes() -> None:
+def test_ray_up_accepts_the_cluster_file() -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     validate_config(prepare_config(yaml.safe_load((TESTS.parent / "cluster.yaml").read_text())))

@@ -26,11 +26,11 @@ def test_arguments_become_flags(text: str, expected: str) -> None:
     assert use_flag_names(text) == expected
 
 
-def test_notes_are_told_once() -> None:
+def test_each_note_is_printed_once() -> None:
     assert plan_notes("choose `output`", "two", "choose --output") == ("choose --output", "two")
 
 
-def test_the_core_names_no_flag() -> None:
+def test_messages_of_the_core_name_no_flag() -> None:
     """A caller in Python has no flags."""
     for path in CORE.rglob("*.py"):
         texts = re.sub(r"(?m)#.*$", "", path.read_text())

@@ -46,7 +46,7 @@ def test_partial_rows_count_as_quarantined_ones(partial: Path, tmp_path: Path) -
         assert export(out, quiet(), to="webdataset", output=str(tmp_path / "e"), allow_quarantined=allowed) == code
 
 
-def test_image_that_is_gone_is_not_allowed(tmp_path: Path) -> None:
+def test_a_missing_image_still_gives_exit_code_3(tmp_path: Path) -> None:
     """An image that was explained but is missing in the export still gives exit code 3."""
     (tmp_path / "images").mkdir()
     for shade in (10, 200):

@@ -71,7 +71,7 @@ def test_totals_count_broken_images(finished: Path) -> None:
     assert run["totals"]["last_session"]["rows"] == 43
 
 
-def test_sums_prove_every_object(finished: Path) -> None:
+def test_sums_cover_every_object(finished: Path) -> None:
     lines = (finished / "SHA256SUMS").read_text().splitlines()
     sums = {line.split("  ")[1]: line.split("  ")[0] for line in lines}
     objects = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()} - {"SHA256SUMS"}
@@ -176,7 +176,7 @@ def test_kept_channels_and_grey_models(tree: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.abs(channels[:, 0]), mine[:])
 
 
-def test_out_of_memory_halves_the_micro_batch_and_goes_on(tree: Path, tmp_path: Path) -> None:
+def test_out_of_memory_halves_the_micro_batch_and_the_run_continues(tree: Path, tmp_path: Path) -> None:
     run_inline(images=str(tree), out=str(tmp_path / "s"), model="python:factories:greedy", unit_size=8, batch_size=2)
     run_inline(images=str(tree), out=str(tmp_path / "t"), model="python:factories:greedy", unit_size=8, batch_size=8)
     small, store = open_run(str(tmp_path / "s"))[0], open_run(str(tmp_path / "t"))[0]
@@ -193,7 +193,7 @@ def test_run_json_has_the_whole_configuration(tree: Path, finished: Path) -> Non
     assert again == make_config({**TINY, "images": str(tree), "out": str(finished), **SAME})
 
 
-def test_equal_troubles_are_counted_together(tmp_path: Path) -> None:
+def test_equal_problems_are_counted_together(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for i in range(5):
         (tmp_path / f"images/{i}.png").write_bytes(b"")

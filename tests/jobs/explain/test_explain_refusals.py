@@ -51,7 +51,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize("change, named", REFUSALS, ids=[str(change) for change, _ in REFUSALS])
-def test_what_cannot_work_is_refused_and_nothing_touched(
+def test_an_invalid_request_is_refused_and_nothing_is_written(
     tree: Path, tmp_path: Path, change: dict[str, object], named: str
 ) -> None:
     keys = {"images": str(tree), "out": str(tmp_path / "out"), **change}
@@ -81,14 +81,14 @@ def test_foreign_directory_is_left_alone(tree: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_out_that_cannot_be_made_is_refused(tree: Path, tmp_path: Path) -> None:
+def test_out_that_cannot_be_created_is_refused(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no directory")
     for out in (tmp_path / "file", tmp_path / "file/below"):
         with pytest.raises(InvalidRequestError, match="director"):
             run_inline(images=str(tree), out=str(out))
 
 
-def test_dry_run_prices_and_touches_nothing(tree: Path, tmp_path: Path, saliency) -> None:
+def test_dry_run_prints_an_estimate_and_writes_nothing(tree: Path, tmp_path: Path, saliency) -> None:
     from tests.conftest import flags
 
     process = saliency("explain", *flags(images=tree, out=tmp_path / "out", unit_size=8), "--dry-run")
@@ -120,7 +120,7 @@ def test_refused_plan_leaves_nothing(tree: Path, tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_what_would_have_no_effect_or_collide_is_refused(
+def test_options_without_effect_or_in_conflict_are_refused(
     tree: Path, tmp_path: Path, change: dict[str, object], named: str
 ) -> None:
     if change == {"device": "cuda"} and torch.cuda.is_available():
@@ -130,7 +130,7 @@ def test_what_would_have_no_effect_or_collide_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_more_workers_than_fit_are_refused_not_waited_for() -> None:
+def test_more_workers_than_fit_are_refused_without_waiting() -> None:
     engine = Engine(lambda items, stages: iter(()), list, [Node(2.0, 0.0)])
     config = {**TINY, "images": "a", "out": "b", "runner": "ray"}
     assert engine.workers(make_config(config), "cpu") == 2

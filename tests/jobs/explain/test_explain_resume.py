@@ -27,7 +27,7 @@ def test_finished_store_has_nothing_to_do(tree: Path, finished: Path) -> None:
     assert content(finished) == before
 
 
-def test_goes_on_where_units_are_missing(tree: Path, finished: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_makes_the_missing_units(tree: Path, finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "store"
     shutil.copytree(finished, out)
     whole = content(finished)
@@ -99,7 +99,7 @@ def test_image_changed_since_the_manifest_is_quarantined(tree: Path, tmp_path: P
     assert line["status"] == "quarantined" and "changed" in line["error"]
 
 
-def test_retry_finds_the_repaired_image_where_it_is_now(tree: Path, tmp_path: Path, saliency) -> None:
+def test_retry_finds_the_repaired_image_at_its_new_path(tree: Path, tmp_path: Path, saliency) -> None:
     images, out = tmp_path / "tree", tmp_path / "store"
     shutil.copytree(tree, images)
     run_inline(images=str(images), out=str(out), **SAME)
@@ -119,7 +119,7 @@ def test_retry_finds_the_repaired_image_where_it_is_now(tree: Path, tmp_path: Pa
     assert saliency("verify", out).returncode == 0
 
 
-def test_moved_data_are_found_where_they_are_now(tree: Path, tmp_path: Path) -> None:
+def test_moved_data_are_found_at_their_new_path(tree: Path, tmp_path: Path) -> None:
     """A resumed run finds them, too: the identity of an image is its sample id, not its path."""
     shutil.copytree(tree, tmp_path / "before")
     run_inline(images=str(tmp_path / "before"), out=str(tmp_path / "s"), limit=16, **SAME)
@@ -169,7 +169,7 @@ def test_damaged_index_part_is_named_with_what_to_do(tree: Path, finished: Path,
     assert content(out) == content(finished)
 
 
-def test_figures_of_the_work_outlive_a_session_without_work(tree: Path, tmp_path: Path) -> None:
+def test_totals_of_the_last_session_survive_a_session_without_work(tree: Path, tmp_path: Path) -> None:
     for _ in range(2):
         run_inline(images=str(tree), out=str(tmp_path / "s"))
         assert json.loads((tmp_path / "s/run.json").read_text())["totals"]["last_session"]["rows"] == 43

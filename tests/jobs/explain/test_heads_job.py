@@ -146,7 +146,7 @@ def test_another_head_is_another_run(pictures: dict[str, Path], tmp_path: Path) 
         ({"model": "python:headed:logit", "targets": "class:2"}, "2 classes, 0 to 1"),
     ],
 )
-def test_what_does_not_fit_one_logit_is_refused(
+def test_options_that_do_not_fit_one_logit_are_refused(
     keys: dict[str, str], named: str, pictures: dict[str, Path], tmp_path: Path
 ) -> None:
     if "class_names" in keys:

@@ -23,7 +23,7 @@ def profile_of(device: str, **keys: object) -> ModelProfile:
     )
 
 
-def test_the_agreement_of_a_faster_precision_is_of_the_runs_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_agreement_of_a_faster_precision_is_measured_on_the_runs_device(monkeypatch: pytest.MonkeyPatch) -> None:
     requests = []
 
     def agreement(model: Model, precision: str, *, device: str) -> dict[str, float]:
@@ -62,7 +62,7 @@ def test_the_device_is_requested_only_if_it_matters() -> None:
     assert profile_model(config, folders=None, device=unknown).agreement == {}
 
 
-def test_what_the_loader_did_to_the_weights_is_among_the_notes(tmp_path: Path) -> None:
+def test_changes_of_the_weights_by_the_loader_are_noted(tmp_path: Path) -> None:
     """The configuration can select another entry of the file."""
     state = {f"module.{name}": value for name, value in tiny().state_dict().items()}
     other = {name: value + 1 for name, value in tiny().state_dict().items()}

@@ -61,7 +61,7 @@ def photographed(out: Path, album: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
 
 
 @pytest.mark.slow
-def test_killed_anywhere_it_ends_as_if_undisturbed(
+def test_a_retry_killed_at_any_moment_ends_like_an_undisturbed_one(
     project: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever command continues first, no row gets another image, and a later retry gives the same bytes."""
@@ -108,7 +108,7 @@ def test_nothing_to_retry_gives_the_exit_code_of_the_totals(partial: Path, finis
     assert content(out) == before
 
 
-def test_two_retries_at_once(project: Made, tmp_path: Path) -> None:
+def test_two_simultaneous_retries(project: Made, tmp_path: Path) -> None:
     """One process locks the store; the other is refused, or runs after it."""
     out = project.again(tmp_path / "store")
     project.change(changed)

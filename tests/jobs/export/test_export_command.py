@@ -54,7 +54,7 @@ def test_an_array_that_a_row_lacks_is_named(partial: Path, tmp_path: Path, to: s
 
 
 @pytest.mark.parametrize("to", FORMAT_NAMES)
-def test_parts_are_of_no_consequence_and_memory_is_bounded(
+def test_part_size_changes_no_result_and_memory_is_bounded(
     finished: Path, tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Parts of any size have the same rows and values, and few maps are read at a time."""
@@ -125,7 +125,7 @@ def stopped(out: Path, to: str, output: Path, **keys: Any) -> None:
         *((to, stopped) for to in FORMAT_NAMES),
     ],
 )
-def test_an_end_costs_one_part(
+def test_an_interrupted_export_repeats_one_part(
     finished: Path, tmp_path: Path, to: str, ended: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys: dict[str, Any] = {"arrays": [GRADIENT], "rows_per_part": 8}
@@ -151,7 +151,7 @@ def test_an_end_costs_one_part(
     assert written == [3, 4, 5] and files(half) == files(tmp_path / "whole")
 
 
-def test_what_fails_in_the_middle_leaves_no_file_that_looks_whole(tmp_path: Path) -> None:
+def test_a_failing_export_leaves_no_file_that_looks_complete(tmp_path: Path) -> None:
     folder = ExportFolder(tmp_path)
     with pytest.raises(OSError, match="full"), folder.atomic_file("data/a.bin") as file:
         file.write(b"half")
@@ -206,12 +206,12 @@ def test_a_store_that_changed_is_another_export(tree: Path, tmp_path: Path) -> N
         run(tmp_path / "s", "webdataset", tmp_path / "e")
 
 
-def test_two_at_once_are_refused(finished: Path, tmp_path: Path) -> None:
+def test_two_simultaneous_exports_are_refused(finished: Path, tmp_path: Path) -> None:
     with ExportFolder(tmp_path / "e").claim({}), pytest.raises(InvalidRequestError, match="another export is writing"):
         run(finished, "png", tmp_path / "e")
 
 
-def test_what_cannot_be_exported_is_refused_before_anything_is_made(finished: Path, tmp_path: Path) -> None:
+def test_invalid_exports_are_refused_before_anything_is_written(finished: Path, tmp_path: Path) -> None:
     for message, keys in {
         "'hdf'.*virelay, quantus": {"to": "hdf"},
         "must not hold other files": {"to": "png", "output": finished / "pictures"},

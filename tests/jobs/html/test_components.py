@@ -68,7 +68,7 @@ def test_a_scatter_plot_draws_a_limited_number_of_rows() -> None:
     assert drawn.layers[0].path.count("M") == MAX_DOTS and drawn.layers[0].suspect
 
 
-def test_a_name_that_would_never_be_removed_is_not_written(tmp_path: Path) -> None:
+def test_a_page_that_is_not_a_file_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a file name"):
         Site(str(tmp_path)).write("classes/../../run.json", b"")
     assert not list(tmp_path.iterdir())

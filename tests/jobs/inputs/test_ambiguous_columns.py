@@ -63,7 +63,7 @@ def table(folder: Path, columns: Columns) -> Path:
 
 
 @pytest.mark.parametrize("case", AMBIGUOUS)
-def test_a_name_of_several_columns_is_refused(tmp_path: Path, case: str) -> None:
+def test_a_name_that_several_columns_share_is_refused(tmp_path: Path, case: str) -> None:
     columns, options = AMBIGUOUS[case]
     with pytest.raises(SourceError, match=r"x\.parquet: several columns, or fields in them, have the name"):
         listed(table(tmp_path, columns), **options)
@@ -75,7 +75,7 @@ def test_other_columns_may_share_a_name(tmp_path: Path, case: str) -> None:
     assert fetch(listed(table(tmp_path, columns), **options), max_bytes=1 << 20) == [PNG]
 
 
-def test_a_table_among_others_costs_its_own_rows(tmp_path: Path) -> None:
+def test_an_ambiguous_table_among_others_loses_only_its_own_rows(tmp_path: Path) -> None:
     table(tmp_path / "t", AMBIGUOUS["two of bytes"][0])
     (tmp_path / "t/a.png").unlink()
     write_parquet(tmp_path / "t/y.parquet", {"image": [PNG, PNG]})

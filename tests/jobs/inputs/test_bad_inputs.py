@@ -131,7 +131,7 @@ def test_each_is_explained_or_quarantined_with_a_reason(zoo: Path, tmp_path: Pat
         assert np.isnan(first).all() == (reason is not None)
 
 
-def test_neighbours_do_not_notice_a_broken_image(zoo: Path, tmp_path: Path) -> None:
+def test_a_broken_image_does_not_change_the_maps_of_other_images(zoo: Path, tmp_path: Path) -> None:
     """The same folder without the broken files: the maps of the others are the same bits, but for their row."""
     sound = tmp_path / "sound"
     sound.mkdir()
@@ -150,7 +150,7 @@ def test_neighbours_do_not_notice_a_broken_image(zoo: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("what", ["nothing", "only text", "only broken"])
-def test_empty_and_hopeless_inputs(what: str, tmp_path: Path, saliency) -> None:
+def test_inputs_without_a_sound_image(what: str, tmp_path: Path, saliency) -> None:
     images = tmp_path / "images"
     images.mkdir()
     if what == "only text":

@@ -71,12 +71,12 @@ def test_empty_file() -> None:
         b"RIFF",
     ],
 )
-def test_what_is_no_image_is_said_so(data: bytes) -> None:
+def test_data_that_is_not_an_image_is_rejected_with_a_reason(data: bytes) -> None:
     assert "not an image that Pillow reads" in reason(data)
 
 
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])
-def test_a_truncated_file_is_rejected_in_the_words_of_pillow(format_: str) -> None:
+def test_a_truncated_file_is_rejected_with_the_message_of_pillow(format_: str) -> None:
     data = encode(photographs.chelsea(), format_)
     why = reason(data[: len(data) * 2 // 3])
     assert "Pillow cannot decode it" in why or "not an image" in why
@@ -132,14 +132,14 @@ def test_the_cap_is_the_last_size_that_passes() -> None:
     assert "41×31" in reason(data, max_pixels=41 * 31 - 1)
 
 
-def test_the_cap_alone_decides_not_the_limit_of_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cap_replaces_the_limit_of_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert isinstance(load_canonical(encode(PHOTO), max_pixels=CAP), Image.Image)
     assert isinstance(load_canonical(b"junk", max_pixels=CAP), RejectedImage)
     assert Image.MAX_IMAGE_PIXELS == 100, "as found"
 
 
-def test_a_line_that_the_resize_would_blow_up_is_rejected() -> None:
+def test_a_narrow_image_that_the_resize_would_enlarge_too_much_is_rejected() -> None:
     for shape in [(1, 100_000, 3), (100_000, 1, 3)]:
         data = encode(np.zeros(shape, np.uint8))
         result = decode(data, SMALL, max_pixels=CAP)

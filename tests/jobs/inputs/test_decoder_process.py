@@ -59,7 +59,7 @@ def child(decoder: Decoder) -> psutil.Process:
 # -- the process ----------------------------------------------------------------------------------------------
 
 
-def test_answers_are_those_of_the_function_itself() -> None:
+def test_the_process_returns_the_results_of_the_function() -> None:
     decoder, before = Decoder(), psutil.Process().children()
     for data in (picture(3), b"", b"junk", picture(9, (40, 30))):
         result, same = ask(decoder, data, function=decode), decode(data, SMALL, max_pixels=CAP)
@@ -86,7 +86,7 @@ def test_killer_is_rejected_and_the_next_is_decoded(deed: str) -> None:
     assert isinstance(ask(decoder, picture(1)), DecodedImage)
 
 
-def test_sound_image_outlives_a_death_that_strikes_once(tmp_path: Path) -> None:
+def test_a_sound_image_is_decoded_again_if_the_process_dies_once(tmp_path: Path) -> None:
     assert isinstance(ask(Decoder(), marked(picture(), f"once {tmp_path / 'struck'}")), DecodedImage)
     assert (tmp_path / "struck").exists()
 
@@ -98,14 +98,14 @@ def test_killed_while_idle_is_replaced() -> None:
         child(decoder).kill()
 
 
-def test_mistake_of_the_function_is_no_fault_of_the_image() -> None:
+def test_an_error_of_the_function_does_not_reject_the_image() -> None:
     decoder = Decoder()
     with pytest.raises(ZeroDivisionError, match="of the decoder's own"):
         ask(decoder, marked(picture(), "raise"))
     assert isinstance(ask(decoder, picture()), DecodedImage)
 
 
-def test_interrupted_answer_is_not_taken_for_the_next() -> None:
+def test_the_result_of_an_interrupted_call_is_discarded() -> None:
     """Ctrl-C while an image is decoded: its result is discarded."""
     decoder = Decoder()
     assert isinstance(ask(decoder, picture()), DecodedImage)
@@ -120,7 +120,7 @@ def test_interrupted_answer_is_not_taken_for_the_next() -> None:
     assert isinstance(result, DecodedImage) and result.width == 31
 
 
-def test_time_and_work_are_told() -> None:
+def test_the_cpu_time_of_the_process_is_reported() -> None:
     decoder = Decoder()
     ask(decoder, picture())
     before, here = decoder.cpu_seconds(), time.process_time()
@@ -131,7 +131,7 @@ def test_time_and_work_are_told() -> None:
     assert decoder.cpu_seconds() - before > time.process_time() - here
 
 
-def test_no_process_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_job_stops_if_no_process_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(JobStopped, match=r"3 of them ended at once \(exit code 1\)"):
         ask(Decoder(), picture())
@@ -164,7 +164,7 @@ sys.stdin.read()
         decoding.wait(timeout=30)
 
 
-def test_forked_process_has_its_own() -> None:
+def test_a_forked_process_has_its_own_decoder_process() -> None:
     """Or the two would take each other's answers."""
     mine = shared_decoder()
     reader, writer = os.pipe()
@@ -252,7 +252,7 @@ def hold(sound: Path, mixed: Path) -> None:
 KEYS = {"unit_size": 8, "batch_size": 4, "max_seconds": 3, "max_pixels": CAP}
 
 
-def test_killers_cost_their_own_rows(crowd: tuple[Path, Path], tmp_path: Path, monkeypatch) -> None:
+def test_killer_images_lose_only_their_own_rows(crowd: tuple[Path, Path], tmp_path: Path, monkeypatch) -> None:
     sound, mixed = crowd
     assert run_inline(images=str(sound), out=str(tmp_path / "sound"), **KEYS)[0] == 0
     monkeypatch.setattr(jobs.explain.decode_stage, "decode", crashing_decoder.decode)
@@ -262,7 +262,7 @@ def test_killers_cost_their_own_rows(crowd: tuple[Path, Path], tmp_path: Path, m
 
 
 @pytest.mark.slow
-def test_killers_cost_their_own_rows_in_ray(crowd: tuple[Path, Path], tmp_path: Path) -> None:
+def test_killer_images_lose_only_their_own_rows_in_ray(crowd: tuple[Path, Path], tmp_path: Path) -> None:
     sound, mixed = crowd
     assert run_inline(images=str(sound), out=str(tmp_path / "sound"), **KEYS)[0] == 0
     arguments = flags(images=mixed, out=tmp_path / "mixed", **{**KEYS, "runner": "ray", "workers": 2})
@@ -278,7 +278,7 @@ def test_killers_cost_their_own_rows_in_ray(crowd: tuple[Path, Path], tmp_path: 
     hold(tmp_path / "sound", tmp_path / "mixed")
 
 
-def test_retry_with_another_cap_takes_what_took_too_long(tmp_path: Path, saliency) -> None:
+def test_retry_with_a_longer_time_limit_explains_a_slow_image(tmp_path: Path, saliency) -> None:
     """A sound image, really slow for the cap that it first had; and the reader keeps to the same caps."""
     images = tmp_path / "images"
     images.mkdir()

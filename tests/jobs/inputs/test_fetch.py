@@ -59,7 +59,7 @@ def test_every_kind_of_source_gives_the_bytes_that_were_stored(everything: Path)
         assert fetch(listed(everything / kind), max_bytes=LIMIT) == PICTURES, kind
 
 
-def test_rows_come_in_the_order_asked_for_also_when_asked_twice(everything: Path) -> None:
+def test_rows_are_fetched_in_the_requested_order_also_if_repeated(everything: Path) -> None:
     entries = listed(everything / "folder", everything / "tars", everything / "tables")
     order = random.Random(1).choices(range(180), k=100)
     assert fetch([entries[i] for i in order], max_bytes=LIMIT) == [PICTURES[i % 60] for i in order]
@@ -72,7 +72,7 @@ def test_tar_bytes_are_what_tarfile_extracts(everything: Path) -> None:
     assert list(zip([entry.member for entry in entries], values, strict=True)) == extracted(tar)
 
 
-def test_a_name_that_comes_twice_has_two_contents(tmp_path: Path) -> None:
+def test_two_members_of_one_name_have_their_own_contents(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "x.tar", [("a.png", PICTURES[0]), ("a.png", PICTURES[1])])
     assert fetch(listed(tar), max_bytes=LIMIT) == PICTURES[:2]
 
@@ -166,7 +166,7 @@ def test_images_over_the_limit_are_rejected(everything: Path) -> None:
         assert results[1] == PICTURES[0]
 
 
-def test_what_was_known_when_listing_is_passed_on(tmp_path: Path) -> None:
+def test_errors_of_the_listing_are_passed_on(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "x.tar", [("a.png", PICTURES[0]), ("b.png", PICTURES[1])])
     tar.write_bytes(tar.read_bytes()[: -10_240 + 600])
     entries = [*listed(tar), Entry("x", "", error="no URI")]
@@ -175,14 +175,14 @@ def test_what_was_known_when_listing_is_passed_on(tmp_path: Path) -> None:
     assert [reason(result) for result in results[1:]] == [entry.error for entry in entries[1:]]
 
 
-def test_a_tar_that_ends_early_is_noticed_without_an_etag(tmp_path: Path) -> None:
+def test_a_truncated_tar_is_detected_without_an_etag(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "x.tar", [("a.png", PICTURES[0])])
     (entry,) = (replace(entry, size=None, etag=None) for entry in listed(tar))
     tar.write_bytes(tar.read_bytes()[: (entry.offset or 0) + 9])
     assert "ended after 9 of its" in reason(fetch([entry], max_bytes=LIMIT)[0])
 
 
-def test_rows_that_are_gone_are_noticed_without_an_etag(tmp_path: Path) -> None:
+def test_missing_rows_are_detected_without_an_etag(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "p.parquet", list(PICTURES[:3]), struct=False, group=3)
     entries = [replace(entry, size=None, etag=None) for entry in listed(path)]
     write_parquet(path, list(PICTURES[:2]), struct=False, group=3)
@@ -192,7 +192,7 @@ def test_rows_that_are_gone_are_noticed_without_an_etag(tmp_path: Path) -> None:
     assert "no row 0 in row group 5" in reason(results[3])
 
 
-def test_a_column_that_is_gone_is_noticed_without_an_etag(tmp_path: Path) -> None:
+def test_a_missing_column_is_detected_without_an_etag(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "p.parquet", list(PICTURES[:3]), struct=False, group=3)
     entries = [replace(entry, size=None, etag=None, member="gone") for entry in listed(path)]
     assert all("cannot be read" in reason(result) for result in fetch(entries, max_bytes=LIMIT))
@@ -225,7 +225,7 @@ def test_remote_sources_give_the_same_bytes(everything: Path, bucket: str) -> No
         assert fetch(far, max_bytes=LIMIT) == PICTURES
 
 
-def test_remote_objects_that_changed_or_went_are_rejected(everything: Path, bucket: str) -> None:
+def test_remote_objects_that_changed_or_were_deleted_are_rejected(everything: Path, bucket: str) -> None:
     s3.upload(everything, "all")
     entries = [*listed(f"{bucket}/all/folder")[:3], *listed(f"{bucket}/all/tars")[:1]]
     s3.put("all/folder/01#%20 ü.png", bytes(len(PICTURES[1])))  # the size is the same

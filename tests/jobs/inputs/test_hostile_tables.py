@@ -87,7 +87,7 @@ OUTCOMES: dict[str, list[list[str]]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_bombs_cost_their_own_rows(tmp_path: Path, bomb: str) -> None:
+def test_decompression_bombs_lose_only_their_own_rows(tmp_path: Path, bomb: str) -> None:
     """The file has some kilobytes, and what it unpacks to does not come to this process, nor harms the file beside."""
     path = tmp_path / "x.parquet"
     written_apart(BOMBS[bomb], path)
@@ -116,7 +116,7 @@ def dies(file: object, *, of: int) -> None:
 
 
 @pytest.mark.parametrize(("of", "memory"), [(signal.SIGABRT, True), (signal.SIGSEGV, False), (signal.SIGBUS, False)])
-def test_an_abort_under_the_limit_is_likely_of_memory(tmp_path: Path, of: int, memory: bool) -> None:
+def test_an_abort_under_the_memory_limit_is_reported_as_lack_of_memory(tmp_path: Path, of: int, memory: bool) -> None:
     """C++ aborts if nothing catches a failed allocation; other signals are of damage."""
     path = write_parquet(tmp_path / "x.parquet", {"image": [PNG]})
     with pytest.raises(DamagedTable, match=f"killed the process that reads it, {signal.Signals(of).name}") as result:
@@ -145,7 +145,7 @@ def varint(number: int) -> bytes:
 @pytest.mark.parametrize("labels", [False, True])
 @pytest.mark.parametrize("claim", [2**40, 2**62, 10**9, 101, 99, 0, -1])
 @pytest.mark.parametrize("where", ["all", "first", "last"])
-def test_counts_that_are_lies(tmp_path: Path, claim: int, where: str, labels: bool) -> None:
+def test_false_row_counts_in_a_footer(tmp_path: Path, claim: int, where: str, labels: bool) -> None:
     columns = {"image": [PNG] * 100} | ({"label": list(range(100))} if labels else {})
     data = write_parquet(tmp_path / "x.parquet", columns).read_bytes()
     true, lie = b"\x16" + varint(100), b"\x16" + varint(claim)
@@ -166,7 +166,7 @@ def test_counts_that_are_lies(tmp_path: Path, claim: int, where: str, labels: bo
     assert all(value == PNG or isinstance(value, RejectedImage) for value in values[:-1])
 
 
-def test_a_footer_that_is_wide_or_deep_is_a_row(tmp_path: Path) -> None:
+def test_a_wide_or_deep_footer_does_not_stop_the_listing(tmp_path: Path) -> None:
     deep = pa.array([1])
     for _ in range(1000):
         deep = pa.StructArray.from_arrays([deep], ["a"])
@@ -182,7 +182,7 @@ def test_a_footer_that_is_wide_or_deep_is_a_row(tmp_path: Path) -> None:
     assert len(str(result.value)) < 3000
 
 
-def test_names_that_come_twice_or_are_no_text(tmp_path: Path) -> None:
+def test_column_names_that_are_repeated_or_not_text(tmp_path: Path) -> None:
     twice = pa.Table.from_arrays([pa.array([PNG]), pa.array([1]), pa.array([2])], names=["image", "label", "label"])
     pq.write_table(twice, tmp_path / "a.parquet")
     data = write_parquet(tmp_path / "b.parquet", {"image": [PNG], "namen": [1]}).read_bytes()
@@ -249,7 +249,7 @@ def test_a_header_without_end_is_refused(tmp_path: Path) -> None:
         listed(write(tmp_path / "wide.csv", b"c," * 100_000 + b"c\n"))
 
 
-def test_lists_that_are_none_are_rows_among_lists(tmp_path: Path) -> None:
+def test_files_that_are_not_lists_are_rows_with_an_error_among_lists(tmp_path: Path) -> None:
     write(tmp_path / "a.png", PNG)
     write(tmp_path / "1.csv", b"\xff\xfe\0\x01\n\n")
     write(tmp_path / "2.csv", b"uri\na.png\n")

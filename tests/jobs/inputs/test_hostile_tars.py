@@ -142,13 +142,13 @@ def test_odd_headers_are_sound(tmp_path: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_hostile_headers_cost_one_row(tmp_path: Path, case: str) -> None:
+def test_a_hostile_header_loses_one_row(tmp_path: Path, case: str) -> None:
     (entry,) = hold(tmp_path, BROKEN[case]())
     assert entry.error and len(entry.error) < 1000
 
 
 @pytest.mark.parametrize("case", BESIDE)
-def test_damaged_extension_headers_are_told_beside_their_member(tmp_path: Path, case: str) -> None:
+def test_a_damaged_extension_header_is_a_row_and_its_member_is_read(tmp_path: Path, case: str) -> None:
     broken, entry = hold(tmp_path, BESIDE[case]())
     assert broken.error and broken.member is None
     assert (entry.error, entry.member, entry.length) == (None, "b.png", len(PNG))
@@ -167,7 +167,7 @@ def test_sparse_map_without_end(tmp_path: Path) -> None:
     assert any(entry.error for entry in rows)
 
 
-def test_headers_that_lead_astray_are_not_followed_for_ever(tmp_path: Path) -> None:
+def test_the_reader_stops_at_a_limited_number_of_misleading_headers(tmp_path: Path) -> None:
     """Each claims a megabyte that is not a PAX record, and the next one begins inside it."""
     data = header("pax", 1 << 20, tarfile.XHDTYPE) * 40_000
     write(tmp_path / "x.tar", member("a.png") + data)
@@ -176,7 +176,7 @@ def test_headers_that_lead_astray_are_not_followed_for_ever(tmp_path: Path) -> N
     assert all(entry.error for entry in losses)
 
 
-def test_losses_beyond_a_number_are_one_row(tmp_path: Path) -> None:
+def test_losses_beyond_a_limit_are_one_row(tmp_path: Path) -> None:
     """Thousands of damaged headers with a sound member after each."""
     write(tmp_path / "x.tar", b"".join(b"\xa5" * 512 + member(f"{i}.png") for i in range(3000)) + bytes(1024))
     entries = listed(tmp_path)
@@ -185,7 +185,7 @@ def test_losses_beyond_a_number_are_one_row(tmp_path: Path) -> None:
     assert len(losses) == MOST_LOSSES and "places or more" in str(losses[-1].error)
 
 
-def test_long_names_have_room_in_all(tmp_path: Path) -> None:
+def test_the_total_length_of_names_is_limited(tmp_path: Path) -> None:
     """70 MB of names, of which every character would be in memory until the tar is listed."""
     with (tmp_path / "x.tar").open("wb") as file:
         for i in range(2200):
@@ -203,7 +203,7 @@ def test_a_million_bytes_of_empty_members(tmp_path: Path) -> None:
     assert len(entries) == 2001 and entries[-1].error is None
 
 
-def test_json_of_any_kind_is_no_end_of_the_plan(tmp_path: Path) -> None:
+def test_no_json_member_ends_the_plan(tmp_path: Path) -> None:
     texts = {
         "5,000 digits": b'{"label": ' + digits(5000) + b"}",
         "5,000 digits beside": b'{"label": 3, "other": -' + digits(5000) + b"}",

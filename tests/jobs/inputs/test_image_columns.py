@@ -78,7 +78,7 @@ def test_bytes_are_read_in_any_type(tmp_path: Path, case: str, named: bool) -> N
 
 
 @pytest.mark.parametrize("case", SOUND)
-def test_limits_and_gaps_hold_in_any_type(tmp_path: Path, case: str) -> None:
+def test_limits_and_missing_values_are_reported_in_any_type(tmp_path: Path, case: str) -> None:
     column, _ = SOUND[case]
     gap = pa.chunked_array([column[:1], pa.nulls(1, column.type)])
     entries = listed(write_parquet(tmp_path / "x.parquet", {"image": gap}))
@@ -87,7 +87,7 @@ def test_limits_and_gaps_hold_in_any_type(tmp_path: Path, case: str) -> None:
     assert isinstance(null, RejectedImage) and "x.parquet#1 is null" in null.reason
 
 
-def test_several_images_in_a_row_are_no_image(tmp_path: Path) -> None:
+def test_a_row_of_several_images_is_rejected(tmp_path: Path) -> None:
     entries = listed(write_parquet(tmp_path / "x.parquet", {"image": [PAIR, [], [PNG]]}))
     two, none, embedded = fetch(entries, max_bytes=1 << 20)
     assert isinstance(two, RejectedImage) and "holds 2 images" in two.reason
@@ -105,7 +105,7 @@ NO_IMAGE = {
 
 
 @pytest.mark.parametrize("kind", NO_IMAGE)
-def test_other_types_are_no_uris_and_refused_by_name(tmp_path: Path, kind: str) -> None:
+def test_columns_of_other_types_are_refused_as_uris_by_name(tmp_path: Path, kind: str) -> None:
     path = write_parquet(tmp_path / "x.parquet", {"image": NO_IMAGE[kind]})
     for options in ({}, {"image_column": "image"}, {"uri_column": "image"}):
         with pytest.raises(SourceError, match=kind):
@@ -123,7 +123,7 @@ def test_uris_are_any_text(tmp_path: Path, kind: pa.DataType) -> None:
     assert fetch(entries[:1], max_bytes=1 << 20) == [PNG]
 
 
-def test_bytes_asked_for_as_uris_are_refused(tmp_path: Path) -> None:
+def test_bytes_requested_as_uris_are_refused(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "x.parquet", {"image": [PNG]})
     with pytest.raises(SourceError, match=r"is binary, not text.*image_column"):
         listed(path, uri_column="image")
@@ -150,7 +150,7 @@ def test_paths_beside_no_bytes_are_followed(tmp_path: Path, embedded: bool, void
     assert "gone.png" in reasons[0] and "x.parquet#6" in reasons[0]
 
 
-def test_image_columns_inside_structs_are_told_apart(tmp_path: Path) -> None:
+def test_image_columns_inside_structs_are_distinguished(tmp_path: Path) -> None:
     rows = [{"left": PNG, "right": OTHER}]
     path = write_parquet(tmp_path / "x.parquet", {"pair": rows})
     with pytest.raises(SourceError, match=r"pair\.left, pair\.right"):

@@ -103,7 +103,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", SCALED)
-def test_white_is_white_and_black_is_black(name: str) -> None:
+def test_white_and_black_are_the_ends_of_every_depth(name: str) -> None:
     data, steps = SCALED[name]
     pixels = read(data).astype(float)
     assert pixels.min() <= 2 and pixels.max() >= 253
@@ -111,7 +111,7 @@ def test_white_is_white_and_black_is_black(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_has_no_fixed_white_is_refused(name: str) -> None:
+def test_a_depth_without_a_fixed_white_is_refused(name: str) -> None:
     data, reason = REFUSED[name]
     result = load_canonical(data, max_pixels=CAP)
     assert isinstance(result, RejectedImage), result

@@ -45,7 +45,7 @@ def test_exif_orientation_gives_the_upright_pixels(format_: str, orientation: in
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_exif_orientation_of_a_jpeg_turns_its_pixels(orientation: int) -> None:
+def test_exif_orientation_of_a_jpeg_rotates_its_pixels(orientation: int) -> None:
     plain, turned = encode(PHOTO, "JPEG"), encode(PHOTO, "JPEG", exif=orientation_exif(orientation))
     np.testing.assert_array_equal(read(turned), ORIENTATIONS[orientation](read(plain)))
 
@@ -61,7 +61,7 @@ def test_exif_orientation_of_a_jpeg_turns_its_pixels(orientation: int) -> None:
         orientation_exif(99).tobytes(),
     ],
 )
-def test_broken_exif_counts_as_none(exif: bytes) -> None:
+def test_broken_exif_is_ignored(exif: bytes) -> None:
     np.testing.assert_array_equal(read(encode(PHOTO, "PNG", exif=exif)), PHOTO)
     np.testing.assert_array_equal(read(encode(PHOTO, "JPEG", exif=exif)), read(encode(PHOTO, "JPEG")))
 
@@ -91,13 +91,13 @@ def test_16_bits_keep_their_high_byte_in_grey_as_in_rgb() -> None:
     np.testing.assert_array_equal(read(pgm), high)
 
 
-def test_16_bit_grey_turns_too() -> None:
+def test_16_bit_grey_is_rotated_too() -> None:
     grey = np.arange(6, dtype=np.uint16).reshape(2, 3) << 8
     data = encode(grey, "PNG", exif=orientation_exif(6))
     np.testing.assert_array_equal(read(data)[..., 0], [[3, 0], [4, 1], [5, 2]])
 
 
-def test_the_clear_value_of_16_bit_grey_is_exact() -> None:
+def test_the_transparent_value_of_16_bit_grey_is_compared_exactly() -> None:
     grey = np.array([[0x1200, 0x1234, 0x12FF]], np.uint16)
     data = png16(grey, (b"tRNS", struct.pack(">H", 0x1234)))
     assert read(data)[0, :, 0].tolist() == [0x12, 255, 0x12]
@@ -119,7 +119,7 @@ ALPHA = np.linspace(0, 255, 31 * 41).astype(np.uint8).reshape(31, 41)
 
 
 @pytest.mark.parametrize("format_", ["PNG", "TIFF", "WEBP"])
-def test_alpha_lies_over_white(format_: str) -> None:
+def test_alpha_is_composited_over_white(format_: str) -> None:
     options = {"lossless": True, "exact": True} if format_ == "WEBP" else {}
     data = encode(np.dstack([PHOTO, ALPHA]), format_, **options)
     np.testing.assert_allclose(read(data), over_white(PHOTO, ALPHA), atol=1)
@@ -148,7 +148,7 @@ def test_palette_with_alpha() -> None:
 
 
 @pytest.mark.parametrize(("mode", "clear"), [("L", 7), ("RGB", (7, 7, 7)), ("1", 0)], ids=["grey", "colour", "bit"])
-def test_a_clear_colour_lies_over_white(mode: str, clear: object) -> None:
+def test_a_transparent_colour_is_composited_over_white(mode: str, clear: object) -> None:
     image = Image.fromarray(np.array([[7, 200]], np.uint8)).convert(mode)
     before = np.asarray(image.convert("RGB"))
     expected = np.where(before == (7 if mode != "1" else 0), 255, before)
@@ -157,7 +157,7 @@ def test_a_clear_colour_lies_over_white(mode: str, clear: object) -> None:
 
 @pytest.mark.parametrize("clear", [0, 1, 2, 3])
 @pytest.mark.parametrize("depth", [2, 4])
-def test_a_clear_grey_of_few_bits_is_scaled_as_the_pixels_are(depth: int, clear: int) -> None:
+def test_a_transparent_grey_of_few_bits_is_scaled_like_the_pixels(depth: int, clear: int) -> None:
     values = np.arange(4, dtype=np.uint8)
     packed = np.packbits((values[:, None] >> np.arange(depth - 1, -1, -1)) & 1).tobytes()
     pixels = read(png(4, 1, depth, 0, b"\0" + packed, (b"tRNS", struct.pack(">H", clear))))

@@ -60,7 +60,7 @@ NUMBERS: dict[str, Label] = {
 
 
 @pytest.mark.parametrize("text", NUMBERS, ids=lambda text: text[:12])
-def test_numbers_of_json(tmp_path: Path, text: str) -> None:
+def test_numbers_in_json_labels(tmp_path: Path, text: str) -> None:
     data = f'{{"label": {text}}}'.encode()
     assert labels(write_tar(tmp_path / "x.tar", [("a.png", PNG), ("a.json", data)])) == [NUMBERS[text]]
 
@@ -94,7 +94,7 @@ def test_columns_of_parquet(tmp_path: Path, case: str, place: str) -> None:
 
 @pytest.mark.parametrize("place", ["image", "uri"])
 @pytest.mark.parametrize("value", [True, b"7", date(2020, 1, 1), datetime(2020, 1, 1, tzinfo=UTC), [1], {"a": 1}])
-def test_columns_that_hold_no_labels(tmp_path: Path, value: object, place: str) -> None:
+def test_columns_of_other_types_are_not_labels(tmp_path: Path, value: object, place: str) -> None:
     """Ignored if only their name suggests labels; refused, with their type, if the user names them."""
     images = [PNG if place == "image" else "s3://b/a.png"]
     path = write_parquet(tmp_path / "x.parquet", {place: images, "label": [value]})

@@ -63,16 +63,16 @@ def hold(folder: Path, kind: str, seed: int, batches: int, number: int) -> int:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_mutated_files_end_no_plan(tmp_path: Path, kind: str) -> None:
+def test_no_mutated_file_ends_the_plan(tmp_path: Path, kind: str) -> None:
     assert hold(tmp_path, kind, 1, 1, 60) > 60
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [11, 12])
 @pytest.mark.parametrize("kind", KINDS)
-def test_thousands_of_mutated_files_end_no_plan(tmp_path: Path, kind: str, seed: int) -> None:
+def test_none_of_thousands_of_mutated_files_ends_the_plan(tmp_path: Path, kind: str, seed: int) -> None:
     assert hold(tmp_path, kind, seed, 3, 100) > 300
 
 
-def test_sound_files_are_those_that_mutants_are_made_of() -> None:
+def test_each_kind_of_sound_file_differs() -> None:
     assert len({sound(kind, 3) for kind in KINDS}) == len(KINDS)

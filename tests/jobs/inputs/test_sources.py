@@ -21,7 +21,7 @@ from tests.support.listed_inputs import PNG, ids, labels, listed, one
 # -- folders -------------------------------------------------------------------------------------------------
 
 
-def test_a_folders_order_is_the_byte_order_of_the_keys_however_it_was_filled(tmp_path: Path) -> None:
+def test_a_folder_is_listed_in_byte_order_of_its_keys(tmp_path: Path) -> None:
     keys = ["a/z.png", "a!.png", "a.png", "a/b/c.png", "a0.png", "B.png", "é.png", "z.png", "a-b/x.png"]
     random.Random(0).shuffle(keys)
     for key in keys:
@@ -54,7 +54,7 @@ def test_images_directly_in_the_root_mean_no_labels(tmp_path: Path) -> None:
     assert labels(tmp_path) == [None, None]
 
 
-def test_what_is_no_image_is_counted_also_when_listed_twice(tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_counted_also_if_listed_twice(tmp_path: Path) -> None:
     for key in ("x.png", ".DS_Store", "._x.png", ".ipynb_checkpoints/x.png", "notes.TXT", "Makefile"):
         write(tmp_path / key, PNG)
     source = one(tmp_path)
@@ -88,7 +88,7 @@ def test_names_that_are_not_utf8_survive_a_string_column(tmp_path: Path) -> None
     assert stat(entry.uri).size == entry.size
 
 
-def test_links_are_followed_but_loops_end(tmp_path: Path) -> None:
+def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
     write(tmp_path / "data/a/1.png", PNG)
     write(tmp_path / "other/2.png", PNG)
     (tmp_path / "data/b").symlink_to(tmp_path / "other")
@@ -141,7 +141,7 @@ def test_globs(tmp_path: Path) -> None:
         listed(f"{tmp_path}/*.gif")
 
 
-def test_a_path_that_looks_like_a_glob_but_exists_is_itself(tmp_path: Path) -> None:
+def test_an_existing_path_that_looks_like_a_glob_is_not_expanded(tmp_path: Path) -> None:
     write(tmp_path / "run[1]/x.png", PNG)
     assert ids(tmp_path / "run[1]") == ids(tmp_path / "run[1]/x.png") == ["x.png"]
 

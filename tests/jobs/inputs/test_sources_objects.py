@@ -20,7 +20,7 @@ from tests.support.input_files import FOUR, offsets, overwrite, write, write_par
 from tests.support.listed_inputs import PNG, ids, listed, one
 
 
-def test_map_ahead_keeps_order_looks_a_little_ahead_and_passes_errors_on() -> None:
+def test_map_ahead_keeps_the_order_limits_its_lead_and_raises_errors() -> None:
     listed_numbers: list[int] = []
 
     def numbers() -> Iterator[int]:
@@ -43,7 +43,7 @@ def test_uris() -> None:
     assert uri_of(Path("/a b#%.png")) == "/a b#%.png"
 
 
-def test_open_output_makes_the_directory_only_if_asked(tmp_path: Path) -> None:
+def test_open_output_creates_the_directory_only_on_request(tmp_path: Path) -> None:
     import obstore
 
     with pytest.raises(StoreUnusable, match="is gone"):
@@ -91,7 +91,7 @@ def test_remote_failures_are_clear_and_keep_secrets(bucket: str) -> None:
         stat(f"{bucket}/nowhere.png")
 
 
-def test_a_prefix_is_a_directory_not_the_beginning_of_a_name(bucket: str) -> None:
+def test_a_prefix_matches_a_directory_not_the_beginning_of_a_name(bucket: str) -> None:
     s3.put("d/a.png", PNG)
     s3.put("dx.png", PNG)
     assert ids(f"{bucket}/d") == ids(f"{bucket}/d/") == ["a.png"]

@@ -40,7 +40,7 @@ def test_parquet_with_the_struct_of_hugging_face(tmp_path: Path) -> None:
     assert labels(tmp_path) == [1, None, 1, None]
 
 
-def test_parquet_columns_must_be_clear(tmp_path: Path) -> None:
+def test_ambiguous_parquet_columns_are_refused(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "p.parquet", {"left": [PNG], "right": [PNG], "n": [1]})
     with pytest.raises(SourceError, match=r"left, right.*image_column"):
         listed(path)
@@ -95,7 +95,7 @@ def test_a_csv_list_is_relative_to_itself(tmp_path: Path) -> None:
     assert labels(path, label_column="n") == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_a_lists_faults_keep_their_places(tmp_path: Path) -> None:
+def test_invalid_lines_of_a_list_keep_their_rows(tmp_path: Path) -> None:
     write(tmp_path / "a.png", PNG)
     cases = [  # as written, the sample's id, the error
         ("a.png", "a.png", None),
@@ -125,7 +125,7 @@ def test_a_list_without_a_uri_column_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mark", [";", "\t", "|"])
-def test_a_list_with_other_separators_is_told_what_is_wrong(tmp_path: Path, mark: str) -> None:
+def test_the_error_for_a_list_with_other_separators_names_the_comma(tmp_path: Path, mark: str) -> None:
     with pytest.raises(SourceError, match="Separate them by commas"):
         listed(write(tmp_path / "list.csv", f"uri{mark}label\na.png{mark}1\n".encode()))
 
@@ -148,7 +148,7 @@ def test_a_parquet_list(tmp_path: Path) -> None:
     assert ids(thumbs, uri_column="file") == ["a.png"]  # the user's word counts, whatever else is there
 
 
-def test_repeats_are_told_apart_in_a_long_list(tmp_path: Path) -> None:
+def test_repeated_uris_in_a_long_list_get_distinct_ids(tmp_path: Path) -> None:
     """Longer than what is kept at once, and with a line that has the very name that a repeat would get."""
     names = [f"s3://bucket/{i}.jpg" for i in range(70_000)]
     listed = tmp_path / "list.csv"

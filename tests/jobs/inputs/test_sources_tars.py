@@ -65,7 +65,7 @@ def test_exact_extensions_win_over_compound_ones(tmp_path: Path) -> None:
     assert source.ignored == Counter({".mask.png": 1, ".txt": 1})
 
 
-def test_a_name_that_comes_twice_is_two_rows_with_their_own_labels(tmp_path: Path) -> None:
+def test_two_members_of_one_name_are_two_rows_with_their_own_labels(tmp_path: Path) -> None:
     members = [("a.png", picture(1)), ("a.cls", b"1"), ("a.png", picture(2)), ("a.cls", b"2")]
     members += [("a.png", picture(3))]
     tar = write_tar(tmp_path / "x.tar", members)
@@ -76,7 +76,7 @@ def test_a_name_that_comes_twice_is_two_rows_with_their_own_labels(tmp_path: Pat
     ]
 
 
-def test_members_that_are_no_files_are_counted(tmp_path: Path) -> None:
+def test_members_that_are_not_files_are_counted(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         for kind in (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.FIFOTYPE):
             info = tarfile.TarInfo("x.png")
@@ -139,7 +139,7 @@ def test_the_first_or_last_header_broken(tmp_path: Path, garbage: bytes) -> None
     assert ids(tar) == ["x.tar/@0", "x.tar/b.png", "x.tar/c.png", f"x.tar/@{last}"]
 
 
-def test_a_broken_long_name_loses_its_name_but_is_told(tmp_path: Path) -> None:
+def test_a_broken_long_name_is_reported(tmp_path: Path) -> None:
     long = "n" * 200 + ".png"
     tar = write_tar(tmp_path / "x.tar", [FOUR[0], (long, PNG), FOUR[2]], form=tarfile.PAX_FORMAT)
     where = offsets(tar)[long][0]
@@ -149,7 +149,7 @@ def test_a_broken_long_name_loses_its_name_but_is_told(tmp_path: Path) -> None:
     assert f"x.tar/@{where}" in [entry.sample_id for entry in entries if entry.error]
 
 
-def test_a_negative_size_does_not_go_round_for_ever(tmp_path: Path) -> None:
+def test_a_negative_size_does_not_loop(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "x.tar", FOUR, form=tarfile.GNU_FORMAT)
     where = offsets(tar)["b.png"][0]
     header = bytearray(tar.read_bytes()[where : where + 512])
@@ -173,7 +173,7 @@ def test_a_truncated_tar(tmp_path: Path) -> None:
     assert ids(tar) == ["x.tar/a.png", "x.tar/b.png", f"x.tar/@{header}"]
 
 
-def test_a_tar_cut_off_in_what_is_no_image_is_told_too(tmp_path: Path) -> None:
+def test_a_tar_truncated_in_a_member_that_is_not_an_image_is_reported(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "x.tar", [("a.png", PNG), ("a.txt", b"t" * 900), ("b.png", PNG)])
     header, data = offsets(tar)["a.txt"]
     tar.write_bytes(tar.read_bytes()[: data + 20])
@@ -188,13 +188,13 @@ def test_a_tar_without_end_mark_is_whole_but_logged(tmp_path: Path, caplog: pyte
     assert "end-of-archive" in caplog.text
 
 
-def test_tars_put_one_after_the_other_are_both_read(tmp_path: Path) -> None:
+def test_concatenated_tars_are_both_read(tmp_path: Path) -> None:
     first, second = (write_tar(tmp_path / f"{i}.tar", FOUR[2 * i : 2 * i + 2]).read_bytes() for i in range(2))
     both = write(tmp_path / "both/x.tar", first + second)
     assert ids(both) == [f"x.tar/{name}.png" for name in "abcd"]
 
 
-def test_padding_after_the_end_mark_is_no_loss(tmp_path: Path) -> None:
+def test_padding_after_the_end_mark_is_not_reported_as_a_loss(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "x.tar", FOUR)
     tar.write_bytes(tar.read_bytes() + b"\xa5" * 5000)
     assert ids(tar) == [f"x.tar/{name}.png" for name in "abcd"]
@@ -210,7 +210,7 @@ def test_padding_after_the_end_mark_is_no_loss(tmp_path: Path) -> None:
         (b"hi", "damaged"),
     ],
 )
-def test_a_file_that_is_no_tar_is_one_entry_with_an_error(tmp_path: Path, data: bytes, says: str) -> None:
+def test_a_file_that_is_not_a_tar_is_one_entry_with_an_error(tmp_path: Path, data: bytes, says: str) -> None:
     write(tmp_path / "x.tar", data)
     write_tar(tmp_path / "y.tar", FOUR[:1])
     broken, good = listed(tmp_path)
@@ -236,7 +236,7 @@ def test_a_header_that_claims_to_be_long_does_not_fill_the_memory(tmp_path: Path
     assert most < 32 << 20
 
 
-def test_of_a_json_only_the_label_is_kept(tmp_path: Path) -> None:
+def test_only_the_label_of_a_json_member_is_kept(tmp_path: Path) -> None:
     """Captions and embeddings are often beside it."""
     beside = json.dumps({"class": 3, "embedding": [0.5] * 20_000}).encode()
     tar = write_tar(

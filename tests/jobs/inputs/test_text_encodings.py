@@ -67,7 +67,7 @@ SOUND = {
 
 
 @pytest.mark.parametrize("case", DAMAGED)
-def test_what_a_list_is_instead_is_named(tmp_path: Path, case: str) -> None:
+def test_the_error_names_the_actual_format_of_a_list(tmp_path: Path, case: str) -> None:
     data, named = DAMAGED[case]
     write(tmp_path / "a.png", PNG)
     bad = write(tmp_path / "bad.csv", data)
@@ -87,7 +87,7 @@ def test_a_sound_list_is_read(tmp_path: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"u", b"\0", b"\0\0\0\0", b"\xff", b"uri", b"u\0"])
-def test_a_few_bytes_tell_nothing(data: bytes) -> None:
+def test_a_few_bytes_identify_no_format(data: bytes) -> None:
     assert describe_non_text(data) is None
 
 

@@ -91,7 +91,7 @@ def test_the_first_cell_is_the_image_and_the_second_its_map(
     assert laid.shape == image.shape
 
 
-def test_the_range_of_a_map_stands_below_it(
+def test_the_range_of_a_map_is_drawn_below_it(
     finished: Path, store: Store, tmp_path: Path, figures: list[Figure]
 ) -> None:
     arrays = ["predicted/gradient", "predicted/input_x_gradient"]
@@ -106,7 +106,7 @@ def test_the_range_of_a_map_stands_below_it(
     np.testing.assert_array_equal(diverging[0, [0, 128, -1]], [[0, 0, 255], [255, 255, 255], [255, 0, 0]])
 
 
-def test_views_and_looks_are_chosen(finished: Path, store: Store, tmp_path: Path, figures: list[Figure]) -> None:
+def test_views_and_colours_can_be_selected(finished: Path, store: Store, tmp_path: Path, figures: list[Figure]) -> None:
     def drawn(**keys: Any) -> list[NDArray[np.uint8]]:
         show(str(finished), RowSelection(rows=[6]), arrays=["predicted/gradient"], output=tmp_path / "grid.png", **keys)
         assert_nothing_is_cut_off(figures[-1])
@@ -125,7 +125,7 @@ def test_views_and_looks_are_chosen(finished: Path, store: Store, tmp_path: Path
     assert "percentile" not in texts(figures[-1]) and "1 of 4 arrays" in texts(figures[-1])
 
 
-def test_of_many_arrays_the_first_targets_are_drawn(tree: Path, tmp_path: Path, figures: list[Figure]) -> None:
+def test_only_the_first_targets_of_many_arrays_are_drawn(tree: Path, tmp_path: Path, figures: list[Figure]) -> None:
     out = str(tmp_path / "store")
     reductions = ("abs_max", "abs_sum", "l2", "relu_max")
     run_inline(
@@ -245,7 +245,7 @@ def test_any_text_can_be_drawn(text: str) -> None:
         assert len(printable(text, most=most)) == min(most, len(safe))
 
 
-def test_a_sheet_is_no_tower_and_no_row_is_lost(finished: Path, tmp_path: Path, figures: list[Figure]) -> None:
+def test_a_sheet_has_a_limited_height_and_every_row(finished: Path, tmp_path: Path, figures: list[Figure]) -> None:
     for rows in ([0], list(range(30))):
         show(str(finished), RowSelection(rows=rows), arrays=["predicted/gradient"], output=tmp_path / "grid.png")
         width, height = figures[-1].get_size_inches()
@@ -253,7 +253,7 @@ def test_a_sheet_is_no_tower_and_no_row_is_lost(finished: Path, tmp_path: Path, 
         assert [f"row {row} " in texts(figures[-1]) for row in rows] == [True] * len(rows)
 
 
-def test_the_command_takes_flags_and_refuses_what_shows_nothing(
+def test_the_command_takes_flags_and_refuses_requests_that_show_nothing(
     finished: Path, tmp_path: Path, saliency: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     output = tmp_path / "grid.png"

@@ -16,14 +16,14 @@ from saliency_core.errors import InvalidRequestError
 from tests.conftest import CLASSES, run_inline
 
 
-def test_without_a_choice_the_first_rows(store: Store) -> None:
+def test_without_a_selection_the_first_rows_are_drawn(store: Store) -> None:
     assert choose_rows(store, RowSelection(n=6), target="predicted") == [0, 1, 2, 3, 4, 5]
     assert choose_rows(store, RowSelection(n=100), target="predicted") == list(range(43))
     assert choose_rows(store, RowSelection(rows=[9, 0, 9]), target="predicted") == [9, 0, 9]
 
 
 @pytest.mark.parametrize("target", ["predicted", "label"])
-def test_rows_of_a_class_by_number_or_name(store: Store, target: str) -> None:
+def test_rows_of_a_class_are_selected_by_number_or_name(store: Store, target: str) -> None:
     classes = store.lines(columns=[f"{target}__class"])[0].to_pylist()
     for number in set(classes) - {None}:
         expected = [row for row, class_ in enumerate(classes) if class_ == number]
@@ -31,7 +31,7 @@ def test_rows_of_a_class_by_number_or_name(store: Store, target: str) -> None:
         assert choose_rows(store, RowSelection(class_=CLASSES[number], n=99), target=target) == expected
 
 
-def test_rows_by_a_column(store: Store) -> None:
+def test_rows_are_ordered_by_a_column(store: Store) -> None:
     values = np.array(store.lines(columns=["predicted__gradient__l1"])[0].to_pylist(), float)
     valued = np.flatnonzero(~np.isnan(values))
     order = valued[np.argsort(values[valued])].tolist()
@@ -46,7 +46,7 @@ def test_rows_by_a_column(store: Store) -> None:
     assert choose_rows(store, RowSelection(class_="bee", highest="row", n=99), target="label") == bees[::-1]
 
 
-def test_an_unfinished_store_shows_what_is_committed(tree: Path, tmp_path: Path) -> None:
+def test_committed_rows_of_an_unfinished_store_are_drawn(tree: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "store")
     run_inline(images=str(tree), out=out, unit_size=8, limit=8)
     assert choose_rows(open_store(out), RowSelection(highest="row", n=2), target="predicted") == [7, 6]
@@ -74,7 +74,7 @@ def test_an_unfinished_store_shows_what_is_committed(tree: Path, tmp_path: Path)
         ({"rows": [0] * 5000}, "fewer rows"),
     ],
 )
-def test_what_cannot_be_shown_is_refused_and_nothing_written(
+def test_invalid_requests_are_refused_and_nothing_is_written(
     finished: Path, tmp_path: Path, arguments: dict[str, Any], message: str
 ) -> None:
     drawing = {name: arguments[name] for name in ("arrays", "views") if name in arguments}
@@ -88,6 +88,6 @@ def test_what_cannot_be_shown_is_refused_and_nothing_written(
     "name, message",
     [("grid.xyz", "supported image format"), ("none/grid.png", "cannot be written"), (".", "writ|format")],
 )
-def test_an_output_that_cannot_be_is_refused(finished: Path, tmp_path: Path, name: str, message: str) -> None:
+def test_an_impossible_output_path_is_refused(finished: Path, tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(InvalidRequestError, match=message):
         show(str(finished), RowSelection(rows=[0]), output=tmp_path / name)

@@ -79,7 +79,7 @@ def cases() -> Iterator[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize("scenario, change, expected", [*cases()], indirect=["scenario"])
-def test_every_row_is_of_its_own_image(scenario: Made, change: str, expected: str, tmp_path: Path) -> None:
+def test_every_row_has_the_map_of_its_own_image(scenario: Made, change: str, expected: str, tmp_path: Path) -> None:
     out = scenario.again(tmp_path / "store")
     scenario.change(CHANGES[change][0])
     code, output = again(str(out))
@@ -90,7 +90,7 @@ def test_every_row_is_of_its_own_image(scenario: Made, change: str, expected: st
         assert "the inputs have other labels now for 1 of the rows" in output
 
 
-def test_row_groups_written_anew(tmp_path: Path) -> None:
+def test_rewritten_row_groups(tmp_path: Path) -> None:
     """Same rows, other positions inside of other groups."""
     scenario = make("parquet", tmp_path / "made")
     out = scenario.again(tmp_path / "store")
@@ -100,7 +100,7 @@ def test_row_groups_written_anew(tmp_path: Path) -> None:
     assert "a.parquet is not as it was planned: 8 images" in output
 
 
-def test_what_is_changed_stays_quarantined_until_it_is_back(tmp_path: Path) -> None:
+def test_a_changed_image_stays_quarantined_until_it_is_restored(tmp_path: Path) -> None:
     """A second retry forgets nothing, also if the file was away in between."""
     scenario = make("folder", tmp_path / "made")
     out = scenario.again(tmp_path / "store")
@@ -121,7 +121,7 @@ def test_what_is_changed_stays_quarantined_until_it_is_back(tmp_path: Path) -> N
     assert not list(out.glob("identity/*")) and said(verify, str(out))[0] == 0
 
 
-def test_an_identity_that_was_changed_is_damage(tmp_path: Path) -> None:
+def test_a_changed_identity_is_reported_as_damage(tmp_path: Path) -> None:
     scenario = make("folder", tmp_path / "made")
     out = scenario.again(tmp_path / "store")
     (scenario.images / "0.bmp").write_bytes(picture(20))
@@ -139,7 +139,7 @@ def test_an_identity_that_was_changed_is_damage(tmp_path: Path) -> None:
     assert said(verify, str(out))[0] == 4
 
 
-def test_a_line_that_left_the_list_leaves_its_file(tmp_path: Path) -> None:
+def test_a_row_whose_line_was_removed_from_the_list_keeps_its_file(tmp_path: Path) -> None:
     """The URI is the identity, also of what is listed no more."""
     scenario = make("csv", tmp_path / "made")
     out = scenario.again(tmp_path / "store")
@@ -162,7 +162,7 @@ def test_rows_of_remote_files_are_found_by_content(bucket: str, tmp_path: Path) 
     assert said(verify, str(out), recompute=8)[0] == 0
 
 
-def test_files_that_changed_are_one_reason(tmp_path: Path) -> None:
+def test_changed_files_share_one_reason(tmp_path: Path) -> None:
     scenario = make("folder", tmp_path / "made")
     out = scenario.again(tmp_path / "store")
     for number in (0, 1):

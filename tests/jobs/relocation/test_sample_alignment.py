@@ -44,7 +44,7 @@ from jobs.relocation.sample_alignment import align
         ("A.B.C", "AYBXC", "01234"),  # two unknown ones exchanged: only their labels could tell
     ],
 )
-def test_where_samples_are_now(planned: str, present: str, expected: str) -> None:
+def test_align_finds_the_present_positions_of_samples(planned: str, present: str, expected: str) -> None:
     positions = align(
         [None if digest == "." else digest for digest in planned],
         [None if digest == "." else digest for digest in present],

@@ -114,7 +114,7 @@ def test_retry_of_lists_of_several_folders(edit: Edit, expected: str, tmp_path: 
         "explained one gone": (lambda root: (root / "a/0.bmp").unlink(), "oooooo"),
     }.values(),
 )
-def test_going_on_with_lists_of_several_folders(edit: Edit, expected: str, moved: bool, tmp_path: Path) -> None:
+def test_resuming_with_lists_of_several_folders(edit: Edit, expected: str, moved: bool, tmp_path: Path) -> None:
     root, out = make_lists(tmp_path / "in"), tmp_path / "out"
     explained(root, out, limit=2)
     if moved:
@@ -124,7 +124,7 @@ def test_going_on_with_lists_of_several_folders(edit: Edit, expected: str, moved
     assert statuses(out) == expected
 
 
-def test_swapped_folders_are_explained_when_they_are_back(tmp_path: Path) -> None:
+def test_swapped_folders_are_explained_after_they_are_restored(tmp_path: Path) -> None:
     root, out = make_lists(tmp_path / "in"), tmp_path / "out"
     explained(root, out, limit=2)
     swap(root)

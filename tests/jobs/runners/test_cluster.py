@@ -45,7 +45,7 @@ class Elsewhere:
 
 
 @pytest.mark.parametrize("flag", ["images", "weights", "class_names", "out"])
-def test_what_a_node_does_not_see_is_refused(tmp_path: Path, flag: str) -> None:
+def test_a_path_that_a_node_lacks_is_refused(tmp_path: Path, flag: str) -> None:
     path = tmp_path / "there" / "file.pt"
     path.parent.mkdir()
     if flag != "out":
@@ -58,7 +58,7 @@ def test_what_a_node_does_not_see_is_refused(tmp_path: Path, flag: str) -> None:
     assert path.exists() is (flag != "out")
 
 
-def test_what_all_see_passes(tmp_path: Path) -> None:
+def test_paths_that_all_nodes_have_are_accepted(tmp_path: Path) -> None:
     weights, images = tmp_path / "net.pt", tmp_path / "images"
     weights.write_bytes(b"12345")
     images.mkdir()
@@ -68,7 +68,7 @@ def test_what_all_see_passes(tmp_path: Path) -> None:
     assert node.checked == {str(weights): 5, str(images): None, str(images / "a.tar"): 3}
 
 
-def test_object_stores_and_presets_are_looked_for_nowhere() -> None:
+def test_object_stores_and_presets_are_not_searched_on_nodes() -> None:
     node = Elsewhere()
     refuse_unshared(config(weights="IMAGENET1K_V1"), node)
     assert not node.checked
@@ -81,7 +81,7 @@ def engine(*nodes: Node, grows: bool = True) -> Engine:
     return Engine(lambda items, stages: iter(()), list, nodes, grows=grows)
 
 
-def test_device_of_a_cluster_without_gpus_must_be_said() -> None:
+def test_a_cluster_without_gpus_needs_an_explicit_device() -> None:
     """Otherwise the bytes would depend on whether a GPU node was present at the start."""
     head = engine(Node(8, 0))
     with pytest.raises(InvalidRequestError, match="--device auto"):
@@ -104,7 +104,7 @@ def test_replicas_are_counted_node_by_node() -> None:
 # -- joining ----------------------------------------------------------------------------------------------------
 
 
-def test_address_where_nobody_answers_is_refused_at_once() -> None:
+def test_an_address_without_a_cluster_is_refused_at_once() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = "{}:{}".format(*closed.getsockname())
@@ -112,7 +112,7 @@ def test_address_where_nobody_answers_is_refused_at_once() -> None:
             refuse_unreachable(address)
 
 
-def test_client_from_outside_is_told_to_submit() -> None:
+def test_the_error_for_a_ray_client_address_names_job_submit() -> None:
     with pytest.raises(InvalidRequestError, match="ray job submit"):
         refuse_unreachable("ray://head:10001")
 
@@ -136,7 +136,7 @@ def test_ray_up_accepts_cluster_yaml() -> None:
     assert f"ray[data,default]=={version('ray')}" in "\n".join(written["setup_commands"])
 
 
-def test_kuberay_manifest_is_a_job_of_ours() -> None:
+def test_the_kuberay_manifest_matches_the_installed_version_of_ray() -> None:
     manifest = yaml.safe_load(block("clusters.md", "apiVersion: ray.io/v1"))
     assert manifest["kind"] == "RayJob"
     cluster = manifest["spec"]["rayClusterSpec"]

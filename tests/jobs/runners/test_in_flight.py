@@ -13,7 +13,7 @@ from jobs.util.job_errors import JobStopped
 from jobs.util.timeout import CallWithTimeout
 
 
-def test_record_is_given_up_after_so_many_deaths() -> None:
+def test_the_job_stops_after_a_limited_number_of_worker_deaths() -> None:
     board, killed = LocalTaskBoard(), []
     for _ in range(MOST_ATTEMPTS):
         killed.append(track_task(board, "decode", 3))
@@ -23,7 +23,7 @@ def test_record_is_given_up_after_so_many_deaths() -> None:
         track_task(board, "decode", 3).__enter__()
 
 
-def test_note_that_was_sent_twice_is_no_death() -> None:
+def test_a_note_that_was_sent_twice_is_not_counted_as_a_death() -> None:
     class Echo(LocalTaskBoard):
         def add(self, key: str, value: bytes) -> bool:
             return super().add(key, value) and super().add(key, value)
@@ -34,7 +34,7 @@ def test_note_that_was_sent_twice_is_no_death() -> None:
     assert list_in_flight(board) == []
 
 
-def test_limited_gives_results_errors_and_up() -> None:
+def test_a_call_with_timeout_returns_raises_or_times_out() -> None:
     limited = CallWithTimeout(lambda seconds: time.sleep(seconds) or 1 / seconds, 1.0)
     assert limited(0.5) == 2.0
     with pytest.raises(ZeroDivisionError):

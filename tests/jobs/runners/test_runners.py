@@ -51,7 +51,7 @@ def test_killed_three_times_equals_uninterrupted(tree: Path, tmp_path: Path, sal
 
 
 @pytest.mark.slow
-def test_interrupt_stops_cleanly_and_tells_how_to_go_on(tree: Path, tmp_path: Path, saliency) -> None:
+def test_an_interrupt_stops_cleanly_and_prints_how_to_resume(tree: Path, tmp_path: Path, saliency) -> None:
     out = tmp_path / "store"
     process = start("explain", *slow_flags(tree, out))
     wait_for_commits(process, out, 1)
@@ -75,7 +75,7 @@ def test_a_resume_has_no_more_workers_than_units(tree: Path, finished: Path, tmp
 
 
 @pytest.mark.slow
-def test_failing_replica_is_told_in_its_own_words(tree: Path, tmp_path: Path, saliency) -> None:
+def test_the_error_of_a_failing_replica_is_reported_with_its_rows(tree: Path, tmp_path: Path, saliency) -> None:
     """A model that raises on some images ends the run with unit and rows named; committed units stay."""
     command = [
         "explain",

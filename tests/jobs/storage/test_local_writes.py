@@ -60,7 +60,7 @@ def test_shards_are_on_the_disk_before_their_unit_is_committed(tree: Path, tmp_p
     assert {tmp_path, out, *out.rglob("*")} <= synced, "an object, or a directory that names one, is only in memory"
 
 
-def test_what_was_taken_away_stays_away(tmp_path: Path, syncs) -> None:
+def test_a_deletion_is_synced_to_the_disk(tmp_path: Path, syncs) -> None:
     store, synced = LocalStore(prefix=tmp_path), set()
     put(store, "some/key", b"bytes")
     syncs(synced.add)
@@ -68,7 +68,7 @@ def test_what_was_taken_away_stays_away(tmp_path: Path, syncs) -> None:
     assert tmp_path / "some" in synced
 
 
-def test_a_disk_that_fails_to_take_it_ends_the_run_and_leaves_nothing(tmp_path: Path, syncs) -> None:
+def test_a_failed_sync_ends_the_run_and_leaves_no_object(tmp_path: Path, syncs) -> None:
     def fails(path: Path) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
@@ -78,7 +78,7 @@ def test_a_disk_that_fails_to_take_it_ends_the_run_and_leaves_nothing(tmp_path: 
     assert [*(tmp_path / "some").iterdir()] == []
 
 
-def test_file_systems_that_do_not_sync_directories_are_used_as_they_are(tmp_path: Path, syncs) -> None:
+def test_file_systems_that_do_not_sync_directories_are_accepted(tmp_path: Path, syncs) -> None:
     def files_alone(path: Path) -> None:
         if path.is_dir():
             raise OSError(errno.EINVAL, "Invalid argument")
@@ -88,7 +88,7 @@ def test_file_systems_that_do_not_sync_directories_are_used_as_they_are(tmp_path
     assert (tmp_path / "some/key").read_bytes() == b"bytes"
 
 
-def test_of_several_who_create_one_object_one_does(tmp_path: Path) -> None:
+def test_a_second_create_of_an_object_fails(tmp_path: Path) -> None:
     store = LocalStore(prefix=tmp_path)
     put(store, "some/key", b"first", create=True)
     with pytest.raises(FileExistsError):

@@ -32,7 +32,7 @@ from tests.support.faults.fault_proxy import FAULTS, FaultProxy
 
 
 @pytest.mark.parametrize("fault", ["403 AccessDenied", "403 InvalidObjectState", "400 KeyTooLongError"])
-def test_refused_object_is_a_row(fault: str, tree: Path, proxy: FaultProxy) -> None:
+def test_an_object_without_permission_loses_only_its_row(fault: str, tree: Path, proxy: FaultProxy) -> None:
     images = s3.upload(tree, "folder")
     entries = list(list_entries(open_sources([images])))[:4]
     proxy.script = lambda method, path, times: fault if entries[2].sample_id in path else None
@@ -41,7 +41,7 @@ def test_refused_object_is_a_row(fault: str, tree: Path, proxy: FaultProxy) -> N
     assert fault.split()[1] in results[2].reason  # type: ignore[union-attr]
 
 
-def test_a_process_asks_for_few_objects_at_once(tree: Path, proxy: FaultProxy) -> None:
+def test_a_process_requests_few_objects_at_once(tree: Path, proxy: FaultProxy) -> None:
     images = s3.upload(tree, "tree")
     entries = list(list_entries(open_sources([images])))
     proxy.script = lambda *request: "late"
@@ -69,7 +69,7 @@ def test_commits_are_listed_for_a_run_and_not_for_a_unit(tree: Path, proxy: Faul
     assert requests[2]["/index/"] == 3  # once by each finalize, and for what is done already
 
 
-def test_identities_are_asked_for_only_if_there_are_any(tree: Path, proxy: FaultProxy) -> None:
+def test_identities_are_requested_only_if_there_are_any(tree: Path, proxy: FaultProxy) -> None:
     """One listing for a run that has none; after a retry that was killed, one request for each unit."""
     requests: list[str] = []
 
@@ -91,7 +91,9 @@ def test_identities_are_asked_for_only_if_there_are_any(tree: Path, proxy: Fault
 
 
 @pytest.mark.parametrize("code", [*CREDENTIAL_ERRORS, "503"])
-def test_refused_asker_is_nobodys_row(code: str, tree: Path, proxy: FaultProxy, monkeypatch) -> None:
+def test_refused_credentials_and_outages_quarantine_no_row(
+    code: str, tree: Path, proxy: FaultProxy, monkeypatch
+) -> None:
     images = s3.upload(tree, "folder")
     entries = list(list_entries(open_sources([images])))[:4]
     monkeypatch.setenv(VARIABLE, "1")
@@ -101,7 +103,7 @@ def test_refused_asker_is_nobodys_row(code: str, tree: Path, proxy: FaultProxy, 
         fetch(entries, max_bytes=1 << 20)
 
 
-def test_every_request_is_tried_again(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_request_is_repeated_after_a_failure(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests are repeated after every kind of failure. obstore alone does not repeat all of them."""
     s3.put("in/a.bin", bytes(range(256)) * 5000)
     store, uri = open_output(f"s3://{s3.BUCKET}/out"), f"s3://{s3.BUCKET}/in/a.bin"
@@ -126,7 +128,7 @@ def test_every_request_is_tried_again(proxy: FaultProxy, monkeypatch: pytest.Mon
         read_object(open_output(f"s3://{s3.BUCKET}/out"), "b")
 
 
-def test_bucket_that_is_not_there_is_refused(tree: Path, proxy: FaultProxy) -> None:
+def test_a_missing_bucket_is_refused(tree: Path, proxy: FaultProxy) -> None:
     with pytest.raises(InvalidRequestError, match=r"s3://nowhere/x.*NoSuchBucket"):
         run_inline(images=str(tree), out="s3://nowhere/x", unit_size=8)
     with pytest.raises(StoreUnusable, match="no such bucket"):

@@ -131,7 +131,7 @@ def test_requests_that_fail_change_nothing(fault: str, inputs: Path, local, prox
 @pytest.mark.parametrize(
     "method", [*(pytest.param(method, marks=pytest.mark.slow) for method in ("GET", "HEAD")), "PUT"]
 )
-def test_outage_that_is_waited_out(method: str, inputs: Path, local, proxy: FaultProxy) -> None:
+def test_a_short_outage_changes_nothing(method: str, inputs: Path, local, proxy: FaultProxy) -> None:
     """The store fails at the tenth request of a kind, for three seconds."""
     images, out = s3.upload(inputs / "folder", "folder"), f"s3://{s3.BUCKET}/store"
     timer = cut_off(proxy, method, after=10, back=3.0)
@@ -141,7 +141,7 @@ def test_outage_that_is_waited_out(method: str, inputs: Path, local, proxy: Faul
 
 
 @pytest.mark.slow
-def test_outage_of_a_minute_is_waited_out_as_it_comes(inputs: Path, local, proxy: FaultProxy, saliency) -> None:
+def test_an_outage_of_a_minute_changes_nothing(inputs: Path, local, proxy: FaultProxy, saliency) -> None:
     """On Ray, with the default retry time."""
     images, out = s3.upload(inputs / "folder", "folder"), f"s3://{s3.BUCKET}/store"
     gone = cut_off(proxy, "PUT", after=10, back=60.0)
@@ -176,7 +176,7 @@ def cut_off(proxy: FaultProxy, method: str, *, after: int, back: float | None) -
 @pytest.mark.parametrize(
     "method", [*(pytest.param(method, marks=pytest.mark.slow) for method in ("GET", "HEAD")), "PUT"]
 )
-def test_outage_that_lasts_ends_the_run_and_the_same_command_goes_on(
+def test_a_lasting_outage_ends_the_run_and_the_same_command_resumes_it(
     method: str, inputs: Path, local, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images, out = s3.upload(inputs / "folder", "folder"), f"s3://{s3.BUCKET}/store"
@@ -193,7 +193,7 @@ def test_outage_that_lasts_ends_the_run_and_the_same_command_goes_on(
 
 
 @pytest.mark.slow
-def test_outage_as_the_user_sees_it(inputs: Path, proxy: FaultProxy, saliency) -> None:
+def test_the_output_of_the_program_during_an_outage(inputs: Path, proxy: FaultProxy, saliency) -> None:
     images, out = s3.upload(inputs / "folder", "folder"), f"s3://{s3.BUCKET}/store"
     command = ["explain", *flags(images=images, out=out, **job("folder"))]
     proxy.script = lambda method, path, times: "503" if method == "PUT" and "index/" in path else None
@@ -233,7 +233,7 @@ def test_ray_on_a_failing_store(inputs: Path, local, proxy: FaultProxy, saliency
 
 
 @pytest.mark.slow
-def test_the_same_run_twice_at_once(inputs: Path, local, proxy: FaultProxy) -> None:
+def test_two_simultaneous_runs_of_the_same_command(inputs: Path, local, proxy: FaultProxy) -> None:
     images, out = s3.upload(inputs / "folder", "folder"), f"s3://{s3.BUCKET}/store"
     command = [sys.executable, "-m", "jobs", "explain", *flags(images=images, out=out, **job("folder"))]
     both = [

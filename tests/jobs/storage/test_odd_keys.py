@@ -62,7 +62,7 @@ def test_one_odd_key_is_one_row(odd: str, bucket: str, tmp_path: Path) -> None:
     assert f"{bucket}/p/{odd}" in line["error"] and "cannot be requested: rename it" in line["error"]
 
 
-def test_all_of_them_beside_sound_ones(bucket: str, tmp_path: Path) -> None:
+def test_all_odd_keys_together_with_sound_keys(bucket: str, tmp_path: Path) -> None:
     put_all(*ODD, *SOUND)
     code, output = run_inline(images=f"{bucket}/p", out=str(tmp_path / "out"))
     assert code == 3, output
@@ -105,7 +105,7 @@ def test_several_pages_are_listed(signed: bool, bucket: str, monkeypatch: pytest
     assert [info.uri for info in walk(f"{bucket}/p")] == sorted(f"{bucket}/p/{name}" for name in names)
 
 
-def test_a_store_of_ours_names_the_odd_key(bucket: str) -> None:
+def test_listing_a_store_with_an_odd_key_fails_with_the_key(bucket: str) -> None:
     put_all("0.png", "a//b.png")
     with pytest.raises(StoreUnusable, match=r"a//b\.png.*rename it"):
         list(list_keys(open_output(f"{bucket}/p")))
@@ -116,7 +116,7 @@ def test_a_store_of_ours_names_the_odd_key(bucket: str) -> None:
     {"AWS_ENDPOINT": "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL": ""}, {"AWS_REGION": "eu-central-1"},
     {"AWS_SKIP_SIGNATURE": "true"},
 ])  # fmt: skip
-def test_the_environment_says_how_the_listing_is_asked_for(
+def test_environment_variables_configure_the_list_request(
     variables: dict[str, str], proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_all("0.png", "a//b.png")
@@ -135,7 +135,7 @@ def test_the_environment_says_how_the_listing_is_asked_for(
         assert query.get("X-Amz-Security-Token") == variables.get("AWS_SESSION_TOKEN")
 
 
-def test_the_machines_credentials_sign_the_listing(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_of_the_machine_sign_the_list_request(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     put_all("0.png", "a//b.png")
     with machine_identity(monkeypatch, SECRET):
         path = listed_anew(proxy)
@@ -188,7 +188,7 @@ def test_a_key_with_a_line_break_is_one_row(bucket: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("who", ["token", "nobody", "account"])
-def test_buckets_of_google_are_listed_past_them_too(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_odd_keys_do_not_stop_the_listing_of_a_google_bucket(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
     odd, sound = (
         [f"gs://pictures/p/{name}" for name in (*ODD, "a\nb.png")],
         [f"gs://pictures/p/{name}" for name in SOUND],
@@ -206,7 +206,7 @@ def test_buckets_of_google_are_listed_past_them_too(who: str, monkeypatch: pytes
     assert set(server.asked) == {{"token": f"Bearer {BEARER}", "account": "signed"}.get(who, who)}
 
 
-def test_a_container_of_azures_is_refused_with_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_azure_container_with_an_odd_key_is_refused_with_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """obstore cannot sign a list request to Azure."""
     name, more = "p/a//b.png", "<Properties><Last-Modified>Thu, 01 Jan 2026 00:00:00 GMT</Last-Modified>"
     more += "<Content-Length>1</Content-Length><Content-Type>image/png</Content-Type><Etag>1</Etag></Properties>"

@@ -24,7 +24,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return pauses
 
 
-def test_pauses_grow_until_it_gives_up(pauses: list[float]) -> None:
+def test_pauses_grow_until_the_time_limit(pauses: list[float]) -> None:
     def ask() -> None:
         raise GenericError("Generic S3 error: Server returned non-2xx status code: 503 Service Unavailable")
 
@@ -35,7 +35,7 @@ def test_pauses_grow_until_it_gives_up(pauses: list[float]) -> None:
     assert 60 < sum(pauses) <= 60 + LONGEST_PAUSE
 
 
-def test_what_will_not_change_is_not_asked_again(pauses: list[float]) -> None:
+def test_permanent_errors_are_not_retried(pauses: list[float]) -> None:
     def ask() -> None:
         raise FileNotFoundError("404")
 
@@ -44,7 +44,7 @@ def test_what_will_not_change_is_not_asked_again(pauses: list[float]) -> None:
     assert pauses == []
 
 
-def test_patience_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_retry_time_that_is_not_a_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "long")
     with pytest.raises(InvalidRequestError, match=f"{VARIABLE}=long is not a number"):
         open_output("s3://anywhere/x")

@@ -73,7 +73,7 @@ def index(out: Path) -> dict[str, dict[str, object]]:
 
 
 @pytest.mark.parametrize("way", ["folder", "glob", "deep glob", "list"])
-def test_what_is_no_file_is_quarantined(way: str, folder: Path, tmp_path: Path) -> None:
+def test_paths_that_are_not_regular_files_are_quarantined(way: str, folder: Path, tmp_path: Path) -> None:
     images = {"folder": folder, "glob": folder / "*.png", "deep glob": folder / "**/*.png"}.get(way, tmp_path / "l.csv")
     (tmp_path / "l.csv").write_text("uri\n" + "".join(f"in/{kind}.png\n" for kind in (*KINDS, "good")))
     code, output = run_inline(images=str(images), out=str(tmp_path / "out"), max_bytes=2**20 - 1)
@@ -132,13 +132,13 @@ def test_a_container_that_cannot_be_opened_is_one_row(kind: str, form: str, firs
 
 
 @pytest.mark.parametrize("name", ["list.csv", "list.parquet", "x.png"])
-def test_the_only_input_that_is_no_file_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_single_input_that_is_not_a_regular_file_is_refused(name: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / name)
     with pytest.raises(SourceError, match="not a regular file"):
         list(list_entries(open_sources([str(tmp_path / name)], uri_column="uri")))
 
 
-def test_no_way_of_reading_opens_a_pipe(tmp_path: Path) -> None:
+def test_no_reader_opens_a_pipe(tmp_path: Path) -> None:
     uri = str(tmp_path / "pipe")
     os.mkfifo(uri)
     for way in (read, open_file, lambda uri: read_ranges(uri, [(0, 1)])):
@@ -178,7 +178,7 @@ def mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("way", [*(pytest.param(way, marks=pytest.mark.slow) for way in ("folder", "glob")), "list"])
-def test_what_hangs_is_one_row(way: str, mount: Path, tmp_path: Path) -> None:
+def test_a_hanging_image_loses_only_its_row(way: str, mount: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     names = ("a", "lookup", "n", "open", "p", "read", "z")
     for name in names:
@@ -195,7 +195,7 @@ def test_what_hangs_is_one_row(way: str, mount: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["tar", "parquet", "csv"])
 @pytest.mark.parametrize("name", ["open", "read"])
-def test_a_shard_that_hangs_is_one_row(form: str, name: str, mount: Path, tmp_path: Path) -> None:
+def test_a_hanging_shard_is_one_row(form: str, name: str, mount: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / f"in/a.{form}").symlink_to(mount / f"{name}.{form}")
     container(tmp_path / f"in/b.{form}")
@@ -204,12 +204,12 @@ def test_a_shard_that_hangs_is_one_row(form: str, name: str, mount: Path, tmp_pa
 
 
 @pytest.mark.parametrize("path", ["lookup", "lookup.png", "read.csv", "open.csv"])
-def test_an_input_that_hangs_as_a_whole_is_refused(path: str, mount: Path) -> None:
+def test_an_input_that_hangs_is_refused(path: str, mount: Path) -> None:
     with pytest.raises((SourceError, StoreUnreachable), match=r"no answer within 3 s"):
         list(list_entries(open_sources([str(mount / path)])))
 
 
-def test_storage_that_answers_nothing_stops_the_run(mount: Path, tmp_path: Path) -> None:
+def test_storage_that_never_answers_stops_the_run(mount: Path, tmp_path: Path) -> None:
     """The images are not the cause, and a wait for each would take hours."""
     (tmp_path / "l.csv").write_text("uri\n" + "".join(f"mount/read{i}.png\n" for i in range(20)))
     with pytest.raises(StoreUnreachable, match="SALIENCY_STORE_SECONDS"):

@@ -61,7 +61,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("far/__init__.py", "away = 2\n"),
     ],
 )
-def test_a_change_is_seen_and_its_module_named(project: Path, file: str, text: str) -> None:
+def test_a_change_changes_the_digest_of_its_module(project: Path, file: str, text: str) -> None:
     before = code_digests(["menagerie.zoo"])
     (project / file).write_text(text)
     after = code_digests(["menagerie.zoo"])
@@ -85,13 +85,13 @@ def test_a_change_is_seen_and_its_module_named(project: Path, file: str, text: s
         ("site-packages/neighbour.py", "x = 2\n"),
     ],
 )
-def test_what_makes_no_difference_is_not_seen(project: Path, file: str, text: str) -> None:
+def test_a_change_without_effect_keeps_the_digests(project: Path, file: str, text: str) -> None:
     before = code_digests(["menagerie.zoo", "shared"])
     (project / file).write_text(text)
     assert code_digests(["menagerie.zoo", "shared"]) == before
 
 
-def test_modules_are_those_that_the_code_consists_of(project: Path) -> None:
+def test_digests_cover_the_modules_that_the_code_uses(project: Path) -> None:
     assert list(code_digests(["menagerie.zoo"])) == [
         "beside", "far", "menagerie", "menagerie.blocks", "menagerie.lazily", "menagerie.more", "menagerie.more.deep",
         "menagerie.zoo",
@@ -100,7 +100,7 @@ def test_modules_are_those_that_the_code_consists_of(project: Path) -> None:
     assert list(code_digests(["broken"])) == ["broken", "old"]
 
 
-def test_nothing_is_imported_for_it(project: Path) -> None:
+def test_digests_import_no_module(project: Path) -> None:
     code_digests(["menagerie.zoo", "broken"])
     assert not {"menagerie", "menagerie.zoo", "beside", "far", "broken", "old"} & sys.modules.keys()
 
@@ -114,7 +114,7 @@ def test_a_root_without_a_file_has_no_digest(root: str, monkeypatch: pytest.Monk
     assert root in code_digests([root])
 
 
-def test_a_compiled_module_is_known_by_its_bytes(project: Path) -> None:
+def test_the_digest_of_a_compiled_module_is_of_its_bytes(project: Path) -> None:
     import _ctypes_test  # any that is a file
 
     name = Path(_ctypes_test.__file__).name.replace("_ctypes_test", "compiled")
@@ -134,7 +134,7 @@ def test_deep_code_has_a_digest(project: Path) -> None:
     "module, installed",
     [("torch.nn", True), ("json", True), ("builtins", True), ("shared", True), ("menagerie.zoo", False)],
 )
-def test_installed_or_own(project: Path, module: str, installed: bool) -> None:
+def test_installed_modules_are_distinguished_from_the_users_own(project: Path, module: str, installed: bool) -> None:
     assert is_installed(module) is installed
 
 

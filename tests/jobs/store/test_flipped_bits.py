@@ -39,7 +39,7 @@ def read_units(data: bytes) -> pa.Table:
     ],
     ids=["manifest", "manifest that is hashed", "index"],
 )
-def test_every_flipped_bit_is_told(finished: Path, key: str, read: Callable[[bytes], object]) -> None:
+def test_every_flipped_bit_is_reported(finished: Path, key: str, read: Callable[[bytes], object]) -> None:
     """Except for the mark of the digest: then the other bytes are undamaged."""
     whole, draw = (finished / key).read_bytes(), random.Random(0)
     as_it_was, mark, end = read(whole), whole.index(_SEAL), len(whole)
@@ -57,7 +57,7 @@ def test_every_flipped_bit_is_told(finished: Path, key: str, read: Callable[[byt
             read(whole[:length])
 
 
-def test_whoever_reads_index_parquet_is_told(finished: Path, tmp_path: Path) -> None:
+def test_a_flipped_bit_in_index_parquet_is_reported(finished: Path, tmp_path: Path) -> None:
     """In its pages, and in names of columns. (It is written as a stream, and has no digest of its own.)"""
     store = Path(shutil.copytree(finished, tmp_path / "store"))
     path, row_group = store / "index.parquet", pq.read_metadata(finished / "index.parquet").row_group(0)
@@ -70,7 +70,7 @@ def test_whoever_reads_index_parquet_is_told(finished: Path, tmp_path: Path) -> 
             open_store(str(store)).lines()
 
 
-def test_other_readers_do_not_mind_the_digest(finished: Path) -> None:
+def test_other_parquet_readers_ignore_the_digest(finished: Path) -> None:
     for key, rows in ((manifest_key(0), 43), (index_key(0), 8)):
         assert _SEAL in (finished / key).read_bytes()
         assert pq.read_table(finished / key, page_checksum_verification=True).num_rows == rows

@@ -18,7 +18,7 @@ from jobs.store import finalize, index
 from jobs.store.store_access import open_run
 
 
-def test_index_is_the_same_however_many_parts_are_taken_at_once(
+def test_the_number_of_parts_read_at_once_does_not_change_the_index(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(finished, tmp_path / "store")
@@ -32,7 +32,7 @@ def test_index_is_the_same_however_many_parts_are_taken_at_once(
     assert groups == [run.units, -(-run.units // 2), 1]
 
 
-def test_reasons_without_end_are_counted_all_but_kept_apart_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reasons_beyond_a_limit_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "MOST_ERRORS", 3)
     counts: Counter[str] = Counter()
     for i in range(10):
@@ -41,7 +41,7 @@ def test_reasons_without_end_are_counted_all_but_kept_apart_to_a_number(monkeypa
     assert counts[index.OTHER_ERRORS] == 8 and len(counts) == 4
 
 
-def test_a_listing_may_be_dropped_by_another_thread_than_took_from_it(tmp_path: Path) -> None:
+def test_a_listing_may_be_deleted_by_another_thread_than_its_reader(tmp_path: Path) -> None:
     """As a plan that is refused does; an exception that is ignored there would fail this test."""
     (tmp_path / "list.csv").write_text("uri\n" + "".join(f"s3://bucket/{i}.jpg\n" for i in range(3)))
     listing = [iter(list_entries(open_sources([str(tmp_path / "list.csv")])))]
@@ -70,6 +70,6 @@ ray_data.stop()
 
 
 @pytest.mark.slow
-def test_items_beyond_what_ray_takes_at_once_follow() -> None:
+def test_items_beyond_one_ray_run_are_processed_in_later_runs() -> None:
     result = subprocess.run([sys.executable, "-c", IN_SLICES], capture_output=True, text=True, timeout=240)
     assert result.stdout.splitlines()[-1:] == ["[0, 1, 2, 3, 4] []"], result.stderr

@@ -154,7 +154,7 @@ def test_other_software_is_refused_by_name_or_accepted_and_recorded(changed: str
     assert code == DONE, output
 
 
-def test_another_arithmetic_is_other_software(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_arithmetic_version_is_other_software(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     project.begin()
     monkeypatch.setattr(software_versions, "ARITHMETIC_VERSION", 99)
     with pytest.raises(InvalidRequestError, match="arithmetic: 1, now 99"):
@@ -163,7 +163,7 @@ def test_another_arithmetic_is_other_software(project: Project, monkeypatch: pyt
     assert "arithmetic 99" in check(project.out)[1]
 
 
-def test_what_was_accepted_once_is_no_news(project: Project) -> None:
+def test_accepted_software_is_not_refused_again(project: Project) -> None:
     project.begin()
     project.install("parts", "2.0")
     assert project.explain(limit=8, accept_versions=True)[0] in (DONE, NOT_FINISHED)
@@ -182,7 +182,7 @@ def test_what_was_accepted_once_is_no_news(project: Project) -> None:
 
 
 @pytest.mark.parametrize("package", ["python", "saliency", "saliency-jobs", "ray", "obstore", "zarr", "pyarrow"])
-def test_what_no_map_depends_on_is_not_refused(project: Project, package: str) -> None:
+def test_versions_that_no_map_depends_on_are_not_refused(project: Project, package: str) -> None:
     project.begin()
     project.install(package, "0.1")
     code, output = project.explain()
@@ -210,7 +210,7 @@ def test_a_finished_store_is_not_refused_and_keeps_its_record(project: Project, 
     assert check(project.out)[0] == DONE
 
 
-def test_a_dry_run_refuses_as_the_run_would(project: Project) -> None:
+def test_a_dry_run_refuses_other_software_like_a_run(project: Project) -> None:
     project.begin()
     project.install("parts", "2.0")
     config = make_config({**TINY, **KEYS, "images": str(project.images), "out": str(project.out)})
@@ -227,7 +227,7 @@ def old(project: Project) -> None:
         (project.out / index_key(unit)).write_bytes(encode_part(lines, Commit(commit.shards, [])))
 
 
-def test_a_store_older_than_the_record_goes_on_with_a_word(project: Project) -> None:
+def test_a_store_without_recorded_software_resumes_with_a_note(project: Project) -> None:
     project.begin()
     old(project)
     code, output = project.explain()
@@ -237,7 +237,7 @@ def test_a_store_older_than_the_record_goes_on_with_a_word(project: Project) -> 
     assert "did not record its arithmetic" in " ".join(project.run()["notes"])  # type: ignore[arg-type]
 
 
-def test_what_an_older_store_did_record_is_compared(project: Project) -> None:
+def test_versions_that_an_older_store_recorded_are_compared(project: Project) -> None:
     project.begin()
     old(project)
     project.install("torch", "0.1")
@@ -246,7 +246,7 @@ def test_what_an_older_store_did_record_is_compared(project: Project) -> None:
     assert project.explain(accept_versions=True)[0] == DONE
 
 
-def test_retry_asks_the_same(project: Project) -> None:
+def test_retry_refuses_other_software_too(project: Project) -> None:
     broken = project.images / "ant/05.png"
     sound = broken.read_bytes()
     broken.write_bytes(b"no image")
@@ -263,7 +263,7 @@ def test_retry_asks_the_same(project: Project) -> None:
     assert code == DONE and "note: unit 0 was made with" in output and "parts 2.0" in output
 
 
-def test_recompute_with_other_code_proves_nothing_and_is_no_damage(project: Project) -> None:
+def test_recompute_with_other_code_is_neither_proof_nor_damage(project: Project) -> None:
     project.begin()
     project.explain()
     project.write("blocks.py", BLOCKS.replace("ReLU", "Tanh"))
@@ -273,7 +273,7 @@ def test_recompute_with_other_code_proves_nothing_and_is_no_damage(project: Proj
     assert "of 3 requested rows, 0 rows" in output and "not proven" in output and "verified" not in output
 
 
-def test_a_worker_with_other_software_refuses_to_work(project: Project) -> None:
+def test_a_worker_with_other_software_is_refused(project: Project) -> None:
     project.begin()
     run = open_run(str(project.out))[1]
     ExplainStage(run)
@@ -286,7 +286,7 @@ def test_a_worker_with_other_software_refuses_to_work(project: Project) -> None:
         DecodeStage(run.model_copy(update={"versions": {**run.versions, "pillow": "0.1"}}))
 
 
-def test_two_drivers_at_once_with_other_software(project: Project) -> None:
+def test_two_simultaneous_drivers_with_other_software(project: Project) -> None:
     """The second finds the first's run.json in its place only when it puts its own."""
     project.begin()
     run = open_run(str(project.out))[1]
@@ -298,7 +298,7 @@ def test_two_drivers_at_once_with_other_software(project: Project) -> None:
     assert claim(other, accept_versions=True).later_software == (other.software,)
 
 
-def test_a_unit_of_unknown_software_is_told(project: Project) -> None:
+def test_a_unit_of_unknown_software_is_reported(project: Project) -> None:
     project.begin()
     project.explain()
     project.rewrite(arithmetic=7)
@@ -307,7 +307,7 @@ def test_a_unit_of_unknown_software_is_told(project: Project) -> None:
     assert code == DONE and "which run.json lacks" in output
 
 
-def test_digests_do_not_depend_on_what_has_no_effect() -> None:
+def test_digests_do_not_depend_on_settings_without_effect() -> None:
     first = Software(arithmetic=1, versions={"torch": "2.8.0+cpu", "zarr": "3.1"}, code={})
     assert first.digest == Software(arithmetic=1, versions={"torch": "2.8.0+cu128", "zarr": "3.2"}, code={}).digest
     assert first.digest != Software(arithmetic=1, versions={"torch": "2.8.1"}, code={}).digest
@@ -327,7 +327,7 @@ def class_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_class_stores_ask_the_same(class_store: Path, tmp_path: Path, project: Project) -> None:
+def test_class_stores_refuse_other_software_too(class_store: Path, tmp_path: Path, project: Project) -> None:
     out = Path(shutil.copytree(class_store, tmp_path / "classes"))
     project.install("torch", "0.1")
     before = (out / "classes.json").read_bytes()

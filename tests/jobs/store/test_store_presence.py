@@ -67,7 +67,7 @@ def test_run_stops_at_the_first_write(tree: Path, tmp_path: Path, monkeypatch, h
 
 
 @pytest.mark.parametrize("what", ["renamed", "removed", "without its record"])
-def test_class_models_stop_too(tmp_path: Path, happening, what: str) -> None:
+def test_a_run_of_class_images_stops_too(tmp_path: Path, happening, what: str) -> None:
     out = tmp_path / "classes"
     happening(out, what)
     keys = {"model": "python:factories:meddles", "resize": "16x16", "mean": "0.5,0.5,0.5", "std": "0.25,0.25,0.25"}
@@ -77,7 +77,7 @@ def test_class_models_stop_too(tmp_path: Path, happening, what: str) -> None:
     assert out.exists() is (what == "without its record")
 
 
-def test_the_program_says_what_happened(tree: Path, tmp_path: Path, saliency) -> None:
+def test_the_program_prints_what_happened(tree: Path, tmp_path: Path, saliency) -> None:
     out = tmp_path / "store"
     result = saliency(
         "explain", *flags(images=tree, out=out, model="python:factories:meddles", unit_size=4), MEDDLE=str(out)
@@ -88,7 +88,7 @@ def test_the_program_says_what_happened(tree: Path, tmp_path: Path, saliency) ->
     assert not out.exists() and "Traceback" not in result.stderr
 
 
-def test_no_write_makes_a_directory_again(finished: Path, tmp_path: Path) -> None:
+def test_no_write_recreates_a_removed_directory(finished: Path, tmp_path: Path) -> None:
     """Neither shards nor a report nor the index's own writer."""
     out = Path(shutil.copytree(finished, tmp_path / "s"))
     store, run = open_run(str(out))
@@ -120,7 +120,7 @@ def test_comparison_stops_too(finished: Path, tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "c").exists()
 
 
-def test_record_that_is_gone_from_an_object_store(tree: Path, bucket: str) -> None:
+def test_a_run_stops_if_run_json_is_missing_from_an_object_store(tree: Path, bucket: str) -> None:
     out = f"{bucket}/store"
     assert run_inline(images=str(tree / "ant"), out=out, unit_size=8)[0] == 3
     store = open_output(out)
@@ -131,7 +131,7 @@ def test_record_that_is_gone_from_an_object_store(tree: Path, bucket: str) -> No
         presence.check()
 
 
-def test_put_into_a_store_that_is_there_makes_what_lies_below(tmp_path: Path) -> None:
+def test_a_put_creates_directories_below_an_existing_store(tmp_path: Path) -> None:
     put(open_output(str(tmp_path / "new/store"), make=True), "a/b/c", b"1")
     put(open_output(str(tmp_path / "new/store")), "a/d", b"2")
     assert content(tmp_path / "new") == {"store/a/b/c": b"1", "store/a/d": b"2"}

@@ -41,7 +41,7 @@ def everything(out: Path, path: str) -> np.ndarray:
     return np.asarray(open_array(open_run(str(out))[0], path)[:])
 
 
-def test_maps_come_in_the_order_asked_for_also_when_asked_twice(store: Store, finished: Path) -> None:
+def test_maps_are_returned_in_the_requested_order_also_if_repeated(store: Store, finished: Path) -> None:
     rng = random.Random(0)
     for path in store.arrays:
         whole = everything(finished, path)
@@ -63,7 +63,7 @@ def test_numpy_rows_are_rows_and_masks_are_not(store: Store) -> None:
 @pytest.mark.parametrize("dtype, method, error", [
     ("float16", "input_x_gradient", 1e-3), ("int8", "input_x_gradient", 1 / 127), ("uint8", "gradient", 1 / 254),
 ])  # fmt: skip
-def test_scaled_maps_come_back_in_their_own_units(
+def test_scaled_maps_are_returned_unscaled(
     tree: Path, store: Store, tmp_path: Path, dtype: str, method: str, error: float
 ) -> None:
     out = tmp_path / "store"
@@ -111,7 +111,7 @@ def test_lines_of_many_row_groups(finished: Path, tmp_path: Path) -> None:
     assert opened.lines().equals(whole)
 
 
-def test_an_unfinished_store_gives_what_is_committed(unfinished: Store) -> None:
+def test_an_unfinished_store_returns_committed_rows(unfinished: Store) -> None:
     assert unfinished.committed_rows().tolist() == list(range(16))
     assert unfinished.lines([15, 0], ["row"])["row"].to_pylist() == [15, 0]
     assert np.isfinite(unfinished.maps(GRADIENT, [15, 2])).all()
@@ -122,7 +122,7 @@ def test_an_unfinished_store_gives_what_is_committed(unfinished: Store) -> None:
     assert isinstance(unfinished.original(42), Image.Image)
 
 
-def test_an_unfinished_store_is_looked_at_again(unfinished: Store, tree: Path) -> None:
+def test_an_unfinished_store_is_read_again(unfinished: Store, tree: Path) -> None:
     out = unfinished.run.config.out
     with pytest.raises(InvalidRequestError):
         unfinished.maps(GRADIENT, [20])
@@ -131,7 +131,7 @@ def test_an_unfinished_store_is_looked_at_again(unfinished: Store, tree: Path) -
     assert unfinished.committed_rows().tolist() == list(range(43))
 
 
-def test_a_stale_index_is_not_believed(finished: Path, tmp_path: Path) -> None:
+def test_a_stale_index_is_not_used(finished: Path, tmp_path: Path) -> None:
     """A retry takes commits away and marks the run as running; index.parquet stays behind until it ends."""
     copy = shutil.copytree(finished, tmp_path / "copy")
     objects, run = open_run(str(copy))
@@ -146,13 +146,13 @@ def test_a_stale_index_is_not_believed(finished: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "rows, message", [([43], "43.*0 to 42"), ([-1], "-1"), ([0, 10**12], "1000000000000"), ([0.5], "float")]
 )
-def test_what_is_no_row_is_refused(store: Store, rows: list[int], message: str) -> None:
+def test_invalid_row_numbers_are_refused(store: Store, rows: list[int], message: str) -> None:
     for ask in (lambda: store.maps(GRADIENT, rows), lambda: store.lines(rows), lambda: store.manifest_lines(rows)):
         with pytest.raises(InvalidRequestError, match=message):
             ask()
 
 
-def test_unknown_names_are_refused_with_the_known_ones(store: Store, tmp_path: Path) -> None:
+def test_the_error_for_an_unknown_name_lists_the_valid_names(store: Store, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match=r"predicted/nope.*label/input_x_gradient"):
         store.maps("predicted/nope", [0])
     with pytest.raises(InvalidRequestError, match=r"'nope'.*predicted__gradient__l1"):
@@ -162,7 +162,7 @@ def test_unknown_names_are_refused_with_the_known_ones(store: Store, tmp_path: P
     assert not (tmp_path / "nothing").exists()
 
 
-def test_a_damaged_index_is_told(finished: Path, tmp_path: Path) -> None:
+def test_a_damaged_index_is_reported(finished: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(finished, tmp_path / "copy")
     (copy / "index.parquet").write_bytes(b"PAR1" + b"\0" * 100)
     with pytest.raises(InvalidRequestError, match=r"index\.parquet is damaged.*verify"):
@@ -225,7 +225,7 @@ def test_the_dataset_has_the_explained_rows(store: Store) -> None:
             dataset[outside]
 
 
-def test_the_dataset_takes_rows_as_they_are_told(store: Store) -> None:
+def test_the_dataset_has_the_given_rows_in_their_order(store: Store) -> None:
     broken = np.flatnonzero(np.isnan(store.maps(GRADIENT, slice(None))).all(axis=(1, 2)))
     columns = ["row", "error", "width", "predicted__score"]
     dataset = MapDataset(store, GRADIENT, rows=[5, int(broken[0]), 2], columns=columns)
@@ -238,7 +238,7 @@ def test_the_dataset_takes_rows_as_they_are_told(store: Store) -> None:
         MapDataset(store, "predicted/nope")
 
 
-def test_the_dataset_of_an_unfinished_store_is_what_is_committed(unfinished: Store) -> None:
+def test_the_dataset_of_an_unfinished_store_has_the_committed_rows(unfinished: Store) -> None:
     status = unfinished.lines(range(16), ["predicted__status"])[0].to_pylist()
     assert len(MapDataset(unfinished, GRADIENT)) == status.count("ok") > 0
 
@@ -253,7 +253,7 @@ def test_the_dataset_may_be_pickled_also_after_use(store: Store) -> None:
 # Python 3.12 warns of any fork beside threads; that a fork beside them works is what is tested.
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
-def test_workers_read_what_the_parent_reads(store: Store, context: str) -> None:
+def test_workers_read_the_same_maps_as_the_parent(store: Store, context: str) -> None:
     whole = store.maps(GRADIENT, slice(None))  # the parent's threads are there by now
     dataset = MapDataset(store, GRADIENT)
     loader = DataLoader(
@@ -287,7 +287,7 @@ def test_a_remote_store_reads_the_same_and_refuses_forks(
             next(iter(DataLoader(dataset, num_workers=1, multiprocessing_context="fork", timeout=60)))
 
 
-def test_a_lost_shard_is_not_a_row_without_a_map(finished: Path, tmp_path: Path) -> None:
+def test_a_missing_shard_is_an_error_and_not_a_row_without_a_map(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "s")
     (tmp_path / "s/maps.zarr/predicted/gradient/c/2/0/0").unlink()
     opened = open_store(str(tmp_path / "s"))
@@ -298,7 +298,7 @@ def test_a_lost_shard_is_not_a_row_without_a_map(finished: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("what", ["cut off", "empty", "gone", "text"])
 @pytest.mark.parametrize("key", ["c/2/0/0", "zarr.json"])
-def test_damaged_maps_are_told(key: str, what: str, finished: Path, tmp_path: Path) -> None:
+def test_damaged_maps_are_reported(key: str, what: str, finished: Path, tmp_path: Path) -> None:
     """By each command that reads maps: it ends with 2, not as by a mistake of its own."""
     out = Path(shutil.copytree(finished, tmp_path / "s"))
     damaged = out / "maps.zarr" / GRADIENT / key
@@ -310,7 +310,7 @@ def test_damaged_maps_are_told(key: str, what: str, finished: Path, tmp_path: Pa
         open_store(str(out)).maps(GRADIENT, [16])
 
 
-def test_a_missing_index_is_told(finished: Path, tmp_path: Path) -> None:
+def test_a_missing_index_is_reported(finished: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(finished, tmp_path / "s"))
     (out / "index.parquet").unlink()
     with pytest.raises(InvalidRequestError, match=r"index\.parquet is missing.*saliency verify"):

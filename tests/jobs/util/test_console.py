@@ -23,7 +23,7 @@ def test_hidden_characters_are_shown() -> None:
     )
 
 
-def test_no_command_tells_a_terminal_what_a_name_says(finished: Path, tmp_path: Path, saliency) -> None:
+def test_no_command_prints_the_control_characters_of_a_name(finished: Path, tmp_path: Path, saliency) -> None:
     out = Path(shutil.copytree(finished, tmp_path / "store"))
     (out / "maps.zarr" / EVIL).write_bytes(b"")
     images = tmp_path / f"in{EVIL}"

@@ -37,7 +37,7 @@ PLAIN = ("ant", "a=b", "'ant'", "", "-1", "+1.5e-3", "-.5", "1-1", "x\t=1")
 
 
 @pytest.mark.parametrize("text", [*FORMULAS, *PLAIN])
-def test_a_text_is_no_formula_and_can_be_had_back(text: str) -> None:
+def test_a_text_is_escaped_reversibly(text: str) -> None:
     file = io.StringIO()
     FormulaSafeWriter(file).write([text, -1, -0.5, None])
     ((cell, *numbers),) = csv.reader(io.StringIO(file.getvalue(), newline=""))
@@ -70,7 +70,7 @@ def test_no_export_has_a_formula(tmp_path: Path) -> None:
     assert len(names) == len(CLASSES)
 
 
-def test_boxes_are_found_under_ids_that_were_made_safe(tmp_path: Path) -> None:
+def test_boxes_are_found_for_escaped_and_plain_ids(tmp_path: Path) -> None:
     with (tmp_path / "boxes.csv").open("w", newline="") as file:
         table = FormulaSafeWriter(file)
         table.write(["sample_id", "x0", "y0", "x1", "y1"])

@@ -108,7 +108,7 @@ def test_module_that_hides_an_installed_one_is_refused(tree: Path, tmp_path: Pat
     assert "PYTHONSAFEPATH=1" in result.stderr and not (tmp_path / "s").exists()
 
 
-def test_error_that_no_file_is_to_blame_for_is_not_explained_away() -> None:
+def test_an_error_without_a_hiding_file_gets_no_explanation() -> None:
     for error in (
         ImportError("cannot import name 'x' from 'numpy'"),
         AttributeError("no attribute x"),
@@ -122,7 +122,7 @@ def test_error_that_no_file_is_to_blame_for_is_not_explained_away() -> None:
     [("numpy.py", True), ("pyarrow/__init__.py", True), ("torch.py", True), ("torch/data.txt", False),
      ("random.py", False), ("jobs/__init__.py", False), ("models.py", False)],
 )  # fmt: skip
-def test_module_that_only_workers_of_ray_would_take_is_refused(
+def test_a_module_that_only_ray_workers_would_import_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, refused: bool
 ) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -133,7 +133,7 @@ def test_module_that_only_workers_of_ray_would_take_is_refused(
 
 
 @pytest.mark.parametrize("out", ["/proc/x", "/sys/fs/x", "/dev/null", "/dev/null/x"])
-def test_place_where_even_the_superuser_cannot_write_is_refused(out: str) -> None:
+def test_a_path_that_the_superuser_cannot_write_is_refused(out: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"--out {out} cannot be written"):
         refuse_unwritable(out)
 
@@ -177,7 +177,7 @@ def test_ray_gets_a_directory_that_fits_its_sockets(long: Path, monkeypatch: pyt
     assert choose_ray_directory().endswith("/ray")
 
 
-def test_directory_that_was_named_for_ray_is_taken_or_refused(long: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_requested_for_ray_is_used_or_refused(long: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", "/dev/shm")
     assert choose_ray_directory() == "/dev/shm/ray"
     for unusable, why in ((str(long), "too long"), ("/proc/none", "not a directory"), ("/proc", "cannot be written")):
@@ -223,7 +223,7 @@ def test_auto_without_any_cluster_is_refused() -> None:
 
 @pytest.mark.parametrize("answer, accepted", [(b"HTTP/1.1 400 Bad Request\r\n", False), (b"", False),
                                            (bytes((0, 0, 6, 4, 0, 0, 0, 0, 0)), True)])  # fmt: skip
-def test_port_of_something_else_is_no_cluster(answer: bytes, accepted: bool) -> None:
+def test_a_port_of_another_service_is_refused_as_a_cluster(answer: bytes, accepted: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -246,7 +246,7 @@ def test_port_of_something_else_is_no_cluster(answer: bytes, accepted: bool) -> 
 # -- what a run prints -------------------------------------------------------------------------------------------
 
 
-def test_status_tells_whether_a_run_seems_to_be_under_way(tree: Path, tmp_path: Path) -> None:
+def test_status_prints_whether_a_run_seems_to_be_under_way(tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "s"
     code, output = run_inline(images=str(tree), out=str(out), **SAME)
     assert code == 3, output
@@ -264,13 +264,13 @@ def test_status_tells_whether_a_run_seems_to_be_under_way(tree: Path, tmp_path: 
     )
 
 
-def test_status_of_a_limit_that_was_met(unfinished: Path) -> None:
+def test_status_if_all_units_of_the_limit_are_committed(unfinished: Path) -> None:
     code, output = said(print_status, str(unfinished))
     assert code == 1 and "requested: the first 4 units (--limit 32)" in output
     assert "all requested units are committed. Next: run the same explain command without --limit" in output
 
 
-def test_interrupt_counts_what_the_store_has(tree: Path, tmp_path: Path) -> None:
+def test_an_interrupt_prints_the_number_of_committed_units(tree: Path, tmp_path: Path) -> None:
     """The count is of the committed units, not of those that this process processed."""
     from jobs.explain.explain_command import explain_units
     from jobs.runners.engine import Engine

@@ -72,7 +72,7 @@ def test_classes_refuse_such_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not (tmp_path / "s").exists()
 
 
-def test_the_program_says_so_and_ends_with_1(bright: Path, tmp_path: Path, saliency) -> None:
+def test_the_program_prints_the_reason_and_exits_with_1(bright: Path, tmp_path: Path, saliency) -> None:
     result = saliency("explain", *flags(images=bright, out=tmp_path / "s", **QUITS), HOW="os._exit(0)")
     assert result.returncode == 1, result.stdout + result.stderr
     assert "unit 3, rows 12 to 14: QuitError: it tried to end the program (os._exit(0))" in result.stderr
@@ -86,12 +86,12 @@ def test_in_ray_too(bright: Path, tmp_path: Path, saliency, how: str) -> None:
     assert "unit 3, rows 12 to 14: QuitError" in result.stderr and "memory" not in result.stderr
 
 
-def test_ctrl_c_stays_what_it_is() -> None:
+def test_ctrl_c_still_raises_keyboard_interrupt() -> None:
     with pytest.raises(KeyboardInterrupt), forbid_exit():
         signal.raise_signal(signal.SIGINT)
 
 
-def test_only_its_own_process_is_kept() -> None:
+def test_a_forked_child_may_end_itself() -> None:
     """``os._exit`` ends a child that was forked meanwhile."""
     before = os._exit
     with forbid_exit():

@@ -33,7 +33,7 @@ from tests.support.input_files import write_parquet
         ("", ""),
     ],
 )
-def test_a_name_is_taken_out_as_a_whole(reason: str, counted: str) -> None:
+def test_a_file_name_is_replaced_only_as_a_whole(reason: str, counted: str) -> None:
     assert replace_names(reason, ("a.png", "/d/a.png", None, "")) == counted
 
 
@@ -67,7 +67,7 @@ def test_equal_causes_of_many_files_are_one_reason(tmp_path: Path, change: Calla
     assert list(errors.values()) == [4], errors
 
 
-def test_changed_labels_are_one_reason(tmp_path: Path) -> None:
+def test_changed_labels_share_one_reason(tmp_path: Path) -> None:
     """Rows of a Parquet file that was written anew, with other images and other labels in every place."""
     table = tmp_path / "a.parquet"
     write_parquet(table, {"image": [b"no image"] * 8, "label": [*range(8)]})
@@ -79,7 +79,7 @@ def test_changed_labels_are_one_reason(tmp_path: Path) -> None:
     assert "has another label" in output
 
 
-def test_an_export_names_no_path_by_halves(tmp_path: Path) -> None:
+def test_an_export_counts_missing_images_as_one_reason(tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
     for number in range(3):

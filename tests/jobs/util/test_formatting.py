@@ -19,5 +19,5 @@ from jobs.util.formatting import percent
         (1, "100 %"),
     ],
 )
-def test_a_share_is_never_told_as_nothing(share: float, text: str) -> None:
+def test_a_small_share_is_not_rounded_to_zero(share: float, text: str) -> None:
     assert percent(share) == text

@@ -48,7 +48,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("S3://b/x", "s3://b/x"),
     ],
 )
-def test_a_path_is_written_in_one_way(places: Path, written: str, expected: str) -> None:
+def test_a_path_has_one_normal_form(places: Path, written: str, expected: str) -> None:
     assert full_path(written) == (expected if "://" in expected else f"{places}/{expected}")
 
 
@@ -89,7 +89,7 @@ def test_a_list_names_files_of_this_host_alone(places: Path) -> None:
     assert fetch(entries[2:], max_bytes=1 << 20) == [picture(0)] * 2
 
 
-def test_a_store_is_named_in_full_wherever_it_is_worked_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_is_named_by_its_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = tmp_path / "images"
     images.mkdir()
     for number in range(4):

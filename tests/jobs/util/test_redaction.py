@@ -175,7 +175,7 @@ def test_credentials_are_cut(address: str) -> None:
 
 
 @pytest.mark.parametrize("address", KEPT)
-def test_what_is_no_credential_stays(address: str) -> None:
+def test_text_without_credentials_is_unchanged(address: str) -> None:
     assert scrubbed(address) == scrubbed_text(address) == address
     assert not holds_credentials(address)
 
@@ -198,5 +198,5 @@ def test_an_address_within_a_text_is_cut_too(address: str) -> None:
         (" x.jpg", " x.jpg"),
     ],
 )
-def test_schemes_that_are_read_become_lower_case(address: str, plain: str) -> None:
+def test_schemes_of_readable_sources_become_lower_case(address: str, plain: str) -> None:
     assert plain_scheme(address) == plain

@@ -154,7 +154,7 @@ def test_rows_of_containers_are_compared_by_content(kind: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("requested", [3, 100])
-def test_no_row_compared_is_no_proof(requested: int, own: tuple[Path, Path, Path]) -> None:
+def test_without_a_compared_row_nothing_is_proven(requested: int, own: tuple[Path, Path, Path]) -> None:
     out, images, _ = own
     images.rename(images.with_name("elsewhere"))
     code, output = check(out, recompute=requested)
@@ -164,7 +164,7 @@ def test_no_row_compared_is_no_proof(requested: int, own: tuple[Path, Path, Path
     assert check(out)[0] == DONE
 
 
-def test_no_row_to_compare_is_no_proof(tmp_path: Path) -> None:
+def test_without_a_comparable_row_nothing_is_proven(tmp_path: Path) -> None:
     """All rows are quarantined."""
     (tmp_path / "images").mkdir()
     (tmp_path / "images/a.png").write_bytes(b"no image")

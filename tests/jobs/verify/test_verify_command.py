@@ -28,7 +28,7 @@ from tests.support.damage import (
 # -- sound stores --------------------------------------------------------------------------------------------
 
 
-def test_a_finished_store_is_proven_whole(finished: Path) -> None:
+def test_a_finished_store_is_verified_completely(finished: Path) -> None:
     code, output = check(finished)
     assert code == DONE, output
     assert f"{len(objects(finished)) - 1:,} objects" in output  # all but SHA256SUMS
@@ -42,7 +42,7 @@ def test_verify_changes_nothing(store: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8", "uint8"])
-def test_scaled_maps_are_proven_within_their_step(tree: Path, tmp_path: Path, dtype: str) -> None:
+def test_scaled_maps_are_verified_within_their_step(tree: Path, tmp_path: Path, dtype: str) -> None:
     out = tmp_path / "store"
     method = "gradient(reduction=abs_max)" if dtype == "uint8" else "input_x_gradient(reduction=sum)"
     run_inline(images=str(tree), out=str(out), unit_size=16, map_dtype=dtype, methods=(method,))
@@ -58,7 +58,7 @@ def test_an_unfinished_store_is_sound_and_its_pending_units_are_listed(unfinishe
     assert "run the same explain command again" in output
 
 
-def test_a_store_that_goes_on_does_not_trust_old_sums(store: Path) -> None:
+def test_old_sums_are_not_used_for_a_resumed_store(store: Path) -> None:
     """A rerun that is killed before it finalizes leaves such a store."""
     (store / "run.json").write_bytes(load(store).model_copy(update={"state": "running"}).to_json())
     (store / index_key(2)).unlink()
@@ -67,14 +67,14 @@ def test_a_store_that_goes_on_does_not_trust_old_sums(store: Path) -> None:
     assert "(2)" in output
 
 
-def test_what_a_killed_run_was_writing_is_no_damage(store: Path) -> None:
+def test_a_partial_write_of_a_killed_run_is_not_damage(store: Path) -> None:
     shard = next(key for key in objects(store) if "/c/" in key)
     (store / f"{shard}#1").write_bytes(b"half")
     assert check(store)[0] == DONE
 
 
 @pytest.mark.parametrize("content", ["nothing", "empty", "foreign"])
-def test_what_is_no_store_is_refused_and_left_alone(tmp_path: Path, content: str) -> None:
+def test_a_directory_that_is_not_a_store_is_refused_and_unchanged(tmp_path: Path, content: str) -> None:
     out = tmp_path / "out"
     if content != "nothing":
         out.mkdir()
@@ -86,7 +86,7 @@ def test_what_is_no_store_is_refused_and_left_alone(tmp_path: Path, content: str
 
 
 @pytest.mark.parametrize("rows", [b'"rows":', b'"lines":'], ids=["the same fields", "other fields"])
-def test_another_format_version_is_refused_not_called_damage(rows: bytes, store: Path) -> None:
+def test_another_format_version_is_refused_and_not_reported_as_damage(rows: bytes, store: Path) -> None:
     data = (store / "run.json").read_bytes()
     other = data.replace(b'"format_version": 1', b'"format_version": 3').replace(b'"rows":', rows)
     (store / "run.json").write_bytes(other)

@@ -50,7 +50,7 @@ def swap_maps(maps: np.ndarray) -> np.ndarray:
     return maps
 
 
-def test_maps_that_are_not_of_their_lines(store: Path) -> None:
+def test_maps_that_do_not_match_their_index_lines(store: Path) -> None:
     forge_shard(store, 1, "predicted/gradient", swap_maps)
     make_sums_again(store)
     code, output = check(store)
@@ -67,7 +67,7 @@ def quarantined_row(out: Path) -> int:
     raise AssertionError
 
 
-def test_a_map_where_there_is_none_and_none_where_there_is_one(store: Path) -> None:
+def test_an_unexpected_map_and_a_missing_map(store: Path) -> None:
     unit, position = divmod(quarantined_row(store), 8)
 
     def spread(maps: np.ndarray) -> np.ndarray:
@@ -142,7 +142,7 @@ def no_column(lines: pa.Table) -> pa.Table:
     ],
 )
 @pytest.mark.parametrize("whole", [True, False], ids=["finished", "unfinished"])
-def test_index_lines_that_are_not_the_units(
+def test_index_lines_that_do_not_match_the_unit(
     finished: Path, unfinished: Path, tmp_path: Path, edit: Callable[[pa.Table], pa.Table], words: str, whole: bool
 ) -> None:
     out = Path(shutil.copytree(finished if whole else unfinished, tmp_path / "store"))
@@ -168,7 +168,7 @@ def test_a_commit_of_other_shards(store: Path) -> None:
     assert "commits other shards than the run has" in output
 
 
-def test_a_compacted_index_that_is_not_of_the_parts(store: Path) -> None:
+def test_a_compacted_index_that_does_not_match_its_parts(store: Path) -> None:
     path, sums = store / "index.parquet", store / "SHA256SUMS"
     before, lines = digest(path.read_bytes()), pq.read_table(path)
     pq.write_table(lines.take([*range(20), 21, 20, *range(22, len(lines))]), path)
@@ -186,7 +186,7 @@ def test_a_compacted_index_that_is_not_of_the_parts(store: Path) -> None:
         ("row", f"{MANIFEST}: does not hold rows 24 to 31 as unit 3"),
     ],
 )
-def test_a_manifest_that_is_not_the_plans(store: Path, column: str, what: str) -> None:
+def test_a_manifest_that_does_not_match_the_plan(store: Path, column: str, what: str) -> None:
     manifest, run = Manifest(LocalStore(prefix=store)), load(store)
     units = [manifest.unit_lines(unit) for unit in range(run.units)]
     values = units[3][column].to_pylist()

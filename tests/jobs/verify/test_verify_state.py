@@ -65,7 +65,7 @@ def test_a_finished_store_without_sums_is_damage(store: Path) -> None:
 
 
 @pytest.mark.parametrize("gone", [("SHA256SUMS",), ("SHA256SUMS", "index.parquet"), ("index/unit-00000002.parquet",)])
-def test_what_is_not_finished_may_be_running(store: Path, gone: tuple[str, ...]) -> None:
+def test_an_unfinished_store_may_be_in_the_state_running(store: Path, gone: tuple[str, ...]) -> None:
     edit(store, state="running")
     for key in gone:
         (store / key).unlink()
@@ -137,9 +137,7 @@ def test_no_moment_of_a_first_run_is_damage(tree: Path, tmp_path: Path, monkeypa
     assert moments > 8
 
 
-def test_a_retry_goes_on_with_a_store_that_was_not_set_up(
-    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_retry_sets_up_the_store_of_a_killed_run(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A retry of a run that was killed before its arrays were made makes the arrays."""
     out = tmp_path / "store"
     command = lambda: run_inline(images=str(tree / "bee"), out=str(out), unit_size=4, batch_size=4)  # noqa: E731
