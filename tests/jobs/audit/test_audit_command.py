@@ -63,7 +63,7 @@ def test_tables_agree_with_the_store(store: Path) -> None:
         assert line["count"] == len(members) and {*line["typical"], *line["atypical"]} <= {*members}
         assert np.isclose(sum(line["mean_map"]), 1, atol=1e-3)
     assert set(record.overall) == {name for name, _ in group_schema(record.cells)}
-    small = shrink(shares(maps)).astype(np.float16).astype(np.float64)  # as they are stored
+    small = shrink(shares(maps)).astype(np.float16).astype(np.float64)  # the stored precision
     mean_map = small.mean(axis=0)
     reference = {
         "count": len(rows),
@@ -87,11 +87,11 @@ def test_measured_units_are_not_measured_again(store: Path, monkeypatch: pytest.
     code, printed = run_audit(store)
     assert code == 3 and "units were already measured by an earlier audit" in printed
     second = content(store)
-    assert {key for key in first if first[key] != second[key]} <= {"audit/predicted/gradient/audit.json"}  # its seconds
+    assert {key for key in first if first[key] != second[key]} <= {"audit/predicted/gradient/audit.json"}  # durations
 
 
 def test_maps_are_read_once_and_a_few_at_a_time(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The number of maps that are read at first changes no result, with objects or without."""
+    """The number of maps read at once changes no result, with and without objects."""
     sample = open_store(str(store)).lines(columns=["sample_id", "status"]).to_pylist()[4]["sample_id"]
     (store.parent / "boxes.csv").write_text(f"sample_id,x0,y0,x1,y1\n{sample},0,0,9,9\n")
     run_audit(store, objects=str(store.parent / "boxes.csv"))
@@ -118,7 +118,7 @@ def test_a_unit_that_was_explained_again_is_measured_again(store: Path) -> None:
     run_audit(store)
     part = store / "index/unit-00000002.parquet"
     table = pq.read_table(part)
-    pq.write_table(table, part, compression="none")  # the same lines in other bytes, as another commit would write
+    pq.write_table(table, part, compression="none")  # the same lines in other bytes, as after another commit
     assert "5 units were already measured" in run_audit(store)[1]
 
 

@@ -59,7 +59,7 @@ def group_of(small: Floats, *, number: int = 0, correct: float = 1.0, name: str 
 
 @pytest.fixture(scope="module")
 def dataset() -> Background:
-    """Six classes whose maps are drawn alike."""
+    """Six classes whose maps have the same distribution."""
     small = noisy(np.random.default_rng(0), CLASSES * EACH)
     return Background(small, np.arange(CLASSES * EACH, dtype=np.int64) % CLASSES)
 

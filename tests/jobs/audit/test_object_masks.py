@@ -19,7 +19,7 @@ from tests.support.damage import copied  # noqa: F401  the fixture ``store``
 
 
 def test_boxes(store: Path, tmp_path: Path) -> None:
-    """A box over the whole image holds all relevance, tiny boxes hardly any; rows without a box have nulls."""
+    """A box over the whole image has all relevance, tiny boxes have little; rows without a box have nulls."""
     lines = open_store(str(store)).lines(columns=["row", "sample_id", "width", "height", "status"]).to_pylist()
     whole, tiny, _ = (line for line in lines if line["status"] == "ok" and line["row"] in (5, 6, 7))
     table = tmp_path / "boxes.csv"
@@ -37,7 +37,7 @@ def test_boxes(store: Path, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module", params=["16x16", "20", "14"])
 def framed(request: pytest.FixtureRequest, tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store whose model saw the whole image, a crop of it, or more than it (the crop pads).
+    """A store whose model input is the whole image, a crop of it, or a padded crop.
 
     Tests may only change its audits.
     """

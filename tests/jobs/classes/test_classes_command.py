@@ -1,4 +1,4 @@
-"""The whole ``saliency classes``: what its store holds, resuming, refusals and exit codes."""
+"""Tests ``saliency classes``: the contents of its store, resumed runs, invalid requests and exit codes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def as_flags(**keys: object) -> list[str]:
 
 
 def content(out: Path) -> dict[str, bytes]:
-    """Every object but classes.json, which contains its path and its software, and so SHA256SUMS."""
+    """The bytes of every object except classes.json, which contains paths and versions, and SHA256SUMS."""
     objects = {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
     del objects["classes.json"], objects["SHA256SUMS"]
     return objects
@@ -58,7 +58,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(names: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All five classes, two at once. Not to be changed: copy it."""
+    """A finished store of five classes in batches of two. Tests must copy it before they change it."""
     out = tmp_path_factory.mktemp("finished") / "store"
     code, output = run(out, class_names=str(names))
     assert code == 0 and "5 of 5 classes committed" in output

@@ -77,7 +77,7 @@ def test_another_image_of_the_same_name_is_not_compared(tree: Path, finished: Pa
 
 
 def test_blank_maps_have_no_measures_and_are_counted(tree: Path, tmp_path: Path) -> None:
-    """Input × gradient of a black image is zero everywhere if black is normalised to zero."""
+    """Input × gradient of a black image is zero everywhere if normalisation maps black to zero."""
     shutil.copytree(tree / "ant", tmp_path / "tree/ant")
     Image.new("RGB", (16, 16)).save(tmp_path / "tree/ant/black.png")
     for name, mean in (("a", "0,0,0"), ("b", "0.5,0.5,0.5")):

@@ -1,4 +1,4 @@
-"""Numbers of a configuration have bounds, so that none makes a store unreadable, hangs a run or takes the machine."""
+"""Tests the bounds of a configuration's numbers: no accepted value makes a store unreadable or exhausts the machine."""
 
 from __future__ import annotations
 

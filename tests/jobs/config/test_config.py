@@ -1,4 +1,4 @@
-"""One configuration: as flags, as YAML, in run.json; and the files for a cluster."""
+"""Tests that flags, YAML and run.json give the same configuration, and the files for a cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""On the command line, messages of the core name flags in place of Python arguments."""
+"""Tests that the command line prints messages of the core with flags in place of Python arguments."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_each_note_is_printed_once() -> None:
 
 
 def test_messages_of_the_core_name_no_flag() -> None:
-    """A caller in Python has no flags."""
+    """Callers in Python use arguments, so messages of the core must not contain flags."""
     for path in CORE.rglob("*.py"):
         texts = re.sub(r"(?m)#.*$", "", path.read_text())
         assert not re.search(r"(?<![\w-])--[a-z]", texts), path

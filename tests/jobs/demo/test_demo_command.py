@@ -1,4 +1,4 @@
-"""The report of the demo ranks the class with the planted mark first."""
+"""Tests that the report of the demo ranks the class with the planted mark first."""
 
 from __future__ import annotations
 

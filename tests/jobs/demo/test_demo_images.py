@@ -1,4 +1,4 @@
-"""The demo's images have the documented properties, and its model relies on the mark."""
+"""Tests that the demo's images have the documented properties and that its model relies on the mark."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_masks_cover_an_object_that_stands_out(image: DemoImage) -> None:
     assert image.mask.shape == image.mark.shape == image.pixels.shape[:2]
     assert 0.02 < image.mask.mean() < 0.5
     assert not (image.mask & image.mark).any()
-    # The object has one colour, save for light and grain: it varies less than the picture does.
+    # The object has one colour apart from shading and noise, so it varies less than the picture.
     inside = image.pixels[image.mask].astype(float)
     outside = image.pixels[~image.mask & ~image.mark].astype(float)
     assert np.linalg.norm(inside.mean(0) - outside.mean(0)) > inside.std(0).mean()
@@ -111,7 +111,7 @@ def test_masks_and_marks_in_the_shards_are_those_of_the_images(tmp_path: Path) -
                 assert np.array_equal(np.asarray(Image.open(io.BytesIO(stored))), mask)
         if entry.sample_id not in broken:
             pixels = np.asarray(Image.open(io.BytesIO(data[entry.sample_id])), np.int16)
-            assert np.abs(pixels - image.pixels).mean() < 4  # JPEG's loss, no more
+            assert np.abs(pixels - image.pixels).mean() < 4  # the tolerance is the loss of JPEG
 
 
 def test_shards_have_the_same_bytes_and_are_left_alone_the_second_time(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_shard_s_image_enters_the_model_at_its_size(tmp_path: Path) -> None:
     name, data = next((name, data) for name, data in contents(tmp_path).items() if name.endswith("4.png"))
     decoded = decode(data, PREPROCESSING, max_pixels=10**6)
     assert isinstance(decoded, DecodedImage), name
-    assert np.array_equal(decoded.pixels, prepare(IMAGES[4:5])[0][0])  # a PNG loses nothing
+    assert np.array_equal(decoded.pixels, prepare(IMAGES[4:5])[0][0])  # PNG is lossless
 
 
 def test_training_gives_the_same_weights_and_leaves_the_process_as_it_was() -> None:
@@ -161,7 +161,7 @@ def test_too_few_images_are_refused() -> None:
 @pytest.mark.slow
 def test_the_model_is_good_and_reads_the_mark() -> None:
     model = make()
-    # Other machines sum in another order and end at other weights: the bounds are wide of what was seen.
+    # Other machines sum in another order and get other weights, so the bounds have a wide margin.
     assert train(model, *prepare(make_images(seed=1, n=TRAIN_IMAGES)), seed=0) > 0.9
     unmarked = [image for image in make_images(seed=0, n=180) if image.label != MARKED]
     rng = np.random.default_rng(0)

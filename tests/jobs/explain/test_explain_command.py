@@ -1,4 +1,4 @@
-"""The whole job in one process: what a store holds for sound and for broken images."""
+"""Tests the whole job in one process: the contents of a store for sound and for broken images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GEOMETRY = Preprocessing((16, 16), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
 
 
 def loop(path: Path, target: int | None = None) -> tuple[np.ndarray, int]:
-    """What the job must compute for one image, in the fewest lines: gradient, absolute value, largest channel."""
+    """A minimal reference for one image: gradient, absolute value, maximum over the channels."""
     net = tiny().eval()
     with Image.open(path) as image:
         x = GEOMETRY.normalise(torch.from_numpy(GEOMETRY.apply(image.convert("RGB")))[None], torch.float32)

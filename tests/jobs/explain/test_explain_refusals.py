@@ -1,4 +1,4 @@
-"""The job refuses configurations that cannot work, with the name of the key, before anything is written."""
+"""Tests that the job refuses invalid configurations, names the key, and writes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run into an existing store: it resumes, retries, or is refused because it is another run."""
+"""Tests runs into an existing store: they resume, retry, or are refused if they are another run."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_retry_finds_the_repaired_image_at_its_new_path(tree: Path, tmp_path: Pa
 
 
 def test_moved_data_are_found_at_their_new_path(tree: Path, tmp_path: Path) -> None:
-    """A resumed run finds them, too: the identity of an image is its sample id, not its path."""
+    """A resumed run finds moved images: the identity of an image is its sample id, not its path."""
     shutil.copytree(tree, tmp_path / "before")
     run_inline(images=str(tmp_path / "before"), out=str(tmp_path / "s"), limit=16, **SAME)
     (tmp_path / "before").rename(tmp_path / "after")

@@ -1,4 +1,4 @@
-"""Sigmoid heads and single logits through the whole job, and the head in plan, record and fingerprint."""
+"""Tests sigmoid heads and single logits in the whole job, and the head in plan, run.json and fingerprint."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def model_input(root: Path, line: dict[str, object]) -> Tensor:
 def test_a_run_of_another_head(name: str, factory, pictures: dict[str, Path], tmp_path: Path) -> None:
     keys = {"images": str(pictures[name]), "out": str(tmp_path / "s"), "model": f"python:headed:{name}", **SAME}
     run_inline(**keys, limit=4)
-    code, output = run_inline(**keys)  # goes on
+    code, output = run_inline(**keys)  # resumes
     assert code == 0 and f"note: {NOTES[name]}" in output
     module: Headed = factory().double().eval()
     lines = pq.read_table(tmp_path / "s/index.parquet").to_pylist()
@@ -135,7 +135,7 @@ def test_another_head_is_another_run(pictures: dict[str, Path], tmp_path: Path) 
     with pytest.raises(InvalidRequestError, match="head: the store has softmax, this run sigmoid"):
         run_inline(**keys, head="sigmoid")
     assert content(tmp_path / "s") == before
-    assert run_inline(**keys, head="softmax")[0] == 0  # what auto is
+    assert run_inline(**keys, head="softmax")[0] == 0  # `auto` selects this head
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every kind of method and target in the whole job: the index is right, and the bytes depend on the run alone."""
+"""Tests every kind of method and target in the whole job: the index is correct, and bytes depend only on the run."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_recomputed_rows_are_the_same(many: Path, saliency) -> None:
 
 
 def test_specs_distinguish_targets_that_are_classes() -> None:
-    """Readers of a store need this without torch."""
+    """Readers of a store distinguish them without torch."""
     for target in parse_targets(
         ["predicted", "label", "class:1", "top:2", "contrast", "contrast:label", *TARGETS[-2:]]
     ):

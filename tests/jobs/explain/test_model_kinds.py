@@ -1,4 +1,4 @@
-"""Every kind of model source with explain, verify, retry and a resumed run, also after files were moved."""
+"""Tests every kind of model source with explain, verify, retry and a resumed run, also after files were moved."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from saliency_core.errors import InvalidRequestError
 from tests.conftest import content, flags, run_inline, said
 from tests.support.processes import kill_all, start, wait_for_commits
 
-# torch warns that TorchScript is deprecated, when it is written and when it is read; users have such files.
+# torch warns of deprecated TorchScript on writing and reading; users still have such files.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
 SIZE = 32
@@ -87,7 +87,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def whole(case: Case) -> Path:
-    """A finished store. Not to be changed: copy it."""
+    """A finished store. Tests must copy it before they change it."""
     out = case.folder.parent / "whole"
     code, output = run_inline(images=str(case.images), out=str(out), **case.keys)
     assert code == IMPERFECT, output

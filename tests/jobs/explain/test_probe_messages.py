@@ -1,4 +1,4 @@
-"""Models that fail the probe are refused before anything is written; its measurements are printed and recorded."""
+"""Tests the probe: models that fail are refused before anything is written; measurements are printed and recorded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``retry`` that is killed, has nothing to do, or runs beside another command."""
+"""Tests ``retry`` if it is killed, has nothing to do, or runs at the same time as another command."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 def changed(samples: list[Item]) -> list[Item]:
-    """The broken image repaired, and two images of other rows exchanged; ids and labels are unchanged."""
+    """Repairs the broken image and exchanges two images of other rows; ids and labels are unchanged."""
     data = [picture(BROKEN) if each.label == BROKEN else each.data for each in samples]
     data[0], data[5] = data[5], data[0]
     return [replace(each, data=bytes_) for each, bytes_ in zip(samples, data, strict=True)]
@@ -64,7 +64,7 @@ def photographed(out: Path, album: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
 def test_a_retry_killed_at_any_moment_ends_like_an_undisturbed_one(
     project: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever command continues first, no row gets another image, and a later retry gives the same bytes."""
+    """With either command as the next one, no row gets another image, and a later retry gives the same bytes."""
     out = project.again(tmp_path / "store")
     project.change(changed)
     end = photographed(out, tmp_path / "killed", monkeypatch)
@@ -109,7 +109,7 @@ def test_nothing_to_retry_gives_the_exit_code_of_the_totals(partial: Path, finis
 
 
 def test_two_simultaneous_retries(project: Made, tmp_path: Path) -> None:
-    """One process locks the store; the other is refused, or runs after it."""
+    """One process locks the store; the other is refused or runs afterwards."""
     out = project.again(tmp_path / "store")
     project.change(changed)
     processes = [start("retry", out, "--runner", "inline", "--workers", 1) for _ in range(2)]

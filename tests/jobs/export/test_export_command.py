@@ -1,4 +1,4 @@
-"""Every row of a store is in the files of each format, unchanged, or is listed as left out."""
+"""Tests that every row of a store is unchanged in the files of each format, or is listed as left out."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_an_array_that_a_row_lacks_is_named(partial: Path, tmp_path: Path, to: s
 def test_part_size_changes_no_result_and_memory_is_bounded(
     finished: Path, tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Parts of any size have the same rows and values, and few maps are read at a time."""
+    """Parts of any size have the same rows and values, and few maps are read at once."""
     batch_sizes: list[int] = []
     maps = Store.maps
     monkeypatch.setattr(
@@ -197,7 +197,7 @@ def test_a_store_that_changed_is_another_export(tree: Path, tmp_path: Path) -> N
     run_inline(**keys)
     run(tmp_path / "s", "webdataset", tmp_path / "e")
     moved = shutil.copytree(tmp_path / "s", tmp_path / "moved")
-    assert run(moved, "webdataset", tmp_path / "e")[0] == 3  # the same store, elsewhere
+    assert run(moved, "webdataset", tmp_path / "e")[0] == 3  # the same store at another path
     shutil.copy(broken / "dog/003.png", broken / "dog/torn.png")
     from jobs.explain.retry_command import retry
 

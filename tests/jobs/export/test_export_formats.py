@@ -88,7 +88,7 @@ def test_an_image_that_is_missing_or_changed_is_listed(tree: Path, tmp_path: Pat
     )
     needed = to in ("virelay", "quantus")
     assert all(entry["what"] == ("row" if needed else "image") and entry["reason"] for entry in entries.values())
-    if to == "webdataset":  # the map is there
+    if to == "webdataset":  # the map is exported
         key = next(key for key in samples(tmp_path / "e") if "bee_001" in key)
         assert set(samples(tmp_path / "e")[key]) == {"json", "predicted__gradient.npy"}
     if to == "png":
@@ -120,7 +120,7 @@ def test_pictures_are_as_large_as_the_originals(finished: Path, store: Store, tm
 
 
 def test_a_picture_is_its_map_in_the_given_style(tmp_path: Path) -> None:
-    """If images are not resized, a picture of a map has the map's colours, pixel by pixel."""
+    """If images are not resized, each pixel of a map's picture has the map's colour."""
     rng = np.random.default_rng(0)
     (tmp_path / "in").mkdir()
     for name in "ab":

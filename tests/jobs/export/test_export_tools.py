@@ -1,4 +1,4 @@
-"""The tools themselves open exports, each in its own environment.
+"""Tests that the tools open the exports, each tool in its own environment.
 
 They cannot be installed beside the tests: ViRelAy needs an older Pillow; Quantus replaces the headless OpenCV with one
 that needs a display's libraries; FiftyOne takes a gigabyte and needs a MongoDB.
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def environment(where: Path, *packages: str, ours: bool) -> Path:
-    """The Python of a new environment with these packages; ``ours``: also with all packages of this one.
+    """The Python of a new environment with these packages; if ``ours``, also with the packages of this environment.
 
     Skips the test if they cannot be installed, for example without a network.
     """
@@ -58,7 +58,7 @@ def answer(python: Path, *arguments: object, **variables: str) -> Any:
 
 
 def test_virelay_opens_its_projects(finished: Path, tmp_path: Path) -> None:
-    """Its loader reads them, and its server serves every page and colour map, also of an analysis."""
+    """ViRelAy's loader reads the projects, and its server serves every page and colour map, also of an analysis."""
     copy = audited(finished, tmp_path / "s")
     run(copy, "virelay", tmp_path / "e", rows_per_part=16)
     python = environment(tmp_path / "venv", "virelay", ours=False)
@@ -118,7 +118,7 @@ def test_quantus_measures_its_batches(finished: Path, tmp_path: Path) -> None:
 
 
 def test_fiftyone_has_its_heat_maps(finished: Path, tmp_path: Path) -> None:
-    """Runs the snippet of interop.md; without a MongoDB, up to the samples."""
+    """Runs the snippet of interop.md; without a MongoDB, it stops after it makes the samples."""
     python = environment(tmp_path / "venv", "fiftyone", ours=True)
     script = tmp_path / "snippet.py"
     script.write_text(

@@ -1,4 +1,4 @@
-"""File names of samples and arrays in an export are safe and unique, even if the names are hostile."""
+"""Tests that file names of samples and arrays in an export are safe and unique, even if the names are hostile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables with ambiguous column names, or with bytes in maps, are refused at listing with a reason."""
+"""Tests that tables with ambiguous column names, or with bytes in Arrow maps, are refused at listing with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything bad at once, through the whole job: each image explained or quarantined with a reason, nothing shifts."""
+"""Tests many kinds of bad inputs in one job: each image is explained or quarantined with a reason; no row shifts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def bomb() -> bytes:
 
 
 def odd_images() -> dict[str, tuple[bytes, str | None]]:
-    """Name → bytes, and a word of the reason why it is quarantined (None: it is explained)."""
+    """Name → bytes, and a word of the reason if the image is quarantined (None if it is explained)."""
     photo = Image.fromarray(noise(40, 30, 3))
     jpeg = encode(photo, "JPEG")
     palette = photo.quantize(16)
@@ -123,7 +123,7 @@ def test_each_is_explained_or_quarantined_with_a_reason(zoo: Path, tmp_path: Pat
     assert [lines[f"2/rows.parquet#{i}"]["status"] for i in range(4)] == ["ok", QUARANTINED, "partial", QUARANTINED]
     assert "ignored" in output
 
-    # The same bytes give the same map, at any position and beside any other file: nothing has shifted.
+    # The same bytes give the same map at any position and with any other file, so no row has shifted.
     maps = open_array(open_run(str(tmp_path / "s"))[0], "predicted/gradient")[:]
     for name, (_, reason) in odd_images().items():
         first, second = maps[lines[f"0/{name}"]["row"]], maps[lines[f"1/a.tar/{name}"]["row"]]
@@ -132,7 +132,7 @@ def test_each_is_explained_or_quarantined_with_a_reason(zoo: Path, tmp_path: Pat
 
 
 def test_a_broken_image_does_not_change_the_maps_of_other_images(zoo: Path, tmp_path: Path) -> None:
-    """The same folder without the broken files: the maps of the others are the same bits, but for their row."""
+    """Without the broken files, the maps of the other images are bitwise equal, at other rows."""
     sound = tmp_path / "sound"
     sound.mkdir()
     for name, (_, reason) in odd_images().items():

@@ -1,4 +1,4 @@
-"""Odd and hostile files are decoded to upright 8-bit RGB or a reason."""
+"""Tests that odd and hostile files are decoded to upright 8-bit RGB or rejected with a reason."""
 
 import struct
 import subprocess
@@ -54,7 +54,7 @@ def test_several_pictures_in_one_jpeg_give_the_first() -> None:
     np.testing.assert_array_equal(read(data), read(encode(first, "JPEG")))
 
 
-# --- what has no pixels for us ------------------------------------------------------------------------
+# --- files without usable pixels -----------------------------------------------------------------------
 
 
 def test_empty_file() -> None:
@@ -197,7 +197,7 @@ def test_damage_gives_pixels_or_a_reason(name: str) -> None:
         result = decode(bytes(data), SMALL, max_pixels=CAP)
         if isinstance(result, RejectedImage):
             assert result.reason
-            result.reason.encode()  # goes into Parquet: no lone surrogates
+            result.reason.encode()  # must be encodable for Parquet: no lone surrogates
         else:
             assert result.pixels.shape == (16, 16, 3)
             assert result.width * result.height <= CAP

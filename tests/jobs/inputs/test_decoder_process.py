@@ -1,4 +1,4 @@
-"""Images that kill the process which decodes them, really: each costs its own row, and nothing else."""
+"""Tests images that really kill the process that decodes them: each loses only its own row."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_the_process_returns_the_results_of_the_function() -> None:
 
 
 def imported_by(process: psutil.Process) -> set[str]:
-    """Packages with libraries of their own, recognised by the files that are mapped."""
+    """Packages whose native libraries are mapped into the process."""
     paths = [Path(mapped.path).parts for mapped in process.memory_maps()]
     return {parts[parts.index("site-packages") + 1] for parts in paths if "site-packages" in parts}
 
@@ -93,7 +93,7 @@ def test_a_sound_image_is_decoded_again_if_the_process_dies_once(tmp_path: Path)
 
 def test_killed_while_idle_is_replaced() -> None:
     decoder = Decoder()
-    for _ in range(4):  # more often than an image is tried
+    for _ in range(4):  # more often than the attempts for one image
         assert isinstance(ask(decoder, picture()), DecodedImage)
         child(decoder).kill()
 
@@ -139,7 +139,7 @@ def test_the_job_stops_if_no_process_can_be_started(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.slow
 def test_processes_end_with_their_parent() -> None:
-    """However it ends: by itself, or by SIGKILL in the middle of an image."""
+    """The parent ends normally, or by SIGKILL while an image is decoded."""
     script = """
 import os, signal, sys, tests.jobs.inputs.test_decoder_process as t
 from jobs.inputs.decoder_process import shared_decoder
@@ -165,7 +165,7 @@ sys.stdin.read()
 
 
 def test_a_forked_process_has_its_own_decoder_process() -> None:
-    """Or the two would take each other's answers."""
+    """With a shared process, the parent and the child could receive each other's results."""
     mine = shared_decoder()
     reader, writer = os.pipe()
     if os.fork() == 0:
@@ -184,13 +184,13 @@ def test_program_in_the_working_directory_is_not_run(tmp_path: Path, monkeypatch
     assert isinstance(ask(Decoder(), picture()), DecodedImage)
 
 
-# -- sound images that need much ------------------------------------------------------------------------------
+# -- sound images that need much memory or time ----------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["JPEG", "progressive", "PNG", "deep PNG", "WEBP", "TIFF", "JPEG2000", "GIF", "AVIF"])
 def test_image_at_the_cap_fits_into_its_memory(form: str) -> None:
-    """4 Mpx, the cap exactly: the costly kinds of each format, in what `decoding_memory` gives without its constant."""
+    """Costly images of 4 Mpx (the cap) in each format fit into `decoding_memory` without its constant."""
     edge = 2048
     noise = Image.effect_noise((edge, edge), 80)
     buffer = io.BytesIO()
@@ -217,7 +217,7 @@ def test_image_at_the_cap_fits_into_its_memory(form: str) -> None:
 
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A folder of sound images, and the same with killers among them."""
+    """A folder of sound images, and the same folder with killer images added."""
     sound, mixed = (tmp_path_factory.mktemp(name) for name in ("sound", "mixed"))
     for i in range(20):
         data = picture(12 * i, (20 + i, 30 - i))
@@ -235,7 +235,7 @@ def maps_by_name(out: Path) -> dict[str, np.ndarray]:
 
 
 def hold(sound: Path, mixed: Path) -> None:
-    """Only the killers are quarantined, each with its reason; the others' maps are to the bit those without killers."""
+    """Asserts that only killers are quarantined, each with its reason, and that other maps are bitwise unchanged."""
     expected, result = maps_by_name(sound), maps_by_name(mixed)
     lines = {line["sample_id"]: line for line in pq.read_table(mixed / "index.parquet").to_pylist()}
     assert len(lines) == len(expected) + len(DEEDS)
@@ -279,7 +279,7 @@ def test_killer_images_lose_only_their_own_rows_in_ray(crowd: tuple[Path, Path],
 
 
 def test_retry_with_a_longer_time_limit_explains_a_slow_image(tmp_path: Path, saliency) -> None:
-    """A sound image, really slow for the cap that it first had; and the reader keeps to the same caps."""
+    """A sound image exceeds the first time limit; the reader of originals uses the same limits."""
     images = tmp_path / "images"
     images.mkdir()
     Image.effect_noise((3000, 3000), 80).convert("RGB").save(images / "large.png")

@@ -1,4 +1,4 @@
-"""Fetching: the bytes of every row, in order, or a reason that says what to do."""
+"""Tests fetching: the bytes of every row, in order, or a reason with what to do."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_parquet_is_read_no_further_than_the_last_row_needed(tmp_path: Path) -> 
     pq.write_table(table, path, row_group_size=200, write_batch_size=4, use_dictionary=False)
     entries = listed(path)
     size = path.stat().st_size
-    with path.open("r+b") as file:  # destroy the second half of the pages: only who reads them notices
+    with path.open("r+b") as file:  # damage the second half of the pages: only a read of them fails
         file.seek(size // 2)
         file.write(b"\xa5" * (size // 2 - 20_000))
     entries = [replace(entry, etag=None) for entry in entries]
@@ -132,7 +132,7 @@ def test_a_changed_object_rejects_all_its_rows(everything: Path, kind: str) -> N
             else:
                 assert result == data
     path.write_bytes(original)
-    assert fetch(listed(path), max_bytes=LIMIT) == PICTURES[: sum(mine)]  # listed again, it is read again
+    assert fetch(listed(path), max_bytes=LIMIT) == PICTURES[: sum(mine)]  # after a new listing, the rows are read
 
 
 def test_dangling_links_and_directories_are_rejected(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_dangling_links_and_directories_are_rejected(tmp_path: Path) -> None:
     (missing,) = fetch(listed(tmp_path), max_bytes=LIMIT)
     assert "is missing" in reason(missing)
     os.mkfifo(tmp_path / "nowhere")
-    (pipe,) = fetch([Entry("x", str(tmp_path / "a.png"))], max_bytes=LIMIT)  # reading it would wait without end
+    (pipe,) = fetch([Entry("x", str(tmp_path / "a.png"))], max_bytes=LIMIT)  # a read of the pipe would never return
     assert "not a regular file" in reason(pipe)
     (nul,) = fetch([Entry("x", "a\0b")], max_bytes=LIMIT)
     assert "cannot be read" in reason(nul)
@@ -239,4 +239,4 @@ def test_remote_objects_that_changed_or_were_deleted_are_rejected(everything: Pa
 
 
 def test_the_batch_of_parquet_rows_divides_no_row_group(everything: Path) -> None:
-    assert 30 % module.BATCH and 7 % module.BATCH  # else the tests above would not cross a batch's end
+    assert 30 % module.BATCH and 7 % module.BATCH  # otherwise the tests above would not cross the end of a batch

@@ -1,4 +1,4 @@
-"""Tables that attack what reads them: Parquet that unpacks to gigabytes or lies, CSV that is none in places."""
+"""Tests hostile tables: Parquet files that unpack to gigabytes or have false counts, CSV files with damaged lines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.conftest import TESTS
 from tests.support.input_files import picture, write, write_parquet
 from tests.support.listed_inputs import PNG, listed
 
-# Lists and fetches a path in a process of its own, which prints its peak memory, without that of its children.
+# Lists and fetches a path in its own process, which prints its peak memory without that of its children.
 MEASURE = """
 import json, pathlib, re, sys
 from tests.support.listed_inputs import listed
@@ -41,7 +41,7 @@ print(json.dumps([int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) << 10, rows]))
 
 
 def measured(path: str) -> dict[str, str | int]:
-    """Rows of a path → the size of the image or why there is none. Memory of the process stays under 512 MB."""
+    """Row of a path → the image's size or its error. Asserts that the process needs less than 512 MB."""
     result = subprocess.run(
         [sys.executable, "-c", MEASURE, path], capture_output=True, text=True, timeout=300, cwd=TESTS.parent
     )  # fmt: skip
@@ -52,7 +52,7 @@ def measured(path: str) -> dict[str, str | int]:
 
 
 def written_apart(code: str, path: Path) -> None:
-    """Runs code that writes a large table, so that its memory is not this process's."""
+    """Runs code that writes a large table in another process, to keep the memory of this one small."""
     script = f"import sys, pyarrow as pa, pyarrow.parquet as pq\npath = sys.argv[1]\nPNG = {PNG!r}\n{code}"
     subprocess.run([sys.executable, "-c", script, str(path)], check=True, timeout=300)
 
@@ -72,7 +72,7 @@ pq.write_table(pa.table({'image': [PNG] * 100, 'label': labels}), path, compress
 WITHOUT_MEMORY = r"reading it takes more than \d+ MB of memory"
 OVER = r"300000000 bytes, over the limit"
 SOUND_ROW = f"^{len(PNG)}$"
-# What may become of the file's own rows: which one it is depends on where in pyarrow the memory runs out.
+# Allowed outcomes for the file's own rows, which depend on the call of pyarrow that runs out of memory.
 OUTCOMES: dict[str, list[list[str]]] = {
     "an image": [[SOUND_ROW, "600000000 bytes, over the limit", SOUND_ROW]],
     "a dictionary": [
@@ -88,7 +88,7 @@ OUTCOMES: dict[str, list[list[str]]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_decompression_bombs_lose_only_their_own_rows(tmp_path: Path, bomb: str) -> None:
-    """The file has some kilobytes, and what it unpacks to does not come to this process, nor harms the file beside."""
+    """A small file that unpacks to much data needs little memory here and does not change the other file's rows."""
     path = tmp_path / "x.parquet"
     written_apart(BOMBS[bomb], path)
     assert path.stat().st_size < 20 << 20
@@ -110,14 +110,14 @@ def test_decompression_bombs_lose_only_their_own_rows(tmp_path: Path, bomb: str)
 
 
 def dies(file: object, *, of: int) -> None:
-    """What a library does to its process."""
+    """Ends its process by a signal, like a crashing library."""
     del file
     signal.raise_signal(of)
 
 
 @pytest.mark.parametrize(("of", "memory"), [(signal.SIGABRT, True), (signal.SIGSEGV, False), (signal.SIGBUS, False)])
 def test_an_abort_under_the_memory_limit_is_reported_as_lack_of_memory(tmp_path: Path, of: int, memory: bool) -> None:
-    """C++ aborts if nothing catches a failed allocation; other signals are of damage."""
+    """C++ aborts after an uncaught allocation failure; other signals mean damage."""
     path = write_parquet(tmp_path / "x.parquet", {"image": [PNG]})
     with pytest.raises(DamagedTable, match=f"killed the process that reads it, {signal.Signals(of).name}") as result:
         parquet_processes().call(dies, str(path), of=of)
@@ -126,14 +126,14 @@ def test_an_abort_under_the_memory_limit_is_reported_as_lack_of_memory(tmp_path:
 
 
 def with_footer(data: bytes, change: Callable[[bytes], bytes]) -> bytes:
-    """A Parquet file with another footer."""
+    """The Parquet file with a changed footer."""
     length = int.from_bytes(data[-8:-4], "little")
     footer = change(data[-8 - length : -8])
     return data[: -8 - length] + footer + len(footer).to_bytes(4, "little") + b"PAR1"
 
 
 def varint(number: int) -> bytes:
-    """Thrift's i64."""
+    """Thrift's encoding of an i64."""
     number = number << 1 if number >= 0 else (-number << 1) - 1
     digits = bytearray()
     while number > 127:
@@ -196,7 +196,7 @@ def test_column_names_that_are_repeated_or_not_text(tmp_path: Path) -> None:
 # -- CSV -----------------------------------------------------------------------------------------------------
 
 LONG = "x" * 200_000
-LINES: dict[str, tuple[list[str], int]] = {  # damaged lines, and how many rows of theirs are broken
+LINES: dict[str, tuple[list[str], int]] = {  # damaged lines, and the number of broken rows that they give
     "a field over the parser's limit": ([f"{LONG},1"], 1),
     "a quoted field over the limit": ([f'"{LONG}",1'], 1),
     "a quotation mark without end": (['"b.png,1'], 1),
@@ -229,7 +229,7 @@ def test_damaged_lines_are_rows_with_their_number(tmp_path: Path, case: str) -> 
 
 
 def test_quotation_marks_without_end_on_every_line(tmp_path: Path) -> None:
-    """Each could swallow thousands of lines, which are not read again for each."""
+    """Each mark could open a cell of thousands of lines; the parser must not read them again for each mark."""
     lines = [f'"{i}.png,1' if i % 2 else f"{i}.png,1" for i in range(30_001)]
     entries = listed(write(tmp_path / "list.csv", "\n".join(["uri,label", *lines]).encode()))
     assert entries[0].sample_id == "0.png" and entries[-1].error

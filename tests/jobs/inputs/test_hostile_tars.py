@@ -1,4 +1,4 @@
-"""Tars with hostile headers: each costs its own row, and the other members are listed as usual."""
+"""Tests tars with hostile headers: each loses only its own row, and the other members are listed as usual."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NO_NAMES = label_resolver(ExplainConfig(images=["x"], model="demo", out="x"), cl
 
 
 def header(name: str, size: int, kind: bytes = tarfile.REGTYPE, **fields: bytes) -> bytes:
-    """A header; `fields` are put over bytes of it, named by their offset, and the checksum is made to fit."""
+    """A tar header with `fields` (`_OFFSET=bytes`) written over it and a matching checksum."""
     info = tarfile.TarInfo(name)
     info.type = kind
     block = bytearray(info.tobuf(tarfile.GNU_FORMAT)[:512])
@@ -64,7 +64,7 @@ def digits(count: int) -> bytes:
     return b"1" * count
 
 
-# What stands in front of b.png, and whether b.png (under any name) is still a sound row, an error of its own, or gone.
+# Bytes in front of b.png. SOUND: b.png stays sound, under any name; BROKEN: it is a row with an error.
 LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 SOUND: dict[str, Callable[[], bytes]] = {
     "500 KB of repeated records": lambda: pax(*[(b"path", b"b.png")] * 30_000),
@@ -98,7 +98,7 @@ BROKEN: dict[str, Callable[[], bytes]] = {
         (b"GNU.sparse.major", b"1"), (b"GNU.sparse.realsize", b"-9"), (b"GNU.sparse.name", b"b.png")
     ),
 }
-# The damage is a row, and b.png is found behind it under the name that its own header has.
+# The damage is a row with an error, and b.png after it is listed by the name in its own header.
 BESIDE: dict[str, Callable[[], bytes]] = {
     "a record longer than all": lambda: member("pax", b"99999999 path=x\n", tarfile.XHDTYPE),
     "a length without end": lambda: member("pax", digits(5000) + b" path=x\n", tarfile.XHDTYPE),
@@ -115,13 +115,13 @@ BESIDE: dict[str, Callable[[], bytes]] = {
 
 
 def whole(entries: list[Entry]) -> list[Entry]:
-    """The entries, after they went into a manifest."""
+    """Returns the entries and checks that a manifest can be encoded from them."""
     encode_part(list(ManifestBuilder(entries, unit_size=64, n_classes=10, resolve=NO_NAMES)))
     return entries
 
 
 def hold(tmp_path: Path, attack: bytes, *, most: int = 64 << 20) -> Iterator[Entry]:
-    """Lists the attack between sound members and beside a sound tar, whose rows are held. Yields the other rows."""
+    """Lists a tar with the attack between sound members, and a sound tar. Checks sound rows and yields the others."""
     write(tmp_path / "x.tar", member("a.png") + attack + member("b.png") + member("z.png", picture(9)) + bytes(1024))
     write(tmp_path / "y.tar", member("a.png", picture(5)) + bytes(1024))
     tracemalloc.start()
@@ -161,14 +161,14 @@ def test_sizes_in_base_256(tmp_path: Path, size: int) -> None:
 
 
 def test_sparse_map_without_end(tmp_path: Path) -> None:
-    """Every block could be a header that says that more follow, and so could every block after it."""
+    """Each sparse header announces a further one, for thousands of blocks."""
     more = header("c.png", 0, tarfile.GNUTYPE_SPARSE, _482=b"\1", _504=b"\1")
     rows = list(hold(tmp_path, more * 3000))
     assert any(entry.error for entry in rows)
 
 
 def test_the_reader_stops_at_a_limited_number_of_misleading_headers(tmp_path: Path) -> None:
-    """Each claims a megabyte that is not a PAX record, and the next one begins inside it."""
+    """Each header claims a megabyte that is not a PAX record and that contains the next header."""
     data = header("pax", 1 << 20, tarfile.XHDTYPE) * 40_000
     write(tmp_path / "x.tar", member("a.png") + data)
     first, *losses = listed(tmp_path)
@@ -186,7 +186,7 @@ def test_losses_beyond_a_limit_are_one_row(tmp_path: Path) -> None:
 
 
 def test_the_total_length_of_names_is_limited(tmp_path: Path) -> None:
-    """70 MB of names, of which every character would be in memory until the tar is listed."""
+    """The tar has 70 MB of names, which would stay in memory until it is listed."""
     with (tmp_path / "x.tar").open("wb") as file:
         for i in range(2200):
             file.write(long_name(b"%05d" % i + b"n" * 32_000 + b".png") + header("n", 0))

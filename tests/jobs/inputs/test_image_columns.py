@@ -1,4 +1,4 @@
-"""Images in every Arrow type that holds bytes. Columns without images or URIs are refused with their type."""
+"""Tests images in every Arrow type that contains bytes. Columns without images or URIs are refused with their type."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UINT8 = [np.frombuffer(data, np.uint8) for data in PAIR]
 
 
 class Opaque(pa.ExtensionType):
-    """A type that only its author knows, over bytes."""
+    """An unregistered extension type with bytes as storage."""
 
     def __init__(self) -> None:
         super().__init__(pa.binary(), "tests.opaque")
@@ -132,7 +132,7 @@ def test_bytes_requested_as_uris_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("void", [None, b""], ids=["null", "empty"])
 @pytest.mark.parametrize("embedded", [True, False], ids=["some embedded", "none embedded"])
 def test_paths_beside_no_bytes_are_followed(tmp_path: Path, embedded: bool, void: bytes | None) -> None:
-    """Relative to the table, as in a list, absolute, or above it; what is missing is named."""
+    """Paths are relative to the table, as in a list, or absolute; a missing file is named."""
     for key in ("d/in.png", "d/sub/in 2.png", "above.png"):
         write(tmp_path / key, PNG)
     write(tmp_path / "d/large.png", bytes(2000))

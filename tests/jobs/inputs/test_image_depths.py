@@ -1,4 +1,4 @@
-"""White stands in a file's header: each depth is scaled to 8 bits by it, or refused; the pixels do not count."""
+"""Tests that the header defines white: each depth is scaled to 8 bits by it or refused, whatever the pixels are."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def palette_tiff(step: int = 257) -> bytes:
     return tiff(ramp(255, "u1"), photometric="palette", colormap=colours)
 
 
-# file, and how many steps of grey the depth has between black and white
+# file, and the depth's number of grey steps between black and white
 SCALED = {
     **{f"{kind} TIFF": (tiff(ramp(WHITE[kind], kind)), WHITE[kind]) for kind in ("uint8", "uint16")},
     **{f"{kind} TIFF, big": (tiff(ramp(WHITE[kind], kind), byteorder=">"), 255) for kind in ("uint8", "uint16")},
@@ -119,6 +119,6 @@ def test_a_depth_without_a_fixed_white_is_refused(name: str) -> None:
 
 
 def test_a_dark_image_stays_dark() -> None:
-    """Of 16 bits of which few are used: the header says what white is."""
+    """A 16-bit image with small values stays dark, because the header defines white."""
     assert read(tiff(ramp(100, "uint16"))).max() == 0
     assert read(pnm(65535, "P5").replace(b"\xff", b"\x00")).max() < 255

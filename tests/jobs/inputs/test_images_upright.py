@@ -1,4 +1,4 @@
-"""Images of any orientation, mode and depth, with alpha or animated, become upright 8-bit RGB."""
+"""Tests that images of any orientation, mode and depth, with alpha or animated, become upright 8-bit RGB."""
 
 import struct
 from collections.abc import Callable
@@ -18,7 +18,7 @@ def png16(values: NDArray[np.uint16], *chunks: tuple[bytes, bytes]) -> bytes:
     return png(values.shape[1], values.shape[0], 16, 2 if values.ndim == 3 else 0, rows, *chunks)
 
 
-# How a viewer turns the stored pixels, for each EXIF orientation.
+# The rotation or flip of the stored pixels for each EXIF orientation.
 ORIENTATIONS: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],

@@ -1,4 +1,4 @@
-"""Labels: the same as written means the same in every container."""
+"""Tests that the same written label has the same meaning in every container."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_columns_of_parquet(tmp_path: Path, case: str, place: str) -> None:
 @pytest.mark.parametrize("place", ["image", "uri"])
 @pytest.mark.parametrize("value", [True, b"7", date(2020, 1, 1), datetime(2020, 1, 1, tzinfo=UTC), [1], {"a": 1}])
 def test_columns_of_other_types_are_not_labels(tmp_path: Path, value: object, place: str) -> None:
-    """Ignored if only their name suggests labels; refused, with their type, if the user names them."""
+    """Such columns are ignored by default, and refused with their type if the user names them."""
     images = [PNG if place == "image" else "s3://b/a.png"]
     path = write_parquet(tmp_path / "x.parquet", {place: images, "label": [value]})
     options = {f"{place}_column": place}
@@ -112,7 +112,7 @@ def test_labels_of_a_csv_that_are_not_utf8(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [" label", "Label ", "\tLABEL"])
 @pytest.mark.parametrize("place", ["csv", "image", "uri"])
 def test_spaces_around_a_columns_name_do_not_lose_labels(tmp_path: Path, place: str, name: str) -> None:
-    """As `uri, label` has them, with a space after each comma."""
+    """A header such as `uri, label` has a space after the comma."""
     if place == "csv":
         path = write(tmp_path / "x.csv", f"uri,{name}\ns3://b/a.png, 7\n".encode())
     else:

@@ -1,4 +1,4 @@
-"""Thousands of mutated tars and tables are listed and planned: none ends the plan, and none hides another."""
+"""Tests the listing of thousands of mutated tars and tables: none ends the plan, and none hides another file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import TESTS
 from tests.support.mutated_inputs import KINDS, sound
 
-# A folder after the other, in a process of its own: which rows each has, and how much memory that took.
+# Lists one folder after another in its own process. Prints the rows of each and the peak memory.
 LIST = """
 import json, pathlib, re, sys
 import numpy as np
@@ -41,7 +41,7 @@ print(int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) << 10)
 
 
 def hold(folder: Path, kind: str, seed: int, batches: int, number: int) -> int:
-    """Lists so many batches of mutants. Returns how many rows they have; every sound file has all of its four."""
+    """Lists batches of mutants and returns their number of rows. Asserts that every sound file has its four rows."""
     result = subprocess.run(
         [sys.executable, "-c", LIST, *map(str, (folder, kind, seed, batches, number))],
         capture_output=True, text=True, timeout=500, cwd=TESTS.parent,

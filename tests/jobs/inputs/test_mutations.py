@@ -1,4 +1,4 @@
-"""Thousands of mutated images and tars through the whole job: none stops it, none is lost, and no neighbour notices."""
+"""Tests thousands of mutated images and tars in the whole job: none stops it, none is lost, no other map changes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ KEYS = {"unit_size": 256, "batch_size": 32, "max_pixels": 10**7, "max_seconds": 
 
 
 def encoded(draw: np.random.Generator, name: str) -> bytes:
-    """A small image, half of it smooth and half noise."""
+    """An encoded small image, half of it smooth and half noise."""
     form, options = FORMS[name]
     height, width = draw.integers(8, 48, 2)
     pixels = draw.integers(0, 256, (height, width, 3)).astype(np.uint8)
@@ -51,7 +51,7 @@ def encoded(draw: np.random.Generator, name: str) -> bytes:
 
 
 def mutated(draw: np.random.Generator, data: bytes, other: bytes) -> bytes:
-    """Bits flipped, the end cut off, or a piece of ``other`` spliced in; half of the hits are where the headers are."""
+    """Flips bits, truncates, or splices in a piece of ``other``; half of the changes are in the first 100 bytes."""
 
     def place(length: int) -> int:
         return int(draw.integers(length if draw.random() < 0.5 else min(length, 100)))
@@ -71,7 +71,7 @@ def mutated(draw: np.random.Generator, data: bytes, other: bytes) -> bytes:
 
 
 def victims(draw: np.random.Generator, number: int) -> Iterator[tuple[str, bytes]]:
-    """Mutated images of each form in turn; the other half of a splice is of any form."""
+    """Mutated images of each format in turn; the source of a splice has any format."""
     names = list(FORMS)
     for i in range(number):
         name = names[i % len(names)]
@@ -79,7 +79,7 @@ def victims(draw: np.random.Generator, number: int) -> Iterator[tuple[str, bytes
 
 
 def explained(out: Path) -> tuple[list[dict[str, object]], NDArray[np.float32]]:
-    """The lines and the maps, which tell the same of every row."""
+    """The index lines and the maps. Asserts that they agree for every row."""
     lines = pq.read_table(out / "index.parquet").to_pylist()
     maps = open_array(open_run(str(out))[0], "predicted/gradient")[:]
     assert [line["row"] for line in lines] == list(range(len(maps)))
@@ -93,7 +93,7 @@ def explained(out: Path) -> tuple[list[dict[str, object]], NDArray[np.float32]]:
 
 @pytest.mark.slow
 def test_mutated_images(tmp_path: Path) -> None:
-    """10,000 of them in a folder, and a sound one after every tenth."""
+    """A folder of 10,000 mutated images, with a sound image after every tenth."""
     draw = np.random.default_rng(11)
     sound, mixed = tmp_path / "sound", tmp_path / "mixed"
     for folder in (sound, mixed):
@@ -117,9 +117,9 @@ def test_mutated_images(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_mutated_tars(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """300 tars, each hit anywhere or in its headers. Each loss is reported, by a row or a warning.
+    """300 tars, mutated anywhere or only in their headers. Each loss is reported by a row or a warning.
 
-    What is not has the maps that it has in the tars as they were.
+    Unchanged members have the same maps as in the original tars.
     """
     draw = np.random.default_rng(12)
     for folder in ("tars", "whole"):
@@ -149,7 +149,7 @@ def test_mutated_tars(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def listed(path: Path) -> tuple[list[Entry], int]:
-    """The entries of a tar, and how many members were ignored; a tar without any is refused, which counts for one."""
+    """The entries of a tar and its number of ignored members; a refused tar without entries counts as one."""
     try:
         sources = open_sources([str(path)])
         entries = list(list_entries(sources))
@@ -159,7 +159,7 @@ def listed(path: Path) -> tuple[list[Entry], int]:
 
 
 def hold_tar(path: Path, members: list[bytes], caplog: pytest.LogCaptureFixture) -> None:
-    """Each member is as it was, or there is a row, a count or a warning to tell that something is not."""
+    """Asserts that every member is unchanged, or that a row, a count or a warning reports a loss."""
     caplog.clear()
     entries, ignored = listed(path)
     fetched = fetch(entries, max_bytes=2**20)
@@ -169,7 +169,7 @@ def hold_tar(path: Path, members: list[bytes], caplog: pytest.LogCaptureFixture)
 
 
 def hit_headers(draw: np.random.Generator, data: bytes) -> bytes:
-    """Bits flipped in the headers alone, which lie at multiples of 512 and begin with a name."""
+    """Flips bits in headers only; headers are found at multiples of 512 bytes."""
     changed = bytearray(data)
     headers = [at for at in range(0, len(data), 512) if data[at + 257 : at + 262] == b"ustar"]
     for _ in range(draw.integers(1, 4)):

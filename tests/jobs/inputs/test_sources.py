@@ -1,4 +1,4 @@
-"""Listing: which images a folder or a glob holds, in which order, with which names and labels; what is refused."""
+"""Tests listing of folders and globs: images, order, names, labels, and invalid sources."""
 
 from __future__ import annotations
 

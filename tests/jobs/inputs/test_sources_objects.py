@@ -1,4 +1,4 @@
-"""What listing rests on: looking ahead, URIs, an output's folder; and the same sources over the S3 protocol."""
+"""Tests the helpers of listing (look-ahead, URIs, output folders), and the same sources over the S3 protocol."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Listing tables: Parquet files with the images in them, and lists of where images are."""
+"""Tests listing of tables: Parquet files that contain images, and lists of URIs."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_csv_list_is_relative_to_itself(tmp_path: Path) -> None:
 
 def test_invalid_lines_of_a_list_keep_their_rows(tmp_path: Path) -> None:
     write(tmp_path / "a.png", PNG)
-    cases = [  # as written, the sample's id, the error
+    cases = [  # URI in the list, sample id, error
         ("a.png", "a.png", None),
         ("", "list.csv#1", "no URI"),
         ("gone.png", "gone.png", "no such file"),
@@ -145,11 +145,11 @@ def test_a_parquet_list(tmp_path: Path) -> None:
     assert [entry.label for entry in entries] == ["x", "y", None]
     assert [entry.error is None for entry in entries] == [True, False, False]
     thumbs = write_parquet(tmp_path / "m.parquet", {"file": ["a.png"], "thumb": [PNG]})
-    assert ids(thumbs, uri_column="file") == ["a.png"]  # the user's word counts, whatever else is there
+    assert ids(thumbs, uri_column="file") == ["a.png"]  # the named column is used, although there is an image column
 
 
 def test_repeated_uris_in_a_long_list_get_distinct_ids(tmp_path: Path) -> None:
-    """Longer than what is kept at once, and with a line that has the very name that a repeat would get."""
+    """The list exceeds the number of URIs in memory, and one of its lines has the id that a repeat would get."""
     names = [f"s3://bucket/{i}.jpg" for i in range(70_000)]
     listed = tmp_path / "list.csv"
     listed.write_text("uri\n" + "\n".join([*names, names[5], names[69_999], f"{names[5]}~2", names[5]]))

@@ -1,4 +1,4 @@
-"""Listing tars: their members' labels and names, and what is left of a damaged one."""
+"""Tests listing of tars: labels and names of members, and the remaining members of damaged tars."""
 
 from __future__ import annotations
 
@@ -164,12 +164,12 @@ def test_a_truncated_tar(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "x.tar", FOUR)
     header, data = offsets(tar)["c.png"]
     whole = tar.read_bytes()
-    tar.write_bytes(whole[: data + 20])  # inside the data
+    tar.write_bytes(whole[: data + 20])  # truncated inside the data
     entries = listed(tar)
     assert [entry.sample_id for entry in entries] == ["x.tar/a.png", "x.tar/b.png", "x.tar/c.png"]
     assert [entry.error is None for entry in entries] == [True, True, False]
     assert entries[2].error is not None and "cut off inside c.png" in entries[2].error
-    tar.write_bytes(whole[: header + 100])  # inside the header
+    tar.write_bytes(whole[: header + 100])  # truncated inside the header
     assert ids(tar) == ["x.tar/a.png", "x.tar/b.png", f"x.tar/@{header}"]
 
 
@@ -227,7 +227,7 @@ def test_a_header_that_claims_to_be_long_does_not_fill_the_memory(tmp_path: Path
     where = offsets(tar)["c.png"][0]
     tar.write_bytes(tar.read_bytes()[:where] + claim.tobuf(tarfile.GNU_FORMAT))
     with tar.open("r+b") as file:
-        file.truncate(256 << 20)  # what it claims is there, and takes no room on the disk
+        file.truncate(256 << 20)  # a sparse file of the claimed size
     tracemalloc.start()
     entries = listed(tar)
     most = tracemalloc.get_traced_memory()[1]
@@ -237,7 +237,7 @@ def test_a_header_that_claims_to_be_long_does_not_fill_the_memory(tmp_path: Path
 
 
 def test_only_the_label_of_a_json_member_is_kept(tmp_path: Path) -> None:
-    """Captions and embeddings are often beside it."""
+    """JSON members often contain captions and embeddings, too."""
     beside = json.dumps({"class": 3, "embedding": [0.5] * 20_000}).encode()
     tar = write_tar(
         tmp_path / "x.tar", [member for i in range(50) for member in ((f"{i}.png", PNG), (f"{i}.json", beside))]

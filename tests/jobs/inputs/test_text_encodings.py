@@ -1,4 +1,4 @@
-"""Lists that are not UTF-8 text: the error names the encoding or archive, and the remedy."""
+"""Tests lists that are not UTF-8 text: the error names the encoding or archive, and the remedy."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_few_bytes_identify_no_format(data: bytes) -> None:
 
 
 def test_a_name_that_is_latin1_in_the_list_alone(tmp_path: Path) -> None:
-    """It may be the file's own name; if not, the encoding of the list is wrong."""
+    """If a file has these bytes as its name, it is used; otherwise the error suggests UTF-8."""
     write(tmp_path / "K\xe4fer.png", PNG)
     write(tmp_path / "M\udcfccke.png", PNG)
     path = write(tmp_path / "x.csv", "uri\nK\xe4fer.png\nM\xfccke.png\nnone.png\n".encode("latin-1"))
@@ -106,5 +106,5 @@ def test_a_compressed_table_is_named(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, gzip.compress(LIST.encode()))
     with pytest.raises(SourceError, match="decompress to"):
         listed(path)
-    write(tmp_path / "a.png", PNG)  # beside images it is another's
+    write(tmp_path / "a.png", PNG)  # in a folder of images, the table is ignored
     assert [entry.sample_id for entry in listed(tmp_path)] == ["a.png"]

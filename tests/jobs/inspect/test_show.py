@@ -1,4 +1,4 @@
-"""`saliency show` draws images, maps and facts, and nothing is cut off."""
+"""Tests that `saliency show` draws images, maps and values, and that nothing is cut off."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def test_the_suffix_chooses_the_format(finished: Path, tmp_path: Path, kind: str
 
 
 def test_a_photograph_is_drawn_small_with_its_map_in_place(tmp_path: Path, figures: list[Figure]) -> None:
-    """The part that the crop cut off is dimmed, also if the image is drawn smaller."""
+    """The part outside the crop is dimmed, also if the image is drawn smaller."""
     (tmp_path / "in").mkdir()
     Image.new("RGB", (3000, 1000), (200, 200, 200)).save(tmp_path / "in/0.png")
     out = str(tmp_path / "store")

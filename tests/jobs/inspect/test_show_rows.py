@@ -1,4 +1,4 @@
-"""`saliency show` draws the selected rows and refuses invalid requests."""
+"""Tests that `saliency show` draws the selected rows and refuses invalid requests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_rows_are_ordered_by_a_column(store: Store) -> None:
     assert (
         choose_rows(store, RowSelection(highest="predicted__gradient__l1", n=4), target="predicted") == order[::-1][:4]
     )
-    # Equal values stand in row order, at both ends.
+    # Rows of equal values: the order follows the row number.
     assert choose_rows(store, RowSelection(highest="unit", n=3), target="predicted") == [40, 41, 42]
     assert choose_rows(store, RowSelection(lowest="unit", n=3), target="predicted") == [0, 1, 2]
     bees = choose_rows(store, RowSelection(class_="bee", n=99), target="label")

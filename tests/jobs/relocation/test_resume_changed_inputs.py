@@ -1,4 +1,4 @@
-"""``explain`` that goes on over inputs that were moved and changed since the rows were planned."""
+"""Tests a resumed ``explain`` with inputs that were moved and changed since the rows were planned."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def same(samples: list[Item]) -> list[Item]:
 
 
 def exchanged(first: int, second: int) -> Edit:
-    """The bytes of two samples, ids and labels staying."""
+    """Exchanges the bytes of two samples; ids and labels stay."""
 
     def edit(samples: list[Item]) -> list[Item]:
         pair = {first: samples[second].data, second: samples[first].data}
@@ -44,7 +44,7 @@ def exchanged(first: int, second: int) -> Edit:
 
 
 def finish(scenario: Made, out: Path, images: Path) -> str:
-    """Goes on with the store over these images → the statuses of its rows, none of which is of another image."""
+    """Resumes the run with these images. Returns the statuses of the rows; ``verify`` must accept the store."""
     code, output = run_inline(images=str(images), out=str(out), **MADE)
     statuses = scenario.statuses(out)
     assert code == (3 if "q" in statuses else 0), output
@@ -56,13 +56,13 @@ def finish(scenario: Made, out: Path, images: Path) -> str:
     "scenario, edit, expected",
     [
         *[(kind, same, "oooooooo") for kind in (*POSITIONS, *NAMES)],
-        *[(kind, exchanged(0, 4), "ooooqqqq") for kind in POSITIONS],  # what else is in another's place?
-        *[(kind, exchanged(0, 1), "oooooooo") for kind in POSITIONS],  # row 3, and the end, did not move
+        *[(kind, exchanged(0, 4), "ooooqqqq") for kind in POSITIONS],  # other rows may have moved, too
+        *[(kind, exchanged(0, 1), "oooooooo") for kind in POSITIONS],  # row 3 and the last row did not move
     ],
     indirect=["scenario"],
 )
 def test_pending_rows_of_moved_files(scenario: Made, edit: Edit, expected: str, tmp_path: Path) -> None:
-    """Size and count are as they were; the explained rows of a file tell whether its positions still are."""
+    """Size and count are unchanged; the explained rows of a file show whether positions changed."""
     images, out = write(scenario.kind, tmp_path / "before", whole()), tmp_path / "store"
     run_inline(images=str(images), out=str(out), limit=4, **MADE)
     assert finish(scenario, out, write(scenario.kind, tmp_path / "after", edit(whole()))) == expected
@@ -81,7 +81,7 @@ def test_pending_rows_of_moved_files(scenario: Made, edit: Edit, expected: str, 
 def test_rows_whose_commit_a_killed_retry_withdrew(
     scenario: Made, edit: Edit, expected: str, moved: bool, tmp_path: Path
 ) -> None:
-    """They were explained once, so their images are recorded."""
+    """The rows were explained once, so the SHA-256 of their images is recorded."""
     out = scenario.again(tmp_path / "store")
     store, _ = open_run(str(out))
     keep_identities(store, 0)
@@ -90,7 +90,7 @@ def test_rows_whose_commit_a_killed_retry_withdrew(
         assert finish(scenario, out, write(scenario.kind, tmp_path / "after", edit(whole()))) == expected
     else:
         scenario.change(lambda _: edit(whole()))
-        assert finish(scenario, out, scenario.images) == "qqqqoooo"  # the etag is another one
+        assert finish(scenario, out, scenario.images) == "qqqqoooo"  # the etag has changed
         said(retry, str(out), runner="inline", workers="1")
         assert scenario.statuses(out) == expected
         assert said(verify, str(out))[0] == 0

@@ -1,4 +1,4 @@
-"""``retry`` over inputs that changed: no row ever gets the map of another image, whatever was done to the files."""
+"""Tests ``retry`` with changed inputs: no row gets the map of another image, whatever changed in the files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Edit = Callable[[Items], Items]
 again = partial(said, retry, runner="inline", workers="1")
 POSITIONS = ("parquet", "tar of one name", "struct")
 NAMES = ("tar", "folder", "csv", "list")
-FEW = ("first dropped and repaired", "bytes of two swapped")  # of containers that are read as another one is
+FEW = ("first dropped and repaired", "bytes of two swapped")  # for containers that share the code of another container
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +39,14 @@ def put(samples: Items, place: int, **changes: object) -> Items:
 
 
 def swapped(samples: Items, first: int, second: int) -> Items:
-    """The bytes of two samples, names and labels staying."""
+    """Exchanges the bytes of two samples; names and labels stay."""
     return put(put(samples, first, data=samples[second].data), second, data=samples[first].data)
 
 
 NEW = Item("99.bmp", picture(20), 5)
 CHANGES: dict[str, tuple[Edit, str | None, str | None]] = {
-    # what is done; statuses of the retried rows if ids are positions, and if they are names. None: a name is the
-    # identity of a file that was never explained, whatever stands in it.
+    # change; statuses of the retried rows if ids are positions, and if they are names. None: not tested, because the
+    # name alone identifies a file that was never explained.
     "touched": (lambda s: s, "ooqo", "ooqo"),
     "repaired": (repaired, "oooo", "oooo"),
     "first dropped": (lambda s: s[1:], "qoqo", "qoqo"),
@@ -91,7 +91,7 @@ def test_every_row_has_the_map_of_its_own_image(scenario: Made, change: str, exp
 
 
 def test_rewritten_row_groups(tmp_path: Path) -> None:
-    """Same rows, other positions inside of other groups."""
+    """The rows are the same, at other positions inside other row groups."""
     scenario = make("parquet", tmp_path / "made")
     out = scenario.again(tmp_path / "store")
     scenario.change(repaired, group=3)
@@ -101,7 +101,7 @@ def test_rewritten_row_groups(tmp_path: Path) -> None:
 
 
 def test_a_changed_image_stays_quarantined_until_it_is_restored(tmp_path: Path) -> None:
-    """A second retry forgets nothing, also if the file was away in between."""
+    """A second retry keeps the recorded identity, also if the file was missing in between."""
     scenario = make("folder", tmp_path / "made")
     out = scenario.again(tmp_path / "store")
     changed = scenario.images / "0.bmp"
@@ -135,12 +135,12 @@ def test_a_changed_identity_is_reported_as_damage(tmp_path: Path) -> None:
     with pytest.raises(DamagedError, match="restore it"):
         again(str(out))
     previous.unlink()
-    assert content(out).items() <= before.items()  # nothing else was touched
+    assert content(out).items() <= before.items()  # no other object changed
     assert said(verify, str(out))[0] == 4
 
 
 def test_a_row_whose_line_was_removed_from_the_list_keeps_its_file(tmp_path: Path) -> None:
-    """The URI is the identity, also of what is listed no more."""
+    """The URI identifies the image, also after its line was removed."""
     scenario = make("csv", tmp_path / "made")
     out = scenario.again(tmp_path / "store")
     lines = (scenario.images).read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Lists of several folders that name different files by the same URI: the count after an id is a position."""
+"""Tests lists of several folders with equal URIs for different files: the count after an id is a position."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Edit = Callable[[Path], object]
 
 
 def add(folder: Path, numbers: range, broken: int | None = None) -> None:
-    """A list of images of these numbers, in a folder; each file of any folder has the same size and time."""
+    """Writes a folder with a list and images of these numbers. All files have the same size and time."""
     folder.mkdir(parents=True)
     (folder / "l.csv").write_text("uri,label\n" + "".join(f"{i}.bmp,{i}\n" for i in range(len(numbers))))
     for i, number in enumerate(numbers):
@@ -36,7 +36,7 @@ def put(path: Path, data: bytes) -> None:
 
 
 def make_lists(root: Path, broken: int | None = None) -> Path:
-    """Row n has the image n."""
+    """Makes two folders with lists; row n has the image n."""
     add(root / "a", range(3), broken)
     add(root / "b", range(3, 6), broken)
     return root
@@ -65,7 +65,7 @@ def repaired_and(edit: Edit) -> Edit:
 
 
 def statuses(out: Path) -> str:
-    """``o`` and ``q`` for each row, after proof that none has another row's image."""
+    """``o`` or ``q`` for each row. Asserts that no row has another row's image."""
     lines = open_store(str(out)).lines().to_pylist()
     for line in lines:
         number = hashlib.sha256(picture(line["row"])).hexdigest()

@@ -1,4 +1,4 @@
-"""What a cluster must have before a run begins, and the files that describe a cluster."""
+"""Tests the checks of a cluster before a run, and the files that describe a cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Notes of what the stages are doing, calls with a timeout, and the message of a killed process."""
+"""Tests the notes of tasks in flight, calls with a timeout, and the message after a process was killed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_the_job_stops_after_a_limited_number_of_worker_deaths() -> None:
     board, killed = LocalTaskBoard(), []
     for _ in range(MOST_ATTEMPTS):
         killed.append(track_task(board, "decode", 3))
-        killed[-1].__enter__()  # and never left, as when the process is killed
+        killed[-1].__enter__()  # no exit, as if the process is killed
     assert [task.attempt for task in list_in_flight(board)] == [MOST_ATTEMPTS]
     with pytest.raises(JobStopped, match=f"{MOST_ATTEMPTS} workers one after the other died over unit 3"):
         track_task(board, "decode", 3).__enter__()

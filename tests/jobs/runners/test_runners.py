@@ -1,4 +1,4 @@
-"""Ray = inline, one worker = two, killed = uninterrupted: byte for byte."""
+"""Tests that runs on Ray or inline, with one or two workers, killed or uninterrupted, give the same bytes."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_the_error_of_a_failing_replica_is_reported_with_its_rows(tree: Path, tm
     ]
     result = saliency(*command)
     assert result.returncode == 1 and "run the same command again" in result.stderr, result.stdout + result.stderr
-    # Which unit fails first is a matter of scheduling; that it is named with its own rows is not.
+    # The unit that fails first depends on scheduling; its rows must match its number.
     named = re.search(r"failed on unit (\d), rows (\d+) to (\d+): RuntimeError: too bright", result.stderr)
     assert named, result.stderr
     unit, first, last = map(int, named.groups())

@@ -1,4 +1,4 @@
-"""Runs that `ray job submit` submits to a cluster, as in clusters.md, and Ray's messages at their end."""
+"""Tests runs that `ray job submit` submits to a cluster, as in clusters.md, and Ray's messages at their end."""
 
 from __future__ import annotations
 

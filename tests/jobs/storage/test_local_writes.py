@@ -1,4 +1,4 @@
-"""The objects of a commit are on the disk before the commit, because the power may fail at any moment."""
+"""Tests that the objects of a commit are on the disk before the commit, because the power may fail at any time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Single requests to an object store, through a proxy that fails: the row fails, or the run stops."""
+"""Tests single requests to an object store through a failing proxy: the row fails, or the run stops."""
 
 from __future__ import annotations
 
@@ -60,17 +60,17 @@ def test_commits_are_listed_for_a_run_and_not_for_a_unit(tree: Path, proxy: Faul
 
     proxy.script = script
     requests = {}
-    for size in (2, 16):  # 22 units, or 3
-        for _ in range(2):  # and again, when there is nothing to do
+    for size in (2, 16):  # 22 and 3 units
+        for _ in range(2):  # the second run has nothing to do
             assert run_inline(images=str(tree), out=f"s3://{s3.BUCKET}/out-{size}", unit_size=size)[0] == 3
         requests[size] = Counter(prefix.removeprefix(f"out-{size}") for prefix in listed)
         listed.clear()
     assert requests[2] == requests[16]
-    assert requests[2]["/index/"] == 3  # once by each finalize, and for what is done already
+    assert requests[2]["/index/"] == 3  # one per finalize, and one for the units already committed
 
 
 def test_identities_are_requested_only_if_there_are_any(tree: Path, proxy: FaultProxy) -> None:
-    """One listing for a run that has none; after a retry that was killed, one request for each unit."""
+    """A run without identities needs one listing; after a killed retry, each unit needs one request."""
     requests: list[str] = []
 
     def script(method: str, path: str, times: int) -> None:
@@ -107,7 +107,7 @@ def test_every_request_is_repeated_after_a_failure(proxy: FaultProxy, monkeypatc
     """Requests are repeated after every kind of failure. obstore alone does not repeat all of them."""
     s3.put("in/a.bin", bytes(range(256)) * 5000)
     store, uri = open_output(f"s3://{s3.BUCKET}/out"), f"s3://{s3.BUCKET}/in/a.bin"
-    large = bytes(6 << 20)  # goes in parts
+    large = bytes(6 << 20)  # a multipart upload
     requests: dict[str, Callable[[], object]] = {
         "stat": lambda: stat(uri).size == 1_280_000,
         "read": lambda: read(uri) == bytes(range(256)) * 5000,

@@ -1,4 +1,4 @@
-"""Whole jobs over the S3 protocol, through a proxy that fails: the store must be, byte for byte, a local run's."""
+"""Tests whole jobs over the S3 protocol through a failing proxy: the store must equal a local run's store."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def inputs(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "folder").symlink_to(tree, target_is_directory=True)
     members = [(str(path.relative_to(tree)), path.read_bytes()) for path in sorted(tree.rglob("*.*"))]
     for number in range(3):
-        # A key may not be empty of bytes, or the tars would say it otherwise than the folder does.
+        # Empty files stay in the tars, too, so that all kinds of inputs have the same rows.
         write_tar(root / "tars" / f"{number}.tar", members[number::3])
     (root / "parquet").mkdir()
-    # Without bytes the path would be followed, and is another on S3.
+    # Without bytes the path would be read, which differs on S3.
     images = [{"bytes": data, "path": name if data else None} for name, data in members]
     pq.write_table(pa.table({"image": images}), root / "parquet" / "all.parquet", row_group_size=5)
     return root
@@ -51,7 +51,7 @@ def inputs(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def local(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, bytes]]:
-    """The store of an undisturbed local run of a kind of input, under the addresses that it has on S3."""
+    """Runs the job locally for a kind of input. Returns the store's objects with the addresses that they have on S3."""
     stores: dict[str, dict[str, bytes]] = {}
 
     def run(kind: str) -> dict[str, bytes]:
@@ -142,7 +142,7 @@ def test_a_short_outage_changes_nothing(method: str, inputs: Path, local, proxy:
 
 @pytest.mark.slow
 def test_an_outage_of_a_minute_changes_nothing(inputs: Path, local, proxy: FaultProxy, saliency) -> None:
-    """On Ray, with the default retry time."""
+    """The run uses Ray and the default pauses between retries."""
     images, out = s3.upload(inputs / "folder", "folder"), f"s3://{s3.BUCKET}/store"
     gone = cut_off(proxy, "PUT", after=10, back=60.0)
     result = saliency(
@@ -211,7 +211,7 @@ def test_the_output_of_the_program_during_an_outage(inputs: Path, proxy: FaultPr
 
 @pytest.mark.slow
 def test_ray_on_a_failing_store(inputs: Path, local, proxy: FaultProxy, saliency) -> None:
-    """Some requests fail, then all, then some. Neither output nor Ray's files contain the credentials."""
+    """Some requests fail, then all, then some. Neither the output nor Ray's files contain credentials."""
     images, out = s3.upload(inputs / "tars", "tars"), f"s3://{s3.BUCKET}/store"
     command = ["explain", *flags(images=images, out=out, **job("tars") | {"runner": "ray"})]
     some = seeded(0.2)

@@ -1,4 +1,4 @@
-"""Keys of an object store that obstore cannot request cost their own rows; the others are read."""
+"""Tests keys that obstore cannot request: they lose only their own rows, and the others are read."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def put_all(*names: str) -> None:
 
 @pytest.mark.parametrize("odd", ODD)
 def test_one_odd_key_is_one_row(odd: str, bucket: str, tmp_path: Path) -> None:
-    put_all("0.png", odd, "z.png", "d.png", "a/b.png", "a/c.png")  # among them what it would be without its odd part
+    put_all("0.png", odd, "z.png", "d.png", "a/b.png", "a/c.png")  # includes the key without the odd part
     code, output = run_inline(images=f"{bucket}/p", out=str(tmp_path / "out"))
     assert code == 3, output
     index = {line["sample_id"]: line for line in pq.read_table(tmp_path / "out/index.parquet").to_pylist()}
@@ -176,7 +176,8 @@ def check_signature(path: str, endpoint: str, region: str) -> None:
 
 def test_a_key_with_a_line_break_is_one_row(bucket: str, tmp_path: Path) -> None:
     put_all("0.png")
-    s3_backends["123456789012"]["aws"].put_object(s3.BUCKET, "p/a\nb.png", b"")  # the server's routes know no such key
+    # The test server has no route for such a key.
+    s3_backends["123456789012"]["aws"].put_object(s3.BUCKET, "p/a\nb.png", b"")
     code, output = run_inline(images=f"{bucket}/p", out=str(tmp_path / "out"))
     assert code == 3, output
     index = pq.read_table(tmp_path / "out/index.parquet").to_pylist()

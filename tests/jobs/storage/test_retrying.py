@@ -1,4 +1,4 @@
-"""Requests to a failing store are repeated with growing pauses, for a limited time."""
+"""Tests that requests to a failing store are repeated with growing pauses, for a limited time."""
 
 from __future__ import annotations
 

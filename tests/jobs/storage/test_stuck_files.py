@@ -1,4 +1,4 @@
-"""Files whose reading never ends cost only their own row, within the time limit of a store."""
+"""Tests files whose read never returns: they lose only their own row, within the time limit of a store."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_container_that_cannot_be_opened_is_one_row(kind: str, form: str, firs
     bad, good = entries if first else entries[::-1]
     assert reason in (bad.error or "") and good.error is None
     good_one.unlink()
-    if (kind, form) not in (("pipe", "parquet"),):  # which says why, row by row
+    if (kind, form) not in (("pipe", "parquet"),):  # a pipe as Parquet gives rows with the reason
         with pytest.raises(SourceError, match=r"cannot be read|matches no file"):
             list(list_entries(open_sources([str(tmp_path / f"*.{extension}")], **columns)))
 
@@ -162,7 +162,7 @@ def test_a_file_is_read_whole(size: int, tmp_path: Path) -> None:
         assert read_descriptor(descriptor, length=0) == b""
 
 
-# -- a mount that stands still ---------------------------------------------------------------------------------
+# -- a mount that hangs ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def test_an_input_that_hangs_is_refused(path: str, mount: Path) -> None:
 
 
 def test_storage_that_never_answers_stops_the_run(mount: Path, tmp_path: Path) -> None:
-    """The images are not the cause, and a wait for each would take hours."""
+    """The images are not the cause, and a timeout for each of them would take hours."""
     (tmp_path / "l.csv").write_text("uri\n" + "".join(f"mount/read{i}.png\n" for i in range(20)))
     with pytest.raises(StoreUnreachable, match="SALIENCY_STORE_SECONDS"):
         run_inline(images=str(tmp_path / "l.csv"), out=str(tmp_path / "out"))

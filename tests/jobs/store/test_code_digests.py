@@ -1,4 +1,4 @@
-"""Which changes of the user's code change the digests of a factory or a loss."""
+"""Tests which changes of the user's code change the digests of a factory or a loss."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_digests_cover_the_modules_that_the_code_uses(project: Path) -> None:
         "beside", "far", "menagerie", "menagerie.blocks", "menagerie.lazily", "menagerie.more", "menagerie.more.deep",
         "menagerie.zoo",
     ]  # fmt: skip
-    assert list(code_digests(["wheel"])) == ["wheel", "wheel.part"]  # of an installed package, it alone
+    assert list(code_digests(["wheel"])) == ["wheel", "wheel.part"]  # for an installed package, only its own modules
     assert list(code_digests(["broken"])) == ["broken", "old"]
 
 
@@ -115,7 +115,7 @@ def test_a_root_without_a_file_has_no_digest(root: str, monkeypatch: pytest.Monk
 
 
 def test_the_digest_of_a_compiled_module_is_of_its_bytes(project: Path) -> None:
-    import _ctypes_test  # any that is a file
+    import _ctypes_test  # any compiled module that has a file
 
     name = Path(_ctypes_test.__file__).name.replace("_ctypes_test", "compiled")
     (project / name).write_bytes(Path(_ctypes_test.__file__).read_bytes())

@@ -1,4 +1,4 @@
-"""The message about two heads that differ names the head that a stored fingerprint leaves out."""
+"""Tests that the message about two different heads names the head that a stored fingerprint leaves out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A flipped bit in a table that a session reads is reported with a remedy, at any position."""
+"""Tests that a flipped bit at any position of a table is reported with a remedy."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def read_units(data: bytes) -> pa.Table:
     ids=["manifest", "manifest that is hashed", "index"],
 )
 def test_every_flipped_bit_is_reported(finished: Path, key: str, read: Callable[[bytes], object]) -> None:
-    """Except for the mark of the digest: then the other bytes are undamaged."""
+    """Every bit counts, except in the digest's marker: without the marker, the undamaged bytes are read as usual."""
     whole, draw = (finished / key).read_bytes(), random.Random(0)
     as_it_was, mark, end = read(whole), whole.index(_SEAL), len(whole)
     places = [(place, draw.randrange(8)) for place in range(end)]
-    places += [(place, bit) for place in range(end - 8, end) for bit in range(8)]  # where the footer begins
+    places += [(place, bit) for place in range(end - 8, end) for bit in range(8)]  # the last bytes locate the footer
     for place, bit in places:
         data = whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :]
         if mark <= place < mark + len(_SEAL):
@@ -58,11 +58,11 @@ def test_every_flipped_bit_is_reported(finished: Path, key: str, read: Callable[
 
 
 def test_a_flipped_bit_in_index_parquet_is_reported(finished: Path, tmp_path: Path) -> None:
-    """In its pages, and in names of columns. (It is written as a stream, and has no digest of its own.)"""
+    """The flipped bits are in pages and column names. index.parquet is written as a stream, so it has no digest."""
     store = Path(shutil.copytree(finished, tmp_path / "store"))
     path, row_group = store / "index.parquet", pq.read_metadata(finished / "index.parquet").row_group(0)
     whole, columns = path.read_bytes(), [row_group.column(number) for number in range(row_group.num_columns)]
-    ends = [column.data_page_offset for column in columns[1:]]  # each behind the last page of another
+    ends = [column.data_page_offset for column in columns[1:]]  # each is the end of another column's last page
     damaged = [whole[: end - 1] + bytes([whole[end - 1] ^ 1]) + whole[end:] for end in ends]
     for data in (*damaged, whole.replace(b"sample_id", b"rample_id")):
         path.write_bytes(data)

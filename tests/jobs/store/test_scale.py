@@ -1,4 +1,4 @@
-"""What keeps a run of many millions of rows small, at the size of a few."""
+"""Tests, on few rows, the limits that keep the memory of a run of many millions of rows small."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_reasons_beyond_a_limit_are_counted_together(monkeypatch: pytest.MonkeyP
 
 
 def test_a_listing_may_be_deleted_by_another_thread_than_its_reader(tmp_path: Path) -> None:
-    """As a plan that is refused does; an exception that is ignored there would fail this test."""
+    """A refused plan does this; an ignored exception in the deletion would fail this test."""
     (tmp_path / "list.csv").write_text("uri\n" + "".join(f"s3://bucket/{i}.jpg\n" for i in range(3)))
     listing = [iter(list_entries(open_sources([str(tmp_path / "list.csv")])))]
     entries_read: list[Entry] = []
@@ -53,7 +53,7 @@ def test_a_listing_may_be_deleted_by_another_thread_than_its_reader(tmp_path: Pa
     assert entries_read[0].sample_id == "s3://bucket/0.jpg"
 
 
-# As a program: Ray's own threads and warnings stay out of this process.
+# A separate program keeps Ray's threads and warnings out of this process.
 IN_SLICES = """
 import operator
 from functools import partial

@@ -1,4 +1,4 @@
-"""A store and the software that makes it: another is refused, or accepted and recorded for each unit."""
+"""Tests resumed runs with other software: they are refused, or accepted and recorded for each unit."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ KEYS = {"model": "python:factory:make", "unit_size": 4, "batch_size": 4, "target
 
 
 class Project:
-    """The user's folder: code, an installed library, twelve images and a store of them."""
+    """The user's folder, with code, an installed library, twelve images and a store of them."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.out, self.images = root, root / "store", root / "images"
@@ -79,7 +79,7 @@ class Project:
             sys.modules.pop(name, None)
 
     def install(self, package: str, version: str) -> None:
-        """That version of a package, as Python's metadata tell of it: found before any other."""
+        """Writes metadata with this version of a package, which Python finds before any other."""
         text = f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n"
         self.write(f"site-packages/{package}-1.dist-info/METADATA", text)
 
@@ -88,7 +88,7 @@ class Project:
         return said(explain, make_config(config), accept_versions=accept_versions)
 
     def begin(self) -> None:
-        """Two of three units."""
+        """Runs two of three units."""
         code, output = self.explain(limit=8)
         assert code in (DONE, NOT_FINISHED), output
 
@@ -96,7 +96,7 @@ class Project:
         return dict(json.loads((self.out / "run.json").read_text()))
 
     def rewrite(self, **changes: object) -> None:
-        """run.json as another program left it; None takes a key away."""
+        """Changes keys of run.json; the value None removes a key."""
         record = {**self.run(), **changes}
         fields = {key: value for key, value in record.items() if value is not None}
         (self.out / "run.json").write_text(json.dumps(fields))
@@ -104,7 +104,7 @@ class Project:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a file may be changed twice within a second
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # stale if a file changes twice within a second
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.syspath_prepend(tmp_path / "site-packages")
     project = Project(tmp_path)
@@ -127,9 +127,9 @@ CHANGES: dict[str, Callable[[Project], None]] = {
 
 @pytest.fixture(params=CHANGES)
 def changed(request: pytest.FixtureRequest, project: Project, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A store that was begun before something changed, which is named."""
+    """Begins a store, then makes a change. Returns the name of the change."""
     monkeypatch.setenv("TANH", "")
-    monkeypatch.delenv("TANH")  # so that it is taken away in the end
+    monkeypatch.delenv("TANH")  # so that monkeypatch removes it at the end
     project.begin()
     CHANGES[request.param](project)
     return str(request.param)
@@ -198,7 +198,7 @@ def test_a_build_for_another_device_is_the_same_version(project: Project) -> Non
 
 @pytest.mark.parametrize("change", ["parts: 1.0", "code of blocks"])
 def test_a_finished_store_is_not_refused_and_keeps_its_record(project: Project, change: str) -> None:
-    """Nothing would be mixed."""
+    """No unit is pending, so no versions would be mixed."""
     project.begin()
     project.explain()
     before = project.run()
@@ -220,7 +220,7 @@ def test_a_dry_run_refuses_other_software_like_a_run(project: Project) -> None:
 
 
 def old(project: Project) -> None:
-    """The store as the version before made it."""
+    """Removes what older versions of the program did not record."""
     project.rewrite(arithmetic=None, code=None, later_software=None, session_software=None)
     for unit in range(2):
         lines, commit = read_part(LocalStore(prefix=project.out), unit)
@@ -287,7 +287,7 @@ def test_a_worker_with_other_software_is_refused(project: Project) -> None:
 
 
 def test_two_simultaneous_drivers_with_other_software(project: Project) -> None:
-    """The second finds the first's run.json in its place only when it puts its own."""
+    """The second driver finds the first driver's run.json only when it writes its own."""
     project.begin()
     run = open_run(str(project.out))[1]
     other = run.model_copy(update={"arithmetic": 99})
@@ -321,7 +321,7 @@ def visualised(out: Path, *, accept_versions: bool = False) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def class_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five classes in three units. Not to be changed: copy it."""
+    """A store of five classes in three units. Tests must copy it before they change it."""
     out = tmp_path_factory.mktemp("classes") / "store"
     assert visualised(out)[0] == DONE
     return out

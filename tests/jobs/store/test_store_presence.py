@@ -1,4 +1,4 @@
-"""A store that is renamed or removed while a command writes into it: the command stops, and makes nothing again."""
+"""Tests stores that are renamed or removed during a command: the command stops and recreates nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HAPPENINGS: dict[str, Callable[[Path], None]] = {
 
 @pytest.fixture
 def happening(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, str], None]:
-    """Has something happen to a store in the middle of a run of ``factories:meddles``."""
+    """Sets the change that ``factories:meddles`` makes to a store during a run."""
     import factories
 
     def set_up(out: Path, what: str) -> None:
@@ -89,7 +89,7 @@ def test_the_program_prints_what_happened(tree: Path, tmp_path: Path, saliency) 
 
 
 def test_no_write_recreates_a_removed_directory(finished: Path, tmp_path: Path) -> None:
-    """Neither shards nor a report nor the index's own writer."""
+    """This includes shards, the report and the index."""
     out = Path(shutil.copytree(finished, tmp_path / "s"))
     store, run = open_run(str(out))
     out.rename(tmp_path / "elsewhere")

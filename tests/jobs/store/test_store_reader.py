@@ -1,4 +1,4 @@
-"""The reader: what it gives by row is what the job put there, in any order, from any process."""
+"""Tests the reader: it returns the rows that the job wrote, in any order, from any process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GRADIENT = "predicted/gradient"
 
 @pytest.fixture
 def unfinished(tree: Path, tmp_path: Path) -> Store:
-    """Rows 0 to 15 of 43 are committed."""
+    """A store of 43 rows; rows 0 to 15 are committed."""
     out = tmp_path / "store"
     run_inline(images=str(tree), out=str(out), unit_size=8, limit=16)
     return open_store(str(out))
@@ -132,7 +132,7 @@ def test_an_unfinished_store_is_read_again(unfinished: Store, tree: Path) -> Non
 
 
 def test_a_stale_index_is_not_used(finished: Path, tmp_path: Path) -> None:
-    """A retry takes commits away and marks the run as running; index.parquet stays behind until it ends."""
+    """A retry withdraws commits and marks the run as running; the old index.parquet stays until the retry ends."""
     copy = shutil.copytree(finished, tmp_path / "copy")
     objects, run = open_run(str(copy))
     (copy / "run.json").write_bytes(run.model_copy(update={"state": "running"}).to_json())
@@ -183,7 +183,7 @@ def test_manifest_lines_and_originals(store: Store, tree: Path) -> None:
 
 
 def test_a_map_goes_back_to_its_image(tree: Path, tmp_path: Path) -> None:
-    """Of a centre crop: a constant map covers the crop, and the rest of the image is NaN."""
+    """For a centre crop, a constant map covers the crop, and the rest of the image is NaN."""
     out = tmp_path / "store"
     run_inline(images=str(tree), out=str(out), unit_size=8, limit=8, resize="24", crop="16")
     opened = open_store(str(out))
@@ -250,11 +250,11 @@ def test_the_dataset_may_be_pickled_also_after_use(store: Store) -> None:
     assert torch.equal(before, after)
 
 
-# Python 3.12 warns of any fork beside threads; that a fork beside them works is what is tested.
+# Python 3.12 warns of a fork in a process with threads; this test checks that such a fork works.
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_read_the_same_maps_as_the_parent(store: Store, context: str) -> None:
-    whole = store.maps(GRADIENT, slice(None))  # the parent's threads are there by now
+    whole = store.maps(GRADIENT, slice(None))  # starts the parent's threads
     dataset = MapDataset(store, GRADIENT)
     loader = DataLoader(
         dataset, batch_size=16, shuffle=True, num_workers=2, multiprocessing_context=context, timeout=60,
@@ -282,7 +282,7 @@ def test_a_remote_store_reads_the_same_and_refuses_forks(
         dataset = MapDataset(remote, GRADIENT)
         for _, lines in DataLoader(dataset, batch_size=20):
             assert len(lines["row"]) == 20
-        # A refusal is better than a worker that waits without end.
+        # A refusal is better than a worker that hangs.
         with pytest.raises(InvalidRequestError, match="spawn"):
             next(iter(DataLoader(dataset, num_workers=1, multiprocessing_context="fork", timeout=60)))
 
@@ -299,7 +299,7 @@ def test_a_missing_shard_is_an_error_and_not_a_row_without_a_map(finished: Path,
 @pytest.mark.parametrize("what", ["cut off", "empty", "gone", "text"])
 @pytest.mark.parametrize("key", ["c/2/0/0", "zarr.json"])
 def test_damaged_maps_are_reported(key: str, what: str, finished: Path, tmp_path: Path) -> None:
-    """By each command that reads maps: it ends with 2, not as by a mistake of its own."""
+    """Reading damaged maps is an invalid request (exit code 2) and not an internal error."""
     out = Path(shutil.copytree(finished, tmp_path / "s"))
     damaged = out / "maps.zarr" / GRADIENT / key
     whole = damaged.read_bytes()

@@ -1,4 +1,4 @@
-"""Names from elsewhere reach a terminal as text: no name moves the cursor, clears the screen or hides a line."""
+"""Tests that names are printed as text: no name moves the cursor, clears the screen or hides a line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names that a spreadsheet would take for formulas, in every CSV that is written."""
+"""Tests that no CSV file contains a name that a spreadsheet would evaluate as a formula."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A command works in odd environments (backend of a notebook, TMPDIR, HOME, a stale cluster, no terminal)."""
+"""Tests commands in odd environments (backend of a notebook, TMPDIR, HOME, a stale cluster, no terminal)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.conftest import SAME, TESTS, flags, run_inline, said
 NO_HOME = {"HOME": "/proc/none", "MPLCONFIGDIR": "/proc/none", "XDG_CACHE_HOME": "/proc/none", "XDG_CONFIG_HOME": "x"}
 ASCII = {"LANG": "C", "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 NO_PROXY = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
-# Several in a program: each start takes seconds, and none of them may matter.
+# Each program gets several odd settings at once, because each start takes seconds.
 SURROUNDINGS = {
     "backend of a notebook, no home": {"MPLBACKEND": "module://matplotlib_inline.backend_inline", **NO_HOME},
     "backend from nowhere, ascii": {"MPLBACKEND": "module://nowhere", **ASCII, "PYTHONDONTWRITEBYTECODE": "1"},
@@ -75,7 +75,7 @@ def test_audit_export_and_explain_too(tree: Path, small: Path, tmp_path: Path, s
 
 @pytest.mark.parametrize("redirection", ["| head -c 1 >&2", ">&-", "2>&-", "<&-"])
 def test_streams_that_are_closed(small: Path, redirection: str) -> None:
-    """The work is done, or the command ends; it does not fail with a traceback."""
+    """The command finishes its work or ends, without a traceback."""
     result = subprocess.run(
         ["bash", "-c", f"{sys.executable} -m jobs status {small} {redirection}"],
         capture_output=True, text=True, timeout=120, cwd=TESTS.parent,
@@ -83,7 +83,7 @@ def test_streams_that_are_closed(small: Path, redirection: str) -> None:
     assert "Traceback" not in result.stderr and "failed:" not in result.stderr, result.stderr
 
 
-LIMITS = "ulimit -n 64; umask 077"  # few files at once, and none for others
+LIMITS = "ulimit -n 64; umask 077"  # few open files, and no permissions for other users
 
 
 def test_few_open_files_and_a_working_directory_that_cannot_be_written(small: Path) -> None:
@@ -98,7 +98,7 @@ def test_working_directory_that_was_removed_is_refused(small: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["typer.py", "numpy/__init__.py", "torch.py"])
 def test_module_that_hides_an_installed_one_is_refused(tree: Path, tmp_path: Path, name: str) -> None:
-    """It is refused at the start or at the plan. It does no harm if the working directory is not searched."""
+    """It is refused at the start or at the plan, with PYTHONSAFEPATH as the remedy."""
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("x = 1\n")
     command = shlex.join(["explain", *flags(images=tree / "ant", out=tmp_path / "s")])
@@ -139,7 +139,7 @@ def test_a_path_that_the_superuser_cannot_write_is_refused(out: str) -> None:
 
 
 def _shell(command: str) -> subprocess.CompletedProcess[str]:
-    """Runs ``command``, with the program in place of {}."""
+    """Runs ``command`` in bash, with {} replaced by the program."""
     path = os.pathsep.join((str(TESTS.parent), str(TESTS)))
     return subprocess.run(
         ["bash", "-c", command.format(f"{sys.executable} -m jobs")],
@@ -243,7 +243,7 @@ def test_a_port_of_another_service_is_refused_as_a_cluster(answer: bytes, accept
         thread.join()
 
 
-# -- what a run prints -------------------------------------------------------------------------------------------
+# -- output of a run ---------------------------------------------------------------------------------------------
 
 
 def test_status_prints_whether_a_run_seems_to_be_under_way(tree: Path, tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_status_prints_whether_a_run_seems_to_be_under_way(tree: Path, tmp_path:
     assert code == 3, output
     for name in ("SHA256SUMS", "index.parquet", "index/unit-00000005.parquet"):
         (out / name).unlink()
-    os.utime(out / "run.json", (1, 1))  # finalize wrote it last
+    os.utime(out / "run.json", (1, 1))  # finalize writes run.json last
     code, output = said(print_status, str(out))
     assert code == 1 and "pending units: 5" in output
     assert "a run seems to be under way (" in output and "rows/s" in output and "If none is: run the same" in output
@@ -271,7 +271,7 @@ def test_status_if_all_units_of_the_limit_are_committed(unfinished: Path) -> Non
 
 
 def test_an_interrupt_prints_the_number_of_committed_units(tree: Path, tmp_path: Path) -> None:
-    """The count is of the committed units, not of those that this process processed."""
+    """The number is of committed units, not of units that this process has processed."""
     from jobs.explain.explain_command import explain_units
     from jobs.runners.engine import Engine
     from jobs.runners.in_process import run_stages, tasks_in_flight

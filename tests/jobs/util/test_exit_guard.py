@@ -1,4 +1,4 @@
-"""A model that ends the program is reported with its rows, or refused at the plan. The user's Ctrl-C still works."""
+"""Tests models that end the program: they are reported with their rows or refused at the plan. Ctrl-C still works."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUITS = {"model": "python:factories:quits", "unit_size": 4}
 
 @pytest.fixture(scope="module")
 def bright(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """15 images; the last unit of four begins with a white one."""
+    """15 images for units of four; the last unit begins with a white image."""
     root = tmp_path_factory.mktemp("bright")
     for place, path in enumerate(sorted(tree.rglob("0*.png"))[:15]):
         shutil.copy(path, root / f"{place:02d}.png")
@@ -92,7 +92,7 @@ def test_ctrl_c_still_raises_keyboard_interrupt() -> None:
 
 
 def test_a_forked_child_may_end_itself() -> None:
-    """``os._exit`` ends a child that was forked meanwhile."""
+    """``os._exit`` still ends a forked child."""
     before = os._exit
     with forbid_exit():
         child = os.fork()
@@ -118,7 +118,7 @@ BUSY = [
 
 @pytest.fixture(scope="module")
 def sleeping(bright: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of the model ``sleeps``, made without sleep. Copy it; do not change it."""
+    """A store of the model ``sleeps``, made without sleep. Tests must copy it before they change it."""
     out = tmp_path_factory.mktemp("sleeping") / "s"
     assert run_inline(images=str(bright), out=str(out), unit_size=4, **SLEEPS)[0] == 0
     return out
@@ -147,7 +147,7 @@ def test_ctrl_c_ends_a_command_while_the_model_is_busy(
     output = busy.communicate(timeout=30)[0]
     assert busy.returncode == 130, output
     assert "interrupted" in output and "Traceback" not in output and "was ended while" not in output
-    if "replica" in where:  # it was made by then, and nothing is committed
+    if "replica" in where:  # the store exists, but nothing is committed
         assert not [*out.glob("index/*")]
     else:
         assert content(out) == before and out.exists() == bool(before)

@@ -1,4 +1,4 @@
-"""Reasons of rows: equal causes are counted together, and a file's name is removed as a whole or not at all."""
+"""Tests reasons of rows: equal causes are counted together, and a file's name is replaced only as a whole."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def removed(path: Path, number: int) -> None:
 
 @pytest.mark.parametrize("change", [longer, touched, removed])
 def test_equal_causes_of_many_files_are_one_reason(tmp_path: Path, change: Callable[[Path, int], None]) -> None:
-    """Files that change between two sessions of a run: their sizes and etags differ, the reason does not."""
+    """Changed files have different sizes and etags but the same reason."""
     images = tmp_path / "images"
     images.mkdir()
     for number in range(8):
@@ -68,7 +68,7 @@ def test_equal_causes_of_many_files_are_one_reason(tmp_path: Path, change: Calla
 
 
 def test_changed_labels_share_one_reason(tmp_path: Path) -> None:
-    """Rows of a Parquet file that was written anew, with other images and other labels in every place."""
+    """A rewritten Parquet file has other images and labels at every position."""
     table = tmp_path / "a.parquet"
     write_parquet(table, {"image": [b"no image"] * 8, "label": [*range(8)]})
     keys = {**MADE, "images": str(table), "out": str(tmp_path / "s")}

@@ -1,4 +1,4 @@
-"""Local paths of the command line and of lists have one form, which does not depend on the working directory."""
+"""Tests that local paths have one normal form, which does not depend on the working directory."""
 
 from __future__ import annotations
 

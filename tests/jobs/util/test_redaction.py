@@ -1,4 +1,4 @@
-"""Credentials are cut from an address, and the rest stays."""
+"""Tests that credentials are removed from an address and the rest is unchanged."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CUT = {
     "//user%3APW@host/x.jpg": "//host/x.jpg",
     " \n https://user:PW@host/x.jpg": " \n https://host/x.jpg",
     "https://proxy/?url=https%3A%2F%2Fuser%3APW%40host%2Fx.jpg": "https://proxy/?url=https%3A%2F%2Fhost%2Fx.jpg",
-    # passwords that begin as a port does
+    # passwords that begin like a port
     "https://user:12/34PW@host/x.jpg": "https://host/x.jpg",
     "https://user:8080/PW@host/x.jpg": "https://host/x.jpg",
     "https://user:12?PW@host/x.jpg": "https://host/x.jpg",
@@ -53,7 +53,7 @@ CUT = {
     "https://user:1234567/PW@host/x.jpg": "https://host/x.jpg",
     "s3://KEY:12/34PW@bucket/x.jpg": "s3://bucket/x.jpg",
     "//user:12/34PW@host/x.jpg": "//host/x.jpg",
-    # hosts that are numbers, several @, signs that are encoded
+    # numeric hosts, several @, percent-encoded characters
     "https://user@[::1]/x.jpg": "https://[::1]/x.jpg",
     "https://user:PW@[fe80::1]:8080/x.jpg": "https://[fe80::1]:8080/x.jpg",
     "https://user:PW@10.0.0.1:80/a@b.jpg": "https://10.0.0.1:80/a@b.jpg",
@@ -63,7 +63,7 @@ CUT = {
     "https://user:PW%2540host/x.jpg": "https://host/x.jpg",
     "git+ssh://user:PW@host/x.jpg": "git+ssh://host/x.jpg",
     "jdbc:mysql://user:PW@host/x": "jdbc:mysql://host/x",
-    # as scp writes them
+    # addresses in the form of scp
     "user:PW@host:/x.jpg": "host:/x.jpg",
     "user:PW@host:~/x.jpg": "host:~/x.jpg",
     "user:PW@host:22/x.jpg": "host:22/x.jpg",
@@ -71,7 +71,7 @@ CUT = {
     "user:P@W@host:/x.jpg": "host:/x.jpg",
     "user:12/34PW@host:/x.jpg": "host:/x.jpg",
     "user:PW@host::module/x.jpg": "host::module/x.jpg",
-    # within a query: another address, JSON, a form
+    # inside a query: another address, JSON, a form
     "https://proxy/?url=https%253A%252F%252Fu%253APW%2540host": "https://proxy/?url=https%253A%252F%252Fhost",
     "https://proxy/?url=https%3A%2F%2Fu%3APW%40host%3Fw%3D2": "https://proxy/?url=https%3A%2F%2Fhost%3Fw%3D2",
     "https://proxy/x%253Fw%253D2%2526token%253DPW": "https://proxy/x%253Fw%253D2",

@@ -1,4 +1,4 @@
-"""``saliency verify`` of a store of class images: every damage is found, and its object named."""
+"""Tests ``saliency verify`` for stores of class images: all damage is found, and its object is named."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check(out: Path) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes, two at once. Not to be changed: copy it."""
+    """A finished store of three classes in batches of two. Tests must copy it before they change it."""
     out = tmp_path_factory.mktemp("finished") / "store"
     assert run(out, classes=["0", "2", "4"])[0] == 0
     return out
@@ -107,7 +107,7 @@ def test_an_unfinished_store_is_not_damaged(store: Path) -> None:
 
 
 def test_another_session_changes_nothing_of_a_finished_store(store: Path) -> None:
-    """classes.json, which records the session, stays as the first session put it."""
+    """classes.json records the first session and is not rewritten."""
     assert run(store, classes=["0", "2", "4"], stall_seconds=77)[0] == 0
     assert check(store)[0] == DONE
 
@@ -118,7 +118,7 @@ def test_no_class_is_explained_again(finished: Path) -> None:
 
 
 def killed_at(at: int, monkeypatch: pytest.MonkeyPatch, out: Path) -> bool:
-    """Whether the command of ``finished`` was stopped instead of its write number ``at``."""
+    """Runs the command of ``finished`` and stops it instead of write number ``at``. Returns whether it was stopped."""
     count: list[int] = []
     with monkeypatch.context() as patch:
         for module, name in (
@@ -149,7 +149,7 @@ def parts_and_shards_deleted(store: Path) -> None:
 
 
 def pictures_of_another_version(store: Path) -> None:
-    """Pictures as an older matplotlib drew them, with the SHA256SUMS of that time."""
+    """Replaces pictures, as if an older matplotlib had drawn them, and rewrites SHA256SUMS."""
     picture, sums = store / "classes.png", store / "SHA256SUMS"
     before = hashlib.sha256(picture.read_bytes()).hexdigest()
     picture.write_bytes(picture.read_bytes() + b"older")

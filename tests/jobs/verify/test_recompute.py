@@ -1,4 +1,4 @@
-"""verify --recompute: rows explained again equal those of the store, or the reason is printed."""
+"""Tests verify --recompute: rows explained again equal those of the store, or the reason is printed."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_changed_and_vanished_images_are_noted_and_not_damage(own: tuple[Path, P
     assert code == DONE, output
     assert "row 0 was not compared" in output
     assert "row 1 was not compared" in output
-    assert "saliency retry" not in output  # a retry does nothing for rows that have maps
+    assert "saliency retry" not in output  # a retry does not explain rows that have maps
     assert f"{gone} is missing: put it back, then run this command again" in output
     assert "6 rows explained again, 6 of them to the bit" in output
 

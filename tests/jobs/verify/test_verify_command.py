@@ -1,4 +1,4 @@
-"""verify: sound stores pass; every torn, missing, foreign or flipped object is found and named."""
+"""Tests verify: sound stores pass; every truncated, missing, foreign or damaged object is found and named."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_another_format_version_is_refused_and_not_reported_as_damage(rows: byte
     data = (store / "run.json").read_bytes()
     other = data.replace(b'"format_version": 1', b'"format_version": 3').replace(b'"rows":', rows)
     (store / "run.json").write_bytes(other)
-    assert check(store)[0] == DAMAGED  # by its sums, this is a flipped bit
+    assert check(store)[0] == DAMAGED  # the checksums alone would report damage
     sums = (store / "SHA256SUMS").read_text()
     (store / "SHA256SUMS").write_text(sums.replace(digest(data), digest(other)))
     with pytest.raises(InvalidRequestError, match="store format 3"):
@@ -230,6 +230,6 @@ def test_the_next_session_refuses_a_damaged_manifest(finished: Path, tree, tmp_p
         else:
             assert pq.read_table(manifest).equals(lines), f"a flip at {place} was called good"
     assert stopped > 8
-    manifest.unlink()  # as the message says
+    manifest.unlink()  # the remedy of the message
     assert run_inline(**{**SAME, "images": str(tree), "out": str(out)})[0] == 3
     assert check(out)[0] == DONE and pq.read_table(manifest).equals(lines)

@@ -1,4 +1,4 @@
-"""verify finds objects with matching hashes whose contents contradict each other."""
+"""Tests that verify finds objects with matching hashes whose contents contradict each other."""
 
 from __future__ import annotations
 

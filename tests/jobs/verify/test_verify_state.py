@@ -1,4 +1,4 @@
-"""verify and the state in run.json: a run never leaves damage at any moment; edits by hand are damage."""
+"""Tests verify and the state in run.json: a run leaves no damage at any moment; edits by hand are damage."""
 
 from __future__ import annotations
 
