@@ -275,7 +275,7 @@ class TestExamine:
 
 
 class TestTexts:
-    def test_place(self) -> None:
+    def test_a_place_in_the_image_is_described(self) -> None:
         assert [place_phrase(y, x) for y, x in ((0, 0), (0.5, 0.5), (1, 0.5), (0.5, 0.9), (0.9, 0.9))] == [
             "in the upper left", "in the middle", "in the lower third", "in the right third", "in the lower right",
         ]  # fmt: skip

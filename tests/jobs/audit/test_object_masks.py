@@ -18,7 +18,7 @@ from tests.support.audited_stores import run_audit
 from tests.support.damage import copied  # noqa: F401  the fixture ``store``
 
 
-def test_boxes(store: Path, tmp_path: Path) -> None:
+def test_relevance_inside_boxes(store: Path, tmp_path: Path) -> None:
     """A box over the whole image has all relevance, tiny boxes have little; rows without a box have nulls."""
     lines = open_store(str(store)).lines(columns=["row", "sample_id", "width", "height", "status"]).to_pylist()
     whole, tiny, _ = (line for line in lines if line["status"] == "ok" and line["row"] in (5, 6, 7))

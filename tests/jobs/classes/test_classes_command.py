@@ -65,7 +65,7 @@ def finished(names: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_line_i_is_image_i_is_class_i(finished: Path) -> None:
+def test_line_i_and_image_i_are_of_class_i(finished: Path) -> None:
     data = xarray.open_zarr(finished / "classes.zarr", consolidated=False)
     assert data["image"].dims == ("class", "channel", "y", "x") and data["image"].dtype == np.float32
     lines = pq.read_table(finished / "classes.parquet").to_pylist()

@@ -62,7 +62,7 @@ def test_every_link_leads_somewhere_in_the_folder(compared: tuple[Path, str]) ->
             assert not fragment or fragment in ids
 
 
-def test_the_summary_comes_first_and_is_what_the_command_prints(compared: tuple[Path, str], overview: Page) -> None:
+def test_the_summary_comes_first_and_equals_the_printed_text(compared: tuple[Path, str], overview: Page) -> None:
     comparison = Comparison.model_validate_json((compared[0] / COMPARE_JSON).read_bytes())
     order = [
         overview.text.index(title)

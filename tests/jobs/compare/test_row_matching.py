@@ -89,7 +89,7 @@ def test_blank_maps_have_no_measures_and_are_counted(tree: Path, tmp_path: Path)
     assert len(blank) == 1 and all(blank[0][name] is None for name in PAIR_MEASURES) and blank[0]["score_a"] is not None
 
 
-def test_a_comparison_without_pairs_says_so(tmp_path: Path) -> None:
+def test_a_comparison_without_pairs_states_it(tmp_path: Path) -> None:
     (tmp_path / "tree/ant").mkdir(parents=True)
     (tmp_path / "tree/ant/broken.png").write_bytes(b"no image")
     for name in ("a", "b"):

@@ -24,7 +24,9 @@ def quiet() -> Console:
 
 
 @pytest.mark.parametrize("allowed, code", [(False, IMPERFECT), (True, DONE)])
-def test_every_command(finished: Path, unfinished: Path, tmp_path: Path, allowed: bool, code: int) -> None:
+def test_every_command_allows_quarantined_rows(
+    finished: Path, unfinished: Path, tmp_path: Path, allowed: bool, code: int
+) -> None:
     """On a store with three broken files."""
     out = str(shutil.copytree(finished, tmp_path / "s"))
     same = {"allow_quarantined": allowed}

@@ -36,7 +36,7 @@ def loop(path: Path, target: int | None = None) -> tuple[np.ndarray, int]:
     return gradient.abs().amax(1)[0].numpy(), chosen
 
 
-def test_line_i_is_map_i_is_image_i(tree: Path, finished: Path) -> None:
+def test_line_i_and_map_i_are_of_image_i(tree: Path, finished: Path) -> None:
     store, run = open_run(str(finished))
     index = pq.read_table(finished / "index.parquet").to_pylist()
     files = sorted(str(path.relative_to(tree)) for path in tree.rglob("*.*"))

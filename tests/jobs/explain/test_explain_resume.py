@@ -153,7 +153,7 @@ def test_out_may_be_a_file_uri(tree: Path, finished: Path, tmp_path: Path) -> No
     assert content(out) == content(finished)
 
 
-def test_damaged_index_part_is_named_with_what_to_do(tree: Path, finished: Path, tmp_path: Path, saliency) -> None:
+def test_a_damaged_index_part_is_named_with_the_remedy(tree: Path, finished: Path, tmp_path: Path, saliency) -> None:
     out = tmp_path / "s"
     shutil.copytree(finished, out)
     part = out / "index/unit-00000001.parquet"

@@ -237,7 +237,7 @@ def test_an_unfinished_store_is_exported_by_named_rows_only(tree: Path, tmp_path
     assert len(samples(tmp_path / "e")) == 1
 
 
-def test_virelay_without_h5py_says_what_to_install(
+def test_virelay_without_h5py_names_the_package_to_install(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, "jobs.export.virelay", raising=False)

@@ -32,7 +32,7 @@ from tests.support.exports import BROKEN, GRADIENT, INPUT_X, lacking, run, sampl
 # webdataset leaves its files to the garbage collector.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.filterwarnings("ignore:Exception ignored in.*FileIO:pytest.PytestUnraisableExceptionWarning")
-def test_webdataset_reads_what_the_store_has(
+def test_webdataset_reads_the_values_of_the_store(
     finished: Path, store: Store, explained: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     run(finished, "webdataset", tmp_path, rows_per_part=16, originals=True)

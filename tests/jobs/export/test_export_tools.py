@@ -1,6 +1,6 @@
 """Tests that the tools open the exports, each tool in its own environment.
 
-They cannot be installed beside the tests: ViRelAy needs an older Pillow; Quantus replaces the headless OpenCV with one
+They cannot be installed in the tests' environment: ViRelAy needs an older Pillow; Quantus replaces the headless OpenCV with one
 that needs a display's libraries; FiftyOne takes a gigabyte and needs a MongoDB.
 """
 

@@ -88,7 +88,7 @@ def test_virelay_gets_no_audit_of_fewer_maps(finished: Path, tmp_path: Path) -> 
     assert "analyses" not in yaml.safe_load((tmp_path / "e/predicted__gradient.yaml").read_text())["project"]
 
 
-def test_virelay_shows_what_an_audit_found(finished: Path, tmp_path: Path) -> None:
+def test_virelay_shows_the_findings_of_an_audit(finished: Path, tmp_path: Path) -> None:
     copy = audited(finished, tmp_path / "s")
     rows = [40, 0, 1, 2, 3, 6, 7]
     later = (copy / "audit").rename(tmp_path / "later")

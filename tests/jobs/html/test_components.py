@@ -1,4 +1,4 @@
-"""Tests the parts of a report's pages: texts, numbers, tiles, pictures, scatter plots."""
+"""Tests the components of a report's pages: texts, numbers, tiles, pictures, scatter plots."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def test_rows_are_fetched_in_the_requested_order_also_if_repeated(everything: Pa
     assert fetch([entries[i] for i in order], max_bytes=LIMIT) == [PICTURES[i % 60] for i in order]
 
 
-def test_tar_bytes_are_what_tarfile_extracts(everything: Path) -> None:
+def test_tar_bytes_equal_those_that_tarfile_extracts(everything: Path) -> None:
     tar = everything / "tars/1.tar"
     entries = listed(tar)
     values = fetch(entries, max_bytes=LIMIT)

@@ -131,7 +131,7 @@ def test_bytes_requested_as_uris_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("void", [None, b""], ids=["null", "empty"])
 @pytest.mark.parametrize("embedded", [True, False], ids=["some embedded", "none embedded"])
-def test_paths_beside_no_bytes_are_followed(tmp_path: Path, embedded: bool, void: bytes | None) -> None:
+def test_paths_of_structs_without_bytes_are_followed(tmp_path: Path, embedded: bool, void: bytes | None) -> None:
     """Paths are relative to the table, as in a list, or absolute; a missing file is named."""
     for key in ("d/in.png", "d/sub/in 2.png", "above.png"):
         write(tmp_path / key, PNG)

@@ -28,7 +28,7 @@ SCALE = (1, 257, 3)
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Every figure that is drawn."""
+    """The list of figures that are drawn."""
     drawn: list[Figure] = []
     draw = module.draw_contact_sheet
 

@@ -33,7 +33,7 @@ def store(hostile: Path, tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-def test_without_findings_the_page_says_what_was_looked_for(store: Path) -> None:
+def test_without_findings_the_page_lists_what_was_searched(store: Path) -> None:
     text = Page(make_test_report(store, alarms=0) / "index.html").text
     assert (
         "No class looks suspicious." in text and "The audit looked for" in text and "below the threshold of 1" in text

@@ -121,7 +121,7 @@ def test_all_rows_together_are_compared_with_the_class_medians(hostile: Path, ma
         )
 
 
-def test_wrong_predictions_have_the_map_of_the_label_beside(hostile: Path, made_up: Path) -> None:
+def test_wrong_predictions_have_the_map_of_the_label_next_to_them(hostile: Path, made_up: Path) -> None:
     lines = open_store(str(hostile)).lines(columns=["row", "label", "predicted__class"]).to_pylist()
     wrong = [line for line in lines if line["predicted__class"] not in (line["label"], None)]
     assert wrong, "the model is not trained, so some predictions must be wrong"
