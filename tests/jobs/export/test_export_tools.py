@@ -1,7 +1,7 @@
 """Tests that the tools open the exports, each tool in its own environment.
 
-They cannot be installed in the tests' environment: ViRelAy needs an older Pillow; Quantus replaces the headless OpenCV with one
-that needs a display's libraries; FiftyOne takes a gigabyte and needs a MongoDB.
+They cannot be installed in the tests' environment: ViRelAy needs an older Pillow; Quantus replaces the headless OpenCV
+with one that needs a display's libraries; FiftyOne takes a gigabyte and needs a MongoDB.
 """
 
 from __future__ import annotations
