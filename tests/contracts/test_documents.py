@@ -1,4 +1,4 @@
-"""README and the other documents: short, linked, complete, and their code runs or is checked."""
+"""Tests that README and the other documents are short, linked and complete, and that their code runs or is checked."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.support.documents import README, ROOT, Block, all_blocks, block, bloc
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 CONFIGS = {"explain": ExplainConfig, "classes": ClassesConfig}
 LANGUAGES = {"sh", "python", "yaml", "sql", "text", ""}
-# Programs of others that blocks call.
+# Third-party programs that blocks call.
 PROGRAMS = {"[", "eval", "export", "mypy", "pip", "pre-commit", "pytest", "python3", "ray", "ruff", "sh", ".ci/run"}
 NOT_HERE = {"fiftyone", "quantus"}  # test_export_tools.py installs them
 # --help, which all commands have, and flags of Ray and the AWS CLI.
@@ -47,7 +47,7 @@ OTHER_FLAGS = {
 
 
 def options(command: str) -> set[str]:
-    """Every spelling of a command's flags."""
+    """Returns every spelling of a command's flags."""
     found: set[str] = set()
     for parameter in COMMANDS[command].params:
         found |= {name for name in (*parameter.opts, *parameter.secondary_opts) if name.startswith("-")}
@@ -75,13 +75,13 @@ def test_links_resolve(path: str) -> None:
 
 
 def anchors(text: str) -> set[str]:
-    """As GitHub makes them of headings."""
+    """Returns the anchors that GitHub makes from headings."""
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("path", documents())
-def test_files_that_are_named_exist(path: str) -> None:
+def test_named_files_exist(path: str) -> None:
     for name in re.findall(r"`((?:jobs|saliency_core|tests)/[\w/.*-]+\.\w+)`", (ROOT / path).read_text()):
         assert list(ROOT.glob(name)), name
 
@@ -114,7 +114,7 @@ def test_every_method_target_and_reduction_is_described() -> None:
 # -- commands ---------------------------------------------------------------------------------------------------------
 
 
-def test_blocks_have_a_language_that_is_known() -> None:
+def test_blocks_have_a_known_language() -> None:
     assert {one.language for one in all_blocks()} == LANGUAGES
     for one in all_blocks():
         if one.language in ("", "text"):
@@ -162,7 +162,7 @@ def parsed(command: str, *arguments: str) -> None:
         read_config(kind, {key: context.params[key] for key in kind.model_fields if context.params[key]})
 
 
-def test_a_shell_block_with_a_flag_that_is_unknown_is_seen() -> None:
+def test_an_unknown_flag_in_a_shell_block_is_found() -> None:
     text = "RAY_ADDRESS=auto ray exec c.yaml 'X=1 saliency explain --imagess a \\\n --model b --out c'"
     (program, *arguments), ray = commands(text)
     assert ray == ["ray", "exec", "c.yaml"]
@@ -182,7 +182,7 @@ def test_commands_in_sentences_exist() -> None:
             assert all(f'"{flag}"' in source for flag in re.findall(r"--[\w-]+", rest)), f"{path}: {script}{rest}"
 
 
-def test_the_configuration_file_is_one(tmp_path: Path) -> None:
+def test_the_configuration_file_is_valid(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(block("operations.md", "methods: ["))
     config = read_config(ExplainConfig, {"limit": "1000"}, file=file)
@@ -217,7 +217,7 @@ def test_hooks_and_ci_run_the_same_programs() -> None:
 
 
 def test_extending_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every block, one after the other; the function of a loss stands in a module, as its spec says."""
+    """Runs every block in order; the loss function is written to a module, as its spec requires."""
     before = dict(REGISTRY)
     (tmp_path / "own_of_documents").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
@@ -253,7 +253,7 @@ def test_extending_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_models_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every block, with a smaller network and drawn weights; images come of the block that prepares them."""
+    """Runs every block with a smaller network and random weights, on the images of the block that prepares them."""
     from torchvision.models import resnet18
 
     torch.save(resnet18(weights=None).state_dict(), tmp_path / "resnet18.pth")
@@ -261,7 +261,7 @@ def test_models_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"images": torch.rand(1, 3, 64, 64)}
     for one in blocks("models.md"):
-        if "keep_freed_memory" in one.text:  # it is of the whole process, and so not for this one
+        if "keep_freed_memory" in one.text:  # it would change this whole process
             continue
         text = one.text.replace("resnet50", "resnet18").replace("IMAGENET1K_V2", "IMAGENET1K_V1")
         exec(compile(text, str(one), "exec"), names)
@@ -277,7 +277,7 @@ def test_models_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # xarray cannot know whether the metadata was consolidated, and warns.
 @pytest.mark.filterwarnings("ignore:.*[Cc]onsolidated:")
 def test_the_real_run_and_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The README's run over fewer images and with an untrained model: it prints the same lines; its store is read."""
+    """The README's run, over fewer images and with an untrained model, prints the same lines; its store is read."""
     monkeypatch.chdir(tmp_path)
     images = tmp_path / "out" / "images"
     write_shards(images, list(make_images(seed=0, n=48)))
@@ -305,5 +305,5 @@ def test_the_real_run_and_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def figureless(line: str) -> str:
-    """A line without its numbers."""
+    """Returns a line without its numbers."""
     return re.sub(r"[\d.,e-]+|\(.*\)|×", "#", " ".join(line.split()))

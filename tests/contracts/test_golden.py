@@ -1,4 +1,4 @@
-"""The golden store of format version 1: what is on disk today must be readable, and alike, for ever."""
+"""Tests that every later version reads the golden store of format version 1, and writes a store of the same format."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run, made by today's code."""
+    """Returns a store of the same run, written by the current code."""
     out = tmp_path_factory.mktemp("fresh") / "store"
     explain(make_config({**KEYS, "images": str(GOLDEN / "images"), "out": str(out)}), Console(file=io.StringIO()))
     return out
@@ -60,7 +60,7 @@ def test_todays_store_has_the_same_objects_columns_and_metadata(fresh: Path) -> 
         if key.endswith("zarr.json"):
             assert json.loads((golden / key).read_text()) == json.loads((fresh / key).read_text()), key
     run = [json.loads((root / "run.json").read_text()) for root in (golden, fresh)]
-    # Keys that came after the golden store, and that readers of it do without.
+    # Keys that were added after the golden store was written; readers do not require them.
     later = {
         "passes",
         "notes",
@@ -82,7 +82,7 @@ def test_todays_maps_are_the_golden_ones(fresh: Path) -> None:
         np.testing.assert_allclose(new, old, rtol=1e-4, atol=1e-7)
 
 
-def test_sums_need_no_code_of_ours() -> None:
+def test_sums_are_verified_without_jobs() -> None:
     for line in (GOLDEN / "store-v1/SHA256SUMS").read_text().splitlines():
         digest, _, key = line.partition("  ")
         assert hashlib.sha256((GOLDEN / "store-v1" / key).read_bytes()).hexdigest() == digest, key

@@ -1,4 +1,4 @@
-"""The import rules: rooms in order, and no import upward; who alone may know Ray and Zarr; what stays light."""
+"""Tests of the import rules: no import of a higher layer, one module alone for Ray and Zarr, and no heavy imports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FORBIDDEN_IN_CORE = ("ray", "zarr", "pyarrow", "obstore", "jobs")
 
-# From the bottom to the top, a room or modules to a line: each may import those above its line, and its own.
+# From the lowest layer to the highest, one layer a line. A module may import its own layer and those of earlier lines.
 LAYERS = """
 saliency_core.errors saliency_core.arithmetic_version saliency_core.spec_syntax saliency_core.map_measures
 saliency_core.map_similarity
@@ -51,7 +51,7 @@ jobs.cli
 jobs
 """
 RANKS = {name: rank for rank, line in enumerate(LAYERS.split("\n")) for name in line.split()}
-# Files → rooms above them that they still import.
+# Files → higher layers that they still import.
 UPWARD: dict[str, set[str]] = {}
 
 FILES = sorted(path for package in ("saliency_core", "jobs") for path in (ROOT / package).rglob("*.py"))
@@ -66,7 +66,7 @@ MODULES = {module_of(path) for path in FILES}
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Modules that a file imports anywhere: also inside of functions, and for types alone."""
+    """Yields the modules that a file imports anywhere, also inside functions and for types alone."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -77,7 +77,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def room(module: str) -> str:
-    """The longest name in ``LAYERS`` that the module's begins with."""
+    """Returns the longest name in ``LAYERS`` that is the module or contains it."""
     parts = module.split(".")
     return next(name for end in range(len(parts), 0, -1) if (name := ".".join(parts[:end])) in RANKS)
 
@@ -90,15 +90,15 @@ def test_no_import_goes_upward(path: Path) -> None:
     assert above == UPWARD.get(str(path.relative_to(ROOT)), set())
 
 
-def test_every_room_is_there() -> None:
+def test_every_package_is_in_a_layer() -> None:
     rooms = {room(name) for name in MODULES}
     assert rooms == set(RANKS), "LAYERS names a room that is gone"
     flat = {name for name in MODULES if name.count(".") == 1 and name.startswith("jobs.")}
     assert flat - set(RANKS) == {"jobs.__main__", "jobs.reader", "jobs.dataset"}, "a module of jobs lies in no room"
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
-    """Types apart, which are not imported when the program runs."""
+def test_no_import_cycles() -> None:
+    """Imports for types are excluded, because they are not executed."""
     graph: dict[str, set[str]] = {}
     for path in FILES:
         tree = ast.parse(path.read_text())
@@ -119,7 +119,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 
 
 @pytest.mark.parametrize("package, module", [("ray", "ray_data"), ("zarr", "arrays")])
-def test_one_module_alone_knows_it(package: str, module: str) -> None:
+def test_one_module_alone_imports_the_package(package: str, module: str) -> None:
     knowing = {
         path.stem
         for path in (ROOT / "jobs").rglob("*.py")
@@ -128,13 +128,13 @@ def test_one_module_alone_knows_it(package: str, module: str) -> None:
     assert knowing == {module}
 
 
-def test_core_names_nothing_forbidden() -> None:
+def test_core_imports_nothing_forbidden() -> None:
     for path in (ROOT / "saliency_core").rglob("*.py"):
         assert not {name.split(".")[0] for name in imports(path)} & set(FORBIDDEN_IN_CORE), path
 
 
-def test_core_works_where_nothing_else_is_installed() -> None:
-    """In a process in which those packages cannot be imported, a map is made, and every module can be imported."""
+def test_core_works_without_the_packages_of_jobs() -> None:
+    """A process that cannot import those packages computes a map and imports every module of the core."""
     modules = sorted(name for name in MODULES if name.startswith("saliency_core"))
     script = f"""
 import sys
@@ -159,13 +159,13 @@ LIGHT = (
 
 
 @pytest.mark.parametrize("module", LIGHT)
-def test_stays_light(module: str) -> None:
-    """Neither the command line nor a decode or write worker waits for torch; only the pipeline for Ray."""
+def test_module_does_not_import_heavy_packages(module: str) -> None:
+    """The command line, and workers that decode or write, do not import torch; the pipeline alone imports Ray."""
     script = f"import sys, {module}; assert not {{'torch', 'ray', 'matplotlib'}} & set(sys.modules), 'heavy'"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, timeout=120)
 
 
-def test_no_two_modules_have_one_name() -> None:
+def test_file_names_are_unique() -> None:
     shown = subprocess.run(
         ["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )
@@ -173,7 +173,7 @@ def test_no_two_modules_have_one_name() -> None:
     assert sorted({name for name in names if names.count(name) > 1}) == []
 
 
-def test_top_level_is_as_its_owner_drew_it() -> None:
+def test_top_level_has_the_agreed_files_alone() -> None:
     shown = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
     top = {line.split("/")[0] for line in shown.splitlines()}
     assert {name for name in top if not name.startswith(".")} <= {

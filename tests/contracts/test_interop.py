@@ -1,4 +1,4 @@
-"""Other tools open the store, as README and interop.md say."""
+"""Tests that other tools open the store as README and interop.md describe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jobs.store.store_reader import open_store
 from tests.conftest import run_inline
 from tests.support.documents import blocks
 
-# xarray cannot know whether somebody consolidated the metadata, and says so; nothing here does.
+# xarray warns if it is not specified whether the metadata is consolidated; here it is not.
 pytestmark = pytest.mark.filterwarnings("ignore:.*[Cc]onsolidated:")
 
 
@@ -41,7 +41,7 @@ def test_xarray_undoes_the_scale(tree: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(restored.values, ours, rtol=1e-6)
 
 
-def test_plain_zarr_without_our_code(finished: Path) -> None:
+def test_zarr_alone_reads_the_maps(finished: Path) -> None:
     array = zarr.open_group(finished / "maps.zarr", mode="r")["predicted/gradient"]
     assert array.shards == (8, 16, 16) and array.chunks == (8, 16, 16)
     assert array.attrs["method"] == "gradient" and array.attrs["target"] == "predicted"
@@ -69,7 +69,7 @@ ELSEWHERE = ("import quantus", "import fiftyone")  # test_export_tools.py
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.filterwarnings("ignore:Exception ignored in.*FileIO:pytest.PytestUnraisableExceptionWarning")
 def test_the_documents_read_and_hand_over(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every block of interop.md, one after the other, beside a store that is named as there."""
+    """Runs every block of interop.md in order, beside a store with the name that the blocks use."""
     (tmp_path / "maps").symlink_to(finished)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""No credential that came with an input is in any byte that a run writes or says."""
+"""Tests that no credential of an input is in any byte that a run writes or prints."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_list(path: Path, addresses: list[str]) -> Path:
 
 
 def everything(root: Path) -> bytes:
-    """All bytes of all files, and what is in the columns of Parquet files."""
+    """Returns the bytes of all files, and the values of all Parquet columns."""
     parts = [b""]
     for path in sorted(root.rglob("*")):
         if path.is_file():
@@ -46,7 +46,7 @@ def everything(root: Path) -> bytes:
     return b"\n".join(parts)
 
 
-def test_a_run_over_a_list_of_them_writes_and_says_none(
+def test_a_run_over_addresses_with_credentials_does_not_write_or_print_them(
     tmp_path: Path, bucket: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     s3.put("x.jpg", picture(1))
@@ -70,7 +70,9 @@ def test_a_run_over_a_list_of_them_writes_and_says_none(
     assert index["1/a.tar/https://host/a.png~2"]["status"] == "quarantined"
 
 
-def test_paths_and_labels_in_parquet_hold_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_credentials_in_paths_and_labels_of_parquet_are_not_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     others = [address for address in ADDRESSES if not address.startswith(REMOTE)]
     columns = {"image": [{"bytes": None, "path": address} for address in others], "label": [f"of {a}" for a in others]}
     table = write_parquet(tmp_path / "in/a.parquet", columns)
@@ -81,7 +83,7 @@ def test_paths_and_labels_in_parquet_hold_none(tmp_path: Path, caplog: pytest.Lo
     assert PASSWORD.encode() not in everything(tmp_path / "out")
 
 
-def test_the_program_says_none(tmp_path: Path, saliency: Callable) -> None:
+def test_the_command_does_not_print_credentials(tmp_path: Path, saliency: Callable) -> None:
     addresses = [address for address in ADDRESSES if not address.startswith(REMOTE)]
     listed = write_list(tmp_path / "in/list.csv", addresses)
     told = saliency("explain", *flags(images=listed, out=tmp_path / "out"))
@@ -91,7 +93,7 @@ def test_the_program_says_none(tmp_path: Path, saliency: Callable) -> None:
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
-def test_an_entry_holds_none(address: str, tmp_path: Path) -> None:
+def test_an_entry_has_no_credentials(address: str, tmp_path: Path) -> None:
     listed = write_list(tmp_path / "list.csv", [address, address.replace(PASSWORD, "other")])
     first, second = UriListSource(find_files(str(listed)), table="csv").entries()
     assert PASSWORD not in repr(first)
@@ -101,7 +103,9 @@ def test_an_entry_holds_none(address: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("address", [address for address in KEPT if address.startswith("s3://")])
-def test_keys_with_such_signs_keep_their_names_and_are_read(address: str, tmp_path: Path, bucket: str) -> None:
+def test_keys_that_resemble_credentials_keep_their_names_and_are_read(
+    address: str, tmp_path: Path, bucket: str
+) -> None:
     key = address.removeprefix("s3://bucket/").replace("//", "/")
     s3.put(key, picture(3))
     listed = write_list(tmp_path / "list.csv", [f"{bucket}/{key}"])
@@ -111,7 +115,7 @@ def test_keys_with_such_signs_keep_their_names_and_are_read(address: str, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["img.php?token=1.png", "x.png?X-Amz-Signature=1", "http:/a:b@c/x.png"])
-def test_a_local_file_with_such_a_name_is_read(name: str, tmp_path: Path) -> None:
+def test_a_local_file_whose_name_resembles_credentials_is_read(name: str, tmp_path: Path) -> None:
     write(tmp_path / name, picture(4))
     listed = write_list(tmp_path / "list.csv", [name])
     code, told = run_inline(images=str(listed), out=str(tmp_path / "out"))
@@ -132,7 +136,7 @@ LOCAL = (
 )
 
 
-def test_names_of_local_files_are_their_identity(tmp_path: Path) -> None:
+def test_names_of_local_files_are_their_sample_ids(tmp_path: Path) -> None:
     for name in LOCAL:
         write(tmp_path / "in" / name, picture(4))
     listed = write_list(tmp_path / "in/list.csv", list(LOCAL))
@@ -143,7 +147,7 @@ def test_names_of_local_files_are_their_identity(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["images", "out", "weights", "model", "class_names", "output", "uri_column", "mean"])
-def test_a_configuration_that_holds_one_is_refused_without_it(key: str, tmp_path: Path) -> None:
+def test_a_configuration_with_credentials_is_refused_without_printing_them(key: str, tmp_path: Path) -> None:
     address = f"https://user:{PASSWORD}@host/x"
     for value in (address, f"file:{address}", f"S3://KEY:{PASSWORD}@bucket/x", f"s3://b/x?X-Amz-Signature={PASSWORD}"):
         for file in (False, True):
@@ -162,7 +166,7 @@ def test_a_configuration_file_that_cannot_be_read_is_not_quoted(lines: bytes, tm
     assert PASSWORD not in str(refusal.value)
 
 
-def test_neither_a_source_nor_its_refusal_holds_one(tmp_path: Path) -> None:
+def test_the_refusal_of_a_source_has_no_credentials(tmp_path: Path) -> None:
     for path in (f"https://user:{PASSWORD}@host/*.jpg", f"ftp://user:{PASSWORD}@host/x.jpg"):
         with pytest.raises(InvalidRequestError) as refusal:
             list(list_entries(open_sources([path])))
@@ -177,7 +181,7 @@ def test_neither_a_source_nor_its_refusal_holds_one(tmp_path: Path) -> None:
         (f"user:x/{PASSWORD}@127.0.0.1:1", "RAY_ADDRESS=127.0.0.1:1"),
     ],
 )
-def test_a_cluster_s_address_is_said_without(address: str, shown: str) -> None:
+def test_the_address_of_a_cluster_is_printed_without_credentials(address: str, shown: str) -> None:
     from jobs.runners.cluster import refuse_unreachable
 
     with pytest.raises(InvalidRequestError, match=shown) as refusal:
@@ -185,8 +189,8 @@ def test_a_cluster_s_address_is_said_without(address: str, shown: str) -> None:
     assert PASSWORD not in str(refusal.value)
 
 
-def test_an_endpoint_s_credentials_are_not_said(tmp_path: Path, saliency: Callable) -> None:
-    """The store's library quotes the address that it asked."""
+def test_the_credentials_of_an_endpoint_are_not_printed(tmp_path: Path, saliency: Callable) -> None:
+    """The object store's library quotes the address of its request in its errors."""
     listed = write_list(tmp_path / "list.csv", ["s3://bucket/x.jpg"])
     endpoint = {
         "AWS_ENDPOINT_URL": f"http://user:{PASSWORD}@127.0.0.1:1", "AWS_ALLOW_HTTP": "true",

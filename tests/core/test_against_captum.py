@@ -1,6 +1,6 @@
-"""Against captum, in float64 to 1e-9; in float32 no further from float64 than captum is.
+"""Tests against captum: equal in float64 to 1e-9, and in float32 no further from float64 than captum is.
 
-Captum's rules need ReLUs that are modules and overwrite nothing: it gets copies of the nets made so.
+Captum's rules need ReLUs that are modules and do not write in place: it gets copies of the nets with such ReLUs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.support.subjects import GEOMETRY, distance, network, own, photographs
 pytestmark = pytest.mark.filterwarnings("ignore:Setting backward hooks on ReLU activations")
 
 N, SPREAD, SEED = 5, 0.2, 3
-FEW = 2  # with more passes in a map of float32, most maps would have a gate flipped by chance
+FEW = 2  # with more passes, rounding in float32 would flip a ReLU's gate in most maps
 
 
 def plain_methods(n: int) -> dict[str, str]:
@@ -43,7 +43,7 @@ RULES = {name: f"{name}(reduction=none)" for name in ("guided_backprop", "deconv
 
 @pytest.fixture(autouse=True)
 def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Small nets only wait for a second one, above all on a machine that has other work."""
+    """Sets one thread: a second one makes small nets slower, above all on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(threads if request.node.get_closest_marker("slow") else 1)
     yield
@@ -51,7 +51,7 @@ def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 class Small(nn.Module):
-    """A convolution, a residual block that reuses its ReLU, as ResNets do, and a linear head."""
+    """A net of a convolution, a residual block that reuses its ReLU, as in ResNets, and a linear head."""
 
     def __init__(self, *, functional: bool = False) -> None:
         super().__init__()
@@ -73,7 +73,8 @@ class Small(nn.Module):
 
 
 class ModuleReluDenseNet(nn.Module):
-    """torchvision's DenseNet ends in a functional ReLU, which captum's rules pass by."""
+    """torchvision's DenseNet with a module as its last ReLU, because captum's rules do not apply to a functional
+    one."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -90,7 +91,7 @@ def small_vit() -> nn.Module:
 
 
 def images_of(number: int, height: int, width: int) -> Tensor:
-    """Each image of another range: σ and ψ are each image's own."""
+    """Returns images that differ in range, because σ and ψ are computed per image."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(number, 3, height, width, dtype=torch.float64, generator=generator)
     return images * torch.linspace(0.5, 2, number, dtype=torch.float64).view(-1, 1, 1, 1)
@@ -99,12 +100,12 @@ def images_of(number: int, height: int, width: int) -> Tensor:
 def by_captum(
     module: nn.Module, images: Tensor, classes: Tensor, names: Iterable[str], *, n: int = N
 ) -> dict[str, Tensor]:
-    """Signals [n, C, H, W]; ``n`` passes where a method has several."""
+    """Returns captum's signals [n, C, H, W]; methods with several passes use ``n``."""
     return {name: _by_captum(module, images.clone().requires_grad_(), classes, name, n).detach() for name in names}
 
 
 def exactly(module: nn.Module, images: Tensor, classes: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
-    """The same, but for integrated gradients, whose weights captum rounds to float32: those by a loop that does not."""
+    """Returns captum's signals, but integrated gradients by a loop in float64: captum rounds its weights to float32."""
     found = by_captum(module, images, classes, names)
     theirs = found["integrated_gradients"]
     found["integrated_gradients"] = integrated(module, images, of_class(classes), n=N)
@@ -138,7 +139,7 @@ def cam_by_captum(module: nn.Module, layer: str, images: Tensor, classes: Tensor
 
 
 def ours(module: nn.Module, images: Tensor, methods: dict[str, str]) -> tuple[dict[str, Tensor], Tensor]:
-    """Maps by the keys of ``methods``, and the classes."""
+    """Returns our maps, by the keys of ``methods``, and the classes."""
     specs = [f"m{i}={spec}" for i, spec in enumerate(methods.values())]
     explainer = Explainer(own(module, GEOMETRY), methods=specs, precision="float64", seed=SEED)
     found = explainer(images)["predicted"]
@@ -154,7 +155,7 @@ def assert_equal(found: dict[str, Tensor], reference: dict[str, Tensor]) -> None
 
 @pytest.mark.parametrize("functional", [False, True])
 def test_small_net(functional: bool) -> None:
-    """All of them in one Explainer; with functional ReLUs too, where captum is given the net with modules."""
+    """One Explainer runs all methods. If our net has functional ReLUs, captum gets the net with modules."""
     module, images = built(Small), images_of(5, 13, 18)
     found, classes = ours(functional_twin(module) if functional else module, images, PLAIN | RULES)
     reference = exactly(out_of_place(module), images, classes, PLAIN | RULES)
@@ -169,7 +170,7 @@ def functional_twin(module: nn.Module) -> nn.Module:
 
 
 def test_the_references_agree() -> None:
-    """Captum's rules and SmoothGrad against those written out: neither is trusted alone."""
+    """Captum's rules and SmoothGrad equal the hand-written ones, so that both can serve as references."""
     module, images = out_of_place(built(Small)), images_of(4, 12, 17)
     classes = module(images).argmax(1)
     reference, score = by_captum(module, images, classes, PLAIN | RULES), of_class(classes)
@@ -188,7 +189,7 @@ def test_small_vit() -> None:
 
 @pytest.mark.parametrize("layer", ["stem", "stem.0", "one.1", "two", "two.0"])
 def test_gradcam_of_a_named_layer(layer: str) -> None:
-    """Also where a batch norm is folded into the layer, or an in-place ReLU overwrites it."""
+    """The layers include one that a batch norm is folded into, and one that an in-place ReLU overwrites."""
     module, images = built(Small), images_of(4, 14, 20)
     found, classes = ours(
         module, images, {"cam": f"gradcam(layer={layer})", "guided": f"guided_gradcam(layer={layer}, reduction=none)"}
@@ -252,9 +253,9 @@ FOUR = ("gradient", "input_x_gradient", "integrated_gradients", "guided_backprop
 def test_float32_is_no_further_from_float64_than_captum_is(
     name: str, side: int, n: int, only: tuple[str, ...] | None, tmp_path: Path
 ) -> None:
-    """32 cuts of photographs; medians, because single images flip gates by chance. Small cuts and few passes where all
-    methods are compared: else most maps have a flipped gate, and the medians with them. A ViT has neither ReLUs nor a
-    layer that captum would make a CAM of."""
+    """The distances are medians over 32 crops of photographs, because rounding flips ReLU gates of single images. If
+    all methods are compared, crops are small and passes few: otherwise most maps, and so the medians, have a flipped
+    gate. A ViT has neither ReLUs nor a layer for which captum computes a CAM."""
     module = photographed_vit() if name == "vit" else models.get_model(name, weights=None)
     if name != "vit":
         module.load_state_dict(torch.load(network(name, tmp_path), weights_only=True))
@@ -296,7 +297,8 @@ def test_float32_is_no_further_from_float64_than_captum_is(
 
 
 def photographed_vit() -> nn.Module:
-    """Of a head's, a token's and a depth's usual size; its fresh head would be zero, and every gradient with it."""
+    """Returns a ViT of usual proportions, with a random head: torchvision's initial head is zero, and so are its
+    gradients."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made = models.VisionTransformer(

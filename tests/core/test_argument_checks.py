@@ -1,4 +1,4 @@
-"""The core in a notebook: what the Explainer takes where its meaning is clear, and how it refuses the rest."""
+"""Tests of the Explainer's arguments as used in a notebook: which forms it accepts, and how it refuses the others."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_module_of_the_model_is_a_target() -> None:
     ({"device": 1.5}, "device 1.5"),
     ({"precision": "float"}, "precision 'float'"),
 ])  # fmt: skip
-def test_refused_in_the_callers_words(keys: dict[str, object], words: str) -> None:
+def test_errors_name_the_callers_arguments(keys: dict[str, object], words: str) -> None:
     with pytest.raises(InvalidRequestError, match=words) as refused:
         explained(**keys)
     assert "--" not in str(refused.value)
@@ -126,20 +126,20 @@ def test_refused_in_the_callers_words(keys: dict[str, object], words: str) -> No
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("device", ["cuda", "cuda:3", "mps", "xpu", 0])
-def test_a_device_that_is_not_there(device: str) -> None:
+def test_a_missing_device_is_refused(device: str) -> None:
     with pytest.raises(InvalidRequestError, match="torch sees none"):
         Explainer(tiny(), device=device)
 
 
 @pytest.mark.parametrize("rows", [[1, 2], [0.5, 1.0, 2.0], ["a", "b", "c"]])
-def test_rows_that_are_none(rows: object) -> None:
+def test_invalid_rows_are_refused(rows: object) -> None:
     with pytest.raises(InvalidRequestError, match="rows"):
         Explainer(tiny(), methods="smoothgrad(n=2)")(IMAGES, rows=rows)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("method", ["gradient", "smoothgrad(n=2)", "integrated_gradients(n=2)", "fullgrad", "gradcam"])
-def test_an_image_that_is_not_finite_has_no_maps_and_moves_no_other(bad: float, method: str) -> None:
+def test_an_image_that_is_not_finite_has_no_maps_and_does_not_affect_others(bad: float, method: str) -> None:
     images = IMAGES.clone()
     images[1, 2, 3, 4] = bad
     found = explained(images=images, methods=method)["predicted"]
@@ -176,7 +176,7 @@ METHODS = ["smoothgrad(n=2)", "integrated_gradients(n=3, baseline=noise)", "full
     lambda: torch.set_default_device("meta"), lambda: torch.set_float32_matmul_precision("medium"),
     lambda: torch.set_grad_enabled(False),
 ])  # fmt: skip
-def test_the_process_s_defaults_move_nothing(change) -> None:
+def test_torchs_global_defaults_do_not_change_the_maps(change) -> None:
     model, reference = tiny(), explained(methods=METHODS)
     before = torch.get_default_dtype(), torch.get_float32_matmul_precision()
     try:
@@ -198,7 +198,7 @@ def test_decompose_takes_a_bare_module() -> None:
 
 
 class ByItself(nn.Module):
-    """Its last activation is a sum in its own forward, which no module makes."""
+    """A net whose last activation is a sum in its own forward, not the output of a module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -223,7 +223,7 @@ def test_a_baseline_that_needs_preprocessing() -> None:
     explained(Model("own", tiny(), SMALL), methods="integrated_gradients(n=2, baseline=black)")
 
 
-def test_public_names_are_there() -> None:
+def test_public_names_exist() -> None:
     old_names = {"Refused": "InvalidRequestError", "Told": "SaliencyWarning"}
     for name in saliency_core.__all__:
         assert getattr(saliency_core, name).__name__ == old_names.get(name, name)

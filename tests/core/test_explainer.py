@@ -1,4 +1,4 @@
-"""The Explainer against ten-line loops and captum, and identities that any right one must keep."""
+"""Tests of the Explainer against ten-line loops and captum, and of identities that every correct one satisfies."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.subjects import GEOMETRY, SMALL, distance, network, own, phot
 
 
 def loop(module: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The reference, one image at a time → abs-max gradient maps [n, H, W] and predicted classes [n]."""
+    """Returns the reference, one image at a time: abs-max gradient maps [n, H, W] and predicted classes [n]."""
     maps, classes = [], []
     for image in images:
         x = image[None].clone().requires_grad_()
@@ -44,7 +44,7 @@ def loop(module: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18"])
 def test_maps_equal_the_loop(name: str, tmp_path: Path) -> None:
-    """float64 to 1e-9; float32 no further from float64 than the float32 loop is; the same classes."""
+    """Maps agree to 1e-9 in float64; in float32 they are no further from float64 than the loop's. Classes are equal."""
     path = network(name, tmp_path)
     pixels = photographs(32)
     module = models.get_model(name, weights=None).eval()
@@ -97,7 +97,7 @@ def test_batch_equals_single_equals_shuffled() -> None:
             torch.testing.assert_close(singles, maps, rtol=1e-9, atol=1e-15, equal_nan=True)
 
 
-def test_targets_tell_class_score_and_probability() -> None:
+def test_targets_return_class_score_and_probability() -> None:
     images, labels = torch.randn(4, 3, 9, 9), torch.tensor([4, -1, 5, 0])
     module = tiny()
     found = Explainer(own(module), targets=["predicted", "label", "class:3"])(images, labels=labels)
@@ -108,7 +108,7 @@ def test_targets_tell_class_score_and_probability() -> None:
     assert found["label"].applies.tolist() == [True, False, False, True]
     assert found["label"].maps["gradient"].isnan().flatten(1).all(1).tolist() == [False, True, True, False]
     assert found["label"].scores.isnan().tolist() == [False, True, True, False]
-    # where target and prediction agree, so do the maps
+    # if label and prediction are the same, so are the maps
     same = Explainer(own(module), targets=["predicted", "label"])(images, labels=outputs.argmax(1))
     assert torch.equal(same["predicted"].maps["gradient"], same["label"].maps["gradient"])
 
@@ -120,7 +120,7 @@ def test_input_x_gradient_is_complete_without_biases() -> None:
     torch.testing.assert_close(found.maps["input_x_gradient"].flatten(1).sum(1), found.scores, rtol=1e-9, atol=1e-12)
 
 
-def test_reductions_mean_what_they_say() -> None:
+def test_reductions_are_their_definitions() -> None:
     signal = torch.randn(2, 3, 4, 5, dtype=torch.float64)
     by_hand = {
         "abs_max": np.abs(signal.numpy()).max(1),
@@ -141,7 +141,7 @@ def test_reductions_mean_what_they_say() -> None:
 
 @dataclass(frozen=True)
 class Twice(Sampler):
-    """At x and at 2x, averaged. A new sampler is a new small piece, and the Explainer's loop does not change."""
+    """A sampler that averages over x and 2x, which works without a change of the Explainer's loop."""
 
     passes = 2
 
@@ -189,7 +189,7 @@ def test_methods_share_passes() -> None:
 
     methods = ["gradient", "input_x_gradient", "gradient(reduction=l2)"]
     explainer = Explainer(own(Wrapped()), methods=methods, targets=["predicted", "class:0", "class:1"])
-    explainer(torch.randn(2, 3, 8, 8))  # the first time a forward more: it looks at how the model is wired
+    explainer(torch.randn(2, 3, 8, 8))  # the first call needs one more forward, to find out how the model is wired
     calls.update(forward=0, backward=0)
     explainer(torch.randn(2, 3, 8, 8))
     assert calls == {"forward": 1, "backward": 3}
@@ -205,9 +205,7 @@ def test_everything_is_left_as_it_was() -> None:
     images = torch.randn(3, 3, 8, 8)
     untouched = images.clone()
     explainer(images)
-    with pytest.raises(
-        InvalidRequestError, match="RuntimeError"
-    ):  # of how many channels it is, a bare module does not say
+    with pytest.raises(InvalidRequestError, match="RuntimeError"):  # the number of channels of a bare module is unknown
         Explainer(module)(torch.randn(3, 4, 8, 8))
     with torch.no_grad():
         inside = explainer(images)["predicted"].maps["gradient"]
@@ -219,7 +217,7 @@ def test_everything_is_left_as_it_was() -> None:
     assert not module._forward_hooks and not module._backward_hooks
 
 
-def test_low_precision_is_by_choice_and_near() -> None:
+def test_bf16_is_close_to_float32() -> None:
     images = torch.randn(4, 3, 16, 16)
     exact = Explainer(own(tiny()))(images)["predicted"].maps["gradient"]
     low = Explainer(own(tiny()), precision="bf16")(images)["predicted"].maps["gradient"]
@@ -247,8 +245,8 @@ class Spiked(nn.Module):
         return self.inner(x) + (mean.abs() + mean).sqrt()[:, None]
 
 
-def test_agreement_holds_finite_numbers_alone() -> None:
-    """JSON has no others: run.json could not be read again."""
+def test_agreement_has_finite_numbers_alone() -> None:
+    """JSON has no other numbers, so run.json could not be read again."""
     geometry = Preprocessing((16, 16), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
     assert agreement(own(overflows(), geometry), "fp16") == {"finite": 0.0}
     some = agreement(own(Spiked(), geometry), "bf16")
@@ -256,7 +254,7 @@ def test_agreement_holds_finite_numbers_alone() -> None:
 
 
 @pytest.mark.parametrize("target", ["predicted", "label"])
-def test_a_map_that_is_not_finite_is_none(target: str) -> None:
+def test_a_map_that_is_not_finite_is_nan(target: str) -> None:
     """The score is finite, so the target applies, and the methods that do not read the gradient have their maps."""
     images = torch.randn(4, 3, 16, 16)
     images += torch.tensor([1.0, -1, 1, -1])[:, None, None, None] - images.mean(dim=(1, 2, 3), keepdim=True)
@@ -285,7 +283,7 @@ def test_a_model_that_writes_into_its_input() -> None:
     torch.testing.assert_close(found.maps["gradient"], 2 * inner.maps["gradient"], rtol=1e-9, atol=1e-15)
 
 
-def test_output_must_be_chosen_where_there_are_several() -> None:
+def test_one_of_several_outputs_must_be_chosen() -> None:
     geometry = {"preprocessing": SMALL}
     one = load_model("python:factories:several", output="logits", **geometry)
     two = load_model("python:factories:several", output="doubled", **geometry)

@@ -1,4 +1,4 @@
-"""How alike two maps are: the measures, and the part of an image that two models both saw."""
+"""Tests of measures of the similarity of two maps, and of the region of an image that is in both models' inputs."""
 
 from __future__ import annotations
 
@@ -47,25 +47,25 @@ def test_overlap_is_that_of_the_top_regions() -> None:
     assert overlap(a, a, top=0.1) == overlap(a, 7 * a, top=0.25) == 1
     assert overlap(a, a[:, ::-1, ::-1], top=0.5) == 0
     b = a.copy()
-    b[0, 3, 4], b[0, 0, 0] = 0, 30  # the first pixel takes the place of the last
+    b[0, 3, 4], b[0, 0, 0] = 0, 30  # the first pixel replaces the last one in the region
     assert overlap(a, b, top=0.2) == overlap(b, a, top=0.2) == 3 / 5
 
 
 def test_ties_belong_to_the_top_region_and_zeros_never() -> None:
     a, b = np.zeros((2, 1, 4, 5), np.float32)
-    a[0, 0, :3] = 1  # three pixels tie for the two places
-    b[0, 0, :2] = 1  # the others are zero, and there are places left
+    a[0, 0, :3] = 1  # three pixels are tied for a region of two
+    b[0, 0, :2] = 1  # zeros are excluded, also from a region of more pixels
     assert overlap(a, b, top=0.1) == 2 / 3 and overlap(a, b, top=0.9) == 2 / 3
     assert np.isnan(overlap(np.zeros_like(a), np.zeros_like(a), top=0.1))
 
 
-def test_distance_is_the_share_that_lies_elsewhere() -> None:
+def test_distance_is_the_share_of_relevance_in_other_pixels() -> None:
     a, b, c = np.zeros((3, 1, 2, 2), np.float32)
     a[0, 0], b[0, 0, 0], c[0, 1] = 0.5, 1, 0.5
     assert [float(distance(a, one)[0]) for one in (a, b, c)] == [0, 0.5, 1]
 
 
-def test_centres_and_the_words_for_where_relevance_went() -> None:
+def test_centres_and_the_description_of_a_shift() -> None:
     corner, middle = np.zeros((2, 1, 9, 9), np.float32)
     corner[0, 8, 8], middle[0, 4, 4] = 1, 1
     assert [float(one[0]) for one in centres(corner)] == pytest.approx([17 / 18, 17 / 18])
@@ -85,14 +85,14 @@ def geometry(resize: Any, crop: Any) -> Preprocessing:
 
 
 class Fake:
-    """As much of a run, and of an array, as the common part asks for."""
+    """A stand-in for a run and its array, with the attributes that `CommonRegion` reads."""
 
     def __init__(self, resize: Any, crop: Any) -> None:
         self.preprocessing = geometry(resize, crop)
         self.item_shape = self.preprocessing.input_size
 
     def maps(self, sizes: list[tuple[int, int]]) -> np.ndarray:
-        """A landscape in the images' own coordinates, as a model with this crop would see it."""
+        """Returns a smooth function of the images' own coordinates, sampled at the pixels of this model's input."""
         rows, columns = self.item_shape
         found = []
         for width, height in sizes:
@@ -109,7 +109,7 @@ SIZES = [(40, 40), (40, 64), (100, 57), (33, 32)]
 @pytest.mark.parametrize("b", [
     Fake((48, 48), None), Fake((32, 24), None), Fake(40, (32, 32)), Fake(36, (20, 28)), Fake(30, (36, 30)),
 ])  # fmt: skip
-def test_what_both_models_saw_is_compared_wherever_their_crops_lie(b: Fake) -> None:
+def test_the_common_region_of_two_crops_is_compared(b: Fake) -> None:
     a = Fake((32, 32), None)
     common = CommonRegion(a, a, b, b)  # type: ignore[arg-type]
     widths, heights = (np.array(one, np.int32) for one in zip(*SIZES, strict=True))
@@ -120,7 +120,7 @@ def test_what_both_models_saw_is_compared_wherever_their_crops_lie(b: Fake) -> N
     assert rank_correlation(placed_a, placed_b).min() > 0.998
 
 
-def test_maps_of_the_same_part_stay_as_they_are() -> None:
+def test_maps_of_the_same_region_are_not_resampled() -> None:
     a, b = Fake((16, 16), None), Fake((16, 16), (16, 16))
     maps = np.random.default_rng(0).random((4, 16, 16), np.float32)
     widths, heights = (np.array(one, np.int32) for one in zip(*SIZES, strict=True))
@@ -130,14 +130,14 @@ def test_maps_of_the_same_part_stay_as_they_are() -> None:
 
 
 def test_stores_of_other_sizes_and_crops_compare(tree: Path, tmp_path: Path) -> None:
-    """The same model on larger images sees about the same; a crop is set against its own part of the image."""
+    """Maps of the same model on larger images are similar; maps of a crop are compared with its region of the image."""
     for name, keys in (("whole", {}), ("larger", {"resize": "30x30"}), ("cropped", {"crop": "20x20"})):
         run_inline(images=str(tree), out=str(tmp_path / name), targets="class:0", **SAME, **{"resize": "24x24", **keys})
     for name, cells in (("larger", 24), ("cropped", 20)):
         run_compare(tmp_path / "whole", tmp_path / name, tmp_path / f"to-{name}")
         told = read_comparison(tmp_path / f"to-{name}")
         assert told.resampled and told.pairs == 40 and told.cells == (cells, cells)
-    # Cropped, the model saw the very same pixels, but for those at the edges.
+    # The cropped input has the same pixels, except those at the edges.
     assert told.overall["median_rank_correlation"] > 0.5
     assert told.overall["median_distance"] < 0.8 * rows_median(tmp_path / "to-cropped", "to_next")
 

@@ -1,4 +1,4 @@
-"""The plan of passes: what is shared, what it costs, and which accumulator a signal gets."""
+"""Tests of the plan of passes: which passes are shared, their cost, and the accumulator of each signal."""
 
 from __future__ import annotations
 

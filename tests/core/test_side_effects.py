@@ -1,4 +1,4 @@
-"""What a call leaves behind: model, modes, functions and generators as they were found."""
+"""Tests that a call leaves the model, modes, functions and random generators as they were."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Touchy(nn.Module):
-    """Raises in the middle where an image is very bright."""
+    """A net that raises in the middle of its forward if an image is very bright."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,8 +94,8 @@ def test_everything_is_left_as_it_was_also_when_it_fails(
             assert torch.equal(again[slug].maps[name], maps), name
 
 
-def test_a_failing_target_leaves_the_next_call_whole() -> None:
-    """The loss fails in the midst of a rule, after the forward."""
+def test_a_failing_target_does_not_affect_the_next_call() -> None:
+    """The loss fails after the forward, while a rule is active."""
     module, images = net(), images_of()
     explainer = Explainer(
         own(module), methods=METHODS, targets=["picky=loss:test_side_effects:picky"], precision="float64"

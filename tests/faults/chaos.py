@@ -4,14 +4,14 @@
 
 A job on a small tree (some images broken) is started; after a random while a random part of it gets a SIGKILL: the
 driver with everything below it, the driver alone, Ray's raylet, GCS or an agent, a replica, a worker that decodes, one
-that writes, an idle one, a process that decodes images, an actor of Ray Data's own. Where the job survives, the next
-kill meets the same job; where it does not, the same command is started again, as its user would. When it has ended,
-its store must be byte for byte the undisturbed one, `verify` must find nothing, and a new store is begun, until there
-were enough kills. Exits with 1 at the first difference.
+that writes, an idle one, a process that decodes images, an actor of Ray Data's own. If the job survives, the next kill
+hits the same job; if not, the same command is started again, as its user would do. When the job has ended, its store
+must be byte for byte the undisturbed one, and `verify` must find no damage. Then a new store is begun, until the number
+of kills is reached. Exits with 1 at the first difference.
 
-What a kill costs is the time of all stores beyond that of as many undisturbed ones, by the number of kills; of one kind
-alone, say which (`--kinds`). The least that it can cost is the work of the units in flight. The table tells when
-commits went on after each, which with two workers may be the other one's.
+The cost of a kill is the time of all stores beyond that of as many undisturbed ones, divided by the number of kills;
+`--kinds` measures the cost of some kinds alone. The lower bound of the cost is the work of the units in flight. The
+table lists the time from each kill to the next commit, which may come from the worker that was not killed.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ WORKERS = 2
 
 @dataclass
 class Tally:
-    """What the kills came to.
+    """Counts and times of the kills.
 
-    ``seconds`` of all stores, and of one ``undisturbed``; ``lost``: by kind, seconds from each kill to the next commit.
+    ``seconds`` is the time of all stores, ``undisturbed`` that of one undisturbed store. ``lost`` holds, by kind, the
+    seconds from each kill to the next commit.
     """
 
     undisturbed: float
@@ -71,7 +72,7 @@ class Tally:
 
 
 def chaos(scratch: Path, *, kills: int, seed: int, images: int, kinds: Sequence[str] = KINDS) -> Tally:
-    """Raises AssertionError where a store is not as it must be."""
+    """Raises AssertionError if a store differs from the undisturbed one or is damaged."""
     draw = random.Random(seed)
     tree = make_tree(scratch / "tree", images)
     whole = scratch / "whole"
@@ -93,7 +94,7 @@ def chaos(scratch: Path, *, kills: int, seed: int, images: int, kinds: Sequence[
 
 
 def torment(tree: Path, out: Path, draw: random.Random, tally: Tally, most: int, kinds: Sequence[str]) -> None:
-    """One store, to its end."""
+    """Writes one store to its end, with kills."""
     given = arguments(tree, out, runner="ray")
     process, kind = start(*given), ""
     while process.poll() is None or process.returncode != 3:
@@ -102,7 +103,7 @@ def torment(tree: Path, out: Path, draw: random.Random, tally: Tally, most: int,
             process.wait(timeout=300)
             continue
         drawn = draw.choice(kinds)
-        if drawn != "reader":  # those are there at the beginning, and most are gone when the first unit is committed
+        if drawn != "reader":  # most readers end before the first commit
             wait(process, out, draw)
         if not kill_one(process, draw, drawn):
             continue
@@ -117,7 +118,7 @@ def torment(tree: Path, out: Path, draw: random.Random, tally: Tally, most: int,
 
 
 def revived(process: subprocess.Popen[str], given: list[str], kind: str, tally: Tally) -> subprocess.Popen[str]:
-    """The process, or its command started again where the kill of a ``kind`` has ended it."""
+    """Returns the process, or a new one with the same command if the kill of a ``kind`` has ended it."""
     if process.poll() is None or process.returncode == 3:
         return process
     assert kind in FATAL, f"after the kill of a {kind}: ended with {process.returncode}: {said(process)}"
@@ -127,13 +128,13 @@ def revived(process: subprocess.Popen[str], given: list[str], kind: str, tally: 
 
 
 def leave(process: subprocess.Popen[str]) -> None:
-    """What it left behind may still hold its output: nobody reads on."""
+    """Closes the pipe of an ended process, because processes that it left behind may still hold the other end."""
     if process.stdout is not None:
         process.stdout.close()
 
 
 def wait(process: subprocess.Popen[str], out: Path, draw: random.Random) -> None:
-    """Until the moment for a kill: sometimes while everything starts, most often in the middle of the work."""
+    """Waits for the moment of a kill: sometimes while the job starts, most often in the middle of the work."""
     if draw.random() < 0.3:
         with suppress(subprocess.TimeoutExpired):
             process.wait(draw.uniform(0, 15))
@@ -147,7 +148,7 @@ def wait_for_a_commit(process: subprocess.Popen[str], out: Path, before: int) ->
 
 
 def kill_one(process: subprocess.Popen[str], draw: random.Random, kind: str) -> bool:
-    """Kills a part of that kind, as soon as there is one; False where none came, or the job had ended by itself."""
+    """Kills a part of that kind as soon as there is one; returns False if none came or the job has ended by itself."""
     until = time.monotonic() + 20
     while process.poll() is None and time.monotonic() < until:
         if kind == "everything":
@@ -164,7 +165,7 @@ def kill_one(process: subprocess.Popen[str], draw: random.Random, kind: str) -> 
 def said(process: subprocess.Popen[str]) -> str:
     try:
         return process.communicate(timeout=5)[0]
-    except subprocess.TimeoutExpired:  # what it left behind still holds the pipe
+    except subprocess.TimeoutExpired:  # processes that it left behind still hold the pipe
         return ""
 
 
@@ -186,7 +187,7 @@ def run(given: list[str]) -> int:
 
 
 def make_tree(root: Path, images: int) -> Path:
-    """Some of them broken; all of them large, so that a worker that decodes is one for long enough to be struck."""
+    """Writes images, some of them broken, all of them large, so that a worker decodes for long enough to be killed."""
     rng = np.random.default_rng(0)
     for i in range(images):
         path = root / f"{i % 5}" / f"{i:05d}.jpg"

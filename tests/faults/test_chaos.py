@@ -1,4 +1,4 @@
-"""Random kills of every part of a job, one after the other: `python -m tests.faults.chaos` does more of them."""
+"""Tests random kills of every part of a job in sequence; `python -m tests.faults.chaos` runs more of them."""
 
 from __future__ import annotations
 

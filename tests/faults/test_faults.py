@@ -1,4 +1,4 @@
-"""Faults acted out: what the user sees, with which exit code, and that the same command then ends well."""
+"""Tests with provoked faults: what the user sees, the exit code, and that the same command then succeeds."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ SLOW = {"unit_size": 2, "batch_size": 2, "model": "python:factories:slow"}
 
 @pytest.fixture
 def slow(tree: Path) -> Callable[..., list[str]]:
-    """Flags of a run that takes some seconds: 22 units of two rows, a tenth of a second each."""
+    """Returns the flags of a run that takes some seconds: 22 units of two rows, a tenth of a second each."""
     same = {"images": tree, **SLOW, "runner": "ray"}
     return lambda out, **keys: flags(out=out, **{**same, **keys})
 
 
 def ends_well(saliency: Callable[..., Any], command: list[str], out: Path) -> None:
-    """The same command, once the model's trouble is over."""
+    """Asserts that the same command succeeds when the model works again."""
     again = saliency(*command, WELL="yes")
     assert again.returncode == 3, again.stdout + again.stderr
     assert saliency("verify", out).returncode == 0
@@ -64,7 +64,7 @@ def test_model_that_hangs_ends_the_run(tree: Path, tmp_path: Path, saliency, run
 @pytest.mark.slow
 @pytest.mark.parametrize("runner", ["inline", "ray"])
 def test_device_that_is_full(tree: Path, tmp_path: Path, saliency, runner: str) -> None:
-    """Of three images at a time, and of any."""
+    """The first model runs out of memory with three images at a time, the second with any number."""
     same = {"images": tree, "runner": runner, "unit_size": 8, "batch_size": 8}
     told = saliency("explain", *flags(out=tmp_path / "halved", model="python:factories:greedy", **same))
     assert told.returncode == 3, told.stderr
@@ -86,7 +86,7 @@ def test_device_that_is_full(tree: Path, tmp_path: Path, saliency, runner: str) 
 
 
 @pytest.mark.slow
-def test_worker_that_dies_over_a_unit_again_and_again_ends_the_run(tree: Path, tmp_path: Path, saliency) -> None:
+def test_worker_that_dies_repeatedly_on_a_unit_ends_the_run(tree: Path, tmp_path: Path, saliency) -> None:
     command = ["explain", *flags(images=tree, out=tmp_path / "s", model="python:factories:dies", runner="ray", **SMALL)]
     told = saliency(*command)
     assert told.returncode == 1, told.stdout + told.stderr
@@ -96,8 +96,8 @@ def test_worker_that_dies_over_a_unit_again_and_again_ends_the_run(tree: Path, t
 
 
 @pytest.mark.slow
-def test_workers_that_cannot_be_made_end_the_run(tree: Path, tmp_path: Path, saliency) -> None:
-    """Their model is not the one that was planned with."""
+def test_workers_that_cannot_start_end_the_run(tree: Path, tmp_path: Path, saliency) -> None:
+    """Their model has other weights than the one with which the run was planned."""
     told = saliency(
         "explain", *flags(images=tree, out=tmp_path / "s", model="python:factories:by_process", runner="ray", **SMALL)
     )
@@ -106,11 +106,11 @@ def test_workers_that_cannot_be_made_end_the_run(tree: Path, tmp_path: Path, sal
     assert "Traceback" not in told.stderr
 
 
-# -- standing still -------------------------------------------------------------------------------------------
+# -- stalled runs ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("interrupt", [signal.default_int_handler, signal.SIG_IGN], ids=["", "in the background"])
-def test_watchdog_tells_what_is_being_done_and_interrupts(interrupt) -> None:
+def test_watchdog_reports_tasks_in_flight_and_interrupts(interrupt) -> None:
     board = LocalTaskBoard()
     before = signal.signal(signal.SIGINT, interrupt)
     with (
@@ -167,7 +167,7 @@ def test_killed_worker_costs_nothing_but_time(tmp_path: Path, slow, undisturbed,
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["reader", "writer"])
 def test_worker_that_is_killed_at_work_costs_nothing_but_time(tmp_path: Path, slow, undisturbed, kind: str) -> None:
-    """With maps that take a while to write: else it would hardly be met at work."""
+    """The maps take a while to write, so that the worker can be killed while it works."""
     methods = ("gradient(reduction=none)", "input_x_gradient(reduction=none)")
     keys = {"resize": "384x384", "unit_size": 8, "methods": methods}
     out = tmp_path / "store"
@@ -194,14 +194,14 @@ def test_killed_machinery_ends_the_run_and_the_same_command_goes_on(
     told, _ = process.communicate(timeout=240)
     assert process.returncode not in (0, 3), told
     assert "run the same command again" in told, told
-    for one in (one for members in there.values() for one in members):  # nothing of it stays
+    for one in (one for members in there.values() for one in members):  # no process of the run remains
         one.wait(timeout=120)
     assert saliency("explain", *slow(out, workers=2)).returncode == 3
     assert content(out) == undisturbed(**SLOW)
 
 
 def test_killed_while_planning_starts_anew(tree: Path, tmp_path: Path, finished: Path, monkeypatch) -> None:
-    """With run.json in place and a part of the manifest, of the metadata, or nothing else."""
+    """At the kill, the store has run.json, and nothing else or a part of the manifest or metadata."""
     same = {
         "unit_size": 8, "batch_size": 4, "methods": ("gradient", "input_x_gradient"), "targets": ("predicted", "label"),
     }  # fmt: skip
@@ -219,7 +219,7 @@ def test_killed_while_planning_starts_anew(tree: Path, tmp_path: Path, finished:
             run_inline(images=str(tree), out=str(out), **same)
         monkeypatch.undo()
         assert (out / "run.json").exists()
-    (out / "run.json#1").write_bytes(b"{")  # half of a put, which a kill left behind
+    (out / "run.json#1").write_bytes(b"{")  # a partial put, left by a kill
     assert run_inline(images=str(tree), out=str(out), **same)[0] == 3
     assert content(out) == content(finished)
 
@@ -228,7 +228,7 @@ def test_killed_while_planning_starts_anew(tree: Path, tmp_path: Path, finished:
 @pytest.mark.parametrize("runner", ["inline", "ray"])
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler to build the wrong clock with")
 def test_clock_that_jumps(tmp_path: Path, slow, undisturbed, runner: str) -> None:
-    """Back by a year, and ahead by two: every process of the job sees it."""
+    """The clock of every process of the job jumps back by a year, then ahead by two."""
     library, clock, out = tmp_path / "clock.so", tmp_path / "clock", tmp_path / "store"
     source = TESTS / "support/faults/wrong_clock.c"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
@@ -261,7 +261,7 @@ def jump(clock: Path, seconds: int) -> None:
 
 @pytest.mark.parametrize("other", ["gradient", "input_x_gradient"])
 def test_run_that_is_overtaken_while_it_plans(tree: Path, tmp_path: Path, saliency, monkeypatch, other: str) -> None:
-    """It saw an empty OUT; by the time it has listed its inputs another run has begun there, and even ended."""
+    """The run finds an empty OUT; while it lists its inputs, another run starts there and ends."""
     out = tmp_path / "store"
     keys = {"images": str(tree), "unit_size": 8, "batch_size": 4, "out": str(out)}
 
@@ -292,8 +292,8 @@ def test_one_run_started_twice_is_harmless(tmp_path: Path, slow, saliency, undis
 
 @pytest.mark.slow
 def test_of_different_runs_started_together_one_is_refused(tree: Path, tmp_path: Path, saliency, undisturbed) -> None:
-    """Whoever puts run.json first has the store; nothing of the other is ever in it. (How far each has come by then is
-    up to the machine: again and again.)"""
+    """The run that puts run.json first gets the store, which has no object of the other run. The test repeats this,
+    because the timing of the two runs varies."""
     keys, methods = {"unit_size": 8, "batch_size": 4}, ("gradient", "input_x_gradient")
     for attempt in range(3):
         out = tmp_path / f"store-{attempt}"
@@ -312,7 +312,7 @@ def test_of_different_runs_started_together_one_is_refused(tree: Path, tmp_path:
 
 @pytest.mark.slow
 def test_terminated_driver_leaves_nothing(tmp_path: Path, slow, saliency, undisturbed) -> None:
-    """SIGTERM, as batch systems and shutting machines send it."""
+    """The driver gets SIGTERM, as from a batch system or a machine that shuts down."""
     out = tmp_path / "store"
     process = start("explain", *slow(out, workers=2))
     wait_for_commits(process, out, 2)

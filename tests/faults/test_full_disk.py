@@ -1,4 +1,4 @@
-"""A disk that fills up, acted out on a file system of a few hundred KB, mounted where nobody else sees it."""
+"""Tests with a full disk: a file system of a few hundred KB, mounted in a private mount namespace."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ Told = subprocess.CompletedProcess[str]
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Callable[[str], Told]:
-    """Runs a shell script in which ``$DISK`` is a small disk and ``$KEEP`` outlives it; skips where forbidden."""
+    """Returns a function that runs a shell script: ``$DISK`` is a small disk, ``$KEEP`` a folder that outlives it.
+    Skips the test if mounting is forbidden."""
     if shutil.which("unshare") is None:
         pytest.skip("there is no unshare(1) here to mount a small disk with")
     (tmp_path / "disk").mkdir()
@@ -52,7 +53,7 @@ def command(tree: Path, out: str) -> str:
 def test_full_disk_ends_the_run_and_the_same_command_goes_on(
     size: str, tree: Path, disk, undisturbed, tmp_path: Path
 ) -> None:
-    """While planning, between commits, and the more the later."""
+    """The larger the disk, the later it is full: while planning, or between commits."""
     run = command(tree, "$DISK/store")
     told = disk(
         f'mount -o remount,size={size} "$DISK"; {run}; echo "exit=$?"; find "$DISK" -name "*#*"; '
@@ -68,7 +69,7 @@ def test_full_disk_ends_the_run_and_the_same_command_goes_on(
 def test_disk_full_when_the_index_is_compacted(tree: Path, disk, undisturbed, tmp_path: Path) -> None:
     run = command(tree, "$DISK/store")
     told = disk(
-        # Another's file takes all that is left as soon as the last unit is committed.
+        # Another file takes all space that is left after the last unit is committed.
         f'mount -o remount,size=8m "$DISK"; {run} >/dev/null; rm "$DISK"/store/{{index.parquet,SHA256SUMS}}; '
         f'head -c 9m /dev/zero >"$DISK/others"; {run}; echo "exit=$?"; ls "$DISK/store"; rm "$DISK/others"; '
         f'{run}; echo "exit=$?"; cp -r "$DISK/store" "$KEEP"'

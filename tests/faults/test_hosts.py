@@ -1,4 +1,4 @@
-"""Two hosts with their own addresses and disks, joined by ``ray start``, and an object store that both reach."""
+"""Tests with two hosts that have their own addresses and disks, joined by ``ray start``, and a shared object store."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ SALIENCY = [sys.executable, "-m", "jobs"]
 
 @pytest.fixture
 def hosts(host_and_late: tuple[Host, Callable[[], Host]]) -> tuple[Host, Host]:
-    """Both are there from the beginning."""
+    """Two hosts that are both in the cluster from the beginning."""
     first, join_second = host_and_late
     return first, join_second()
 
 
 @pytest.fixture
 def host_and_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Host, Callable[[], Host]]]:
-    """One that runs Ray with one processor, RAY_ADDRESS names it; and what makes another one join it."""
+    """A host that runs Ray with one processor, at RAY_ADDRESS, and a function that makes a second host join it."""
     for check in ("health_check_period", "health_check_timeout", "health_check_initial_delay"):
-        monkeypatch.setenv(f"RAY_{check}_ms", "1000")  # a host that is cut off is missed sooner
+        monkeypatch.setenv(f"RAY_{check}_ms", "1000")  # Ray detects a lost host sooner
     for ping in ("grpc_client_keepalive_time", "grpc_client_keepalive_timeout"):
         monkeypatch.setenv(f"RAY_{ping}_ms", "5000")
-    # Said on both hosts: else a token that some run left in the home directory is asked for by the head alone.
+    # Set on both hosts: otherwise the head alone would require a token that another run left in the home directory.
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef" * 4)
     disks = (Path("/tmp/ray"), tmp_path / "disk")
@@ -77,7 +77,7 @@ def test_host_is_lost_in_the_middle(tree: Path, hosts: tuple[Host, Host], loss) 
 
 
 def test_host_that_joins_later_with_a_disk_of_its_own_ends_the_run(tree: Path, tmp_path: Path, host_and_late) -> None:
-    """Nobody could ask it when the run was planned; what it would write is lost to all others."""
+    """The host was not in the cluster when --out was checked; other hosts cannot read what it would write."""
     first, join_second = host_and_late
     out = tmp_path / "disk/store"
     process = first.start(

@@ -1,4 +1,4 @@
-"""Several nodes of processes of their own on this machine: they come and go, and the store comes out the same."""
+"""Tests with several Ray nodes on this machine: nodes are added and lost, and the store is the same."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ SLOW = {"unit_size": 2, "batch_size": 2, "model": "python:factories:slow"}
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A head without processors, and two nodes of one each; RAY_ADDRESS names it."""
+    """A cluster of a head without processors and two nodes with one each, at RAY_ADDRESS."""
     monkeypatch.setenv(
         "PYTHONPATH", f"{PYTHONPATH}{os.pathsep}{Path(__file__).parent}"
-    )  # where nodes find the tests' models
+    )  # the nodes import the tests' models from here
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
         made.add_node(num_cpus=1)
@@ -40,16 +40,17 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
         made.shutdown()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")  # about defaults of its own
-def test_processes_stay_that_have_nothing_to_do(cluster: Cluster) -> None:
-    """Ray ends those beyond one a core after a second, and each costs seconds of processor to start."""
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")  # about Ray's own defaults
+def test_idle_processes_are_kept(cluster: Cluster) -> None:
+    """By default, Ray ends idle processes beyond one a core after a second; each start costs seconds of processor
+    time."""
     stages = [Stage("told", told_process, cpus=0.5)]
     ray_data.start()
     try:
         before = set(ray_data.run_stages(range(4), stages))
         time.sleep(10)
         after = set(ray_data.run_stages(range(4), stages))
-        gc.collect()  # what Ray Data kept of the records
+        gc.collect()  # frees records that Ray Data still holds
         time.sleep(5)
         told = get_cluster_status(cluster.address)
     finally:
@@ -66,7 +67,7 @@ def told_process() -> Callable[[int], int]:
 
 def slow_process(item: int) -> int:
     del item
-    time.sleep(5)  # so that nobody takes two
+    time.sleep(5)  # so that each process gets one item
     return os.getpid()
 
 
@@ -96,8 +97,8 @@ def test_embedded_ray_listens_on_loopback_alone(tree: Path, tmp_path: Path) -> N
 def test_nodes_are_lost_in_the_middle(
     tree: Path, tmp_path: Path, cluster: Cluster, undisturbed, losses: tuple[int, ...], replaced: bool
 ) -> None:
-    """After so many commits each. Where no other node comes, its replica has no room before that of the other node has
-    ended; again and again is how a spot market takes them back."""
+    """A node is lost after each number of commits in ``losses``. If it is not replaced, its replica waits until that
+    of the other node has ended. Repeated losses are those of a spot market."""
     out = tmp_path / "store"
     process = start("explain", *flags(images=tree, out=out, device="cpu", workers=2, **{**SLOW, "runner": "ray"}))
     try:

@@ -1,4 +1,4 @@
-"""Two drivers on one store, step against step."""
+"""Tests with two drivers on one store, whose steps are interleaved."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.faults.fault_proxy import FaultProxy
 
 @pytest.mark.parametrize("fault", [None, "lost", "reset"])
 def test_two_runs_on_one_new_store(fault: str | None, finished: Path, proxy: FaultProxy) -> None:
-    """The claim is a conditional put; its answer lost, who has the store must not think another has it."""
+    """The claim is a conditional put. If its response is lost, the retry must recognise the run's own claim."""
     run = Run.model_validate_json((finished / RUN_JSON).read_bytes())
     ours = run.model_copy(update={"config": run.config.model_copy(update={"out": f"s3://{s3.BUCKET}/new"})})
     theirs = ours.model_copy(update={"fingerprint": {**ours.fingerprint, "seed": 1}})
@@ -38,7 +38,7 @@ def test_two_runs_on_one_new_store(fault: str | None, finished: Path, proxy: Fau
 
 @pytest.mark.slow
 def test_two_drivers_finalize_at_once(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each puts a run.json of its own; in whichever order their puts come, the sums are those of the last one."""
+    """Each driver puts its own run.json. In any order of the puts, SHA256SUMS matches the last one."""
     for order in range(20):
         out = tmp_path / str(order)
         shutil.copytree(finished, out)
@@ -47,7 +47,7 @@ def test_two_drivers_finalize_at_once(finished: Path, tmp_path: Path, monkeypatc
 
         def meeting(store, key, data, *, barrier=barrier, order=order):
             if key in (RUN_JSON, SHA256SUMS):
-                with suppress(threading.BrokenBarrierError):  # the other has ended, or does not come here
+                with suppress(threading.BrokenBarrierError):  # the other driver has ended, or does not reach this put
                     barrier.wait(0.05)
             put(store, key, data)
 
@@ -66,7 +66,7 @@ def test_finalizer_overtaken_between_run_json_and_sums(finished: Path, tmp_path:
     def overtaking(store, key, data):
         if key == SHA256SUMS and not overtaken:
             overtaken.append(True)
-            finalize(store, run, session={"rows": 2})  # the other, from beginning to end
+            finalize(store, run, session={"rows": 2})  # the other driver finalizes completely
         put(store, key, data)
 
     monkeypatch.setattr(finalizing, "put", overtaking)

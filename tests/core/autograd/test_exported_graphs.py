@@ -1,5 +1,5 @@
-"""Exported graphs, whose calls are ATen's overloads, give the maps of the module that they were exported from; and a
-bias is found however a layer is called."""
+"""Tests that exported graphs, whose calls are ATen overloads, give the maps of the module that they were exported from,
+and that a bias is found however its layer is called."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def test_an_exported_graph_is_explained_as_its_module(factory, decomposed: bool,
     for name in METHODS:
         assert expected.maps[name].any()
         close(found.maps[name], expected.maps[name])
-    if factory is not small_vit:  # whose tokens lie in an order that only the module tells
+    if factory is not small_vit:  # the token order is not visible in an exported graph
         assert found.residuals["fullgrad"].max() <= 1e-12
 
 
 class Named(nn.Module):
-    """The input as a keyword, and torch's own batch norm, whose arguments come in another order than F's."""
+    """A net that passes the input as a keyword, and calls `torch.batch_norm`, whose argument order differs from F's."""
 
     def __init__(self, *, usual: bool) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def test_a_bias_is_found_however_its_layer_is_called() -> None:
     assert residual(found.scores, parts_of(found)).max() <= 1e-12
 
 
-def test_what_writes_in_place() -> None:
+def test_in_place_calls_are_detected() -> None:
     aten = torch.ops.aten
     for func in (Tensor.add_, Tensor.__iadd__, Tensor.__setitem__, aten.add_.Tensor, aten.relu_.default):
         assert is_in_place(func, {})

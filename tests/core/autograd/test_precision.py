@@ -1,4 +1,4 @@
-"""The precision is the one asked for, whatever the caller has switched on or off around the call."""
+"""Tests that a call computes in the requested precision, whatever autograd or autocast mode the caller has set."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def maps_of(model: Model, images: Tensor, precision: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("precision", ["float32", "float64", "bf16"])
 @pytest.mark.parametrize("around", AROUND)
-def test_maps_do_not_depend_on_what_is_around_the_call(around: str, precision: str) -> None:
-    """Nor on where the images come from: what was made in inference mode is marked for ever."""
+def test_maps_do_not_depend_on_the_modes_around_the_call(around: str, precision: str) -> None:
+    """The images and the model are also made inside the mode: tensors made in inference mode stay inference tensors."""
     expected = maps_of(own(net().float()), images_of().float(), precision)
     with AROUND[around]():
         model, images = own(net().float()), images_of().float()
@@ -46,7 +46,7 @@ def test_maps_do_not_depend_on_what_is_around_the_call(around: str, precision: s
 
 
 @pytest.mark.parametrize("around", AROUND)
-def test_class_models_do_not_depend_on_it_either(around: str) -> None:
+def test_class_images_do_not_depend_on_the_modes_around_the_call(around: str) -> None:
     model, recipe = own(net().float()), Recipe(steps=3)
     expected = visualise_classes(model, [1, 3], recipe=recipe)
     with AROUND[around]():
@@ -65,7 +65,7 @@ def flags() -> tuple[bool, ...]:
 
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "fp16"])
-def test_everything_is_as_found_afterwards(precision: str) -> None:
+def test_flags_are_restored_after_an_error(precision: str) -> None:
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         before = flags()
         with pytest.raises(ValueError, match="in the midst"), computing_in(precision, CPU):

@@ -44,7 +44,7 @@ def net() -> Model:
         )
 
 
-def test_of_a_linear_model_the_image_is_its_weights_over_two_lambda() -> None:
+def test_the_image_of_a_linear_model_is_its_weights_over_two_lambda() -> None:
     model, weights = linear()
     result = visualise_classes(model, [2, 0, 3], recipe=Recipe(l2=0.05, steps=300, **PLAIN))
     assert result.images.dtype == torch.float32
@@ -55,7 +55,7 @@ def test_of_a_linear_model_the_image_is_its_weights_over_two_lambda() -> None:
     torch.testing.assert_close(result.probabilities, outputs.softmax(1)[[0, 1, 2], [2, 0, 3]])
 
 
-def test_with_a_power_as_penalty_too() -> None:
+def test_the_optimum_with_a_power_as_penalty() -> None:
     model, weights = linear()
     result = visualise_classes(model, [1], recipe=Recipe(l2=0, lp=(3.0, 0.05), steps=300, **PLAIN))
     expected = weights[1:2].sign() * (weights[1:2].abs() / (3 * 0.05)).sqrt()
@@ -213,7 +213,7 @@ def test_an_unknown_class_is_refused(classes: list[int], message: str) -> None:
         visualise_classes(linear()[0], classes)
 
 
-def test_of_a_model_that_ends_in_a_softmax_the_scores_before_it_are_ascended() -> None:
+def test_a_softmax_at_the_end_of_the_model_is_bypassed() -> None:
     model, _ = linear()
     ending = model_of(nn.Sequential(*model.module, nn.Softmax(dim=1)))
     recipe = Recipe(l2=0.05, steps=50, **PLAIN)

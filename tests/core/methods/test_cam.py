@@ -1,4 +1,4 @@
-"""Class activation maps are their formulas, on any layer and grid, and on tokens."""
+"""Tests that class activation maps equal their formulas on any layer and grid, and on tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def steep() -> nn.Module:
-    """Gradients well above any small constant that a denominator is given."""
+    """Returns a net with gradients far above the small constants that CAMs add to denominators."""
     module = net()
     module.fc.weight.mul_(5e3)
     return module
@@ -28,11 +28,11 @@ def steep() -> nn.Module:
 
 @pytest.mark.parametrize(
     ("name", "layer"),
-    # The weights of the two others divide by sums that are sure to be positive only behind a ReLU.
+    # The other two methods divide by sums of activations, which are certainly positive only behind a ReLU.
     [*product(CAMS, ("relu1", "relu2")), *product(("gradcam", "hirescam", "layercam"), ("one", "two"))],
 )
 def test_cams_are_their_formulas(name: str, layer: str) -> None:
-    """Also on a convolution that an in-place ReLU follows, and on one that a batch norm could be folded into."""
+    """The layers include a convolution before an in-place ReLU, and one that a batch norm could be folded into."""
     module, images = steep(), images_of()
     a, g = captured(out_of_place(module), layer, images, of_class(module(images).argmax(1)))
     expected = upsampled(CAMS[name](a, g), images)
@@ -45,7 +45,7 @@ def test_cams_are_their_formulas(name: str, layer: str) -> None:
 
 
 class Unpadded(nn.Module):
-    """Grids that are no halvings of the image: strides without padding, rounding up, a crop, a resize."""
+    """A net with grids that are not halvings of the image: strides without padding, rounding up, a crop, a resize."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ def test_cams_of_dead_channels_are_finite() -> None:
 
 
 class Reordered(nn.Module):
-    """The last spatial activation is that of a module defined first; one defined last is never called."""
+    """A net that defines the module of its last spatial activation first; the module defined last is never called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ def test_a_layer_that_is_never_called_is_refused(method: str, target: str, messa
 
 
 def test_guided_gradcam_is_a_product() -> None:
-    """Grad-CAM's own gradient is the plain one."""
+    """The Grad-CAM factor is computed with the plain gradient, not the guided one."""
     module, images = net(), images_of()
     specs = ["guided_gradcam(reduction=none)", "guided_backprop(reduction=none)", "gradcam"]
     both, guided, cam = explain(module, images, *specs).maps.values()
@@ -141,8 +141,8 @@ def small_vit() -> nn.Module:
 
 
 def test_cams_of_tokens() -> None:
-    """Tokens go back to their grid, the class token aside. By default not to a layer that the head does not read:
-    the last block's outputs reach it through the class token alone, and the map would be zero."""
+    """Tokens other than the class token are placed on their grid. The default layer is one whose patch tokens the head
+    reads: of the last block's output it reads the class token alone, so the CAM of that output would be zero."""
     module, images = built(small_vit), images_of(4, 32, 32)
     layer = "encoder.layers.encoder_layer_1.ln_1"
     found = explain(module, images, *CAMS, f"named=gradcam(layer={layer})").maps
@@ -158,7 +158,7 @@ def test_cams_of_tokens() -> None:
 
 @pytest.mark.slow
 def test_cams_of_swin() -> None:
-    """Its tokens lie [n, h, w, channels]."""
+    """The layout of Swin's tokens is [n, h, w, channels]."""
     module, images = built(lambda: models.swin_t(weights=None, num_classes=5)), images_of(2, 64, 96)
     found = explain(module, images, "gradcam", "named=gradcam(layer=features.5)").maps
     assert found["gradcam"].shape == (2, 64, 96) and found["gradcam"].any()
@@ -166,7 +166,7 @@ def test_cams_of_swin() -> None:
     close(found["named"], upsampled(CAMS["gradcam"](a.permute(0, 3, 1, 2), g.permute(0, 3, 1, 2)), images))
 
 
-def test_a_cam_behind_what_the_target_reads_is_zero_and_told() -> None:
+def test_a_cam_of_a_layer_that_the_target_does_not_read_is_zero_and_warns() -> None:
     module, images = net(), images_of()
     with pytest.warns(
         SaliencyWarning, match=r"'layer:one\[2\]' does not depend on layer 'relu2', so the CAM .* zero everywhere"

@@ -1,4 +1,4 @@
-"""FullGrad: its parts are those of plain module hooks, whatever the net is made of."""
+"""Tests that the parts of FullGrad equal those found with plain module hooks, for nets of many kinds of operations."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_parts_are_those_of_plain_hooks(inplace: bool) -> None:
         assert isinstance(layer.name, str) and layer.name
         assert layer.gradient.shape == layer.term.shape and len(layer.term) == len(images)
         assert not layer.term.requires_grad
-    # in some order, the same terms: first, norm, twice, twice, bare, hidden, head
+    # the same terms in any order: first, norm, twice, twice, bare, hidden, head
     assert len(terms) == 7 == sum(bool(layer.term.any()) for layer in found.layers)
     for term in terms:
         same = [layer for layer in found.layers if layer.term.shape == term.shape]
@@ -59,7 +59,7 @@ def test_parts_of_other_targets() -> None:
 
 
 class Square(torch.autograd.Function):
-    """What autograd knows of it is a gradient; what it leaves over its linearisation nobody can see."""
+    """A square as a custom autograd function: it has a gradient, but y − J·u, its part of the score, cannot be seen."""
 
     @staticmethod
     def forward(ctx, values):
@@ -77,7 +77,7 @@ class Hiding(Odd):
 
 
 def test_residuals_are_as_defined_and_go_with_the_map() -> None:
-    """|S − Σ| ÷ Σ|terms|, also where the identity does not hold."""
+    """The residual is |S − Σ| ÷ Σ|terms|, also if the decomposition is incomplete."""
     module, images = built(Hiding), images_of(5, 12, 16)
     found = decompose(own(module), images, precision="float64")
     mine = residual(found.scores, parts_of(found))
@@ -93,20 +93,20 @@ def test_residuals_are_as_defined_and_go_with_the_map() -> None:
 
 
 class Distances(nn.Module):
-    """Of all rows to each other, of which torch knows no forward-mode differentiation."""
+    """A net of distances between rows (`torch.cdist`), for which torch has no forward-mode differentiation."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cdist(x, x).mean((1, 2, 3))[:, None].expand(-1, 6)
 
 
-def test_a_call_that_cannot_be_taken_apart_is_named() -> None:
+def test_a_call_without_forward_mode_differentiation_is_named() -> None:
     module, images = built(Distances), images_of(2, 12, 16)
     with pytest.raises(InvalidRequestError, match="cdist: torch has no forward-mode differentiation of it"):
         explain(module, images, "fullgrad")
     assert explain(module, images, "gradient").maps["gradient"].any()
 
 
-def test_a_batch_is_its_images() -> None:
+def test_parts_of_a_batch_are_those_of_its_images() -> None:
     module, images = built(Odd), images_of(4, 12, 18)
     whole = decompose(own(module), images, precision="float64")
     for i in range(4):

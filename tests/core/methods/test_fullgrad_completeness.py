@@ -1,6 +1,6 @@
-"""FullGrad's decomposition is complete, whatever the net is made of.
+"""Tests that FullGrad's decomposition is complete for nets of many kinds of operations.
 
-Completeness is summed here again, in float64, from the parts: what the code says of itself is compared with it.
+The tests sum the parts again in float64, and compare the reported residual with this sum.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def assert_complete(module: nn.Module, images: Tensor, *, most: float, precision: str) -> None:
-    """Of every image; and the parts say what they are."""
+    """Asserts that the parts of every image sum to its score, and that the reported residual is correct."""
     found = decompose(own(module), images, precision=precision)
     mine = residual(found.scores, parts_of(found))
     print(f"{len(found.layers)} layers, residual {mine.max():.1e}, told {found.residual.max():.1e}")
@@ -32,7 +32,7 @@ def assert_complete(module: nn.Module, images: Tensor, *, most: float, precision
         scores = module.double()(images.double()).amax(1)
     tolerance = 1e-9 if precision == "float64" else 1e-3
     torch.testing.assert_close(found.scores.double(), scores, rtol=tolerance, atol=tolerance)
-    # The input alone does not do it: the biases matter in these nets.
+    # The input's term alone is not the score: the biases matter in these nets.
     assert residual(found.scores, parts_of(found)[:1]).min() > 1e-4
 
 
@@ -54,7 +54,7 @@ def summed_in_part(x: Tensor) -> Tensor:
     return x
 
 
-# Ways in which a constant comes into a net without a layer that has a bias.
+# Ways in which a net can add a constant without a layer that has a bias.
 CONSTANTS = {
     "a sum": lambda x: x + 0.5,
     "from the left": lambda x: 1 - x,
@@ -92,7 +92,7 @@ class Constant(nn.Module):
 def test_no_constant_is_missed(way: str) -> None:
     module, images = built(lambda: Constant(CONSTANTS[way])), images_of(3, 9, 9)
     assert_complete(module, images, most=1e-12, precision="float64")
-    # which is not so without it
+    # without the constants the sum is not complete
     plain = out_of_place(module)
     scores, by_input, _, terms = full_gradient(plain, images, of_class(plain(images).argmax(1)))
     if way != "prelu":
@@ -103,7 +103,7 @@ def test_no_constant_is_missed(way: str) -> None:
 
 
 def assert_saturates(module: nn.Module, images: Tensor) -> None:
-    """Some ReLU6 meets more than six, in every image, and without that part the sum is not the score."""
+    """Asserts that each image saturates some ReLU6, and that the sum without the saturated parts is not the score."""
     sixes = torch.zeros(len(images))
 
     def see(part: nn.Module, inputs: object, output: Tensor) -> None:
@@ -127,8 +127,8 @@ def assert_saturates(module: nn.Module, images: Tensor) -> None:
 
 
 def settled(module: nn.Module, size: int) -> nn.Module:
-    """Batch norms' statistics drawn around those of some images: with strange ones a fresh deep net forgets its
-    input, and its scores are all bias."""
+    """Returns the net with batch norm statistics drawn around those of some images: with unrelated statistics, the
+    scores of an untrained deep net depend on its biases alone."""
     norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
@@ -145,7 +145,7 @@ def settled(module: nn.Module, size: int) -> nn.Module:
 
 def net(name: str) -> nn.Module:
     options = {"num_classes": 10}
-    if name in ("googlenet", "inception_v3"):  # as their weights' entry points build them
+    if name in ("googlenet", "inception_v3"):  # as torchvision builds them for their weights
         options |= {"transform_input": True, "init_weights": False}
     module = settled(built(lambda: models.get_model(name, weights=None, **options)), SIZES[name])
     if name == "mobilenet_v2":
@@ -189,14 +189,14 @@ def test_torchvision_nets_are_complete(name: str, precision: str) -> None:
     dtype, most = getattr(torch, precision), BOUNDS[precision]
     many = images_of(16, SIZES[name], SIZES[name]).to(dtype) if precision == "float32" else images.to(dtype)
     explainer = Explainer(own(module.to(dtype)), methods=["fullgrad"], precision=precision)
-    told = explainer(many)["predicted"].residuals["fullgrad"]  # as the index has it: summed while the pass runs
+    told = explainer(many)["predicted"].residuals["fullgrad"]  # the value in the index, summed during the pass
     print(f"in the index: {told.max():.1e}")
     assert told.max() <= most
     assert_complete(module, images.to(dtype), most=most, precision=precision)
 
 
-# Smooth gates, normalisation and attention are not piecewise linear. The residual could just say so; but what an
-# operation leaves over, y − J·u, telescopes to the score in any network, and with it the sum is complete here too.
+# Smooth gates, normalisation and attention are not piecewise linear. The remainder of each operation, y − J·u,
+# telescopes to the score in any network; with these remainders, the sum is complete here, too.
 def small_vit() -> nn.Module:
     return models.VisionTransformer(
         image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=10
@@ -204,7 +204,7 @@ def small_vit() -> nn.Module:
 
 
 class Gating(nn.Module):
-    """SiLU, hard activations, squeeze and excitation, GroupNorm, GELU."""
+    """A net with SiLU, hard activations, squeeze and excitation, GroupNorm and GELU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -218,7 +218,7 @@ class Gating(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["gating", "vit"])
-def test_smooth_nets_leave_a_residual_on_record(name: str) -> None:
+def test_smooth_nets_report_their_residual(name: str) -> None:
     module, images = built(Gating if name == "gating" else small_vit), images_of(3, 32, 32)
     found = explain(module, images, "fullgrad")
     assert found.maps["fullgrad"].shape == (3, 32, 32) and found.maps["fullgrad"].isfinite().all()

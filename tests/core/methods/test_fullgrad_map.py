@@ -1,4 +1,4 @@
-"""FullGrad's map is that of plain module hooks, on any grid, saturated, smoothed and edited."""
+"""Tests that FullGrad's map equals that of plain module hooks: any grid, saturation, smoothing, edited biases."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("simple", [False, True])
 def test_map_is_that_of_plain_hooks(inplace: bool, simple: bool) -> None:
-    """Reused and in-place modules, definition order; every channel upsampled on its own by the reference."""
+    """The net reuses modules, writes in place, and calls modules in another order than defined; the reference upsamples
+    each channel by itself."""
     module, images = built(lambda: Odd(inplace=inplace)), images_of(5, 12, 18)
     plain = twin(module)
     _, by_input, gradients, terms = full_gradient(plain, images, of_class(plain(images).argmax(1)))
@@ -30,7 +31,7 @@ def test_map_is_that_of_plain_hooks(inplace: bool, simple: bool) -> None:
 
 
 class Regridded(nn.Module):
-    """Biases on grids that no convolution made: after a crop, a resize, and one that is a single place."""
+    """A net with biases on grids other than a convolution's: after a crop, after a resize, and of a single position."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +45,7 @@ class Regridded(nn.Module):
 
 
 def test_map_of_layers_on_any_grid() -> None:
-    """Every layer with a 4-D output has its part."""
+    """Each layer with a 4-D output contributes to the map."""
     module, images = built(Regridded), images_of(3, 23, 26)
     _, by_input, gradients, terms = full_gradient(module, images, of_class(module(images).argmax(1)))
     assert sum(term.dim() == 4 for term in terms) == 4
@@ -54,7 +55,7 @@ def test_map_of_layers_on_any_grid() -> None:
 
 
 def test_map_of_a_saturated_net() -> None:
-    """The constants of a saturated ReLU6 are in the sum, and, as in idiap's code, not in the map."""
+    """The constants of a saturated ReLU6 are in the sum of the parts but, as in idiap's code, not in the map."""
     module, images = saturating(), images_of(4, 11, 19)
     plain = out_of_place(module)
     scores, by_input, _, terms = full_gradient(plain, images, of_class(plain(images).argmax(1)))
@@ -73,7 +74,7 @@ def test_map_of_resnet18() -> None:
 
 
 class Cloning(nn.Module):
-    """A net each of whose batch norms gives a copy of its output to whoever writes into it."""
+    """A wrapper whose batch norms return a clone, so that the in-place operations that follow write into the clone."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -89,7 +90,7 @@ class Cloning(nn.Module):
 
 
 def test_smooth_fullgrad_averages_the_parts_of_noisy_images() -> None:
-    """Over the draws, with the clean image's class; then ψ."""
+    """The parts are averaged over the draws, for the clean image's class, before ψ is applied."""
     module, images = built(Odd), images_of(3, 12, 14)
     plain, n, spread = twin(module), 4, 0.3
     score = of_class(plain(images).argmax(1))
@@ -117,7 +118,7 @@ def test_biases_edited_after_the_explainer_was_made() -> None:
 
 
 def test_constant_terms_do_not_divide_by_zero() -> None:
-    """A black image, whose input term is zero everywhere."""
+    """The image is black, so its input term is zero everywhere."""
     images = torch.zeros(2, 3, 12, 12, dtype=torch.float64)
     images[1] = 1
     found = explain(built(Odd), images, "fullgrad", "simple_fullgrad")

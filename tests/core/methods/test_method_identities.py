@@ -1,4 +1,4 @@
-"""Identities that every method keeps: of batches, precisions, names and shared passes."""
+"""Tests of identities that hold for every method: batches, precisions, names and shared passes."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def test_a_rolled_batch_rolls_the_maps() -> None:
     maps = explainer(images, rows=ROWS)["predicted"].maps
     rolled = explainer(images.roll(2, 0), rows=ROWS.roll(2))["predicted"].maps
     for name in METHODS:
-        assert (maps[name] - maps[name].roll(2, 0)).any()  # the images' maps do differ
+        assert (maps[name] - maps[name].roll(2, 0)).any()  # the maps of different images differ
         close(rolled[name], maps[name].roll(2, 0))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_float32_maps_are_float32_and_near(method: str) -> None:
+def test_float32_maps_are_float32_and_close_to_float64(method: str) -> None:
     module, images = net(), images_of(height=9, width=9)
     exact = explain(module, images, method, rows=ROWS).maps[method]
     single = Explainer(own(module.float()), methods=[method])(images.float(), rows=ROWS)["predicted"].maps[method]
@@ -57,7 +57,7 @@ def test_float32_maps_are_float32_and_near(method: str) -> None:
 
 
 def test_methods_alone_are_methods_together() -> None:
-    """What shares passes is what it is by itself."""
+    """A method gives the same map if it shares passes with other methods."""
     module, images = net(), images_of(3)
     together = explain(module, images, *METHODS, rows=ROWS[:3]).maps
     for method in METHODS:
@@ -113,7 +113,7 @@ class Counting(nn.Module):
 
 
 def count(images: Tensor, *methods: str) -> tuple[int, int]:
-    """Forwards and backwards of a call that is not the first; a pass over several draws at once is one."""
+    """Returns the numbers of forwards and backwards of a second call; a pass over several draws counts once."""
     explainer = Explainer(own(built(Counting)), methods=methods, precision="float64")
     explainer(images)
     Counted.calls = Counting.forwards = 0

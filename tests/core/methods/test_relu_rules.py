@@ -1,4 +1,5 @@
-"""Rules for the way back through a ReLU, however it is spelled, and their composition with samplers and readouts."""
+"""Tests of the rules for ReLUs in the backward pass, for each spelling of a ReLU, and of their composition with
+samplers and readouts."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 # -- rules ---------------------------------------------------------------------------------------------------
 
-# Name → what is done to the values, and where a ReLU saturates.
+# Name → a factory of the function, and the value at which it saturates.
 SPELLINGS: dict[str, tuple[Callable[[], Callable[[Tensor], Tensor]], float]] = {
     "nn.ReLU": (lambda: nn.ReLU(), float("inf")),
     "nn.ReLU in place": (lambda: nn.ReLU(inplace=True), float("inf")),
@@ -59,7 +60,7 @@ SPELLINGS: dict[str, tuple[Callable[[], Callable[[Tensor], Tensor]], float]] = {
 
 
 class Spelled(nn.Module):
-    """One ReLU, written in any way, in the model and out of any module."""
+    """A net with one ReLU, which is a module or any function."""
 
     def __init__(self, act: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -71,7 +72,7 @@ class Spelled(nn.Module):
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_every_spelling_of_a_relu_obeys_the_rules(spelling: str) -> None:
-    """By hand: what arrives at the ReLU is the linear layer's weight, what leaves it goes through the convolution."""
+    """The reference gates the linear layer's weight at the ReLU, and passes the result back through the convolution."""
     make, ceiling = SPELLINGS[spelling]
     module, images = built(lambda: Spelled(make())), images_of(4, 8, 9) * 6
     x = images.clone().requires_grad_()
@@ -88,7 +89,7 @@ def test_every_spelling_of_a_relu_obeys_the_rules(spelling: str) -> None:
 
 
 class Pointwise(nn.Module):
-    """What TorchScript's own differentiation would take as a whole."""
+    """A net of pointwise operations that TorchScript would fuse and differentiate as a whole."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,7 +115,7 @@ def test_torchscript_obeys_the_rules_at_every_call(make: Callable[[nn.Module], n
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_relus_that_torchscript_hides_are_not_passed_over() -> None:
+def test_relus_hidden_by_torchscript_are_an_error() -> None:
     part = torch.jit.script(nn.Sequential(nn.ReLU(), nn.Tanh(), nn.ReLU()))
     x = torch.randn(5, requires_grad=True)
     made = [part(x) for _ in range(3)]
@@ -124,7 +125,7 @@ def test_relus_that_torchscript_hides_are_not_passed_over() -> None:
 
 
 def test_guided_is_below_both_gates() -> None:
-    """A ReLU right on the input: each element is passed by both gates or is zero."""
+    """The ReLU is applied to the input: both gates pass an element of the guided map, or it is zero."""
     images = images_of(3, 4, 5)
     module = built(lambda: nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(60, 4)))
     names = ("gradient", "guided_backprop", "deconvnet")
@@ -134,17 +135,17 @@ def test_guided_is_below_both_gates() -> None:
     assert not torch.equal(guided, plain) and not torch.equal(guided, deconv)
 
 
-def test_a_net_without_relus_is_told_of() -> None:
+def test_a_net_without_relus_causes_a_warning() -> None:
     module = built(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 9 * 16, 5)))
     images = images_of()
     expected = gradient(module, images, of_class(module(images).argmax(1)))
     for name in ("guided_backprop", "deconvnet"):
         with pytest.warns(SaliencyWarning, match="ReLU"):
             close(*explain(module, images, f"{name}(reduction=none)").maps.values(), expected)
-    close(*explain(module, images, "gradient(reduction=none)").maps.values(), expected)  # and this tells nothing
+    close(*explain(module, images, "gradient(reduction=none)").maps.values(), expected)  # without a warning
 
 
-def test_rules_hold_for_one_method_and_not_the_next() -> None:
+def test_a_rule_does_not_affect_the_next_method() -> None:
     module, images = net(), images_of()
     plain = out_of_place(module)
     score = of_class(module(images).argmax(1))
@@ -184,13 +185,13 @@ def test_names_are_compositions() -> None:
         ("compose(readout=fullgrad, layer=relu1)", "layer=relu1 has no effect without a readout that is a CAM"),
     ],
 )
-def test_what_a_composition_has_no_use_for_is_refused(spec: str, needed: str) -> None:
+def test_an_argument_that_a_composition_does_not_use_is_refused(spec: str, needed: str) -> None:
     with pytest.raises(InvalidRequestError, match=needed):
         parse_method(spec)
 
 
 def test_guided_noise_gradient_and_fullgrad() -> None:
-    """Compositions that have no name, by a loop over a net with gates of its own."""
+    """Compositions without a name are compared with a loop over a net that has explicit gates."""
     module, images, n = net(), images_of(3), 4
     guided = gated(out_of_place(module), "guided")
     score, noises = of_class(module(images).argmax(1)), draws(ROWS[:3], n, images)

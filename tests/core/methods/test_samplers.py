@@ -1,4 +1,5 @@
-"""Gradients at other places, by hand-written references: noisy copies, and the path of integrated gradients."""
+"""Tests of gradients at sampled inputs against hand-written references: noisy copies, and integrated gradients'
+path."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from tests.support.subjects import SMALL, distance
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_noise_is_of_seed_row_and_draw_alone() -> None:
+def test_noise_depends_on_seed_row_and_draw_alone() -> None:
     rows, shape = [5, 2**40, 0, 77], (3, 6, 7)
     noise = noise_for(rows, 3, shape, seed=9, device="cpu")
     assert noise.shape == (4, *shape) and noise.dtype == torch.float32
@@ -33,7 +34,7 @@ def test_noise_is_of_seed_row_and_draw_alone() -> None:
 
 @pytest.mark.parametrize("sampler", [Noise(7, 0.2), Path(7)])
 def test_draws_do_not_depend_on_how_many_fit_into_a_pass(sampler: Sampler) -> None:
-    """To the bit, and in order; no pass is larger than asked for, but for one draw of each image."""
+    """Values and order are identical; a pass exceeds the requested size only if one draw of each image does."""
     batch = Batch(images_of(3), rows=[4, 0, 99], seed=1)
 
     def drawn(most: int) -> tuple[list[int], list[Tensor]]:
@@ -51,7 +52,8 @@ def test_draws_do_not_depend_on_how_many_fit_into_a_pass(sampler: Sampler) -> No
 
 
 def test_smoothgrad_and_its_relatives_are_loops() -> None:
-    """Mean, mean of squares, population variance, over the same draws; the class is the clean image's."""
+    """The maps are the mean, the mean of squares and the population variance over the same draws, for the clean image's
+    class."""
     module, images, n, spread = net(), images_of(), 6, 0.8
     score = of_class(module(images).argmax(1))
     gradients = noisy_gradients(out_of_place(module), images, score, draws(ROWS, n, images, seed=3), spread=spread)
@@ -80,7 +82,7 @@ def test_the_class_of_noisy_copies_is_the_clean_images() -> None:
     close(*found.maps.values(), expected)
 
 
-def test_without_noise_smoothing_does_nothing() -> None:
+def test_smoothing_with_a_spread_of_zero_changes_nothing() -> None:
     module, images = net(), images_of()
     found = explain(
         module, images, "gradient", "fullgrad", "a=smoothgrad(spread=0, n=3)", "b=vargrad(spread=0, n=3)",
@@ -92,7 +94,7 @@ def test_without_noise_smoothing_does_nothing() -> None:
     close(found["d"].sqrt().amax(1), found["gradient"])
 
 
-def test_the_seed_is_the_explainers() -> None:
+def test_the_seed_is_that_of_the_explainer() -> None:
     module, images = net(), images_of(2)
     first, again, other = (explain(module, images, "smoothgrad(n=2)", seed=seed) for seed in (1, 1, 2))
     (one,), (two,), (three,) = (found.maps.values() for found in (first, again, other))
@@ -100,7 +102,7 @@ def test_the_seed_is_the_explainers() -> None:
 
 
 class Power(nn.Module):
-    """S_c = Σ w_c x^power: its gradients, and the integrals over them, are known."""
+    """A model with scores S_c = Σ w_c x^power, for which gradients and their integrals have closed forms."""
 
     def __init__(self, power: int, weight: Tensor) -> None:
         super().__init__()
@@ -119,7 +121,7 @@ def power(exponent: int, images: Tensor) -> Power:
 
 @pytest.mark.parametrize(("exponent", "n"), [(1, 1), (1, 2), (1, 50), (2, 1), (2, 7), (4, 2), (5, 3), (6, 3)])
 def test_integrated_gradients_integrate_polynomials(exponent: int, n: int) -> None:
-    """Gauss–Legendre with n nodes is exact up to degree 2n − 1 of the gradient; weights sum to 1."""
+    """Gauss–Legendre quadrature with n nodes is exact for gradients of degree up to 2n − 1."""
     images = images_of(3)
     module = power(exponent, images)
     found = explain(module, images, f"ig=integrated_gradients(n={n}, reduction=none)", target="class:1")
@@ -139,7 +141,7 @@ def test_integrated_gradients_are_signed_and_additive() -> None:
 
 
 def test_the_residual_of_integrated_gradients() -> None:
-    """|S(x) − S(x₀) − Σ| ÷ Σ|terms|, on a net with kinks and too few nodes."""
+    """The residual is |S(x) − S(x₀) − Σ| ÷ Σ|terms|; the net has kinks, and the nodes are too few."""
     module, images = net(), images_of()
     found = explain(module, images, "ig=integrated_gradients(n=2, reduction=none)")
     chosen = of_class(found.classes)
@@ -151,7 +153,7 @@ def test_the_residual_of_integrated_gradients() -> None:
 
 
 def baselines(name: str, images: Tensor, *, rows: Tensor = ROWS, seed: int = 0) -> Tensor:
-    """A linear model tells where the path began: (x − x₀) ⊙ w."""
+    """Returns the baselines x₀, solved from the map (x − x₀) ⊙ w of a linear model."""
     module = power(1, images)
     spec = f"ig=integrated_gradients(n=2, baseline={name}, reduction=none)"
     found = explain(module, images, spec, target="class:0", rows=rows, seed=seed)

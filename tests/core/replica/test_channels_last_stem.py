@@ -1,4 +1,4 @@
-"""The stem may lie channels-last as far as the pool, never further, and computes the same."""
+"""Tests that the stem uses the channels-last layout up to the pool and no further, and computes the same values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.subjects import own
 
 
 class Net(nn.Module):
-    """A stem, something between, a pool, a body."""
+    """A net of a stem, a module between, a pool and a body."""
 
     def __init__(self, between: nn.Module | None = None, *, kernel: int = 3, beside: bool = False) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Net(nn.Module):
 
 
 class Viewed(nn.Module):
-    """Wants its input's rows one after the other."""
+    """A ReLU that views its input as rows, which fails for a channels-last input."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.view(len(x), -1).view(x.shape).relu()
@@ -49,7 +49,7 @@ class FunctionalPool(Net):
 
 def scripted(module: nn.Module) -> nn.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is about to go
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
         return torch.jit.script(module)
 
 
@@ -70,12 +70,12 @@ AS_IT_IS = {
 
 
 def laid_out(module: nn.Module, images: Tensor) -> nn.Module:
-    """A copy that was sped up."""
+    """Returns an optimised copy."""
     return optimise_for_cpu(own(copy.deepcopy(module)), images[:1]).module
 
 
 def read_by_convolutions(module: nn.Module, images: Tensor) -> list[Tensor]:
-    """In a forward."""
+    """Returns the inputs of all convolutions in a forward."""
     inputs: list[Tensor] = []
     handles = [
         part.register_forward_pre_hook(lambda part, given: inputs.append(given[0]))
@@ -97,7 +97,7 @@ def is_channels_last(value: Tensor) -> bool:
     [*((factory, True) for factory in LAID_OUT.values()), *((factory, False) for factory in AS_IT_IS.values())],
     ids=[*LAID_OUT, *AS_IT_IS],
 )
-def test_as_far_as_the_pool_or_not_at_all(factory: Callable[[], nn.Module], expected: bool) -> None:
+def test_channels_last_up_to_the_pool_or_not_at_all(factory: Callable[[], nn.Module], expected: bool) -> None:
     module = built(factory)
     images = torch.randn(3, 3, 26, 31, dtype=torch.float64)
     replica = laid_out(module, images)
@@ -123,7 +123,7 @@ def test_torchvision_stems_are_laid_out(name: str) -> None:
 
 
 def flat_pictures(dtype: torch.dtype) -> Tensor:
-    """Of one colour, and of two: all values of a window are one."""
+    """Returns images of one colour and of two, so that the values in most of the pool's windows are equal."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(4, 3, 1, 1, generator=generator, dtype=dtype).repeat(1, 1, 224, 224)
     images[2:, :, 40:90, 60:200] = torch.randn(2, 3, 1, 1, generator=generator, dtype=dtype)
@@ -131,8 +131,8 @@ def flat_pictures(dtype: torch.dtype) -> Tensor:
 
 
 @pytest.mark.parametrize("kernel", [3, 7])
-def test_of_equals_the_pool_chooses_the_same(kernel: int) -> None:
-    """Which of them gets the gradient must not depend on layouts."""
+def test_the_pool_chooses_the_same_of_equal_values(kernel: int) -> None:
+    """Which of several equal values gets the gradient must not depend on the layout."""
     module, images = built(lambda: Net(nn.Identity(), kernel=kernel)).float(), flat_pictures(torch.float32)
     made = [one.stem(images) for one in (laid_out(module, images), module)]
     assert [is_channels_last(one) for one in made] == [True, False]
@@ -140,15 +140,15 @@ def test_of_equals_the_pool_chooses_the_same(kernel: int) -> None:
 
 
 @pytest.mark.parametrize("kernel", [3, 7])
-def test_of_equals_the_same_gets_the_gradient_in_float64(kernel: int) -> None:
+def test_the_same_of_equal_values_gets_the_gradient_in_float64(kernel: int) -> None:
     module, images = built(lambda: Net(kernel=kernel)), flat_pictures(torch.float64)
     found = Explainer(own(module), methods=["gradient(reduction=none)"], precision="float64")(images)["predicted"]
     reference = gradient(module, images, of_class(found.classes))
     torch.testing.assert_close(found.maps["gradient_none"], reference, rtol=1e-10, atol=1e-12)
 
 
-def test_gradients_come_to_the_pool_in_its_own_layout() -> None:
-    """Else its backward copies whatever it writes, which costs more than the layout saves."""
+def test_gradients_reach_the_pool_in_its_own_layout() -> None:
+    """In another layout, the pool's backward would copy its results, which costs more than the layout saves."""
     module = built(Net)
     images = torch.randn(2, 3, 26, 31, dtype=torch.float64)
     assert use_channels_last_stem(own(module), images)
@@ -162,8 +162,8 @@ def test_gradients_come_to_the_pool_in_its_own_layout() -> None:
     assert is_channels_last(found)
 
 
-def test_what_is_done_with_several_images_alone_is_seen() -> None:
-    """One image is no sample of a batch."""
+def test_operations_on_several_images_alone_are_detected() -> None:
+    """The net views rows only if the batch has several images, so a probe with one image is not enough."""
 
     class OfBatches(Net):
         def forward(self, x: Tensor) -> Tensor:

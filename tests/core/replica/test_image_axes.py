@@ -1,4 +1,4 @@
-"""Whichever sizes are equal by chance, FullGrad of a batch is that of its images, and its parts add up."""
+"""Tests that FullGrad of a batch is that of its images, and that its parts add up, also if several sizes are equal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Tokens(nn.Module):
-    """Four patches of four channels, each a token; ``mix`` [n, 4, 4] → [n, 4, 4]."""
+    """A net of four patches with four channels, each a token; ``mix`` maps [n, 4, 4] to [n, 4, 4]."""
 
     def __init__(self, mix: Callable[[], nn.Module]) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Tokens(nn.Module):
 
 
 class SequenceFirst(nn.Module):
-    """[tokens, n, C] inside."""
+    """A layer with the layout [tokens, n, C] inside."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class SequenceFirst(nn.Module):
 
 
 class ChannelsFirst(nn.Module):
-    """[C, tokens, n] inside."""
+    """A layer with the layout [C, tokens, n] inside."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class ChannelsFirst(nn.Module):
 
 
 class Attends(nn.Module):
-    """Attention of its own, heads and images on one axis: ``strided`` puts images inside heads."""
+    """Hand-written attention with heads and images on one axis; with ``strided``, images are the inner index."""
 
     def __init__(self, *, strided: bool) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Attends(nn.Module):
 
 
 class Unfolded(nn.Module):
-    """As in MobileViT: pixels of a patch and images on one axis, patches are the tokens."""
+    """A layer as in MobileViT: pixels of a patch and images share an axis, and patches are the tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Unfolded(nn.Module):
 
 
 class Windows(nn.Module):
-    """As in Swin: windows and images on one axis; ``strided`` puts images inside windows."""
+    """A net as Swin: windows and images share an axis; with ``strided``, images are the inner index."""
 
     def __init__(self, *, strided: bool) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Windows(nn.Module):
 
 
 class Plain(nn.Module):
-    """As many channels, and rows, as images."""
+    """A net with a given number of channels, which may equal the number of images."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -135,8 +135,8 @@ class Over1d(nn.Module):
 
 
 class Stacked(nn.Module):
-    """Each image and its mirror image, one behind the other or, ``strided``, behind all images; ``joined`` at the
-    end."""
+    """A net over each image and its mirror image; ``joined`` combines the two outputs. A mirror image follows its
+    image or, with ``strided``, all images."""
 
     def __init__(self, joined: Callable[[Tensor, Tensor], Tensor], *, strided: bool, blank: bool = False) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ NETS = {
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_a_batch_is_its_images(name: str) -> None:
+def test_maps_of_a_batch_are_those_of_its_images(name: str) -> None:
     module, images = built(NETS[name]), images_of(5, 8, 8)
     explainer = Explainer(own(module), methods=["fullgrad", "simple_fullgrad"], precision="float64")
     alone = [explainer(image[None])["predicted"].maps for image in images]
@@ -193,7 +193,7 @@ def test_a_batch_is_its_images(name: str) -> None:
 
 
 class Loops(nn.Module):
-    """One image at a time: a convolution ``batched`` or not, or a linear layer only."""
+    """A net that loops over images: a convolution, ``batched`` or not, or a linear layer only."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -207,8 +207,9 @@ class Loops(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["batched", "not batched", "linear"])
-def test_what_holds_one_image_at_a_time(kind: str) -> None:
-    """A map of it cannot be given to an image; a share of the score can, to all images together."""
+def test_loops_over_images(kind: str) -> None:
+    """The calls in the loop have no batch, so their maps cannot be assigned to images; their shares of the score can be
+    summed over all images."""
     module, images = built(lambda: Loops(kind)), images_of(3, 8, 8)
     explainer = Explainer(own(module), methods=["fullgrad"], precision="float64")
     assert explainer(images[:1])["predicted"].residuals["fullgrad"].max() <= 1e-12
@@ -224,7 +225,7 @@ def test_what_holds_one_image_at_a_time(kind: str) -> None:
 
 
 class Reorders(nn.Module):
-    """Sorts images by brightness, or takes them in chunks, views or a padded batch, and undoes that at the end."""
+    """A net that sorts images by brightness, or splits, mirrors or pads the batch, and undoes that at the end."""
 
     def __init__(self, way: str) -> None:
         super().__init__()
@@ -243,14 +244,14 @@ class Reorders(nn.Module):
 
 @pytest.mark.parametrize("way", ["sorted", "chunks", "views", "padded"])
 @pytest.mark.parametrize("method", ["gradcam", "layercam(layer=body.one)", "guided_gradcam(layer=body.two)"])
-def test_what_does_not_hold_the_images_in_their_order_has_no_cam(way: str, method: str) -> None:
+def test_a_cam_of_a_layer_with_images_in_another_order_is_refused(way: str, method: str) -> None:
     with pytest.raises(
         InvalidRequestError, match=r"layer '(relu|body|silu).*(in another order|which part of it belongs to)"
     ):
         Explainer(own(built(lambda: Reorders(way))), methods=[method], precision="float64")(images_of(5, 8, 8))
 
 
-def test_what_is_sorted_has_no_fullgrad_and_no_layer_target() -> None:
+def test_fullgrad_and_layer_targets_of_sorted_images_are_refused() -> None:
     module, images = own(built(lambda: Reorders("sorted"))), images_of(3, 8, 8)
     with pytest.raises(InvalidRequestError, match=r"choose among them\?\), so its map"):
         Explainer(module, methods=["fullgrad"], precision="float64")(images)
@@ -260,7 +261,7 @@ def test_what_is_sorted_has_no_fullgrad_and_no_layer_target() -> None:
 
 
 class Elsewhere(nn.Module):
-    """Runs its body in another thread, where no call is seen."""
+    """A net that runs its body in another thread, in which calls are not captured."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -279,13 +280,13 @@ def test_a_part_in_torchscript_is_named() -> None:
         Explainer(own(module), methods=["gradcam"], precision="float64")(images_of(2, 8, 8))
 
 
-def test_what_does_not_add_up_is_told() -> None:
+def test_an_incomplete_sum_causes_a_warning() -> None:
     explainer = Explainer(own(built(Elsewhere)), methods=["fullgrad"], precision="float64")
     with pytest.warns(SaliencyWarning, match="does not add up"):
         assert explainer(images_of(2, 8, 8))["predicted"].residuals["fullgrad"].max() > 0.05
 
 
-def test_axes_are_seen() -> None:
+def test_image_axes_are_found() -> None:
     names = ("heads", "heads, strided", "sequence first", "windows, strided")
     found = {name: find_image_axes(own(built(NETS[name])), images_of(1, 8, 8)) for name in names}
     assert found["heads"]["softmax#1"] == ImageAxis(0) and found["heads, strided"]["softmax#1"] == ImageAxis(0, True)

@@ -1,4 +1,4 @@
-"""What runs computes what the user's model computes, copied or not; and the model is left as it was found."""
+"""Tests that the replica computes what the user's model computes, copied or not, and that the model is not changed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def images_of(number: int, seed: int) -> Tensor:
 
 
 def expected(model: Model, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores and gradients of the model itself."""
+    """Returns the scores and gradients of the model itself."""
     x = images.clone().requires_grad_()
     scores = model.logits(x.clone()).amax(1)
     return scores.detach(), torch.autograd.grad(scores.sum(), x)[0]
@@ -57,7 +57,7 @@ def test_maps_are_the_models_own(name: str) -> None:
     model = model_of((UNCOPIED | COPIED)[name])
     explainer = Explainer(model, methods=METHODS)
     before = state_of(model.module)
-    for seed in (1, 2):  # what a batch leaves behind shows in the next
+    for seed in (1, 2):  # state that the first batch leaves would change the second
         images = images_of(4, seed)
         found = explainer(images)["predicted"]
         scores, gradient = expected(model, images)
@@ -70,7 +70,7 @@ def test_maps_are_the_models_own(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CAST)
-def test_weights_that_a_forward_casts_to(name: str) -> None:
+def test_models_that_cast_to_the_dtype_of_their_weights(name: str) -> None:
     model, images = model_of(CAST[name]), images_of(4, 1)
     found = Explainer(model, methods=["all=gradient(reduction=none)"])(images)["predicted"]
     scores, gradient = expected(model, images)
@@ -78,7 +78,7 @@ def test_weights_that_a_forward_casts_to(name: str) -> None:
     torch.testing.assert_close(found.maps["all"], gradient, rtol=1e-2, atol=1e-4)
 
 
-def test_frozen_and_in_eval_mode_only_while_it_runs() -> None:
+def test_a_model_that_is_not_copied_is_frozen_and_in_eval_mode_only_during_the_call() -> None:
     model = model_of(UNCOPIED["lock"])
     module = nn.Sequential(model.module, nn.Dropout())
     module.train().requires_grad_(True)
@@ -89,7 +89,7 @@ def test_frozen_and_in_eval_mode_only_while_it_runs() -> None:
     assert state_of(module) == before and module.training
 
 
-def test_a_softmax_behind_what_cannot_be_copied() -> None:
+def test_a_softmax_behind_a_model_that_cannot_be_copied() -> None:
     images = images_of(2, 1)
     plain = model_of(UNCOPIED["lock"])
     sure = Model("own", nn.Sequential(plain.module, nn.Softmax(1)).eval(), SMALL)
@@ -100,19 +100,19 @@ def test_a_softmax_behind_what_cannot_be_copied() -> None:
 
 
 @pytest.mark.parametrize("name", UNCOPIED)
-def test_what_would_need_a_copy_is_refused(name: str) -> None:
+def test_a_precision_that_needs_a_copy_is_refused(name: str) -> None:
     model = model_of(UNCOPIED[name])
     with pytest.raises(InvalidRequestError, match=r"cannot be copied .*float64.*`precision` float32"):
         Explainer(model, precision="float64")(images_of(2, 1))
 
 
-def test_class_images_of_what_cannot_be_copied() -> None:
+def test_class_images_of_a_model_that_cannot_be_copied() -> None:
     found = visualise_classes(model_of(ReadsBefore), [1, 3], recipe=Recipe(steps=3))
     assert not found.copied and found.images.isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["hooked", "owning", "weight_normed", "keeping", "sparse"])
-def test_jobs_of_them(name: str, tree: Path, tmp_path: Path) -> None:
+def test_jobs_with_unusual_models(name: str, tree: Path, tmp_path: Path) -> None:
     keys = {"images": str(tree / "ant"), "unit_size": 6, "batch_size": 3, "model": f"python:uncopied_nets:{name}"}
     code, told = run_inline(out=str(tmp_path / "s"), **keys)
     assert code == 3, told  # one image is broken
@@ -121,4 +121,4 @@ def test_jobs_of_them(name: str, tree: Path, tmp_path: Path) -> None:
     run = json.loads((tmp_path / "s/run.json").read_text())
     assert run["probe"]["copied"] == alone and alone != any("runs as it is" in note for note in run["notes"])
     maps = open_store(str(tmp_path / "s")).maps("predicted/gradient", slice(None))
-    assert len({one.tobytes() for one in maps[~np.isnan(maps).any((1, 2))]}) == 8  # none has another's features
+    assert len({one.tobytes() for one in maps[~np.isnan(maps).any((1, 2))]}) == 8  # the maps of all images differ

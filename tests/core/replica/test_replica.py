@@ -1,4 +1,5 @@
-"""The replica computes what the model computes, whatever could be folded; and the model is never touched."""
+"""Tests that the replica computes what the model computes, with batch norms folded or not, and does not change
+the model."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ def randomised(module: nn.Module) -> nn.Module:
 
 
 class Head(nn.Module):
-    """Any body, then classes."""
+    """A net of any body and a linear head."""
 
     def __init__(self, body: nn.Module, channels: int = 4) -> None:
         super().__init__()
@@ -69,7 +70,8 @@ class NormOfBoth(nn.Module):
 
 
 class OutOfOrder(nn.Module):
-    """Defined in another order than executed, with a bias, and an in-place ReLU after."""
+    """A body that defines its modules in another order than it calls them, with a bias and an in-place ReLU at its
+    end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +82,7 @@ class OutOfOrder(nn.Module):
 
 
 class ReadElsewhere(nn.Module):
-    """The convolution's output is also an output of the model."""
+    """A net that also returns the convolution's output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +112,7 @@ BODIES = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_folds_where_nobody_else_reads(name: str) -> None:
+def test_folds_if_the_batch_norm_alone_reads_the_convolution(name: str) -> None:
     body, expected = BODIES[name]
     model = randomised(Head(body)).double()
     images = torch.randn(3, 3, 9, 11, dtype=torch.float64)
@@ -121,7 +123,7 @@ def test_folds_where_nobody_else_reads(name: str) -> None:
     assert all(not part._forward_hooks for part in replica.modules())
 
 
-def test_an_output_of_the_model_is_left_alone() -> None:
+def test_a_convolution_that_is_an_output_is_not_folded() -> None:
     model = randomised(ReadElsewhere()).double()
     images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     replica = copy_frozen(model, device=torch.device("cpu"), dtype=torch.float64)
@@ -129,7 +131,7 @@ def test_an_output_of_the_model_is_left_alone() -> None:
     torch.testing.assert_close(replica(images)["inside"], model(images)["inside"])
 
 
-def test_what_is_asked_for_is_not_folded() -> None:
+def test_folding_is_optional() -> None:
     images = torch.randn(2, 3, 8, 8)
     for options in ({"biased": False}, {"keep": {"body.conv"}}):
         assert fold_batch_norms(randomised(Head(OutOfOrder())), images, **options) == ()
@@ -153,13 +155,13 @@ def test_torchvision_nets_keep_their_outputs(name: str) -> None:
     replica = copy_frozen(model, device=torch.device("cpu"), dtype=torch.float64)
     norms = sum(isinstance(part, nn.BatchNorm2d) for part in model.modules())
     folded = len(fold_batch_norms(replica, images[:1]))
-    # DenseNet normalises what several layers wrote, and normalises first; GoogLeNet's heads are for training.
+    # DenseNet has batch norms before convolutions and after concatenations; GoogLeNet's other heads are for training.
     assert folded == {"densenet121": 59, "googlenet": norms - 2}.get(name, norms)
     with torch.no_grad():
         torch.testing.assert_close(replica(images), model(images), rtol=1e-10, atol=1e-10)
 
 
-def test_the_model_is_not_touched_and_its_edits_are_seen() -> None:
+def test_the_model_is_not_changed_and_later_edits_take_effect() -> None:
     model = own(randomised(Head(OutOfOrder())))
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
     images = torch.randn(2, 3, 8, 8)
@@ -173,7 +175,7 @@ def test_the_model_is_not_touched_and_its_edits_are_seen() -> None:
     torch.testing.assert_close(explainer(images, labels=None)["predicted"].scores, 2 * first)
 
 
-def test_coarser_sums_are_by_choice_and_near() -> None:
+def test_tf32_is_close_to_float32() -> None:
     model = own(randomised(models.resnet18(num_classes=5)))
     images = torch.randn(2, 3, 64, 64)
     exact, coarse = (Explainer(model, precision=precision)(images)["predicted"] for precision in ("float32", "tf32"))
@@ -200,7 +202,7 @@ def test_folds_in_every_precision(precision: str) -> None:
     stem = replica.conv1(torch.randn(1, 3, 64, 64, dtype=explainer.dtype))
     faster = precision != "float64"
     assert ("forward" in vars(replica.conv1)) == faster
-    assert stem.is_contiguous(memory_format=torch.channels_last) == faster  # as far as the pool, or all of it
+    assert stem.is_contiguous(memory_format=torch.channels_last) == faster  # up to the pool, or the whole net
 
 
 class WrittenInto(nn.Module):
@@ -224,13 +226,13 @@ class WeightsReadElsewhere(nn.Module):
 
 
 @pytest.mark.parametrize("body", [WrittenInto, WeightsReadElsewhere])
-def test_what_folding_would_change_is_not_folded(body: type[nn.Module]) -> None:
+def test_a_convolution_is_not_folded_if_that_would_change_the_scores(body: type[nn.Module]) -> None:
     model = own(randomised(Head(body())))
     images = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(Explainer(model)(images)["predicted"].scores, model.module(images).amax(1))
 
 
-def test_a_layer_that_ends_between_convolution_and_norm() -> None:
+def test_a_target_layer_that_ends_between_convolution_and_norm() -> None:
     body = nn.Sequential(nn.Sequential(conv()), nn.BatchNorm2d(4))
     model, images = own(randomised(Head(body))), torch.randn(2, 3, 8, 8)
     found = Explainer(model, targets=["layer:body.0[2]"])(images)["layer_body.0_2"].scores

@@ -1,4 +1,4 @@
-"""Convolutions without their strides compute what they computed with them, forward and backward."""
+"""Tests that convolutions whose strides were replaced by space-to-depth compute the same, forward and backward."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ AS_THEY_ARE = {
 
 
 def is_faster(part: nn.Module) -> bool:
-    """Whether it was given another forward; its kind must be what it was."""
+    """Returns whether the convolution has a replaced forward; its class must not have changed."""
     assert type(part) is nn.Conv2d
     return "forward" in vars(part)
 
 
 def both(conv: nn.Conv2d, images: Tensor) -> list[Tensor]:
-    """Outputs, and the gradient of a fixed weighting of them."""
+    """Returns the outputs, and the gradient of a fixed weighting of them."""
     x = images.clone().requires_grad_()
     y = conv(x)
     weights = torch.sin(torch.arange(y.numel(), dtype=y.dtype)).view(y.shape)
@@ -66,13 +66,13 @@ def test_equal_forward_and_backward(name: str, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("name", AS_THEY_ARE)
-def test_others_are_left_as_they_are(name: str) -> None:
+def test_other_convolutions_are_not_changed(name: str) -> None:
     conv = copy.deepcopy(AS_THEY_ARE[name])
     assert not use_space_to_depth(conv)
     assert not is_faster(conv)
 
 
-def test_what_has_hooks_or_a_kind_of_its_own_is_left() -> None:
+def test_convolutions_with_hooks_and_subclasses_are_not_changed() -> None:
     class Doubling(nn.Conv2d):
         def forward(self, input: Tensor) -> Tensor:
             return 2 * super().forward(input)
@@ -82,14 +82,14 @@ def test_what_has_hooks_or_a_kind_of_its_own_is_left() -> None:
     assert not use_space_to_depth(nn.Sequential(hooked, Doubling(3, 5, 7, stride=2)))
 
 
-def test_one_that_stands_at_two_places_is_faster_at_both() -> None:
+def test_a_convolution_that_is_used_twice_is_replaced() -> None:
     stem = nn.Conv2d(3, 3, 7, stride=2)
     module = nn.Sequential(stem, nn.Sequential(stem))
     assert use_space_to_depth(module)
     assert is_faster(module[0])
 
 
-def test_an_image_that_is_too_small_is_told_by_torch() -> None:
+def test_an_image_that_is_too_small_raises_torchs_error() -> None:
     conv = nn.Conv2d(3, 5, 7, stride=2, padding=1)
     assert use_space_to_depth(conv)
     with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
@@ -97,8 +97,7 @@ def test_an_image_that_is_too_small_is_told_by_torch() -> None:
 
 
 class Strided(nn.Module):
-    """A stem with strides, and more of them behind, with biases; what is read elsewhere of their weights stays what it
-    was."""
+    """A net with a strided stem and more strided convolutions, whose forward also reads the weights of two of them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,8 +124,8 @@ def test_maps_and_completeness_of_a_net() -> None:
     assert found.residuals["fullgrad"].max() <= 1e-12
 
 
-def test_who_watches_sees_the_calls_of_the_model() -> None:
-    """FullGrad the biases, a CAM the numbers of its calls."""
+def test_captures_record_the_calls_of_the_original_model() -> None:
+    """The names, shapes and axes of FullGrad's layers, and of all numbered calls, are those of the original model."""
     watched = []
     for rewritten in (False, True):
         module = built(Strided)
@@ -141,7 +140,7 @@ def test_who_watches_sees_the_calls_of_the_model() -> None:
 
 
 class Base(nn.Module):
-    """A stem, a point, a head; subclasses do something odd with them."""
+    """A net of a stem, a pointwise convolution, a pool and a head, which subclasses use in unusual ways."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -161,7 +160,7 @@ class AsksForKinds(Base):
 
 
 class OtherWeights(Base):
-    """Runs the stem with weights of its own, as averages of weights are run; near the module's, but others."""
+    """A net that runs the stem with other weights, close to the module's, as averaged weights are."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,7 +172,7 @@ class OtherWeights(Base):
 
 
 class WritesWeights(Base):
-    """Its stem's weights depend on the image."""
+    """A net that sets the stem's weights from the image in each forward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -192,7 +191,7 @@ class Surgery(Base):
 
 
 class OneByOne(Base):
-    """Images without a batch, and a batch without images."""
+    """A net that calls its convolutions on images without a batch axis, and on a batch without images."""
 
     def forward(self, x: Tensor) -> Tensor:
         none = self.stem(x[:0]).sum() + self.point(x.new_zeros(0, 8, 5, 5)).sum()
@@ -206,7 +205,7 @@ class Mapped(Base):
 
 
 class InnerGradient(Base):
-    """Weighs by a gradient of its own by the image, through which gradients pass."""
+    """A net that computes a gradient with respect to the image inside its forward."""
 
     def forward(self, x: Tensor) -> Tensor:
         inner = torch.func.grad(lambda one: F.softplus(self.point(self.stem(one))).sum())(x)
@@ -214,7 +213,7 @@ class InnerGradient(Base):
 
 
 class ViewsRows(Base):
-    """Between stem and pool, and behind another pool of pictures whose channels come last."""
+    """A net with calls of ``view`` that fail for some layouts: between stem and pool, and behind a second pool."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.stem(x).relu()
@@ -251,8 +250,8 @@ def test_the_users_own_model_is_left_alone(precision: str) -> None:
 
 
 @pytest.mark.parametrize("name", FASTER)
-def test_sums_are_no_coarser(name: str) -> None:
-    """Of a single layer in float32, against float64."""
+def test_rounding_errors_are_not_larger(name: str) -> None:
+    """The test compares a single layer in float32 with float64."""
     plain = FASTER[name]
     torch.manual_seed(0)
     plain = nn.Conv2d(plain.in_channels, 64, plain.kernel_size, plain.stride, plain.padding)
