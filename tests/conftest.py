@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
 
-# Two workers share the processor: one thread each, in the programs that they start, too. torch reads this on import.
+# The pytest workers share the processor, so each one, and each program it starts, gets one thread. torch reads this
+# variable on import.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -41,13 +42,13 @@ TINY = {
     "std": "0.25,0.25,0.25",
     "runner": "inline",
 }
-# As ``finished`` is made.
+# The options with which ``finished`` is made.
 SAME = {"unit_size": 8, "batch_size": 4, "methods": ("gradient", "input_x_gradient"), "targets": ("predicted", "label")}
 
 
 @pytest.fixture(scope="session")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 images in 5 class folders and 3 broken ones among them; sizes and modes vary. Not to be changed."""
+    """Returns a folder of 40 images and 3 broken files in 5 class folders. Sizes vary. Tests must not change it."""
     root = tmp_path_factory.mktemp("tree")
     rng = np.random.default_rng(0)
     for i in range(40):
@@ -63,19 +64,19 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_inline(**keys: object) -> tuple[int, str]:
-    """The job in this process → exit code and what it printed."""
+    """Runs ``explain`` in this process. Returns the exit code and the printed text."""
     return said(explain, make_config({**TINY, **keys}))
 
 
 def said(command: Callable[..., int], *arguments: object, **more: object) -> tuple[int, str]:
-    """A command in this process → its exit code and what it printed."""
+    """Runs a command in this process. Returns its exit code and the printed text."""
     console = Console(file=io.StringIO(), width=200)
     return command(*arguments, console, **more), console.file.getvalue()  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="session")
 def undisturbed(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, bytes]]:
-    """What a run over ``tree`` with these keys makes when nothing happens to it; made once."""
+    """Returns a function: options → the content of a store that an uninterrupted run over ``tree`` writes (cached)."""
 
     @functools.cache
     def made(**keys: object) -> dict[str, bytes]:
@@ -88,7 +89,7 @@ def undisturbed(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 
 @pytest.fixture(scope="session")
 def finished(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished store of ``tree``, units of 8 rows. Not to be changed: copy it."""
+    """Returns a finished store of ``tree`` with units of 8 rows. A test that changes it must copy it first."""
     out = tmp_path_factory.mktemp("finished") / "store"
     run_inline(
         images=str(tree), out=str(out), unit_size=8, batch_size=4,
@@ -99,14 +100,14 @@ def finished(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An empty one, on an S3 server of its own."""
+    """Yields the URI of an empty bucket on a new S3 server."""
     with s3.server(monkeypatch) as uri:
         yield uri
 
 
 @pytest.fixture
 def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """In front of a fresh S3 server; the environment leads to it. A store may fail for some seconds only."""
+    """Yields a fault proxy in front of a new S3 server. The environment points at it, and retries stop after 20 s."""
     with s3.server(monkeypatch, secret=SECRET), faulty(os.environ["AWS_ENDPOINT_URL"]) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         monkeypatch.setenv(VARIABLE, "20")
@@ -115,19 +116,19 @@ def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
 
 @pytest.fixture(scope="module")
 def store(finished: Path) -> Store:
-    """``finished``, open."""
+    """Opens ``finished``."""
     return open_store(str(finished))
 
 
 @pytest.fixture(scope="module")
 def explained(store: Store) -> list[dict[str, Any]]:
-    """The lines of ``store`` that have maps. Not to be changed."""
+    """Returns the index rows of ``store`` that have maps. Tests must not change them."""
     return [line for line in store.lines().to_pylist() if line["status"] == "ok"]
 
 
 @pytest.fixture(scope="session")
 def unfinished(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``finished``, of whose six units four are committed. Not to be changed: copy it."""
+    """Returns ``finished`` with only four of its six units committed. A test that changes it must copy it first."""
     out = tmp_path_factory.mktemp("unfinished") / "store"
     code, told = run_inline(
         images=str(tree), out=str(out), unit_size=8, batch_size=4, limit=32,
@@ -139,7 +140,10 @@ def unfinished(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """9 rows in 2 units, one row quarantined: few objects, each kind among them. Not to be changed: copy it."""
+    """Returns a store with few objects, at least one of each kind: 9 rows in 2 units, one row quarantined.
+
+    A test that changes it must copy it first.
+    """
     out = tmp_path_factory.mktemp("small") / "store"
     code, told = run_inline(
         images=(str(tree / "ant"),), out=str(out), unit_size=6, batch_size=3, map_dtype="int8", methods=("gradient",)
@@ -150,7 +154,7 @@ def small(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def partial(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store in which no row has a label, but for the classes ant and bee: others have no map of it."""
+    """Returns a store in which only rows of classes 0 and 1 have a label. The other rows have no map for ``label``."""
     root = tmp_path_factory.mktemp("partial")
     rng = np.random.default_rng(1)
     lines = []
@@ -164,7 +168,7 @@ def partial(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished store of images and classes with hostile names. Not to be changed, but for its report."""
+    """Returns a finished store of images and classes with hostile names. Tests may change only its report."""
     from tests.support import reports
 
     root = tmp_path_factory.mktemp("hostile")
@@ -173,7 +177,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Nets this small only wait for a second one, above all on a machine that has other work."""
+    """Limits torch to one thread: a second one only slows down nets this small, above all on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -182,20 +186,20 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """Seeds torch, so that weights and images that a test draws are the same in each run of it."""
+    """Seeds torch, so that a test draws the same weights and images in each run."""
     torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
 def nothing_left_running() -> Iterator[None]:
-    """Else the failure of one test would disturb the next ones."""
+    """Ends all processes that a test started, so that a failed test does not disturb the next ones."""
     yield
     end_all()
 
 
 @pytest.fixture
 def saliency() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs the program as a user does, in a process of its own."""
+    """Returns a function that runs the program in a separate process, as a user does."""
 
     def run(*arguments: object, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
         words = [*map(str, arguments)]
@@ -211,7 +215,7 @@ def saliency() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 def flags(**keys: object) -> list[str]:
-    """``TINY`` and more, as flags."""
+    """Returns ``TINY`` and the given options as command-line flags."""
     arguments: list[str] = []
     for key, value in {**TINY, **keys}.items():
         for one in value if isinstance(value, tuple) else (value,):
@@ -220,9 +224,9 @@ def flags(**keys: object) -> list[str]:
 
 
 def content(out: Path) -> dict[str, bytes]:
-    """Every object of a store that does not tell how long it took.
+    """Returns the objects of a store by path, without those that contain times (``run.json``, ``SHA256SUMS``).
 
-    What a killed process was writing lies beside them under a name with ``#``; it never became an object.
+    Names with ``#`` are skipped: they are unfinished writes of killed processes, which never became objects.
     """
     return {
         str(path.relative_to(out)): path.read_bytes()
@@ -232,7 +236,7 @@ def content(out: Path) -> dict[str, bytes]:
 
 
 def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
-    """Of two stores' contents, the names that differ; the bytes would fill a log and tell nobody anything."""
+    """Explains a failed comparison of two stores' contents by the names that differ, not by the bytes."""
     if op != "==" or not (_is_content(left) and _is_content(right)):
         return None
     return [

@@ -1,12 +1,12 @@
-"""What an audit of many maps takes: time by stage and memory, and how both grow.
+"""Measures the time by stage and the memory of an audit of many maps, and how both grow.
 
     python tests/benchmarks/audit.py [--rows 5000 50000] [--keep DIR]
 
-A store of maps at 224 × 224, 50 of each class, is made by the real job, out of 200 images that come again in other
-classes and a model whose passes cost next to nothing; then ``saliency audit`` runs on it, on Ray, with its report.
-Memory: the sum of unique memory (USS) of all its processes, and what /dev/shm holds, sampled; the highest of each
-stage, which the audit's log tells. Prints a table; asserts nothing. With --keep, stores are made where they are not
-there yet, and stay: 50,000 rows are 17 GB.
+The job makes a store of maps at 224 × 224, 50 per class, from 200 images that are repeated in several classes and a
+very cheap model. Then ``saliency audit`` runs on it, on Ray, with a report. Memory is the highest sample in each stage
+of the unique memory (USS) of its processes plus the used space of /dev/shm; the audit's log shows the stage. Prints a
+table; asserts nothing. With --keep, existing stores in DIR are used again and new ones stay there: 50,000 rows take 17
+GB.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from PIL import Image, ImageFilter
 
 HERE = Path(__file__).resolve().parent
 IMAGES = 200
-EACH = 50  # rows of a class, whatever the store's size: growth compares the same work
-MOST_CLASSES = 1000  # the model's
+EACH = 50  # rows of a class in stores of every size, so that the work per class is the same
+MOST_CLASSES = 1000  # as many as the model has
 ARRAY = "label/input_x_gradient"
 BEGINS = {"measure": "audit of", "examine": "maps measured", "write": "classes examined", "report": "drawing"}
-"""Stages, and the words in the audit's log with which each begins; the first has the start of Ray as well."""
+"""Each stage, and the words in the audit's log that mark its begin. The first stage includes the start of Ray."""
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def make_store(work: Path, rows: int, classes: int) -> Path:
-    """No image comes twice in a class: maps that are copies of each other would be no work."""
+    """Makes a store. No image occurs twice in a class, because equal maps would be too little work."""
     name, images = f"{rows}-of-{classes}-classes", work / "images"
     out, table = work / f"store-{name}", work / f"list-{name}.csv"
     if not images.exists():
@@ -76,7 +76,7 @@ def make_store(work: Path, rows: int, classes: int) -> Path:
 
 
 def audit(out: Path) -> tuple[float, dict[str, float]]:
-    """→ seconds, and the most MiB at once in every stage that was seen (a short one may not be)."""
+    """Runs the audit. Returns the seconds, and the highest MiB of every stage (samples may miss a short one)."""
     started, highest = time.monotonic(), dict[str, float]()
     path = out.parent / "audit.log"
     with path.open("w") as log:

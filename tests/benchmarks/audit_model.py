@@ -1,4 +1,4 @@
-"""A model of 1,000 classes whose passes cost next to nothing, and whose maps differ from image to image."""
+"""A model with 1,000 classes that is very cheap to compute and whose maps differ between images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ HIDDEN = 64
 
 
 class Square(nn.Module):
-    """Of a linear model the gradient would be the same for all images, and every class one pattern: all alarms."""
+    """Squares its input. A linear model's gradient is the same for all images: every class would raise an alarm."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * x

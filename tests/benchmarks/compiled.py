@@ -1,12 +1,12 @@
-"""Whether `torch.compile` pays: the predicted class' gradient of the replica as it is, and compiled. CPU or CUDA.
+"""Measures what `torch.compile` gains: the predicted class's gradient, plain and compiled. CPU or CUDA.
 
     python tests/benchmarks/compiled.py [--models resnet50 resnet18] [--batch 16] [--rounds 5] [--threads 1]
         [--device cuda] [--mode max-autotune]
 
-Interleaved in one process; medians over rounds. On a CPU the time is the process' own, which bears a busy machine, and
-its allocator is set as the job's replicas set it. Prints what compiling took, the ratio of the times, and how far both
-maps are from float64's (relative L2, median over the images): who rounds more flips more gates. Asserts nothing.
-A C++ compiler is needed (CUDA: Triton).
+Both are measured interleaved in one process; the table gives medians over rounds. On a CPU the time is the process's
+CPU time, so that other load matters less, and the allocator is set as in the job's replicas. Prints the time
+of the compilation, the ratio of the times, and the distance of both maps from float64's (relative L2, median over the
+images): larger rounding errors flip more ReLU gates. Asserts nothing. Needs a C++ compiler (CUDA: Triton).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--mode", default="default", help="of torch.compile")
+    parser.add_argument("--mode", default="default", help="the mode of torch.compile")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     if given.device == "cpu":

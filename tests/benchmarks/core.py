@@ -1,27 +1,28 @@
-"""The Explainer against captum, against what a forward costs, and against itself. CPU or CUDA; no Ray.
+"""Compares the Explainer with captum, with the cost of a forward, and with itself. CPU or CUDA; no Ray.
 
     python tests/benchmarks/core.py [--models resnet50 resnet18] [--batch 16] [--rounds 5] [--threads N] [--device cuda]
         [--allocator replica]
 
-Same process, same images, same weights (drawn, batch norms' statistics too). Each part is measured interleaved: a
-round times each of its things once (several calls, where they are short), each round in another order, and the tables
-give medians over rounds, of times and of the rounds' ratios:
+All are measured in one process, with the same images and the same random weights and batch-norm statistics.
+Measurements of a part are interleaved: a round times each of them once (several calls, if they are short), each round
+in another order. The tables give medians over rounds, of rates and of the ratios within a round:
 
-- **a** the gradient of the predicted class in float32: ours; captum's Saliency with the arg-max taken before, without
-  gradients; and plain forwards of the same net, frozen, under ``no_grad``, contiguous and channels-last, with batch
-  norms as they are and folded. A gradient costs a forward and a backward by the input, which is as much again, so half
-  the fastest forward's rate is the limit. The second share is of half the rate of the forward in our own layout.
-- **b** gradient, input × gradient, FullGrad and Grad-CAM together, against the gradient alone.
+- **a** the gradient of the predicted class in float32: by the Explainer; by captum's Saliency, whose arg-max is
+  computed before, without gradients; and plain forwards of the same frozen net under ``no_grad``, contiguous and
+  channels-last, with batch norms unchanged and folded. A gradient costs a forward and a backward of equal cost, so half
+  the fastest forward's rate is the limit. The second share is relative to half the rate of the forward in the
+  Explainer's layout.
+- **b** gradient, input × gradient, FullGrad and Grad-CAM together, compared with the gradient alone.
 - **sequence** the same four together, and one after the other by captum, by a FullGrad that upsamples every channel,
   and by pytorch-grad-cam (``pip install grad-cam``; else captum's LayerGradCam).
-- **c** SmoothGrad and integrated gradients: passes per second against the gradient's.
-- **d** bf16 and tf32: rate, and how near their gradient maps are to float32's, by cosine and rank correlation.
+- **c** SmoothGrad and integrated gradients: passes per second, compared with the gradient's.
+- **d** bf16 and tf32: rate, and cosine and rank correlation of their gradient maps with float32's.
 
-float32 is float32: TF32 is off but where it is asked for. On a CPU fresh pages are a quarter of the times, and most of
-their noise, unless the allocator is set, for all alike, as the job's replicas set it: ``--allocator replica``. Memory:
-on CUDA the allocator's peak over what was held before; on a CPU the growth of the resident set at its peak, each in a
-process of its own, with the system's allocator (``--no-memory`` skips it). Asserts no times. Wants a quiet machine;
-captum, grad-cam, scikit-learn and scikit-image if they are there.
+TF32 is off except in the measurements named tf32. On a CPU, fresh memory pages cause a quarter of the times and most of
+their noise. ``--allocator replica`` avoids them for all measurements: it sets the allocator as the job's replicas do.
+Memory is, on CUDA, the allocator's peak above the memory in use before; on a CPU, the growth of the resident set at its
+peak, each in a separate process with the system's allocator (``--no-memory`` skips it). Asserts no times. Needs a quiet
+machine; uses captum, grad-cam, scikit-learn and scikit-image if they are installed.
 """
 
 from __future__ import annotations
@@ -58,13 +59,13 @@ GEOMETRY = Preprocessing(256, (224, 224), "bilinear", (0.485, 0.456, 0.406), (0.
 FOUR = ("gradient", "input_x_gradient", "fullgrad", "gradcam")
 SMOOTH, PATH = 25, 50
 PARTS = ["a", "b", "sequence", "c", "d"]
-SHORTEST = 0.5  # seconds that a measurement lasts at least
+SHORTEST = 0.5  # minimum seconds of a measurement
 Run = Callable[[], object]
 
 
 @dataclass
 class Thing:
-    """What is measured: ``run`` explains ``images`` images."""
+    """A measurement: ``run`` explains ``images`` images."""
 
     name: str
     run: Run
@@ -74,9 +75,11 @@ class Thing:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["resnet50", "resnet18"], help="of torchvision")
+    parser.add_argument("--models", nargs="+", default=["resnet50", "resnet18"], help="names of torchvision models")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--long-batch", type=int, help="for sequence and c: default 4 on a CPU, else --batch")
+    parser.add_argument(
+        "--long-batch", type=int, help="batch size of sequence and c (default: 4 on a CPU, else --batch)"
+    )
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int)
@@ -109,7 +112,7 @@ def main() -> None:
 
 
 class Bench:
-    """One net, and everything that is to be measured on it."""
+    """A net, its images, and all measurements on them."""
 
     def __init__(self, name: str, given: argparse.Namespace) -> None:
         self.given = given
@@ -159,10 +162,10 @@ class Bench:
         return partial(forward, placed, images, precision)
 
     def folded(self) -> nn.Module:
-        """Batch norms in their convolutions; the net as it is where torch.fx cannot trace it."""
+        """Returns a copy with batch norms folded into convolutions; unchanged if torch.fx cannot trace the net."""
         try:
             return fuse(copy.deepcopy(self.net)).requires_grad_(False)
-        except Exception as error:  # noqa: BLE001 - whatever torch.fx does not understand
+        except Exception as error:  # noqa: BLE001 - torch.fx raises many types
             self.remarks.append(f"batch norms could not be folded by torch.fx ({type(error).__name__})")
             return copy.deepcopy(self.net)
 
@@ -191,7 +194,7 @@ class Bench:
 
     def gradcams(self) -> list[tuple[str, Run]]:
         layer = last_spatial(self.net, self.few)
-        net = copy.deepcopy(self.net).requires_grad_(True)  # as the package wants it
+        net = copy.deepcopy(self.net).requires_grad_(True)  # pytorch-grad-cam requires it
         try:
             from pytorch_grad_cam import GradCAM
 
@@ -213,7 +216,7 @@ class Bench:
         return [("captum LayerGradCam", run)]
 
     def _pytorch_grad_cam(self, kind: Callable[..., Callable[..., object]], net: nn.Module, layer: str) -> Run:
-        # Made anew for each call, as its users do: it holds hooks on the net.
+        # Created for each call, as in typical use, because it registers hooks on the net.
         def run() -> object:
             with kind(model=net, target_layers=[net.get_submodule(layer)]) as cam:  # type: ignore[attr-defined]
                 return cam(input_tensor=self.few, targets=None)
@@ -222,8 +225,10 @@ class Bench:
 
 
 def draw(name: str) -> nn.Module:
-    """Random weights and batch norms' statistics; frozen, in eval mode. Its ReLUs overwrite nothing: captum's
-    layers and hooks want that."""
+    """Returns a frozen net in eval mode with random weights and batch-norm statistics.
+
+    Its ReLUs are not in place, because captum's layer methods and hooks require that.
+    """
     torch.manual_seed(0)
     net = models.get_model(name, weights=None)
     for part in net.modules():
@@ -236,7 +241,7 @@ def draw(name: str) -> nn.Module:
 
 
 def pictures(number: int, size: int) -> Tensor:
-    """uint8 [n, size, size, 3]: cuts of photographs, or clouds where there are none."""
+    """Returns crops of photographs, or random clouds if none are installed: uint8 [n, size, size, 3]."""
     generator = torch.Generator().manual_seed(0)
     try:
         from skimage import data
@@ -244,7 +249,7 @@ def pictures(number: int, size: int) -> Tensor:
 
         whole = [*load_sample_images().images, data.astronaut(), data.coffee(), data.chelsea()]
     except ImportError:
-        print("no photographs here (scikit-learn, scikit-image): clouds in their place")
+        print("scikit-learn or scikit-image is not installed: random clouds replace the photographs")
         coarse = [torch.rand(number, 3, cells, cells, generator=generator) for cells in (4, 16, 64)]
         clouds = sum(F.interpolate(one, size=(size, size), mode="bicubic") for one in coarse) / 3
         return (clouds.clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).contiguous()
@@ -268,7 +273,7 @@ def forward(net: nn.Module, images: Tensor, precision: str = "float32") -> Tenso
 
 
 def last_spatial(net: nn.Module, images: Tensor) -> str:
-    """The last leaf module that still gives a map."""
+    """Returns the name of the last leaf module with a spatial output."""
     found: list[str] = []
 
     def see(name: str, part: nn.Module, inputs: object, output: object) -> None:
@@ -285,8 +290,10 @@ def last_spatial(net: nn.Module, images: Tensor) -> str:
 
 
 def fullgrad_by_channel(net: nn.Module, images: Tensor) -> Tensor:
-    """FullGrad as its authors' code has it: each layer's bias-gradients are kept, then every channel is upsampled.
-    (By image: all at once, ResNet-50's would take gigabytes.)"""
+    """Computes FullGrad as its authors' code does: keeps each layer's bias-gradients, then upsamples every channel.
+
+    Images are upsampled one by one, because a whole batch of ResNet-50 would take gigabytes.
+    """
     kept: list[Tensor] = []
 
     def see(part: nn.Module, inputs: object, output: Tensor) -> None:
@@ -325,7 +332,7 @@ def wait() -> None:
 
 
 def seconds(run: Run, calls: int) -> float:
-    """Of one call."""
+    """Returns the seconds of one call, averaged over ``calls``."""
     wait()
     begin = time.perf_counter()
     for _ in range(calls):
@@ -335,13 +342,13 @@ def seconds(run: Run, calls: int) -> float:
 
 
 def measure(things: list[Thing], rounds: int) -> dict[str, list[float]]:
-    """Images per second of every thing, by round."""
+    """Returns the images per second of every measurement, by round."""
     for thing in things:
         thing.run()
         thing.calls = max(1, math.ceil(SHORTEST / seconds(thing.run, 1)))
     rates: dict[str, list[float]] = {thing.name: [] for thing in things}
     for number in range(rounds):
-        # Another order each time: what runs after a long one finds a warmer chip.
+        # Another order in each round, because a long measurement leaves the chip warmer for the next one.
         for thing in things[number % len(things) :] + things[: number % len(things)]:
             rates[thing.name].append(thing.images / seconds(thing.run, thing.calls))
         print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
@@ -349,7 +356,7 @@ def measure(things: list[Thing], rounds: int) -> dict[str, list[float]]:
 
 
 def memory_here(thing: Thing) -> float:
-    """MiB that a call needs at its peak, beyond what is held before and after it."""
+    """Returns the MiB that a call needs at its peak, beyond the memory in use before it."""
     thing.run()
     gc.collect()
     if torch.cuda.is_available():
@@ -359,15 +366,15 @@ def memory_here(thing: Thing) -> float:
         thing.run()
         wait()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    ctypes.CDLL(None).malloc_trim(0)  # what the first call left to the allocator
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    ctypes.CDLL(None).malloc_trim(0)  # returns the memory that the first call freed
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = resident("VmRSS")
     thing.run()
     return (resident("VmHWM") - before) / 2**10
 
 
 def resident(what: str) -> int:
-    """KiB, by /proc."""
+    """Returns a value of /proc/self/status in KiB."""
     return next(int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith(what))
 
 
@@ -387,7 +394,7 @@ def memory(thing: Thing, name: str, part: str, given: argparse.Namespace) -> flo
 
 
 def agreement(maps: Tensor, reference: Tensor) -> tuple[float, float]:
-    """Cosine and Spearman's rank correlation, medians over images."""
+    """Returns the cosine and Spearman's rank correlation, medians over images."""
     found, exact = maps.flatten(1).double(), reference.flatten(1).double()
     cosine = F.cosine_similarity(found, exact).median()
     ranks = [values.argsort(1).argsort(1).double() for values in (found, exact)]
@@ -426,18 +433,18 @@ def report(name: str, given: argparse.Namespace) -> None:
 
 def figures(part: str, rates: dict[str, list[float]]) -> Iterable[tuple[str, str]]:
     def ratio(one: str, other: str, scale: float = 1.0) -> str:
-        """The median of the rounds' ratios: both were measured in the same minute."""
+        """Summarises the ratios within each round, in which both were measured shortly after each other."""
         return summary(scale * a / b for a, b in zip(rates[one], rates[other], strict=True))
 
     if part == "a":
         if "captum Saliency" in rates:
-            yield "gradient, ours ÷ captum", ratio("gradient", "captum Saliency")
+            yield "gradient, Explainer ÷ captum", ratio("gradient", "captum Saliency")
         plain = sorted(
             (key for key in rates if key.startswith("forward")), key=lambda key: statistics.median(rates[key])
         )
         own = [key for key in plain if "contiguous" in key]
         yield f"share of the limit, half of {plain[-1]}", ratio("gradient", plain[-1], 2)
-        yield f"share of half of {own[-1]}, our layout", ratio("gradient", own[-1], 2)
+        yield f"share of half of {own[-1]}, the Explainer's layout", ratio("gradient", own[-1], 2)
     if part == "b":
         yield "time of four together ÷ gradient", ratio("gradient", "four together")
     if part == "sequence":

@@ -1,4 +1,4 @@
-"""CPU seconds of a process and all below it, by what each one is to Ray."""
+"""Measures the CPU seconds of a process and all its descendants, by their role in Ray."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ ROLES = ("driver", "actors", "task workers", "idle workers", "decoders", "raylet
 
 
 class CpuTree:
-    """Sampled: Ray's processes are not waited for, so that the system adds up nothing. A process that has ended keeps
-    what it was last seen with."""
+    """Samples the CPU times of a process tree.
+
+    Sampling is needed because the parents of Ray's processes do not wait for them, so that the system does not add up
+    their times. An ended process counts with its last sample.
+    """
 
     def __init__(self, pid: int, *, driver: int | None = None) -> None:
-        """``driver``: where it is not ``pid`` itself, but below it."""
+        """``driver`` is the process id of the driver, if it is not ``pid`` itself but a descendant."""
         self._root = psutil.Process(pid)
         self._driver = pid if driver is None else driver
         self._series: dict[tuple[int, float], list[tuple[float, float]]] = defaultdict(list)
@@ -35,14 +38,14 @@ class CpuTree:
                 identity = process.pid, process.create_time()
                 used = process.cpu_times()
                 self._series[identity].append((time.time(), used.user + used.system))
-                # A worker's title is what it does just now; its role is what it was once seen doing.
+                # A worker's title is its current task. A worker that once ran a task or an actor keeps that role.
                 if self._roles.get(identity) not in ("actors", "task workers"):
                     self._roles[identity] = role_of(process, driver=self._driver)
             except (psutil.NoSuchProcess, psutil.ZombieProcess):
                 continue
 
     def between(self, begin: float, end: float) -> dict[str, float]:
-        """CPU seconds by role from one time to another, interpolated between samples."""
+        """Returns the CPU seconds by role from ``begin`` to ``end``, interpolated between samples."""
         used = dict.fromkeys(ROLES, 0.0)
         for identity, series in self._series.items():
             times, seconds = zip(*series, strict=True)
@@ -51,17 +54,17 @@ class CpuTree:
         return used
 
     def others(self, begin: float, end: float) -> float:
-        """CPU seconds of all that does not belong to the tree, in the same time."""
+        """Returns the CPU seconds of all processes outside the tree from ``begin`` to ``end``."""
         first, last = np.interp((begin, end), *zip(*self._machine, strict=True))
         return float(last - first) - sum(self.between(begin, end).values())
 
 
 def role_of(process: psutil.Process, *, driver: int) -> str:
-    """One of ``ROLES``: what the process does just now. Raises psutil's errors where it has ended."""
+    """Returns the one of ``ROLES`` that fits the process' current title. Raises psutil's errors if it has ended."""
     title = " ".join(process.cmdline())
     if process.pid == driver:
         return "driver"
-    if "raylet/raylet" in title:  # first: its command line holds that of the workers
+    if "raylet/raylet" in title:  # first, because its command line contains the workers' one
         return "raylet"
     if "jobs.util.limited_process_child" in title:
         return "decoders"

@@ -1,21 +1,19 @@
-"""The whole job against what its parts cost alone, and against the loop that people write by hand. CPU only.
+"""Compares the whole job with the cost of its parts alone, and with a typical hand-written loop. CPU only.
 
     python tests/benchmarks/job.py [--model resnet50] [--images 512] [--rounds 3] [--unit-size 32]
 
-Every round measures, one after the other, on the same photographs' cuts and the same random weights:
+Every round measures, one after the other, with the same crops of photographs and the same random weights:
 
-- **job**: ``python -m jobs explain`` on Ray, one replica per core, one thread each. *Steady* is the window from the
-  commit that ends each worker's first unit to the last commit before each worker's last unit, by the times of the
-  index parts: no start, no tail. CPU is that of the whole process tree, sampled; Ray's is what is used outside the
-  actors, less decode and write.
-- **alone**: the bare kernel (``saliency_core.Explainer`` on normalised micro-batches), ``DecodeStage`` and
-``WriteStage``, each
-  by itself in as many processes as there are cores, so that the machine is as full as it is in the job. Their sum is
-  what an image must cost; cores divided by it is the ceiling (of a machine that has nothing else to do: see the
-  others' part).
+- **job**: ``python -m jobs explain`` on Ray, one replica per core, one thread each. *Steady* is a window of the index
+  parts' times that excludes each worker's first and last unit, so that neither start nor end count. CPU is sampled over
+  the whole process tree. Ray's share is the CPU outside the actors, minus decode and write.
+- **alone**: the kernel (``saliency_core.Explainer`` on normalised micro-batches), ``DecodeStage`` and ``WriteStage``,
+  each by itself in one process per core, so that the machine is as busy as in the job. Their sum is the minimum cost of
+  an image. The ceiling is the number of cores divided by that sum. It assumes that nothing else runs on the machine:
+  see the others' part of the cores.
 - **plain**: DataLoader, torchvision's transforms, arg max, captum's Saliency, ``np.save`` per image.
 
-Prints a table of medians with the smallest and largest; asserts no times. Wants the ``test`` extra and a quiet machine.
+Prints a table of medians with the smallest and largest; asserts no times. Needs the ``test`` extra and a quiet machine.
 """
 
 from __future__ import annotations
@@ -46,7 +44,7 @@ Figures = dict[str, float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="resnet50", help="of torchvision")
+    parser.add_argument("--model", default="resnet50", help="name of a torchvision model")
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--unit-size", type=int, default=32)
@@ -102,7 +100,7 @@ def one_round(work: Path, model: str, unit_size: int) -> Figures:
 
 
 def make_images(directory: Path, number: int) -> None:
-    """Cuts of photographs, a few hundred pixels wide, as JPEG."""
+    """Writes crops of photographs, a few hundred pixels wide, as JPEG."""
     from skimage import data
     from sklearn.datasets import load_sample_images
 
@@ -156,7 +154,7 @@ def run_job(work: Path, model: str, unit_size: int) -> Figures:
     steady = {role: seconds / in_window for role, seconds in tree.between(begin, end).items()}
     whole = tree.between(started, ended)
     stages = {stage: seconds / rows for stage, seconds in session["stage_cpu_seconds"].items()}
-    # Of the actors, run.json knows the mean with the slow first units, not the steady state: they count as explain.
+    # run.json has only the mean over all units, with the slow first ones, so the actors' sampled CPU counts as explain.
     rays = sum(steady.values()) - steady["actors"] - stages["decode"] - stages["write"]
 
     figures = {
@@ -183,7 +181,7 @@ def run_job(work: Path, model: str, unit_size: int) -> Figures:
 
 
 def run_alone(part: str, work: Path) -> Figures:
-    """CPU seconds per image, and images per second of all processes together."""
+    """Runs a part in one process per core. Returns its CPU seconds per image and the total images per second."""
     processes = [
         subprocess.Popen(
             child("alone", part, work / "out", number, CORES), env=ENVIRONMENT, cwd=ROOT,

@@ -1,4 +1,4 @@
-"""What the job is measured against, each in a process of its own: the parts alone, and the plain loop.
+"""Runs what job.py compares the job with, each in a separate process: the parts alone, and the plain loop.
 
 python job_parts.py alone kernel|decode|write STORE NUMBER OF
 python job_parts.py plain MODEL WEIGHTS PRESET IMAGES OUT THREADS
@@ -23,11 +23,12 @@ from jobs.store.run_record import Run
 MIN_SECONDS = 5.0
 BATCH = 16  # of the plain loop
 
-Part = tuple[Callable[[int], Any], Callable[[Any], int]]  # a unit → its input, outside the clock; the input → images
+# prepare: unit → input (not timed); work: input → number of images
+Part = tuple[Callable[[int], Any], Callable[[Any], int]]
 
 
 def alone(part: str, store: str, number: str, of: str) -> None:
-    """Warms up, waits for the word, then works on every ``of``-th unit, again and again until the time is worth it."""
+    """Warms up, waits for a line on standard input, and processes every ``of``-th unit for ``MIN_SECONDS`` or more."""
     from jobs.store.store_access import open_run
 
     _, run = open_run(store)
@@ -50,7 +51,7 @@ def alone(part: str, store: str, number: str, of: str) -> None:
 
 
 def kernel(run: Run) -> Part:
-    """The Explainer alone, on micro-batches that are normalised already."""
+    """Returns the Explainer alone, on normalised micro-batches."""
     import torch
 
     from jobs.explain.model_building import build_model
@@ -58,7 +59,7 @@ def kernel(run: Run) -> Part:
     from saliency_core.replica.cpu import keep_freed_memory
 
     torch.set_num_threads(run.config.threads)
-    keep_freed_memory()  # as the job's workers do
+    keep_freed_memory()  # as in the job's replicas
     model = build_model(run.config, class_names=run.class_names)
     explainer = Explainer(model, methods=list(run.config.methods), targets=list(run.config.targets))
     decoder = DecodeStage(run)
@@ -80,7 +81,7 @@ def decode(run: Run) -> Part:
 
 
 def write(run: Run) -> Part:
-    """The same maps into the same store again: equal input, equal bytes."""
+    """Returns ``WriteStage`` alone. It writes the same bytes into the same store again."""
     from jobs.explain.write_stage import WriteStage
     from jobs.storage.object_store import open_output
     from jobs.store.arrays import open_array
@@ -99,7 +100,7 @@ def write(run: Run) -> Part:
 
 
 def plain(model_name: str, weights: str, preset: str, images: str, out: str, threads: str) -> None:
-    """The loop that people write: DataLoader, arg max, captum's Saliency, a file per image."""
+    """Runs a typical hand-written loop: DataLoader, arg max, captum's Saliency, a file per image."""
     import torch
     import torchvision
     from captum.attr import Saliency

@@ -1,12 +1,12 @@
-"""Whether the memory of a running job grows: 20,000 small images through Ray, by process and by tenth of the run.
+"""Measures whether the memory of a running job grows: 20,000 small images on Ray, by process and by tenth of the run.
 
     python tests/benchmarks/memory.py [--images 20000] [--unit-size 32] [--workers 1]
 
-Images of 32 × 32 pixels in tar shards, a tiny model: little work, so that every leak of a record, a unit or an image
-shows. Every second the unique memory (USS: what would be free if the process ended) and the open files of the driver,
-the replicas, the task workers (idle ones too), their decoders and Ray's own processes are taken. The store of shared
-memory is told apart, as what the machine's /dev/shm holds. Growth is the slope of a straight line through the last
-seven tenths, per 1,000 images. Prints a table; asserts nothing.
+The images have 32 × 32 pixels and lie in tar shards, and the model is tiny: with so little work per image, a leak per
+record, unit or image becomes visible. Every second it samples the unique memory (USS: what would become free if the
+process ended) and the open files of the driver, the replicas, the task workers (idle ones too), their decoders and
+Ray's processes. Ray's object store is measured separately, as the used space of /dev/shm. Growth is the slope of a
+straight line through the last seven tenths, per 1,000 images. Prints a table; asserts nothing.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""How long all but the work itself takes, and whether its memory grows with the rows.
+"""Measures the time of all steps except explaining, and whether their memory grows with the number of rows.
 
     python tests/benchmarks/scale.py [--rows 1000000] [--unit-size 256] [--no-tree]
 
-Two inputs: a CSV list of remote URIs (which are not looked up, so that this is planning alone), and a tree of empty
-files in 200 folders (listed and stat'ed; a fifth of the rows), at a hundredth, a tenth and the whole of the rows. The
-steps, each in a process of its own, so that its peak memory is its own:
+There are two inputs: a CSV list of remote URIs (no request is made for them, so that only planning is measured), and a
+tree of empty files in 200 folders (listed and stat'ed; a fifth of the rows). Each is measured with a hundredth, a tenth
+and all of the rows. Each step runs in a separate process, so that peak memory is measured per step:
 
-- **plan**: afresh; the model is loaded once before the clock starts, and once more by the plan;
-- **commit**: index parts of all units but the last hundredth, with made-up values and no maps (in every core);
-- **resume**: the same plan again, on the store as a killed run would have left it;
+- **plan**: a new plan; the model is loaded once before the time starts, and once more by the plan;
+- **commit**: writes the index parts of all units but the last hundredth, with made-up values and no maps, on all cores;
+- **resume**: the same plan again, on the store as a killed run would leave it;
 - **status**;
-- **finalize**: after the other units' parts.
+- **finalize**: after the index parts of the last hundredth have been written.
 
 Prints a table; asserts no times.
 """
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--unit-size", default="256")
-    parser.add_argument("--no-tree", action="store_true", help="the list alone")
+    parser.add_argument("--no-tree", action="store_true", help="measure the list only")
     parser.add_argument("--step", nargs=3, metavar=("STEP", "IMAGES", "OUT"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.step:
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def make_list(directory: Path, rows: int) -> Path:
-    """A CSV of URIs on an object store that is never asked."""
+    """Writes a CSV of URIs on an object store to which no request is made."""
     directory.mkdir()
     with (directory / "images.csv").open("w") as file:
         file.write("uri,label\n")
@@ -81,7 +81,7 @@ def make_list(directory: Path, rows: int) -> Path:
 
 
 def make_tree(directory: Path, rows: int) -> Path:
-    """Empty files: planning looks at their names, sizes and times alone."""
+    """Creates empty files: planning reads only names, sizes and times."""
     for folder in range(FOLDERS):
         (directory / f"class-{folder:03}").mkdir(parents=True)
     for row in range(rows):
@@ -163,13 +163,13 @@ def last_hundredth(units: int) -> int:
 
 def commit_units(out: str, units: range) -> None:
     cores = os.cpu_count() or 1
-    # The threads of a store that was opened do not outlive a fork.
+    # Not forked, because the threads of an open store do not survive a fork.
     with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
         list(pool.map(partial(commit_some, out), (units[core::cores] for core in range(cores))))
 
 
 def commit_some(out: str, units: range) -> None:
-    """The parts that explaining would have left, but for what stands in them."""
+    """Writes index parts as a run would, but with made-up values."""
     import numpy as np
     import obstore
     import pyarrow as pa
@@ -202,7 +202,7 @@ def commit_some(out: str, units: range) -> None:
 
 
 def measured(work: Callable[[], object]) -> Figures:
-    """Seconds of this process, its peak bytes, and how far the peak rose while it worked."""
+    """Runs ``work``. Returns its wall and CPU seconds, the process' peak bytes, and how far the peak rose."""
     before, wall, cpu = peak_bytes(), time.perf_counter(), time.process_time()
     work()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu

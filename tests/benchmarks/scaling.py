@@ -1,22 +1,22 @@
-"""How the job's rate grows with its workers, and where it stops growing, when arithmetic is not the limit.
+"""Measures how the job's rate grows with the number of workers if arithmetic is not the limit.
 
     python tests/benchmarks/scaling.py [--workers 1 2 4 8 16 32] [--batches 40 10 2 1] [--seconds 30] [--batch-ms 50]
                                        [--passes]
 
-A unit is ``--batches`` micro-batches of one small image. In place of each one's arithmetic a replica sleeps for 50 ms,
-so that any number of replicas fits into any machine's processor; 40 are 2 s. All else is the real job. With
-``--passes`` it sleeps inside the forward of the smallest model there is, and does the arithmetic, too: a pass that
-finds the caches cold costs some ms, and of many replicas the processor is the limit again.
+A unit is ``--batches`` micro-batches of one small image. Instead of computing, a replica sleeps for 50 ms per
+micro-batch (40 of them take 2 s), so that a machine with few cores can run any number of replicas. All else is the real
+job. With ``--passes`` a tiny model sleeps in its forward, and computes, too: a pass with cold caches costs some
+milliseconds, so that with many replicas the processor is the limit again.
 
-The job runs on a Ray cluster of its own, set as the program sets an embedded one, with as many CPUs as it is told to
-have. The rate is the slope of a straight line through the commits in a window that begins when every replica has had
-its first units and the tasks have their processes, and ends before any of them runs dry; then the job is interrupted.
-Ideal is a unit after the other in every worker, with nothing in between but the sleep; efficiency is the rate beside as
-many times that of one worker.
+The job runs on a new Ray cluster with the program's settings for an embedded one and a number of CPUs that fits the
+workers. The rate is the slope of a straight line through the commits in a window. The window begins when every replica
+has had its first units and the tasks have their processes, and ends before a replica runs out of units; then the job is
+interrupted. "Ideal" is the rate if every worker only slept. Efficiency is the rate divided by the number of workers
+times the rate of one worker.
 
-Prints a table, with the CPU (cores) of each part of the job in that window (``rest``: Ray's agents, and this program;
-``others``: what else the machine does): what is near 1 there, or all together near the machine's own, is the limit.
-Asserts no times. Memory: some 300 MiB a worker.
+Prints a table, with the CPU use (cores) of each part of the job in that window (``rest``: Ray's agents, and this
+program; ``others``: all other processes of the machine). A single process near 1, or a sum near the machine's cores, is
+the limit. Asserts no times. Needs about 300 MiB of memory per worker.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ROOT = HERE.parents[1]
 TASK_SLOTS = 6  # decode and write tasks at once
 MOST_UNITS = 8000
 START_SECONDS = 240
-SETTLE_SECONDS = 20  # tasks' processes start, too, a few seconds of processor each
+SETTLE_SECONDS = 20  # the tasks' processes start, too, and each takes a few CPU seconds
 IMAGES = 40
 Row = dict[str, float]
 
@@ -49,10 +49,12 @@ Row = dict[str, float]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
-    parser.add_argument("--batches", type=int, nargs="+", default=[40, 10, 2, 1], help="of a unit")
-    parser.add_argument("--batch-ms", type=float, default=50.0, help="that a replica sleeps for a micro-batch")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of the window")
-    parser.add_argument("--passes", action="store_true", help="of a tiny model, beside the sleep")
+    parser.add_argument("--batches", type=int, nargs="+", default=[40, 10, 2, 1], help="micro-batches of a unit")
+    parser.add_argument(
+        "--batch-ms", type=float, default=50.0, help="milliseconds that a replica sleeps per micro-batch"
+    )
+    parser.add_argument("--seconds", type=float, default=30.0, help="length of the window")
+    parser.add_argument("--passes", action="store_true", help="also compute the passes of a tiny model")
     given = parser.parse_args()
     print(
         f"{'unit s':>6} {'workers':>7} {'units/s':>8} {'ideal':>7} {'part':>5} {'efficiency':>10} | "
@@ -60,7 +62,7 @@ def main() -> None:
         "all ready after s"
     )
     for batches in given.batches:
-        one = None  # worker's rate
+        one = None  # rate of one worker
         for workers in given.workers:
             with tempfile.TemporaryDirectory(prefix="scaling-") as scratch:
                 program = ["-m", "jobs"] if given.passes else [HERE / "scaling_delay.py"]
@@ -83,14 +85,14 @@ def main() -> None:
 def measure(
     work: Path, program: Sequence[str | Path], workers: int, batches: int, batch_seconds: float, seconds: float
 ) -> Row:
-    """One run of the job on a cluster of its own."""
+    """Runs the job once on a new cluster. Returns the rate and the CPU use by role."""
     from ray.cluster_utils import Cluster
 
     from jobs.runners.ray_data import EMBEDDED_CONFIG
 
     ready = work / "ready"
     ready.mkdir()
-    # Its processes inherit what the model asks for.
+    # The cluster's processes inherit the variables that the model reads.
     os.environ |= {
         "SCALING_READY": str(ready),
         "SCALING_SECONDS": str(batch_seconds),
@@ -133,7 +135,7 @@ def start_job(
 
 
 def make_list(work: Path, rows: int) -> Path:
-    """A few images, named again and again."""
+    """Writes a list of ``rows`` rows that repeats a few images."""
     rng = np.random.default_rng(0)
     for i in range(IMAGES):
         Image.fromarray(rng.integers(255, size=(16, 16, 3), dtype=np.uint8)).save(work / f"{i}.png")
@@ -143,7 +145,7 @@ def make_list(work: Path, rows: int) -> Path:
 
 def watch(job: subprocess.Popen[bytes], work: Path, workers: int, unit_seconds: float, seconds: float) -> Row:
     started = time.time()
-    while len(list((work / "ready").iterdir())) < workers + 1:  # the driver tries the model, too
+    while len(list((work / "ready").iterdir())) < workers + 1:  # the driver runs the model, too
         alive(job, started)
     ready = time.time() - started
     time.sleep(2 * unit_seconds + SETTLE_SECONDS)
@@ -151,15 +153,17 @@ def watch(job: subprocess.Popen[bytes], work: Path, workers: int, unit_seconds: 
     tree.sample()
     begin = time.time()
     while time.time() < begin + seconds:
-        for _ in range(10):  # a sample of so many processes takes processor, too
+        for _ in range(10):  # sampling many processes costs CPU time, too
             alive(job, started)
         tree.sample()
     end = time.time()
     times = sorted(path.stat().st_mtime for path in (work / "out/index").glob("*.parquet"))
     inside = [one for one in times if begin <= one < end]
     if len(inside) < 5:
-        raise SystemExit(f"{len(inside)} commits in {seconds:g} s tell no rate: a longer window would (--seconds)")
-    seconds_each = np.polyfit(range(len(inside)), inside, 1)[0]  # counting would err by a unit of every worker
+        raise SystemExit(
+            f"{len(inside)} commits in {seconds:g} s are too few for a rate: make the window longer (--seconds)"
+        )
+    seconds_each = np.polyfit(range(len(inside)), inside, 1)[0]  # a plain count could be wrong by one unit per worker
     used = {role: cpu / (end - begin) for role, cpu in tree.between(begin, end).items()}
     return {**used, "rate": 1 / seconds_each, "ready": ready, "others": tree.others(begin, end) / (end - begin)}
 

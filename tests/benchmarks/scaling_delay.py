@@ -1,4 +1,4 @@
-"""The job with a delay in place of arithmetic: ``python scaling_delay.py explain …``, flags as of the job itself."""
+"""Runs the job with a delay in place of arithmetic: ``python scaling_delay.py explain …``, with the job's flags."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from jobs.store.store_access import open_run
 
 
 class Delay(ExplainStage):
-    """Works out its first micro-batch. For every other one it sleeps for SCALING_SECONDS, and finds the same again.
+    """Explains its first micro-batch. For every other one it sleeps for SCALING_SECONDS and returns the same results.
 
-    They must all be of as many rows.
+    All micro-batches must have the same number of rows.
     """
 
     _first: BatchResults | None = None
@@ -35,7 +35,7 @@ def explain(out: str) -> Callable[[Any], Any]:
 
 
 if __name__ == "__main__":
-    import scaling_delay  # as the replicas know it
+    import scaling_delay  # the name under which the replicas import it
 
     explain_stages._explain = scaling_delay.explain
     app.main()

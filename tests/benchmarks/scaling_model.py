@@ -1,4 +1,4 @@
-"""A model that costs time and no processor."""
+"""A model that sleeps instead of computing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Delayed(nn.Module):
-    """Scores are the channels' means. Each process leaves a file of its number when it first has images."""
+    """Returns the channels' means as scores. Each process creates a file named by its id at its first forward."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,11 +1,12 @@
-"""Does the audit find a planted shortcut without being told, and is it quiet where there is none?
+"""Measures how often the audit finds a planted shortcut, and how often it raises false alarms.
 
     python tests/benchmarks/shortcut.py [--seeds 20] [--first 0] [--rates 1 .5 .2 .1 .05 0] [--roaming] [--cache DIR]
 
-A model is trained for every seed and rate (shortcut_cases.py), some five seconds each. For every method: how often
-the marked class is ranked first, and raises an alarm; where there is an alarm, how many of the finding's rows carry
-the mark (precision), and how many of the marked are among them (recall); alarms about another class. "Fooled" tells
-whether the model uses the mark at all: no audit can find what it ignores. Seeds from 100 on are for tuning.
+Trains a model for every seed and rate (shortcut_cases.py), about five seconds each. Prints for every method how often
+the marked class is ranked first, how often it raises an alarm, and the number of alarms about other classes. Precision
+is the share of an alarm's rows that carry the mark; recall is the share of the marked rows that are among them.
+"Fooled" measures whether the model uses the mark at all: no audit can find a mark that the model ignores. Seeds from
+100 on are for tuning.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from jobs.audit.audit_schema import OBJECT_MEASURES  # noqa: E402
 from jobs.audit.class_examination import examine_class  # noqa: E402
 from jobs.audit.group_types import Background, ClassRows  # noqa: E402
 
-USED = 0.1  # share of the other classes' images that are fooled: the model uses the mark
+USED = 0.1  # a model uses the mark if it is fooled on at least this share of the other classes' images
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Outcome:
 
 
 def audit(seen: Seen, method: int) -> Outcome:
-    """All classes of a case, as `predicted` groups them."""
+    """Audits all classes of a case, with rows grouped by the predicted class."""
     small, nothing = seen.small[method], np.full(len(seen.labels), np.nan, np.float32)
     background = Background(small, seen.predicted)
     scores, alarms, seconds, precision, recall = {}, {}, 0.0, np.nan, np.nan
@@ -85,8 +86,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--rates", type=float, nargs="+", default=[1.0, 0.5, 0.2, 0.1, 0.05, 0.0])
-    parser.add_argument("--roaming", action="store_true", help="every image has the mark elsewhere")
-    parser.add_argument("--cache", type=Path, help="where models' maps are kept; else they are not")
+    parser.add_argument("--roaming", action="store_true", help="place the mark at a random position in every image")
+    parser.add_argument(
+        "--cache", type=Path, help="folder that keeps the cases for the next call (default: a temporary one)"
+    )
     given = parser.parse_args()
     cache = given.cache or Path(tempfile.mkdtemp())
     cache.mkdir(parents=True, exist_ok=True)
@@ -111,7 +114,7 @@ def _marked(found: list[Outcome]) -> str:
     used = [outcome for outcome in found if outcome.used]
     alarms = [outcome for outcome in found if outcome.alarm]
     return (
-        f"first {_part([o.first for o in found])} · alarm {_part([o.alarm for o in found])} · where the model uses it: "
+        f"first {_part([o.first for o in found])} · alarm {_part([o.alarm for o in found])} · if the model uses it: "
         f"first {_part([o.first for o in used])}, alarm {_part([o.alarm for o in used])} · "
         f"precision {_mean([o.precision for o in alarms])}, recall {_mean([o.recall for o in alarms])} · "
         f"alarms about others {sum(o.false_alarms for o in found)}"

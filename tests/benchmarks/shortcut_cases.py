@@ -1,8 +1,9 @@
-"""Models that were taught a shortcut, and the maps of what they see: what shortcut.py examines.
+"""Trains models with a planted shortcut and explains their images, for shortcut.py.
 
-A case is a (seed, rate, roaming): of one class' images, so many carry a mark, in training as in the audit. Class, place
-and look of the mark come from the seed; when it roams, every image has it elsewhere. The small CNN of a case starts
-from weights that know the objects (other images, no mark), as people fine-tune, and is trained on the case' images.
+A case is a (seed, rate, roaming). In training and in the audit, a share ``rate`` of one class's images carries a mark.
+The seed determines the class, and the place and look of the mark. If ``roaming``, the place is random in every image.
+The small CNN of a case starts from weights that were trained on other images without the mark, and is fine-tuned on the
+case's images.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from saliency_core import Explainer, Model
 from saliency_core.map_measures import MEASURES, measure, shares, shrink
 
 EDGE = 48  # pixels
-CELL, CELLS = 4, 3  # the mark: so many pixels a cell, so many cells an edge
-POOL, TRAIN, AUDIT = 3600, 1200, 720  # images; a case takes its own out of the pool
+CELL, CELLS = 4, 3  # the mark: pixels per cell, cells per edge
+POOL, TRAIN, AUDIT = 3600, 1200, 720  # numbers of images; each case draws its images from the pool
 WARM, EPOCHS, BATCH = 12, 8, 32
 METHODS = ("gradient", "input_x_gradient", "fullgrad", "gradcam")
 BASE_IMAGES, TUNING_IMAGES, REPORT_IMAGES = 71, 72, 73  # seeds of three pools
@@ -41,11 +42,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Seen:
-    """What an audit is given of a case, and the truth. ``small`` [method, n, h, w], ``measures`` [method, k, n].
+    """The audit's input for a case, and the ground truth. ``small`` [method, n, h, w], ``measures`` [method, k, n].
 
-    ``fooled``: of other classes' images, the share that is taken for the marked class once the mark is pasted, less the
-    share that was without. ``rise``: how far the marked class' score, less the mean of all, rises there, in standard
-    deviations of what it is without. ``accuracy``: on the audit's images.
+    ``fooled`` is the share of other classes' images that are predicted as the marked class with the mark pasted in,
+    minus that share without the mark. ``rise`` is the mean rise by the mark of the marked class's score (minus the mean
+    score of all classes), in standard deviations of that value without the mark. ``accuracy`` is on the audit's images.
     """
 
     small: NDArray[np.float32]
@@ -64,7 +65,7 @@ class Seen:
 
 
 def see(case: Case, cache: Path) -> Seen:
-    """Made once, then read from the cache."""
+    """Returns a case's data. Computes it once, then reads it from the cache."""
     path = cache / f"case-{case.seed}-{case.rate}-{case.roaming}.npz"
     if not path.exists():
         made = _make(case, cache)
@@ -114,7 +115,7 @@ def _make(case: Case, cache: Path) -> Seen:
 
 
 def _look(rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A tag of two saturated colours, in a pattern: uint8 [pixels, pixels, 3]."""
+    """Returns a mark with a random pattern of two saturated colours: uint8 [pixels, pixels, 3]."""
     hue = rng.random()
     pair = [
         colorsys.hsv_to_rgb(hue, 1, 1),

@@ -1,6 +1,6 @@
 """Makes the golden example of store format version 1: `python tests/golden/make.py`, from the repository's root.
 
-Run it only when the format gets a new version, into a folder of that version: readers must go on to read the old one.
+Run it only for a new version of the format, and write into a new folder: readers must still read the old versions.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ KEYS = {
 }
 
 if __name__ == "__main__":
-    # The store remembers where its images were: let that be nobody's home.
+    # The store records the paths of its images, so they must not contain a user's home directory.
     place = Path("/tmp/saliency-golden")
     shutil.copytree(GOLDEN / "images", place / "images", dirs_exist_ok=True)
     explain(make_config({**KEYS, "images": str(place / "images"), "out": str(place / "store-v1")}), Console())

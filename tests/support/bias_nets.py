@@ -1,4 +1,4 @@
-"""Nets in which a bias is easily missed, and FullGrad's map and parts of them."""
+"""Nets in which an implementation of FullGrad easily misses a bias, and helpers that explain them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from tests.support.subjects import own
 
 
 class Odd(nn.Module):
-    """Defined in another order than executed; a convolution called twice; biased convolutions under batch norms;
-    in-place ReLUs that overwrite what a bias was just added to, and an in-place sum, as in torchvision's ResNets."""
+    """A net with layers defined in another order than executed, a convolution that is called twice, and biased
+    convolutions before batch norms. In-place ReLUs overwrite the tensor to which a bias was just added, and there is an
+    in-place sum, as in torchvision's ResNets."""
 
     def __init__(self, *, inplace: bool = True) -> None:
         super().__init__()
@@ -39,7 +40,7 @@ class Odd(nn.Module):
 
 
 class Simple(nn.Sequential):
-    """A layer of each kind, and ReLU6, one of them functional, that meets values far above six."""
+    """A net with one layer of each kind, and ReLU6."""
 
     def __init__(self, *, inplace: bool = True) -> None:
         super().__init__(
@@ -49,7 +50,7 @@ class Simple(nn.Sequential):
 
 
 def saturating() -> nn.Module:
-    """Values far above six under every ReLU6."""
+    """Returns a ``Simple`` net in which the inputs of both ReLU6 layers exceed six by far."""
     module = built(Simple)
     module[0].weight.mul_(12)
     module[4].weight.mul_(12)
@@ -63,7 +64,7 @@ def images_of(number: int, height: int, width: int, *, dtype: torch.dtype = torc
 
 
 def twin(module: nn.Module) -> nn.Module:
-    """``Odd`` and out of place, with the same weights."""
+    """Returns an ``Odd`` net without in-place operations, with the same weights."""
     other = Odd(inplace=False).double().eval().requires_grad_(False)
     other.load_state_dict(module.state_dict())
     return other

@@ -1,4 +1,4 @@
-"""A headless Chromium of the system's, with an empty profile, for tests of pages."""
+"""Opens pages in the system's Chromium, headless and with an empty profile."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FLAGS = (
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """Skips, saying why, where there is none."""
+    """Starts Chromium. Skips the test if it is not installed."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("no Chromium is installed (apt-get install chromium)")
@@ -31,7 +31,7 @@ def chromium() -> Iterator[Browser]:
 
 
 class Visit:
-    """A page, and everything that it complains of or asks for."""
+    """An open page, with a log of its errors and console messages (``complaints``) and of its requests (``asked``)."""
 
     def __init__(self, context: BrowserContext, address: Path) -> None:
         self.page: Page = context.new_page()
@@ -46,16 +46,16 @@ class Visit:
         self.page.goto(address.as_uri())
 
     def _failed(self, request: Request) -> None:
-        # What was on its way when a link was followed is called off.
+        # Chromium aborts pending requests when the page follows a link.
         if request.failure != "net::ERR_ABORTED":
             self.complaints.append(f"no {request.url}: {request.failure}")
 
     def scroll_through(self) -> None:
-        """To the end, so that every picture is asked for, and has come."""
+        """Scrolls to every image and waits until it is decoded."""
         self.page.evaluate(
             "async () => { for (const image of document.images) { image.scrollIntoView(); await image.decode(); } }"
         )
 
     def too_wide(self) -> int:
-        """Pixels by which the page is wider than its window."""
+        """Returns the pixels by which the page is wider than its window."""
         return int(self.page.evaluate("document.documentElement.scrollWidth - window.innerWidth"))

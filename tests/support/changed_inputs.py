@@ -1,4 +1,4 @@
-"""Stores whose inputs change: images of known content in every container, and what each row of the store stands for."""
+"""Makes stores whose inputs change afterwards: images of known content, in every kind of container."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MADE = {"unit_size": UNIT, "batch_size": UNIT, "methods": ("gradient",), "target
 
 
 def picture(number: int) -> bytes:
-    """A BMP of a colour of its own; all have the same number of bytes."""
+    """Returns a BMP with a colour that depends on ``number``. All have the same number of bytes."""
     buffer = io.BytesIO()
     Image.new("RGB", (16, 16), (number * 9 % 256, 255 - number * 7 % 256, number * 31 % 256)).save(buffer, "BMP")
     return buffer.getvalue()
@@ -39,14 +39,14 @@ class Item:
 
 
 def items() -> list[Item]:
-    """Eight, of which one is broken."""
+    """Returns eight samples, of which one is broken."""
     return [
         Item(f"{i}.bmp", b"no image" if i == BROKEN else picture(i), i) for i in range(ROWS)
     ]  # fmt: skip
 
 
 def write(kind: str, root: Path, samples: Sequence[Item], *, group: int = 4) -> Path:
-    """Puts the samples into a container of that kind → what ``--images`` names."""
+    """Writes the samples into a container of the given kind. Returns the path for ``--images``."""
     if root.exists():
         shutil.rmtree(root)
     root.mkdir(parents=True)
@@ -79,7 +79,7 @@ def write(kind: str, root: Path, samples: Sequence[Item], *, group: int = 4) -> 
 
 @dataclass(frozen=True)
 class Made:
-    """A finished store, its live inputs, and a copy of both as they were."""
+    """A finished store, its inputs (``images``), a copy of the unchanged inputs (``before``), and the expected maps."""
 
     kind: str
     root: Path
@@ -87,7 +87,7 @@ class Made:
     maps: dict[int, np.ndarray]
 
     def again(self, out: Path) -> Path:
-        """The store anew at ``out``, over inputs as they were."""
+        """Restores the unchanged inputs, and copies the store to ``out``."""
         shutil.rmtree(self.root / "images")
         shutil.copytree(self.root / "before", self.root / "images")
         return Path(shutil.copytree(self.root / "store", out))
@@ -96,7 +96,10 @@ class Made:
         write(self.kind, self.root / "images", edit(items()), **options)
 
     def statuses(self, out: Path) -> str:
-        """``o`` and ``q`` for each row, after proof that no row has the map, hash or label of another image."""
+        """Returns ``o`` (ok) or ``q`` (quarantined) for each row.
+
+        Asserts before that no row has the map, checksum or label of another image.
+        """
         store = open_store(str(out))
         maps, statuses = store.maps("predicted/gradient", slice(None)), ""
         for line in store.lines().to_pylist():
@@ -113,7 +116,7 @@ class Made:
 
 
 def make(kind: str, root: Path, *, broken: bool = True) -> Made:
-    """Explains the eight samples, of which one is ``broken``; the maps are those of eight sound images, by number."""
+    """Explains the eight samples, one of them broken if ``broken``. The expected maps are from eight valid images."""
     whole = [Item(f"{i}.bmp", picture(i), i) for i in range(ROWS)]
     reference = write("parquet", root / "reference", whole)
     assert run_inline(images=str(reference), out=str(root / "whole"), **MADE)[0] == 0

@@ -17,7 +17,7 @@ SAME = {"unit_size": 8, "batch_size": 4}
 
 
 def run_compare(a: Path, b: Path, output: Path, **options: Any) -> tuple[int, str]:
-    """Returns the exit code and the printed text."""
+    """Runs ``compare``. Returns the exit code and the printed text."""
     return said(compare, str(a), str(b), output=str(output), **{"runner": "inline", **options})
 
 

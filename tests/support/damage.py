@@ -1,4 +1,4 @@
-"""Damage to a store: its parts put anew and its shards forged, and what verify says of it."""
+"""Damages stores: rewrites index parts, forges shards, and runs ``verify``."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def digest(data: bytes) -> str:
 
 
 def make_sums_again(out: Path) -> None:
-    """As a run that wrote the store so would have left it."""
+    """Writes ``SHA256SUMS`` again, as a run that wrote this content would have done."""
     finalize(LocalStore(prefix=out), load(out), session={})
 
 
@@ -53,7 +53,7 @@ def replace(lines: pa.Table, column: str, values: list[object]) -> pa.Table:
 
 
 def forge_shard(out: Path, unit: int, path: str, edit: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Another map in the shard, and a commit that knows it."""
+    """Replaces the values of a shard, and writes the new checksum into the unit's commit."""
     store, run = LocalStore(prefix=out), load(out)
     array = next(one for one in run.arrays if path in (one.path, f"{one.path}_scale"))
     lines, commit = read_part(store, unit)

@@ -1,4 +1,4 @@
-"""The documents' code blocks, links and tables, for tests: what is written there cannot drift."""
+"""Finds the documents and their code blocks, so that tests can check what they state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FENCE = re.compile(
 
 @dataclass(frozen=True)
 class Block:
-    """A code block. ``headings``: those above it, from ``#`` to its own; ``language``: "" if none is given."""
+    """A code block, with the headings above it from ``#`` down, and its language ("" if none is given)."""
 
     document: str
     headings: tuple[str, ...]
@@ -29,36 +29,36 @@ class Block:
 
 
 def documents() -> list[str]:
-    """The paths of all documents, from the root."""
+    """Returns the paths of all documents, relative to the root."""
     found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md")]
     return [README, *sorted(path.relative_to(ROOT).as_posix() for path in found)]
 
 
 def find_document(name: str) -> str:
-    """The path of the document with that file name, wherever it lies."""
+    """Returns the path of the only document with that file name, in any folder."""
     (path,) = [path for path in documents() if path.rpartition("/")[2] == name]
     return path
 
 
 def read_document(name: str) -> str:
-    """The text of the document with that file name."""
+    """Returns the text of the document with that file name."""
     return (ROOT / find_document(name)).read_text()
 
 
 def all_blocks() -> list[Block]:
-    """The code blocks of all documents, in order."""
+    """Returns the code blocks of all documents, in order."""
     return [block for path in documents() for block in _blocks(path)]
 
 
 def blocks(name: str, heading: str | None = None) -> list[Block]:
-    """The code blocks of a document, or of those under one of its headings, in order; at least one."""
+    """Returns the code blocks of a document, or those under one of its headings, in order. Fails if there is none."""
     found = [block for block in _blocks(find_document(name)) if heading is None or heading in block.headings]
     assert found, f"{name} has no section {heading!r} with code"
     return found
 
 
 def block(name: str, containing: str) -> str:
-    """The text of the document's only block that holds ``containing``."""
+    """Returns the text of the document's only code block that contains ``containing``."""
     (found,) = [one.text for one in blocks(name) if containing in one.text]
     return found
 

@@ -29,7 +29,7 @@ def run(out: Path, to: str, output: Path, **keys: Any) -> tuple[int, str]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Content by path. For HDF5 files that link to others, the links: the files also hold a time."""
+    """Returns the content of every file by path; of HDF5 files with links only these, as the files also hold a time."""
     return {
         str(path.relative_to(folder)): pointers(path) or path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -55,7 +55,7 @@ def lacking(folder: Path) -> list[dict[str, str]]:
 
 
 def samples(folder: Path) -> dict[str, dict[str, bytes]]:
-    """The samples as a plain tar reader reads them: extension → bytes, by key."""
+    """Returns extension → bytes for each sample key, as ``tarfile`` reads them."""
     by_key: dict[str, dict[str, bytes]] = {}
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as tar:
@@ -66,7 +66,7 @@ def samples(folder: Path) -> dict[str, dict[str, bytes]]:
 
 
 def audited(finished: Path, where: Path) -> Path:
-    """A copy of the store with an audit of one array: class 0 has two clusters, class 1 one, class 2 no embedding."""
+    """Copies the store and adds an audit of one array: class 0 has two clusters, class 1 one, class 2 no embedding."""
     copy = shutil.copytree(finished, where)
     lines = [line for line in open_store(str(finished)).lines().to_pylist() if line["status"] == "ok"]
     values: dict[str, list[Any]] = {name: [None] * len(lines) for name in row_schema().names}

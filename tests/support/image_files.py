@@ -1,4 +1,4 @@
-"""Image files made here, some by hand, and what is read of them."""
+"""Encodes image files, some byte by byte, and decodes them as the job does."""
 
 import struct
 import zlib
@@ -27,7 +27,7 @@ def encode(image: Image.Image | NDArray[np.generic], format_: str = "PNG", **opt
 
 
 def png(width: int, height: int, depth: int, colour: int, rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG by hand, for what Pillow does not write. `rows`: each with its filter byte in front."""
+    """Builds a PNG that Pillow cannot write. Each row in `rows` starts with its filter byte."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(

@@ -1,4 +1,4 @@
-"""Real images, tars and tables for the tests of what reads them."""
+"""Writes images, tars and Parquet tables for tests of the inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Members = list[tuple[str, bytes]]
 
 
 def picture(shade: int = 0, size: tuple[int, int] = (8, 6)) -> bytes:
-    """A small PNG; another `shade` (0..255), other bytes."""
+    """Returns a small PNG. Its bytes depend on `shade` (0..255)."""
     buffer = io.BytesIO()
     Image.new("RGB", size, (shade, 255 - shade, 7)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -37,7 +37,7 @@ def write_tar(path: Path, members: Members, *, form: int = tarfile.PAX_FORMAT) -
 
 
 def extracted(path: Path) -> Members:
-    """Each regular member of a tar with its bytes, as `tarfile` extracts them."""
+    """Returns each regular member of a tar with its bytes, as `tarfile` extracts them."""
     with tarfile.open(path) as tar:
         files = [(member.name, tar.extractfile(member)) for member in tar if member.isreg()]
         return [(name, file.read()) for name, file in files if file]
@@ -47,7 +47,7 @@ FOUR: Members = [(f"{name}.png", picture(i)) for i, name in enumerate("abcd")]
 
 
 def offsets(tar: Path) -> dict[str, tuple[int, int]]:
-    """Name → where the header and the data begin."""
+    """Returns, for each member name, the offsets of its header and of its data."""
     with tarfile.open(tar) as opened:
         return {member.name: (member.offset, member.offset_data) for member in opened}
 

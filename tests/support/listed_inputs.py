@@ -1,4 +1,4 @@
-"""What an input lists, in a word."""
+"""Short forms to list the entries of inputs, their ids and their labels."""
 
 from __future__ import annotations
 

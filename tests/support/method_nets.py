@@ -1,4 +1,4 @@
-"""The small net and the images that the tests of methods share, and how they are explained."""
+"""A small net and images that the tests of methods share, and helpers that explain them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LABELS = torch.tensor([0, 4, 2, 1, 3])
 
 
 class Net(nn.Module):
-    """Two convolutions with an in-place ReLU each, the first under a batch norm; 5 classes, any size."""
+    """Two convolutions, each with an in-place ReLU, the first with a batch norm. 5 classes, images of any size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,14 +34,14 @@ class Net(nn.Module):
 
 
 def images_of(number: int = 5, height: int = 11, width: int = 18) -> Tensor:
-    """Each image of another range: σ, ψ and the rest are each image's own."""
+    """Returns images with different value ranges, so that σ, ψ and all other per-image quantities differ."""
     generator = torch.Generator().manual_seed(4)
     images = torch.randn(number, 3, height, width, dtype=torch.float64, generator=generator)
     return images * torch.linspace(0.3, 2, number, dtype=torch.float64).view(-1, 1, 1, 1)
 
 
 def net() -> nn.Module:
-    """A ``Net`` that sees several classes in ``images_of()``, no two images alike."""
+    """Returns a ``Net`` that predicts more than two different classes for ``images_of()``."""
     module = built(Net)
     module.fc.bias.sub_(module(images_of()).mean(0))
     assert len(module(images_of()).argmax(1).unique()) > 2

@@ -1,4 +1,4 @@
-"""Mutated tars, Parquet files and lists: structure-aware damage, drawn by a seed."""
+"""Makes damaged tars, Parquet files and lists, by seeded mutations that respect the format's structure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Draw = np.random.Generator
 
 
 def sound(kind: str, shade: int) -> bytes:
-    """A small file of a kind: four images, or the addresses of some."""
+    """Returns a small valid file of the given kind: four images, or four URIs of images."""
     if kind == "csv":
         return b"uri,label,caption\n" + b"".join(b's3://b/%d-%d.png,%d,"a, b"\n' % (shade, i, i) for i in range(4))
     buffer = io.BytesIO()
@@ -40,7 +40,7 @@ def sound(kind: str, shade: int) -> bytes:
 
 
 def mutant(kind: str, draw: Draw) -> bytes:
-    """A sound file, damaged once to three times."""
+    """Returns a valid file with one to three mutations."""
     data = bytearray(sound(kind, int(draw.integers(200))))
     own: dict[str, Callable[[Draw, bytearray], None]] = {"tar": _tar, "csv": _csv}
     for _ in range(draw.integers(1, 4)):
@@ -52,7 +52,7 @@ def mutant(kind: str, draw: Draw) -> bytes:
 
 
 def write_mutants(folder: Path, kind: str, draw: Draw, number: int) -> list[str]:
-    """``number`` mutants and three sound files among them, whose names are given back."""
+    """Writes ``number`` mutants and three valid files among them. Returns the names of the valid files."""
     folder.mkdir(parents=True)
     names = [f"{i:04}.{kind}" for i in range(number + 3)]
     good = [names[0], names[number // 2], names[-1]]
@@ -76,7 +76,7 @@ def _anywhere(draw: Draw, data: bytearray) -> None:
 
 
 def _tar(draw: Draw, data: bytearray) -> None:
-    """A field of a header, whose checksum then fits again, or the records of a PAX header."""
+    """Mutates a field of a header, or the records of a PAX header, and corrects the header's checksum."""
     headers = [at for at in range(0, len(data) - 511, 512) if data[at + 257 : at + 262] == b"ustar"]
     if not headers:
         return
@@ -111,7 +111,7 @@ def _tar(draw: Draw, data: bytearray) -> None:
 
 
 def _parquet(draw: Draw, data: bytearray) -> None:
-    """A number in the footer or in the header of a page, or the footer's own length."""
+    """Mutates a number in the footer or in a page's header, or the length of the footer."""
     if len(data) < 20:
         return
     length = min(int.from_bytes(data[-8:-4], "little"), len(data) - 12)
@@ -138,12 +138,12 @@ def _parquet(draw: Draw, data: bytearray) -> None:
         number >>= 7
     before = len(data)
     data[at : at + 1] = bytes([*digits, number])
-    if at >= begin:  # of the footer, which is then longer
+    if at >= begin:  # the footer is longer now
         data[-8:-4] = (length + len(data) - before).to_bytes(4, "little")
 
 
 def _csv(draw: Draw, data: bytearray) -> None:
-    """Quotation marks, line ends, bytes that are no text, fields and rows without end."""
+    """Inserts quotation marks, line ends, bytes that are not UTF-8, or very long fields and rows."""
     pieces = [b'"', b'"' * 7, b"\r", b"\n", b"\0", b"\xff\xfe", b"," * 5000, b"x" * 200_000]
     pieces.append(b'"' + (b"y" * 500 + b"\n") * 300)
     pieces += [b"1" * 5000, b"\xef\xbb\xbf", b"s3://[", b"file://", b"../" * 2000, b"\xed\xa0\x80", b"nan", b"~2"]

@@ -1,4 +1,4 @@
-"""Folders of the checkout, and the path on which processes find both packages, helpers and the tests' models."""
+"""Folders of the checkout, and a ``PYTHONPATH`` with both packages, the test helpers and the tests' models."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import os
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
-MODELS = TESTS / "support" / "models"  # named as the user's own code is: ``python:factories:tiny``
+MODELS = TESTS / "support" / "models"  # imported like a user's own code: ``python:factories:tiny``
 PYTHONPATH = os.pathsep.join(map(str, (TESTS.parent, MODELS)))

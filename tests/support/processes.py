@@ -1,4 +1,4 @@
-"""Jobs as processes, and what they consist of: tests start them, watch them and kill parts of them."""
+"""Starts jobs as processes, watches them, and kills parts of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def start(*arguments: object, **environment: str) -> Program:
 
 
 def launch(command: Sequence[str], **environment: str) -> subprocess.Popen[str]:
-    """A process whose words, of both streams, wait in its pipe; ``end_all`` knows it."""
+    """Starts a process with both output streams in one pipe. ``end_all`` ends it."""
     process = subprocess.Popen(
         command, cwd=TESTS.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env={**os.environ, "PYTHONPATH": PYTHONPATH, **environment},
@@ -39,7 +39,7 @@ def launch(command: Sequence[str], **environment: str) -> subprocess.Popen[str]:
 
 
 def end_all() -> None:
-    """What a test that failed half way left behind: a job that runs, a pipe that nobody read."""
+    """Kills the jobs that still run, and closes their pipes: a failed test leaves both behind."""
     while _started:
         process = _started.pop()
         if process.poll() is None:
@@ -49,7 +49,7 @@ def end_all() -> None:
 
 
 def wait_for_commits(process: Program, out: Path, number: int) -> None:
-    """Until ``number`` units are committed. Fails when the run ends, or four minutes pass, before."""
+    """Waits until ``number`` units are committed. Fails if the run ends first, or after four minutes."""
     deadline = time.monotonic() + 240
     while len(list(out.glob("index/unit-*.parquet"))) < number:
         assert process.poll() is None, f"ended with {process.returncode}: {process.stdout and process.stdout.read()}"
@@ -58,7 +58,7 @@ def wait_for_commits(process: Program, out: Path, number: int) -> None:
 
 
 def kill_all(process: Program) -> None:
-    """SIGKILL, driver first and then all that it started: nobody may tidy up."""
+    """Sends SIGKILL to the driver and then to all its children, so that none of them can clean up."""
     below = psutil.Process(process.pid).children(recursive=True)
     for one in [psutil.Process(process.pid), *below]:
         try:
@@ -69,7 +69,7 @@ def kill_all(process: Program) -> None:
 
 
 def parts(process: Program) -> dict[str, list[psutil.Process]]:
-    """What a running job consists of, by kind: the driver, Ray's daemons, and workers by what they do now."""
+    """Returns the processes of a running job by kind: the driver, Ray's daemons, and workers by their current task."""
     found: dict[str, list[psutil.Process]] = {"driver": [psutil.Process(process.pid)]}
     for one in found["driver"][0].children(recursive=True):
         try:
@@ -89,7 +89,7 @@ def _kind(command: str) -> str | None:
         return "raylet"
     if "jobs.util.limited_process_child" in command:
         return "decoder"
-    if command.startswith("ray::"):  # Ray names a worker after what it does
+    if command.startswith("ray::"):  # Ray sets a worker's title to its current task
         doing = command.removeprefix("ray::").strip()
         if doing.startswith("MapWorker"):
             return "replica"

@@ -1,8 +1,8 @@
 """Runs the program's commands in forks of one process that has imported it.
 
-Each command is a process of its own, as if ``python -m jobs`` had been started, but without the seconds of its imports.
-``python -m tests.support.program_server`` is the server: it reads requests from its standard input, a JSON object a
-line, and answers each with a line. It imports what the commands import, starts no thread and runs no command itself.
+Each command is a separate process, as if ``python -m jobs`` had been started, but without the seconds of imports.
+``python -m tests.support.program_server`` is the server. It reads requests from its standard input, one JSON object per
+line, and answers each with one line. It imports what the commands import, starts no thread and runs no command itself.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from typing import IO, Any, NoReturn
 from tests.support.paths import PYTHONPATH, TESTS
 
 # Variables with these prefixes are read while a command runs. Others may be read when a module is imported, or by the C
-# library: a command with other values of those needs an interpreter of its own.
+# library. If one of those differs, the command needs a new interpreter.
 _READ_LATE = ("AWS_", "SALIENCY_", "RAY_", "WELL", "HOW", "WHERE", "WHEN", "COLUMNS", "PYTEST_CURRENT_TEST")
 
 
 class ProgramServer:
-    """The client's side of the server, which starts with the first command and ends with this process."""
+    """The client of the server. The server starts with the first command and ends with this process."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
         self._environment: dict[str, str] = {}
 
     def accepts(self, environment: dict[str, str]) -> bool:
-        """Whether a command with ``environment`` would import the program as the server did."""
+        """Returns True if a command with ``environment`` would import the program as the server did."""
         self._start()
         changed = {key for key, _ in environment.items() ^ self._environment.items()}
         return all(key.startswith(_READ_LATE) for key in changed)
 
     def start(self, arguments: list[str], environment: dict[str, str], streams: list[str]) -> int:
-        """Starts ``saliency ARGUMENTS`` with its standard output and error in files → its process number."""
+        """Starts ``saliency ARGUMENTS`` with standard output and error in files. Returns the process id."""
         return int(self._ask(arguments=arguments, environment=environment, streams=streams))
 
     def poll(self, pid: int) -> int | None:
-        """The exit code of a command, which may be asked for once; None if it still runs."""
+        """Returns the exit code of a command (only once), or None if it still runs."""
         code: int | None = json.loads(self._ask(poll=pid))
         return code
 
@@ -79,8 +79,10 @@ SERVER = ProgramServer()
 
 
 class ForkedProgram:
-    """A running command, with the part of ``subprocess.Popen``'s interface that tests use; both its streams are in
-    ``stdout``, a pipe."""
+    """A running command, with the part of ``subprocess.Popen``'s interface that tests use.
+
+    ``stdout`` is a pipe with both output streams.
+    """
 
     def __init__(self, arguments: list[str], environment: dict[str, str]) -> None:
         with tempfile.TemporaryDirectory() as directory:
@@ -108,7 +110,7 @@ class ForkedProgram:
         return code
 
     def communicate(self, timeout: float | None = None) -> tuple[str, None]:
-        """What the command printed, when it and all that writes into its pipe have ended."""
+        """Waits until the command and all other writers of its pipe have ended. Returns the printed text."""
         pieces: list[str] = []
         reader = threading.Thread(target=lambda: pieces.append(self.stdout.read() if self.stdout else ""), daemon=True)
         reader.start()
@@ -129,7 +131,7 @@ class ForkedProgram:
 
 
 def run(arguments: list[str], environment: dict[str, str], *, timeout: float) -> subprocess.CompletedProcess[str]:
-    """Runs ``saliency ARGUMENTS`` to its end. Raises TimeoutExpired after it has been killed."""
+    """Runs ``saliency ARGUMENTS`` to its end. Kills it after ``timeout`` seconds, and raises TimeoutExpired."""
     with tempfile.TemporaryDirectory() as directory:
         streams = [str(Path(directory) / name) for name in ("out", "err")]
         pid = SERVER.start(arguments, environment, streams)
@@ -157,7 +159,7 @@ def _serve() -> None:
     import jobs.verify.verify_command
     import saliency_core.explainer  # noqa: F401 - a command imports it
 
-    gc.freeze()  # or the first collection of each fork would copy all that was imported
+    gc.freeze()  # else the first collection in each fork would copy the memory of all imported modules
     for line in sys.stdin:
         request = json.loads(line)
         if "poll" in request:
@@ -176,21 +178,21 @@ def _serve() -> None:
 
 
 def _become_command(arguments: list[str], environment: dict[str, str], streams: list[int]) -> None:
-    """Takes over what an exec would: variables, arguments, and the standard streams."""
+    """Replaces the environment, the arguments and the standard streams, as ``exec`` does."""
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = ["saliency", *arguments]
     for descriptor, stream in enumerate(streams):
         os.dup2(stream, descriptor)
         os.close(stream)
-    # New ones, because a file object remembers whether its file can seek.
+    # New file objects, because a file object caches whether its file can seek.
     sys.stdout = os.fdopen(1, "w", encoding=sys.stdout.encoding, closefd=False)
     sys.stderr = os.fdopen(2, "w", encoding=sys.stderr.encoding, errors="backslashreplace", closefd=False)
     sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
 
 
 def _run_command(main: Callable[[], None]) -> NoReturn:
-    """Ends as the interpreter does, but without taking down the modules, which takes a second."""
+    """Runs the command and exits as the interpreter does, but skips the clean-up of modules, which takes a second."""
     code = 1
     try:
         main()

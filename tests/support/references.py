@@ -1,6 +1,7 @@
-"""References for the methods, each written out on its own with plain autograd and module hooks.
+"""Independent reference implementations of the methods, with plain autograd and module hooks.
 
-They take out-of-place nets whose ReLUs are modules, where hooks see everything; nothing of saliency_core is used.
+They need nets without in-place operations whose ReLUs are modules, so that hooks see every activation. They use nothing
+of saliency_core.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ Score = Callable[[Tensor], Tensor]
 
 
 def built(factory: Callable[[], nn.Module], *, seed: int = 0) -> nn.Module:
-    """In eval mode, float64. Drawn from the seed: the weights, BN's statistics, and whatever is constant when fresh
-    (biases, scales, a head of zeros), with which a test would prove little."""
+    """Builds a net in eval mode and float64, with seeded random weights and batch-norm statistics.
+
+    Parameters that are constant after initialisation (biases, scales, a head of zeros) get noise, because a test with
+    constants would prove little.
+    """
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         module = factory().double()
@@ -34,7 +38,7 @@ def built(factory: Callable[[], nn.Module], *, seed: int = 0) -> nn.Module:
 
 
 def out_of_place(module: nn.Module) -> nn.Module:
-    """A copy whose activations overwrite nothing: hooks, captum's among them, need that."""
+    """Returns a copy without in-place activations, as hooks (captum's, too) require."""
     copied = copy.deepcopy(module)
     for part in copied.modules():
         if isinstance(part, nn.ReLU | nn.ReLU6):
@@ -47,7 +51,7 @@ def of_class(classes: Tensor) -> Score:
 
 
 def gradient(module: nn.Module, images: Tensor, score: Score) -> Tensor:
-    """∂S/∂x [n, C, H, W]."""
+    """Returns ∂S/∂x [n, C, H, W]."""
     x = images.clone().requires_grad_()
     return torch.autograd.grad(score(module(x)).sum(), x)[0]
 
@@ -56,7 +60,7 @@ def gradient(module: nn.Module, images: Tensor, score: Score) -> Tensor:
 
 
 class Gated(torch.autograd.Function):
-    """A ReLU whose way back is written out."""
+    """A ReLU with an explicit backward for each rule."""
 
     @staticmethod
     def forward(ctx, values, rule):
@@ -82,7 +86,7 @@ class Gate(nn.Module):
 
 
 def gated(module: nn.Module, rule: str) -> nn.Module:
-    """A copy with every ``nn.ReLU`` replaced."""
+    """Returns a copy in which ``Gate(rule)`` replaces every ``nn.ReLU``."""
     copied = copy.deepcopy(module)
     for parent in list(copied.modules()):
         for name, child in parent.named_children():
@@ -95,7 +99,7 @@ def gated(module: nn.Module, rule: str) -> nn.Module:
 
 
 def noisy(images: Tensor, noises: Iterable[Tensor], *, spread: float) -> Iterator[Tensor]:
-    """x + ε, σ = spread · (max − min of that image), ε from standard-normal ``noises``."""
+    """Yields x + σ·ε for each ε in ``noises`` (standard normal), with σ = spread · (max − min) of each image."""
     for noise in noises:
         copies = []
         for image, draw in zip(images, noise, strict=True):
@@ -106,12 +110,12 @@ def noisy(images: Tensor, noises: Iterable[Tensor], *, spread: float) -> Iterato
 def noisy_gradients(
     module: nn.Module, images: Tensor, score: Score, noises: Iterable[Tensor], *, spread: float
 ) -> Tensor:
-    """[draws, n, C, H, W]."""
+    """Returns the gradients at the noisy images [draws, n, C, H, W]."""
     return torch.stack([gradient(module, x, score) for x in noisy(images, noises, spread=spread)])
 
 
 def integrated(module: nn.Module, images: Tensor, score: Score, *, n: int) -> Tensor:
-    """x ⊙ ∫₀¹ g(a·x) da, by n Gauss–Legendre nodes."""
+    """Returns x ⊙ ∫₀¹ g(a·x) da, integrated with n Gauss–Legendre nodes."""
     nodes, weights = np.polynomial.legendre.leggauss(n)
     total = torch.zeros_like(images)
     for node, weight in zip(nodes, weights, strict=True):
@@ -123,7 +127,7 @@ def integrated(module: nn.Module, images: Tensor, score: Score, *, n: int) -> Te
 
 
 def captured(module: nn.Module, layer: str, images: Tensor, score: Score) -> tuple[Tensor, Tensor]:
-    """A layer's output, and ∂S/∂output."""
+    """Returns a layer's output, and ∂S/∂output."""
     seen: list[Tensor] = []
     handle = module.get_submodule(layer).register_forward_hook(lambda part, inputs, output: seen.append(output))
     outputs = module(images.clone().requires_grad_())
@@ -151,7 +155,7 @@ def cam_xgradcam(a: Tensor, g: Tensor) -> Tensor:
 
 
 def cam_gradcampp(a: Tensor, g: Tensor) -> Tensor:
-    """Equations 5, 7 and 19 of arXiv:1710.11063."""
+    """Implements equations 5, 7 and 19 of arXiv:1710.11063."""
     below = 2 * g**2 + a.sum((2, 3), keepdim=True) * g**3
     alpha = torch.where(below == 0, 0.0, g**2 / below)
     return ((alpha * g.relu()).sum((2, 3), keepdim=True) * a).sum(1).relu()
@@ -167,7 +171,7 @@ CAMS = {
 
 
 def upsampled(cam: Tensor, images: Tensor) -> Tensor:
-    """[n, h, w] → [n, H, W]."""
+    """Resizes CAMs [n, h, w] to the images' size: [n, H, W]."""
     return F.interpolate(cam[:, None], size=images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
 
 
@@ -175,7 +179,7 @@ def upsampled(cam: Tensor, images: Tensor) -> Tensor:
 
 
 def bias_of(part: nn.Module, output: Tensor) -> Tensor | None:
-    """What a layer adds to a linear map of its input, as broadcast over its output."""
+    """Returns the term that a layer adds to a linear map of its input, broadcastable over its output."""
     if isinstance(part, nn.BatchNorm2d):
         bias = part.bias - part.running_mean * part.weight / torch.sqrt(part.running_var + part.eps)
         return bias.view(-1, 1, 1)
@@ -183,14 +187,14 @@ def bias_of(part: nn.Module, output: Tensor) -> Tensor | None:
         return part.bias.view(-1, 1, 1)
     if isinstance(part, nn.Linear) and part.bias is not None:
         return part.bias
-    if isinstance(part, nn.ReLU6):  # a constant where it is saturated
+    if isinstance(part, nn.ReLU6):  # the output is constant if it is saturated
         return 6.0 * (output.detach() >= 6)
     return None
 
 
 @contextmanager
 def biased_outputs(module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Inside it a forward fills the list with every call's output and bias."""
+    """Registers hooks for the context. Each forward appends every layer call's output and bias to the yielded list."""
     found: list[tuple[Tensor, Tensor]] = []
 
     def see(part: nn.Module, inputs: object, output: Tensor) -> None:
@@ -207,7 +211,7 @@ def biased_outputs(module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
 
 
 def full_gradient(module: nn.Module, images: Tensor, score: Score) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-    """Scores [n], g ⊙ x, and of each layer g_l and g_l ⊙ b_l."""
+    """Returns the scores [n], g ⊙ x, and for each layer g_l and g_l ⊙ b_l."""
     x = images.clone().requires_grad_()
     with biased_outputs(module) as found:
         scores = score(module(x))
@@ -223,7 +227,7 @@ def psi(term: Tensor) -> Tensor:
 
 
 def fullgrad_map(input_term: Tensor, layers: list[Tensor]) -> Tensor:
-    """Every channel upsampled, then all summed → [n, H, W]."""
+    """Upsamples every channel of every term, and sums them → [n, H, W]."""
     total = psi(input_term).sum(1)
     for term in layers:
         if term.dim() == 4:
@@ -233,7 +237,10 @@ def fullgrad_map(input_term: Tensor, layers: list[Tensor]) -> Tensor:
 
 
 def residual(scores: Tensor, terms: Iterable[Tensor]) -> Tensor:
-    """|S − Σ| ÷ Σ|terms| of each image [n], summed in float64. A term is a layer's share of the score: over single
-    elements, which cancel, Σ|terms| would be greater and the residual smaller."""
+    """Returns |S − Σ| ÷ Σ|terms| for each image [n], in float64.
+
+    A term is the sum over one layer. With single elements as terms, which cancel each other, Σ|terms| would be greater
+    and the residual smaller.
+    """
     shares = torch.stack([term.double().flatten(1).sum(1) for term in terms])
     return (scores.double() - shares.sum(0)).abs() / shares.abs().sum(0)

@@ -30,7 +30,7 @@ NAMES = (  # names of classes and of their folders, by class number
     "שלום\u202eevil\u2066",
 )
 LONG = 'a class of 500 "letters" <b> ' + "W" * 471
-OVER = {0: LONG, 1: SCRIPT}  # class names that a folder cannot have; the made-up audit uses them
+OVER = {0: LONG, 1: SCRIPT}  # class names that are invalid for folders; only the made-up audit uses them
 
 
 def make_images(root: Path, *, per_class: int = 12) -> Path:

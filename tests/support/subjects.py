@@ -1,4 +1,4 @@
-"""What the core's tests explain: networks with fixed weights, photographs; and how far maps are from a reference."""
+"""Networks with fixed weights and photographs for the core's tests, and the distance of maps from a reference."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SMALL = Preprocessing((16, 16), None, "bilinear", (0.5,) * 3, (0.25,) * 3, 3)
 
 
 def photographs(number: int) -> Tensor:
-    """uint8 [number, 224, 224, 3]: cuts of real photographs."""
+    """Returns crops of real photographs: uint8 [number, 224, 224, 3]."""
     whole = [*load_sample_images().images, skimage_data.astronaut(), skimage_data.coffee(), skimage_data.chelsea()]
     rng = np.random.default_rng(0)
     cuts = []
@@ -32,7 +32,7 @@ def photographs(number: int) -> Tensor:
 
 
 def network(name: str, directory: Path) -> Path:
-    """A fixed state dict. BN statistics are drawn too: with the fresh ones, eval mode would prove little."""
+    """Writes a seeded random state dict. Batch-norm statistics are random, too: the initial ones would test little."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = models.get_model(name, weights=None)
@@ -49,6 +49,6 @@ def own(module: nn.Module, geometry: Preprocessing = SMALL) -> Model:
 
 
 def distance(maps: Tensor, reference: Tensor) -> Tensor:
-    """Relative L2 of each map → [n]."""
+    """Returns the relative L2 distance of each map → [n]."""
     difference = (maps.double() - reference.double()).flatten(1).norm(dim=1)
     return difference / reference.double().flatten(1).norm(dim=1)

@@ -1,6 +1,6 @@
-"""ViRelAy's own loader and server over exported projects; prints as JSON what they show.
+"""Loads and serves exported projects with ViRelAy, and prints their content as JSON.
 
-Run where ViRelAy is installed, which is nowhere near us: its Pillow is older than ours.
+Run it in a separate environment that has ViRelAy: ViRelAy needs an older Pillow than this project.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from virelay.server import Server
 
 
 def shown(path: str) -> dict[str, object]:
-    """Everything that a user can click on."""
+    """Returns everything that ViRelAy can show of a project."""
     project = Project(path)
     samples = [project.get_sample(i) for i in range(len(project.dataset))]
     attributions = {}
@@ -54,7 +54,7 @@ def shown(path: str) -> dict[str, object]:
 
 
 def served(path: str, attribution: int) -> list[int]:
-    """HTTP answers to what the page asks for: the project, a sample, and the heat map in every colour map."""
+    """Requests the project, a sample, and its heat map in every colour map. Returns the HTTP status codes."""
     workspace = Workspace()
     workspace.add_project(path)
     server = Server(workspace)
@@ -70,7 +70,7 @@ def served(path: str, attribution: int) -> list[int]:
 
 if __name__ == "__main__":
     projects = [str(Path(path).absolute()) for path in sys.argv[1:]]
-    os.chdir("/")  # what the files point at is looked for beside them
+    os.chdir("/")  # paths in the files must be resolved against the files, not the working directory
     np.seterr(all="raise", under="ignore")
     seen = [shown(path) for path in projects]
     first = [min(map(int, one["attributions"])) for one in seen]  # type: ignore[arg-type, call-overload]

@@ -1,1 +1,1 @@
-"""Faults acted out: servers that fail, hosts that part, files that hang, decoding that crashes."""
+"""Simulated faults: failing servers, disconnected hosts, hanging files, a crashing decoder, a wrong clock."""

@@ -1,6 +1,6 @@
-"""Decoding that kills its process, as a crash inside a library does: of images that tests mark so, and of no others.
+"""A decoder that crashes its process, as a fault inside a library does, for images that tests have marked.
 
-`decode` stands in for that of the product: in this process by a test's monkeypatch, in Ray's by `explain`.
+`decode` replaces the job's decoder: in this process by a test's monkeypatch, in Ray's processes by `explain`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MARK = b"#killer "
 
 
 def marked(data: bytes, deed: str) -> bytes:
-    """The image, still sound (what follows its end is not read), with what shall happen when it is decoded."""
+    """Appends an instruction for `decode` to an image. The image stays valid: decoders ignore bytes after its end."""
     return data + MARK + deed.encode()
 
 
@@ -48,7 +48,7 @@ def decode(data: bytes, preprocessing: Preprocessing, *, max_pixels: int) -> Dec
 
 
 def decode_stage(out: str, **keys: Any) -> Callable[[Any], Any]:
-    """The decode stage, wherever it is built, with this decoding."""
+    """Builds the decode stage with this decoder, in any process."""
     from jobs.explain import decode_stage as stage
     from jobs.store.store_access import open_run
 
@@ -57,7 +57,7 @@ def decode_stage(out: str, **keys: Any) -> Callable[[Any], Any]:
 
 
 def explain(*arguments: str) -> None:
-    """The program, with this decoding in whichever process its stages run."""
+    """Runs the program with this decoder in all processes of its stages."""
     from jobs.cli import app
     from jobs.explain import explain_stages
 

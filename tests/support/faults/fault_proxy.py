@@ -1,7 +1,7 @@
-"""An HTTP proxy in front of a store's server that fails as networks and stores do. It never alters what it lets pass.
+"""An HTTP proxy in front of a store's server that fails as networks and stores do. It does not alter what it passes on.
 
-Whether a request fails depends on a seed, on the request, and on how often its path was asked for before; not on the
-order in which threads ask.
+Whether a request fails depends on a seed, the request, and the number of earlier requests for its path. It does not
+depend on the order in which threads send requests.
 """
 
 from __future__ import annotations
@@ -19,17 +19,24 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 FAULTS = ("503", "500", "reset", "lost", "cut", "trickle")
-"""Raises InvalidRequestError for now; failed; reset instead of being passed on; passed on, and its answer lost; the
-answer reset in the
-middle of its body; the answer's body in small pieces, slowly. Also ``late``: passed on after a while; ``hang``: no
-answer for as long as the proxy lasts; and ``<status> <code>``, such as ``403 RequestTimeTooSkewed``."""
+"""The faults that ``seeded`` draws from by default.
+
+- ``503``, ``500``: the proxy answers with this status.
+- ``reset``: it resets the connection and does not pass the request on.
+- ``lost``: it passes the request on, and resets the connection before the answer.
+- ``cut``: it resets the connection in the middle of the answer's body.
+- ``trickle``: it sends the answer's body slowly, in small pieces.
+
+A script may also return ``late`` (passed on after a delay), ``hang`` (no answer while the proxy runs), or
+``<status> <code>``, such as ``403 RequestTimeTooSkewed``.
+"""
 
 Script = Callable[[str, str, int], str | None]
-"""Method, path with query, how often such a path was asked for before → which fault, or None."""
+"""A function: method, path with query, number of earlier requests for the path → a fault, or None."""
 
 
 def seeded(share: float, faults: Sequence[str] = FAULTS, *, seed: int = 0) -> Script:
-    """Lets a share of the requests fail."""
+    """Returns a script that lets a random share of the requests fail."""
 
     def script(method: str, path: str, times: int) -> str | None:
         dice = random.Random(f"{seed} {method} {path} {times}")
@@ -39,8 +46,11 @@ def seeded(share: float, faults: Sequence[str] = FAULTS, *, seed: int = 0) -> Sc
 
 
 class FaultProxy:
-    """Transparent until ``script`` is set. ``seen`` counts requests by method, ``failed`` by fault; ``most``: that were
-    kept waiting (``late``) at once."""
+    """The proxy. It passes everything on until ``script`` is set.
+
+    ``seen`` counts requests by method, ``failed`` by fault. ``most`` is the highest number of ``late`` requests that
+    waited at the same time.
+    """
 
     def __init__(self, upstream: str) -> None:
         self.upstream = urlsplit(upstream).netloc
@@ -62,19 +72,19 @@ class FaultProxy:
         return "http://{}:{}".format(*self._address)
 
     def up(self) -> None:
-        """Listens, where it listened before."""
+        """Listens at the same address as before."""
         self._server = _Server(self._address, self)
         self._address = self._server.server_address[:2]
         self._release()
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def down(self) -> None:
-        """Refuses connections, and resets those that there are."""
+        """Refuses new connections, and resets the open ones."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
-            # Else the port is free for whoever connects to somewhere, as clients do that try and try again.
+            # Keeps the port reserved, because a client's outgoing connection could take it as its local port.
             self._kept = socket.socket()
             self._kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._kept.bind(self._address)
@@ -87,13 +97,13 @@ class FaultProxy:
             self._kept = None
 
     def forget(self) -> None:
-        """Every request is a new one."""
+        """Resets the numbers of earlier requests."""
         self._times.clear()
 
     def fault(self, method: str, path: str) -> str | None:
         with self._lock:
             self.seen[method] += 1
-            asked = method, urlsplit(path).path  # each attempt at an upload in parts has another query
+            asked = method, urlsplit(path).path  # each attempt of a multipart upload has another query
             times = self._times[asked]
             self._times[asked] += 1
             fault = self.script(method, path, times) if self.script else None
@@ -117,7 +127,7 @@ class FaultProxy:
 
 @contextmanager
 def faulty(upstream: str) -> Iterator[FaultProxy]:
-    """A proxy in front of ``upstream``."""
+    """Runs a proxy in front of ``upstream``."""
     proxy = FaultProxy(upstream)
     try:
         yield proxy
@@ -126,12 +136,12 @@ def faulty(upstream: str) -> Iterator[FaultProxy]:
 
 
 def reset(connection: socket.socket) -> None:
-    """Ends it with RST, as a dying peer does."""
+    """Closes the connection with RST, as a peer that crashes does."""
     try:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.shutdown(socket.SHUT_RD)  # wakes the thread that reads from it
     except OSError:
-        pass  # it has ended already
+        pass  # the connection has already ended
     connection.close()
 
 
@@ -153,7 +163,7 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Silence: broken connections are what this server is for."""
+        """Prints nothing: broken connections are the purpose of this server."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -179,7 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Silence."""
+        """Prints nothing."""
 
     def _reset(self) -> None:
         self.close_connection = True
@@ -213,7 +223,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "cut":
             self.wfile.write(data[: len(data) // 2])
             self.wfile.flush()
-            time.sleep(0.05)  # what was sent before a reset may be lost with it
+            time.sleep(0.05)  # a reset may discard bytes that were sent just before it
             return self._reset()
         pieces = max(1, len(data) // 8) if fault == "trickle" else max(1, len(data))
         for start in range(0, len(data), pieces):

@@ -1,5 +1,5 @@
-"""A bucket of Google Cloud Storage in this process: the part of its XML interface that lists and reads, and checks who
-asks."""
+"""A Google Cloud Storage bucket in this process: the part of its XML interface that lists objects, reads them and
+checks credentials."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAGE = 3  # keys
 
 
 class GoogleBucket(ThreadingHTTPServer):
-    """``objects`` by their keys; ``asked`` holds the way in which each signed or open listing was asked for."""
+    """The server: ``objects`` by key; ``asked`` records how each listing with URL encoding was authenticated."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Request)
@@ -43,7 +43,7 @@ class GoogleBucket(ThreadingHTTPServer):
 
 @contextmanager
 def google(monkeypatch: pytest.MonkeyPatch, who: str) -> Iterator[GoogleBucket]:
-    """Starts the server, and points the usual variables at it. ``who`` asks: `token`, `nobody` or `account`."""
+    """Starts the server, and sets the usual variables. ``who``: the credentials, `token`, `nobody` or `account`."""
     with GoogleBucket() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("GOOGLE_ALLOW_HTTP", "true")

@@ -1,4 +1,4 @@
-"""Two hosts that are network namespaces of this machine: own addresses, own disks, one wire between them."""
+"""Hosts simulated by network namespaces of this machine, with separate addresses and disks, connected by a bridge."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 
 class Host:
-    """A network namespace on the bridge, whose processes see disks of their own at ``disks``."""
+    """A network namespace on the bridge. Its processes see separate file systems at ``disks``."""
 
     def __init__(self, name: str, address: str, disks: Sequence[Path] = ()) -> None:
         self.name, self.address, self._disks = name, address, disks
 
     def start(self, *command: object) -> subprocess.Popen[str]:
-        # The disks are in a mount namespace that one process holds open.
+        # The disks are in a mount namespace that exists as long as the process ``_keeper``.
         disks = ["nsenter", f"--mount=/proc/{self._keeper.pid}/ns/mnt", "env", f"--chdir={TESTS.parent}"]
         return launch([*disks, "ip", "netns", "exec", self.name, *map(str, command)])
 
     def join(self, head: str | None = None, *, cpus: int) -> None:
-        """Ray on this host: the head of a cluster, or a node of that whose head is named."""
+        """Starts Ray on this host: as the head of a cluster, or as a node of the cluster whose ``head`` is given."""
         place = ["--head", "--port=6379", "--include-dashboard=false"] if head is None else [f"--address={head}"]
         process = self.start(*RAY, "start", *place, f"--node-ip-address={self.address}", f"--num-cpus={cpus}")
         assert process.stdout
-        with process.stdout as told:  # which its daemons keep open: it has no end
+        with process.stdout as told:  # Ray's daemons keep the pipe open, so that it never ends
             assert process.wait(120) == 0, os.read(told.fileno(), 65536).decode()
 
     def __enter__(self) -> Host:
@@ -56,15 +56,15 @@ class Host:
         self.kill()
         self._keeper.kill()
         self._keeper.communicate()
-        _ip("link", "delete", f"{self.name}w")  # at once; with the namespace it goes when the last process has
+        _ip("link", "delete", f"{self.name}w")  # at once; deletion of the namespace would wait for its last process
         _ip("netns", "delete", self.name)
 
     def cut_off(self) -> None:
-        """The wire is pulled: nobody is told, packets just go nowhere."""
+        """Disconnects the host's network: no connection is closed, but all packets are lost."""
         _ip("link", "set", f"{self.name}w", "down")
 
     def kill(self) -> None:
-        """The power is pulled."""
+        """Kills all processes of the host, as a power failure does."""
         while pids := subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True).stdout.split():
             for pid in pids:
                 with suppress(psutil.NoSuchProcess):
@@ -77,7 +77,7 @@ BRIDGE, OUTSIDE = "saliency0", "10.77.0.254"
 
 @contextmanager
 def wired() -> Iterator[str]:
-    """A bridge that hosts are wired to → this machine's own address on it."""
+    """Creates the bridge that connects the hosts. Yields this machine's address on it."""
     _ip("link", "add", BRIDGE, "type", "bridge")
     try:
         _ip("addr", "add", f"{OUTSIDE}/24", "dev", BRIDGE)
@@ -88,7 +88,7 @@ def wired() -> Iterator[str]:
 
 
 def why_not() -> str | None:
-    """Why this machine cannot act several hosts; None where it can."""
+    """Returns why this machine cannot simulate several hosts, or None if it can."""
     try:
         with wired(), Host("saliency9", "10.77.0.9"):
             return None

@@ -1,4 +1,4 @@
-"""A machine of Amazon's with an identity of its own: the service that gives its credentials."""
+"""A fake of the EC2 metadata service, which gives a machine the credentials of its role."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LASTING = "2099-01-01T00:00:00Z"
 
 @contextmanager
 def machine_identity(monkeypatch: pytest.MonkeyPatch, secret: str) -> Iterator[None]:
-    """Takes the static credentials from the environment, and has the machine's own service give ``secret``."""
+    """Removes the static credentials from the environment, and runs a metadata service that returns ``secret``."""
     answers = {"": "role", "role": json.dumps({"AccessKeyId": "MACHINE", "SecretAccessKey": secret, "Token": TOKEN,
                                                "Expiration": LASTING, "Code": "Success", "Type": "AWS-HMAC",
                                                "LastUpdated": "2026-01-01T00:00:00Z"})}  # fmt: skip

@@ -1,4 +1,4 @@
-"""An S3 server in this process, spoken to over HTTP: the real protocol, without the cloud."""
+"""An S3 server (moto) in this process, used over HTTP."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ BUCKET = "pictures"
 
 @contextmanager
 def server(monkeypatch: pytest.MonkeyPatch, address: str = "127.0.0.1", *, secret: str = "SECRET") -> Iterator[str]:
-    """Starts the server at that address, points the usual environment variables at it, and gives the bucket's URI."""
-    with warnings.catch_warnings():  # moto's own imports
+    """Starts the server, points the usual environment variables at it, and yields the URI of an empty bucket."""
+    with warnings.catch_warnings():  # from modules that moto imports
         warnings.simplefilter("ignore")
         from moto.server import ThreadedMotoServer
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -45,7 +45,7 @@ def server(monkeypatch: pytest.MonkeyPatch, address: str = "127.0.0.1", *, secre
 
 
 def upload(root: Path, prefix: str) -> str:
-    """Copies the files below `root` under `prefix`; their URI."""
+    """Uploads the files below `root` under `prefix`. Returns the URI of the prefix."""
     client = _client()
     for path in sorted(root.rglob("*")):
         if path.is_file():
@@ -58,7 +58,7 @@ def put(key: str, data: bytes, client: object = None) -> None:
 
 
 def objects(prefix: str) -> dict[str, bytes]:
-    """What lies under a prefix, by the rest of its key."""
+    """Returns the objects under a prefix, by the rest of their key."""
     client = _client()
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/")  # type: ignore[attr-defined]
     keys = [one["Key"] for page in pages for one in page.get("Contents", [])]

@@ -1,4 +1,4 @@
-"""A mounted file system that does not answer some questions: a real mount that stands still, for whoever may mount."""
+"""A FUSE file system that leaves some requests unanswered, as a dead network mount does. It needs root."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ LOOKUP, FORGET, GETATTR, OPEN, READ, RELEASE, FLUSH, INIT, OPENDIR, READDIR, BAT
     1, 2, 3, 14, 15, 18, 25, 26, 27, 28, 42
 )  # fmt: skip
 STUCK = {LOOKUP: "lookup", OPEN: "open", READ: "read"}
-"""Question → the first word of the files over which it is not answered."""
+"""Request → the prefix of the file names for which it stays unanswered."""
 MNT_FORCE, MNT_DETACH = 1, 2
 LONG = 3600
-PARALLEL = 1 << 18  # a lookup that hangs does not hold up those of other names
+PARALLEL = 1 << 18  # a lookup that hangs does not block lookups of other names
 
 
 @contextmanager
 def stuck_mount(where: Path, data: bytes) -> Iterator[None]:
-    """Mounts there a folder in which every name is a file with that content; ``lookup.png``, ``open1.png``, … hang at
-    that question. Raises OSError if this process may not mount."""
+    """Mounts a folder at ``where`` in which every name is a file with content ``data``.
+
+    Files named ``lookup…``, ``open…`` and ``read…`` hang at that request. Raises OSError if this process may not mount.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     device = os.open("/dev/fuse", os.O_RDWR)
     try:
@@ -36,7 +38,7 @@ def stuck_mount(where: Path, data: bytes) -> Iterator[None]:
         try:
             yield
         finally:
-            libc.umount2(bytes(where), MNT_FORCE | MNT_DETACH)  # what hangs gets an error
+            libc.umount2(bytes(where), MNT_FORCE | MNT_DETACH)  # requests that hang get an error
     finally:
         os.close(device)
 

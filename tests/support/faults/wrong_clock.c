@@ -1,6 +1,6 @@
-/* Preloaded into a process, its wall clock is wrong by as many seconds as the file $WRONG_BY holds (a native int64),
-   in every thread from the moment that the file changes. Deadlines that a caller read off this clock are waited for
-   as long as the caller meant. Nothing here locks or allocates: jobs are full of threads. */
+/* A library for LD_PRELOAD that shifts a process' wall clock by the seconds in the file $WRONG_BY (a native int64).
+   A change of the file takes effect at once, in every thread. Deadlines are shifted back, so that waits take as long as
+   the caller intended. Nothing here locks or allocates, because jobs have many threads. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -46,7 +46,7 @@ time_t time(time_t *also) {
     return now.tv_sec;
 }
 
-/* A deadline after 2001 is one of the wall clock: the others count from the start of the machine. */
+/* Takes a deadline after 2001 as one of the wall clock: the monotonic clock counts from the start of the machine. */
 static struct timespec meant(const struct timespec *deadline) {
     struct timespec real = *deadline;
     if (real.tv_sec > 1000000000) real.tv_sec -= seconds();

@@ -1,4 +1,4 @@
-"""Models that tests name as ``python:factories:NAME``; weights are drawn once and for all from a fixed seed."""
+"""Models that tests name as ``python:factories:NAME``, with weights from a fixed seed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _seeded(build, seed=0):
 
 
 def tiny(seed: int = 0) -> nn.Module:
-    """5 classes, RGB, any size."""
+    """Returns a small model: 5 classes, RGB, any size."""
     return _seeded(
         lambda: nn.Sequential(
             nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(2),
@@ -35,26 +35,26 @@ def tiny(seed: int = 0) -> nn.Module:
 
 
 def tiny_again() -> nn.Module:
-    """``tiny`` with other weights."""
+    """Returns ``tiny`` with other weights."""
     return tiny(1)
 
 
 def overflows() -> nn.Module:
-    """``tiny`` with weights that float16 does not hold."""
+    """Returns ``tiny`` with weights that overflow float16."""
     net = tiny()
     net[-1].weight.data *= 1e6
     return net
 
 
 def grey() -> nn.Module:
-    """4 classes, one channel."""
+    """Returns a model with 4 classes and one input channel."""
     return _seeded(
         lambda: nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 4))
     )
 
 
 class Spoils(nn.Module):
-    """Like ``tiny``, but a square root of zero lies under the gradient of every black image: its map is NaN."""
+    """Like ``tiny``, but takes a square root of zero for every black image, so that its map is NaN."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,12 +70,12 @@ def spoils() -> nn.Module:
 
 
 def random_weights() -> nn.Module:
-    """Another model at each call."""
+    """Returns a model with different weights at each call."""
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 3))
 
 
 class Several(nn.Module):
-    """Two outputs; which one is meant must be said."""
+    """Returns two outputs, so that the job must be given ``--output``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ def several() -> nn.Module:
 
 
 class NoGradient(nn.Module):
-    """Its scores do not depend on the input by any path that autograd sees."""
+    """A model whose scores have no autograd path to the input."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images.detach().mean(dim=(2, 3))
@@ -102,7 +102,7 @@ def no_gradient() -> nn.Module:
 
 
 class NoClasses(nn.Module):
-    """[n, 0]."""
+    """A model without classes: its output is [n, 0]."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images.mean(dim=(2, 3))[:, :0]
@@ -113,12 +113,12 @@ def no_classes() -> nn.Module:
 
 
 def wrong_shape() -> nn.Module:
-    """A segmentation net: [n, C, H, W]."""
+    """Returns a segmentation net: its output is [n, C, H, W]."""
     return nn.Conv2d(3, 2, 3)
 
 
 class Greedy(nn.Module):
-    """Like ``tiny``, on a device that holds three images at a time."""
+    """Like ``tiny``, but raises an out-of-memory error for more than three images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,12 +135,12 @@ def greedy() -> nn.Module:
 
 
 def _well() -> bool:
-    """Whether the trouble that a model makes has been mended since."""
+    """Returns True if ``WELL`` is set: the models of this module then stop failing."""
     return "WELL" in os.environ
 
 
 class Raises(nn.Module):
-    """Like ``tiny``, but gives up on images whose pixels ``told`` brings to more than a tenth, until it is ``WELL``."""
+    """Like ``tiny``, but raises if ``|told(images)|`` exceeds 0.1 and ``WELL`` is not set."""
 
     def __init__(self, told: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class Raises(nn.Module):
 
 
 def raises() -> nn.Module:
-    """On bright and dark ones; noise is neither."""
+    """Returns a model that raises on bright and on dark images, but not on noise."""
     return Raises(torch.mean)
 
 
@@ -163,7 +163,7 @@ def raises_on_noise() -> nn.Module:
 
 
 class Bright(nn.Module):
-    """Like ``tiny``, but until it is ``WELL`` something happens on images that are bright or dark (noise is not)."""
+    """Like ``tiny``, but calls ``happens`` on bright or dark images (not on noise) if ``WELL`` is not set."""
 
     def __init__(self, happens: Callable[[], None]) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ def hangs() -> nn.Module:
 
 
 def hungry() -> nn.Module:
-    """One of these fills its device, as many do."""
+    """Returns a model that raises an out-of-memory error for a single bright or dark image, too."""
     return Bright(_full)
 
 
@@ -194,12 +194,12 @@ def dies() -> nn.Module:
 
 
 def by_process() -> nn.Module:
-    """Other weights in every process, the same within one."""
+    """Returns a model whose weights differ between processes, but not within one."""
     return _seeded(lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5)), seed=os.getpid())
 
 
 def slow() -> nn.Module:
-    """Takes a tenth of a second for a micro-batch, which costs no processor."""
+    """Returns a model that sleeps for 0.1 s in each forward."""
     return Slow()
 
 
@@ -214,7 +214,7 @@ class Slow(nn.Module):
 
 
 class OwnExit(BaseException):
-    """What no ``except Exception`` catches."""
+    """An exception that ``except Exception`` does not catch."""
 
 
 def _raise(error: BaseException) -> None:
@@ -233,8 +233,8 @@ WAYS_TO_QUIT: dict[str, Callable[[], None]] = {
 
 
 def quits() -> nn.Module:
-    """Like ``tiny``, but until it is ``WELL`` it ends the program in the way ``HOW``, in the pass ``WHERE`` (forward,
-    hook or backward): on bright images as ``Bright`` has it, or on any if ``WHEN`` is always."""
+    """Like ``tiny``, but ends the program if ``WELL`` is not set: in the way ``HOW``, in the pass ``WHERE`` (forward,
+    hook or backward), on bright or dark images, or on all images if ``WHEN`` is always."""
     always, bright = os.environ.get("WHEN") == "always", False
     ends = WAYS_TO_QUIT[os.environ["HOW"]]
 
@@ -267,8 +267,8 @@ WATCHED: tuple[Path, Callable[[Path], object]] | None = None  # of ``meddles``: 
 
 
 def meddles() -> nn.Module:
-    """Like ``tiny``; when two units of the store ``WATCHED`` are committed, that happens to it. The environment's
-    ``MEDDLE`` names a store that is removed. Of class models it happens when the store is there."""
+    """Like ``tiny``, but changes a store once two of its units are committed, or once it has a ``classes.json``:
+    calls the function in ``WATCHED`` with the store, or removes the store that the variable ``MEDDLE`` names."""
     net, happened = tiny(), False
 
     def look(*_: object) -> None:
@@ -287,8 +287,8 @@ _BUILT: list[nn.Module] = []
 
 
 def sleeps() -> nn.Module:
-    """Like ``tiny``, but it says so and then hangs in C, where no signal reaches Python, if ``ASLEEP`` is the place:
-    ``build``, ``forward``, or one of a replica (the third build of a process: two are of the plan)."""
+    """Like ``tiny``, but prints ``asleep`` and hangs in C, where Python handles no signal. ``ASLEEP`` names the place:
+    ``build`` or ``forward``, with `` of a replica`` only in the third build of a process (the plan makes two)."""
     net = tiny()
     _BUILT.append(net)
 
@@ -308,6 +308,6 @@ def sleeps() -> nn.Module:
 
 
 def quits_built() -> nn.Module:
-    """Ends the program in the way ``HOW``, instead of making a model."""
+    """Ends the program in the way ``HOW`` instead of returning a model."""
     WAYS_TO_QUIT[os.environ["HOW"]]()
     return tiny()

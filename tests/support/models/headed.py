@@ -1,4 +1,4 @@
-"""Models with other heads than a plain softmax, which tests name as ``python:headed:NAME``."""
+"""Models whose last layer is not a plain softmax, which tests name as ``python:headed:NAME``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Headed(nn.Module):
-    """``tiny``, its scores far from zero on both sides, with an end."""
+    """``tiny`` with scores scaled to large positive and negative values, followed by the function ``end``."""
 
     def __init__(self, end: object, classes: int = 5) -> None:
         super().__init__()
@@ -22,17 +22,17 @@ class Headed(nn.Module):
 
 
 def marks() -> nn.Module:
-    """Five labels that do not exclude each other."""
+    """Returns a multi-label model with five labels."""
     return Headed(torch.sigmoid)
 
 
 def binary() -> nn.Module:
-    """One probability, of shape [n]."""
+    """Returns a model with one probability, of shape [n]."""
     return Headed(lambda z: z.sigmoid().squeeze(1), classes=1)
 
 
 def logit() -> nn.Module:
-    """One logit, [n, 1]."""
+    """Returns a model with one logit, of shape [n, 1]."""
     return Headed(nn.Identity(), classes=1)
 
 

@@ -1,4 +1,4 @@
-"""Nets that cannot be copied, or whose copies would compute something else, or that are moved in their own ways."""
+"""Nets that cannot be copied, whose copies would compute something else, or that override ``to`` or ``train``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def seeded(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def small() -> nn.Sequential:
-    """Two convolutions, a norm and a head; 5 classes."""
+    """Returns a net with two convolutions, a norm and a head; 5 classes."""
     module = seeded(
         lambda: nn.Sequential(
             nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(),
@@ -33,7 +33,7 @@ def small() -> nn.Sequential:
 
 
 class Keeps(nn.Module):
-    """Keeps what it made last, with its graph; ``keep`` puts it somewhere."""
+    """Passes its scores, with their autograd graph, to ``keep``, which stores them on the model."""
 
     def __init__(self, keep: Callable[[nn.Module, Tensor], None]) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def in_dict(module: nn.Module, value: Tensor) -> None:
 
 
 class Owning(nn.Module):
-    """Has something with it that no copy can be made of."""
+    """Holds an object that cannot be copied."""
 
     def __init__(self, thing: object) -> None:
         super().__init__()
@@ -69,14 +69,14 @@ class Owning(nn.Module):
 
 
 def normed(norm: Callable[[nn.Module], nn.Module]) -> nn.Module:
-    """Old parametrisations leave a weight on the module that has a graph."""
+    """Applies a parametrisation of the old API, which leaves a weight with an autograd graph on the module."""
     module = small()
     norm(module[0]), norm(module[3])
     return module
 
 
 class Hooked(nn.Module):
-    """Its head reads the features that a hook stored on the model itself: ``where`` it finds the model."""
+    """Its head reads features that a hook stored on the model. ``where`` selects how the hook refers to the model."""
 
     def __init__(self, where: str) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class Hooked(nn.Module):
 
 
 class HookedIntoList(nn.Module):
-    """A list beside the model is shared by all its copies."""
+    """Its hook stores features in a list that all copies of the model share."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class HookedIntoList(nn.Module):
 
 
 class ReadsBefore(nn.Module):
-    """A pre-hook that holds the model scales what comes in."""
+    """Scales its input by a value that a pre-hook, which refers to the model, has measured."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class ReadsBefore(nn.Module):
 
 
 def replaced_forward() -> nn.Module:
-    """A function in place of its forward that holds the module."""
+    """Returns a net whose ``forward`` is replaced by a function that refers to the module."""
     module = small()
     inner = module.forward
     module.forward = lambda x: 2 * inner(x)

@@ -1,4 +1,4 @@
-"""Nets that a probe must refuse, by kind, and nets like them that it must not; weights from a fixed seed."""
+"""Nets that the probe must refuse, by kind, and similar nets that it must accept. Weights are from a fixed seed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchvision.ops import stochastic_depth
 
 
 class Within(nn.Module):
-    """A small classifier with ``body`` [n, 8, h, w] → [n, 8, h, w] inside, and ``call`` after it."""
+    """A small classifier that contains ``body`` [n, 8, h, w] → [n, 8, h, w], followed by ``call``."""
 
     def __init__(self, body: nn.Module | None = None, call: Callable[[Tensor], Tensor] = torch.relu) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class OverImages(nn.Module):
 
 
 class Remembers(nn.Module):
-    """Adds the mean of the batch before."""
+    """Adds the mean of the previous batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Counts(nn.Module):
 
 
 class Running(nn.Module):
-    """Subtracts a running mean that its forward moves."""
+    """Subtracts a running mean that each forward updates."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class Running(nn.Module):
 
 
 class FromTheFirstBatch(nn.Module):
-    """Its scale is that of the first batch, as of an activation norm that was never trained."""
+    """Scales by the statistics of its first batch, as an untrained activation norm does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class FromTheFirstBatch(nn.Module):
 
 
 class Normalised(torch.autograd.Function):
-    """The gradient of the whole batch at length 1."""
+    """Scales the gradient of the whole batch to norm 1."""
 
     @staticmethod
     def forward(ctx, x):
@@ -131,7 +131,7 @@ def hooked_gradient(x: Tensor) -> Tensor:
 
 
 class Experts(nn.Module):
-    """The image of the highest value alone passes: an expert that has room for one."""
+    """Passes only the image with the highest value of the batch, as an expert with capacity 1 does."""
 
     def forward(self, x: Tensor) -> Tensor:
         order = x.detach().amax((1, 2, 3))
@@ -170,7 +170,7 @@ def without_graph(x: Tensor) -> Tensor:
 
 
 def moves_the_gradient(cut: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Values of each image's own, and a gradient of the batch."""
+    """Returns values that depend on each image alone, with a gradient that depends on the batch."""
     off = (x - x.mean(0)).square()
     return x + (off - cut(off))
 
@@ -181,7 +181,7 @@ def scripted_gradient(x: Tensor) -> Tensor:
 
 
 def step_size(x: Tensor) -> Tensor:
-    """As in LSQ, which scales the gradient by the number of values of the whole batch."""
+    """Scales the gradient by the number of values in the whole batch, as LSQ does."""
     scale = 1 / x.numel() ** 0.5
     return x * scale + (x - x * scale).detach()
 
@@ -250,7 +250,7 @@ GENERATOR, NUMPYS = torch.Generator(), np.random.default_rng(0)
 
 
 def without_value(x: Tensor) -> Tensor:
-    """0, with the gradient of ``x``."""
+    """Returns 0 with the gradient of ``x``."""
     return x - x.detach()
 
 
@@ -331,7 +331,7 @@ UNMOVED = {
 
 
 class Saturated(nn.Module):
-    """A softmax and a sigmoid that are sure of themselves."""
+    """Applies ``head`` to very large scores, so that a softmax or sigmoid saturates."""
 
     def __init__(self, head: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -376,7 +376,7 @@ class HarmlessDraw(nn.Module):
 
 
 class HalfDead(nn.Module):
-    """Blind to images that are darker than grey."""
+    """Returns 0 for images that are darker than grey."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * (x.mean((1, 2, 3), keepdim=True) > 0).to(x.dtype)
@@ -400,7 +400,7 @@ def batch_norms() -> nn.Module:
 
 
 class Large(nn.Module):
-    """Fails above three images."""
+    """Raises an out-of-memory error for more than three images."""
 
     def forward(self, x: Tensor) -> Tensor:
         if len(x) > 3:
@@ -409,7 +409,7 @@ class Large(nn.Module):
 
 
 class Masked(nn.Module):
-    """A class that cannot be, and, when ``top`` is given, all but the best of each image."""
+    """Masks class 4 with −∞, and all classes but the ``top`` best of each image."""
 
     def __init__(self, last: nn.Module | None = None, top: int = 5) -> None:
         super().__init__()
@@ -487,7 +487,7 @@ def first_batch() -> nn.Module:
 
 
 def unsaved() -> nn.Module:
-    """Another one each time, though its weights are the same: what differs is in no state dict."""
+    """Returns a different net each time, with the same state dict: the random factor is not part of it."""
     module = Within()
     module.call = partial(torch.mul, torch.rand(8, 1, 1))
     return module
@@ -521,7 +521,7 @@ def wordy() -> nn.Module:
 
 
 class Blind(nn.Module):
-    """Sees nothing of images that are darker than grey."""
+    """Treats all images that are darker than grey as black."""
 
     def __init__(self) -> None:
         super().__init__()
